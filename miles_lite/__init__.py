@@ -1,0 +1,1 @@
+"""miles_lite: a Ray-based orchestrator for reinforcement learning of LLM agents."""

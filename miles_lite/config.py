@@ -1,0 +1,349 @@
+"""Every option of a run: typed, frozen groups whose names and defaults are those of the launchers this field uses.
+
+Invariant: a `Config` that exists is consistent; `Config.check` refuses contradictions before anything is started.
+Rooms receive the groups they need, never an argparse Namespace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from miles_lite.errors import UserError
+from miles_lite.flags import Leftovers, Parser, add_group, option, sort_leftovers, take_group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """topology: how many trainers and engines, and where."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", help="what a slot is; auto: cuda where there is a GPU")
+    actor_num_nodes: int = option(1, help="nodes that train")
+    actor_num_gpus_per_node: int = option(1, help="train ranks per node (on CPU: processes)")
+    rollout_num_gpus: int | None = option(None, help="slots for engines; with --colocate the trainers' slots")
+    rollout_num_gpus_per_engine: int = option(1, help="slots per engine")
+    num_gpus_per_node: int = option(8, help="GPUs a node has")
+    colocate: bool = option(False, help="engines and trainers share slots")
+    bind_host: str = option("127.0.0.1", help="interface every server binds to")
+    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
+
+    @property
+    def train_ranks(self) -> int:
+        return self.actor_num_nodes * self.actor_num_gpus_per_node
+
+    @property
+    def rollout_slots(self) -> int:
+        if self.rollout_num_gpus is not None:
+            return self.rollout_num_gpus
+        return self.train_ranks if self.colocate else self.rollout_num_gpus_per_engine
+
+    @property
+    def num_engines(self) -> int:
+        return self.rollout_slots // self.rollout_num_gpus_per_engine
+
+    @property
+    def public_host(self) -> str:
+        return self.advertise_host or self.bind_host
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """checkpoints: where the model comes from and where the run goes."""
+
+    hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer")
+    ref_load: str | None = option(None, help="reference model folder for the KL loss (default: --hf-checkpoint)")
+    load: str | None = option(None, help="run folder to continue; starts anew when it holds no checkpoint")
+    save: str | None = option(None, help="folder for checkpoints, iteration-numbered")
+    save_interval: int | None = option(None, help="save every N rollouts, and after the last")
+    save_hf: str | None = option(None, help="also write a Hugging Face folder; {rollout_id} is replaced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """data: the prompts."""
+
+    prompt_data: str = option(help="JSONL file of prompts, one object per line; path@[a:b] takes a slice")
+    input_key: str = option("input", help="key of the prompt: a string or a list of chat messages")
+    label_key: str | None = option(None, help="key of the label that rewards compare with")
+    metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
+    rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
+    rollout_seed: int = option(42, help="seed of the shuffle and of sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """rollouts: what is generated, and by whom."""
+
+    num_rollout: int | None = option(None, help="training steps; or give --num-epoch")
+    num_epoch: int | None = option(None, help="passes over the prompts")
+    rollout_batch_size: int = option(help="prompt groups per rollout")
+    n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size")
+    over_sampling_batch_size: int | None = option(None, help="groups started at once (default: --rollout-batch-size)")
+    dynamic_sampling_filter_path: str | None = option(None, help="dotted path: (group) -> Keep; drops groups")
+    rollout_max_response_len: int = option(1024, help="new tokens per model call")
+    rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused")
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
+    max_seq_len: int | None = option(None, help="cut collected samples to this many tokens")
+    rollout_temperature: float = option(1.0, help="sampling temperature")
+    rollout_top_p: float = option(1.0, help="nucleus sampling")
+    rollout_top_k: int = option(-1, help="top-k sampling; -1: off")
+    rollout_stop: tuple[str, ...] = option((), help="stop strings")
+    custom_agent_function_path: str | None = option(
+        None, help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict"
+    )
+    custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
+    rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
+    none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
+    rollout_timeout: float = option(600.0, help="seconds one agent may take")
+    num_agent_workers: int = option(1, help="agent worker processes")
+    agent_concurrency: int = option(64, help="agents at once per worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """sessions: chat in, tokens kept."""
+
+    use_session_server: Literal["v1", "v2"] = option(
+        "v2", help="history policy: v2 forks, v1 is linear", nargs="?", const="v1"
+    )
+    num_session_servers: int = option(1, help="session actors")
+    session_server_port: int | None = option(None, help="first port (default: a free one each)")
+    tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
+    tito_allowed_append_roles: tuple[str, ...] = option(
+        ("tool",), help="roles the harness appends: tool user system assistant"
+    )
+    session_message_matcher: str = option(
+        "replay", help="replay, strict, loose_tool_call, role_content_only or a dotted path"
+    )
+    session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
+    session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """engines and router: SGLang servers; any --sglang-FLAG is passed on to SGLang."""
+
+    sglang_server_concurrency: int = option(512, help="requests in flight per engine")
+    sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
+    sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer")
+    engine_start_timeout: float = option(300.0, help="seconds an engine may take to start")
+    engine_health_interval: float = option(2.0, help="seconds between checks that engine processes live")
+    engine_restarts: int = option(3, help="how often a dead engine is replaced")
+    pause_generation_mode: Literal["retract", "in_place", "abort"] = option(
+        "retract", help="what a weight update does to requests in flight"
+    )
+    update_weight_transfer_mode: Literal["disk"] = option("disk", help="how weights travel to the engines")
+    sglang_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """algorithm: advantages, losses, batches."""
+
+    advantage_estimator: Literal["grpo"] = option("grpo", help="how rewards become advantages")
+    disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
+    disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)")
+    eps_clip: float = option(0.2, help="lower clip range of the importance ratio")
+    eps_clip_high: float | None = option(None, help="upper clip range (default: --eps-clip)")
+    eps_clip_c: float | None = option(None, help="dual clip: bound for negative advantages, > 1")
+    use_kl_loss: bool = option(False, help="add a KL loss to the reference model")
+    kl_loss_coef: float = option(0.0, help="its weight; 0 only logs it")
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = option("k1", help="its estimator")
+    entropy_coef: float = option(0.0, help="entropy bonus")
+    use_rollout_logprobs: bool = option(False, help="old logprobs are the engine's, not the trainer's recomputation")
+    use_tis: bool = option(False, help="truncated importance sampling between trainer and engine")
+    tis_clip: float = option(2.0, help="its upper bound")
+    tis_clip_low: float = option(0.0, help="its lower bound")
+    calculate_per_token_loss: bool = option(False, help="average over tokens, not over rollouts")
+    global_batch_size: int | None = option(None, help="rollouts per optimizer step (default: all of a rollout)")
+    num_steps_per_rollout: int | None = option(None, help="optimizer steps per rollout; sets --global-batch-size")
+    micro_batch_size: int = option(1, help="samples per forward pass")
+    use_dynamic_batch_size: bool = option(False, help="pack samples into micro-batches by token budget")
+    max_tokens_per_gpu: int | None = option(None, help="that budget, tokens per micro-batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """optimizer: AdamW."""
+
+    lr: float = option(1e-6, help="learning rate")
+    lr_decay_style: Literal["constant", "linear", "cosine"] = option("constant", help="its schedule")
+    lr_warmup_iters: int = option(0, help="optimizer steps of linear warm-up")
+    min_lr: float = option(0.0, help="where decay ends")
+    weight_decay: float = option(0.1, help="decoupled weight decay")
+    adam_beta1: float = option(0.9, help="AdamW beta1")
+    adam_beta2: float = option(0.98, help="AdamW beta2")
+    adam_eps: float = option(1e-8, help="AdamW epsilon")
+    clip_grad: float = option(1.0, help="gradient norm clip; 0: off")
+    seed: int = option(1234, help="seed of torch, numpy and the engines")
+    train_threads: int | None = option(None, help="CPU threads per train rank (default: cores / ranks)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """evaluation: held-out prompts."""
+
+    eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after")
+    eval_prompt_data: tuple[str, ...] = option((), help="NAME PATH [NAME PATH ...]")
+    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt")
+    eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len")
+    eval_temperature: float | None = option(None, help="default: --rollout-temperature")
+    eval_top_p: float | None = option(None, help="default: --rollout-top-p")
+    skip_eval_before_train: bool = option(False, help="no evaluation before the first step")
+
+    @property
+    def datasets(self) -> dict[str, str]:
+        return dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """logging: the run folder, wandb, tensorboard."""
+
+    run_dir: str = option("runs/latest", help="folder for metrics.jsonl, logs, plots, weights, summary.json")
+    use_wandb: bool = option(False, help="log to wandb")
+    wandb_project: str = option("miles_lite", help="wandb project")
+    wandb_group: str | None = option(None, help="wandb group")
+    wandb_mode: Literal["online", "offline", "disabled"] = option("online", help="offline writes into the run folder")
+    use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
+    log_passrate: bool = option(False, help="log pass@k")
+    ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
+
+
+GROUPS: dict[str, type] = {
+    "topology": Topology,
+    "checkpoint": Checkpoint,
+    "data": Data,
+    "rollouts": Rollouts,
+    "session": Session,
+    "engines": Engines,
+    "algorithm": Algorithm,
+    "optimizer": Optimizer,
+    "evaluation": Evaluation,
+    "logging": Logging,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All groups of one run, checked."""
+
+    topology: Topology
+    checkpoint: Checkpoint
+    data: Data
+    rollouts: Rollouts
+    session: Session
+    engines: Engines
+    algorithm: Algorithm
+    optimizer: Optimizer
+    evaluation: Evaluation
+    logging: Logging
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rollouts per optimizer step."""
+        total = self.rollouts.rollout_batch_size * self.rollouts.n_samples_per_prompt
+        if self.algorithm.num_steps_per_rollout:
+            return total // self.algorithm.num_steps_per_rollout
+        return self.algorithm.global_batch_size or total
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.logging.run_dir).expanduser().resolve()
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def check(self) -> Config:
+        """Refuse contradictions; returns self. Raises UserError naming the flags."""
+        for broken, message in self._rules():
+            if broken:
+                raise UserError(message)
+        return self
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        roll, algo, topo = self.rollouts, self.algorithm, self.topology
+        total = roll.rollout_batch_size * roll.n_samples_per_prompt
+        steps = algo.num_steps_per_rollout
+        over = roll.over_sampling_batch_size
+        return [
+            (
+                min(roll.rollout_batch_size, roll.n_samples_per_prompt) < 1,
+                "--rollout-batch-size and --n-samples-per-prompt must be at least 1",
+            ),
+            (
+                roll.num_rollout is None and roll.num_epoch is None,
+                "give --num-rollout or --num-epoch: how long to train",
+            ),
+            (
+                over is not None and over < roll.rollout_batch_size,
+                f"--over-sampling-batch-size {over} is below --rollout-batch-size {roll.rollout_batch_size}",
+            ),
+            (
+                steps is not None and (steps < 1 or total % max(steps, 1) != 0),
+                f"--num-steps-per-rollout {steps} does not divide {total} rollouts (batch size x samples per prompt)",
+            ),
+            (
+                steps is not None and algo.global_batch_size not in (None, total // max(steps or 1, 1)),
+                "--global-batch-size contradicts --num-steps-per-rollout: give one of them",
+            ),
+            (
+                total % self.global_batch_size != 0,
+                f"--global-batch-size {self.global_batch_size} does not divide {total} rollouts (batch size x samples per prompt)",
+            ),
+            (
+                algo.use_rollout_logprobs and algo.use_tis,
+                "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs there is nothing to correct",
+            ),
+            (
+                algo.use_dynamic_batch_size and algo.max_tokens_per_gpu is None,
+                "--use-dynamic-batch-size needs --max-tokens-per-gpu",
+            ),
+            (algo.eps_clip_c is not None and algo.eps_clip_c <= 1, "--eps-clip-c must be above 1"),
+            (
+                roll.rollout_temperature <= 0,
+                "--rollout-temperature must be above 0: greedy tokens have no policy gradient",
+            ),
+            (
+                self.checkpoint.save_interval is not None and self.checkpoint.save is None,
+                "--save-interval needs --save",
+            ),
+            (
+                len(self.evaluation.eval_prompt_data) % 2 != 0,
+                "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]",
+            ),
+            (
+                self.evaluation.eval_interval is not None and not self.evaluation.eval_prompt_data,
+                "--eval-interval needs --eval-prompt-data",
+            ),
+            (
+                topo.rollout_slots % topo.rollout_num_gpus_per_engine != 0,
+                f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {topo.rollout_num_gpus_per_engine}",
+            ),
+            (
+                not {"tool", "user", "system", "assistant"}.issuperset(self.session.tito_allowed_append_roles),
+                "--tito-allowed-append-roles: only tool, user, system and assistant exist",
+            ),
+        ]
+
+
+def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:
+    parser = Parser(prog=prog, allow_abbrev=False)
+    for group in GROUPS.values():
+        add_group(parser, group)
+    return parser
+
+
+def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, Leftovers]:
+    """Command line to a checked Config, plus what was accepted and ignored. Raises UserError."""
+    parser = build_parser(prog)
+    namespace, unknown = parser.parse_known_args(list(argv))
+    leftovers = sort_leftovers(parser, unknown)
+    groups = {name: take_group(namespace, group) for name, group in GROUPS.items()}
+    groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang)
+    return Config(**groups).check(), leftovers

@@ -1,0 +1,10 @@
+"""One exception for everything a user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input or a bad environment. The message says what is wrong, where, and how to mend it.
+
+    The CLI prints the message alone and exits with 2; any other exception is a bug and keeps its traceback.
+    """

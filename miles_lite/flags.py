@@ -1,0 +1,149 @@
+"""Turns frozen option dataclasses into command-line flags and back.
+
+Invariant: a flag's name is its field's name (`rollout_batch_size` is `--rollout-batch-size`), its default the field's
+default, its help the field's help; there is no second list of options anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from miles_lite.errors import UserError
+
+T = TypeVar("T")
+
+PARALLEL_SIZES = (
+    "tensor-model-parallel-size",
+    "pipeline-model-parallel-size",
+    "context-parallel-size",
+    "expert-model-parallel-size",
+    "expert-tensor-parallel-size",
+)
+"""Megatron flags that are accepted with the value 1 and refused above: that parallelism does not exist here yet."""
+
+SHAPE_FLAGS = frozenset(
+    ["num-layers", "hidden-size", "ffn-hidden-size", "num-attention-heads", "group-query-attention", "num-query-groups", "kv-channels", "qk-layernorm", "swiglu", "normalization", "norm-epsilon", "rotary-base", "rotary-percent", "vocab-size", "disable-bias-linear", "add-qkv-bias", "untie-embeddings-and-output-weights", "use-rotary-position-embeddings", "position-embedding-type", "make-vocab-size-divisible-by", "max-position-embeddings", "seq-length", "num-experts", "moe-ffn-hidden-size", "moe-router-topk", "moe-shared-expert-intermediate-size", "moe-layer-freq", "moe-grouped-gemm", "moe-token-dispatcher-type", "moe-router-load-balancing-type", "moe-aux-loss-coeff", "moe-router-score-function", "moe-router-dtype", "moe-permute-fusion", "moe-router-enable-expert-bias", "moe-router-bias-update-rate", "moe-router-pre-softmax", "moe-enable-deepep"]
+)
+"""Model-shape flags of Megatron launchers: the shape comes from the checkpoint's config.json, so they are ignored."""
+
+IGNORED_FLAGS = frozenset(
+    ["sequence-parallel", "recompute-granularity", "recompute-method", "recompute-num-layers", "attention-dropout", "hidden-dropout", "attention-softmax-in-fp32", "accumulate-allreduce-grads-in-fp32", "attention-backend", "optimizer", "optimizer-cpu-offload", "overlap-cpu-optimizer-d2h-h2d", "use-precision-aware-optimizer", "decoder-last-pipeline-num-layers", "decoder-first-pipeline-num-layers", "train-backend", "megatron-to-hf-mode", "use-miles-router", "balance-data", "apply-chat-template", "transformer-impl", "bf16", "no-gradient-accumulation-fusion"]
+)
+"""Flags of the field's launchers that change nothing here; accepted so that a launcher can be carried over."""
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a command line held besides our own flags."""
+
+    sglang: dict[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, **extra: Any) -> Any:
+    """A dataclass field that is also a command-line flag. `extra`: choices, metavar."""
+    metadata = {"help": help, **extra}
+    if isinstance(default, (list, dict)):
+        raise TypeError("defaults are immutable: use a tuple")
+    return field(default=default, metadata=metadata)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises `UserError` instead of printing its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}\n  see: {self.prog} --help")
+
+
+def add_group(parser: argparse.ArgumentParser, group: type) -> None:
+    """Add one flag per field of the option dataclass `group`."""
+    title = (group.__doc__ or group.__name__).strip().splitlines()[0]
+    section = parser.add_argument_group(title)
+    hints = typing.get_type_hints(group)
+    for item in dataclasses.fields(group):
+        if "help" not in item.metadata:
+            continue
+        section.add_argument("--" + item.name.replace("_", "-"), **_argument(item, hints[item.name]))
+
+
+def _argument(item: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """argparse keywords of a field: T | None is T, tuple[T, ...] takes several values, bool gets --no-."""
+    required = item.default is dataclasses.MISSING
+    shown = "" if required or item.default in (None, (), False) else " (default: %(default)s)"
+    keywords: dict[str, Any] = {"help": item.metadata["help"].replace("%", "%%") + shown}
+    keywords |= {"required": True} if required else {"default": item.default}
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if hint is bool:
+        return keywords | {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is tuple:
+        keywords["nargs"] = item.metadata.get("nargs", "+")
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is typing.Literal:
+        keywords["choices"] = typing.get_args(hint)
+        hint = str
+    if "nargs" in item.metadata:
+        keywords["nargs"] = item.metadata["nargs"]
+    for name in ("choices", "metavar", "const"):
+        if name in item.metadata:
+            keywords[name] = item.metadata[name]
+    return keywords | {"type": hint}
+
+
+def take_group(namespace: argparse.Namespace, group: type[T]) -> T:
+    """Build the option dataclass `group` from parsed arguments."""
+    values = {}
+    for item in dataclasses.fields(group):  # type: ignore[arg-type]
+        if "help" in item.metadata:
+            value = getattr(namespace, item.name)
+            values[item.name] = tuple(value) if isinstance(value, list) else value
+    return group(**values)
+
+
+def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> Leftovers:
+    """Divide what argparse did not know into SGLang's own flags and ignorable Megatron flags; refuse the rest."""
+    sglang: dict[str, Any] = {}
+    ignored: list[str] = []
+    for flag, values in _with_values(unknown):
+        name = flag.removeprefix("--")
+        if name.startswith("sglang-"):
+            key = name.removeprefix("sglang-").replace("-", "_")
+            sglang[key] = True if not values else values[0] if len(values) == 1 else list(values)
+        elif name in PARALLEL_SIZES:
+            if values != ["1"]:
+                raise UserError(
+                    f"--{name} {' '.join(values)}: this parallelism does not exist here yet, only 1 is accepted.\n"
+                    "  Use data parallelism (--actor-num-gpus-per-node) instead."
+                )
+            ignored.append(name)
+        elif name in SHAPE_FLAGS or name in IGNORED_FLAGS:
+            ignored.append(name)
+        else:
+            raise UserError(f"{parser.prog}: unknown flag {flag}{_nearest(parser, flag)}\n  see: {parser.prog} --help")
+    return Leftovers(sglang=sglang, ignored=tuple(ignored))
+
+
+def _with_values(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:
+    pairs: list[tuple[str, list[str]]] = []
+    for token in tokens:
+        if token.startswith("--"):
+            flag, _, value = token.partition("=")
+            pairs.append((flag, [value] if value else []))
+        elif pairs:
+            pairs[-1][1].append(token)
+        else:
+            raise UserError(f"unexpected argument '{token}': flags start with --")
+    return pairs
+
+
+def _nearest(parser: argparse.ArgumentParser, flag: str) -> str:
+    known = [name for action in parser._actions for name in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ""

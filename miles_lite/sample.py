@@ -1,0 +1,167 @@
+"""The only units that cross room boundaries: `Sample` (aligned arrays), `Rollout`, `Group` and `Batch`.
+
+Invariant: every per-token array of a sample has the length of `tokens`; `loss_mask` is 1 exactly on tokens an engine
+sampled and that are kept; `routed_experts`, where present, has one row less than `tokens`. A sample is validated where
+it is born (collect) and where it is consumed (batch), and cut in one place only (`Sample.truncate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+NOT_SAMPLED = -1
+"""`weight_versions` of a token that no engine sampled."""
+
+
+class Status(StrEnum):
+    """How a rollout or a sample ended."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Sample:
+    """One training sequence: a path through a session's trajectory tree.
+
+    Shapes (T = number of tokens):
+        tokens           int32   [T]  prompt and everything after it
+        loss_mask        uint8   [T]  1 where an engine sampled the token and it is trained
+        logprobs         float32 [T]  natural log, of the distribution the token was sampled from; 0 where mask is 0
+        temperatures     float32 [T]  the sampling temperature of the token's turn; 1 where not sampled
+        weight_versions  int32   [T]  the weight version that sampled the token; NOT_SAMPLED elsewhere
+        routed_experts   uint8|uint16|int32 [T-1, layers, topk] or None; row t routed token t
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    logprobs: np.ndarray
+    temperatures: np.ndarray
+    weight_versions: np.ndarray
+    routed_experts: np.ndarray | None = None
+    status: Status = Status.COMPLETED
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first sampled one; all of them when none was sampled."""
+        sampled = np.flatnonzero(self.weight_versions != NOT_SAMPLED)
+        return int(sampled[0]) if len(sampled) else len(self.tokens)
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, observations included."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def trained_tokens(self) -> int:
+        """Effective response length: the sum of the loss mask."""
+        return int(self.loss_mask.sum())
+
+    def truncate(self, length: int) -> Sample:
+        """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut."""
+        if length < 0:
+            raise ValueError(f"Sample.truncate: length must be >= 0, got {length}")
+        if length >= len(self.tokens):
+            return self
+        experts = self.routed_experts
+        return replace(
+            self,
+            tokens=self.tokens[:length],
+            loss_mask=self.loss_mask[:length],
+            logprobs=self.logprobs[:length],
+            temperatures=self.temperatures[:length],
+            weight_versions=self.weight_versions[:length],
+            routed_experts=None if experts is None else experts[: max(0, length - 1)],
+            status=Status.TRUNCATED,
+        )
+
+    def validate(self, where: str = "sample") -> Sample:
+        """Check the invariants of this class; returns self. Raises ValueError naming `where` and the field."""
+        size = len(self.tokens)
+        dtypes = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
+        dtypes |= {"temperatures": np.float32, "weight_versions": np.int32}
+        for name, dtype in dtypes.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != (size,):
+                raise ValueError(
+                    f"{where}: {name} is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}[{size}] "
+                    "(aligned to tokens)"
+                )
+        if np.any(self.loss_mask > 1):
+            raise ValueError(f"{where}: loss_mask holds values other than 0 and 1")
+        trained = self.loss_mask == 1
+        if np.any(self.weight_versions[trained] == NOT_SAMPLED):
+            raise ValueError(f"{where}: loss_mask is 1 on a token that no engine sampled")
+        if not np.all(np.isfinite(self.logprobs)) or np.any(self.logprobs > 1e-4):
+            raise ValueError(f"{where}: logprobs must be finite and <= 0")
+        if np.any(self.logprobs[~trained] != 0.0):
+            raise ValueError(f"{where}: a token outside the loss mask carries a logprob")
+        if np.any(self.temperatures[trained] <= 0.0):
+            raise ValueError(f"{where}: a trained token has temperature <= 0: greedy tokens have no policy gradient")
+        if self.routed_experts is not None and len(self.routed_experts) != max(0, size - 1):
+            raise ValueError(
+                f"{where}: routed_experts has {len(self.routed_experts)} rows for {size} tokens, expected tokens - 1"
+            )
+        return self
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One execution of an agent on one prompt. It may fan out to several samples (sub-agents, compaction)."""
+
+    index: int
+    group_index: int
+    samples: list[Sample] = field(default_factory=list)
+    reward: float | None = None
+    status: Status = Status.PENDING
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(sample.trained_tokens for sample in self.samples)
+
+
+@dataclass(slots=True)
+class Group:
+    """All rollouts of one prompt; statistics (baseline, zero-std) are over its rollouts."""
+
+    index: int
+    prompt: dict[str, Any]
+    rollouts: list[Rollout] = field(default_factory=list)
+
+    @property
+    def rewards(self) -> list[float | None]:
+        return [rollout.reward for rollout in self.rollouts]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one data-parallel rank trains on in one training step (one `rollout_id`).
+
+    samples           the rank's samples
+    advantages        float32 [len(samples)], the group-normalised reward of the sample's rollout
+    rollout_tokens    float32 [len(samples)], trained tokens of the *whole* rollout a sample belongs to (its denominator)
+    steps             per optimizer step, per micro-batch: indices into `samples`; all ranks have equal shape[:2]
+    rollouts_per_step how many rollouts each optimizer step covers over all ranks
+    """
+
+    rollout_id: int
+    samples: list[Sample]
+    advantages: np.ndarray
+    rollout_tokens: np.ndarray
+    steps: list[list[list[int]]]
+    rollouts_per_step: list[int]
