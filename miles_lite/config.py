@@ -211,6 +211,7 @@ class Logging:
     wandb_group: str | None = option(None, help="wandb group")
     wandb_mode: Literal["online", "offline", "disabled"] = option("online", help="offline writes into the run folder")
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
+    reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")
     ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
 
