@@ -38,6 +38,8 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **_present("rollout/truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
         **_under("rollout/zero_std/", zero_std(groups)),
         **_under("rollout/zero_std_unfiltered/", zero_std(unfiltered_groups)),
+        **_present("rollout/zero_std_ratio", _share(map(_no_gradient, groups))),
+        **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
         **failure_metrics(unfiltered_groups),
         **weight_version_metrics(groups),
         **agent_metrics(groups),
@@ -80,12 +82,12 @@ def zero_std(groups: Iterable[Group]) -> Metrics:
     `count_<label>`: the reward as a float rounded to one decimal ("1.0", "0.0" for -0.0, "nan", "inf"), or "none".
     `all_zero_percentage`, `all_one_percentage`: those labelled 0.0 and 1.0 as a share of all groups.
     """
-    rewards = [[_number(reward) for reward in group.rewards] for group in groups]
-    counts = Counter(_label(values[0] if values else None) for values in rewards if _all_equal(values))
+    every = list(groups)
+    counts = Counter(_label(group) for group in every if _no_gradient(group))
     shares = {"all_zero_percentage": counts["0.0"], "all_one_percentage": counts["1.0"]}
     return {
-        **{f"count_{label}": float(count) for label, count in sorted(counts.items()) if count},
-        **{name: count / len(rewards) for name, count in shares.items() if rewards},
+        **{f"count_{label}": float(count) for label, count in sorted(counts.items())},
+        **{name: count / len(every) for name, count in shares.items() if every},
     }
 
 
@@ -161,13 +163,16 @@ def _finite(values: Iterable[Any]) -> list[float]:
     return [number for number in map(_number, values) if number is not None and math.isfinite(number)]
 
 
-def _label(reward: float | None) -> str:
-    return NONE_LABEL if reward is None else str(round(reward, 1) + 0.0)
-
-
-def _all_equal(rewards: Sequence[float | None]) -> bool:
-    """Whether all are the same; NaN equals NaN here, None equals None, and a group of none or one is equal."""
+def _no_gradient(group: Group) -> bool:
+    """Whether all rewards are the same; NaN equals NaN, None equals None, and a group of none or one is equal."""
+    rewards = map(_number, group.rewards)
     return len({"nan" if reward is not None and math.isnan(reward) else reward for reward in rewards}) <= 1
+
+
+def _label(group: Group) -> str:
+    """The bucket of a zero-std group: its one reward as a float with one decimal."""
+    reward = _number(group.rewards[0]) if group.rollouts else None
+    return NONE_LABEL if reward is None else str(round(reward, 1) + 0.0)
 
 
 def _truncated(rollout: Rollout) -> bool:
