@@ -215,6 +215,10 @@ class Logging:
     log_passrate: bool = option(False, help="log pass@k")
     ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
 
+    @property
+    def path(self) -> Path:
+        return Path(self.run_dir).expanduser().resolve()
+
 
 GROUPS: dict[str, type] = {
     "topology": Topology,
@@ -255,7 +259,7 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.logging.run_dir).expanduser().resolve()
+        return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
