@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -37,6 +38,8 @@ class EngineError(RuntimeError):
 
 async def update_from_disk(update: WeightUpdate, *, url: str, headers: dict[str, str]) -> float:
     """Pause, flush the cache, load, continue; returns seconds. Raises EngineError with the server's words."""
+    if not Path(update.path).is_dir():
+        raise EngineError(f"no weights at {update.path}: no such folder on this node (is it on a shared file system?)")
     started = time.monotonic()
     timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT, sock_connect=5.0)
     async with aiohttp.ClientSession(url, timeout=timeout, headers=headers) as server:
