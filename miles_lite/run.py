@@ -17,7 +17,6 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import ray
-from ray.actor import ActorHandle
 
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
@@ -53,7 +52,7 @@ class Run:
         self._run_dir = config.run_dir
         self._busy: list[tuple[float, float]] = []
         self._layout: Layout | None = None
-        self._manager: ActorHandle | None = None
+        self._manager: Any = None
         self._trainer: TrainGroup | None = None
         self._sinks: Sinks | None = None
         self._progress: Progress | None = None

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
@@ -72,7 +71,7 @@ class RolloutManager:
             ),
             layout,
         )
-        self._workers: list[ActorHandle] = []
+        self._workers: list[Any] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
         self._session_load: Counter[str] = Counter()
@@ -163,8 +162,11 @@ class RolloutManager:
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write the data source and the accounts beside the trainer's checkpoint of `rollout_id`."""
-        state = {"data": self._source.state(), "accounts": dataclasses.asdict(self._accounts)}
-        state["next_rollout_index"] = self._accounts.rollouts_started
+        state = {
+            "data": self._source.state(),
+            "accounts": dataclasses.asdict(self._accounts),
+            "next_rollout_index": self._accounts.rollouts_started,
+        }
         path = _state_path(folder, rollout_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from miles_lite.config import Checkpoint, Engines, Session, Topology
-from miles_lite.engine.actor import EngineActor, EngineInfo
+from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.environment import actor_env
-from miles_lite.engine.spec import EngineSpec
+from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
-from miles_lite.router.actor import RouterActor, RouterSpec
+from miles_lite.router.actor import RouterActor
+from miles_lite.router.app import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _Slot:
     """One engine's place: the actor that fills it now, and how often it was replaced."""
 
     index: int
-    actor: ActorHandle | None = None
+    actor: Any = None
     info: EngineInfo | None = None
     restarts: int = 0
 
@@ -70,8 +70,8 @@ class Stack:
         self._weights = WeightUpdate(str(self._model), 0, options.engines.pause_generation_mode)
         self._changing = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
-        self._router: ActorHandle | None = None
-        self._sessions: list[ActorHandle] = []
+        self._router: Any = None
+        self._sessions: list[Any] = []
         self.router_url = ""
         self.session_urls: list[str] = []
         self.failure: UserError | None = None
@@ -192,7 +192,9 @@ class Stack:
         """Start an engine in `slot` from the current weights."""
         bundle = self._layout.engine_bundles[slot.index]
         name = f"engine-{slot.index}" + (f"-restart-{slot.restarts}" if slot.restarts else "")
-        actor_class = named_actor(EngineActor, name, **self._layout.options(bundle, ENGINE_SHARE))
+        actor_class = named_actor(
+            EngineActor, name, gpu=self._layout.device == "cuda", **self._layout.options(bundle, ENGINE_SHARE)
+        )
         slot.actor = actor_class.remote(self._engine_spec(slot))
         timeout = self._options.engines.engine_start_timeout + 30
         slot.info = await started(slot.actor, f"engine {slot.index}", timeout)
@@ -240,12 +242,13 @@ class Stack:
             )
 
 
-def named_actor(actor_class: type, name: str, **options: Any) -> Any:
-    runtime_env = {"env_vars": actor_env()}
-    return ray.remote(actor_class).options(name=name, runtime_env=runtime_env, **options)  # type: ignore[attr-defined]
+def named_actor(actor_class: type, name: str, *, gpu: bool = False, **options: Any) -> Any:
+    """`actor_class` as a Ray actor with a name in the dashboard and the driver's environment; call `.remote(...)`."""
+    runtime_env = {"env_vars": actor_env(gpu=gpu)}
+    return ray.remote(actor_class).options(name=name, runtime_env=runtime_env, **options)
 
 
-async def started(actor: ActorHandle, what: str, timeout: float) -> Any:
+async def started(actor: Any, what: str, timeout: float) -> Any:
     try:
         return await asyncio.wait_for(actor.start.remote(), timeout)
     except TimeoutError:
@@ -254,7 +257,7 @@ async def started(actor: ActorHandle, what: str, timeout: float) -> Any:
         ) from None
 
 
-async def _lives(actor: ActorHandle | None) -> bool:
+async def _lives(actor: Any) -> bool:
     if actor is None:
         return False
     try:
@@ -263,7 +266,7 @@ async def _lives(actor: ActorHandle | None) -> bool:
         return False
 
 
-async def end_actor(actor: ActorHandle) -> None:
+async def end_actor(actor: Any) -> None:
     """Stop an actor politely, then for good."""
     with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
         await asyncio.wait_for(actor.stop.remote(), STOP_TIMEOUT)
