@@ -199,7 +199,7 @@ class RolloutManager:
         limit = min(options.rollout_max_prompt_len or self._stack.context_length, self._stack.context_length - 1)
 
         def count(prompt: Prompt) -> int:
-            return len(tito.first(as_messages(prompt), tools=None))
+            return len(tito.first(as_messages(prompt)).ids)
 
         check_lengths(self._source.prompts, count, limit=limit, source=self._config.data.prompt_data)
         for name, path in self._config.evaluation.datasets.items():
