@@ -38,7 +38,7 @@ class Accounts:
     unused: int = 0
     rollouts_started: int = 0
     rollouts_failed: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -121,7 +121,8 @@ class Generator:
         failed = [rollout for rollout in group.rollouts if not trainable(rollout)]
         self.accounts.rollouts_failed += len(failed)
         reasons = Counter(rollout.error or "none_reward" for rollout in failed)
-        self.accounts.failures.update(reasons)
+        for reason, count in reasons.items():
+            self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
         if len(failed) == len(group.rollouts):
             self.accounts.failed += 1
             step.dropped[f"failed_{reasons.most_common(1)[0][0]}"] += 1

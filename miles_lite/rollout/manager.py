@@ -74,6 +74,7 @@ class RolloutManager:
         self._workers: list[Any] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
+        self._before_step: tuple[int, dict[str, Any]] = (-1, {})
         self._session_load: Counter[str] = Counter()
         self._worker_load: Counter[int] = Counter()
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
@@ -107,6 +108,7 @@ class RolloutManager:
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, compute metrics, batch for the trainer's ranks."""
         began = time.time()
+        self._before_step = (rollout_id, self._state())
         step = await self._generator.run(self._check_alive)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
@@ -161,17 +163,24 @@ class RolloutManager:
         return dataclasses.asdict(self._accounts) | {"in_flight": self._accounts.in_flight}
 
     async def save(self, folder: str, rollout_id: int) -> None:
-        """Write the data source and the accounts beside the trainer's checkpoint of `rollout_id`."""
-        state = {
-            "data": self._source.state(),
-            "accounts": dataclasses.asdict(self._accounts),
-            "next_rollout_index": self._accounts.rollouts_started,
-        }
+        """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.
+
+        A step that has begun since is not part of it: its prompts are dealt again after `load`.
+        """
+        running, before = self._before_step
+        state = before if running == rollout_id + 1 else self._state()
         path = _state_path(folder, rollout_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
         temporary.replace(path)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "data": self._source.state(),
+            "accounts": dataclasses.asdict(self._accounts),
+            "next_rollout_index": self._accounts.rollouts_started,
+        }
 
     async def load(self, folder: str, rollout_id: int) -> None:
         """Continue from `save`. Raises UserError when the file is missing."""
@@ -180,8 +189,7 @@ class RolloutManager:
             raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
         state = json.loads(path.read_text())
         self._source.restore(state["data"])
-        saved = state["accounts"] | {"failures": Counter(state["accounts"]["failures"])}
-        for name, value in saved.items():
+        for name, value in state["accounts"].items():
             setattr(self._accounts, name, value)
         self._rollout_indices = itertools.count(state["next_rollout_index"])
 
