@@ -30,6 +30,7 @@ from miles_lite.observe.summary import Counts, Summary, build_summary, write_sum
 from miles_lite.observe.terminal import eval_line, step_line
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
+from miles_lite.rollout.precheck import check_inputs
 from miles_lite.rollout.stack import named_actor
 from miles_lite.train.group import TrainGroup
 
@@ -83,6 +84,7 @@ class Run:
     def start(self) -> int:
         """Bring everything up. Returns the first rollout id to run. Raises UserError."""
         config = self._config
+        check_inputs(config)
         connect(config.logging.ray_address)
         self._layout = place(config.topology, train=self._train)
         (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))

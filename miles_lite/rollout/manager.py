@@ -21,7 +21,7 @@ import ray
 from miles_lite.config import Config
 from miles_lite.errors import UserError
 from miles_lite.rollout.batch import make_batches
-from miles_lite.rollout.data import DataSource, Prompt, as_messages, check_lengths, load_prompts
+from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.hooks import load_hook
 from miles_lite.rollout.metrics import eval_metrics, rollout_metrics
@@ -29,7 +29,6 @@ from miles_lite.rollout.placement import Layout
 from miles_lite.rollout.stack import Stack, StackOptions, end_actor, named_actor, started
 from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
 from miles_lite.sample import Batch, Group, Rollout
-from miles_lite.tito import Tito
 
 WORKER_START_TIMEOUT = 120.0
 
@@ -88,7 +87,6 @@ class RolloutManager:
         self._eval_sets = {
             name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
         }
-        self._check_prompt_lengths()
         filter_path = self._config.rollouts.dynamic_sampling_filter_path
         self._generator = Generator(
             self._config.rollouts,
@@ -200,18 +198,6 @@ class RolloutManager:
     def _check_alive(self) -> None:
         if self._stack.failure is not None:
             raise self._stack.failure
-
-    def _check_prompt_lengths(self) -> None:
-        options = self._config.rollouts
-        tito = Tito.load(str(self._stack.model))
-        limit = min(options.rollout_max_prompt_len or self._stack.context_length, self._stack.context_length - 1)
-
-        def count(prompt: Prompt) -> int:
-            return len(tito.first(as_messages(prompt)).ids)
-
-        check_lengths(self._source.prompts, count, limit=limit, source=self._config.data.prompt_data)
-        for name, path in self._config.evaluation.datasets.items():
-            check_lengths(self._eval_sets[name], count, limit=limit, source=path)
 
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
