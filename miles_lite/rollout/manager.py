@@ -218,7 +218,8 @@ class RolloutManager:
             self._session_load[session_url] += 1
             running = self._workers[worker].run.remote(task)
             try:
-                return await running
+                rollout: Rollout = await running
+                return rollout
             except asyncio.CancelledError:
                 ray.cancel(running)
                 raise

@@ -39,10 +39,4 @@ def load_reward(config: Config) -> Reward | None:
     options = config.rollouts
     if options.custom_rm_path:
         return load_hook(options.custom_rm_path, flag="--custom-rm-path")
-    if options.rm_type is None:
-        return None
-    if options.rm_type not in BUILT_IN:
-        raise UserError(
-            f"--rm-type {options.rm_type}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path"
-        )
-    return BUILT_IN[options.rm_type]
+    return None if options.rm_type is None else BUILT_IN[options.rm_type]
