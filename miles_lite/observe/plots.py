@@ -47,7 +47,7 @@ def _frame(axes: Axes, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b9bdc3")
     axes.tick_params(colors="#43474d", labelsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _train(axes: Axes, rows: list[Row]) -> bool:
