@@ -84,9 +84,9 @@ def _router(argv: Sequence[str]) -> int:
 
 
 def _init_model(argv: Sequence[str]) -> int:
-    from miles_lite.serve import init_model
+    from miles_lite.make_model import main as make_model
 
-    return init_model(argv)
+    return make_model(argv)
 
 
 def _show_ignored(leftovers: Leftovers) -> None:
