@@ -117,10 +117,16 @@ def weight_version_metrics(groups: Sequence[Group]) -> Metrics:
 
 
 def agent_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means (and sums of counts) of what the agent function reported about itself, over rollouts that reported it."""
+    """Means (and sums of counts) of what agents reported about themselves, over the rollouts that reported it.
+
+    An agent may leave the `_sum` of its time keys out: `model_query_time` is `agent/model_query_time_sum_mean`.
+    """
     reports = [_report(rollout) for rollout in _rollouts(groups)]
     totals = {name: _finite(report.get(name) for report in reports) for name in AGENT_TOTALS}
-    times = {name: _finite(report.get(name) for report in reports) for name in AGENT_TIMES}
+    times = {
+        name: _finite(report.get(name, report.get(name.removesuffix("_sum"))) for report in reports)
+        for name in AGENT_TIMES
+    }
     return {
         **{f"agent/{name}_mean": sum(values) / len(values) for name, values in totals.items() if values},
         **{f"agent/{name}_sum": sum(values) for name, values in totals.items() if values},

@@ -183,7 +183,7 @@ def test_weight_versions_take_the_oldest_of_each_rollout() -> None:
 
 def test_agent_reports_may_be_missing_nested_or_odd() -> None:
     groups = of(
-        a_rollout(metadata={"turns": 3, "eval_time": 0.5}),
+        a_rollout(metadata={"turns": 3, "eval_time": 0.5, "model_query_time": 2.0}),
         a_rollout(metadata={"agent_metrics": {"turns": 5, "tool_calls": 2, "eval_time": None}}),
         a_rollout(metadata={"agent_metrics": "none", "turns": "many", "tool_calls": math.nan}),
         a_rollout(),
@@ -194,6 +194,7 @@ def test_agent_reports_may_be_missing_nested_or_odd() -> None:
         "agent/turns_sum": 8.0,
         "agent/tool_calls_mean": 2.0,
         "agent/tool_calls_sum": 2.0,
+        "agent/model_query_time_sum_mean": 2.0,
         "agent/eval_time_mean": 0.5,
     }
 
