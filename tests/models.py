@@ -152,3 +152,19 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     for index in range(CONFIG["num_hidden_layers"]):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def reference_logprobs(folder: Path | str, tokens: list[int], *, temperature: float = 1.0) -> np.ndarray:
+    """transformers' log-probability of each token but the first, given those before: float32 [len(tokens) - 1]."""
+    import torch
+
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):  # PyPI's torchvision needs CUDA to declare them itself
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from transformers import Qwen3ForCausalLM
+
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids).logits[0, :-1] / temperature, dim=-1)
+    return logprobs.gather(1, ids[0, 1:, None])[:, 0].numpy()

@@ -6,6 +6,7 @@ Invariant: a registered engine is healthy; after `stop`, or when the actor dies 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 import aiohttp
 import ray
 
+from miles_lite.engine.checkpoint import Shapes, WeightsError, check_fits, read_shapes
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.process import ServerProcess, free_port, require_free
 from miles_lite.engine.profile import needs_profile
 from miles_lite.engine.sglang_flags import known_options
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.engine.weights import WeightUpdate, update_from_disk
+from miles_lite.engine.weights import EngineError, WeightUpdate, freeze_gc, update_from_disk
 from miles_lite.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class EngineActor:
         self._server: ServerProcess | None = None
         self._info: EngineInfo | None = None
         self._updating = asyncio.Lock()
+        self._shapes: Shapes = {}
 
     def __repr__(self) -> str:
         where = self._info.url if self._info else "not started"
@@ -44,6 +47,7 @@ class EngineActor:
             return self._info
         try:
             self._info = await self._launch()
+            await self._prepare_updates(self._info)
             if self._spec.router_url:
                 await self._register(self._info)
         except BaseException:
@@ -58,11 +62,13 @@ class EngineActor:
     async def update_weights(self, update: WeightUpdate) -> float:
         """Load a folder's weights into the running server; returns seconds, pause included.
 
-        Raises EngineError with the server's words; the old weights are then still served under their version.
+        Raises WeightsError when the folder does not fit the model, EngineError with the server's words when it refuses;
+        the old weights are then still served under their version.
         """
         if self._info is None:
             raise RuntimeError(f"{self!r}: weights cannot be updated before start")
         async with self._updating:
+            check_fits(Path(update.path), self._shapes)
             return await update_from_disk(update, url=self._local_url(self._info), headers=self._headers())
 
     async def stop(self) -> None:
@@ -99,6 +105,15 @@ class EngineActor:
             else:
                 return info
         raise AssertionError("the last attempt returns or raises")
+
+    async def _prepare_updates(self, info: EngineInfo) -> None:
+        """Learn the served shapes, for the check of later updates, and make cache flushes cheap."""
+        with contextlib.suppress(WeightsError):  # a model in another format, or the name of one on a hub
+            self._shapes = read_shapes(Path(self._spec.model_path))
+        try:
+            await freeze_gc(url=self._local_url(info), headers=self._headers())
+        except EngineError as error:  # older servers lack it: updates then take longer
+            logger.info("%r: %s", self, error)
 
     def _place(self) -> Placement:
         prefill = self._spec.worker_type == "prefill"

@@ -37,9 +37,11 @@ CPU_ENVIRONMENT: Mapping[str, str] = {
 
 ENVIRONMENT: Mapping[str, str] = {
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
+    "SGLANG_TIMEOUT_KEEP_ALIVE": "75",
     "PYTHONUNBUFFERED": "1",
 }
-"""Defaults that the caller's environment overrides. /health answers without generating a token."""
+"""Defaults that the caller's environment overrides: /health answers without generating a token; idle connections live
+longer than clients keep them, so that none closes under a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
