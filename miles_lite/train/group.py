@@ -1,0 +1,168 @@
+"""The trainer as the driver sees it: data-parallel ranks, told what to do together.
+
+Invariant: a call returns when every rank has answered, or raises within its bound and says which rank failed and why;
+after an error the group is only good for `stop`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from miles_lite.config import Config
+from miles_lite.errors import UserError
+from miles_lite.sample import Batch
+from miles_lite.train.parallel import LOOPBACK
+from miles_lite.train.worker import TrainWorker, WorkerSpec
+
+CALL_TIMEOUT = 3600.0
+"""Seconds a training step, a checkpoint or an export may take."""
+
+STOP_TIMEOUT = 10.0
+ROOT_CAUSE_SECONDS = 3.0
+"""How long after a first failure others are waited for: a dead rank breaks its neighbours' connections first."""
+
+
+class TrainError(RuntimeError):
+    """A rank failed or did not answer in time."""
+
+
+class TrainGroup:
+    """One Ray actor per rank, one scheduling strategy each; `slot_share` CPUs or GPUs per actor."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        strategies: Sequence[Any],
+        slot_share: float,
+        device: Literal["cpu", "cuda"],
+        run_dir: Path,
+    ) -> None:
+        if config.optimizer.lr_decay_style != "constant" and config.rollouts.num_rollout is None:
+            raise UserError(f"--lr-decay-style {config.optimizer.lr_decay_style} needs --num-rollout: where decay ends")
+        self._config = config
+        self._run_dir = run_dir
+        self._workers: list[Any] = []
+        resources = {"num_gpus": slot_share} if device == "cuda" else {"num_cpus": slot_share}
+        actor = ray.remote(TrainWorker)
+        for rank, strategy in enumerate(strategies):
+            spec = worker_spec(config, rank=rank, ranks=len(strategies), device=device)
+            options = actor.options(name=f"TrainWorker-{rank}", scheduling_strategy=strategy, **resources)
+            self._workers.append(options.remote(spec))
+
+    def __repr__(self) -> str:
+        return f"TrainGroup({len(self._workers)} ranks)"
+
+    def start(self, timeout: float) -> int:
+        """Build process group, model and optimizer, restore `--load`; the first rollout id to run."""
+        deadline = time.monotonic() + timeout
+        places = self._all("whereabouts", timeout=timeout, doing="starting")
+        hosts = sorted({host for host, _ in places})
+        if len(hosts) > 1 and self._config.topology.bind_host in LOOPBACK:
+            raise UserError(
+                f"train ranks are on several nodes ({', '.join(hosts)}) but --bind-host is "
+                f"{self._config.topology.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
+            )
+        left = deadline - time.monotonic()
+        [address] = self._wait([self._workers[0].rendezvous.remote(left)], timeout=left, doing="opening the rendezvous")
+        left = deadline - time.monotonic()
+        first: int = min(self._all("start", address, left, timeout=left, doing="loading the model"))
+        return first
+
+    def train(self, batches: Sequence[ray.ObjectRef | Batch]) -> dict[str, float]:
+        """One batch per rank; metrics `train/…` and `perf/…` over all ranks."""
+        if len(batches) != len(self._workers):
+            raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
+        calls = [worker.train.remote(batch) for worker, batch in zip(self._workers, batches, strict=True)]
+        metrics: dict[str, float] = self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
+        return metrics
+
+    def export_weights(self, folder: Path) -> float:
+        """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
+        seconds: float = max(self._all("export", folder.absolute(), timeout=CALL_TIMEOUT, doing="exporting weights"))
+        return seconds
+
+    def save(self, rollout_id: int) -> None:
+        """Write `iter_…` under `--save`."""
+        if self._config.checkpoint.save is None:
+            raise UserError("no folder for checkpoints: give --save")
+        folder = Path(self._config.checkpoint.save).expanduser().absolute()
+        self._all("save", folder, rollout_id, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def stop(self) -> None:
+        """End all ranks, within STOP_TIMEOUT; may be called twice."""
+        workers, self._workers = self._workers, []
+        settle([worker.stop.remote() for worker in workers], timeout=STOP_TIMEOUT / 2)
+        for worker in workers:
+            ray.kill(worker)
+        settle([worker.__ray_ready__.remote() for worker in workers], timeout=STOP_TIMEOUT / 2)
+
+    def _all(self, method: str, *args: Any, timeout: float, doing: str) -> list[Any]:
+        calls = [getattr(worker, method).remote(*args) for worker in self._workers]
+        return self._wait(calls, timeout=timeout, doing=doing)
+
+    def _wait(self, calls: list[Any], *, timeout: float, doing: str) -> list[Any]:
+        """All answers in rank order. Raises TrainError, or the UserError of a rank."""
+        deadline = time.monotonic() + timeout
+        waiting = list(calls)
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                ranks = ", ".join(str(calls.index(call)) for call in waiting)
+                raise TrainError(f"train rank {ranks} did not finish {doing} within {timeout:.0f} s")
+            if failure(done[0]) is not None:
+                settle(waiting, timeout=ROOT_CAUSE_SECONDS)
+                raise root_cause(calls, doing=doing)
+        answers: list[Any] = ray.get(calls)
+        return answers
+
+
+def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
+    cores = len(os.sched_getaffinity(0))
+    local = config.topology.bind_host in LOOPBACK
+    return WorkerSpec(
+        config=config,
+        rank=rank,
+        ranks=ranks,
+        device=device,
+        host="127.0.0.1" if local else "",
+        threads=config.optimizer.train_threads or max(1, cores // config.topology.actor_num_gpus_per_node),
+    )
+
+
+def settle(calls: list[Any], *, timeout: float) -> None:
+    """Wait until all calls have ended, one way or the other, or `timeout` seconds have passed."""
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=timeout)
+
+
+def failure(call: Any) -> Exception | None:
+    """The error of a call that has ended with one; None when it succeeded or still runs."""
+    if not ray.wait([call], timeout=0)[0]:
+        return None
+    try:
+        ray.get(call)
+    except (RayActorError, RayTaskError) as error:
+        return error
+    return None
+
+
+def root_cause(calls: list[Any], *, doing: str) -> Exception:
+    """The error that explains the others: a user's mistake first, then a dead rank, then whatever came."""
+    failures = {rank: error for rank, call in enumerate(calls) if (error := failure(call)) is not None}
+    for error in failures.values():
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+            return error.cause
+    rank, error = min(failures.items(), key=lambda item: not isinstance(item[1], RayActorError))
+    how = "died" if isinstance(error, RayActorError) else "failed"
+    why = error.cause if isinstance(error, RayTaskError) else error
+    raised = TrainError(f"train rank {rank} {how} while {doing}: {why}")
+    raised.__cause__ = error
+    return raised

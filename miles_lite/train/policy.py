@@ -1,0 +1,88 @@
+"""A Hugging Face causal model as a function of packed tokens to their logprobs.
+
+Invariant: the model itself is untouched (any `AutoModelForCausalLM`); logits exist only for trained tokens, and of
+those only one chunk at a time. A logprob is of the distribution the token was sampled from: log_softmax(logits / T).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from miles_lite.errors import UserError
+from miles_lite.train.packing import Packed
+
+CHUNK_ELEMENTS = 1 << 27
+"""Logits held at once (float32): 512 MB."""
+
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class Policy(nn.Module):
+    """Logprobs and entropies of the trained tokens of one forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
+        unless `entropy_gradient`."""
+        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
+        hidden = hidden[packed.rows, packed.columns]
+        size = max(1, CHUNK_ELEMENTS // self.vocab_size)
+        if len(hidden) <= size:
+            return self.score(hidden, packed.targets, packed.temperatures, entropy_gradient)
+        aligned = (hidden, packed.targets, packed.temperatures)
+        pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
+        scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
+        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+
+    def score(
+        self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
+        distribution = torch.log_softmax(logits, dim=-1)
+        logprobs = distribution.gather(1, targets[:, None]).squeeze(1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = -(distribution.exp() * distribution).sum(-1)
+        return logprobs, entropy
+
+
+def import_transformers() -> Any:
+    """The `transformers` module, importable also beside a torchvision that was built for another torch.
+
+    transformers imports torchvision wherever it is installed. A CUDA build of it next to a CPU torch fails for want of
+    two operators that no language model calls; declaring them is enough.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return transformers
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", signature)
+    return transformers
+
+
+def load_model(folder: str | Path) -> Any:
+    """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
+    model = import_transformers().AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    )
+    config = model.config.get_text_config()
+    for name in LOGIT_TRANSFORMS:
+        if getattr(config, name, None) not in (None, 1.0):
+            raise UserError(f"{folder}: config.json sets {name}; models that transform their logits are not supported")
+    return model

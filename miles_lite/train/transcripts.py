@@ -1,0 +1,82 @@
+"""Chat transcripts to token ids, built as rollouts build them.
+
+Invariant: a transcript's tokens are those a session would hold had the model sampled every assistant turn: the prompt
+is one rendered text, each assistant turn is encoded by itself and closed by the end-of-turn token (both trained), and
+what the template puts between two assistant turns is one rendered text again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miles_lite.errors import UserError
+from miles_lite.sample import NOT_SAMPLED, Sample
+
+
+def read_transcripts(path: Path | str) -> list[list[dict[str, Any]]]:
+    """The messages of each line `{"messages": [...]}`. Raises UserError with the line number."""
+    transcripts = []
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read transcripts {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            messages = json.loads(line)["messages"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f'{path}, line {number}: expected {{"messages": [...]}}, got {line[:80]!r}') from error
+        if not any(message["role"] == "assistant" for message in messages):
+            raise UserError(f"{path}, line {number}: no assistant message, so nothing to learn")
+        transcripts.append(messages)
+    if not transcripts:
+        raise UserError(f"{path} holds no transcripts")
+    return transcripts
+
+
+def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> Sample:
+    """A sample whose loss mask is 1 on assistant turns and their end-of-turn tokens, up to the last of them.
+
+    Raises UserError when the chat template changes earlier text as messages are appended.
+    """
+    end = tokenizer.eos_token
+    ids: list[int] = []
+    mask: list[int] = []
+
+    def extend(text: str, *, trained: bool) -> None:
+        new = tokenizer.encode(text, add_special_tokens=False)
+        ids.extend(new)
+        mask.extend([int(trained)] * len(new))
+
+    def render(count: int, *, prompt: bool) -> str:
+        rendered = tokenizer.apply_chat_template(list(messages[:count]), tokenize=False, add_generation_prompt=prompt)
+        return str(rendered)
+
+    done = ""
+    for index in (index for index, message in enumerate(messages) if message["role"] == "assistant"):
+        before, after = render(index, prompt=True), render(index + 1, prompt=False)
+        turn, closed, rest = after.removeprefix(before).partition(end)
+        if not (before.startswith(done) and after.startswith(before) and closed):
+            raise UserError(f"message {index}: the chat template does not append; such a model cannot be warm-started")
+        extend(before[len(done) :], trained=False)
+        extend(turn, trained=True)
+        extend(end, trained=True)
+        done = after[: len(after) - len(rest)]
+    return sample(ids, mask)
+
+
+def sample(ids: Sequence[int], mask: Sequence[int]) -> Sample:
+    """Tokens as the trainer takes them: temperature 1, no engine's logprobs."""
+    return Sample(
+        tokens=np.asarray(ids, dtype=np.int32),
+        loss_mask=np.asarray(mask, dtype=np.uint8),
+        logprobs=np.zeros(len(ids), dtype=np.float32),
+        temperatures=np.ones(len(ids), dtype=np.float32),
+        weight_versions=np.where(np.asarray(mask) == 1, 0, NOT_SAMPLED).astype(np.int32),
+    )

@@ -1,0 +1,59 @@
+"""What the trainer's tests share: a configuration, samples and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from miles_lite import config
+from miles_lite.config import Config
+from miles_lite.sample import NOT_SAMPLED, Batch, Sample
+
+CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
+SIZE = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "vocab_size": 288, "context": 256}
+
+
+def make_config(model: Path, *flags: str) -> Config:
+    required = ["--hf-checkpoint", str(model), "--prompt-data", "unused.jsonl", "--rollout-batch-size", "2"]
+    required += ["--n-samples-per-prompt", "4", "--num-rollout", "10", "--lr", "1e-3", "--train-threads", "1"]
+    return config.parse([*required, *flags])[0]
+
+
+def make_sample(random: np.random.Generator, *, prompt: int, turns: int = 1, vocabulary: int = 280) -> Sample:
+    """A sample of several turns: prompt, then sampled and observed stretches in turn."""
+    mask = np.concatenate([np.zeros(prompt), *[np.r_[np.ones(random.integers(2, 9)), np.zeros(3)] for _ in range(turns)]])
+    trained = mask == 1
+    size = len(mask)
+    return Sample(
+        tokens=random.integers(0, vocabulary, size).astype(np.int32),
+        loss_mask=mask.astype(np.uint8),
+        logprobs=np.where(trained, -random.uniform(0.5, 6, size), 0).astype(np.float32),
+        temperatures=np.where(trained, random.choice([0.7, 1.0]), 1).astype(np.float32),
+        weight_versions=np.where(trained, 0, NOT_SAMPLED).astype(np.int32),
+    ).validate()
+
+
+def make_samples(seed: int, count: int) -> list[Sample]:
+    random = np.random.default_rng(seed)
+    return [make_sample(random, prompt=int(random.integers(3, 30)), turns=int(random.integers(1, 4))) for _ in range(count)]
+
+
+def make_batch(
+    samples: Sequence[Sample],
+    advantages: Sequence[float],
+    *,
+    steps: list[list[list[int]]] | None = None,
+    rollouts: Sequence[int] | None = None,
+) -> Batch:
+    """One rollout per sample; one step with one micro-batch unless told otherwise."""
+    steps = [[list(range(len(samples)))]] if steps is None else steps
+    return Batch(
+        rollout_id=0,
+        samples=list(samples),
+        advantages=np.asarray(advantages, dtype=np.float32),
+        rollout_tokens=np.asarray([sample.trained_tokens for sample in samples], dtype=np.float32),
+        steps=steps,
+        rollouts_per_step=list(rollouts or [sum(map(len, step)) for step in steps]),
+    )
