@@ -20,6 +20,7 @@ import ray
 
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
+from miles_lite.engine.environment import actor_env
 from miles_lite.errors import UserError
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
@@ -119,6 +120,7 @@ class Run:
             slot_share=TRAIN_SHARE,
             device=self._layout.device,
             run_dir=self._run_dir,
+            environment=actor_env(),
         )
         return self._trainer.start(START_TIMEOUT)
 

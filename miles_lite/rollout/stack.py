@@ -146,7 +146,8 @@ class Stack:
             timeout=engines.router_timeout,
         )
         self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec)
-        return await started(self._router, "the router", SERVICE_START_TIMEOUT)
+        url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
+        return url
 
     async def _start_sessions(self) -> None:
         options = self._options

@@ -7,6 +7,7 @@ status, an error label and the samples that could be collected.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.hooks import load_hook
 from miles_lite.rollout.rewards import Reward, load_reward
 from miles_lite.sample import Rollout, Sample, Status
-from miles_lite.session.client import SessionClient
+from miles_lite.session.client import SessionClient, SessionError
 
 COLLECT_ATTEMPTS = 3
 
@@ -41,6 +42,7 @@ class AgentWorker:
         self._index = index
         self._config = config
         self._clients: dict[str, SessionClient] = {}
+        self._exits = contextlib.AsyncExitStack()
         self._running = 0
         self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
         self._reward: Reward | None = None
@@ -59,12 +61,12 @@ class AgentWorker:
         if self._agent is None:  # Ray restarted this actor
             await self.start()
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
-        client = self._clients.setdefault(task.session_url, SessionClient(task.session_url))
         self._running += 1
         try:
+            client = await self._client(task.session_url)
             session_id = await client.create(task.sampling)
             try:
-                await self._act(rollout, task, f"{task.session_url}/sessions/{session_id}/v1")
+                await self._act(rollout, task, client.base_url(session_id))
                 rollout.finished_at = time.time()
                 rollout.samples = await self._collect(client, session_id)
                 _settle(rollout)
@@ -78,8 +80,14 @@ class AgentWorker:
         return rollout
 
     async def stop(self) -> None:
-        for client in self._clients.values():
-            await client.close()
+        """Close the connections to the session servers."""
+        await self._exits.aclose()
+
+    async def _client(self, url: str) -> SessionClient:
+        if url not in self._clients:
+            self._clients[url] = SessionClient(url)
+            await self._exits.enter_async_context(self._clients[url])
+        return self._clients[url]
 
     async def _act(self, rollout: Rollout, task: Task, base_url: str) -> None:
         """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
@@ -120,8 +128,8 @@ class AgentWorker:
         for attempt in range(COLLECT_ATTEMPTS):
             try:
                 return await client.collect(session_id, max_seq_len=self._config.rollouts.max_seq_len)
-            except OSError:
-                if attempt == COLLECT_ATTEMPTS - 1:
+            except SessionError as error:
+                if error.status < 500 or attempt == COLLECT_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
