@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -67,7 +68,7 @@ def test_an_sse_stream_carries_each_token_once(running: Running):
     body = {"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 8, "ignore_eos": True}, "stream": True}
     with requests.post(f"{running.router_url}/generate", json=body, stream=True, timeout=60) as reply:
         events = [line for line in reply.iter_lines() if line.startswith(b"data: {")]
-    assert sum(len(requests.models.complexjson.loads(event[6:])["output_ids"]) for event in events) == 8
+    assert sum(len(json.loads(event[6:])["output_ids"]) for event in events) == 8
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -162,9 +163,11 @@ def test_kill_9_of_the_actor_leaves_no_process(running: Running, tmp_path: Path,
     starting = engine.start.remote()
     pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
     if when == "serving":
-        ray.get(starting, timeout=120)
+        ray.get(starting, timeout=300)
     else:
-        wait_until(lambda: log.exists() and "Load weight" in log.read_text(), "the scheduler to load weights")
+        wait_until(
+            lambda: log.exists() and "Load weight" in log.read_text(), "the scheduler to load weights", seconds=300
+        )
     processes = descendants(pid)[1:]
     assert len(processes) >= 4
     os.kill(pid, signal.SIGKILL)
