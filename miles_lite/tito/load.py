@@ -14,6 +14,9 @@ from tokenizers import Tokenizer
 
 from miles_lite.errors import UserError
 
+_VOCABULARIES = ("*.model", "*.tiktoken", "vocab.*")
+"""What older checkpoints hold instead of tokenizer.json; without one transformers would make up an empty tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelText:
@@ -45,6 +48,8 @@ def load_model_text(folder: str | Path) -> ModelText:
 def _tokenizer(path: Path) -> Tokenizer:
     if (path / "tokenizer.json").is_file():
         return Tokenizer.from_file(str(path / "tokenizer.json"))
+    if not any(found for pattern in _VOCABULARIES for found in path.glob(pattern)):
+        raise UserError(f"model folder {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json there")
     from transformers import AutoTokenizer
 
     try:

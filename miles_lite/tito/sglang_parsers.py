@@ -75,11 +75,17 @@ def _open_light_route() -> None:
     package = types.ModuleType("sglang")
     package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations)
     sys.modules["sglang"] = package
-    sys.modules.setdefault("xgrammar", _EmptyNames("xgrammar"))
+    for name in ("xgrammar", "xgrammar.structural_tag"):
+        sys.modules.setdefault(name, _EmptyNames(name))
 
 
 class _EmptyNames(types.ModuleType):
+    """Any name is an empty pydantic model, which SGLang's request types can mention."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        from pydantic import create_model
+
+        setattr(self, name, create_model(name))
+        return self.__dict__[name]

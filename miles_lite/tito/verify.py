@@ -156,12 +156,12 @@ class _Laws:
         return self.renderer.render(messages, tools=tools, open_turn=open_turn, options=self.options)
 
     def _frames(self, text: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-        """Each earlier message that no assistant wrote, as the control token before it and the text around it."""
+        """The text before all control tokens; each earlier message that no assistant wrote, with the token before it."""
         wanted = [message["content"] for message in history if message["role"] != "assistant"]
         frames, start, opener = [], 0, ""
         for match in [*self.control.finditer(text), None]:
             end = match.start() if match else len(text)
-            if any(content in text[start:end] for content in wanted):
+            if start == 0 or any(content in text[start:end] for content in wanted):
                 frames.append((opener, text[start:end]))
             if match:
                 opener, start = match[0], match.end()
