@@ -52,6 +52,7 @@ class WandbSink:
                 f"wandb could not start ({options.wandb_mode}): {error}\n"
                 "  Log in with `wandb login`, or write locally with --wandb-mode offline, or leave --use-wandb out."
             ) from error
+        self._teardown = wandb.teardown
         for axis, families in AXES.items():
             self._run.define_metric(axis)
             for family in families:
@@ -61,7 +62,11 @@ class WandbSink:
         self._run.log({**metrics, step_key: step})
 
     def close(self) -> None:
-        self._run.finish()
+        """Finish the run and wandb's service: `finish` alone returns before an offline run's file is whole."""
+        try:
+            self._run.finish()
+        finally:
+            self._teardown()
 
 
 def wandb_folder(run_dir: Path) -> Path | None:

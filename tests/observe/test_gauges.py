@@ -14,7 +14,7 @@ from miles_lite.observe.gauges import Gauges
 
 @pytest.mark.e2e
 def test_gauges_reach_the_nodes_endpoint() -> None:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         gauges = Gauges("a-run")
         endpoint = next(f"http://127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
+import psutil
 import pytest
 
 from miles_lite.config import Logging
@@ -95,3 +96,17 @@ def test_wandb_offline_lies_in_the_run_folder(tmp_path: Path) -> None:
     recorded = next(folder.glob("*.wandb")).read_bytes()
     assert b"rollout/reward" in recorded
     assert b"train/loss" in recorded
+
+
+@pytest.mark.e2e
+def test_wandb_dying_midway_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = set(psutil.Process().children())
+    sinks = open_sinks(Logging(use_wandb=True, wandb_mode="offline"), config={}, run_dir=tmp_path)
+    for process in set(psutil.Process().children()) - before:
+        process.kill()
+        process.wait(timeout=10)
+    for step in range(3):
+        sinks.log({"train/loss": 0.1}, step=step, step_key="train/step")
+    sinks.close()
+    assert len(read_history(tmp_path / "metrics.jsonl")) == 3
+    assert "WandbSink could not log" in caplog.text or "WandbSink did not close cleanly" in caplog.text
