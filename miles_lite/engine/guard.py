@@ -3,8 +3,9 @@
     python guard.py LOG GRACE -- COMMAND...
 
 Invariant: this process exits only when no descendant of it is left. It runs COMMAND in a process group of its own with
-its output appended to LOG, prints the command's pid, and ends the group (SIGTERM, after GRACE seconds SIGKILL) when
-its stdin closes, which the kernel does when the owner dies, when it gets SIGTERM, or when COMMAND exits by itself.
+its output appended to LOG, prints the command's pid, and ends the group (SIGTERM to the command, which may end its
+children in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies,
+when it gets SIGTERM, or when COMMAND exits by itself.
 As a child subreaper it inherits, and ends, orphans that left the group. It imports nothing of miles_lite.
 """
 
@@ -39,28 +40,25 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
     try:
         print(server.pid, flush=True)
         select.select([sys.stdin, os.pidfd_open(server.pid)], [], [])
-        return server.poll() or 0
+        code = server.poll() or 0
+        return code if code >= 0 else 128 - code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        server.terminate()
         end_descendants(server.pid, grace)
 
 
 def end_descendants(group: int, grace: float) -> None:
-    """SIGTERM to the group, SIGKILL to it and to every child after `grace` seconds; returns when no child is left."""
-    _signal_group(group, signal.SIGTERM)
+    """Return when no child is left; those that live after `grace` seconds, and the whole group, get SIGKILL."""
     deadline = time.monotonic() + grace
     while _has_children():
         if time.monotonic() > deadline:
-            _signal_group(group, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
             for child in _children():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
 
 
 def _has_children() -> bool:

@@ -21,7 +21,7 @@ import aiohttp
 from miles_lite.errors import UserError
 
 GUARD = Path(__file__).with_name("guard.py")
-GRACE = 1.0
+GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
 TAIL_LINES = 25
 LOST_PORT = ("address already in use", "port is already in use", "is not available")

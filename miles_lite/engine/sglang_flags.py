@@ -39,9 +39,9 @@ def scan(srt: Path) -> frozenset[str]:
 
 
 def check_options(names: Iterable[str], known: Set[str]) -> None:
-    """Refuse a name that this SGLang does not know. Raises UserError with the nearest known one."""
+    """Refuse a name that is neither an option of this SGLang nor the beginning of one: UserError names the nearest."""
     for name in names:
-        if known and name not in known:
+        if known and not any(option.startswith(name) for option in known):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f": did you mean --sglang-{_dashed(close[0])}?" if close else ""
             raise UserError(
