@@ -156,7 +156,7 @@ class _Laws:
         return self.renderer.render(messages, tools=tools, open_turn=open_turn, options=self.options)
 
     def _frames(self, text: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-        """The text before all control tokens; each earlier message that no assistant wrote, with the token before it."""
+        """The text before all control tokens, and each message that no assistant wrote with the token before it."""
         wanted = [message["content"] for message in history if message["role"] != "assistant"]
         frames, start, opener = [], 0, ""
         for match in [*self.control.finditer(text), None]:

@@ -11,6 +11,7 @@ from tests.models import CHAT_TEMPLATE
 
 TOOLS = [{"type": "function", "function": {"name": "run"}}]
 PARSER = TagParser(thinks=True, calls=True)
+CALL = ToolCall("run", '{"cmd": "ls"}')
 GOOD = '<tool_call>\n{"name": "run", "arguments": {"cmd": "ls"}}\n</tool_call>'
 
 pieces = st.one_of(
@@ -45,15 +46,15 @@ def _parse(text: str, *, in_reasoning: bool = False) -> Reply:
         ("plain", Reply("plain")),
         ("<think>\nwhy\n</think>\n\nso", Reply("so", "why")),
         ("<think>never closed", Reply("", "never closed")),
-        (f"do\n{GOOD}", Reply("do", "", (ToolCall("run", '{"cmd": "ls"}'),))),
-        (f"{GOOD}\n{GOOD}", Reply("", "", (ToolCall("run", '{"cmd": "ls"}'),) * 2)),
+        (f"do\n{GOOD}", Reply("do", "", (CALL,))),
+        (f"{GOOD}\n{GOOD}", Reply("", "", (CALL,) * 2)),
         ("<tool_call>{bad}</tool_call>", Reply("<tool_call>{bad}</tool_call>")),
         ('<tool_call>{"name": "run"', Reply('<tool_call>{"name": "run"')),
-        ('<tool_call>[1]</tool_call>', Reply("<tool_call>[1]</tool_call>")),
-        (f"<tool_call>no</tool_call>{GOOD}", Reply("<tool_call>no</tool_call>", "", (ToolCall("run", '{"cmd": "ls"}'),))),
-        (f"<think>x</think>{GOOD}", Reply("", "x", (ToolCall("run", '{"cmd": "ls"}'),))),
+        ("<tool_call>[1]</tool_call>", Reply("<tool_call>[1]</tool_call>")),
+        (f"<tool_call>no</tool_call>{GOOD}", Reply("<tool_call>no</tool_call>", "", (CALL,))),
+        (f"<think>x</think>{GOOD}", Reply("", "x", (CALL,))),
     ],
-)  # fmt: skip
+)
 def test_replies(text: str, reply: Reply) -> None:
     assert _parse(text) == reply
 

@@ -1,0 +1,363 @@
+"""A session server over HTTP, with a scripted engine beneath."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+
+from miles_lite.errors import UserError
+from miles_lite.sample import NOT_SAMPLED
+from miles_lite.session.client import SessionClient, SessionError
+from miles_lite.session.server import SessionServer
+from miles_lite.tito import Tito
+from tests.session.engine import STOP, Bench, answer, bench, failure, spec
+
+HELLO = [{"role": "user", "content": "hello"}]
+TOOLS = [{"type": "function", "function": {"name": "run", "parameters": {}}}]
+
+
+def _ids(tito: Tito, text: str) -> list[int]:
+    return list(map(int, tito.encoder.encode(text)))
+
+
+def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: Tito) -> None:
+    reply = [*_ids(tito, "the answer"), STOP]
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer(reply)) as b:
+            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+            messages = [{"role": "system", "content": "s"}, *HELLO]
+            for turn in range(3):
+                status, got = await b.chat(session, messages, model="m", temperature=0.1)
+                assert status == 200
+                assert got["choices"][0]["message"] == {"role": "assistant", "content": "the answer"}
+                assert got["choices"][0]["finish_reason"] == "stop"
+                messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
+            prompts = [request["input_ids"] for request in b.engine.requests]
+            for before, after in pairwise(prompts):
+                assert after[: len(before) + len(reply)] == before + reply
+            assert b.engine.requests[0]["sampling_params"]["temperature"] == 0.7
+            assert {request["key"] for request in b.engine.requests} == {session}
+            (sample,) = await b.client.collect(session)
+            assert list(sample.tokens) == prompts[-1] + reply
+            assert sample.trained_tokens == 3 * len(reply)
+            assert set(sample.weight_versions) == {NOT_SAMPLED, 3}
+            assert set(sample.temperatures[sample.loss_mask == 1]) == {np.float32(0.7)}
+            assert sample.metadata["counts"]["sampling_overridden"] == 3
+            assert sample.metadata["counts"]["roots_first"] == 1
+
+    asyncio.run(run())
+
+
+def test_tool_calls_reasoning_usage_and_logprobs(tiny_model: Path, tito: Tito) -> None:
+    text = '<think>\nwhy\n</think>\n\ndo\n<tool_call>\n{"name": "run", "arguments": {"cmd": "ls"}}\n</tool_call>'
+    reply = [*_ids(tito, text), STOP]
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer(reply)) as b:
+            session = await b.client.create()
+            _, got = await b.chat(session, HELLO, tools=TOOLS, logprobs=True, max_tokens=9)
+            choice, usage = got["choices"][0], got["usage"]
+            (call,) = choice["message"]["tool_calls"]
+            assert choice["finish_reason"] == "tool_calls"
+            assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("do", "why")
+            assert call["function"] == {"name": "run", "arguments": '{"cmd": "ls"}'}
+            assert usage["completion_tokens"] == len(reply) == len(choice["logprobs"]["content"])
+            assert usage["prompt_tokens"] == len(b.engine.requests[0]["input_ids"])
+            assert b.engine.requests[0]["sampling_params"]["max_new_tokens"] == 9
+            result = {"role": "tool", "tool_call_id": call["id"], "content": "</tool_response><|im_end|>"}
+            await b.chat(session, [*HELLO, choice["message"], result], tools=TOOLS)
+            first, second = (request["input_ids"] for request in b.engine.requests)
+            added = second[len(first) + len(reply) :]
+            assert second[: len(first) + len(reply)] == first + reply
+            assert added.count(STOP) == 1
+            assert "</tool_response><|im_end|>" in tito.encoder.decode(added)
+
+    asyncio.run(run())
+
+
+def test_streams_are_real_and_add_up(tiny_model: Path, tito: Tito) -> None:
+    text = '<think>\nwhy not\n</think>\n\nhé, do 🎈\n<tool_call>\n{"name": "run", "arguments": {}}\n</tool_call>'
+    reply = [*_ids(tito, text), STOP]
+
+    def events(cumulative: bool) -> list[dict[str, Any]]:
+        made = []
+        for end in range(1, len(reply) + 1):
+            finish = {"type": "stop", "matched": STOP} if end == len(reply) else {}
+            event = answer(reply[:end] if cumulative else reply[end - 1 : end], finish=finish or None)
+            event["meta_info"] |= {"completion_tokens": end, "finish_reason": finish or None}
+            made.append(event)
+        return made
+
+    async def run() -> None:
+        for cumulative in (False, True):
+            script = lambda body, c=cumulative: events(c) if body["stream"] else answer(reply)  # noqa: E731
+            async with bench(tiny_model, script) as b:
+                session = await b.client.create()
+                options = {"tools": TOOLS, "stream_options": {"include_usage": True}}
+                status, got = await b.stream(session, HELLO, **options)
+                assert (status, got.pop()) == (200, b"[DONE]")
+                assert got[-1]["usage"]["completion_tokens"] == len(reply)
+                deltas = [event["choices"][0]["delta"] for event in got[:-1]]
+                assert got[-2]["choices"][0]["finish_reason"] == "tool_calls"
+                assert "".join(delta.get("content", "") for delta in deltas) == "hé, do 🎈"
+                assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "why not"
+                assert deltas[-2]["tool_calls"][0]["function"]["name"] == "run"
+                assert sum("content" in delta for delta in deltas) > 2
+                (sample,) = await b.client.collect(session)
+                assert list(sample.tokens[sample.loss_mask == 1]) == reply
+
+    asyncio.run(run())
+
+
+def test_a_generation_cut_by_a_weight_update_is_continued(tiny_model: Path, tito: Tito) -> None:
+    ids = _ids(tito, "one two three")
+    pieces = [
+        answer(ids[:3], finish={"type": "abort", "message": "paused"}, version="1"),
+        answer([*ids[3:], STOP], version="2"),
+    ]
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: pieces[len(b.engine.requests) - 1]) as b:
+            session = await b.client.create({"temperature": 1.0, "max_new_tokens": 50})
+            status, _ = await b.chat(session, HELLO)
+            first, second = b.engine.requests
+            assert status == 200
+            assert second["input_ids"] == first["input_ids"] + ids[:3]
+            assert second["sampling_params"]["max_new_tokens"] == 47
+            (sample,) = await b.client.collect(session)
+            assert list(sample.weight_versions[sample.loss_mask == 1]) == [1] * 3 + [2] * (len(ids) - 2)
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_breaks_off_is_continued_from_what_came(tiny_model: Path, tito: Tito) -> None:
+    ids = _ids(tito, "one two three")
+    broken = answer(ids[:2], version="1") | {}
+    broken["meta_info"]["finish_reason"] = None
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: [broken] if len(b.engine.requests) == 1 else answer([STOP])) as b:
+            session = await b.client.create()
+            _, got = await b.stream(session, HELLO)
+            assert got[-2]["choices"][0]["finish_reason"] == "stop"
+            (sample,) = await b.client.collect(session)
+            assert list(sample.tokens[sample.loss_mask == 1]) == [*ids[:2], STOP]
+            assert list(sample.weight_versions[-3:]) == [1, 1, 3]
+
+    asyncio.run(run())
+
+
+def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: Tito) -> None:
+    answers: list[Any] = [lambda: answer([5, STOP])]
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answers[-1](), session_retry_seconds=0.3) as b:
+            session = await b.client.create()
+            _, got = await b.chat(session, HELLO)
+            before = await b.client.describe(session), await b.client.collect(session)
+            more = [*HELLO, got["choices"][0]["message"], *HELLO]
+            for bad, status in (
+                (lambda: failure(400, "bad parameter"), 400),
+                (lambda: failure(500, "boom"), 502),
+                (lambda: failure(503), 502),
+                (lambda: web.Response(text="garbage"), 502),
+                (lambda: {"meta_info": {"completion_tokens": 3, "finish_reason": {"type": "stop"}}}, 502),
+            ):
+                answers.append(bad)
+                found, body = await b.chat(session, more)
+                assert found == status
+                assert set(body["error"]) == {"message", "type", "param", "code"}
+            found, body = await b.stream(session, more)
+            assert found == 502
+            after = await b.client.describe(session), await b.client.collect(session)
+            assert after[0] == before[0]
+            assert np.array_equal(after[1][0].tokens, before[1][0].tokens)
+            answers.append(lambda: answer([6, STOP]))
+            assert (await b.chat(session, more))[0] == 200
+
+    asyncio.run(run())
+
+
+def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
+    async def run() -> None:
+        replies = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(502), answer([STOP])]
+        async with bench(tiny_model, lambda body: replies[len(b.engine.requests) - 1]) as b:
+            session = await b.client.create()
+            assert (await b.chat(session, HELLO))[0] == 200
+            assert (await b.client.describe(session))["counts"]["engine_retries"] == 3
+
+    asyncio.run(run())
+
+
+def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",)) as b:
+            session = await b.client.create()
+            _, got = await b.chat(session, HELLO)
+            await b.chat(session, [*HELLO, got["choices"][0]["message"], *HELLO])
+            described = await b.client.describe(session)
+            assert [turn["parent"] for turn in described["turns"]] == [None, None]
+            assert described["counts"]["roots_role"] == 1
+            assert len(await b.client.collect(session)) == 2
+
+    asyncio.run(run())
+
+
+def test_stop_strings_are_cut_from_the_text_and_kept_in_the_tokens(tiny_model: Path, tito: Tito) -> None:
+    ids = _ids(tito, "answer ENDing")
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer(ids, finish={"type": "stop", "matched": "END"})) as b:
+            session = await b.client.create({"temperature": 1.0, "stop": ["X"]})
+            _, got = await b.chat(session, HELLO, stop="END")
+            assert got["choices"][0]["message"]["content"] == "answer "
+            assert b.engine.requests[0]["sampling_params"]["stop"] == ["X", "END"]
+            _, events = await b.stream(session, HELLO, stop=["END"])
+            text = "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1])
+            assert text == "answer "
+            _, got = await b.chat(session, [*HELLO, {"role": "assistant", "content": "answer "}, *HELLO])
+            prompt = b.engine.requests[-1]["input_ids"]
+            at = len(b.engine.requests[0]["input_ids"])
+            assert prompt[at : at + len(ids) + 1] == [*ids, STOP]
+
+    asyncio.run(run())
+
+
+BAD = [
+    ({"messages": []}, "messages"),
+    ({"messages": [3]}, "messages[0]"),
+    ({"messages": [*HELLO, {"role": "robot"}]}, "messages[1].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
+    ({"messages": HELLO, "tools": [{"name": "f"}]}, "tools[0].function"),
+    ({"messages": HELLO, "n": 2}, "n"),
+    ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+    ({"messages": HELLO, "temperature": "hot"}, "temperature"),
+    ({"messages": HELLO, "stop": [1]}, "stop"),
+    ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+    ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+]
+
+
+def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([STOP])) as b:
+            session = await b.client.create()
+            for body, field in BAD:
+                status, got = await b.chat(session, **body)
+                assert (status, got["error"]["param"]) == (400, field)
+            status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
+            assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
+            status, got = await b.chat("nobody", HELLO)
+            assert (status, got["error"]["code"]) == (404, "session_not_found")
+            with pytest.raises(SessionError, match="temperature"):
+                await b.client.create({"temperature": "hot"})
+            assert b.engine.requests == []
+            for method, path, status in (("GET", "/nowhere", 404), ("PUT", "/sessions", 405)):
+                async with aiohttp.request(method, b.client.url + path) as response:
+                    assert response.status == status
+                    assert "error" in await response.json()
+
+    asyncio.run(run())
+
+
+def test_room_left_bounds_the_answer(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([STOP])) as b:
+            session = await b.client.create()
+            await b.chat(session, HELLO)
+            request = b.engine.requests[0]
+            assert request["sampling_params"]["max_new_tokens"] == 2048 - len(request["input_ids"])
+
+    asyncio.run(run())
+
+
+def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, _slow) as b:
+            session = await b.client.create()
+            await asyncio.gather(*[b.chat(session, HELLO) for _ in range(4)])
+            assert len(await b.client.collect(session)) == 4
+            stats = b.server.service.stats() if b.server.service else {}
+            assert (stats["turns"], stats["calls"], stats["sessions"]) == (4.0, 0.0, 1.0)
+
+    asyncio.run(run())
+
+
+def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, _hang) as b:
+            session = await b.client.create()
+            call = asyncio.create_task(b.chat(session, HELLO))
+            await _requests(b, 1)
+            await b.client.delete(session)
+            status, body = await call
+            assert (status, body["error"]["code"]) == (404, "session_not_found")
+            with pytest.raises(SessionError, match="there is no session"):
+                await b.client.collect(session)
+            other = await b.client.create()
+            call = asyncio.create_task(b.chat(other, HELLO))
+            await _requests(b, 2)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            for _ in range(100):
+                if b.engine.cancelled == 2:
+                    break
+                await asyncio.sleep(0.02)
+            assert b.engine.cancelled == 2
+            assert (await b.client.describe(other))["turns"] == []
+
+    asyncio.run(run())
+
+
+def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
+    async def start(**options: Any) -> None:
+        await SessionServer(spec(**options)).start()
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="cannot listen on"):
+            asyncio.run(start(model=tiny_model, port=taken.getsockname()[1]))
+    with pytest.raises(UserError, match="v1"):
+        asyncio.run(start(model=tiny_model, use_session_server="v1"))
+    with pytest.raises(UserError, match="--session-message-matcher"):
+        asyncio.run(start(model=tiny_model, session_message_matcher="nonsense"))
+    with pytest.raises(UserError, match="has no tokenizer"):
+        asyncio.run(start(model=tmp_path))
+
+
+def test_a_client_that_meets_nobody_says_so() -> None:
+    async def run() -> None:
+        async with SessionClient("http://127.0.0.1:9", timeout=2.0) as client:
+            with pytest.raises(SessionError, match=r"POST http://127\.0\.0\.1:9/sessions"):
+                await client.create()
+
+    asyncio.run(run())
+
+
+async def _slow(body: dict[str, Any]) -> Any:
+    await asyncio.sleep(0.1)
+    return answer([9, STOP])
+
+
+async def _hang(body: dict[str, Any]) -> Any:
+    await asyncio.sleep(60)
+
+
+async def _requests(b: Bench, count: int) -> None:
+    for _ in range(200):
+        if len(b.engine.requests) >= count:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"the engine was not asked {count} times")

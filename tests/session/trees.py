@@ -1,0 +1,56 @@
+"""Trees built by hand, and by hypothesis as a harness would build them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from miles_lite.session.match import MATCHERS
+from miles_lite.session.tree import Output, Tree, Turn
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def output(
+    size: int = 3,
+    *,
+    at: float = 0.0,
+    finish: str = "stop",
+    temperature: float = 1.0,
+    version: int = 1,
+    first: int = 100,
+) -> Output:
+    return Output(
+        ids=np.arange(first, first + size, dtype=np.int32),
+        logprobs=np.full(size, -0.25, np.float32),
+        spans=((version, 0, size),),
+        temperature=temperature,
+        finish_reason=finish,
+        stop=first + size - 1 if finish == "stop" else None,
+        started=at,
+        finished=at + 1.0,
+    )
+
+
+def grow(tree: Tree, messages: list[dict[str, Any]], reply: str, *, prompt: int = 2, drop: int = 0, **out: Any) -> Turn:
+    """Attach `messages` and commit a turn that adds `prompt` ids and `reply`."""
+    place = tree.attach(messages, None)
+    return tree.commit(
+        place,
+        messages[place.matched :],
+        reply=said(reply),
+        prompt_ids=np.arange(prompt, dtype=np.int32),
+        drop=drop,
+        output=output(**out),
+    )
+
+
+def new_tree() -> Tree:
+    return Tree(MATCHERS["replay"])
