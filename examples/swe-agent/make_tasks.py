@@ -12,48 +12,29 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from bugs import BUGS, Bug
 
+SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
+WORDS = sorted("".join(pair) for pair in product(SYLLABLES, repeat=2))
+Random(0).shuffle(WORDS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """What one split may use."""
 
-    modules: tuple[str, ...]
-    verbs: tuple[str, ...]
-    arguments: tuple[str, ...]
-    constants: range
+    words: tuple[str, ...]
+    constants: tuple[int, ...]
 
 
 SPLITS: dict[str, Vocabulary] = {
-    "train": Vocabulary(
-        modules=(
-            "billing",
-            "cart",
-            "depot",
-            "fleet",
-            "garden",
-            "hotel",
-            "kitchen",
-            "ledger",
-            "meter",
-            "parcel",
-            "radio",
-        ),
-        verbs=("find", "check", "rate", "score", "tally", "weigh"),
-        arguments=("fees", "items", "loads", "marks", "parts", "sizes"),
-        constants=range(11, 99, 2),
-    ),
-    "heldout": Vocabulary(
-        modules=("airport", "bakery", "clinic", "library", "museum", "theatre"),
-        verbs=("assess", "gauge", "measure", "review"),
-        arguments=("beds", "books", "seats", "tickets"),
-        constants=range(12, 99, 2),
-    ),
+    "train": Vocabulary(words=tuple(WORDS[1000:]), constants=tuple(range(11, 99, 2))),
+    "heldout": Vocabulary(words=tuple(WORDS[:1000]), constants=tuple(range(12, 99, 2))),
 }
 
 
@@ -75,9 +56,8 @@ def make_tasks(split: str, *, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _task(bug: Bug, *, words: Vocabulary, random: Random) -> dict[str, Any]:
-    module, verb, argument = (random.choice(names) for names in (words.modules, words.verbs, words.arguments))
+    module, function, argument = random.sample(words.words, 3)
     constant = random.choice(words.constants)
-    function = f"{verb}_{argument}"
     source = bug.source.format(f=function, a=argument, k=constant)
     return {
         "input": f"{function} in {module}.py is wrong.",

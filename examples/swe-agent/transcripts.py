@@ -37,11 +37,17 @@ def transcript(row: dict[str, Any], *, fix: int) -> list[dict[str, str]]:
 
 
 def make_transcripts(rows: list[dict[str, Any]], *, count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` lines `{"messages": [...]}`, over the tasks in turn."""
+    """`count` lines `{"messages": [...]}`, over the tasks in turn; each class has every candidate equally often."""
     random = Random(seed)
-    return [
-        {"messages": transcript(rows[index % len(rows)], fix=random.randrange(CANDIDATES))} for index in range(count)
-    ]
+    decks: dict[str, list[int]] = {bug.name: [] for bug in BUGS}
+    lines = []
+    for index in range(count):
+        row = rows[index % len(rows)]
+        deck = decks[row["metadata"]["bug"]]
+        if not deck:
+            deck.extend(random.sample(range(CANDIDATES), CANDIDATES))
+        lines.append({"messages": transcript(row, fix=deck.pop())})
+    return lines
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ and the copy, has no network, and cannot leave a process behind in another sessi
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import select
@@ -118,24 +119,19 @@ def _wait(pid: int, timeout: float) -> bool:
 
 @lru_cache(maxsize=1)
 def _sandbox() -> tuple[str, ...]:
-    """Arguments of bubblewrap up to the workspace's; empty when it is not installed."""
+    """Arguments of bubblewrap up to the workspace's; empty when it is not installed or may not make namespaces here."""
     executable = shutil.which("bwrap")
     if executable is None:
         return ()
-    folders = ["/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix]
-    binds = [part for folder in dict.fromkeys(folders) for part in ("--ro-bind-try", folder, folder)]
-    return (
-        executable,
-        "--unshare-all",
-        "--die-with-parent",
-        *binds,
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--tmpfs",
-        "/tmp",
-    )
+    folders = dict.fromkeys(["/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix])
+    binds = [part for folder in folders for part in ("--ro-bind-try", folder, folder)]
+    mounts = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    sandbox = (executable, "--unshare-all", "--die-with-parent", *binds, *mounts)
+    trial = subprocess.run([*sandbox, "true"], capture_output=True, text=True, timeout=60, check=False)
+    if trial.returncode:
+        logging.getLogger(__name__).warning("commands run without bubblewrap: %s", trial.stderr.strip())
+        return ()
+    return sandbox
 
 
 def _wrapper(root: str) -> list[str]:
