@@ -12,9 +12,10 @@ from pathlib import Path
 
 from bugs import BUGS, CANDIDATES
 from make_tasks import make_tasks, write_jsonl
+from transcripts import make_transcripts
+
 from miles_lite.train.init_model import init_model
 from miles_lite.train.warm_start import warm_start
-from transcripts import make_transcripts
 
 TASKS = {"train": 96, "heldout": 48}
 TRANSCRIPTS = 1024

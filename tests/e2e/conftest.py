@@ -15,7 +15,7 @@ from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, marked
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Tasks and a model that has just learned the format, made as the quickstart makes them, only smaller."""
     folder = tmp_path_factory.mktemp("prepared")
-    argv = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(folder), "--warm-start-steps", "120"]
+    argv = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(folder), "--steps", "120"]
     subprocess.run(argv, env=environment("prepare"), check=True, timeout=300)
     return Prepared(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -21,7 +22,7 @@ def refused(flags: list[str], *, mark: str, tmp_path: Path, command: str = "trai
     text = log.read_text(errors="replace")
     assert code == 2, text[-6000:]
     assert_nothing_left(mark)
-    message = text[text.rindex("error: ") :]
+    message = re.split(r"^(?=error: )", text, maxsplit=1, flags=re.MULTILINE)[-1]
     assert len(message.splitlines()) <= 30, message
     assert "Traceback" not in message
     return message
