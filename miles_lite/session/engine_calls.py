@@ -56,9 +56,7 @@ class EngineCalls:
     """The one HTTP client of a session server."""
 
     def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float) -> None:
-        """`retry_seconds`: how long after a failure others may follow before a call gives up, unless tokens come between;
-        `call_seconds` bounds one attempt.
-        """
+        """`call_seconds` bounds one attempt; `retry_seconds` the time from a first failure to giving up."""
         self._url = router_url.rstrip("/") + "/generate"
         self._retry_seconds = retry_seconds
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
