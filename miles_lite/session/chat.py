@@ -18,10 +18,14 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request. `options` are the client's chat_template_kwargs; `body` is all it sent."""
+    """A checked request. `options` are the client's chat_template_kwargs; `body` is all it sent.
+
+    `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
+    """
 
     messages: list[Message]
     tools: Tools | None
+    callable_tools: Tools | None
     options: Mapping[str, Any]
     stream: bool
     include_usage: bool
@@ -62,7 +66,8 @@ def parse_chat(body: Any) -> ChatRequest:
     stream_options = body.get("stream_options") or {}
     return ChatRequest(
         messages=messages,
-        tools=None if body.get("tool_choice") == "none" else tools,
+        tools=tools,
+        callable_tools=None if body.get("tool_choice") == "none" else tools,
         options=options,
         stream=body.get("stream") is True,
         include_usage=isinstance(stream_options, dict) and stream_options.get("include_usage") is True,

@@ -7,6 +7,7 @@ version that sampled it. A piece that a weight update cut short is kept and cont
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class EngineCalls:
     """The one HTTP client of a session server."""
 
     def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float) -> None:
-        """`retry_seconds`: how long a call may go without any progress; `call_seconds` bounds one attempt."""
+        """`call_seconds` bounds one attempt; `retry_seconds` the time from a first failure to giving up."""
         self._url = router_url.rstrip("/") + "/generate"
         self._retry_seconds = retry_seconds
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
@@ -80,7 +81,7 @@ class EngineCalls:
         Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
         """
         done = Generation()
-        deadline, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE
+        deadline, pause = math.inf, _FIRST_PAUSE
         while True:
             before = len(done.ids)
             try:
@@ -90,10 +91,11 @@ class EngineCalls:
                 done.retries += 1
                 _cover(done)
                 if len(done.ids) > before:
-                    deadline, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE
+                    deadline, pause = math.inf, _FIRST_PAUSE
                     continue
-                wait = max(pause, retry.after)
-                if time.monotonic() + wait > deadline:
+                wait, now = max(pause, retry.after), time.monotonic()
+                deadline = min(deadline, now + self._retry_seconds)
+                if now + wait > deadline:
                     raise upstream_failed(
                         f"no engine answered within {self._retry_seconds:g} s ({done.retries} attempts): {retry}"
                     ) from retry

@@ -113,12 +113,12 @@ class Service:
         session = self._session(session_id)
         prompt = self._place(session, request)
         started = time.monotonic()
-        stream = self._tito.stream(tools=request.tools, in_reasoning=prompt.suffix.opens_reasoning)
+        stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
         watcher = None if on_delta is None else _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
         generation = await self._generate(session, prompt, watcher)
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
-        reply = self._tito.parser.parse(text, tools=request.tools, in_reasoning=in_reasoning)
+        reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
         message = message_of(reply, [f"call_{uuid.uuid4().hex[:24]}" for _ in reply.tool_calls])
         output = Output(
             ids=np.asarray(generation.ids, np.int32),
