@@ -24,6 +24,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false WANDB_
 # ---- the recipe ------------------------------------------------------------------------------------------------
 TRAIN_TASKS=96 HELDOUT_TASKS=48 TRANSCRIPTS=1024
 CHANCE=0.25
+WARM_START_ARGS=(--warm-start-steps 300 --warm-start-batch 32 --warm-start-lr 3e-3)
 
 CKPT_ARGS=(--hf-checkpoint "$RUN_DIR/model" --save "$RUN_DIR/checkpoints" --save-interval 20)
 ROLLOUT_ARGS=(
@@ -65,7 +66,8 @@ prepare() {
   run python3 "$EXAMPLE/make_tasks.py" --out "$RUN_DIR/data" --train "$TRAIN_TASKS" --heldout "$HELDOUT_TASKS" --seed "$SEED"
   run python3 "$EXAMPLE/transcripts.py" --tasks "$RUN_DIR/data/train.jsonl" --out "$RUN_DIR/data/transcripts.jsonl" \
     --count "$TRANSCRIPTS" --seed "$SEED"
-  run miles-lite init-model --out "$RUN_DIR/model" --transcripts "$RUN_DIR/data/transcripts.jsonl" --seed "$SEED"
+  run miles-lite init-model --out "$RUN_DIR/model" --corpus "$RUN_DIR/data/transcripts.jsonl" \
+    --warm-start "$RUN_DIR/data/transcripts.jsonl" "${WARM_START_ARGS[@]}" --seed "$SEED"
   run touch "$stamp"
 }
 

@@ -95,10 +95,20 @@ sys.exit(alive < int(sys.argv[2]))
 PYTHON
 }
 
+# own_address NAME: the address Ray's head takes. A host name may stand for loopback on its own host, where no other
+# node would find it; then, and without a name, this host's first address is taken.
+own_address() {
+  local address=$1
+  case $address in
+    "" | *[!0-9.]*) address=$(getent ahostsv4 "${1:-localhost}" | awk '$1 !~ /^127\./ { print $1; exit }') ;;
+  esac
+  printf '%s\n' "${address:-$(hostname -I | cut -d' ' -f1)}"
+}
+
 run_head() {
   local hosts host head_args entrypoint
   take_common_args "$@"
-  MASTER_ADDR=${MASTER_ADDR:-$(hostname -I | cut -d' ' -f1)}
+  MASTER_ADDR=$(own_address "${MASTER_ADDR:-}")
   RAY_PORT=${RAY_PORT:-6379} RAY_DASHBOARD_PORT=${RAY_DASHBOARD_PORT:-8265}
   read -ra hosts <<<"${WORKER_HOSTS:-}"
   NUM_NODES=${NUM_NODES:-$((1 + ${#hosts[@]}))}

@@ -18,7 +18,7 @@ START_SECONDS = 120.0
 FINISH_SECONDS = 60.0
 
 AXES = {
-    ROLLOUT_STEP: ("rollout/*", "multi_turn/*", "passrate/*", "agent/*", "perf/*"),
+    ROLLOUT_STEP: ("rollout/*", "passrate/*", "agent/*", "session/*", "perf/*"),
     TRAIN_STEP: ("train/*",),
     EVAL_STEP: ("eval/*",),
 }

@@ -92,13 +92,12 @@ def zero_std(groups: Iterable[Group]) -> Metrics:
 
 
 def failure_metrics(groups: Sequence[Group]) -> Metrics:
-    """Rollouts that ended without a reward or with an error, and how many for which reason.
+    """Rollouts that ended without a reward, failed or aborted, and how many of the last two for which reason.
 
     The reason is what stands before the first colon of `Rollout.error`, as a word: "timeout: 600 s" is `timeout`.
     """
     rollouts = _rollouts(groups)
-    failed = [rollout for rollout in rollouts if rollout.status is Status.FAILED]
-    reasons = Counter(_reason(rollout) for rollout in failed)
+    reasons = Counter(_reason(rollout) for rollout in rollouts if rollout.status in (Status.FAILED, Status.ABORTED))
     return {
         **_present("rollout/none_reward_ratio", _share(_number(rollout.reward) is None for rollout in rollouts)),
         **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),

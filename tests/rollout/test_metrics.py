@@ -156,14 +156,14 @@ def test_failures_are_counted_by_reason() -> None:
         a_rollout(status=Status.FAILED, error="Timeout: 600 s", reward=None),
         a_rollout(status=Status.FAILED, error="timeout: 30 s", reward=None),
         a_rollout(status=Status.FAILED, error=None, reward=None),
-        a_rollout(status=Status.ABORTED, reward=None),
+        a_rollout(status=Status.ABORTED, error="timeout", reward=None),
         a_rollout(),
     )
     found = rollout_metrics([], groups)
     assert found["rollout/failed_ratio"] == pytest.approx(3 / 5)
     assert found["rollout/aborted_ratio"] == pytest.approx(1 / 5)
     assert found["rollout/none_reward_ratio"] == pytest.approx(4 / 5)
-    assert found["rollout/failed/count_timeout"] == 2
+    assert found["rollout/failed/count_timeout"] == 3
     assert found["rollout/failed/count_unknown"] == 1
 
 
