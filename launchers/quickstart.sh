@@ -22,36 +22,35 @@ EXAMPLE=examples/swe-agent
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false WANDB_SILENT=true
 
 # ---- the recipe ------------------------------------------------------------------------------------------------
-TRAIN_TASKS=96 HELDOUT_TASKS=48 TRANSCRIPTS=1024
 CHANCE=0.25
-WARM_START_ARGS=(--warm-start-steps 300 --warm-start-batch 32 --warm-start-lr 3e-3)
 
-CKPT_ARGS=(--hf-checkpoint "$RUN_DIR/model" --save "$RUN_DIR/checkpoints" --save-interval 20)
+CKPT_ARGS=(--hf-checkpoint "$RUN_DIR/data/model" --save "$RUN_DIR/checkpoints" --save-interval 12)
 ROLLOUT_ARGS=(
   --prompt-data "$RUN_DIR/data/train.jsonl"
   --rollout-shuffle
   --custom-agent-function-path "$EXAMPLE/agent.py:run"
-  --num-rollout 60
+  --num-rollout 36
   --rollout-batch-size 16
   --n-samples-per-prompt 8
-  --rollout-max-response-len 96
-  --rollout-max-context-len 2048
+  --rollout-max-response-len 64
+  --rollout-max-context-len 512
   --rollout-temperature 1.0
+  --tito-allowed-append-roles tool user
   --rollout-timeout 120
   --rollout-seed "$SEED"
 )
-EVAL_ARGS=(--eval-interval 20 --eval-prompt-data heldout "$RUN_DIR/data/heldout.jsonl" --n-samples-per-eval-prompt 2)
+EVAL_ARGS=(--eval-interval 12 --eval-prompt-data heldout "$RUN_DIR/data/heldout.jsonl" --n-samples-per-eval-prompt 2)
 PERF_ARGS=(
   --device cpu
   --actor-num-gpus-per-node 2
   --rollout-num-gpus 1
   --colocate
   --use-dynamic-batch-size
-  --max-tokens-per-gpu 8192
+  --max-tokens-per-gpu 4096
   --num-steps-per-rollout 2
 )
 GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
-OPTIMIZER_ARGS=(--lr 5e-4 --weight-decay 0.0 --adam-beta1 0.9 --adam-beta2 0.98 --clip-grad 1.0 --seed "$SEED")
+OPTIMIZER_ARGS=(--lr 1e-3 --lr-decay-style linear --lr-warmup-iters 10 --weight-decay 0.0 --adam-beta1 0.9 --adam-beta2 0.98 --clip-grad 1.0 --seed "$SEED")
 SGLANG_ARGS=(--sglang-server-concurrency 64)
 WANDB_ARGS=(--use-wandb --wandb-mode offline --wandb-project miles_lite --wandb-group quickstart)
 MISC_ARGS=(--run-dir "$RUN_DIR" --reward-chance "$CHANCE")
@@ -59,15 +58,11 @@ MISC_ARGS=(--run-dir "$RUN_DIR" --reward-chance "$CHANCE")
 
 # Everything the training starts from. The model of one seed is not another's.
 prepare() {
-  local stamp="$RUN_DIR/model/.seed-$SEED"
-  [[ -f "$stamp" ]] && { say "model and tasks of seed $SEED are in $RUN_DIR"; return 0; }
+  local stamp="$RUN_DIR/data/.seed-$SEED"
+  [[ -f "$stamp" ]] && { say "model and tasks of seed $SEED are in $RUN_DIR/data"; return 0; }
+  run rm -rf "$RUN_DIR/data"
   run mkdir -p "$RUN_DIR"
-  run rm -f "$RUN_DIR"/model/.seed-*
-  run python3 "$EXAMPLE/make_tasks.py" --out "$RUN_DIR/data" --train "$TRAIN_TASKS" --heldout "$HELDOUT_TASKS" --seed "$SEED"
-  run python3 "$EXAMPLE/transcripts.py" --tasks "$RUN_DIR/data/train.jsonl" --out "$RUN_DIR/data/transcripts.jsonl" \
-    --count "$TRANSCRIPTS" --seed "$SEED"
-  run miles-lite init-model --out "$RUN_DIR/model" --corpus "$RUN_DIR/data/transcripts.jsonl" \
-    --warm-start "$RUN_DIR/data/transcripts.jsonl" "${WARM_START_ARGS[@]}" --seed "$SEED"
+  run python3 "$EXAMPLE/prepare.py" --out "$RUN_DIR/data" --seed "$SEED"
   run touch "$stamp"
 }
 

@@ -92,6 +92,7 @@ class Run:
         self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
         starting = self._manager.start.remote()
         first = self._start_trainer() if self._train else 0
+        self._open_log(resumed=first > 0)
         info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)
         log.info("router %s, sessions %s, engines %s", info["router_url"], info["session_urls"], info["engine_urls"])
         self.num_rollout = config.rollouts.num_rollout or info["rollouts_per_epoch"] * (config.rollouts.num_epoch or 1)
@@ -99,7 +100,6 @@ class Run:
             assert config.checkpoint.load is not None
             self._call("load", config.checkpoint.load, first - 1)
             self._trained = self._saved = first - 1
-        self._open_log(resumed=first > 0)
         self._progress = Progress(steps=self.num_rollout, done=first)
         self._progress.__enter__()
         return first
@@ -163,7 +163,9 @@ class Run:
         self._trained = rollout_id
         ended = time.time()
         self._busy.append((began, ended))
-        self._log(metrics | {names.TRAIN_TIME: ended - began}, rollout_id, names.TRAIN_STEP)
+        times = {name: value for name, value in metrics.items() if name.startswith("perf/")}
+        self._log(times | {names.TRAIN_TIME: ended - began}, rollout_id, names.ROLLOUT_STEP)
+        self._log({name: metrics[name] for name in metrics.keys() - times.keys()}, rollout_id, names.TRAIN_STEP)
 
     def sync(self, version: int) -> None:
         """Export the trainer's weights and bring every engine to `version`."""

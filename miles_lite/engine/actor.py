@@ -22,6 +22,7 @@ from miles_lite.engine.sglang_flags import known_options
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.engine.weights import EngineError, WeightUpdate, freeze_gc, update_from_disk
 from miles_lite.errors import UserError
+from miles_lite.net import bracketed, reachable
 
 logger = logging.getLogger(__name__)
 ROUTER_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
@@ -89,7 +90,7 @@ class EngineActor:
             argv = command(spec, place, known=known_options())
             self._server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))
             info = EngineInfo(
-                url=f"http://{_bracketed(spec.advertise_host)}:{place.port}",
+                url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",
                 worker_type=spec.worker_type,
                 bootstrap_port=place.bootstrap_port,
                 pid=self._server.pid,
@@ -136,7 +137,7 @@ class EngineActor:
     def _local_url(self, info: EngineInfo) -> str:
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
         host = everywhere.get(self._spec.bind_host, self._spec.bind_host)
-        return f"http://{_bracketed(host)}:{info.url.rsplit(':', 1)[1]}"
+        return f"http://{bracketed(host)}:{info.url.rsplit(':', 1)[1]}"
 
     def _headers(self) -> dict[str, str]:
         arguments = self._spec.sglang_args
@@ -173,7 +174,3 @@ def _first_gpu() -> int | None:
     """The first GPU that Ray gave this actor; None: all are visible and SGLang starts with the first."""
     assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     return min(int(gpu) for gpu in assigned) if assigned else None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -24,7 +24,7 @@ from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.hooks import load_hook
-from miles_lite.rollout.metrics import eval_metrics, rollout_metrics
+from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.placement import Layout
 from miles_lite.rollout.stack import Stack, StackOptions, end_actor, named_actor, started
 from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
@@ -110,6 +110,8 @@ class RolloutManager:
         step = await self._generator.run(self._check_alive)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
+        if self._config.logging.log_passrate:
+            metrics |= passrate_metrics(step.groups)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         metrics["rollout/engine_restarts"] = float(self._stack.engine_restarts)
         metrics["perf/rollout_time"] = time.time() - began

@@ -162,6 +162,9 @@ class Stack:
                 port=None if first_port is None else first_port + index,
                 options=options.session,
                 context_length=self._context,
+                call_seconds=options.engines.router_timeout,
+                reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
+                tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
             self._sessions.append(named_actor(SessionActor, f"session-{index}", num_cpus=0).remote(spec))
         starts = (started(actor, "a session server", SERVICE_START_TIMEOUT) for actor in self._sessions)

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from miles_lite.errors import UserError
+from miles_lite.net import bracketed, reachable
 from miles_lite.router.placement import Placement
 from miles_lite.router.proxy import Limits, Proxy, failure
 from miles_lite.router.registry import Registry, Worker, parse_worker
@@ -144,7 +145,7 @@ async def start_app(router: Router, spec: RouterSpec) -> tuple[web.AppRunner, st
             f"the router cannot listen on {spec.bind_host}:{spec.port}: {error.strerror or error}.\n"
             "  End the process that uses the port, choose another with --sglang-router-port, or leave it out."
         ) from error
-    host = f"[{spec.advertise_host}]" if ":" in spec.advertise_host else spec.advertise_host
+    host = bracketed(reachable(spec.advertise_host))
     return runner, f"http://{host}:{runner.addresses[0][1]}"
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from miles_lite import config
 from miles_lite.errors import UserError
+from miles_lite.net import bracketed, reachable
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
 from miles_lite.session.match import matcher_named
@@ -72,7 +73,7 @@ class SessionServer:
         except BaseException:
             await self.stop()
             raise
-        return f"http://{spec.advertise_host}:{listener.getsockname()[1]}"
+        return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
 
     async def stop(self) -> None:
         await self._stack.aclose()
