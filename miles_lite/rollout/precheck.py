@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miles_lite.config import Config
+from miles_lite.engine.sglang_flags import check_options, known_options
 from miles_lite.errors import UserError
 from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
 from miles_lite.rollout.model import check_model_folder, context_length
@@ -13,7 +14,7 @@ from miles_lite.tito import Tito
 
 
 def check_inputs(config: Config) -> None:
-    """Model folder, chat template, prompt files, prompt lengths, hook files. Raises UserError at the first flaw."""
+    """Model folder, template, prompts and their lengths, hook files, SGLang flags. Raises UserError at the first flaw."""
     model = check_model_folder(config.checkpoint.hf_checkpoint)
     limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
@@ -24,6 +25,7 @@ def check_inputs(config: Config) -> None:
     rule = config.rollouts.rm_type
     if rule is not None and rule not in BUILT_IN:
         raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
+    check_options(config.engines.sglang_args, known_options())
     tito = Tito.load(model, append_roles=config.session.tito_allowed_append_roles)
 
     def count(prompt: Prompt) -> int:
