@@ -14,7 +14,7 @@ from miles_lite.tito import Tito
 
 
 def check_inputs(config: Config) -> None:
-    """Model folder, template, prompts and their lengths, hook files, SGLang flags. Raises UserError at the first flaw."""
+    """Model folder, template, prompts and their lengths, hook files, SGLang flags. Raises UserError at a flaw."""
     model = check_model_folder(config.checkpoint.hf_checkpoint)
     limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
