@@ -23,7 +23,9 @@ def make_config(model: Path, *flags: str) -> Config:
 
 def make_sample(random: np.random.Generator, *, prompt: int, turns: int = 1, vocabulary: int = 280) -> Sample:
     """A sample of several turns: prompt, then sampled and observed stretches in turn."""
-    mask = np.concatenate([np.zeros(prompt), *[np.r_[np.ones(random.integers(2, 9)), np.zeros(3)] for _ in range(turns)]])
+    mask = np.concatenate(
+        [np.zeros(prompt), *[np.r_[np.ones(random.integers(2, 9)), np.zeros(3)] for _ in range(turns)]]
+    )
     trained = mask == 1
     size = len(mask)
     return Sample(
@@ -37,7 +39,9 @@ def make_sample(random: np.random.Generator, *, prompt: int, turns: int = 1, voc
 
 def make_samples(seed: int, count: int) -> list[Sample]:
     random = np.random.default_rng(seed)
-    return [make_sample(random, prompt=int(random.integers(3, 30)), turns=int(random.integers(1, 4))) for _ in range(count)]
+    return [
+        make_sample(random, prompt=int(random.integers(3, 30)), turns=int(random.integers(1, 4))) for _ in range(count)
+    ]
 
 
 def make_batch(
