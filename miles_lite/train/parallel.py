@@ -98,11 +98,11 @@ class Sharded:
         for module in (*layers, policy):
             sharded = fully_shard(module, mesh=self._mesh, mp_policy=self._precision)
             sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
 
     def rounds(self, passes: Sequence[int]) -> list[int]:
         most = torch.tensor(list(passes), dtype=torch.int64)
-        all_reduce(most, maximum=True)
-        return [int(count) for count in most]
+        return [int(count) for count in all_reduce(most, maximum=True)]
 
     def zero_grad(self, policy: Policy) -> None:
         policy.zero_grad(set_to_none=True)
@@ -122,8 +122,9 @@ def trainable(policy: Policy) -> Iterable[nn.Parameter]:
 
 
 def all_reduce(values: Tensor, *, maximum: bool = False) -> Tensor:
-    """Sum (or maximum) of a small CPU tensor over ranks, in place."""
-    dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+    """Sum (or maximum) of a small CPU tensor over ranks, in place; all ranks give the same shape."""
+    if values.numel():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
     return values
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from miles_lite.config import Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Batch, Sample
 from miles_lite.train.learner import PASS_TOKENS
-from miles_lite.train.packing import forward_passes
+from miles_lite.train.packing import Packed, forward_passes
 from miles_lite.train.policy import Policy, import_transformers, load_model
 from miles_lite.train.schedule import learning_rate
 from miles_lite.train.transcripts import encode_transcript, read_transcripts
@@ -57,7 +58,7 @@ def warm_start(
     """
     begin = time.perf_counter()
     folder = Path(model_dir)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     policy = Policy(load_model(folder))
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
@@ -67,14 +68,14 @@ def warm_start(
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     losses = []
     tokens = 0
-    for step, chosen in zip(range(steps), draws(len(samples), batch, seed=seed), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options, total=steps)
-        optimizer.zero_grad()
-        losses.append(backward(policy, [samples[index] for index in chosen]))
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        tokens += sum(len(samples[index]) for index in chosen)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for step, chosen in zip(range(steps), draws(len(samples), batch, seed=seed), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, options, total=steps)
+            losses.append(backward(policy, [samples[index] for index in chosen], pool, threads=threads))
+            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            tokens += sum(len(samples[index]) for index in chosen)
     replace_weights(policy, folder)
     return WarmStart(
         first_loss=float(np.mean(losses[:REPORTED])),
@@ -84,21 +85,34 @@ def warm_start(
     )
 
 
-def backward(policy: Policy, samples: list[Sample]) -> float:
-    """Accumulate the gradient of the mean negative log-likelihood of all trained tokens, and return it."""
-    size = len(samples)
-    trained = sum(sample.trained_tokens for sample in samples)
-    packable = Batch(
-        0, samples, np.ones(size, np.float32), np.full(size, trained, np.float32), [[list(range(size))]], [1]
-    )
+def backward(policy: Policy, samples: list[Sample], pool: ThreadPoolExecutor, *, threads: int) -> float:
+    """Set the gradient of the mean negative log-likelihood of all trained tokens, and return that mean.
+
+    The forward passes are shared out over threads, each with one core and gradients of its own: for a small model that
+    beats several cores on each operation.
+    """
+    size, trained = len(samples), sum(sample.trained_tokens for sample in samples)
+    batch = Batch(0, samples, np.ones(size), np.full(size, trained), [[list(range(size))]], [1])
+    denominators = np.full(size, float(trained))
+    passes = forward_passes(batch, range(size), denominators=denominators, limit=PASS_TOKENS["cpu"] // threads)
+    shares = [passes[first::threads] for first in range(min(threads, len(passes)))]
+    results = list(pool.map(lambda share: gradients(policy, share), shares))
+    for parameter, *pieces in zip(policy.parameters(), *(each for _, each in results), strict=True):
+        parameter.grad = torch.stack(pieces).sum(0) if len(pieces) > 1 else pieces[0]
+    return sum(loss for loss, _ in results)
+
+
+def gradients(policy: Policy, passes: Sequence[Packed]) -> tuple[float, list[Tensor]]:
+    """The summed loss of some forward passes and its gradients, in the order of the policy's parameters."""
+    parameters = list(policy.parameters())
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     total = 0.0
-    for packed in forward_passes(
-        packable, range(size), denominators=np.full(size, float(trained)), limit=PASS_TOKENS["cpu"]
-    ):
+    for packed in passes:
         loss = -(policy(packed)[0] @ packed.weights)
-        torch.autograd.backward(loss)
+        for each, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
+            each.add_(gradient)
         total += float(loss.detach())
-    return total
+    return total, sums
 
 
 def draws(size: int, batch: int, *, seed: int) -> Iterator[list[int]]:

@@ -1,0 +1,94 @@
+"""Checkpoints are complete or absent, and continue bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miles_lite.errors import UserError
+from miles_lite.sample import Batch
+from miles_lite.train import checkpoint
+from miles_lite.train.weights import copy_tokenizer, write_folder
+from tests.train.helpers import make_batch, make_samples
+from tests.train.test_learner import learner, parameters
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+FLAGS = ("--lr-decay-style", "cosine", "--lr-warmup-iters", "2")
+
+
+def step(seed: int) -> Batch:
+    return make_batch(make_samples(seed, 4), [1, -1, 0.5, -0.5], steps=[[[0, 1]], [[2, 3]]], rollouts=[2, 2])
+
+
+def test_a_resumed_run_continues_bit_for_bit(model_dir: Path, tmp_path: Path) -> None:
+    straight = learner(model_dir, *FLAGS)
+    straight.train(step(0))
+    checkpoint.save(straight, tmp_path, iteration=7)
+    draws = (torch.rand(2), np.random.rand(2))
+    expected = straight.train(step(1))
+    resumed = learner(model_dir, *FLAGS)
+    assert checkpoint.load(resumed, tmp_path) == 7
+    assert torch.equal(torch.rand(2), draws[0])
+    assert np.array_equal(np.random.rand(2), draws[1])
+    metrics = resumed.train(step(1))
+    assert torch.equal(parameters(resumed), parameters(straight))
+    assert resumed.updates == straight.updates == 4
+    assert {k: v for k, v in metrics.items() if "perf" not in k} == {
+        k: v for k, v in expected.items() if "perf" not in k
+    }
+
+
+def test_what_a_killed_save_leaves_is_ignored_and_replaced(model_dir: Path, tmp_path: Path) -> None:
+    trainer = learner(model_dir)
+    trainer.train(step(0))
+    checkpoint.save(trainer, tmp_path, iteration=1)
+    torn = tmp_path / ".iter_0000002.partial"
+    torn.mkdir()
+    (torn / "rng_00000.pt").write_bytes(b"half")
+    assert checkpoint.latest_iteration(tmp_path) == 1
+    checkpoint.save(trainer, tmp_path, iteration=2)
+    checkpoint.save(trainer, tmp_path, iteration=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iter_0000001",
+        "iter_0000002",
+        "latest_checkpointed_iteration.txt",
+    ]
+    assert checkpoint.load(learner(model_dir), tmp_path) == 2
+
+
+def test_a_folder_without_checkpoint_is_no_error_but_a_broken_one_is(model_dir: Path, tmp_path: Path) -> None:
+    assert checkpoint.load(learner(model_dir), tmp_path / "absent") is None
+    (tmp_path / checkpoint.LATEST).write_text("3\n")
+    with pytest.raises(UserError, match=r"names iteration 3, but .*iter_0000003 does not exist"):
+        checkpoint.latest_iteration(tmp_path)
+    (tmp_path / checkpoint.LATEST).write_text("release")
+    with pytest.raises(UserError, match="expected an iteration number"):
+        checkpoint.latest_iteration(tmp_path)
+
+
+def test_exported_weights_load_in_transformers(model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer = learner(model_dir)
+    for seed in range(2):
+        trainer.train(step(seed))
+        state = trainer.strategy.full_state(trainer.policy)
+        write_folder(trainer.policy.model, state, tmp_path / "out", dtype=torch.float32)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(load_file(model_dir / "model.safetensors"))
+    copy_tokenizer(model_dir, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|im_end|>"
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, trainer.policy.model.state_dict()[name]), name
+
+
+def test_export_in_half_precision(model_dir: Path, tmp_path: Path) -> None:
+    model = learner(model_dir).policy.model
+    write_folder(model, model.state_dict(), tmp_path / "half", dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}

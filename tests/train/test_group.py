@@ -1,0 +1,75 @@
+"""The group on a real Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from miles_lite.config import Config
+from miles_lite.errors import UserError
+from miles_lite.train.group import TrainError, TrainGroup
+from miles_lite.train.policy import load_model
+from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.test_packing import naive_logprobs
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:
+    group = TrainGroup(config, strategies=["DEFAULT"] * 2, slot_share=0.5, device="cpu", run_dir=run_dir)
+    try:
+        return group, group.start(120)
+    except BaseException:
+        group.stop()
+        raise
+
+
+def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path, tmp_path: Path) -> None:
+    saved = str(tmp_path / "checkpoints")
+    config = make_config(model_dir, "--save", saved, "--load", saved, "--lr", "1e-2")
+    samples = make_samples(11, 6)
+    signs = [1, -1, 1, -1, 1, -1]
+    halves = [make_batch(samples[:3], signs[:3], rollouts=[6]), make_batch(samples[3:], signs[3:], rollouts=[6])]
+    group, first = start(config, tmp_path)
+    assert first == 0
+    for _ in range(3):
+        metrics = group.train([halves[0], ray.put(halves[1])])
+    group.save(2)
+    assert group.export_weights(tmp_path / "weights") > 0
+    group.stop()
+    group.stop()
+    assert {"train/loss", "train/grad_norm", "train/lr", "perf/actor_train_tok_per_s"} <= set(metrics)
+    models = [load_model(folder) for folder in (model_dir, tmp_path / "weights")]
+    with torch.no_grad():
+        before, after = ([naive_logprobs(model, sample).sum().item() for sample in samples] for model in models)
+    assert [np.sign(b - a) for a, b in zip(before, after, strict=True)] == signs
+
+    group, first = start(config, tmp_path)
+    assert first == 3
+    os.kill(ray.get(group._workers[1].whereabouts.remote())[1], signal.SIGKILL)
+    with pytest.raises(TrainError, match="train rank 1 died while training"):
+        group.train(halves)
+    group.stop()
+
+
+def test_a_users_mistake_reaches_the_driver_as_it_is(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model in"):
+        start(make_config(tmp_path / "absent"), tmp_path)
+    config = make_config(model_dir, "--lr-decay-style", "linear", "--num-epoch", "1")
+    config = type(config)(**{**vars(config), "rollouts": type(config.rollouts)(rollout_batch_size=2, num_epoch=1)})
+    with pytest.raises(UserError, match="--lr-decay-style linear needs --num-rollout"):
+        TrainGroup(config, strategies=[], slot_share=0.5, device="cpu", run_dir=tmp_path)

@@ -1,0 +1,139 @@
+"""One rank's training: what the loss is, and what it does not depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miles_lite.errors import UserError
+from miles_lite.sample import Batch
+from miles_lite.train.learner import Learner
+from miles_lite.train.worker import build_learner
+from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.test_packing import naive_logprobs
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+def learner(model_dir: Path, *flags: str) -> Learner:
+    return build_learner(make_config(model_dir, *flags), device=torch.device("cpu"))
+
+
+def gradient(learner: Learner) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in learner.policy.parameters()])
+
+
+def parameters(learner: Learner) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in learner.policy.parameters()])
+
+
+def test_loss_is_the_mean_over_rollouts_of_token_means(model_dir: Path) -> None:
+    samples = make_samples(0, 4)
+    advantages = [1.0, -0.5, 0.25, 2.0]
+    batch = make_batch(samples, advantages, rollouts=[3])
+    shared = samples[0].trained_tokens + samples[1].trained_tokens
+    batch.rollout_tokens[:2] = shared
+    trainer = learner(model_dir, "--clip-grad", "0")
+    logprobs = [naive_logprobs(trainer.policy.model, sample) for sample in samples]
+    tokens = [shared, shared, samples[2].trained_tokens, samples[3].trained_tokens]
+    parts = zip(logprobs, advantages, tokens, strict=True)
+    loss = sum(-(lp * advantage).sum() / count for lp, advantage, count in parts) / 3
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trainer.policy.parameters()))])
+    metrics = trainer.train(batch)
+    torch.testing.assert_close(gradient(trainer), expected, atol=1e-5, rtol=1e-4)
+    assert metrics["train/grad_norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
+    counts = [sample.trained_tokens for sample in samples]
+    surrogate = -sum(a * n / t for a, n, t in zip(advantages, counts, tokens, strict=True)) / 3
+    assert metrics["train/loss"] == metrics["train/pg_loss"] == pytest.approx(surrogate, abs=1e-5)
+    gaps = torch.cat(logprobs).detach() - torch.tensor(np.concatenate([s.logprobs[s.loss_mask == 1] for s in samples]))
+    assert metrics["train/train_rollout_logprob_abs_diff"] == pytest.approx(gaps.abs().mean().item(), abs=1e-4)
+    assert metrics["train/train_rollout_logprob_abs_diff_max"] == pytest.approx(gaps.abs().max().item(), abs=1e-4)
+    assert metrics["train/ppo_kl"] == 0
+    assert metrics["train/ess_ratio"] == pytest.approx(1)
+
+
+def test_per_token_loss_is_the_mean_over_tokens(model_dir: Path) -> None:
+    samples = make_samples(1, 3)
+    metrics = learner(model_dir, "--calculate-per-token-loss").train(make_batch(samples, [1.0, 0.0, 2.0]))
+    counts = [sample.trained_tokens for sample in samples]
+    assert metrics["train/loss"] == pytest.approx(-(counts[0] + 2 * counts[2]) / sum(counts), abs=1e-5)
+
+
+@pytest.mark.parametrize("flags", [(), ("--calculate-per-token-loss",), ("--entropy-coef", "0.1", "--use-tis")])
+def test_micro_batches_do_not_change_the_gradient(model_dir: Path, flags: tuple[str, ...]) -> None:
+    samples = make_samples(2, 6)
+    advantages = np.linspace(-1, 1, 6)
+    gradients = []
+    for micro_batches in ([[0, 1, 2, 3, 4, 5]], [[5], [3, 1], [], [0, 4, 2]], [[0], [1], [2], [3], [4], [5]]):
+        trainer = learner(model_dir, "--use-kl-loss", "--kl-loss-coef", "0.1", *flags)
+        trainer.train(make_batch(samples, advantages, steps=[micro_batches]))
+        gradients.append(gradient(trainer))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def two_steps(seed: int = 3) -> Batch:
+    return make_batch(make_samples(seed, 4), [1, -1, 1, -1], steps=[[[0, 1]], [[2, 3]]], rollouts=[2, 2])
+
+
+def test_later_steps_are_clipped_against_the_policy_before_the_first(model_dir: Path) -> None:
+    trainer = learner(model_dir, "--lr", "0.1")
+    before = torch.cat([naive_logprobs(trainer.policy.model, sample) for sample in two_steps().samples[2:]]).detach()
+    steps = trainer._prepare(two_steps())
+    trainer._recompute(steps)
+    assert steps[0][0].old is None
+    old = torch.cat([each.old for each in steps[1]])
+    assert sorted(old.tolist()) == pytest.approx(sorted(before.tolist()), abs=1e-5)
+    metrics = trainer.train(two_steps())
+    assert metrics["train/pg_clipfrac"] > 0
+    assert metrics["train/ess_ratio"] < 1
+    assert trainer.updates == 2
+
+
+def test_rollout_logprobs_may_be_the_old_ones(model_dir: Path) -> None:
+    metrics = learner(model_dir, "--use-rollout-logprobs").train(two_steps())
+    assert metrics["train/ppo_kl"] != 0
+    assert metrics["train/train_rollout_logprob_abs_diff"] > 0
+
+
+def test_kl_to_itself_is_zero_and_tis_weighs_the_engine_in(model_dir: Path) -> None:
+    batch = make_batch(make_samples(4, 2), [1, 1])
+    metrics = learner(model_dir, "--use-kl-loss", "--kl-loss-type", "low_var_kl", "--use-tis").train(batch)
+    assert metrics["train/kl_loss"] == pytest.approx(0, abs=1e-6)
+    assert metrics["train/tis"] != pytest.approx(1, abs=1e-3)
+
+
+def test_clipping_scales_the_gradient(model_dir: Path) -> None:
+    batch = make_batch(make_samples(5, 2), [50, 50])
+    trainer = learner(model_dir, "--clip-grad", "0.5")
+    assert trainer.train(batch)["train/grad_norm"] > 0.5
+    assert float(gradient(trainer).norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_broken_gradient_changes_nothing_and_says_so(model_dir: Path) -> None:
+    trainer = learner(model_dir)
+    before = parameters(trainer)
+    with pytest.raises(UserError, match="gradient norm is nan at update 0"):
+        trainer.train(make_batch(make_samples(6, 1), [float("nan")]))
+    assert torch.equal(parameters(trainer), before)
+
+
+def test_no_samples_and_no_steps(model_dir: Path) -> None:
+    trainer = learner(model_dir)
+    assert trainer.train(make_batch([], [], steps=[[[]]], rollouts=[0]))["train/loss"] == 0
+    assert trainer.train(make_batch([], [], steps=[], rollouts=[]))["train/grad_norm"] == 0
+    assert trainer.updates == 1
+
+
+def test_reinforcement_raises_good_and_lowers_bad(model_dir: Path) -> None:
+    samples = make_samples(7, 4)
+    trainer = learner(model_dir, "--lr", "1e-2")
+    model = trainer.policy.model
+    before = [naive_logprobs(model, sample).sum().item() for sample in samples]
+    for _ in range(3):
+        trainer.train(make_batch(samples, [1, -1, 1, -1]))
+    after = [naive_logprobs(model, sample).sum().item() for sample in samples]
+    assert [np.sign(b - a) for a, b in zip(before, after, strict=True)] == [1, -1, 1, -1]

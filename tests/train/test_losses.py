@@ -1,0 +1,75 @@
+"""Losses against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miles_lite.train import losses
+
+
+def t(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def test_log_ratio_is_clamped() -> None:
+    assert losses.log_ratio(t(0.0, -50.0, -1.0), t(-30.0, 0.0, -1.5)).tolist() == [20.0, -20.0, 0.5]
+
+
+def test_clipped_policy_loss() -> None:
+    logratio = t(math.log(1.5), math.log(1.5), math.log(0.5), math.log(0.5), 0.0)
+    loss, clipped = losses.clipped_policy_loss(logratio, t(1, -1, 1, -1, 2), eps_clip=0.2, eps_clip_high=0.28)
+    assert torch.allclose(loss, t(-1.28, 1.5, -0.5, 0.8, -2.0))
+    assert clipped.tolist() == [1, 0, 0, 1, 0]
+
+
+def test_upper_clip_defaults_to_the_lower() -> None:
+    loss, _ = losses.clipped_policy_loss(t(1.0), t(1.0), eps_clip=0.2)
+    assert torch.allclose(loss, t(-1.2))
+
+
+def test_dual_clip_bounds_negative_advantages_only() -> None:
+    loss, _ = losses.clipped_policy_loss(t(math.log(9), math.log(9)), t(-1, 1), eps_clip=0.2, eps_clip_c=3.0)
+    assert torch.allclose(loss, t(3.0, -1.2))
+
+
+def test_no_gradient_flows_through_a_clipped_token() -> None:
+    logratio = t(math.log(1.5), 0.0).requires_grad_()
+    losses.clipped_policy_loss(logratio, t(1, 1), eps_clip=0.2)[0].sum().backward()
+    assert torch.allclose(logratio.grad, t(0.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5), ("low_var_kl", math.exp(-0.5) - 0.5)],
+)
+def test_kl_estimators(kind: losses.KLType, expected: float) -> None:
+    assert losses.kl_estimate(t(-1.0), t(-1.5), kind=kind).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_low_var_kl_is_clamped() -> None:
+    assert losses.kl_estimate(t(-40.0, 0.0), t(0.0, -40.0), kind="low_var_kl").tolist() == [10.0, 10.0]
+
+
+@given(st.floats(-15, 0), st.floats(-15, 0))
+def test_k2_and_k3_are_never_negative(new: float, reference: float) -> None:
+    for kind in ("k2", "k3", "low_var_kl"):
+        assert losses.kl_estimate(t(new), t(reference), kind=kind).item() >= -1e-6
+
+
+def test_truncated_importance() -> None:
+    weights, clipped = losses.truncated_importance(
+        t(-1.0, -1.0, -1.0), t(-1.0, -1.0 - math.log(3), -1.0 + math.log(4)), low=0.5, high=2.0
+    )
+    assert torch.allclose(weights, t(1.0, 2.0, 0.5))
+    assert clipped.tolist() == [0, 1, 1]
+
+
+def test_effective_sample_ratio_is_per_sample() -> None:
+    logratio = t(0, 0, math.log(3), 0)
+    ratio = losses.effective_sample_ratio(logratio, torch.tensor([0, 0, 1, 1]), count=3)
+    assert torch.allclose(ratio, t(1.0, 16 / (2 * 10), 1.0))
