@@ -50,7 +50,7 @@ PERF_ARGS=(
   --num-steps-per-rollout 2
 )
 GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
-OPTIMIZER_ARGS=(--lr 1e-3 --lr-decay-style linear --lr-warmup-iters 10 --weight-decay 0.0 --adam-beta1 0.9 --adam-beta2 0.98 --clip-grad 1.0 --seed "$SEED")
+OPTIMIZER_ARGS=(--lr 1e-3 --lr-decay-style linear --lr-warmup-iters 20 --weight-decay 0.0 --adam-beta1 0.9 --adam-beta2 0.98 --clip-grad 1.0 --seed "$SEED")
 SGLANG_ARGS=(--sglang-server-concurrency 64)
 WANDB_ARGS=(--use-wandb --wandb-mode offline --wandb-project miles_lite --wandb-group quickstart)
 MISC_ARGS=(--run-dir "$RUN_DIR" --reward-chance "$CHANCE")
