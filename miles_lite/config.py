@@ -211,8 +211,13 @@ class Logging:
     wandb_group: str | None = option(None, help="wandb group")
     wandb_mode: Literal["online", "offline", "disabled"] = option("online", help="offline writes into the run folder")
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
+    reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")
     ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.run_dir).expanduser().resolve()
 
 
 GROUPS: dict[str, type] = {
@@ -249,12 +254,12 @@ class Config:
         """Rollouts per optimizer step."""
         total = self.rollouts.rollout_batch_size * self.rollouts.n_samples_per_prompt
         if self.algorithm.num_steps_per_rollout:
-            return total // self.algorithm.num_steps_per_rollout
+            return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.logging.run_dir).expanduser().resolve()
+        return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -269,8 +274,11 @@ class Config:
     def _rules(self) -> list[tuple[bool, str]]:
         roll, algo, topo = self.rollouts, self.algorithm, self.topology
         total = roll.rollout_batch_size * roll.n_samples_per_prompt
-        steps = algo.num_steps_per_rollout
-        over = roll.over_sampling_batch_size
+        product = f"{total} rollouts (batch size x samples per prompt)"
+        steps, batch = algo.num_steps_per_rollout, self.global_batch_size
+        over, evaluation = roll.over_sampling_batch_size, self.evaluation
+        per_engine = topo.rollout_num_gpus_per_engine
+        roles = {"tool", "user", "system", "assistant"}
         return [
             (
                 min(roll.rollout_batch_size, roll.n_samples_per_prompt) < 1,
@@ -285,20 +293,17 @@ class Config:
                 f"--over-sampling-batch-size {over} is below --rollout-batch-size {roll.rollout_batch_size}",
             ),
             (
-                steps is not None and (steps < 1 or total % max(steps, 1) != 0),
-                f"--num-steps-per-rollout {steps} does not divide {total} rollouts (batch size x samples per prompt)",
+                batch < 1 or total % batch != 0 or (steps is not None and batch * steps != total),
+                f"--global-batch-size {batch} or --num-steps-per-rollout {steps} does not divide {product}",
             ),
             (
-                steps is not None and algo.global_batch_size not in (None, total // max(steps or 1, 1)),
+                steps is not None and algo.global_batch_size not in (None, batch),
                 "--global-batch-size contradicts --num-steps-per-rollout: give one of them",
             ),
             (
-                total % self.global_batch_size != 0,
-                f"--global-batch-size {self.global_batch_size} does not divide {total} rollouts (batch size x samples per prompt)",
-            ),
-            (
                 algo.use_rollout_logprobs and algo.use_tis,
-                "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs there is nothing to correct",
+                "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
+                "to correct",
             ),
             (
                 algo.use_dynamic_batch_size and algo.max_tokens_per_gpu is None,
@@ -313,20 +318,18 @@ class Config:
                 self.checkpoint.save_interval is not None and self.checkpoint.save is None,
                 "--save-interval needs --save",
             ),
+            (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
             (
-                len(self.evaluation.eval_prompt_data) % 2 != 0,
-                "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]",
-            ),
-            (
-                self.evaluation.eval_interval is not None and not self.evaluation.eval_prompt_data,
+                evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
                 "--eval-interval needs --eval-prompt-data",
             ),
             (
-                topo.rollout_slots % topo.rollout_num_gpus_per_engine != 0,
-                f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {topo.rollout_num_gpus_per_engine}",
+                topo.rollout_slots % per_engine != 0,
+                f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine "
+                f"{per_engine}",
             ),
             (
-                not {"tool", "user", "system", "assistant"}.issuperset(self.session.tito_allowed_append_roles),
+                not roles.issuperset(self.session.tito_allowed_append_roles),
                 "--tito-allowed-append-roles: only tool, user, system and assistant exist",
             ),
         ]
@@ -344,6 +347,6 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     parser = build_parser(prog)
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
-    groups = {name: take_group(namespace, group) for name, group in GROUPS.items()}
+    groups: dict[str, Any] = {name: take_group(namespace, group) for name, group in GROUPS.items()}
     groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang)
     return Config(**groups).check(), leftovers

@@ -8,3 +8,9 @@ class UserError(ValueError):
 
     The CLI prints the message alone and exits with 2; any other exception is a bug and keeps its traceback.
     """
+
+
+def plain(error: BaseException) -> BaseException:
+    """The exception itself: Ray wraps what an actor raised into one that carries the remote traceback as its text."""
+    cause = getattr(error, "cause", None)
+    return plain(cause) if isinstance(cause, BaseException) else error

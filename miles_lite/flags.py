@@ -29,12 +29,22 @@ PARALLEL_SIZES = (
 """Megatron flags that are accepted with the value 1 and refused above: that parallelism does not exist here yet."""
 
 SHAPE_FLAGS = frozenset(
-    ["num-layers", "hidden-size", "ffn-hidden-size", "num-attention-heads", "group-query-attention", "num-query-groups", "kv-channels", "qk-layernorm", "swiglu", "normalization", "norm-epsilon", "rotary-base", "rotary-percent", "vocab-size", "disable-bias-linear", "add-qkv-bias", "untie-embeddings-and-output-weights", "use-rotary-position-embeddings", "position-embedding-type", "make-vocab-size-divisible-by", "max-position-embeddings", "seq-length", "num-experts", "moe-ffn-hidden-size", "moe-router-topk", "moe-shared-expert-intermediate-size", "moe-layer-freq", "moe-grouped-gemm", "moe-token-dispatcher-type", "moe-router-load-balancing-type", "moe-aux-loss-coeff", "moe-router-score-function", "moe-router-dtype", "moe-permute-fusion", "moe-router-enable-expert-bias", "moe-router-bias-update-rate", "moe-router-pre-softmax", "moe-enable-deepep"]
+    """num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention num-query-groups kv-channels
+    qk-layernorm swiglu normalization norm-epsilon rotary-base rotary-percent vocab-size disable-bias-linear
+    add-qkv-bias untie-embeddings-and-output-weights use-rotary-position-embeddings position-embedding-type
+    make-vocab-size-divisible-by max-position-embeddings seq-length num-experts moe-ffn-hidden-size
+    moe-router-topk moe-shared-expert-intermediate-size moe-layer-freq moe-grouped-gemm moe-token-dispatcher-type
+    moe-router-load-balancing-type moe-aux-loss-coeff moe-router-score-function moe-router-dtype moe-permute-fusion
+    moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-pre-softmax moe-enable-deepep""".split()
 )
 """Model-shape flags of Megatron launchers: the shape comes from the checkpoint's config.json, so they are ignored."""
 
 IGNORED_FLAGS = frozenset(
-    ["sequence-parallel", "recompute-granularity", "recompute-method", "recompute-num-layers", "attention-dropout", "hidden-dropout", "attention-softmax-in-fp32", "accumulate-allreduce-grads-in-fp32", "attention-backend", "optimizer", "optimizer-cpu-offload", "overlap-cpu-optimizer-d2h-h2d", "use-precision-aware-optimizer", "decoder-last-pipeline-num-layers", "decoder-first-pipeline-num-layers", "train-backend", "megatron-to-hf-mode", "use-miles-router", "balance-data", "apply-chat-template", "transformer-impl", "bf16", "no-gradient-accumulation-fusion"]
+    """sequence-parallel recompute-granularity recompute-method recompute-num-layers attention-dropout hidden-dropout
+    attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32 attention-backend optimizer optimizer-cpu-offload
+    overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
+    decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
+    apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion""".split()
 )
 """Flags of the field's launchers that change nothing here; accepted so that a launcher can be carried over."""
 

@@ -154,7 +154,7 @@ class Batch:
 
     samples           the rank's samples
     advantages        float32 [len(samples)], the group-normalised reward of the sample's rollout
-    rollout_tokens    float32 [len(samples)], trained tokens of the *whole* rollout a sample belongs to (its denominator)
+    rollout_tokens    float32 [len(samples)], trained tokens of the sample's *whole* rollout: its denominator
     steps             per optimizer step, per micro-batch: indices into `samples`; all ranks have equal shape[:2]
     rollouts_per_step how many rollouts each optimizer step covers over all ranks
     """

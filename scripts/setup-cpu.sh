@@ -30,14 +30,26 @@ PYTHON=${PYTHON:-python3.11}
 glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2) || true
 [[ -n "$glibc" ]] || fail "needs glibc 2.28 or newer; this system has another C library (musl?). Use a glibc distribution."
 [[ "$(printf '2.28\n%s\n' "$glibc" | sort -V | head -n1)" == 2.28 ]] || fail "needs glibc 2.28 or newer, this is $glibc."
-command -v "$PYTHON" >/dev/null || fail "'$PYTHON' not found: install Python 3.11, or name it with PYTHON=/path/to/python3.11."
-version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-[[ "$version" == 3.11 ]] || fail "needs Python 3.11, '$PYTHON' is $version. Name another with PYTHON=/path/to/python3.11."
+
+# require_311 PYTHON HOW: stops when that interpreter is not Python 3.11.
+require_311() {
+  local version
+  version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "'$1' does not start: $2"
+  [[ "$version" == 3.11 ]] || fail "needs Python 3.11, '$1' is $version: $2"
+}
 
 if [[ ! -x "$VENV/bin/python" ]]; then
+  command -v "$PYTHON" >/dev/null || fail "'$PYTHON' not found: install Python 3.11, or name it with PYTHON=/path/to/python3.11."
+  require_311 "$PYTHON" "name another with PYTHON=/path/to/python3.11."
+  [[ ! -e "$VENV" ]] || fail "'$VENV' exists and is no virtual environment: move it away, or name another folder with VENV=..."
   echo "setup-cpu: creating $VENV"
-  "$PYTHON" -m venv "$VENV"
+  "$PYTHON" -m venv "$VENV" || {
+    rm -rf "$VENV"
+    fail "could not create '$VENV'; the lines above say why (on Debian and Ubuntu: apt install python3.11-venv)."
+  }
 fi
+require_311 "$VENV/bin/python" "remove '$VENV' and run again, or name another folder with VENV=..."
+"$VENV/bin/python" -m pip --version >/dev/null 2>&1 || fail "'$VENV' has no pip: remove it and run again."
 pip=("$VENV/bin/python" -m pip --disable-pip-version-check --quiet)
 
 # step NAME FILES... -- COMMAND...: runs COMMAND unless the files' hash is the one of its last success.
@@ -54,13 +66,31 @@ step() {
   echo "$hash" >"$stamp"
 }
 
+# pip complains that what came without its dependencies lacks them: that is the plan, so it becomes one line. Every
+# other line of pip's is shown as it is.
+unmet_as_planned() {
+  awk -v planned="$(sed -n 's/^\([A-Za-z][^=<> ]*\).*/\1/p' requirements/cpu-nodeps.txt | tr '\n' ' ')" '
+    BEGIN { split(planned, list, " "); for (i in list) known[list[i]] = 1 }
+    /^ERROR: pip.s dependency resolver does not/ { header = $0; next }
+    ($1 in known) && / (requires|has requirement) / { hidden++; next }
+    / (requires|has requirement) / && header != "" { print header; header = "" }
+    { print; fflush() }
+    END { if (hidden) printf "setup-cpu: %d GPU-only or newer requirements of packages such as sglang stay unmet, as planned\n", hidden }
+  '
+}
+
+# pip's output without that noise; fails when pip fails.
+install() {
+  { "${pip[@]}" install "$@" 2>&1 >&3 | unmet_as_planned >&2; } 3>&1
+}
+
 torch_index=()
 [[ -n "${TORCH_INDEX_URL:-}" ]] && torch_index=(--index-url "$TORCH_INDEX_URL")
 
-step torch requirements/torch.txt -- "${pip[@]}" install "${torch_index[@]}" -r requirements/torch.txt
-step nodeps requirements/cpu-nodeps.txt -- "${pip[@]}" install --no-deps -r requirements/cpu-nodeps.txt
-step cpu requirements/torch.txt requirements/cpu.txt -- "${pip[@]}" install -c requirements/torch.txt -r requirements/cpu.txt
+step torch requirements/torch.txt -- install "${torch_index[@]}" -r requirements/torch.txt
+step nodeps requirements/cpu-nodeps.txt -- install --no-deps -r requirements/cpu-nodeps.txt
+step cpu requirements/torch.txt requirements/cpu.txt -- install -c requirements/torch.txt -r requirements/cpu.txt
 if ((dev)); then
-  step dev requirements/torch.txt requirements/dev.txt -- "${pip[@]}" install -c requirements/torch.txt -r requirements/dev.txt
+  step dev requirements/torch.txt requirements/dev.txt -- install -c requirements/torch.txt -r requirements/dev.txt
 fi
-step miles_lite pyproject.toml -- "${pip[@]}" install --no-deps --no-build-isolation -e .
+step miles_lite pyproject.toml -- install --no-deps --no-build-isolation -e .

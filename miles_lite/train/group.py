@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,11 @@ class TrainError(RuntimeError):
 
 
 class TrainGroup:
-    """One Ray actor per rank, one scheduling strategy each; `slot_share` CPUs or GPUs per actor."""
+    """One Ray actor per rank, one scheduling strategy each.
+
+    slot_share   CPUs or GPUs per actor
+    environment  variables every actor gets, beyond its node's
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class TrainGroup:
         slot_share: float,
         device: Literal["cpu", "cuda"],
         run_dir: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         if config.optimizer.lr_decay_style != "constant" and config.rollouts.num_rollout is None:
             raise UserError(f"--lr-decay-style {config.optimizer.lr_decay_style} needs --num-rollout: where decay ends")
@@ -54,7 +59,12 @@ class TrainGroup:
         actor = ray.remote(TrainWorker)
         for rank, strategy in enumerate(strategies):
             spec = worker_spec(config, rank=rank, ranks=len(strategies), device=device)
-            options = actor.options(name=f"TrainWorker-{rank}", scheduling_strategy=strategy, **resources)
+            options = actor.options(
+                name=f"train-worker-{rank}",
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": dict(environment or {})},
+                **resources,
+            )
             self._workers.append(options.remote(spec))
 
     def __repr__(self) -> str:

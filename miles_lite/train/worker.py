@@ -59,7 +59,7 @@ class TrainWorker:
 
     def rendezvous(self, timeout: float) -> tuple[str, int]:
         """Rank 0: open the store that all ranks meet at; its host and port."""
-        host = self._spec.host or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        host = self._spec.host or str(ray.util.get_node_ip_address())
         self._store = open_store(host, ranks=self._spec.ranks, timeout=timeout)
         return host, self._store.port
 

@@ -1,0 +1,44 @@
+# The two commands of the README, and the rest. Everything is installed into .venv (VENV=... takes another folder).
+SHELL := /bin/bash
+VENV ?= .venv
+SEED ?= 0
+export VENV SEED
+bin := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev clean
+
+help:           ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+
+quickstart: setup     ## install, then train a SWE agent end to end; SEED=2 takes another seed
+	launchers/quickstart.sh
+
+test: setup-dev lint     ## install what the tests need, then lint, types, import contracts and tests
+	$(bin)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup-dev lint     ## the same, and the slow tests
+	$(bin)/python -m pytest -m "not gpu"
+
+test-gpu:       ## the tests that need a CUDA device, in the environment that is active
+	python3 -m pytest -m gpu
+
+lint: setup-dev     ## formatting, lint, types, import contracts, shell scripts
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	PYTHONPATH=. $(bin)/lint-imports --config pyproject.toml
+	$(bin)/shellcheck -x launchers/*.sh scripts/*.sh .ci/run
+
+bench: setup-dev     ## what is claimed to be fast, measured here
+	@for file in benchmarks/*.py; do echo "== $$file"; $(bin)/python "$$file" || exit 1; done
+
+setup:          ## install what training on CPU needs
+	@scripts/setup-cpu.sh
+
+setup-dev:      ## and what the tests need
+	@scripts/setup-cpu.sh --dev
+
+clean:          ## remove caches and build output; keeps .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

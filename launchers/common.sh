@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# What the launchers share; sourced, never run. Needs `set -euo pipefail` in the caller.
+#
+#   take_common_args "$@"     --dry-run and --help; everything else ends up in EXTRA_ARGS, last on the command line
+#   run CMD...                runs CMD; with --dry-run prints it instead
+#   start CMD...              the same in the background; what it started is ended when the launcher ends
+#   show_env NAME...          with --dry-run prints these variables, secrets redacted
+#   train_args                joins the arrays below into TRAIN_ARGS
+#   runtime_env_json          Ray's runtime environment, as JSON
+#   use_ray_token             makes sure that Ray's token is in RAY_AUTH_TOKEN; never prints it
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$REPO/.venv}
+[[ -x "$VENV/bin/python" ]] && PATH="$VENV/bin:$PATH"
+export PATH PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}"
+# Python prints a line when it happens. Ray's nodes end at once when told to, its jobs may take time to save.
+export PYTHONUNBUFFERED=1 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-0}
+export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-15}
+
+DRY_RUN=${DRY_RUN:-0}
+EXTRA_ARGS=()
+CKPT_ARGS=() ROLLOUT_ARGS=() EVAL_ARGS=() PERF_ARGS=() GRPO_ARGS=()
+OPTIMIZER_ARGS=() SGLANG_ARGS=() WANDB_ARGS=() MISC_ARGS=()
+
+say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# The comment block at the head of the launcher is its help.
+usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }
+
+take_common_args() {
+  while (($#)); do
+    case $1 in
+      --dry-run) DRY_RUN=1 ;;
+      -h | --help) usage; exit 0 ;;
+      *) EXTRA_ARGS+=("$1") ;;
+    esac
+    shift
+  done
+}
+
+# need NAME WHAT: stops when the variable NAME is empty.
+need() { [[ -n "${!1:-}" ]] || fail "set $1: $2"; }
+
+# need_command NAME HOW: stops when the command does not exist; a dry run may be made anywhere.
+need_command() { ((DRY_RUN)) || command -v "$1" >/dev/null || fail "'$1' not found: $2"; }
+
+quote() { printf '%q ' "$@"; printf '\n'; }
+
+run() {
+  if ((DRY_RUN)); then quote "$@"; else "$@"; fi
+}
+
+STARTED=()
+start() {
+  if ((DRY_RUN)); then
+    printf '%s &\n' "$(quote "$@")"
+  else
+    "$@" &
+    STARTED+=($!)
+  fi
+}
+
+# end PID...: ends these processes, which we started, and waits at most 20 s before it insists.
+end() {
+  (($#)) || return 0
+  kill -TERM "$@" 2>/dev/null || true
+  for _ in {1..200}; do
+    kill -0 "$@" 2>/dev/null || return 0
+    sleep 0.1
+  done
+  kill -KILL "$@" 2>/dev/null || true
+}
+
+end_started() {
+  local pid
+  for ((pid = ${#STARTED[@]} - 1; pid >= 0; pid--)); do end "${STARTED[pid]}"; done
+  STARTED=()
+}
+
+# Ctrl-C and SIGTERM end the launcher, and its end ends what it started.
+end_with_me() {
+  trap 'on_exit' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+on_exit() { end_started; }
+
+show_env() {
+  local name
+  ((DRY_RUN)) || return 0
+  for name; do
+    [[ -n "${!name:-}" ]] || continue
+    case $name in
+      *TOKEN | *KEY | *SECRET | *PASSWORD) printf 'export %s=<redacted>\n' "$name" ;;
+      *) printf 'export %s=%q\n' "$name" "${!name}" ;;
+    esac
+  done
+}
+
+train_args() {
+  # shellcheck disable=SC2034  # the launcher reads it
+  TRAIN_ARGS=(
+    "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" "${GRPO_ARGS[@]}"
+    "${OPTIMIZER_ARGS[@]}" "${SGLANG_ARGS[@]}" "${WANDB_ARGS[@]}" "${MISC_ARGS[@]}" "${EXTRA_ARGS[@]}"
+  )
+}
+
+# Variables that every process of a job gets, on every node; add more with FORWARD_ENV="NAME NAME".
+# Secrets do not belong here: a runtime environment can be read in the Ray dashboard.
+JOB_ENV=(PYTHONPATH PYTHONUNBUFFERED CUDA_DEVICE_MAX_CONNECTIONS NCCL_NVLS_ENABLE NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME
+  OMP_NUM_THREADS HF_HOME HF_HUB_OFFLINE)
+
+runtime_env_json() {
+  local forward
+  read -ra forward <<<"${FORWARD_ENV:-}"
+  python3 -c '
+import json, os, sys
+print(json.dumps({"env_vars": {name: os.environ[name] for name in sys.argv[1:] if name in os.environ}}))
+' "${JOB_ENV[@]}" "${forward[@]}"
+}
+
+# Ray's token authentication stays on. The token is the caller's (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH), else the one of
+# ~/.ray/auth_token, which is made when there is none. It travels in the environment, never on a command line.
+use_ray_token() {
+  export RAY_AUTH_MODE=token
+  ((DRY_RUN)) && return 0
+  RAY_AUTH_TOKEN=$(ray get-auth-token --generate 2>/dev/null) || fail "Ray has no authentication token and could not make one"
+  export RAY_AUTH_TOKEN
+}
+
+# How many GPUs this machine has; 0 without nvidia-smi.
+count_gpus() { nvidia-smi --list-gpus 2>/dev/null | wc -l || true; }

@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Trains on several nodes: starts a Ray cluster, submits `miles-lite train` as a Ray job, ends the cluster again.
+#
+#   launchers/run-ray-job.sh [--dry-run] [miles-lite flags...]              on the head node
+#   launchers/run-ray-job.sh worker HEAD_HOST:PORT [--dry-run]              on each other node, unless ssh starts it
+#
+# HF_CHECKPOINT      Hugging Face model folder, the same path on every node
+# PROMPT_DATA        JSONL file of prompts
+# AGENT_FUNCTION     dotted path or file.py:name of the agent function
+# RUN_DIR            folder for everything the run writes, seen by every node (default runs/ray-job)
+# MASTER_ADDR        the head's address as the other nodes see it (default: this host's first)
+# WORKER_HOSTS       "host host ...": started by ssh, with this repository at the same path; SSH names another ssh
+# NUM_NODES          how many nodes to wait for (default: 1 + WORKER_HOSTS)
+# NUM_GPUS           GPUs per node (default: counted); NUM_CPUS: CPUs per node (default: counted by Ray)
+# RAY_PORT           the head's port (6379); RAY_DASHBOARD_PORT (8265)
+# RAY_START_ARGS     more flags for every `ray start`; RAY_HEAD_ARGS for the head's only
+# START_SECONDS      how long to wait for the head and for the nodes (300)
+# FORWARD_ENV        names of more variables that every process of the job gets
+# ENTRYPOINT         another command than `miles-lite train ...`
+#
+# The token of Ray's authentication goes to the workers through ssh's standard input. Workers that are started by hand
+# need it in RAY_AUTH_TOKEN or in ~/.ray/auth_token (`ray get-auth-token` on the head prints it).
+# A worker ends when the head does. Nothing is ended that was not started here.
+set -euo pipefail
+# shellcheck source=launchers/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+START_SECONDS=${START_SECONDS:-300}
+NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+read -ra RAY_NODE_ARGS <<<"--disable-usage-stats --num-gpus=$NUM_GPUS ${NUM_CPUS:+--num-cpus=$NUM_CPUS} ${RAY_START_ARGS:-}"
+
+# until_true WHAT CMD...: waits for CMD to succeed, at most START_SECONDS.
+until_true() {
+  local what=$1 deadline=$((SECONDS + START_SECONDS))
+  shift
+  until "$@"; do
+    ((SECONDS < deadline)) || fail "waited $START_SECONDS s for $what. Look at the lines above, or set START_SECONDS higher."
+    ((${#STARTED[@]} == 0)) || kill -0 "${STARTED[0]}" 2>/dev/null || fail "Ray ended while waiting for $what; the lines above are its own"
+    sleep 1
+  done
+}
+
+listens() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
+
+run_worker() {
+  local head=$1
+  shift
+  take_common_args "$@"
+  end_with_me
+  if [[ "${TOKEN_ON_STDIN:-0}" == 1 ]]; then
+    ((DRY_RUN)) || IFS= read -r RAY_AUTH_TOKEN
+    export RAY_AUTH_TOKEN
+    exec 3<&0
+  fi
+  use_ray_token
+  show_env RAY_AUTH_MODE RAY_AUTH_TOKEN PYTHONPATH
+  ((DRY_RUN)) || until_true "the head at $head" listens "$head"
+  start ray start --address="$head" --block "${RAY_NODE_ARGS[@]}"
+  ((DRY_RUN)) && return
+  # The end of the input is the end of the head: it holds the other side.
+  if [[ "${TOKEN_ON_STDIN:-0}" == 1 ]]; then
+    cat <&3 >/dev/null &
+    STARTED+=($!)
+  fi
+  wait -n || true
+}
+
+# Starts this script as a worker on a host. The variables a worker needs are on its command line, the token is not.
+start_worker() {
+  local host=$1 name command ssh
+  read -ra ssh <<<"${SSH:-ssh -o BatchMode=yes -o ServerAliveInterval=30}"
+  command="cd $(printf %q "$REPO") && TOKEN_ON_STDIN=1"
+  for name in VENV PYTHONPATH NUM_GPUS NUM_CPUS RAY_START_ARGS START_SECONDS RAY_TMPDIR; do
+    [[ -n "${!name:-}" ]] && command+=" $name=$(printf %q "${!name}")"
+  done
+  command+=" exec launchers/run-ray-job.sh worker $(printf %q "$MASTER_ADDR:$RAY_PORT")"
+  if ((DRY_RUN)); then
+    printf '%s <<<"%sRAY_AUTH_TOKEN" &\n' "$(quote "${ssh[@]}" "$host" "$command")" \$
+    return
+  fi
+  exec {WORKER_INPUT}> >(exec "${ssh[@]}" "$host" "$command" >&2)
+  WORKERS+=($!)
+  printf '%s\n' "$RAY_AUTH_TOKEN" >&"$WORKER_INPUT"
+}
+
+nodes_joined() {
+  python3 - "$MASTER_ADDR:$RAY_PORT" "$NUM_NODES" <<'PYTHON'
+import sys
+import ray
+
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+alive = sum(node["Alive"] for node in ray.nodes())
+print(f"run-ray-job: {alive} of {sys.argv[2]} nodes", file=sys.stderr)
+sys.exit(alive < int(sys.argv[2]))
+PYTHON
+}
+
+run_head() {
+  local hosts host head_args entrypoint
+  take_common_args "$@"
+  MASTER_ADDR=${MASTER_ADDR:-$(hostname -I | cut -d' ' -f1)}
+  RAY_PORT=${RAY_PORT:-6379} RAY_DASHBOARD_PORT=${RAY_DASHBOARD_PORT:-8265}
+  read -ra hosts <<<"${WORKER_HOSTS:-}"
+  NUM_NODES=${NUM_NODES:-$((1 + ${#hosts[@]}))}
+  export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} NCCL_NVLS_ENABLE=${NCCL_NVLS_ENABLE:-0}
+  if [[ -n "${ENTRYPOINT:-}" ]]; then
+    entrypoint=(bash -c "$ENTRYPOINT")
+  else
+    recipe
+    train_args
+    entrypoint=(miles-lite train "${TRAIN_ARGS[@]}")
+  fi
+  need_command ray "install the cluster's requirements, or run scripts/setup-cpu.sh"
+  end_with_me
+  use_ray_token
+  show_env RAY_AUTH_MODE RAY_AUTH_TOKEN PYTHONPATH CUDA_DEVICE_MAX_CONNECTIONS NCCL_NVLS_ENABLE WANDB_API_KEY
+
+  read -ra head_args <<<"${RAY_HEAD_ARGS:-}"
+  start ray start --head --block --node-ip-address="$MASTER_ADDR" --port="$RAY_PORT" --dashboard-host=127.0.0.1 \
+    --dashboard-port="$RAY_DASHBOARD_PORT" "${RAY_NODE_ARGS[@]}" "${head_args[@]}"
+  export RAY_ADDRESS="http://127.0.0.1:$RAY_DASHBOARD_PORT"
+  ((DRY_RUN)) || until_true "the Ray head" listens "$MASTER_ADDR:$RAY_PORT"
+  WORKERS=()
+  for host in "${hosts[@]}"; do start_worker "$host"; done
+  if ! ((DRY_RUN)); then
+    until_true "the Ray dashboard" listens "127.0.0.1:$RAY_DASHBOARD_PORT"
+    until_true "$NUM_NODES nodes" nodes_joined
+  fi
+  SUBMISSION=miles-lite-$(date +%Y%m%d-%H%M%S)-$$
+  run ray job submit --address="$RAY_ADDRESS" --submission-id="$SUBMISSION" --runtime-env-json="$(runtime_env_json)" \
+    -- "${entrypoint[@]}"
+}
+
+# Ends in this order: the job (it gets SIGTERM, so that it can save), the workers, the head.
+on_exit() {
+  if [[ -n "${SUBMISSION:-}" ]] && ! ((DRY_RUN)); then
+    timeout 20 ray job stop --address="$RAY_ADDRESS" "$SUBMISSION" >/dev/null 2>&1 || true
+  fi
+  [[ -z "${WORKER_INPUT:-}" ]] || end "${WORKERS[@]}"
+  end_started
+}
+
+recipe() {
+  need HF_CHECKPOINT "the model folder"
+  need PROMPT_DATA "the JSONL file of prompts"
+  need AGENT_FUNCTION "dotted path or file.py:name of the agent function"
+  ((NUM_GPUS > 0)) || fail "no GPU found on this node: set NUM_GPUS to what each node has"
+  RUN_DIR=$(realpath -m "${RUN_DIR:-runs/ray-job}")
+  CKPT_ARGS=(--hf-checkpoint "$HF_CHECKPOINT" --save "$RUN_DIR/checkpoints" --load "$RUN_DIR/checkpoints" --save-interval 20)
+  ROLLOUT_ARGS=(
+    --prompt-data "$PROMPT_DATA" --rollout-shuffle --custom-agent-function-path "$AGENT_FUNCTION"
+    --num-rollout 500 --rollout-batch-size 32 --n-samples-per-prompt 8
+    --rollout-max-response-len 8192 --max-seq-len 32768 --rollout-temperature 1.0 --num-agent-workers 8
+  )
+  EVAL_ARGS=()
+  PERF_ARGS=(
+    --actor-num-nodes "$NUM_NODES" --actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate
+    --use-dynamic-batch-size --max-tokens-per-gpu 32768
+  )
+  GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-tis)
+  OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
+  SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
+  WANDB_ARGS=(--use-wandb --wandb-project miles_lite --wandb-group "$(basename "$RUN_DIR")")
+  MISC_ARGS=(--run-dir "$RUN_DIR" --bind-host "${BIND_HOST:-0.0.0.0}" --num-session-servers "$NUM_NODES")
+}
+
+cd "$REPO"
+case ${1:-} in
+  worker) shift; [[ "${1:-}" == *:* ]] || fail "usage: run-ray-job.sh worker HEAD_HOST:PORT"; run_worker "$@" ;;
+  head) shift; run_head "$@" ;;
+  *) run_head "$@" ;;
+esac

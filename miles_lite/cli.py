@@ -1,0 +1,104 @@
+"""The command line: `miles-lite train | rollout | serve | router | init-model`.
+
+Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
+traceback. Heavy imports happen only in the command that needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from miles_lite.errors import UserError, plain
+from miles_lite.flags import Leftovers
+
+USAGE = """usage: miles-lite COMMAND [flags]
+
+  train        the main job: rollouts, training, weights back; see `miles-lite train --help`
+  rollout      generate and score without training (same flags)
+  serve        engines, router and session servers, until Ctrl-C
+  router       the router alone
+  init-model   make a small Qwen3-architecture model and tokenizer, no download
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        command = COMMANDS.get(name)
+        if command is None:
+            raise UserError(f"miles-lite: no command '{name}'; there are {', '.join(COMMANDS)}")
+        return command(rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 2
+
+
+def _train(argv: Sequence[str]) -> int:
+    from miles_lite.config import parse
+    from miles_lite.loop import train
+    from miles_lite.observe.summary import print_summary
+
+    config, leftovers = parse(argv)
+    _show_ignored(leftovers)
+    summary = train(config)
+    print_summary(summary, run_dir=config.run_dir, png=config.run_dir / "reward.png")
+    return 0
+
+
+def _rollout(argv: Sequence[str]) -> int:
+    from miles_lite.config import parse
+    from miles_lite.loop import rollout
+
+    config, leftovers = parse(argv, prog="miles-lite rollout")
+    _show_ignored(leftovers)
+    metrics = rollout(config)
+    for name in sorted(metrics):
+        print(f"{name:50s} {metrics[name]:.4g}")
+    print(f"metrics: {config.run_dir / 'metrics.jsonl'}")
+    return 0
+
+
+def _serve(argv: Sequence[str]) -> int:
+    from miles_lite.serve import serve
+
+    return serve(argv)
+
+
+def _router(argv: Sequence[str]) -> int:
+    from miles_lite.serve import router
+
+    return router(argv)
+
+
+def _init_model(argv: Sequence[str]) -> int:
+    from miles_lite.make_model import main as make_model
+
+    return make_model(argv)
+
+
+def _show_ignored(leftovers: Leftovers) -> None:
+    if leftovers.ignored:
+        names = ", ".join(f"--{name}" for name in leftovers.ignored)
+        print(f"ignored (the checkpoint or this trainer decides): {names}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "rollout": _rollout,
+    "serve": _serve,
+    "router": _router,
+    "init-model": _init_model,
+}

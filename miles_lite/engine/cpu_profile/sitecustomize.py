@@ -1,0 +1,93 @@
+"""Lets the stock SGLang wheel run on a machine without CUDA: three patches at import time, no file edited.
+
+This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/profile.py); Python runs this file at
+start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
+
+torchvision                      PyPI builds need CUDA's C++ ops; their two declarations let `import torchvision` pass.
+sglang...pool_host.common        host memory pools are plain memory, not registered with the CUDA driver.
+sglang...mooncake.conn           page indices go through numpy, not through pinned tensors and CUDA events.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+def _declare_torchvision_ops() -> None:
+    import torch
+
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _use_plain_host_memory(module: Any) -> None:
+    import torch
+
+    def allocate(dims: Any, dtype: Any, device: Any, *_args: Any, **_options: Any) -> Any:
+        return torch.empty(dims, dtype=dtype, device=device)
+
+    module.ALLOC_MEMORY_FUNCS["cpu"] = allocate
+
+
+def _send_indices_through_numpy(module: Any) -> None:
+    module.MooncakeKVSender.supports_host_tensor_indices = False
+
+
+BEFORE_IMPORT: dict[str, Callable[[], None]] = {"torchvision": _declare_torchvision_ops}
+AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
+    "sglang.srt.mem_cache.pool_host.common": _use_plain_host_memory,
+    "sglang.srt.disaggregation.mooncake.conn": _send_indices_through_numpy,
+}
+
+
+class PatchedLoader(importlib.abc.Loader):
+    """Loads as the module's own loader does, then applies the patch."""
+
+    def __init__(self, loader: importlib.abc.Loader, patch: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._patch = patch
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._patch(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+class PatchFinder(importlib.abc.MetaPathFinder):
+    """Runs each patch once, when its module is first imported; finds nothing else itself."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if prepare := BEFORE_IMPORT.pop(name, None):
+            prepare()
+        if patch := AFTER_IMPORT.pop(name, None):
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            if spec is not None and spec.loader is not None:
+                spec.loader = PatchedLoader(spec.loader, patch)
+            return spec
+        return None
+
+
+def run_next_sitecustomize() -> None:
+    """Run the sitecustomize that this one shadows, if there is one."""
+    here = os.path.realpath(os.path.dirname(__file__))
+    others = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+sys.meta_path.insert(0, PatchFinder())
+run_next_sitecustomize()

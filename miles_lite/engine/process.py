@@ -1,0 +1,131 @@
+"""One guarded server process: started, awaited until healthy, ended with everything it spawned.
+
+Invariant: once `ServerProcess.stop` returned, or its owner died in any way, no process of the server is left; guard.py
+sees to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+
+from miles_lite.errors import UserError
+
+GUARD = Path(__file__).with_name("guard.py")
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
+TAIL_LINES = 25
+LOST_PORT = ("address already in use", "port is already in use", "is not available")
+
+
+class ServerProcess:
+    """A server behind its guard. Build it with `ServerProcess.launch`."""
+
+    def __init__(self, guard: subprocess.Popen[str], *, pid: int, log_path: Path, log_start: int) -> None:
+        self.pid = pid
+        self.log_path = log_path
+        self._guard = guard
+        self._log_start = log_start
+
+    @classmethod
+    def launch(cls, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> Self:
+        """Start `command`; its output is appended to `log_path`."""
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), str(log_path), str(GRACE), "--", *command],
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert guard.stdout is not None
+        first_line = guard.stdout.readline()
+        if not first_line:
+            raise UserError(f"could not start {command[0]}: its guard exited with {guard.wait()}, see stderr above")
+        return cls(guard, pid=int(first_line), log_path=log_path, log_start=log_start)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while the server lives."""
+        return self._guard.poll()
+
+    async def wait_healthy(self, url: str, timeout: float) -> None:
+        """Return when GET {url}/health says 200. Raises UserError when the server ends or `timeout` seconds pass."""
+        deadline = time.monotonic() + timeout
+        client = aiohttp.ClientTimeout(total=5.0)
+        async with aiohttp.ClientSession(timeout=client) as session:
+            while self.exit_code is None:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(f"{url}/health") as reply:
+                        if reply.status == 200:
+                            return
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
+                        "  A slow machine or a big model: raise --engine-start-timeout."
+                    )
+                await asyncio.sleep(0.1)
+        raise UserError(
+            f"the SGLang server ended with exit code {self.exit_code} before it was healthy.\n{self._tail()}\n"
+            "  The last lines say why; SGLang's own options are passed as --sglang-NAME."
+        )
+
+    def lost_port(self) -> bool:
+        """True when the server ended because another process had taken its port."""
+        log = "\n".join(self._lines()).lower()
+        return self.exit_code is not None and any(words in log for words in LOST_PORT)
+
+    async def stop(self) -> None:
+        """End the server and everything it spawned. Idempotent; takes at most a few seconds."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        deadline = time.monotonic() + GRACE + 5.0
+        while self._guard.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self._guard.kill()
+        self._guard.wait()
+        assert self._guard.stdout is not None
+        self._guard.stdout.close()
+
+    def _lines(self) -> list[str]:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace").splitlines()
+
+    def _tail(self) -> str:
+        lines = [line for line in self._lines() if line.strip()][-TAIL_LINES:]
+        shown = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        return f"  Last lines of {self.log_path}:\n{shown}"
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on at `host` now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(host: str, port: int, flag: str) -> int:
+    """`port`, when it is free at `host`. Raises UserError naming `flag` otherwise."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"{flag} {port}: cannot listen on {host}:{port}: {error.strerror}.\n"
+                f"  End the process that uses it, choose another port, or leave {flag} out: a free one is found."
+            ) from error
+    return port

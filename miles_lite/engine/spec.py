@@ -1,0 +1,55 @@
+"""What an engine is asked to be (`EngineSpec`) and what it became (`EngineInfo`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+WorkerType = Literal["regular", "prefill", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One SGLang server.
+
+    index            names the log and makes the seed: random_seed = seed + index
+    router_url       where it registers once healthy; None: nowhere
+    log_path         file that takes the server's stdout and stderr
+    start_timeout    seconds until it must be healthy
+    slots            tensor-parallel size
+    weight_version   what it reports until the first weight update
+    context_length   tokens; None: the model's own
+    threads          OMP threads of a CPU server; None: what the environment says
+    max_concurrency  requests that run at once on a CPU server
+    sglang_args      SGLang's own options (underscored names), win over every default; True is a bare flag, False and
+                     None leave the flag out, a list gives several values
+    """
+
+    index: int
+    model_path: str
+    device: Literal["cpu", "cuda"]
+    bind_host: str
+    advertise_host: str
+    log_path: str
+    worker_type: WorkerType = "regular"
+    router_url: str | None = None
+    start_timeout: float = 300.0
+    seed: int = 0
+    slots: int = 1
+    weight_version: int = 0
+    context_length: int | None = None
+    threads: int | None = None
+    max_concurrency: int = 64
+    sglang_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """A running server. `pid` is SGLang's own; `bootstrap_port` is set for prefill workers."""
+
+    url: str
+    worker_type: WorkerType
+    bootstrap_port: int | None
+    pid: int
+    weight_version: int

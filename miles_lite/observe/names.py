@@ -1,0 +1,33 @@
+"""The metric names that this room itself reads back: for the step line, the plot, the gauges and the summary.
+
+Invariant: a name written here is the name under which the rollout, the trainer or the loop logs the value.
+"""
+
+from __future__ import annotations
+
+ROLLOUT_STEP = "rollout/step"
+TRAIN_STEP = "train/step"
+EVAL_STEP = "eval/step"
+
+REWARD = "rollout/reward_unfiltered"
+"""What the policy earns: filters that drop easy and hopeless groups do not bend this curve."""
+RESPONSE_LEN = "rollout/response_len/mean"
+TRUNCATED = "rollout/truncated_ratio"
+FAILED = "rollout/failed_ratio"
+ZERO_STD = "rollout/zero_std_unfiltered_ratio"
+WEIGHT_VERSION = "rollout/weight_version/min"
+
+LOGPROB_GAP = "train/train_rollout_logprob_abs_diff"
+LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
+
+ROLLOUT_TIME = "perf/rollout_time"
+TRAIN_TIME = "perf/train_time"
+UPDATE_WEIGHTS_TIME = "perf/update_weights_time"
+STEP_TIME = "perf/step_time"
+OVERHEAD_TIME = "perf/overhead_time"
+"""Seconds of the step that `observe.overhead.uncovered` counts."""
+
+
+def heldout(name: str) -> str:
+    """The mean reward of the held-out dataset `name`."""
+    return f"eval/{name}"

@@ -1,0 +1,106 @@
+"""Where metrics go: a JSONL file always, Ray's gauges, wandb and tensorboard when asked.
+
+Invariant: after `open_sinks` returned, no sink stops a run. A full disk or a lost connection costs that sink's rows,
+is said once, and the total is said at `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+import ray
+
+from miles_lite.config import Logging
+from miles_lite.observe.gauges import Gauges
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """One destination. May raise; `Sinks` deals with it."""
+
+    def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """One JSON object per line: `{step_key: step, "time": unix seconds, **metrics}`; NaN and infinity become null.
+
+    Every line is written at once and unbuffered, so that a killed run loses none. A line that a full disk or a kill cut
+    short is closed before the next, so that it costs only itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._file).st_size
+        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+
+    def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
+        row = {step_key: step, "time": round(time.time(), 3), **metrics}
+        line = b"\n" * self._torn + orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        self._torn = True
+        written = os.write(self._file, line)
+        if written < len(line):
+            raise OSError(f"wrote {written} of {len(line)} bytes: is the disk full?")
+        self._torn = False
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Sinks:
+    """Fans metrics out to every sink. `log` and `close` never raise on behalf of a sink."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+        self._lost: Counter[str] = Counter()
+
+    def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
+        """Write `metrics` at `step` of the axis `step_key` (rollout/step, train/step or eval/step)."""
+        row = {name: float(value) for name, value in metrics.items()}
+        for sink in self._sinks:
+            name = type(sink).__name__
+            try:
+                sink.log(row, step=step, step_key=step_key)
+            except Exception as error:  # noqa: BLE001  whatever a backend raises, the step goes on
+                self._lost[name] += 1
+                if self._lost[name] == 1:
+                    logger.warning("%s could not log %s %d and will go on without it: %s", name, step_key, step, error)
+
+    def close(self) -> None:
+        """Finish every sink, each within a bound of its own, and say what was lost."""
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as error:  # noqa: BLE001  the other sinks still have to be closed
+                logger.warning("%s did not close cleanly: %s", type(sink).__name__, error)
+        for name, rows in self._lost.items():
+            logger.warning("%s lost %d rows in all", name, rows)
+
+
+def open_sinks(options: Logging, *, config: Mapping[str, Any], run_dir: Path) -> Sinks:
+    """Open run_dir/metrics.jsonl, Ray's gauges where Ray runs, and what `options` asks for.
+
+    Raises UserError when one of them cannot be started.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl")]
+    if ray.is_initialized():
+        sinks.append(Gauges(run_dir.name))
+    if options.use_wandb and options.wandb_mode != "disabled":
+        from miles_lite.observe.wandb_sink import WandbSink
+
+        sinks.append(WandbSink(options, config=config, run_dir=run_dir))
+    if options.use_tensorboard:
+        from miles_lite.observe.tensorboard_sink import TensorboardSink
+
+        sinks.append(TensorboardSink(run_dir / "tensorboard"))
+    return Sinks(sinks)

@@ -1,0 +1,123 @@
+"""The end of a run: summary.json and the same on the terminal.
+
+Invariant: a number that the run did not measure is null, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from rich.console import Console
+from rich.table import Table
+
+from miles_lite.observe import names
+from miles_lite.observe.history import read_history, series
+from miles_lite.observe.wandb_sink import wandb_folder
+
+Summary = dict[str, float | int | str | None]
+EDGE = 5
+"""How many rollouts at the beginning and the end of a run the summary averages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What became of every prompt group; at the end of a run started = trained + filtered + failed + unused."""
+
+    prompts_started: int
+    prompts_trained: int
+    prompts_filtered: int
+    prompts_failed: int
+    prompts_unused: int
+    rollouts_failed: int
+
+    @property
+    def unaccounted(self) -> int:
+        """Prompt groups that were started and are in none of the other counts; 0 unless something was lost."""
+        ended = self.prompts_trained + self.prompts_filtered + self.prompts_failed + self.prompts_unused
+        return self.prompts_started - ended
+
+
+def build_summary(
+    metrics_jsonl: Path, *, counts: Counts, seconds: float, chance: float | None, heldout: str | None
+) -> Summary:
+    """The fields of summary.json.
+
+    seconds   wall time of the run; chance: the expected reward of an agent that guesses
+    heldout   name of the evaluation dataset that heldout_first and heldout_last are about
+    """
+    rows = read_history(metrics_jsonl)
+    rewards = list(series(rows, names.REWARD, step_key=names.ROLLOUT_STEP).values())
+    held = list(series(rows, names.heldout(heldout or ""), step_key=names.EVAL_STEP).values())
+    gaps = series(rows, names.LOGPROB_GAP_MAX, step_key=names.TRAIN_STEP).values()
+    updates = series(rows, names.UPDATE_WEIGHTS_TIME, step_key=names.ROLLOUT_STEP).values()
+    steps = series(rows, names.STEP_TIME, step_key=names.ROLLOUT_STEP)
+    idle = series(rows, names.OVERHEAD_TIME, step_key=names.ROLLOUT_STEP)
+    measured = sum(steps[step] for step in idle if step in steps)
+    return {
+        "reward_first5": _mean(rewards[:EDGE]),
+        "reward_last5": _mean(rewards[-EDGE:]),
+        "reward_chance": chance,
+        "heldout_first": held[0] if held else None,
+        "heldout_last": held[-1] if held else None,
+        "steps": len(rewards),
+        "seconds": round(seconds, 1),
+        "logprob_gap_max": max(gaps, default=None),
+        "weight_update_seconds": median(updates) if updates else None,
+        "weight_update_seconds_max": max(updates, default=None),
+        "overhead_share": sum(idle.values()) / measured if measured else None,
+        **asdict(counts),
+    }
+
+
+def write_summary(summary: Mapping[str, object], path: Path) -> None:
+    """Write summary.json whole or not at all."""
+    partial = path.with_suffix(".json.part")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(path)
+
+
+def print_summary(summary: Summary, *, run_dir: Path, png: Path | None, console: Console | None = None) -> None:
+    """The summary for a reader: what was learned, what it cost, where everything lies."""
+    console = console or Console(soft_wrap=True)
+    table = Table(title="run summary", title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for title, value in _lines(summary, run_dir=run_dir, png=png):
+        table.add_row(title, value)
+    console.print(table)
+
+
+def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[str, str]]:
+    shown = {name: _form(value) for name, value in summary.items()}
+    ended = ", ".join(f"{shown[f'prompts_{end}']} {end}" for end in ("trained", "filtered", "failed", "unused"))
+    wandb = wandb_folder(run_dir)
+    lines = [
+        ("reward", f"{shown['reward_first5']} -> {shown['reward_last5']}  (chance {shown['reward_chance']})"),
+        ("held-out reward", f"{shown['heldout_first']} -> {shown['heldout_last']}"),
+        ("steps", f"{shown['steps']} in {shown['seconds']} s"),
+        ("logprob gap, max", shown["logprob_gap_max"]),
+        ("weight update", f"{shown['weight_update_seconds']} s"),
+        ("overhead", f"{shown['overhead_share']} of step time"),
+        ("prompts", f"{shown['prompts_started']} started: {ended}"),
+        ("rollouts failed", shown["rollouts_failed"]),
+        ("run folder", str(run_dir)),
+    ]
+    lines += [("reward curve", str(png))] if png is not None else []
+    lines += [("wandb run", f"{wandb}  (upload: wandb sync)")] if wandb and "offline" in wandb.name else []
+    return lines
+
+
+def _form(value: float | int | str | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

@@ -1,0 +1,77 @@
+"""Metrics to Weights & Biases, one wandb run per start of a training run.
+
+Invariant: everything wandb keeps locally lies in the run folder, and finishing is bounded: what could not be uploaded
+in time stays on disk for `wandb sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from miles_lite.config import Logging
+from miles_lite.errors import UserError
+from miles_lite.observe.names import EVAL_STEP, ROLLOUT_STEP, TRAIN_STEP
+
+START_SECONDS = 120.0
+FINISH_SECONDS = 60.0
+
+AXES = {
+    ROLLOUT_STEP: ("rollout/*", "multi_turn/*", "passrate/*", "agent/*", "perf/*"),
+    TRAIN_STEP: ("train/*",),
+    EVAL_STEP: ("eval/*",),
+}
+"""Which step each family of metrics is drawn over."""
+
+
+class WandbSink:
+    """A wandb run, online or offline. Raises UserError when it cannot be started."""
+
+    def __init__(self, options: Logging, *, config: Mapping[str, Any], run_dir: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "--use-wandb needs the wandb package: pip install wandb, or leave --use-wandb out"
+            ) from error
+        try:
+            self._run = wandb.init(
+                project=options.wandb_project,
+                group=options.wandb_group,
+                name=run_dir.name,
+                mode=options.wandb_mode,
+                dir=str(run_dir),
+                config=dict(config),
+                settings=wandb.Settings(
+                    init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS, console="off", quiet=True
+                ),
+            )
+        except (wandb.Error, OSError) as error:
+            raise UserError(
+                f"wandb could not start ({options.wandb_mode}): {error}\n"
+                "  Log in with `wandb login`, or write locally with --wandb-mode offline, or leave --use-wandb out."
+            ) from error
+        self._teardown = wandb.teardown
+        for axis, families in AXES.items():
+            self._run.define_metric(axis)
+            for family in families:
+                self._run.define_metric(family, step_metric=axis)
+
+    def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
+        self._run.log({**metrics, step_key: step})
+
+    def close(self) -> None:
+        """Finish the run and wandb's service: `finish` alone returns before an offline run's file is whole."""
+        try:
+            self._run.finish()
+        finally:
+            self._teardown()
+
+
+def wandb_folder(run_dir: Path) -> Path | None:
+    """The newest wandb run inside `run_dir`; None when there is none."""
+    folders = (run_dir / "wandb").glob("*run-*")
+    return max(
+        (folder for folder in folders if folder.is_dir()), key=lambda folder: folder.stat().st_mtime, default=None
+    )

@@ -1,0 +1,253 @@
+"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into batches.
+
+Invariant: `generate` returns only samples that were validated, with every prompt of the step accounted for; what it
+stopped with (`save`) is what it continues with (`load`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from miles_lite.config import Config
+from miles_lite.errors import UserError
+from miles_lite.rollout.batch import make_batches
+from miles_lite.rollout.data import DataSource, Prompt, load_prompts
+from miles_lite.rollout.generate import Accounts, Generator
+from miles_lite.rollout.hooks import load_hook
+from miles_lite.rollout.metrics import eval_metrics, rollout_metrics
+from miles_lite.rollout.placement import Layout
+from miles_lite.rollout.stack import Stack, StackOptions, end_actor, named_actor, started
+from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
+from miles_lite.sample import Batch, Group, Rollout
+
+WORKER_START_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A step's batches, as object references (one per data-parallel rank), and what was seen on the way."""
+
+    batches: list[ray.ObjectRef[Batch]]
+    metrics: dict[str, float]
+    busy: list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running step stands."""
+
+    groups_done: int
+    groups_needed: int
+    rollouts_done: int
+    rollouts_started: int
+    engine_restarts: int
+
+
+class RolloutManager:
+    """Async Ray actor. `start` first; then `generate`, `eval`, `update_weights`, `save`, `load`, `status`, `stop`."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._config = config
+        self._stack = Stack(
+            StackOptions(
+                topology=config.topology,
+                checkpoint=config.checkpoint,
+                engines=config.engines,
+                session=config.session,
+                max_context_len=config.rollouts.rollout_max_context_len,
+                seed=config.optimizer.seed,
+                run_dir=config.run_dir,
+            ),
+            layout,
+        )
+        self._workers: list[Any] = []
+        self._accounts = Accounts()
+        self._rollout_indices = itertools.count()
+        self._before_step: tuple[int, dict[str, Any]] = (-1, {})
+        self._session_load: Counter[str] = Counter()
+        self._worker_load: Counter[int] = Counter()
+        self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
+
+    def __repr__(self) -> str:
+        return f"RolloutManager(version={self._stack.weight_version}, groups={self._accounts.started})"
+
+    async def start(self) -> dict[str, Any]:
+        """Read the data, start the stack and the agent workers. Returns URLs and the rollouts of one epoch."""
+        self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
+        self._eval_sets = {
+            name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
+        }
+        filter_path = self._config.rollouts.dynamic_sampling_filter_path
+        self._generator = Generator(
+            self._config.rollouts,
+            take_prompt=self._source.take,
+            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, self._sampling()),
+            filter_function=load_hook(filter_path, flag="--dynamic-sampling-filter-path") if filter_path else None,
+            accounts=self._accounts,
+        )
+        await asyncio.gather(self._stack.start(), self._start_workers())
+        return {
+            "router_url": self._stack.router_url,
+            "session_urls": self._stack.session_urls,
+            "engine_urls": self._stack.engine_urls,
+            "rollouts_per_epoch": max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
+        }
+
+    async def generate(self, rollout_id: int) -> Generated:
+        """Run one step: collect groups, compute metrics, batch for the trainer's ranks."""
+        began = time.time()
+        self._before_step = (rollout_id, self._state())
+        step = await self._generator.run(self._check_alive)
+        metrics = rollout_metrics(step.groups, step.finished)
+        metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
+        metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
+        metrics["rollout/engine_restarts"] = float(self._stack.engine_restarts)
+        metrics["perf/rollout_time"] = time.time() - began
+        batches = make_batches(
+            rollout_id,
+            step.groups,
+            ranks=self._config.topology.train_ranks,
+            global_batch_size=self._config.global_batch_size,
+            options=self._config.algorithm,
+        )
+        busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
+        return Generated(batches=[ray.put(batch) for batch in batches], metrics=metrics, busy=busy)
+
+    async def eval(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
+        """Run the held-out sets on the current weights: metrics, and when agents were busy."""
+        metrics: dict[str, float] = {}
+        busy: list[tuple[float, float]] = []
+        count = self._config.evaluation.n_samples_per_eval_prompt
+        for name, prompts in self._eval_sets.items():
+            groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
+            runs = [
+                self._run_rollout(prompt, group.index, self._eval_sampling())
+                for prompt, group in zip(prompts, groups, strict=True)
+                for _ in range(count)
+            ]
+            rollouts = await asyncio.gather(*runs)
+            for at, group in enumerate(groups):
+                group.rollouts = list(rollouts[at * count : (at + 1) * count])
+            metrics |= eval_metrics(name, groups)
+            busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
+        return metrics, busy
+
+    async def update_weights(self, path: str, version: int) -> float:
+        """Bring every engine to `version`; seconds, pause included."""
+        return await self._stack.update_weights(path, version)
+
+    async def status(self) -> Progress:
+        step = self._generator.step
+        return Progress(
+            groups_done=len(step.groups),
+            groups_needed=self._config.rollouts.rollout_batch_size,
+            rollouts_done=step.rollouts_done,
+            rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
+            engine_restarts=self._stack.engine_restarts,
+        )
+
+    async def accounts(self) -> dict[str, Any]:
+        """Where every prompt of the run went."""
+        return dataclasses.asdict(self._accounts) | {"in_flight": self._accounts.in_flight}
+
+    async def save(self, folder: str, rollout_id: int) -> None:
+        """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.
+
+        A step that has begun since is not part of it: its prompts are dealt again after `load`.
+        """
+        running, before = self._before_step
+        state = before if running == rollout_id + 1 else self._state()
+        path = _state_path(folder, rollout_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        temporary.replace(path)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "data": self._source.state(),
+            "accounts": dataclasses.asdict(self._accounts),
+            "next_rollout_index": self._accounts.rollouts_started,
+        }
+
+    async def load(self, folder: str, rollout_id: int) -> None:
+        """Continue from `save`. Raises UserError when the file is missing."""
+        path = _state_path(folder, rollout_id)
+        if not path.is_file():
+            raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
+        state = json.loads(path.read_text())
+        self._source.restore(state["data"])
+        for name, value in state["accounts"].items():
+            setattr(self._accounts, name, value)
+        self._rollout_indices = itertools.count(state["next_rollout_index"])
+
+    async def stop(self) -> None:
+        """End agents, sessions, router and engines."""
+        await asyncio.gather(self._stack.stop(), *(end_actor(worker) for worker in self._workers))
+
+    def _check_alive(self) -> None:
+        if self._stack.failure is not None:
+            raise self._stack.failure
+
+    async def _start_workers(self) -> None:
+        for index in range(self._config.rollouts.num_agent_workers):
+            worker = named_actor(AgentWorker, f"agent-worker-{index}", num_cpus=0, max_restarts=-1).remote(
+                index, self._config
+            )
+            self._workers.append(worker)
+        waits = (started(worker, "an agent worker", WORKER_START_TIMEOUT) for worker in self._workers)
+        await asyncio.gather(*waits)
+
+    async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
+        """Run one agent on the least loaded worker and session server."""
+        async with self._room:
+            worker = min(range(len(self._workers)), key=lambda index: self._worker_load[index])
+            session_url = min(self._stack.session_urls, key=lambda url: self._session_load[url])
+            task = Task(next(self._rollout_indices), group_index, prompt, session_url, sampling)
+            self._worker_load[worker] += 1
+            self._session_load[session_url] += 1
+            running = self._workers[worker].run.remote(task)
+            try:
+                rollout: Rollout = await running
+                return rollout
+            except asyncio.CancelledError:
+                ray.cancel(running)
+                raise
+            except ray.exceptions.RayActorError as error:
+                return failed_rollout(task, "agent_worker_died", str(error))
+            finally:
+                self._worker_load[worker] -= 1
+                self._session_load[session_url] -= 1
+
+    def _sampling(self) -> dict[str, Any]:
+        options = self._config.rollouts
+        return {
+            "temperature": options.rollout_temperature,
+            "top_p": options.rollout_top_p,
+            "top_k": options.rollout_top_k,
+            "max_new_tokens": options.rollout_max_response_len,
+            "stop": list(options.rollout_stop),
+        }
+
+    def _eval_sampling(self) -> dict[str, Any]:
+        options, training = self._config.evaluation, self._sampling()
+        given = {
+            "temperature": options.eval_temperature,
+            "top_p": options.eval_top_p,
+            "max_new_tokens": options.eval_max_response_len,
+        }
+        return training | {name: value for name, value in given.items() if value is not None}
+
+
+def _state_path(folder: str, rollout_id: int) -> Path:
+    return Path(folder) / "rollout" / f"global_dataset_state_dict_{rollout_id}.json"

@@ -1,0 +1,228 @@
+"""Metrics of a rollout, computed from its groups before anything reaches the trainer.
+
+Invariant: every function is pure, and no reward, metadata value or missing field makes one raise: a metric whose data
+is absent is left out. Statistics are over rollouts (agent executions), never over the samples a rollout fans out to.
+Shares named `*_ratio` and `*_percentage` lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Status
+
+Metrics = dict[str, float]
+
+NONE_LABEL = "none"
+"""The zero-std label of a group whose rollouts all have no reward, or that has no rollouts."""
+
+AGENT_TOTALS = ("turns", "tool_calls")
+AGENT_TIMES = ("model_query_time_sum", "env_execution_time_sum", "eval_time", "agent_run_time")
+
+
+def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) -> Metrics:
+    """Everything that is logged about one training rollout.
+
+    groups             what the trainer gets
+    unfiltered_groups  what was run to get it: `groups`, and those that filters dropped or that failed
+    """
+    return {
+        **reward_metrics(groups, unfiltered_groups),
+        **_spread("rollout/response_len", [rollout.trained_tokens for rollout in _rollouts(groups)]),
+        **_present("rollout/truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
+        **_under("rollout/zero_std/", zero_std(groups)),
+        **_under("rollout/zero_std_unfiltered/", zero_std(unfiltered_groups)),
+        **_present("rollout/zero_std_ratio", _share(map(_no_gradient, groups))),
+        **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
+        **failure_metrics(unfiltered_groups),
+        **weight_version_metrics(groups),
+        **agent_metrics(groups),
+    }
+
+
+def eval_metrics(name: str, groups: Sequence[Group]) -> Metrics:
+    """The metrics of one held-out dataset; a rollout without a reward counts as 0 in `eval/<name>`."""
+    rewards = [_number(rollout.reward) for rollout in _rollouts(groups)]
+    prefix = f"eval/{name}"
+    return {
+        **_present(prefix, _mean([0.0 if reward is None else reward for reward in rewards])),
+        **_present(f"{prefix}-none_reward_ratio", _share(reward is None for reward in rewards)),
+        **_present(f"{prefix}-truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
+        **_under(f"{prefix}-", pass_rates(groups)),
+        **_spread(f"{prefix}/response_len", [rollout.trained_tokens for rollout in _rollouts(groups)]),
+        **_under(f"{prefix}/zero_std/", zero_std(groups)),
+    }
+
+
+def passrate_metrics(groups: Sequence[Group]) -> Metrics:
+    """`passrate/pass@k`, logged with --log-passrate."""
+    return _under("passrate/", pass_rates(groups))
+
+
+def reward_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) -> Metrics:
+    """Mean rewards: `reward` leaves rollouts without one out, `raw_reward` counts them as 0."""
+    rewards = [_number(rollout.reward) for rollout in _rollouts(groups)]
+    before = [_number(rollout.reward) for rollout in _rollouts(unfiltered_groups)]
+    return {
+        **_present("rollout/reward", _mean([reward for reward in rewards if reward is not None])),
+        **_present("rollout/raw_reward", _mean([0.0 if reward is None else reward for reward in rewards])),
+        **_present("rollout/reward_unfiltered", _mean([reward for reward in before if reward is not None])),
+    }
+
+
+def zero_std(groups: Iterable[Group]) -> Metrics:
+    """Groups whose rollouts all earned the same reward, and so carry no gradient, counted by that reward.
+
+    `count_<label>`: the reward as a float rounded to one decimal ("1.0", "0.0" for -0.0, "nan", "inf"), or "none".
+    `all_zero_percentage`, `all_one_percentage`: those labelled 0.0 and 1.0 as a share of all groups.
+    """
+    every = list(groups)
+    counts = Counter(_label(group) for group in every if _no_gradient(group))
+    shares = {"all_zero_percentage": counts["0.0"], "all_one_percentage": counts["1.0"]}
+    return {
+        **{f"count_{label}": float(count) for label, count in sorted(counts.items())},
+        **{name: count / len(every) for name, count in shares.items() if every},
+    }
+
+
+def failure_metrics(groups: Sequence[Group]) -> Metrics:
+    """Rollouts that ended without a reward or with an error, and how many for which reason.
+
+    The reason is what stands before the first colon of `Rollout.error`, as a word: "timeout: 600 s" is `timeout`.
+    """
+    rollouts = _rollouts(groups)
+    failed = [rollout for rollout in rollouts if rollout.status is Status.FAILED]
+    reasons = Counter(_reason(rollout) for rollout in failed)
+    return {
+        **_present("rollout/none_reward_ratio", _share(_number(rollout.reward) is None for rollout in rollouts)),
+        **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),
+        **_present("rollout/aborted_ratio", _share(rollout.status is Status.ABORTED for rollout in rollouts)),
+        **{f"rollout/failed/count_{reason}": float(count) for reason, count in sorted(reasons.items())},
+    }
+
+
+def weight_version_metrics(groups: Sequence[Group]) -> Metrics:
+    """The oldest weight version that sampled a rollout's tokens, and how many rollouts mix several."""
+    versions = [found for found in map(_versions, _rollouts(groups)) if found]
+    return {
+        **_spread("rollout/weight_version", [min(found) for found in versions]),
+        **_present("rollout/weight_version/mixed_version_ratio", _share(len(found) > 1 for found in versions)),
+    }
+
+
+def agent_metrics(groups: Sequence[Group]) -> Metrics:
+    """Means (and sums of counts) of what agents reported about themselves, over the rollouts that reported it.
+
+    An agent may leave the `_sum` of its time keys out: `model_query_time` is `agent/model_query_time_sum_mean`.
+    """
+    reports = [_report(rollout) for rollout in _rollouts(groups)]
+    totals = {name: _finite(report.get(name) for report in reports) for name in AGENT_TOTALS}
+    times = {
+        name: _finite(report.get(name, report.get(name.removesuffix("_sum"))) for report in reports)
+        for name in AGENT_TIMES
+    }
+    return {
+        **{f"agent/{name}_mean": sum(values) / len(values) for name, values in totals.items() if values},
+        **{f"agent/{name}_sum": sum(values) for name, values in totals.items() if values},
+        **{f"agent/{name}_mean": sum(values) / len(values) for name, values in times.items() if values},
+    }
+
+
+def pass_rates(groups: Iterable[Group]) -> Metrics:
+    """`pass@k` for k = 1, 2, 4, ... up to the group size n; correct means reward == 1.
+
+    The unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374), averaged over groups.
+    Groups with fewer rollouts than the largest one are left out; groups of one say nothing.
+    """
+    solved = [[_number(reward) == 1.0 for reward in group.rewards] for group in groups]
+    size = max(map(len, solved), default=0)
+    correct = [sum(marks) for marks in solved if len(marks) == size]
+    if size <= 1:
+        return {}
+    ks = [2**power for power in range(size.bit_length()) if 2**power <= size]
+    return {
+        f"pass@{k}": sum(1.0 - math.comb(size - c, k) / math.comb(size, k) for c in correct) / len(correct) for k in ks
+    }
+
+
+def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
+
+
+def _number(value: Any) -> float | None:
+    """A reward as a float; None for what is not a real number."""
+    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _finite(values: Iterable[Any]) -> list[float]:
+    return [number for number in map(_number, values) if number is not None and math.isfinite(number)]
+
+
+def _no_gradient(group: Group) -> bool:
+    """Whether all rewards are the same; NaN equals NaN, None equals None, and a group of none or one is equal."""
+    rewards = map(_number, group.rewards)
+    return len({"nan" if reward is not None and math.isnan(reward) else reward for reward in rewards}) <= 1
+
+
+def _label(group: Group) -> str:
+    """The bucket of a zero-std group: its one reward as a float with one decimal."""
+    reward = _number(group.rewards[0]) if group.rollouts else None
+    return NONE_LABEL if reward is None else str(round(reward, 1) + 0.0)
+
+
+def _truncated(rollout: Rollout) -> bool:
+    return Status.TRUNCATED in (rollout.status, *(sample.status for sample in rollout.samples))
+
+
+def _reason(rollout: Rollout) -> str:
+    words = re.sub(r"[^a-z0-9]+", "_", (rollout.error or "").partition(":")[0].lower()).strip("_")
+    return words[:40] or "unknown"
+
+
+def _versions(rollout: Rollout) -> set[int]:
+    found = {int(version) for sample in rollout.samples for version in np.unique(sample.weight_versions)}
+    return found - {NOT_SAMPLED}
+
+
+def _report(rollout: Rollout) -> Mapping[str, Any]:
+    """What the agent said of itself: `metadata["agent_metrics"]` over plain `metadata`."""
+    nested = rollout.metadata.get("agent_metrics")
+    return rollout.metadata | nested if isinstance(nested, dict) else rollout.metadata
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean of the finite values; None where there is none."""
+    finite = _finite(values)
+    return sum(finite) / len(finite) if finite else None
+
+
+def _share(marks: Iterable[bool]) -> float | None:
+    counted = list(marks)
+    return sum(counted) / len(counted) if counted else None
+
+
+def _spread(prefix: str, values: Sequence[int]) -> Metrics:
+    if not values:
+        return {}
+    array = np.asarray(values, dtype=np.float64)
+    found = {"mean": array.mean(), "median": np.median(array), "max": array.max(), "min": array.min()}
+    return {f"{prefix}/{name}": float(value) for name, value in found.items()}
+
+
+def _present(name: str, value: float | None) -> Metrics:
+    return {} if value is None else {name: value}
+
+
+def _under(prefix: str, metrics: Mapping[str, float]) -> Metrics:
+    return {prefix + name: value for name, value in metrics.items()}

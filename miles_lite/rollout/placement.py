@@ -1,0 +1,87 @@
+"""Where trainers and engines run: one Ray placement group of slots, shared or divided.
+
+A slot is one GPU and one CPU on a GPU cluster, one CPU elsewhere. Trainers take 0.4 and engines 0.2 of a slot, so that
+with --colocate both fit into the same ones; everything else (router, sessions, agents, manager) claims nothing.
+Invariant: what cannot be placed is refused with what was asked and what there is, never waited for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from miles_lite.config import Topology
+from miles_lite.errors import UserError
+
+TRAIN_SHARE = 0.4
+ENGINE_SHARE = 0.2
+PLACEMENT_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A ready placement group and who gets which of its bundles."""
+
+    group: PlacementGroup
+    device: Literal["cpu", "cuda"]
+    train_bundles: tuple[int, ...]
+    engine_bundles: tuple[int, ...]
+
+    def options(self, bundle: int, share: float) -> dict[str, Any]:
+        """Ray actor options that claim `share` of the slot `bundle`."""
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self.group,
+            placement_group_bundle_index=bundle,
+            placement_group_capture_child_tasks=False,
+        )
+        gpus = share if self.device == "cuda" else 0
+        return {"num_cpus": share, "num_gpus": gpus, "scheduling_strategy": strategy}
+
+    def remove(self) -> None:
+        remove_placement_group(self.group)
+
+
+def place(topology: Topology, *, train: bool) -> Layout:
+    """Reserve the slots of a run, with or without trainers. Needs a connected Ray. Raises UserError."""
+    resources = ray.cluster_resources()
+    device = _device(topology, resources)
+    ranks = topology.train_ranks if train else 0
+    shared = topology.colocate or not train
+    slots = max(ranks, topology.rollout_slots) if shared else ranks + topology.rollout_slots
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if device == "cuda" else {})
+    _check_room(bundle, slots, ray.available_resources(), resources)
+    group = placement_group([bundle] * slots, strategy="PACK", name=f"miles_lite-{slots}-slots")
+    if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT):
+        remove_placement_group(group)
+        raise UserError(
+            f"Ray could not place {slots} bundles of {bundle} within {PLACEMENT_TIMEOUT:.0f} s although the cluster "
+            f"has them in total ({resources}): no node has a whole bundle free. See the dashboard."
+        )
+    first = 0 if shared else ranks
+    step = topology.rollout_num_gpus_per_engine
+    engines = tuple(range(first, first + topology.rollout_slots, step))
+    return Layout(group=group, device=device, train_bundles=tuple(range(ranks)), engine_bundles=engines)
+
+
+def _device(topology: Topology, resources: dict[str, float]) -> Literal["cpu", "cuda"]:
+    gpus = resources.get("GPU", 0)
+    if topology.device == "cuda" and not gpus:
+        raise UserError(
+            "--device cuda: this Ray cluster has no GPU. Start its nodes with --num-gpus, or use --device cpu."
+        )
+    return "cuda" if gpus and topology.device != "cpu" else "cpu"
+
+
+def _check_room(bundle: dict[str, float], slots: int, free: dict[str, float], total: dict[str, float]) -> None:
+    for name in bundle:
+        if free.get(name, 0) < slots:
+            raise UserError(
+                f"not enough {name}s for the placement group: asked for {slots} slots of 1 {name} "
+                f"({slots} {name}), this Ray cluster has {total.get(name, 0):g}, of which {free.get(name, 0):g} free.\n"
+                "  Lower --actor-num-gpus-per-node or --rollout-num-gpus, share slots with --colocate, or start Ray "
+                "with more."
+            )

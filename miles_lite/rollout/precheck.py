@@ -1,0 +1,42 @@
+"""Checks a run's input before anything is started: what can be refused in a second is refused in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miles_lite.config import Config
+from miles_lite.errors import UserError
+from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
+from miles_lite.rollout.model import check_model_folder, context_length
+from miles_lite.rollout.rewards import BUILT_IN
+from miles_lite.tito import Tito
+
+
+def check_inputs(config: Config) -> None:
+    """Model folder, chat template, prompt files, prompt lengths, hook files. Raises UserError at the first flaw."""
+    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
+    limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
+    for flag, hook in _hooks(config).items():
+        file = hook.rpartition(":")[0]
+        if file.endswith(".py") and not Path(file).expanduser().is_file():
+            raise UserError(f"{flag}: no such file: {file}")
+    rule = config.rollouts.rm_type
+    if rule is not None and rule not in BUILT_IN:
+        raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
+    tito = Tito.load(model, append_roles=config.session.tito_allowed_append_roles)
+
+    def count(prompt: Prompt) -> int:
+        return len(tito.first(as_messages(prompt)).ids)
+
+    for source in (config.data.prompt_data, *config.evaluation.datasets.values()):
+        check_lengths(load_prompts(source, config.data), count, limit=limit, source=source)
+
+
+def _hooks(config: Config) -> dict[str, str]:
+    named = {
+        "--custom-agent-function-path": config.rollouts.custom_agent_function_path,
+        "--custom-rm-path": config.rollouts.custom_rm_path,
+        "--dynamic-sampling-filter-path": config.rollouts.dynamic_sampling_filter_path,
+    }
+    return {flag: path for flag, path in named.items() if path is not None}

@@ -1,0 +1,42 @@
+"""Rewards: what the agent function returned, a user's function, or one of a few built-in rules."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from miles_lite.config import Config
+from miles_lite.rollout.hooks import load_hook
+from miles_lite.sample import Rollout
+
+Reward = Callable[..., Awaitable["float | None"]]
+
+
+async def exact_match(config: Config, rollout: Rollout, *, response: str, label: Any, **_: Any) -> float:
+    """1 when the response, stripped, equals the label."""
+    return float(response.strip() == str(label).strip())
+
+
+async def contains(config: Config, rollout: Rollout, *, response: str, label: Any, **_: Any) -> float:
+    """1 when the label occurs in the response."""
+    return float(str(label) in response)
+
+
+async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
+    """A coin, seeded by the run and the rollout: for dry runs of a pipeline."""
+    return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
+
+
+BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+
+
+def load_reward(config: Config) -> Reward | None:
+    """The run's reward function `async (config, rollout, *, response, label, metadata) -> float | None`.
+
+    None when neither --custom-rm-path nor --rm-type is given: then the agent function returns the reward.
+    """
+    options = config.rollouts
+    if options.custom_rm_path:
+        return load_hook(options.custom_rm_path, flag="--custom-rm-path")
+    return None if options.rm_type is None else BUILT_IN[options.rm_type]

@@ -1,0 +1,169 @@
+"""AgentWorker: a long-lived Ray actor that runs users' agent functions, many at once, and collects their tokens.
+
+Invariant: a rollout never raises. Whatever the agent, the reward or the session does becomes a `Rollout` with a
+status, an error label and the samples that could be collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from miles_lite.config import Config
+from miles_lite.rollout import single_turn
+from miles_lite.rollout.data import Prompt
+from miles_lite.rollout.hooks import load_hook
+from miles_lite.rollout.rewards import Reward, load_reward
+from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.session.client import SessionClient, SessionError
+
+COLLECT_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One rollout to run: who it is, what it works on, where its session lives and how it samples."""
+
+    rollout_index: int
+    group_index: int
+    prompt: Prompt
+    session_url: str
+    sampling: Mapping[str, Any]
+
+
+class AgentWorker:
+    """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently."""
+
+    def __init__(self, index: int, config: Config) -> None:
+        self._index = index
+        self._config = config
+        self._clients: dict[str, SessionClient] = {}
+        self._exits = contextlib.AsyncExitStack()
+        self._running = 0
+        self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
+        self._reward: Reward | None = None
+
+    def __repr__(self) -> str:
+        return f"AgentWorker({self._index}, running={self._running})"
+
+    async def start(self) -> None:
+        """Import the agent and reward functions. Raises UserError when they do not exist."""
+        path = self._config.rollouts.custom_agent_function_path
+        self._agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
+        self._reward = load_reward(self._config)
+
+    async def run(self, task: Task) -> Rollout:
+        """Run one agent to its end, its time limit or its failure; never raises."""
+        if self._agent is None:  # Ray restarted this actor
+            await self.start()
+        rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
+        self._running += 1
+        try:
+            client = await self._client(task.session_url)
+            session_id = await client.create(task.sampling)
+            try:
+                await self._act(rollout, task, client.base_url(session_id))
+                rollout.finished_at = time.time()
+                rollout.samples = await self._collect(client, session_id)
+                _settle(rollout)
+            finally:
+                await client.delete(session_id)
+        except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
+            _fail(rollout, error)
+        finally:
+            self._running -= 1
+            rollout.finished_at = rollout.finished_at or time.time()
+        return rollout
+
+    async def stop(self) -> None:
+        """Close the connections to the session servers."""
+        await self._exits.aclose()
+
+    async def _client(self, url: str) -> SessionClient:
+        if url not in self._clients:
+            self._clients[url] = SessionClient(url)
+            await self._exits.enter_async_context(self._clients[url])
+        return self._clients[url]
+
+    async def _act(self, rollout: Rollout, task: Task, base_url: str) -> None:
+        """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
+        assert self._agent is not None
+        limit = self._config.rollouts.rollout_timeout
+        metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
+        try:
+            async with asyncio.timeout(limit):
+                info = await self._agent(
+                    base_url=base_url,
+                    prompt=task.prompt.input,
+                    request_kwargs=_request_kwargs(task.sampling),
+                    metadata=metadata,
+                    label=task.prompt.label,
+                )
+                rollout.metadata = dict(info or {})
+                rollout.reward = await self._score(rollout, task)
+        except TimeoutError:
+            rollout.status, rollout.error = Status.ABORTED, "timeout"
+            rollout.metadata["error_detail"] = f"the agent did not finish within {limit:.0f} s (--rollout-timeout)"
+        except Exception as error:  # noqa: BLE001 - users' code may raise anything
+            _fail(rollout, error)
+
+    async def _score(self, rollout: Rollout, task: Task) -> float | None:
+        if self._reward is None:
+            reward = rollout.metadata.get("reward")
+        else:
+            reward = await self._reward(
+                self._config,
+                rollout,
+                response=rollout.metadata.get("response", ""),
+                label=task.prompt.label,
+                metadata=task.prompt.metadata,
+            )
+        return None if reward is None else float(reward)
+
+    async def _collect(self, client: SessionClient, session_id: str) -> list[Sample]:
+        for attempt in range(COLLECT_ATTEMPTS):
+            try:
+                return await client.collect(session_id, max_seq_len=self._config.rollouts.max_seq_len)
+            except SessionError as error:
+                if error.status < 500 or attempt == COLLECT_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def failed_rollout(task: Task, error: str, detail: str) -> Rollout:
+    """The rollout of a task whose worker could not run it."""
+    rollout = Rollout(index=task.rollout_index, group_index=task.group_index, status=Status.FAILED, error=error)
+    rollout.metadata["error_detail"] = detail
+    rollout.started_at = rollout.finished_at = time.time()
+    return rollout
+
+
+def _settle(rollout: Rollout) -> None:
+    """Derive the rollout's status from its samples, unless the agent failed."""
+    if rollout.status is not Status.PENDING:
+        return
+    if not rollout.samples:
+        rollout.status, rollout.error, rollout.reward = Status.FAILED, "no_samples", None
+    elif any(sample.status is Status.TRUNCATED for sample in rollout.samples):
+        rollout.status = Status.TRUNCATED
+    else:
+        rollout.status = Status.COMPLETED
+
+
+def _fail(rollout: Rollout, error: Exception) -> None:
+    rollout.status, rollout.reward = Status.FAILED, None
+    rollout.error = type(error).__name__
+    rollout.metadata["error_detail"] = str(error)[:2000]
+
+
+def _request_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling parameters under the names OpenAI clients use."""
+    names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+    known = {"temperature", "top_p", "max_tokens", "stop", "seed"}
+    renamed = {names.get(key, key): value for key, value in sampling.items()}
+    return {key: value for key, value in renamed.items() if key in known and value not in (None, (), [])}

@@ -1,0 +1,307 @@
+"""Run: one job's processes and files, from connecting to Ray to the summary.
+
+Invariant: whatever ends a run (its last step, an error, Ctrl-C, SIGTERM), nothing it started keeps running, and what it
+last saved is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import ray
+
+from miles_lite.cluster import connect, disconnect
+from miles_lite.config import Config
+from miles_lite.engine.environment import actor_env
+from miles_lite.errors import UserError
+from miles_lite.observe import names
+from miles_lite.observe.overhead import uncovered
+from miles_lite.observe.plots import reward_curve
+from miles_lite.observe.progress import Progress
+from miles_lite.observe.sinks import Sinks, open_sinks
+from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
+from miles_lite.observe.terminal import eval_line, step_line
+from miles_lite.rollout.manager import Generated, RolloutManager
+from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
+from miles_lite.rollout.precheck import check_inputs
+from miles_lite.rollout.stack import named_actor
+from miles_lite.train.group import TrainGroup
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 900.0
+CALL_TIMEOUT = 600.0
+STOP_TIMEOUT = 5.0
+STALL_MARGIN = 180.0
+POLL_SECONDS = 0.5
+KEPT_WEIGHTS = 2
+
+
+class Run:
+    """A context manager around one job; its methods are the verbs of `loop.py`, called in that order."""
+
+    def __init__(self, config: Config, *, train: bool = True) -> None:
+        self._config = config
+        self._train = train
+        self._run_dir = config.run_dir
+        self._busy: list[tuple[float, float]] = []
+        self._layout: Layout | None = None
+        self._manager: Any = None
+        self._trainer: TrainGroup | None = None
+        self._sinks: Sinks | None = None
+        self._progress: Progress | None = None
+        self._trained: int | None = None
+        self._saved: int | None = None
+        self._training = False
+        self.num_rollout = 0
+
+    def __enter__(self) -> Self:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._began = time.time()
+        self._seen: dict[str, float] = {}
+        self._old_handler = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                self._save_interrupted()
+        finally:
+            self._stop()
+            signal.signal(signal.SIGTERM, self._old_handler)
+
+    # ---- start -------------------------------------------------------------------------------------------------
+
+    def start(self) -> int:
+        """Bring everything up. Returns the first rollout id to run. Raises UserError."""
+        config = self._config
+        check_inputs(config)
+        connect(config.logging.ray_address)
+        self._layout = place(config.topology, train=self._train)
+        (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
+        self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
+        starting = self._manager.start.remote()
+        first = self._start_trainer() if self._train else 0
+        info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)
+        log.info("router %s, sessions %s, engines %s", info["router_url"], info["session_urls"], info["engine_urls"])
+        self.num_rollout = config.rollouts.num_rollout or info["rollouts_per_epoch"] * (config.rollouts.num_epoch or 1)
+        if first > 0:
+            assert config.checkpoint.load is not None
+            self._call("load", config.checkpoint.load, first - 1)
+            self._trained = self._saved = first - 1
+        self._open_log(resumed=first > 0)
+        self._progress = Progress(steps=self.num_rollout, done=first)
+        self._progress.__enter__()
+        return first
+
+    def _open_log(self, *, resumed: bool) -> None:
+        """A run that starts anew in a used folder keeps the old metrics under another name."""
+        metrics = self._run_dir / "metrics.jsonl"
+        if metrics.exists() and not resumed:
+            metrics.rename(self._run_dir / f"metrics.before-{self._began:.0f}.jsonl")
+        self._sinks = open_sinks(self._config.logging, config=self._config.as_dict(), run_dir=self._run_dir)
+
+    def _start_trainer(self) -> int:
+        assert self._layout is not None
+        options = [self._layout.options(bundle, TRAIN_SHARE) for bundle in self._layout.train_bundles]
+        self._trainer = TrainGroup(
+            self._config,
+            strategies=[option["scheduling_strategy"] for option in options],
+            slot_share=TRAIN_SHARE,
+            device=self._layout.device,
+            run_dir=self._run_dir,
+            environment=actor_env(),
+        )
+        return self._trainer.start(START_TIMEOUT)
+
+    # ---- the verbs of the loop ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def step(self, rollout_id: int) -> Iterator[None]:
+        """One turn of the loop; logs how long it took and how much of that nothing useful ran."""
+        began = time.time()
+        self._busy.clear()
+        self._seen.clear()
+        yield
+        ended = time.time()
+        idle = uncovered(began, ended, self._busy)
+        self._log({names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle}, rollout_id, names.ROLLOUT_STEP)
+        assert self._progress is not None
+        self._progress.step(step_line(rollout_id + 1, total=self.num_rollout, metrics=self._seen))
+
+    def generate(self, rollout_id: int) -> Generated:
+        """Roll out and log what was seen, before anything is trained on it."""
+        assert self._manager is not None
+        assert self._progress is not None
+        options = self._config.rollouts
+        groups = options.rollout_batch_size
+        self._progress.begin("rollout", groups=groups, rollouts=groups * options.n_samples_per_prompt)
+        generated: Generated = self._wait_for_rollouts(self._manager.generate.remote(rollout_id), rollout_id)
+        self._busy += generated.busy
+        self._log(generated.metrics, rollout_id, names.ROLLOUT_STEP)
+        return generated
+
+    def train(self, rollout_id: int, generated: Generated) -> None:
+        """One training step on a rollout's batches."""
+        assert self._trainer is not None
+        assert self._progress is not None
+        self._progress.begin("train")
+        began = time.time()
+        self._training = True
+        metrics = self._trainer.train(generated.batches)
+        self._training = False
+        self._trained = rollout_id
+        ended = time.time()
+        self._busy.append((began, ended))
+        self._log(metrics | {names.TRAIN_TIME: ended - began}, rollout_id, names.TRAIN_STEP)
+
+    def sync(self, version: int) -> None:
+        """Export the trainer's weights and bring every engine to `version`."""
+        assert self._trainer is not None
+        folder = self._run_dir / "weights" / f"v{version}"
+        export_seconds = self._trainer.export_weights(folder)
+        update_seconds = self._call("update_weights", str(folder), version)
+        for old in sorted(folder.parent.glob("v*"), key=lambda path: int(path.name[1:]))[:-KEPT_WEIGHTS]:
+            shutil.rmtree(old)
+        metrics = {"perf/export_weights_time": export_seconds, names.UPDATE_WEIGHTS_TIME: update_seconds}
+        self._log(metrics, max(version - 1, 0), names.ROLLOUT_STEP)
+
+    def evaluate(self, version: int) -> None:
+        """Run the held-out prompts with the weights of `version`."""
+        assert self._progress is not None
+        self._progress.begin("eval")
+        began = time.time()
+        metrics, busy = self._call("eval", timeout=self._eval_timeout())
+        self._busy += busy
+        metrics["eval/duration_seconds"] = time.time() - began
+        self._log(metrics, version, names.EVAL_STEP)
+        datasets = self._config.evaluation.datasets
+        self._progress.say(eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets))
+
+    def save(self, rollout_id: int) -> None:
+        """Checkpoint trainer and rollout state of `rollout_id`."""
+        assert self._trainer is not None
+        assert self._config.checkpoint.save is not None
+        self._call("save", self._config.checkpoint.save, rollout_id)
+        self._trainer.save(rollout_id)
+        self._saved = rollout_id
+
+    def eval_is_due(self, *, before: int | None = None, after: int | None = None) -> bool:
+        """Before the first step, every --eval-interval rollouts, and after the last."""
+        options = self._config.evaluation
+        if options.eval_interval is None:
+            return False
+        if after is None:
+            return not options.skip_eval_before_train
+        return _periodic(after, options.eval_interval, self.num_rollout)
+
+    def save_is_due(self, *, after: int) -> bool:
+        options = self._config.checkpoint
+        return options.save is not None and _periodic(after, options.save_interval, self.num_rollout)
+
+    def summary(self) -> Summary:
+        """Write summary.json and the reward curve; returns the summary."""
+        booked = self._call("accounts")
+        counts = Counts(
+            prompts_started=booked["started"],
+            prompts_trained=booked["trained"],
+            prompts_filtered=booked["filtered"],
+            prompts_failed=booked["failed"],
+            prompts_unused=booked["unused"],
+            rollouts_failed=booked["rollouts_failed"],
+        )
+        metrics = self._run_dir / "metrics.jsonl"
+        chance = self._config.logging.reward_chance
+        summary = build_summary(
+            metrics,
+            counts=counts,
+            seconds=time.time() - self._began,
+            chance=chance,
+            heldout=next(iter(self._config.evaluation.datasets), None),
+        )
+        write_summary(summary, self._run_dir / "summary.json")
+        reward_curve(metrics, self._run_dir / "reward.png", chance=chance, title=self._run_dir.name)
+        return summary
+
+    # ---- waiting, logging, ending ------------------------------------------------------------------------------
+
+    def _call(self, method: str, *args: Any, timeout: float = CALL_TIMEOUT) -> Any:
+        assert self._manager is not None
+        return self._wait(getattr(self._manager, method).remote(*args), f"the rollout manager's {method}", timeout)
+
+    def _wait(self, ref: Any, what: str, timeout: float) -> Any:
+        try:
+            return ray.get(ref, timeout=timeout)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"waited {timeout:.0f} s for {what}; see {self._run_dir}/logs and Ray's dashboard"
+            ) from None
+
+    def _wait_for_rollouts(self, ref: Any, rollout_id: int) -> Generated:
+        """Wait for a step, showing progress; gives up when no rollout ends for longer than one may take."""
+        assert self._manager is not None
+        assert self._progress is not None
+        limit = self._config.rollouts.rollout_timeout + STALL_MARGIN
+        done, changed = -1, time.monotonic()
+        while not ray.wait([ref], timeout=POLL_SECONDS)[0]:
+            status = self._wait(self._manager.status.remote(), "the rollout manager's status", CALL_TIMEOUT)
+            self._progress.update(groups=status.groups_done, rollouts=status.rollouts_done)
+            if status.rollouts_done != done:
+                done, changed = status.rollouts_done, time.monotonic()
+            elif time.monotonic() - changed > limit:
+                raise UserError(
+                    f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
+                    f"{status.rollouts_started} did). See {self._run_dir}/logs; --rollout-timeout bounds an agent."
+                )
+        return self._wait(ref, "the rollout's batches", CALL_TIMEOUT)  # type: ignore[no-any-return]
+
+    def _eval_timeout(self) -> float:
+        return CALL_TIMEOUT + self._config.rollouts.rollout_timeout
+
+    def _log(self, metrics: dict[str, float], step: int, step_key: str) -> None:
+        assert self._sinks is not None
+        self._seen |= metrics
+        self._sinks.log(metrics, step=step, step_key=step_key)
+
+    def _save_interrupted(self) -> None:
+        """After Ctrl-C between training steps, save what was trained since the last checkpoint."""
+        if self._trained is None or self._trained == self._saved or self._training or not self._config.checkpoint.save:
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            print(f"\ninterrupted: saving rollout {self._trained} before stopping", flush=True)
+            self.save(self._trained)
+
+    def _stop(self) -> None:
+        if self._progress:
+            self._progress.__exit__(None, None, None)
+        if self._trainer:
+            self._trainer.stop()
+        if self._manager and ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._manager.stop.remote(), timeout=STOP_TIMEOUT)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self._manager)
+        if self._layout and ray.is_initialized():
+            self._layout.remove()
+        if self._sinks:
+            self._sinks.close()
+        disconnect()
+
+
+def _periodic(rollout_id: int, interval: int | None, total: int) -> bool:
+    last = rollout_id == total - 1
+    return last or (interval is not None and (rollout_id + 1) % interval == 0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

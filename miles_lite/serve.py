@@ -1,0 +1,109 @@
+"""`miles-lite serve` and `miles-lite router`: the serving parts alone, until Ctrl-C.
+
+Invariant: what is printed as ready answers; Ctrl-C or SIGTERM ends everything that was started, within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from miles_lite.cluster import connect, disconnect
+from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
+from miles_lite.errors import UserError
+from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.rollout.placement import Layout, place
+from miles_lite.rollout.stack import Stack, StackOptions
+from miles_lite.router.app import RouterSpec
+from miles_lite.router.app import serve as serve_router
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """serving: limits and seed of the engines."""
+
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
+    seed: int = option(1234, help="seed of the engines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """router: where it listens."""
+
+    bind_host: str = option("127.0.0.1", help="interface to bind to")
+    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
+    port: int | None = option(None, help="port (default: a free one)")
+    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Engines, router and session servers of one model, until Ctrl-C. Raises UserError."""
+    parser = Parser(prog="miles-lite serve", allow_abbrev=False)
+    groups = (Topology, Checkpoint, Session, Engines, Serving, Logging)
+    for group in groups:
+        add_group(parser, group)
+    namespace, unknown = parser.parse_known_args(list(argv))
+    leftovers = sort_leftovers(parser, unknown)
+    serving, logging = take_group(namespace, Serving), take_group(namespace, Logging)
+    options = StackOptions(
+        topology=take_group(namespace, Topology),
+        checkpoint=take_group(namespace, Checkpoint),
+        engines=dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang),
+        session=take_group(namespace, Session),
+        max_context_len=serving.rollout_max_context_len,
+        seed=serving.seed,
+        run_dir=logging.path,
+    )
+    connect(logging.ray_address)
+    try:
+        layout = place(options.topology, train=False)
+        asyncio.run(_until_interrupted(options, layout))
+    finally:
+        disconnect()
+    return 0
+
+
+async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stack = Stack(options, layout)
+    stopping = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(stack.start())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            print(f"router    {stack.router_url}")
+            for url in stack.session_urls:
+                print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
+            for url in stack.engine_urls:
+                print(f"engine    {url}")
+            print("ready; Ctrl-C ends it", flush=True)
+        while not stop.is_set():
+            if stack.failure is not None:
+                raise stack.failure
+            await asyncio.wait({stopping}, timeout=1.0)
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await stack.stop()
+
+
+def router(argv: Sequence[str]) -> int:
+    """The router alone, until Ctrl-C."""
+    parser = Parser(prog="miles-lite router", allow_abbrev=False)
+    add_group(parser, RouterOptions)
+    options = take_group(parser.parse_args(list(argv)), RouterOptions)
+    host = options.advertise_host or options.bind_host
+    spec = RouterSpec(
+        bind_host=options.bind_host, advertise_host=host, port=options.port, timeout=options.router_timeout
+    )
+    try:
+        serve_router(spec)
+    except OSError as error:
+        raise UserError(f"the router cannot listen on {options.bind_host}:{options.port}: {error}") from error
+    return 0

@@ -1,0 +1,80 @@
+"""The side of a session server that a rollout speaks to: open, collect, delete.
+
+Invariant: every call ends within its bound, and an error carries the server's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import orjson
+
+from miles_lite.sample import Sample
+from miles_lite.session.codec import decode_samples
+
+
+class SessionError(RuntimeError):
+    """The session server refused or failed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SessionClient:
+    """One server at `url`; an async context manager."""
+
+    def __init__(self, url: str, *, timeout: float = 120.0) -> None:
+        """`timeout` bounds each call, in seconds."""
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> SessionClient:
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    def base_url(self, session_id: str) -> str:
+        """What an agent is given as its OpenAI base URL."""
+        return f"{self.url}/sessions/{session_id}/v1"
+
+    async def create(self, sampling: Mapping[str, Any] | None = None) -> str:
+        """Open a session whose turns sample with `sampling` (engine names); returns its id."""
+        body = await self._call("POST", "/sessions", {"sampling": dict(sampling or {})})
+        return str(orjson.loads(body)["session_id"])
+
+    async def collect(self, session_id: str, max_seq_len: int | None = None) -> list[Sample]:
+        """The session's samples, validated. May be repeated."""
+        return decode_samples(await self._call("POST", f"/sessions/{session_id}/samples", {"max_seq_len": max_seq_len}))
+
+    async def describe(self, session_id: str) -> dict[str, Any]:
+        """Turns, leaves and counts of a session, for people."""
+        return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}")))
+
+    async def delete(self, session_id: str) -> None:
+        await self._call("DELETE", f"/sessions/{session_id}")
+
+    async def _call(self, method: str, path: str, body: Any = None) -> bytes:
+        if self._http is None:
+            raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
+        data = None if body is None else orjson.dumps(body)
+        try:
+            async with self._http.request(method, self.url + path, data=data) as response:
+                answer = await response.read()
+        except TimeoutError as error:
+            message = f"{method} {self.url}{path}: no answer within {self._timeout:g} s"
+            raise SessionError(504, message) from error
+        except aiohttp.ClientError as error:
+            raise SessionError(503, f"{method} {self.url}{path}: {error}") from error
+        if response.status >= 300:
+            raise SessionError(response.status, f"{method} {path}: {response.status} {answer[:500].decode()}")
+        return answer

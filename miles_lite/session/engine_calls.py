@@ -1,0 +1,210 @@
+"""Generation by token ids through the router's /generate, retried on other engines while that can help.
+
+Invariant: a `Generation` holds every token the engines sampled for a request, in order, with its logprob and the
+version that sampled it. A piece that a weight update cut short is kept and continued from. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+
+from miles_lite.session.errors import ApiError, upstream_failed
+from miles_lite.session.tree import Span
+
+OnTokens = Callable[[list[int]], Awaitable[None]]
+
+_RETRIED = (429, 502, 503, 504)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+@dataclass(slots=True)
+class Generation:
+    """Output ids, natural-log probabilities under the sampling distribution (logits / temperature), version spans."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    finish: Mapping[str, Any] = field(default_factory=dict)
+    cached_tokens: int = 0
+    retries: int = 0
+    version: int = 0
+
+    @property
+    def finish_reason(self) -> str:
+        return str(self.finish.get("type", ""))
+
+
+class _Retry(Exception):
+    """This attempt brought nothing (more); another may."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class EngineCalls:
+    """The one HTTP client of a session server."""
+
+    def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float) -> None:
+        """`retry_seconds`: how long a call may go without any progress; `call_seconds` bounds one attempt."""
+        self._url = router_url.rstrip("/") + "/generate"
+        self._retry_seconds = retry_seconds
+        self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> EngineCalls:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    async def generate(
+        self, prompt: np.ndarray, params: Mapping[str, Any], *, key: str, on_tokens: OnTokens | None = None
+    ) -> Generation:
+        """Sample after `prompt` (int32 ids). With `on_tokens` the engine streams, and it is told of all ids so far.
+
+        Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
+        """
+        done = Generation()
+        deadline, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE
+        while True:
+            before = len(done.ids)
+            try:
+                await self._attempt(done, prompt, params, key, on_tokens)
+                return done
+            except _Retry as retry:
+                done.retries += 1
+                _cover(done)
+                if len(done.ids) > before:
+                    deadline, pause = time.monotonic() + self._retry_seconds, _FIRST_PAUSE
+                    continue
+                wait = max(pause, retry.after)
+                if time.monotonic() + wait > deadline:
+                    raise upstream_failed(
+                        f"no engine answered within {self._retry_seconds:g} s ({done.retries} attempts): {retry}"
+                    ) from retry
+                await asyncio.sleep(wait)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _attempt(
+        self,
+        done: Generation,
+        prompt: np.ndarray,
+        params: Mapping[str, Any],
+        key: str,
+        on_tokens: OnTokens | None,
+    ) -> None:
+        """One request for what is still missing; returns when the generation is complete, raises _Retry when not."""
+        assert self._http is not None
+        left = int(params["max_new_tokens"]) - len(done.ids)
+        if left < 1:
+            done.finish = {"type": "length", "length": len(done.ids)}
+            return
+        body = {
+            "input_ids": np.concatenate([prompt, np.asarray(done.ids, np.int32)]) if done.ids else prompt,
+            "sampling_params": {**params, "max_new_tokens": left},
+            "return_logprob": True,
+            "stream": on_tokens is not None,
+        }
+        headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
+        try:
+            async with self._http.post(
+                self._url, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers
+            ) as response:
+                if response.status != 200:
+                    raise _refusal(response, await response.text())
+                base = len(done.ids)
+                async for event in _events(response, streaming=on_tokens is not None):
+                    if _take(done, event, base) and on_tokens is not None:
+                        await on_tokens(done.ids)
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+            raise _Retry(str(error) or type(error).__name__) from error
+        if done.finish_reason in ("", "abort"):
+            raise _Retry(str(done.finish.get("message") or "the generation was cut short"))
+
+
+def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
+    message = _message(text)
+    if response.status in _RETRIED:
+        after = response.headers.get("Retry-After", "")
+        return _Retry(f"{response.status}: {message}", float(after) if after.isdigit() else 0.0)
+    if response.status < 500:
+        too_long = "context_length_exceeded" if "context length" in message else None
+        return ApiError(400, f"the engine refused the request: {message}", code=too_long)
+    return upstream_failed(f"the engine failed with {response.status}: {message}")
+
+
+def _message(text: str) -> str:
+    try:
+        error = orjson.loads(text)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return text[:300]
+
+
+async def _events(response: aiohttp.ClientResponse, *, streaming: bool) -> AsyncIterator[dict[str, Any]]:
+    if not streaming:
+        yield _object(await response.read())
+        return
+    async for line in response.content:
+        if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+            event = _object(line[6:])
+            if "error" in event:
+                raise _Retry(_message(line[6:].decode()))
+            yield event
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict) or not ("meta_info" in value or "error" in value):
+        raise _Retry(f"the engine answered with something else than a generation: {data[:100]!r}")
+    return value
+
+
+def _take(done: Generation, event: dict[str, Any], base: int) -> bool:
+    """Add what is new in an event; `base` is how many ids earlier attempts brought. Streams may repeat all ids."""
+    meta = event["meta_info"]
+    triples = meta.get("output_token_logprobs") or []
+    new = base + int(meta["completion_tokens"]) - len(done.ids)
+    if new > len(triples):
+        raise _Retry(f"the engine sent {len(triples)} logprobs for {new} new tokens")
+    if new > 0:
+        done.ids += [triple[1] for triple in triples[-new:]]
+        done.logprobs += [triple[0] for triple in triples[-new:]]
+    done.finish = meta.get("finish_reason") or {}
+    done.version = _version(meta.get("weight_version"))
+    if done.finish:
+        done.cached_tokens = done.cached_tokens or int(meta.get("cached_tokens") or 0)
+        spans = meta.get("weight_versions") or ()
+        done.spans += [(_version(span["version"]), base + span["start"], base + span["end"]) for span in spans]
+        _cover(done)
+    return new > 0
+
+
+def _cover(done: Generation) -> None:
+    """Tokens that no span covers, because a stream broke off, are of the version last heard of."""
+    covered = done.spans[-1][2] if done.spans else 0
+    if covered < len(done.ids):
+        done.spans.append((done.version, covered, len(done.ids)))
+
+
+def _version(text: Any) -> int:
+    """Engines started by hand report no number; their weights are version 0."""
+    return int(text) if str(text).isdigit() else 0

@@ -1,0 +1,41 @@
+"""Everything a session refuses or fails at, as the HTTP answer it becomes.
+
+Invariant: every error leaves as JSON in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """`param` is the path of the field at fault, such as messages[2].content."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "api_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad_request(message: str, *, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param)
+
+
+def unknown_session(session_id: str) -> ApiError:
+    return ApiError(404, f"there is no session {session_id!r}: POST /sessions makes one", code="session_not_found")
+
+
+def context_exceeded(limit: int, tokens: int) -> ApiError:
+    return ApiError(
+        400,
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens.",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def upstream_failed(message: str) -> ApiError:
+    return ApiError(502, message, code="engine_unreachable")

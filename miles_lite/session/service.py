@@ -1,0 +1,256 @@
+"""Sessions and what can be done with them, without HTTP on the client's side.
+
+Invariant: a session's tree changes only by a commit after an engine has answered; a request that fails or is cancelled
+leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from miles_lite import config
+from miles_lite.sample import Sample
+from miles_lite.session.chat import ChatAnswer, ChatRequest, message_of
+from miles_lite.session.collect import collect
+from miles_lite.session.engine_calls import EngineCalls, Generation
+from miles_lite.session.errors import ApiError, bad_request, unknown_session
+from miles_lite.session.match import Matcher
+from miles_lite.session.sampling import Sampling, resolve
+from miles_lite.session.tree import Output, Place, Tree, describe
+from miles_lite.tito import RenderError, Reply, Suffix, SuffixError, Tito
+from miles_lite.tito.parse import ReplyStream
+
+OnDelta = Callable[[Reply], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Session:
+    """One agent's conversation(s); `sampling` is the run's, empty when the client chooses."""
+
+    session_id: str
+    tree: Tree
+    sampling: dict[str, Any]
+    calls: set[asyncio.Task[Generation]] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it.
+
+    `root` says why a new root was begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
+    """
+
+    place: Place
+    suffix: Suffix
+    root: str | None
+    ids: np.ndarray
+    sampling: Sampling
+
+
+class Service:
+    """All sessions of one server."""
+
+    def __init__(
+        self, tito: Tito, engines: EngineCalls, *, options: config.Session, matcher: Matcher, context_length: int
+    ) -> None:
+        self._tito, self._engines, self._matcher = tito, engines, matcher
+        self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
+        self._client_chooses = options.session_client_sampling
+        self._context_length = context_length
+        self._sessions: dict[str, Session] = {}
+        self._counts: Counter[str] = Counter()
+
+    def create(self, sampling: dict[str, Any]) -> str:
+        session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
+        self._sessions[session.session_id] = session
+        self._counts["sessions_created"] += 1
+        return session.session_id
+
+    def delete(self, session_id: str) -> None:
+        """Forget the session and cancel its calls. Raises ApiError 404."""
+        session = self._session(session_id)
+        del self._sessions[session_id]
+        for call in session.calls:
+            call.cancel()
+
+    def describe(self, session_id: str) -> dict[str, Any]:
+        session = self._session(session_id)
+        turns = describe(session.tree)
+        leaves = [turn.number for turn in session.tree.leaves()]
+        return {"session_id": session_id, "turns": turns, "leaves": leaves, "counts": dict(session.counts)}
+
+    def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
+        session = self._session(session_id)
+        samples = collect(session.tree, max_seq_len=max_seq_len)
+        for sample in samples:
+            sample.metadata |= {"session_id": session_id, "counts": dict(session.counts)}
+        return samples
+
+    def live(self) -> int:
+        return len(self._sessions)
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and `sessions`, `calls`: what is there now."""
+        calls = sum(len(session.calls) for session in self._sessions.values())
+        return {name: float(count) for name, count in self._counts.items()} | {
+            "sessions": float(self.live()),
+            "calls": float(calls),
+        }
+
+    async def chat(
+        self, session_id: str, request: ChatRequest, *, answer_id: str, on_delta: OnDelta | None = None
+    ) -> ChatAnswer:
+        """Run one turn; with `on_delta` content and reasoning are handed out as they come. Raises ApiError."""
+        session = self._session(session_id)
+        prompt = self._place(session, request)
+        started = time.monotonic()
+        stream = self._tito.stream(tools=request.tools, in_reasoning=prompt.suffix.opens_reasoning)
+        watcher = None if on_delta is None else _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
+        generation = await self._generate(session, prompt, watcher)
+        stop, text = self._read(generation)
+        in_reasoning = prompt.suffix.opens_reasoning
+        reply = self._tito.parser.parse(text, tools=request.tools, in_reasoning=in_reasoning)
+        message = message_of(reply, [f"call_{uuid.uuid4().hex[:24]}" for _ in reply.tool_calls])
+        output = Output(
+            ids=np.asarray(generation.ids, np.int32),
+            logprobs=np.asarray(generation.logprobs, np.float32),
+            spans=tuple(generation.spans),
+            temperature=prompt.sampling.temperature,
+            finish_reason=generation.finish_reason,
+            stop=stop,
+            started=started,
+            finished=time.monotonic(),
+        )
+        session.tree.commit(
+            prompt.place,
+            request.messages[prompt.place.matched :],
+            reply=message,
+            prompt_ids=prompt.suffix.ids,
+            drop=prompt.suffix.drop,
+            output=output,
+        )
+        if prompt.root is not None:
+            self._count(session, **{f"roots_{prompt.root}": 1})
+        self._count(session, turns=1, prompt_tokens=len(prompt.ids), completion_tokens=len(generation.ids))
+        self._count(session, sampling_overridden=prompt.sampling.overridden, engine_retries=generation.retries)
+        if on_delta is not None:
+            await on_delta(stream.finish(reply))
+        return ChatAnswer(
+            answer_id=answer_id,
+            created=int(time.time()),
+            model=str(request.body.get("model") or "default"),
+            message=message,
+            finish_reason="tool_calls" if reply.tool_calls and output.finish_reason == "stop" else output.finish_reason,
+            prompt_tokens=len(prompt.ids),
+            completion_tokens=len(generation.ids),
+            cached_tokens=generation.cached_tokens,
+            logprobs=self._token_logprobs(generation) if request.logprobs else None,
+        )
+
+    def _place(self, session: Session, request: ChatRequest) -> _Prompt:
+        """Attach the request and build its ids; reads only."""
+        place = session.tree.attach(request.messages, request.tools)
+        try:
+            place, suffix, root = self._suffix(session, request, place)
+        except RenderError as error:
+            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
+        ids = np.concatenate([session.tree.context(place.turn, suffix.drop), suffix.ids])
+        sampling = resolve(
+            session.sampling,
+            request.body,
+            client_chooses=self._client_chooses,
+            prompt_tokens=len(ids),
+            context_length=self._context_length,
+        )
+        return _Prompt(place, suffix, root, ids, sampling)
+
+    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix, str | None]:
+        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
+        reason = "first" if not session.tree.turns else "diverged"
+        if place.turn is not None:
+            appended = request.messages[place.matched :]
+            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
+            if roles <= self._roles and self._tito.surface.proved(sorted(roles)):
+                try:
+                    history = session.tree.history(place.turn)
+                    stop = place.turn.output.stop
+                    suffix = self._tito.append(
+                        history, appended, stop=stop, tools=request.tools, options=request.options
+                    )
+                    return place, suffix, None
+                except SuffixError:
+                    reason = "no_suffix"
+            else:
+                reason = "role"
+        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
+        return Place(None, 0, place.seed), suffix, reason
+
+    async def _generate(self, session: Session, prompt: _Prompt, watcher: Any) -> Generation:
+        call = asyncio.ensure_future(
+            self._engines.generate(prompt.ids, prompt.sampling.params, key=session.session_id, on_tokens=watcher)
+        )
+        session.calls.add(call)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            if session.session_id in self._sessions:
+                raise
+            raise ApiError(404, "the session was deleted while this request ran", code="session_not_found") from None
+        finally:
+            session.calls.discard(call)
+
+    def _read(self, generation: Generation) -> tuple[int | None, str]:
+        """(the stop token if it was sampled, the text without what stopped it)."""
+        matched = generation.finish.get("matched") if generation.finish_reason == "stop" else None
+        ids = generation.ids
+        if isinstance(matched, str):
+            text = self._tito.encoder.decode(ids)
+            return None, text[: text.rfind(matched)] if matched in text else text
+        sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
+        return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
+
+    def _token_logprobs(self, generation: Generation) -> list[tuple[str, float]]:
+        texts = [self._tito.encoder.decode([token]) for token in generation.ids]
+        return list(zip(texts, generation.logprobs, strict=True))
+
+    def _count(self, session: Session, **counts: int) -> None:
+        session.counts.update(counts)
+        self._counts.update(counts)
+
+    def _session(self, session_id: str) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise unknown_session(session_id)
+        return session
+
+
+def _watcher(
+    tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]
+) -> Callable[[list[int]], Awaitable[None]]:
+    """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
+
+    async def watch(ids: list[int]) -> None:
+        shown = ids[:-1] if ids[-1] in tito.stop_ids else ids
+        text = tito.encoder.decode(shown)
+        for stop in stops:
+            text = text.partition(stop)[0]
+        held = max((_overlap(text, stop) for stop in stops), default=0)
+        delta = stream.feed(text[: len(text) - held])
+        if delta.content or delta.reasoning:
+            await on_delta(delta)
+
+    return watch
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,23 @@
+"""Token-in-token-out: chat messages to token ids by a model's own template, and replies back. Pure but for loading."""
+
+from miles_lite.tito.messages import Message, Tools, normalise
+from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
+from miles_lite.tito.render import RenderError
+from miles_lite.tito.suffix import SuffixError
+from miles_lite.tito.tito import Suffix, Tito
+from miles_lite.tito.verify import AppendSurface, Verdict
+
+__all__ = [
+    "AppendSurface",
+    "Message",
+    "RenderError",
+    "Reply",
+    "ReplyStream",
+    "Suffix",
+    "SuffixError",
+    "Tito",
+    "ToolCall",
+    "Tools",
+    "Verdict",
+    "normalise",
+]

@@ -1,0 +1,104 @@
+"""Text to token ids and back, such that only a template can write a control token.
+
+Invariant: text that holds no look-alike of a control token encodes exactly as the plain tokenizer encodes it, template
+and content jointly; a look-alike inside a message encodes as ordinary text and decodes to itself.
+
+How: before rendering, `guard` puts a mark into every look-alike inside message strings. In the rendered text whatever
+still reads as a control token therefore comes from the template. Stretches with a mark lose it and are encoded by a
+tokenizer that knows no control tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+T = TypeVar("T")
+
+_MARKS = "\ue0ba\ue1d7\ue2c5\uf0f3\uf1a9"
+"""Private-use characters, one of which is put into look-alikes; the first that the text does not hold is taken."""
+
+
+class Encoder:
+    """A fast tokenizer that keeps what messages say apart from what the template says."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
+        self._tokenizer = tokenizer
+        self.control = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+        longest_first = sorted(self.control, key=len, reverse=True)
+        self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._plain = _without_added_tokens(tokenizer)
+        for text in self.control:
+            if set(self._plain.encode(text, add_special_tokens=False).ids) & set(self.control.values()):
+                raise ValueError(f"the tokenizer builds the control token {text!r} out of ordinary text")
+
+    def guard(self, value: T) -> tuple[T, str]:
+        """`value` (strings, lists and dicts of them) with a mark in every look-alike, and the mark; "" when none."""
+        if not self._has_look_alike(value):
+            return value, ""
+        flat = json.dumps(value, ensure_ascii=False, default=str)
+        mark = next((mark for mark in _MARKS if mark not in flat), None)
+        if mark is None:
+            raise ValueError("the messages hold every private-use character that could mark control-token look-alikes")
+        return self._marked(value, mark), mark
+
+    def encode(self, text: str, *, mark: str = "") -> np.ndarray:
+        """int32 ids of rendered text; `mark` is what `guard` returned. No beginning-of-text token is added."""
+        if mark:
+            text = text.replace(json.dumps(mark)[1:-1], mark)
+        if not mark or mark not in text:
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        ids: list[int] = []
+        for piece in self._pieces(text, mark):
+            tokenizer = self._plain if mark in piece else self._tokenizer
+            ids += tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+        return np.asarray(ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
+
+    def id_of(self, control: str) -> int | None:
+        return self.control.get(control)
+
+    def text_of(self, token: int) -> str | None:
+        return self._tokenizer.id_to_token(token)
+
+    def _pieces(self, text: str, mark: str) -> list[str]:
+        """Cut around every stretch between two control tokens that holds a mark."""
+        pieces, start = [], 0
+        bounds = [0, *(end for match in self.control_pattern.finditer(text) for end in match.span()), len(text)]
+        for left, right in zip(bounds[::2], bounds[1::2], strict=True):
+            if mark in text[left:right]:
+                pieces += [text[start:left], text[left:right]]
+                start = right
+        return [piece for piece in [*pieces, text[start:]] if piece]
+
+    def _has_look_alike(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self.control_pattern.search(value) is not None
+        if isinstance(value, dict):
+            return any(self._has_look_alike(key) or self._has_look_alike(item) for key, item in value.items())
+        return isinstance(value, list | tuple) and any(self._has_look_alike(item) for item in value)
+
+    def _marked(self, value: Any, mark: str) -> Any:
+        if isinstance(value, str):
+            return self.control_pattern.sub(lambda match: match[0][0] + mark + match[0][1:], value)
+        if isinstance(value, dict):
+            return {self._marked(key, mark): self._marked(item, mark) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(item, mark) for item in value]
+        return value
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    definition = json.loads(tokenizer.to_str())
+    definition["added_tokens"] = []
+    definition["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(definition))

@@ -1,0 +1,100 @@
+"""Reads tokenizer, chat template and stop tokens from a model folder.
+
+Invariant: neither torch nor transformers is imported unless the folder has no tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from miles_lite.errors import UserError
+
+_VOCABULARIES = ("*.model", "*.tiktoken", "vocab.*")
+"""What older checkpoints hold instead of tokenizer.json; without one transformers would make up an empty tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What a model folder says about text: `variables` are the names templates may print, such as bos_token."""
+
+    tokenizer: Tokenizer
+    template: str
+    variables: dict[str, str]
+    stop_ids: frozenset[int]
+
+
+def load_model_text(folder: str | Path) -> ModelText:
+    """Raises UserError when the folder has no tokenizer or no chat template."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"model folder {path} does not exist: give --hf-checkpoint a Hugging Face model folder")
+    config = _read_json(path / "tokenizer_config.json")
+    tokenizer = _tokenizer(path)
+    template = _template(path, config)
+    if not template:
+        raise UserError(
+            f"model folder {path} has no chat template: add chat_template.jinja, or a chat_template entry in "
+            "tokenizer_config.json (base models have none; use the instruct model's)"
+        )
+    variables = {name: _token_text(config[name]) for name in config if name.endswith("_token") and config[name]}
+    return ModelText(tokenizer, template, variables, _stop_ids(path, tokenizer, variables.get("eos_token")))
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    if (path / "tokenizer.json").is_file():
+        return Tokenizer.from_file(str(path / "tokenizer.json"))
+    if not any(found for pattern in _VOCABULARIES for found in path.glob(pattern)):
+        raise UserError(f"model folder {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json there")
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model folder {path} has no usable tokenizer ({reason}): copy tokenizer.json and "
+            "tokenizer_config.json there"
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(f"the tokenizer in {path} has no fast version: save one as tokenizer.json with transformers")
+    return backend
+
+
+def _template(path: Path, config: dict[str, Any]) -> str:
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template") or ""
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default") or next(iter(named.values()), "")
+    return str(template)
+
+
+def _stop_ids(path: Path, tokenizer: Tokenizer, eos: str | None) -> frozenset[int]:
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json(path / name).get("eos_token_id")
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    if eos is not None and (index := tokenizer.token_to_id(eos)) is not None:
+        found.add(index)
+    return frozenset(found)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)

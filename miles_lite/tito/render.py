@@ -1,0 +1,90 @@
+"""Renderers turn chat messages into the text a model was trained on; a model's own chat template is enough.
+
+Invariant: a renderer is a function of its arguments (and, for templates that print it, of today's date).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from miles_lite.tito.messages import Message, Tools
+
+
+class RenderError(ValueError):
+    """The template refused these messages; the text is the template's own."""
+
+
+class Renderer(Protocol):
+    """Anything that prints a conversation: a chat template, or a model's own Python encoder."""
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: Mapping[str, Any]
+    ) -> str:
+        """The conversation as text, with the generation prompt when `open_turn`. Raises RenderError."""
+        ...
+
+
+class JinjaRenderer:
+    """A chat template in the sandbox that Hugging Face gives it: same filters, globals, and white space rules."""
+
+    def __init__(self, template: str, *, variables: Mapping[str, Any] | None = None) -> None:
+        """`variables` are what a tokenizer adds, such as bos_token. Raises RenderError when it does not compile."""
+        self.template = template
+        self.variables = dict(variables or {})
+        try:
+            self._compiled = _environment().from_string(template)
+        except jinja2.TemplateError as error:
+            raise RenderError(f"the chat template does not compile: {error}") from error
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: Mapping[str, Any]
+    ) -> str:
+        try:
+            return self._compiled.render(
+                messages=messages,
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=open_turn,
+                **(self.variables | dict(options)),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RenderError(str(error) or type(error).__name__) from error
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks what an assistant wrote; here it only has to be accepted."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 reads a class attribute
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

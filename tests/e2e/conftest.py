@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, marked
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Tasks and a model that has just learned the format, made as the quickstart makes them, only smaller."""
+    folder = tmp_path_factory.mktemp("prepared")
+    argv = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(folder), "--warm-start-steps", "120"]
+    subprocess.run(argv, env=environment("prepare"), check=True, timeout=300)
+    return Prepared(folder)
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A mark for this test's processes; what is still there at the end is ended and fails the test."""
+    value = uuid.uuid4().hex
+    yield value
+    left = marked(value)
+    for process in left:
+        process.kill()
+    assert not left, f"{MARK}={value}: {len(left)} processes were left running"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"

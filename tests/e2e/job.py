@@ -1,0 +1,98 @@
+"""Starts the real command line on the example's tasks, and looks at what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "swe-agent"
+MARK = "MILES_LITE_TEST_RUN"
+"""An environment variable that everything a test starts inherits: leftovers are found by it, never by name."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder with model/, train.jsonl and heldout.jsonl."""
+
+    folder: Path
+
+    def flags(self, run_dir: Path, *extra: str) -> list[str]:
+        return [
+            *("--hf-checkpoint", str(self.folder / "model"), "--prompt-data", str(self.folder / "train.jsonl")),
+            *("--custom-agent-function-path", f"{EXAMPLE / 'agent.py'}:run", "--run-dir", str(run_dir)),
+            *("--tito-allowed-append-roles", "tool", "user", "--rollout-max-response-len", "48"),
+            *("--actor-num-gpus-per-node", "2", "--colocate", "--rollout-num-gpus", "1"),
+            *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--num-steps-per-rollout", "2"),
+            *("--use-dynamic-batch-size", "--max-tokens-per-gpu", "4096", "--lr", "1e-3", "--rollout-shuffle"),
+            *("--rollout-max-context-len", "1024", "--rollout-timeout", "120"),
+            *extra,
+        ]
+
+
+def environment(mark: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "PYTHONUNBUFFERED": "1"}
+
+
+def start(command: str, flags: list[str], *, mark: str, log: Path) -> subprocess.Popen[bytes]:
+    """`python -m miles_lite COMMAND FLAGS` in a session of its own; output goes to `log`."""
+    argv = [sys.executable, "-m", "miles_lite", command, *flags]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            argv, env=environment(mark), stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+        )
+
+
+def run(command: str, flags: list[str], *, mark: str, log: Path, timeout: float = 300) -> str:
+    """Run to the end; returns the output. Fails the test when the exit code is not 0."""
+    process = start(command, flags, mark=mark, log=log)
+    code = process.wait(timeout)
+    text = log.read_text(errors="replace")
+    assert code == 0, f"exit code {code}:\n{text[-6000:]}"
+    return text
+
+
+def wait_for(what: str, condition: Any, *, timeout: float, process: subprocess.Popen[bytes], log: Path) -> Any:
+    """Poll `condition` until it is true; its value."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        assert process.poll() is None, f"ended while waiting for {what}:\n{log.read_text(errors='replace')[-6000:]}"
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout} s for {what}:\n{log.read_text(errors='replace')[-6000:]}")
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Live processes that a test's run started, however deep."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def assert_nothing_left(mark: str, *, within: float = 10.0) -> None:
+    deadline = time.monotonic() + within
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, "still running: " + "\n".join(" ".join(process.cmdline())[:200] for process in left)
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(run_dir: Path, name: str) -> list[float]:
+    return [row[name] for row in rows(run_dir) if name in row]

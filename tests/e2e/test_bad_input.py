@@ -1,0 +1,74 @@
+"""What a user gets wrong: one screen, what is wrong, how to mend it, exit code 2, nothing left running."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.job import Prepared, assert_nothing_left, start
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def refused(flags: list[str], *, mark: str, tmp_path: Path, command: str = "train") -> str:
+    log = tmp_path / "log"
+    process = start(command, flags, mark=mark, log=log)
+    code = process.wait(200)
+    text = log.read_text(errors="replace")
+    assert code == 2, text[-6000:]
+    assert_nothing_left(mark)
+    message = text[text.rindex("error: ") :]
+    assert len(message.splitlines()) <= 30, message
+    assert "Traceback" not in message
+    return message
+
+
+def test_what_is_wrong_with_files_is_said_before_anything_slow(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    flags = prepared.flags(run_dir, "--num-rollout", "1")
+    assert "did you mean --num-rollout" in refused([*flags, "--num-rolout", "3"], mark=mark, tmp_path=tmp_path)
+    missing = refused([*flags, "--prompt-data", "none.jsonl"], mark=mark, tmp_path=tmp_path)
+    assert "no such file" in missing
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input": "x"}\n{oops\n')
+    assert f"{bad}, line 2: not JSON" in refused([*flags, "--prompt-data", str(bad)], mark=mark, tmp_path=tmp_path)
+    bad.write_text(json.dumps({"input": "x " * 3000}) + "\n")
+    long = refused([*flags, "--prompt-data", str(bad)], mark=mark, tmp_path=tmp_path)
+    assert "line 1: the prompt has" in long
+    model = tmp_path / "no-tokenizer"
+    shutil.copytree(prepared.folder / "model", model, ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    assert "has no tokenizer" in refused([*flags, "--hf-checkpoint", str(model)], mark=mark, tmp_path=tmp_path)
+    agent = refused([*flags, "--custom-agent-function-path", "nowhere.py:run"], mark=mark, tmp_path=tmp_path)
+    assert "--custom-agent-function-path: no such file" in agent
+
+
+def test_a_cluster_that_is_too_small_says_what_was_asked_and_what_there_is(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    flags = prepared.flags(run_dir, "--num-rollout", "1", "--actor-num-gpus-per-node", "64")
+    message = refused(flags, mark=mark, tmp_path=tmp_path)
+    assert "not enough CPUs for the placement group: asked for 64 slots" in message
+    assert "--colocate" in message
+
+
+def test_a_server_that_dies_at_start_shows_its_last_words(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    flags = prepared.flags(run_dir, "--num-rollout", "1", "--sglang-attention-backend", "no_such_backend")
+    message = refused(flags, mark=mark, tmp_path=tmp_path)
+    assert "no_such_backend" in message
+    assert "engine-0.0.log" in message
+
+
+def test_a_port_in_use_is_named(mark: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        message = refused(["--port", port], mark=mark, tmp_path=tmp_path, command="router")
+    assert port in message

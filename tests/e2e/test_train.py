@@ -1,0 +1,105 @@
+"""The job on real parts: Ray, SGLang on CPU, mini-swe-agent, two train ranks. Nothing here is a fake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.job import Prepared, assert_nothing_left, marked, rows, run, start, values, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def accounted(summary: dict[str, int]) -> bool:
+    ends = ("trained", "filtered", "failed", "unused")
+    return summary["prompts_started"] == sum(summary[f"prompts_{end}"] for end in ends)
+
+
+def test_a_few_steps_train_and_a_resumed_run_continues(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    save = tmp_path / "checkpoints"
+    heldout = f"{prepared.folder / 'heldout.jsonl'}@[0:4]"
+    common = ["--save", str(save), "--save-interval", "1", "--use-wandb", "--wandb-mode", "offline"]
+    evaluation = ["--eval-interval", "2", "--eval-prompt-data", "heldout", heldout]
+    flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2")
+    output = run("train", flags, mark=mark, log=tmp_path / "log")
+    assert_nothing_left(mark)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert accounted(summary)
+    assert summary["prompts_trained"] == 8
+    assert summary["rollouts_failed"] == 0
+    assert summary["logprob_gap_max"] <= 1e-4
+    assert (run_dir / "reward.png").stat().st_size > 10_000
+    assert str(run_dir) in output
+    assert list(run_dir.glob("wandb/offline-run-*"))
+    assert values(run_dir, "rollout/weight_version/mean") == [0.0, 1.0]
+    assert len(values(run_dir, "eval/heldout")) == 2
+    logged = [set(row) for row in rows(run_dir)]
+    zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
+    assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
+
+    again = prepared.flags(run_dir, *common, "--load", str(save), "--num-rollout", "3")
+    run("train", again, mark=mark, log=tmp_path / "log2")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["prompts_started"] == summary["prompts_trained"] == 12
+    assert values(run_dir, "rollout/weight_version/mean") == [0.0, 1.0, 2.0]
+    assert (save / "latest_checkpointed_iteration.txt").read_text().strip() == "2"
+
+
+def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounted_for(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    flags = prepared.flags(run_dir, "--num-rollout", "3", "--rollout-num-gpus", "2", "--rollout-batch-size", "8")
+    process = start("train", flags, mark=mark, log=log)
+    wait_for("the first step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
+    victims = [one for one in marked(mark) if "sglang.launch_server" in " ".join(one.cmdline())]
+    assert len(victims) >= 2
+    time.sleep(0.5)  # into the second rollout
+    os.killpg(os.getpgid(victims[0].pid), signal.SIGKILL)
+    assert process.wait(300) == 0, log.read_text()[-6000:]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert accounted(summary)
+    assert summary["prompts_trained"] == 24
+    assert max(values(run_dir, "rollout/engine_restarts")) == 1
+    assert_nothing_left(mark)
+
+
+def test_ctrl_c_ends_everything_within_ten_seconds_and_load_continues(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    log, save = tmp_path / "log", tmp_path / "checkpoints"
+    process = start("train", prepared.flags(run_dir, "--num-rollout", "50", "--save", str(save)), mark=mark, log=log)
+    wait_for("a step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
+    time.sleep(0.7)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    assert_nothing_left(mark, within=10)
+    assert time.monotonic() - began < 10
+    saved = int((save / "latest_checkpointed_iteration.txt").read_text())
+    flags = prepared.flags(run_dir, "--save", str(save), "--load", str(save), "--num-rollout", str(saved + 2))
+    run("train", flags, mark=mark, log=tmp_path / "log2")
+    steps = [int(step) for step in values(run_dir, "rollout/weight_version/mean")]
+    assert steps[-1] == saved + 1
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["prompts_started"] == summary["prompts_trained"] == 4 * (saved + 2)
+
+
+def test_kill_9_of_the_driver_leaves_no_process(prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start("train", prepared.flags(run_dir, "--num-rollout", "50"), mark=mark, log=log)
+    wait_for("a step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
+    process.kill()
+    process.wait(10)
+    assert_nothing_left(mark, within=30)
+
+
+def _metrics(run_dir: Path, name: str) -> list[float]:
+    return values(run_dir, name) if (run_dir / "metrics.jsonl").exists() else []

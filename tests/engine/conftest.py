@@ -1,0 +1,73 @@
+"""One real SGLang server behind a real router, in real Ray actors, for the whole folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import requests
+
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.environment import actor_env
+from miles_lite.engine.spec import EngineInfo, EngineSpec
+from miles_lite.router.actor import RouterActor
+from miles_lite.router.app import RouterSpec
+
+
+@dataclass
+class Running:
+    """Handles of what the fixture started."""
+
+    engine: Any
+    info: EngineInfo
+    router: Any
+    router_url: str
+    spec: EngineSpec
+
+    def generate(self, input_ids: list[int], *, url: str | None = None, **sampling: Any) -> dict[str, Any]:
+        """One sampled continuation with logprobs, through the router."""
+        sampling = {"max_new_tokens": 16, "ignore_eos": True} | sampling
+        body = {"input_ids": input_ids, "sampling_params": sampling, "return_logprob": True}
+        reply = requests.post(f"{url or self.router_url}/generate", json=body, timeout=60)
+        reply.raise_for_status()
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="package")
+def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    router = remote(RouterActor).remote(RouterSpec())
+    router_url = ray.get(router.start.remote(), timeout=30)
+    spec = EngineSpec(
+        index=0,
+        model_path=str(tiny_model),
+        device="cpu",
+        bind_host="127.0.0.1",
+        advertise_host="127.0.0.1",
+        router_url=router_url,
+        log_path=str(tmp_path_factory.mktemp("logs") / "engine-0.log"),
+        context_length=2048,
+        threads=1,
+        weight_version=3,
+    )
+    engine = remote(EngineActor).remote(spec)
+    info = ray.get(engine.start.remote(), timeout=300)
+    yield Running(engine, info, router, router_url, spec)
+    ray.get(engine.stop.remote(), timeout=30)
+    ray.get(router.stop.remote(), timeout=30)
+
+
+def remote(actor: type) -> Any:
+    """`actor` as a Ray actor with the driver's environment."""
+    return ray.remote(actor).options(num_cpus=0, runtime_env={"env_vars": actor_env()})

@@ -1,0 +1,183 @@
+"""The engine actor with real SGLang on CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import requests
+from safetensors.numpy import load_file, save_file
+
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.weights import WeightUpdate
+from miles_lite.errors import UserError
+from tests.engine.conftest import Running, remote
+from tests.engine.waiting import wait_until
+from tests.models import make_tiny_model, reference_logprobs
+
+pytestmark = pytest.mark.e2e
+PROMPT = [5, 6, 7, 100, 200]
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+def update(running: Running, folder: Path, version: int, mode="retract") -> float:
+    return ray.get(running.engine.update_weights.remote(WeightUpdate(str(folder), version, mode)), timeout=60)
+
+
+def gap(folder: Path, answer: dict, *, temperature: float = 1.0, span: slice = slice(None)) -> float:
+    """Largest difference between the engine's logprobs and transformers' with the weights in `folder`."""
+    engines = np.array([logprob for logprob, _, _ in answer["meta_info"]["output_token_logprobs"]])
+    expected = reference_logprobs(folder, PROMPT + answer["output_ids"], temperature=temperature)[len(PROMPT) - 1 :]
+    return float(np.abs(engines - expected)[span].max())
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def wait_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_the_engine_registers_and_answers_through_the_router(running: Running):
+    assert [one["url"] for one in ray.get(running.router.workers.remote())] == [running.info.url]
+    answer = running.generate(PROMPT)
+    assert len(answer["output_ids"]) == 16
+    assert answer["meta_info"]["weight_versions"] == [{"version": "3", "start": 0, "end": 16}]
+    assert ray.get(running.engine.alive.remote())
+    assert psutil.Process(running.info.pid).is_running()
+
+
+def test_an_sse_stream_carries_each_token_once(running: Running):
+    body = {"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 8, "ignore_eos": True}, "stream": True}
+    with requests.post(f"{running.router_url}/generate", json=body, stream=True, timeout=60) as reply:
+        events = [line for line in reply.iter_lines() if line.startswith(b"data: {")]
+    assert sum(len(json.loads(event[6:])["output_ids"]) for event in events) == 8
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_transformers(running: Running, tiny_model: Path, temperature):
+    update(running, tiny_model, 4)
+    answer = running.generate(PROMPT, max_new_tokens=64, temperature=temperature)
+    assert gap(tiny_model, answer, temperature=temperature) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+def test_a_request_that_crosses_an_update_says_which_weights_sampled_what(
+    running: Running, tiny_model: Path, other_model: Path, mode
+):
+    update(running, tiny_model, 10)
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
+        wait_until(lambda: ray.get(running.router.workers.remote())[0]["load"], "the request to reach the engine")
+        time.sleep(0.3)
+        update(running, other_model, 11, mode)
+        answer = asking.result(timeout=60)
+    first, *rest = answer["meta_info"]["weight_versions"]
+    assert first["version"] == "10"
+    assert gap(tiny_model, answer, span=slice(0, first["end"])) < 1e-4
+    if mode == "abort":
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+    else:
+        assert [span["version"] for span in rest] == ["11"]
+        assert len(answer["output_ids"]) == 1200
+    if mode == "retract":
+        assert gap(other_model, answer, span=slice(first["end"], None)) < 1e-4
+
+
+def test_after_an_update_the_new_weights_answer_also_for_a_prompt_seen_before(
+    running: Running, tiny_model, other_model
+):
+    update(running, tiny_model, 20)
+    running.generate(PROMPT)
+    update(running, other_model, 21)
+    answer = running.generate(PROMPT)
+    assert answer["meta_info"]["weight_version"] == "21"
+    assert gap(other_model, answer) < 1e-4
+
+
+@pytest.mark.parametrize("damage", ["missing folder", "wrong shape", "unknown tensor"])
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_serve_on(
+    running: Running, tiny_model: Path, tmp_path: Path, damage
+):
+    update(running, tiny_model, 30)
+    weights = load_file(tiny_model / "model.safetensors")
+    if damage != "missing folder":
+        name = "model.norm.weight" if damage == "wrong shape" else "model.norm.other"
+        save_file(weights | {name: np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    folder = tmp_path / "nowhere" if damage == "missing folder" else tmp_path
+    with pytest.raises(Exception, match=r"no such folder|has shape"):
+        update(running, folder, 31)
+    answer = running.generate(PROMPT)
+    assert answer["meta_info"]["weight_version"] == "30"
+    assert gap(tiny_model, answer) < 1e-4
+
+
+def test_the_servers_own_refusal_is_raised_in_its_words(running: Running, tiny_model: Path, tmp_path: Path):
+    update(running, tiny_model, 40)
+    save_file(load_file(tiny_model / "model.safetensors"), tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(Exception, match=r"the server answered 400: .*Failed to get weights iterator"):
+        update(running, tmp_path, 41)
+    assert running.generate(PROMPT)["meta_info"]["weight_version"] == "40"
+
+
+def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_path: Path):
+    spec = dataclasses.replace(
+        running.spec, index=1, log_path=str(tmp_path / "engine-1.log"), sglang_args={"dtype": "float33"}
+    )
+    engine = remote(EngineActor).remote(spec)
+    with pytest.raises(UserError, match="invalid choice: 'float33'"):
+        ray.get(engine.start.remote(), timeout=120)
+    assert not ray.get(engine.alive.remote())
+
+
+def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
+    port = int(running.info.url.rsplit(":", 1)[1])
+    spec = dataclasses.replace(running.spec, log_path=str(tmp_path / "log"), sglang_args={"port": str(port)})
+    with pytest.raises(UserError, match=f"--sglang-port {port}: cannot listen"):
+        asyncio.run(EngineActor(spec).start())
+
+
+@pytest.mark.parametrize("when", ["loading", pytest.param("serving", marks=pytest.mark.slow)])
+def test_kill_9_of_the_actor_leaves_no_process(running: Running, tmp_path: Path, when):
+    log = tmp_path / "log"
+    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(log))
+    engine = remote(EngineActor).remote(spec)
+    starting = engine.start.remote()
+    pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
+    if when == "serving":
+        ray.get(starting, timeout=300)
+    else:
+        wait_until(
+            lambda: log.exists() and "Load weight" in log.read_text(), "the scheduler to load weights", seconds=300
+        )
+    processes = descendants(pid)[1:]
+    assert len(processes) >= 4
+    os.kill(pid, signal.SIGKILL)
+    wait_gone(processes)
+
+
+def test_stop_ends_every_process_and_deregisters(running: Running):
+    processes = descendants(running.info.pid)
+    assert len(processes) >= 3
+    ray.get(running.engine.stop.remote(), timeout=30)
+    wait_gone(processes)
+    assert ray.get(running.router.workers.remote()) == []
+    ray.get(running.engine.stop.remote(), timeout=30)

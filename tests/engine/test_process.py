@@ -1,0 +1,107 @@
+"""The guard and its owner, with small commands in the place of SGLang."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from miles_lite.engine.process import ServerProcess, free_port, require_free
+from miles_lite.errors import UserError
+from tests.engine.waiting import wait_until
+
+STUBBORN_TREE = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", os.environ["TREE"]])
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", os.environ["TREE"]], start_new_session=True)
+print("up", flush=True)
+time.sleep(600)
+"""
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from miles_lite.engine.process import ServerProcess
+command = [sys.executable, "-c", sys.argv[1], os.environ["TREE"]]
+ServerProcess.launch(command, env=os.environ, log_path=Path(sys.argv[2]))
+time.sleep(600)
+"""
+
+
+def members(mark: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_death_of_the_owner_ends_the_whole_tree(tmp_path: Path, number):
+    mark, log = f"tree-{os.getpid()}-{number}", tmp_path / "log"
+    env = {**os.environ, "TREE": mark}
+    with subprocess.Popen([sys.executable, "-c", OWNER, STUBBORN_TREE, str(log)], env=env) as owner:
+        wait_until(lambda: len(members(mark)) >= 3, "the tree to grow")
+        owner.send_signal(number)
+    wait_until(lambda: not members(mark), "the tree to end")
+
+
+def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
+    mark = f"tree-{os.getpid()}-stop"
+    command = [sys.executable, "-c", STUBBORN_TREE, mark]
+    server = ServerProcess.launch(command, env={**os.environ, "TREE": mark}, log_path=tmp_path / "log")
+    wait_until(lambda: "up" in (tmp_path / "log").read_text(), "the tree to grow")
+    assert psutil.pid_exists(server.pid)
+    for _ in range(2):
+        asyncio.run(server.stop())
+        assert not members(mark)
+
+
+def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
+    mark = f"tree-{os.getpid()}-exit"
+    code = STUBBORN_TREE.removesuffix("time.sleep(600)\n") + "sys.exit(3)"
+    command = [sys.executable, "-c", code, mark]
+    server = ServerProcess.launch(command, env={**os.environ, "TREE": mark}, log_path=tmp_path / "log")
+    wait_until(lambda: server.exit_code is not None, "the guard to exit")
+    assert server.exit_code == 3
+    assert not members(mark)
+    asyncio.run(server.stop())
+
+
+def launch_and_wait(code: str, log: Path, timeout: float) -> None:
+    async def scenario():
+        server = ServerProcess.launch([sys.executable, "-c", code], env=os.environ, log_path=log)
+        try:
+            await server.wait_healthy(f"http://127.0.0.1:{free_port('127.0.0.1')}", timeout)
+        finally:
+            await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_dies_shows_its_last_lines_and_its_log(tmp_path: Path):
+    log = tmp_path / "logs" / "engine.log"
+    with pytest.raises(UserError) as caught:
+        launch_and_wait("import sys; print('boom: no memory'); sys.exit(7)", log, 30)
+    assert "exit code 7" in str(caught.value)
+    assert "boom: no memory" in str(caught.value)
+    assert str(log) in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path):
+    with pytest.raises(UserError, match=r"not healthy after 0\.3 s") as caught:
+        launch_and_wait("import time; print('still loading', flush=True); time.sleep(600)", tmp_path / "log", 0.3)
+    assert "--engine-start-timeout" in str(caught.value)
+
+
+def test_a_port_in_use_is_refused_with_its_flag():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--sglang-port {port}: cannot listen"):
+            require_free("127.0.0.1", port, "--sglang-port")
+    assert require_free("127.0.0.1", port, "--sglang-port") == port

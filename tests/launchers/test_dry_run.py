@@ -1,0 +1,116 @@
+"""What launchers would run: flags that exist, nothing secret, nothing started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config import Config, parse
+
+REPO = Path(__file__).parents[2]
+LAUNCHERS = sorted(path for path in (REPO / "launchers").glob("*.sh") if path.name != "common.sh")
+JOB = {
+    "HF_CHECKPOINT": "/models/a model",
+    "PROMPT_DATA": "/data/train.jsonl@[0:100]",
+    "AGENT_FUNCTION": "agent.py:run",
+    "NUM_GPUS": "8",
+    "MASTER_ADDR": "head-node",
+    "WORKER_HOSTS": "worker-node",
+    "RAY_AUTH_TOKEN": "a-ray-token",
+    "WANDB_API_KEY": "a-wandb-key",
+}
+
+
+def dry_run(launcher: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [REPO / "launchers" / launcher, *arguments, "--dry-run"],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train_config(output: str) -> Config:
+    """The config of the `miles-lite train` command among the printed lines."""
+    command = next(line for line in output.splitlines() if "miles-lite train" in line)
+    words = shlex.split(command)
+    config, _ = parse(words[words.index("train") + 1 :])
+    return config
+
+
+@pytest.mark.parametrize("launcher", ["quickstart.sh", "run-local.sh", "run-ray-job.sh"])
+def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
+    config = train_config(dry_run(launcher, "--lr", "0.125", **JOB))
+    assert config.optimizer.lr == 0.125
+
+
+def test_quickstart_takes_seed_and_folder() -> None:
+    output = dry_run("quickstart.sh", SEED="7", RUN_DIR="/runs/a run")
+    config = train_config(output)
+    assert (config.optimizer.seed, config.data.rollout_seed) == (7, 7)
+    assert config.run_dir == Path("/runs/a run")
+    assert config.checkpoint.hf_checkpoint == "/runs/a run/model"
+    assert "make_tasks.py --out /runs/a\\ run/data" in output
+
+
+@pytest.mark.parametrize("gpus", ["0", "4"])
+def test_one_node_with_and_without_gpus(gpus: str) -> None:
+    config = train_config(dry_run("run-local.sh", **{**JOB, "NUM_GPUS": gpus}))
+    assert config.topology.device == ("auto" if gpus == "4" else "cpu")
+    assert config.checkpoint.hf_checkpoint == "/models/a model"
+    assert config.data.prompt_data == "/data/train.jsonl@[0:100]"
+
+
+def test_a_ray_job_waits_for_all_nodes_and_carries_the_environment() -> None:
+    output = dry_run("run-ray-job.sh", **JOB, PYTHONPATH="/patches", FORWARD_ENV="MY_SETTING", MY_SETTING="x")
+    config = train_config(output)
+    assert config.topology.actor_num_nodes == 2
+    submit = next(shlex.split(line) for line in output.splitlines() if line.startswith("ray job submit"))
+    runtime_env = next(word for word in submit if word.startswith("--runtime-env-json="))
+    assert f"{REPO}:/patches" in runtime_env
+    assert '"MY_SETTING": "x"' in runtime_env
+
+
+@pytest.mark.parametrize("launcher", [path.name for path in LAUNCHERS])
+def test_secrets_are_not_printed(launcher: str) -> None:
+    output = dry_run(launcher, **JOB)
+    assert "a-ray-token" not in output
+    assert "a-wandb-key" not in output
+
+
+@pytest.mark.parametrize("launcher", [path.name for path in LAUNCHERS])
+def test_help_says_what_it_reads(launcher: str) -> None:
+    done = subprocess.run(
+        [REPO / "launchers" / launcher, "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"launchers/{launcher}" in done.stdout
+
+
+@pytest.mark.parametrize("launcher", ["run-local.sh", "run-ray-job.sh"])
+def test_a_missing_variable_is_named(launcher: str) -> None:
+    environment = {name: value for name, value in JOB.items() if name != "PROMPT_DATA"}
+    done = subprocess.run(
+        [REPO / "launchers" / launcher, "--dry-run"],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "set PROMPT_DATA: " in done.stderr
+
+
+def test_no_launcher_ends_what_it_did_not_start() -> None:
+    for path in [*LAUNCHERS, REPO / "launchers" / "common.sh"]:
+        code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
+        for broad in ("pkill", "killall", "ray stop"):
+            assert broad not in code, f"{path.name}: {broad}"

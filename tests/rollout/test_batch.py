@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from itertools import chain, count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miles_lite.config import Algorithm
+from miles_lite.rollout.batch import advantages, make_batches
+from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample
+
+PLAIN = Algorithm()
+
+
+def make_sample(length: int, trained: int) -> Sample:
+    mask = np.zeros(length, dtype=np.uint8)
+    mask[length - trained :] = 1
+    return Sample(
+        tokens=np.arange(length, dtype=np.int32),
+        loss_mask=mask,
+        logprobs=-mask.astype(np.float32),
+        temperatures=np.ones(length, dtype=np.float32),
+        weight_versions=np.where(mask == 1, 0, NOT_SAMPLED).astype(np.int32),
+    )
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[Group]:
+    index = count()
+    made = []
+    for group_index in range(draw(st.integers(1, 4))):
+        group = Group(index=group_index, prompt={})
+        for _ in range(draw(st.integers(1, 5))):
+            lengths = draw(st.lists(st.integers(2, 30), max_size=3))
+            samples = [make_sample(length, draw(st.integers(0, length - 1))) for length in lengths]
+            reward = draw(st.one_of(st.none(), st.floats(-2, 2)))
+            group.rollouts.append(Rollout(next(index), group_index, samples=samples, reward=reward))
+        made.append(group)
+    return made
+
+
+@given(groups(), st.integers(1, 3), st.integers(1, 6), st.booleans())
+def test_every_trained_sample_is_in_one_micro_batch_and_ranks_agree(
+    made: list[Group], ranks: int, batch: int, dynamic: bool
+) -> None:
+    options = Algorithm(use_dynamic_batch_size=dynamic, max_tokens_per_gpu=32, micro_batch_size=2)
+    batches = make_batches(7, made, ranks=ranks, global_batch_size=batch, options=options)
+    expected = [s for g in made for r in g.rollouts if r.reward is not None for s in r.samples if s.trained_tokens]
+    placed = [one.samples[index] for one in batches for index in chain.from_iterable(chain.from_iterable(one.steps))]
+    assert sorted(map(id, placed)) == sorted(map(id, expected))
+    shapes = {tuple(len(step) for step in one.steps) for one in batches}
+    assert len(shapes) == 1
+    rollouts = [r for g in made for r in g.rollouts if r.reward is not None and r.trained_tokens]
+    assert all(sum(one.rollouts_per_step) == len(rollouts) for one in batches)
+    for one in batches:
+        for micro_batch in chain.from_iterable(one.steps):
+            tokens = sum(len(one.samples[index]) for index in micro_batch)
+            assert not dynamic or tokens <= 32
+    for rollout in rollouts:
+        homes = {
+            step
+            for one in batches
+            for step, plan in enumerate(one.steps)
+            for index in chain.from_iterable(plan)
+            if any(one.samples[index] is sample for sample in rollout.samples)
+        }
+        assert len(homes) == 1
+
+
+def group_of(*rewards: float | None) -> Group:
+    rollouts = [Rollout(i, 0, samples=[make_sample(4, 2)], reward=reward) for i, reward in enumerate(rewards)]
+    return Group(index=0, prompt={}, rollouts=rollouts)
+
+
+def test_grpo_advantages_are_standardised_over_rewarded_rollouts() -> None:
+    values = advantages(group_of(1.0, 0.0, None, 0.0, 1.0), PLAIN)
+    spread = np.std([1, 0, 0, 1], ddof=1)
+    assert values == pytest.approx({0: 0.5 / spread, 1: -0.5 / spread, 3: -0.5 / spread, 4: 0.5 / spread}, rel=1e-5)
+
+
+def test_equal_rewards_have_no_advantage_and_one_rollout_neither() -> None:
+    assert set(advantages(group_of(0.7, 0.7, 0.7), PLAIN).values()) == {0.0}
+    assert advantages(group_of(1.0), PLAIN) == {0: 0.0}
+
+
+def test_normalisation_can_be_switched_off() -> None:
+    assert advantages(group_of(1.0, 0.0), Algorithm(disable_grpo_std_normalization=True)) == {0: 0.5, 1: -0.5}
+    assert advantages(group_of(1.0, 0.0), Algorithm(disable_rewards_normalization=True)) == {0: 1.0, 1: 0.0}
+
+
+def test_siblings_share_their_rollouts_denominator_and_advantage() -> None:
+    group = group_of(1.0, 0.0)
+    group.rollouts[0].samples.append(make_sample(9, 5))
+    (batch,) = make_batches(0, [group], ranks=1, global_batch_size=2, options=PLAIN)
+    assert sorted(batch.rollout_tokens.tolist()) == [2.0, 7.0, 7.0]
+    assert len(set(batch.advantages[batch.rollout_tokens == 7.0].tolist())) == 1

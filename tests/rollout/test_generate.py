@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import random
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miles_lite.config import Rollouts
+from miles_lite.errors import UserError
+from miles_lite.rollout.data import Prompt
+from miles_lite.rollout.filters import check_reward_nonzero_std
+from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
+from miles_lite.sample import Group, Rollout, Status
+from tests.rollout.test_batch import make_sample
+
+
+def make_generator(
+    options: Rollouts, outcomes: list[float | None], filter_function: object = None, seconds: float = 0.001
+) -> Generator:
+    """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
+    index = count()
+
+    async def run_rollout(prompt: Prompt, group_index: int) -> Rollout:
+        number = next(index)
+        await asyncio.sleep(seconds * random.Random(number).random())
+        reward = outcomes[number % len(outcomes)]
+        rollout = Rollout(number, group_index, samples=[make_sample(4, 2)], reward=reward, status=Status.COMPLETED)
+        if reward is None:
+            rollout.status, rollout.error = Status.FAILED, "boom"
+        return rollout
+
+    return Generator(
+        options,
+        take_prompt=lambda: Prompt(row=1, input="x"),
+        run_rollout=run_rollout,
+        filter_function=filter_function,  # type: ignore[arg-type]
+        accounts=Accounts(),
+    )
+
+
+def balanced(accounts: Accounts) -> bool:
+    return accounts.in_flight == 0 and accounts.started > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    outcomes=st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=7),
+    batch=st.integers(1, 4),
+    over=st.integers(0, 4),
+    filtered=st.booleans(),
+)
+def test_every_prompt_is_accounted_for(outcomes: list[float | None], batch: int, over: int, filtered: bool) -> None:
+    options = Rollouts(rollout_batch_size=batch, n_samples_per_prompt=2, over_sampling_batch_size=batch + over)
+    generator = make_generator(options, outcomes, check_reward_nonzero_std if filtered else None)
+    with contextlib.suppress(UserError):  # nothing was kept: the accounts must hold all the same
+        step = asyncio.run(generator.run(lambda: None))
+        assert 0 < len(step.groups) <= batch
+        assert generator.accounts.trained == len(step.groups)
+    assert balanced(generator.accounts)
+
+
+def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
+    options = Rollouts(rollout_batch_size=2, n_samples_per_prompt=2)
+    generator = make_generator(options, [1.0], check_reward_nonzero_std)
+    with pytest.raises(UserError, match=r"zero_std_1\.0 x40"):
+        asyncio.run(generator.run(lambda: None))
+    assert generator.accounts.filtered == REFILL_FACTOR * 2
+
+
+@pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
+def test_the_none_policy_decides_what_becomes_of_a_missing_reward(policy: str, reward: float | None) -> None:
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=2, none_reward_policy=policy)  # type: ignore[arg-type]
+    generator = make_generator(options, [1.0, None])
+    step = asyncio.run(generator.run(lambda: None))
+    assert set(step.groups[0].rewards) == {1.0, reward}
+    failures = generator.accounts.failures
+    assert failures == ({"boom": 1} if policy == "drop" else {})
+
+
+def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
+    options = Rollouts(rollout_batch_size=1, none_reward_policy="error")
+    generator = make_generator(options, [None])
+    with pytest.raises(UserError, match="rollout 0 has no reward"):
+        asyncio.run(generator.run(lambda: None))
+
+
+def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
+    generator = make_generator(Rollouts(rollout_batch_size=3), [1.0], seconds=100)
+
+    def check() -> None:
+        if generator.accounts.started:
+            raise UserError("no engine is left")
+
+    with pytest.raises(UserError, match="no engine"):
+        asyncio.run(asyncio.wait_for(generator.run(check), 5))
+    assert balanced(generator.accounts)
+
+
+def test_accounts_survive_a_round_trip() -> None:
+    accounts = Accounts(started=3, trained=2, failed=1, failures={"timeout": 2})
+    assert Accounts(**json.loads(json.dumps(dataclasses.asdict(accounts)))) == accounts
+
+
+def test_groups_without_samples_count_as_zero_std() -> None:
+    assert not check_reward_nonzero_std(Group(index=0, prompt={})).keep

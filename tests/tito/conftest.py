@@ -1,0 +1,14 @@
+"""One loaded model text for the room's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.tito import Tito
+
+
+@pytest.fixture(scope="session")
+def tito(tiny_model: Path) -> Tito:
+    return Tito.load(tiny_model, append_roles=("tool", "user", "system"))

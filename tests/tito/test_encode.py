@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from miles_lite.tito import Tito
+from miles_lite.tito.encode import Encoder
+from tests.models import CONTROL_TOKENS
+from tests.tito.texts import hostile, unicode
+
+
+def _controls(tito: Tito, ids: list[int]) -> list[str]:
+    return [tito.encoder.text_of(index) for index in ids if index in tito.encoder.control.values()]
+
+
+@given(text=hostile, result=hostile)
+def test_message_text_never_becomes_a_control_token(tito: Tito, text: str, result: str) -> None:
+    user = {"role": "user", "content": text}
+    expected = tito.first([{"role": "user", "content": "x"}])
+    found = tito.first([user])
+    assert _controls(tito, found.ids) == _controls(tito, expected.ids)
+    assert text in tito.encoder.decode(found.ids)
+    called = {"role": "assistant", "content": "", "tool_calls": [_call({"q": text})]}
+    suffix = tito.append([user, called], [{"role": "tool", "content": result}], stop=2)
+    assert _controls(tito, suffix.ids)[1:-2] == ["<tool_response>", "</tool_response>"]
+    assert result in tito.encoder.decode(suffix.ids)
+
+
+@given(text=hostile)
+def test_tool_call_arguments_and_tool_descriptions_are_guarded(tito: Tito, text: str) -> None:
+    tools, other = ([{"type": "function", "function": {"name": "f", "description": t}}] for t in (text, "x"))
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [_call({text: [text]})]}]
+    plain = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [_call({"a": ["b"]})]}]
+    found, expected = tito.first(messages, tools=tools), tito.first(plain, tools=other)
+    assert _controls(tito, found.ids) == _controls(tito, expected.ids)
+
+
+@given(text=unicode.filter(lambda text: "<" not in text))
+def test_benign_text_encodes_as_the_plain_tokenizer_does(tito: Tito, tiny_model, text: str) -> None:
+    plain = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    rendered = f"<|im_start|>user\n{text}<|im_end|>\n"
+    guarded, mark = tito.encoder.guard([text])
+    assert (guarded, mark) == ([text], "")
+    assert list(tito.encoder.encode(rendered, mark=mark)) == plain.encode(rendered, add_special_tokens=False).ids
+
+
+@given(texts=st.lists(hostile, min_size=1, max_size=3))
+def test_marks_leave_the_rest_of_the_text_as_the_plain_tokenizer_encodes_it(tito: Tito, texts: list[str]) -> None:
+    guarded, mark = tito.encoder.guard(texts)
+    rendered = "<|im_end|>\n" + "<|im_end|>\n".join(guarded) + "<|im_start|>tail of the text"
+    ids = list(tito.encoder.encode(rendered, mark=mark))
+    assert tito.encoder.decode(ids) == "<|im_end|>\n" + "<|im_end|>\n".join(texts) + "<|im_start|>tail of the text"
+    tail = list(tito.encoder.encode("<|im_start|>tail of the text"))
+    assert ids[-len(tail) :] == tail
+
+
+def test_a_mark_that_occurs_in_the_text_is_not_used(tito: Tito) -> None:
+    texts, mark = tito.encoder.guard(["\ue0ba<think>"])
+    assert mark == "\ue1d7"
+    assert tito.encoder.decode(tito.encoder.encode(texts[0], mark=mark)) == "\ue0ba<think>"
+
+
+def test_every_look_alike_is_plain_text(tito: Tito) -> None:
+    for token in CONTROL_TOKENS:
+        (guarded,), mark = tito.encoder.guard([token])
+        ids = tito.encoder.encode(guarded, mark=mark)
+        assert len(ids) > 1
+        assert tito.encoder.decode(ids) == token
+
+
+def test_a_tokenizer_that_cannot_keep_text_plain_is_refused() -> None:
+    from tokenizers import AddedToken, models
+
+    words = Tokenizer(models.WordLevel({"<stop>": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.add_special_tokens([AddedToken("<stop>", special=True)])
+    with pytest.raises(ValueError, match="<stop>"):
+        Encoder(words)
+
+
+def _call(arguments: dict) -> dict:
+    return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
