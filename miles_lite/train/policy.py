@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
@@ -51,7 +52,7 @@ class Policy(nn.Module):
         with OneDNNLinear():
             logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
         distribution = torch.log_softmax(logits, dim=-1)
-        logprobs = distribution.gather(1, targets[:, None]).squeeze(1)
+        logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return logprobs, entropy
