@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.train.onednn import OneDNNLinear
 from miles_lite.train.packing import Packed
 
 CHUNK_ELEMENTS = 1 << 27
@@ -35,8 +34,7 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        with OneDNNLinear():
-            hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
         hidden = hidden[packed.rows, packed.columns]
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
         if len(hidden) <= size:
@@ -49,8 +47,7 @@ class Policy(nn.Module):
     def score(
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        with OneDNNLinear():
-            logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
+        logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
         distribution = torch.log_softmax(logits, dim=-1)
         logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
