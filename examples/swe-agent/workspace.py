@@ -59,6 +59,8 @@ class Workspace:
 
     def bash(self, command: str, *, timeout: float) -> Result:
         """Run a shell command in the copy; stdout and stderr together."""
+        if "\0" in command:
+            return Result("a command cannot hold a NUL byte\n", 126, timed_out=False)
         return _run(command, cwd=self.root, stdin=b"", timeout=timeout)
 
     def passes(self, tests: str, *, timeout: float) -> bool:

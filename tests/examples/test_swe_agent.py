@@ -190,6 +190,13 @@ def test_a_command_is_stopped_at_its_time_limit() -> None:
         assert not _running(seconds)
 
 
+def test_a_command_with_a_nul_byte_is_the_agents_mistake() -> None:
+    with Workspace({"a.py": ""}) as workspace:
+        result = workspace.bash("echo a\0b", timeout=5)
+    assert result.returncode == 126
+    assert "NUL" in result.output
+
+
 def test_output_is_bounded_and_the_environment_is_minimal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "abc")
     with Workspace({}) as copy:
