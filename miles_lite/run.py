@@ -67,7 +67,7 @@ class Run:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._began = time.time()
         self._seen: dict[str, float] = {}
-        self._old_handler = signal.signal(signal.SIGTERM, _interrupt)
+        self._old_handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
@@ -78,7 +78,8 @@ class Run:
                 self._save_interrupted()
         finally:
             self._stop()
-            signal.signal(signal.SIGTERM, self._old_handler)
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
 
     # ---- start -------------------------------------------------------------------------------------------------
 
@@ -306,4 +307,5 @@ def _periodic(rollout_id: int, interval: int | None, total: int) -> bool:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Also where a shell started us in the background, with SIGINT ignored."""
     raise KeyboardInterrupt
