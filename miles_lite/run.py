@@ -95,6 +95,8 @@ class Run:
         (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
         self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
         starting = self._manager.start.remote()
+        ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
+        log.info("starting %d engine(s)%s; logs in %s", config.topology.num_engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
         info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)
