@@ -44,7 +44,7 @@ KINDS = {
     "training": ("ray::TrainWorker",),
     "manager": ("ray::RolloutManager", "miles-lite train"),
 }
-"""Process kinds by words of their command lines; agents count the commands and tests they ran, all else is Ray's own."""
+"""Process kinds by words of their command lines; agents include the commands and tests they ran, all else is Ray."""
 
 
 def main() -> None:
