@@ -1,12 +1,12 @@
 """The HTTP face of a session server.
 
-Invariant: only the routes listed here exist; every answer but samples and streams is JSON, errors in OpenAI's shape.
+Invariant: only the routes listed here exist; every answer but samples and streams is JSON, and errors have the shape of
+the dialect that the route speaks. Nothing of an engine's HTTP answer, headers above all, reaches a client.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,48 +14,61 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from miles_lite.session.chat import ChatRequest, chunk, completion, delta_of, last_chunks, parse_chat
 from miles_lite.session.codec import encode_samples
+from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
+from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
-from miles_lite.tito import Reply
+from miles_lite.session.streaming import KEEP_ALIVE_SECONDS, Stream
 
 MAX_BODY_BYTES = 64 * 2**20
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
 
 
-def build_app(service: Service, *, model: str) -> web.Application:
-    """`model` is the name that /v1/models lists."""
-    routes = _Routes(service, model)
+def build_app(service: Service, *, model: str, keep_alive: float = KEEP_ALIVE_SECONDS) -> web.Application:
+    """`model` is the name that /v1/models lists; a stream is never silent for more than `keep_alive` seconds."""
+    routes = _Routes(service, model, keep_alive)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
     app.add_routes(
         [
             web.get("/health", routes.health),
+            web.get("/openapi.json", routes.openapi),
             web.get("/v1/models", routes.models),
             web.post("/sessions", routes.create),
             web.get("/sessions/{session_id}", routes.describe),
             web.delete("/sessions/{session_id}", routes.delete),
             web.post("/sessions/{session_id}/samples", routes.samples),
             web.get("/sessions/{session_id}/v1/models", routes.models),
-            web.post("/sessions/{session_id}/v1/chat/completions", routes.chat),
+            web.post("/sessions/{session_id}/v1/chat/completions", routes.speaking(_CHAT)),
+            web.post("/sessions/{session_id}/v1/responses", routes.speaking(_RESPONSES)),
+            web.post("/sessions/{session_id}/v1/messages", routes.speaking(_MESSAGES)),
+            web.post("/sessions/{session_id}/v1/messages/count_tokens", routes.count_tokens),
         ]
     )
     return app
 
 
 class _Routes:
-    def __init__(self, service: Service, model: str) -> None:
-        self._service, self._model = service, model
+    def __init__(self, service: Service, model: str, keep_alive: float) -> None:
+        self._service, self._model, self._keep_alive = service, model, keep_alive
 
     async def health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"} | self._service.stats())
 
     async def models(self, request: web.Request) -> web.Response:
-        entry = {"id": self._model, "object": "model", "created": 0, "owned_by": "miles_lite"}
-        return _json({"object": "list", "data": [entry]})
+        """The one model, as clients of OpenAI and of Anthropic read it."""
+        openai = {"id": self._model, "object": "model", "created": 0, "owned_by": "miles_lite"}
+        anthropic = {"type": "model", "display_name": self._model, "created_at": "1970-01-01T00:00:00Z"}
+        page = {"has_more": False, "first_id": self._model, "last_id": self._model}
+        return _json({"object": "list", "data": [openai | anthropic]} | page)
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        return _json(openapi())
 
     async def create(self, request: web.Request) -> web.Response:
         body = await _body(request)
@@ -75,51 +88,25 @@ class _Routes:
         samples = self._service.samples(_session_id(request), max_seq_len=limit)
         return web.Response(body=encode_samples(samples), content_type="application/octet-stream")
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        parsed = parse_chat(await _body(request))
-        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-        if parsed.stream:
-            return await _Stream(request, parsed, answer_id).run(self._service)
-        answer = await self._service.chat(_session_id(request), parsed, answer_id=answer_id)
-        return _json(completion(answer))
+    def speaking(self, dialect: Dialect) -> Handler:
+        """A handler that runs one turn in `dialect`."""
 
-
-class _Stream:
-    """Server-sent events. Headers leave with the first event, so that errors before it keep their status."""
-
-    def __init__(self, request: web.Request, parsed: ChatRequest, answer_id: str) -> None:
-        self._request, self._parsed = request, parsed
-        self._stamp = (answer_id, int(time.time()), str(parsed.body.get("model") or "default"))
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._response = web.StreamResponse(headers=headers)
-
-    async def run(self, service: Service) -> web.StreamResponse:
-        try:
-            answer = await service.chat(
-                _session_id(self._request), self._parsed, answer_id=self._stamp[0], on_delta=self._delta
+        async def handle(request: web.Request) -> web.StreamResponse:
+            parsed = dialect.parse(await _body(request))
+            session_id, answer_id = _session_id(request), dialect.prefix + uuid.uuid4().hex
+            if not parsed.stream:
+                answer = await self._service.chat(session_id, parsed, answer_id=answer_id)
+                return _json(dialect.answer(parsed, answer))
+            stream = Stream(request, parsed, dialect, answer_id, keep_alive=self._keep_alive)
+            return await stream.run(
+                lambda on_delta: self._service.chat(session_id, parsed, answer_id=answer_id, on_delta=on_delta)
             )
-        except ApiError as error:
-            if not self._response.prepared:
-                raise
-            await self._send(error.body())
-            return self._response
-        for event in last_chunks(answer, include_usage=self._parsed.include_usage):
-            await self._send(event)
-        await self._response.write(b"data: [DONE]\n\n")
-        return self._response
 
-    async def _delta(self, reply: Reply) -> None:
-        await self._begin()
-        if delta := delta_of(reply):
-            await self._send(chunk(*self._stamp, delta))
+        return handle
 
-    async def _begin(self) -> None:
-        if not self._response.prepared:
-            await self._response.prepare(self._request)
-            await self._send(chunk(*self._stamp, {"role": "assistant", "content": ""}))
-
-    async def _send(self, event: Any) -> None:
-        await self._response.write(b"data: " + orjson.dumps(event) + b"\n\n")
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        parsed = _MESSAGES.parse(await _body(request))
+        return _json({"input_tokens": self._service.count_tokens(_session_id(request), parsed)})
 
 
 @web.middleware
@@ -127,15 +114,23 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ApiError as error:
-        return _json(error.body(), status=error.status)
+        return _refusal(request, error)
     except web.HTTPRequestEntityTooLarge:
-        return _json(ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes").body(), status=413)
+        return _refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
     except web.HTTPException as error:
-        message = f"{request.method} {request.path}: {error.reason}"
-        return _json(ApiError(error.status, message).body(), status=error.status)
+        return _refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return _json(ApiError(500, "internal error: see the session server's log").body(), status=500)
+        return _refusal(request, ApiError(500, "internal error: see the session server's log"))
+
+
+def _refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
+    """The error in the shape of the route's dialect."""
+    anthropic = "/v1/messages" in request.path
+    answer = _json((_MESSAGES if anthropic else _CHAT).error(error), status=error.status)
+    if cause is not None and "Allow" in cause.headers:
+        answer.headers["Allow"] = cause.headers["Allow"]
+    return answer
 
 
 async def _body(request: web.Request) -> Any:
@@ -146,6 +141,7 @@ async def _body(request: web.Request) -> Any:
         raise bad_request(f"the request body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise bad_request("the request body must be a JSON object")
+    check_limits(body)
     return body
 
 

@@ -18,17 +18,17 @@ import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
-from miles_lite.session.chat import ChatAnswer, ChatRequest, message_of
 from miles_lite.session.collect import collect
 from miles_lite.session.engine_calls import EngineCalls, Generation
 from miles_lite.session.errors import ApiError, bad_request, unknown_session
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, Voice
+from miles_lite.session.grammar import grammar
 from miles_lite.session.match import Matcher
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.tree import Output, Place, Tree, describe
-from miles_lite.tito import RenderError, Reply, Suffix, SuffixError, Tito
-from miles_lite.tito.parse import ReplyStream
+from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 
-OnDelta = Callable[[Reply], Awaitable[None]]
+OnDelta = Callable[[Delta], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -109,17 +109,18 @@ class Service:
     async def chat(
         self, session_id: str, request: ChatRequest, *, answer_id: str, on_delta: OnDelta | None = None
     ) -> ChatAnswer:
-        """Run one turn; with `on_delta` content and reasoning are handed out as they come. Raises ApiError."""
+        """Run one turn; with `on_delta` what is certain of the reply is handed out as it comes. Raises ApiError."""
         session = self._session(session_id)
         prompt = self._place(session, request)
         started = time.monotonic()
-        stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
-        watcher = None if on_delta is None else _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
+        voice = Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning))
+        watcher = None if on_delta is None else _watcher(self._tito, voice, on_delta, prompt.sampling.stop)
         generation = await self._generate(session, prompt, watcher)
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
-        message = message_of(reply, [f"call_{uuid.uuid4().hex[:24]}" for _ in reply.tool_calls])
+        voice.feed(text)
+        message = voice.message(reply)
         output = Output(
             ids=np.asarray(generation.ids, np.int32),
             logprobs=np.asarray(generation.logprobs, np.float32),
@@ -142,28 +143,28 @@ class Service:
             self._count(session, **{f"roots_{prompt.root}": 1})
         self._count(session, turns=1, prompt_tokens=len(prompt.ids), completion_tokens=len(generation.ids))
         self._count(session, sampling_overridden=prompt.sampling.overridden, engine_retries=generation.retries)
-        if on_delta is not None:
-            await on_delta(stream.finish(reply))
         return ChatAnswer(
             answer_id=answer_id,
             created=int(time.time()),
-            model=str(request.body.get("model") or "default"),
+            model=request.model,
             message=message,
             finish_reason="tool_calls" if reply.tool_calls and output.finish_reason == "stop" else output.finish_reason,
             prompt_tokens=len(prompt.ids),
             completion_tokens=len(generation.ids),
             cached_tokens=generation.cached_tokens,
             logprobs=self._token_logprobs(generation) if request.logprobs else None,
+            lead=voice.lead,
+            stop_sequence=matched if isinstance(matched := generation.finish.get("matched"), str) else None,
         )
+
+    def count_tokens(self, session_id: str, request: ChatRequest) -> int:
+        """Length of the context that `request` would be answered in. Raises ApiError."""
+        session = self._session(session_id)
+        return len(self._context(session, request)[-1])
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place = session.tree.attach(request.messages, request.tools)
-        try:
-            place, suffix, root = self._suffix(session, request, place)
-        except RenderError as error:
-            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        ids = np.concatenate([session.tree.context(place.turn, suffix.drop), suffix.ids])
+        place, suffix, root, ids = self._context(session, request)
         sampling = resolve(
             session.sampling,
             request.body,
@@ -171,7 +172,23 @@ class Service:
             prompt_tokens=len(ids),
             context_length=self._context_length,
         )
+        sampling.params.update(
+            grammar(
+                request.constraint,
+                tools=request.callable_tools,
+                parser=self._tito.parser,
+                in_reasoning=suffix.opens_reasoning,
+            )
+        )
         return _Prompt(place, suffix, root, ids, sampling)
+
+    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, str | None, np.ndarray]:
+        place = session.tree.attach(request.messages, request.tools)
+        try:
+            place, suffix, root = self._suffix(session, request, place)
+        except RenderError as error:
+            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
+        return place, suffix, root, np.concatenate([session.tree.context(place.turn, suffix.drop), suffix.ids])
 
     def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix, str | None]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
@@ -233,9 +250,7 @@ class Service:
         return session
 
 
-def _watcher(
-    tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]
-) -> Callable[[list[int]], Awaitable[None]]:
+def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
 
     async def watch(ids: list[int]) -> None:
@@ -244,8 +259,7 @@ def _watcher(
         for stop in stops:
             text = text.partition(stop)[0]
         held = max((_overlap(text, stop) for stop in stops), default=0)
-        delta = stream.feed(text[: len(text) - held])
-        if delta.content or delta.reasoning:
+        if delta := voice.feed(text[: len(text) - held]):
             await on_delta(delta)
 
     return watch

@@ -39,7 +39,7 @@ class ReplyParser(Protocol):
     def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply: ...
 
     def visible(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        """What of an unfinished text is certain to be a prefix of the final reasoning and content."""
+        """What of an unfinished text is certain to be a prefix of the final reasoning, content and tool calls."""
         ...
 
 
@@ -64,9 +64,12 @@ class TagParser:
         reasoning, content = self._split_reasoning(text, in_reasoning)
         if not content and CLOSE_THINK not in text:
             return Reply(reasoning=_hold_back(reasoning, CLOSE_THINK).rstrip())
+        calls: list[ToolCall] = []
         if self.calls and tools:
+            for match in _CALL.finditer(content):
+                _take_call(match, calls)
             content = _hold_back(content.partition(OPEN_CALL)[0], OPEN_CALL).rstrip()
-        return Reply(content, reasoning)
+        return Reply(content, reasoning, tuple(calls))
 
     def _split_reasoning(self, text: str, in_reasoning: bool) -> tuple[str, str]:
         opened = text.lstrip().startswith(OPEN_THINK)
@@ -96,7 +99,11 @@ class ReplyStream:
 
     def _new(self, seen: Reply) -> Reply:
         given, self._given = self._given, _longer(self._given, seen)
-        return Reply(seen.content[len(given.content) :], seen.reasoning[len(given.reasoning) :], seen.tool_calls)
+        return Reply(
+            seen.content[len(given.content) :],
+            seen.reasoning[len(given.reasoning) :],
+            seen.tool_calls[len(given.tool_calls) :],
+        )
 
 
 def parser_for(template: str) -> TagParser:
@@ -137,4 +144,8 @@ def _hold_back(text: str, tag: str) -> str:
 
 
 def _longer(given: Reply, seen: Reply) -> Reply:
-    return Reply(max(given.content, seen.content, key=len), max(given.reasoning, seen.reasoning, key=len))
+    return Reply(
+        max(given.content, seen.content, key=len),
+        max(given.reasoning, seen.reasoning, key=len),
+        max(given.tool_calls, seen.tool_calls, key=len),
+    )

@@ -245,7 +245,9 @@ BAD = [
     ({"messages": HELLO, "temperature": "hot"}, "temperature"),
     ({"messages": HELLO, "stop": [1]}, "stop"),
     ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
-    ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": HELLO, "response_format": {"type": "xml"}}, "response_format.type"),
+    ({"messages": HELLO, "logprobs": "yes"}, "logprobs"),
+    ({"messages": HELLO, "top_logprobs": 3}, "top_logprobs"),
 ]
 
 

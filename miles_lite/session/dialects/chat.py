@@ -1,0 +1,217 @@
+"""OpenAI chat completions: requests in, answers and stream chunks out.
+
+Invariant: the fields that are used are checked, each error names the path of its field, and unknown fields are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from miles_lite.session.dialects.base import Stamp, openai_error, sse
+from miles_lite.session.dialects.fields import check_choice, check_count, items, need, obj, take, unsupported
+from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, Delta
+from miles_lite.tito.messages import Tools
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class ChatCompletions:
+    """POST /v1/chat/completions."""
+
+    prefix = "chatcmpl-"
+    keep_alive = b": keep-alive\n\n"
+
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
+        """Raises ApiError 400."""
+        messages = need(body, "messages", "a list")
+        if not messages:
+            raise bad_request("messages must be a list of at least one message", param="messages")
+        check_count(messages, "messages")
+        for index, message in enumerate(messages):
+            _check_message(message, f"messages[{index}]")
+        _refuse_unsupported(body)
+        tools = tools_of(body)
+        stream_options = take(body, "stream_options", "an object") or {}
+        take(body, "model", "a string")
+        return ChatRequest(
+            messages=messages,
+            tools=tools,
+            callable_tools=None if body.get("tool_choice") == "none" else tools,
+            options=take(body, "chat_template_kwargs", "an object") or {},
+            stream=bool(take(body, "stream", "a boolean")),
+            include_usage=bool(take(stream_options, "include_usage", "a boolean", "stream_options.")),
+            logprobs=bool(take(body, "logprobs", "a boolean")),
+            body=body,
+            constraint=_constraint(body, tools),
+        )
+
+    def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "message": answer.message, "finish_reason": answer.finish_reason}
+        choice["logprobs"] = _logprobs(answer)
+        return _envelope(answer, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
+
+    def events(self, request: ChatRequest, stamp: Stamp) -> ChatEvents:
+        return ChatEvents(request, stamp)
+
+    def error(self, error: ApiError) -> dict[str, Any]:
+        return openai_error(error)
+
+
+@dataclass(slots=True)
+class ChatEvents:
+    """The chunks of one stream."""
+
+    request: ChatRequest
+    stamp: Stamp
+    _calls: int = 0
+
+    def start(self) -> bytes:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def delta(self, delta: Delta) -> bytes:
+        made: dict[str, Any] = {}
+        if delta.reasoning:
+            made["reasoning_content"] = delta.reasoning
+        if delta.content:
+            made["content"] = delta.content
+        if delta.calls:
+            made["tool_calls"] = [{"index": self._calls + n, **call} for n, call in enumerate(delta.calls)]
+            self._calls += len(delta.calls)
+        return self._chunk(made)
+
+    def finish(self, answer: ChatAnswer) -> bytes:
+        """The finish event, usage when it was asked for, and the end mark."""
+        events = self._chunk({}, finish_reason=answer.finish_reason, logprobs=_logprobs(answer))
+        if self.request.include_usage:
+            events += sse(_envelope(answer, "chat.completion.chunk") | {"choices": [], "usage": _usage(answer)})
+        return events + b"data: [DONE]\n\n"
+
+    def failure(self, error: ApiError) -> bytes:
+        return sse(openai_error(error))
+
+    def _chunk(self, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+        return sse(
+            {
+                "id": self.stamp.answer_id,
+                "object": "chat.completion.chunk",
+                "created": self.stamp.created,
+                "model": self.request.model,
+                "choices": [choice],
+            }
+        )
+
+
+def tools_of(body: Mapping[str, Any]) -> Tools | None:
+    """The request's tools, checked; they are what the template is given."""
+    found = []
+    for path, tool in items(body, "tools"):
+        function = obj(tool.get("function"), f"{path}.function")
+        need(function, "name", "a string", f"{path}.function.")
+        take(function, "parameters", "an object", f"{path}.function.")
+        take(function, "description", "a string", f"{path}.function.")
+        found.append(tool)
+    return found or None
+
+
+def schema_of(form: Mapping[str, Any] | None, path: str, *, nested: str | None) -> Mapping[str, Any] | None:
+    """The JSON schema that a response format asks for. `nested`: the field that holds name and schema, if one does."""
+    kind = (form or {}).get("type", "text")
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise bad_request("type must be text, json_object or json_schema", param=f"{path}.type")
+    holder, at = (form, path) if nested is None else (need(form, nested, "an object", f"{path}."), f"{path}.{nested}")
+    schema: Mapping[str, Any] = need(holder, "schema", "an object", f"{at}.")
+    return schema
+
+
+def _constraint(body: Mapping[str, Any], tools: Tools | None) -> Constraint:
+    asked = body.get("tool_choice")
+    only = None
+    if isinstance(asked, dict):
+        if asked.get("type") != "function":
+            raise bad_request("tool_choice.type must be function", param="tool_choice.type")
+        function = need(asked, "function", "an object", "tool_choice.")
+        only = need(function, "name", "a string", "tool_choice.function.")
+    elif asked not in (None, "auto", "none", "required"):
+        raise bad_request("tool_choice must be auto, none, required or a function", param="tool_choice")
+    parallel = take(body, "parallel_tool_calls", "a boolean")
+    form = take(body, "response_format", "an object")
+    constraint = Constraint(
+        force=asked == "required",
+        only=only,
+        parallel=parallel is not False,
+        schema=schema_of(form, "response_format", nested="json_schema"),
+    )
+    return check_choice(constraint, tools, "tool_choice")
+
+
+def _check_message(message: Any, path: str) -> None:
+    if not isinstance(message, dict):
+        raise bad_request("a message must be an object", param=path)
+    if message.get("role") not in ROLES:
+        raise bad_request(f"role must be one of {', '.join(ROLES)}", param=f"{path}.role")
+    content = message.get("content")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+            if not isinstance(text, str):
+                raise bad_request("only text parts are supported", param=f"{path}.content[{number}]")
+    elif content is not None and not isinstance(content, str):
+        raise bad_request("content must be a string, a list of text parts or null", param=f"{path}.content")
+    for name in ("reasoning_content", "tool_call_id", "name"):
+        if not isinstance(message.get(name, ""), str | None):
+            raise bad_request(f"{name} must be a string", param=f"{path}.{name}")
+    _check_calls(message.get("tool_calls"), f"{path}.tool_calls")
+
+
+def _check_calls(calls: Any, path: str) -> None:
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise bad_request("tool_calls must be a list", param=path)
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise bad_request("a tool call needs function.name", param=f"{path}[{index}].function")
+        if not isinstance(call.get("id", ""), str | None):
+            raise bad_request("id must be a string", param=f"{path}[{index}].id")
+        if not isinstance(function.get("arguments", ""), str | dict | None):
+            raise bad_request("arguments must be JSON text", param=f"{path}[{index}].function.arguments")
+
+
+def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+    if take(body, "n", "an integer") not in (None, 1):
+        raise unsupported("n must be 1: open a session per sample", "n")
+    if body.get("top_logprobs") not in (None, 0):
+        raise unsupported("top_logprobs must be 0: logprobs are of the sampled tokens", "top_logprobs")
+
+
+def _envelope(answer: ChatAnswer, kind: str) -> dict[str, Any]:
+    return {"id": answer.answer_id, "object": kind, "created": answer.created, "model": answer.model}
+
+
+def _usage(answer: ChatAnswer) -> dict[str, Any]:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+    }
+
+
+def _logprobs(answer: ChatAnswer) -> dict[str, Any] | None:
+    return None if answer.logprobs is None else {"content": logprob_entries(answer)}
+
+
+def logprob_entries(answer: ChatAnswer) -> list[dict[str, Any]]:
+    return [
+        {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
+        for text, value in answer.logprobs or ()
+    ]

@@ -1,0 +1,96 @@
+"""Reading JSON that strangers wrote: each wrong type is refused with the path of its field.
+
+Invariant: nothing here raises anything but ApiError 400, and fields that nobody asks for are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.exchange import Constraint
+from miles_lite.tito.messages import Tools
+
+MAX_MESSAGES = 10_000
+MAX_NESTING = 64
+
+Kind = Literal["a string", "a boolean", "an integer", "a number", "an object", "a list"]
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "a string": (str,),
+    "a boolean": (bool,),
+    "an integer": (int,),
+    "a number": (int, float),
+    "an object": (dict,),
+    "a list": (list,),
+}
+
+
+def take(body: Mapping[str, Any], name: str, kind: Kind, at: str = "") -> Any:
+    """The field's value, None when it is absent or null."""
+    value = body.get(name)
+    return None if value is None else _checked(value, kind, at + name)
+
+
+def need(body: Mapping[str, Any], name: str, kind: Kind, at: str = "") -> Any:
+    """The field's value, which must be there."""
+    return _checked(body.get(name), kind, at + name)
+
+
+def obj(value: Any, path: str) -> dict[str, Any]:
+    """`value`, which must be an object."""
+    checked: dict[str, Any] = _checked(value, "an object", path)
+    return checked
+
+
+def items(body: Mapping[str, Any], name: str, at: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """(path, object) of each element of a list of objects; empty when it is absent."""
+    values = take(body, name, "a list", at) or []
+    return [(path, obj(value, path)) for path, value in ((f"{at}{name}[{n}]", v) for n, v in enumerate(values))]
+
+
+def choice(body: Mapping[str, Any], name: str, among: Sequence[str], at: str = "") -> str:
+    value = body.get(name)
+    if value not in among or not isinstance(value, str):
+        raise bad_request(f"{name} must be one of {', '.join(among)}", param=at + name)
+    return value
+
+
+def check_limits(body: Any) -> None:
+    """Refuse what is nested deeper than any request has reason to be."""
+    level = [body]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
+
+
+def check_count(messages: Sequence[Any], name: str) -> None:
+    if len(messages) > MAX_MESSAGES:
+        raise bad_request(f"{name} has {len(messages)} entries: {MAX_MESSAGES} is the most", param=name)
+
+
+def check_choice(constraint: Constraint, tools: Tools | None, path: str) -> Constraint:
+    """The constraint, if there are tools to fulfil it with."""
+    if constraint.force and not tools:
+        raise bad_request("this needs tools to choose from", param=path)
+    if constraint.only and constraint.only not in [tool["function"]["name"] for tool in tools or ()]:
+        raise bad_request(f"there is no tool named {constraint.only!r}", param=path)
+    return constraint
+
+
+def unsupported(message: str, path: str) -> ApiError:
+    return ApiError(400, message, param=path, code="unsupported_parameter")
+
+
+def _checked(value: Any, kind: Kind, path: str) -> Any:
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "a boolean"):
+        raise bad_request(f"{path} must be {kind}", param=path)
+    return value

@@ -1,0 +1,104 @@
+"""Shapes that Responses answers and streams share.
+
+Invariant: the items of a stream and of a plain answer are made here, by the same functions.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from miles_lite.session.dialects.base import Stamp
+from miles_lite.session.dialects.chat import logprob_entries
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, pieces
+
+Item = dict[str, Any]
+
+
+def item_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def reasoning_item(number: str, text: str, status: str = "completed") -> Item:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"id": number, "type": "reasoning", "summary": [], "content": content, "status": status}
+
+
+def text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def message_item(number: str, parts: list[Item], status: str = "completed") -> Item:
+    return {"id": number, "type": "message", "role": "assistant", "content": parts, "status": status}
+
+
+def call_item(number: str, call: Mapping[str, Any], *, arguments: str, status: str = "completed") -> Item:
+    return {
+        "id": number,
+        "type": "function_call",
+        "call_id": call["id"],
+        "name": call["function"]["name"],
+        "arguments": arguments,
+        "status": status,
+    }
+
+
+def output_items(answer: ChatAnswer) -> list[Item]:
+    """The logprobs of a turn go with its first text."""
+    made: list[Item] = []
+    logprobs = logprob_entries(answer)
+    for piece in pieces(answer):
+        if piece.reasoning:
+            made.append(reasoning_item(item_id("rs"), piece.reasoning))
+        if piece.content:
+            made.append(message_item(item_id("msg"), [text_part(piece.content, logprobs)]))
+            logprobs = []
+        made += [call_item(item_id("fc"), call, arguments=call["function"]["arguments"]) for call in piece.calls]
+    return made
+
+
+def response(request: ChatRequest, stamp: Stamp, *, status: str, output: list[Item]) -> dict[str, Any]:
+    """The response object. Of the request it repeats what clients need to read it, not the conversation."""
+    only = request.constraint.only
+    forced: Any = "required" if request.constraint.force else "auto" if request.callable_tools else "none"
+    return {
+        "id": stamp.answer_id,
+        "object": "response",
+        "created_at": stamp.created,
+        "status": status,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "max_output_tokens": request.body.get("max_tokens"),
+        "metadata": {},
+        "model": request.model,
+        "output": output,
+        "parallel_tool_calls": request.constraint.parallel,
+        "previous_response_id": None,
+        "store": False,
+        "temperature": request.body.get("temperature"),
+        "top_p": request.body.get("top_p"),
+        "tool_choice": forced if only is None else {"type": "function", "name": only},
+        "tools": [],
+        "truncation": "disabled",
+        "usage": None,
+    }
+
+
+def finished(request: ChatRequest, stamp: Stamp, answer: ChatAnswer, output: list[Item]) -> dict[str, Any]:
+    """The response object of an answered request; a reply cut by its length is `incomplete`."""
+    cut = answer.finish_reason == "length"
+    if cut and output:
+        output[-1]["status"] = "incomplete"
+    made = response(request, stamp, status="incomplete" if cut else "completed", output=output)
+    made["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+    made["usage"] = {
+        "input_tokens": answer.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": answer.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }
+    return made

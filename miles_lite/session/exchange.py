@@ -1,0 +1,141 @@
+"""One request and its answer, in no dialect: what wire formats are read into and written from.
+
+Invariant: messages have the shape of OpenAI chat messages, and `body` holds sampling fields under their chat names,
+whatever the client spoke. The deltas of a stream, with what `rest` adds at its end, are the answer.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.parse import Reply, ReplyStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What a reply must be. `force`: it calls a tool, `only` this one; `schema`: its content is JSON of this schema.
+
+    Without `parallel` it calls one tool at most.
+    """
+
+    force: bool = False
+    only: str | None = None
+    parallel: bool = True
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A checked request. `options` are chat_template_kwargs; `body` has model and sampling fields under chat names.
+
+    `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
+    """
+
+    messages: list[Message]
+    tools: Tools | None
+    callable_tools: Tools | None
+    options: Mapping[str, Any]
+    stream: bool
+    logprobs: bool
+    body: Mapping[str, Any]
+    constraint: Constraint = Constraint()
+    include_usage: bool = False
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model") or "default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """A finished turn. `logprobs` are (text, natural-log probability) per sampled token.
+
+    The first `lead` characters of the content came before the tool calls. `stop_sequence` ended the turn, if one did.
+    """
+
+    answer_id: str
+    created: int
+    model: str
+    message: dict[str, Any]
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    logprobs: Sequence[tuple[str, float]] | None
+    lead: int = 0
+    stop_sequence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a reply: reasoning, then content, then whole tool calls in chat shape."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[Mapping[str, Any], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.content or self.calls)
+
+
+@dataclass(slots=True)
+class Voice:
+    """Speaks a reply while it grows: tool calls get their ids when they are first heard, and keep them."""
+
+    stream: ReplyStream
+    lead: int = 0
+    ids: list[str] = field(default_factory=list)
+
+    def feed(self, text: str) -> Delta:
+        """What `text`, all that was written so far, adds."""
+        new = self.stream.feed(text)
+        self.lead += len(new.content)
+        start = len(self.ids)
+        self._name(start + len(new.tool_calls))
+        calls = tuple(
+            _call(call_id, call.name, call.arguments)
+            for call_id, call in zip(self.ids[start:], new.tool_calls, strict=True)
+        )
+        return Delta(new.reasoning, new.content, calls)
+
+    def message(self, reply: Reply) -> dict[str, Any]:
+        """The whole reply as an assistant message."""
+        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply.tool_calls:
+            self._name(len(reply.tool_calls))
+            message["content"] = reply.content or None
+            message["tool_calls"] = [
+                _call(call_id, call.name, call.arguments)
+                for call_id, call in zip(self.ids, reply.tool_calls, strict=False)
+            ]
+        return message
+
+    def _name(self, count: int) -> None:
+        self.ids += [f"call_{uuid.uuid4().hex[:24]}" for _ in range(count - len(self.ids))]
+
+
+def pieces(answer: ChatAnswer) -> list[Delta]:
+    """The answer in the order of its blocks."""
+    return rest(answer, reasoning=0, content=0, calls=0)
+
+
+def rest(answer: ChatAnswer, *, reasoning: int, content: int, calls: int) -> list[Delta]:
+    """What of the answer is still to be said after so many characters and calls."""
+    text, made = answer.message["content"] or "", tuple(answer.message.get("tool_calls") or ())
+    lead = max(answer.lead if made else len(text), content)
+    said = Delta(
+        (answer.message.get("reasoning_content") or "")[reasoning:],
+        text[content:lead],
+        made[calls:],
+    )
+    return [delta for delta in (said, Delta(content=text[lead:])) if delta]
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}

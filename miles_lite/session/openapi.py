@@ -1,0 +1,207 @@
+"""The OpenAPI document of a session server, at /openapi.json.
+
+Invariant: every route that exists is here, with the statuses it answers; bodies name the fields that are checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+_ANYTHING: Schema = {"type": "object"}
+_NUMBER: Schema = {"type": "number", "minimum": 0}
+_COUNT: Schema = {"type": "integer", "minimum": 1}
+_STOP: Schema = {"type": "array", "items": {"type": "string", "minLength": 1}}
+
+
+def openapi() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "miles_lite session server", "version": "1"},
+        "paths": {
+            "/health": {"get": _operation("Counters of the server")},
+            "/openapi.json": {"get": _operation("This document")},
+            "/v1/models": {"get": _operation("The model")},
+            "/sessions": {"post": _operation("Open a session", _object(sampling=_SAMPLING), refusals=("400", "413"))},
+            "/sessions/{session_id}": {
+                "parameters": [_SESSION],
+                "get": _operation("Turns, leaves and counts", refusals=("404",)),
+                "delete": _deletion(),
+            },
+            "/sessions/{session_id}/samples": {
+                "parameters": [_SESSION],
+                "post": _samples(),
+            },
+            "/sessions/{session_id}/v1/models": {"parameters": [_SESSION], "get": _operation("The model")},
+            "/sessions/{session_id}/v1/chat/completions": _turn("OpenAI chat completions", _CHAT),
+            "/sessions/{session_id}/v1/responses": _turn("OpenAI Responses", _RESPONSES),
+            "/sessions/{session_id}/v1/messages": _turn("Anthropic Messages", _MESSAGES),
+            "/sessions/{session_id}/v1/messages/count_tokens": _turn("Tokens of a prompt", _MESSAGES, streams=False),
+        },
+    }
+
+
+def _object(*required: str, **fields: Schema) -> Schema:
+    return {"type": "object", "properties": fields, "required": list(required)}
+
+
+def _list(of: Schema) -> Schema:
+    return {"type": "array", "items": of, "minItems": 1}
+
+
+def _one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+_SESSION: Schema = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_SAMPLING = _object(temperature=_NUMBER, top_p=_NUMBER, top_k={"type": "integer"}, max_new_tokens=_COUNT, stop=_STOP)
+_FUNCTION = _object("name", name=_TEXT, description=_TEXT, parameters=_ANYTHING)
+_COMMON: dict[str, Schema] = {"model": _TEXT, "stream": _FLAG, "temperature": _NUMBER, "top_p": _NUMBER}
+
+_CHAT = _object(
+    "messages",
+    **_COMMON,
+    messages=_list(
+        _object(
+            "role",
+            "content",
+            role=_one_of("system", "developer", "user", "assistant", "tool"),
+            content=_TEXT,
+            reasoning_content=_TEXT,
+            tool_call_id=_TEXT,
+            tool_calls={
+                "type": "array",
+                "items": _object("function", id=_TEXT, function=_object("name", name=_TEXT, arguments=_TEXT)),
+            },
+        )
+    ),
+    tools={"type": "array", "items": _object("function", type=_one_of("function"), function=_FUNCTION)},
+    tool_choice={
+        "anyOf": [
+            _one_of("auto", "none", "required"),
+            _object("type", "function", type=_one_of("function"), function=_object("name", name=_TEXT)),
+        ]
+    },
+    parallel_tool_calls=_FLAG,
+    response_format=_object("type", type=_one_of("text", "json_object", "json_schema"), json_schema=_ANYTHING),
+    max_tokens=_COUNT,
+    max_completion_tokens=_COUNT,
+    stop=_STOP,
+    n={"type": "integer", "enum": [1]},
+    logprobs=_FLAG,
+    stream_options=_object(include_usage=_FLAG),
+    chat_template_kwargs=_ANYTHING,
+)
+
+_RESPONSES = _object(
+    "input",
+    **_COMMON,
+    input={
+        "anyOf": [
+            _TEXT,
+            _list(
+                _object(
+                    type=_one_of("message", "function_call", "function_call_output", "reasoning"),
+                    role=_one_of("user", "system", "developer", "assistant"),
+                    content=_TEXT,
+                    call_id=_TEXT,
+                    name=_TEXT,
+                    arguments=_TEXT,
+                    output=_TEXT,
+                )
+            ),
+        ]
+    },
+    instructions=_TEXT,
+    tools={
+        "type": "array",
+        "items": _object("type", "name", type=_one_of("function"), name=_TEXT, parameters=_ANYTHING),
+    },
+    tool_choice={
+        "anyOf": [
+            _one_of("auto", "none", "required"),
+            _object("type", "name", type=_one_of("function"), name=_TEXT),
+        ]
+    },
+    parallel_tool_calls=_FLAG,
+    text=_object(
+        format=_object("type", type=_one_of("text", "json_object", "json_schema"), schema=_ANYTHING, name=_TEXT)
+    ),
+    max_output_tokens=_COUNT,
+    include={"type": "array", "items": _TEXT},
+)
+
+_BLOCK = _object(
+    "type",
+    type=_one_of("text", "thinking", "tool_use", "tool_result"),
+    text=_TEXT,
+    thinking=_TEXT,
+    id=_TEXT,
+    name=_TEXT,
+    input=_ANYTHING,
+    tool_use_id=_TEXT,
+    content=_TEXT,
+)
+_MESSAGES = _object(
+    "messages",
+    **_COMMON,
+    messages=_list(
+        _object(
+            "role",
+            "content",
+            role=_one_of("user", "assistant", "system"),
+            content={"anyOf": [_TEXT, {"type": "array", "items": _BLOCK}]},
+        )
+    ),
+    system=_TEXT,
+    max_tokens=_COUNT,
+    stop_sequences=_STOP,
+    tools={"type": "array", "items": _object("name", name=_TEXT, description=_TEXT, input_schema=_ANYTHING)},
+    tool_choice=_object(
+        "type", type=_one_of("auto", "any", "tool", "none"), name=_TEXT, disable_parallel_tool_use=_FLAG
+    ),
+    thinking=_object(type=_one_of("enabled", "disabled", "adaptive")),
+)
+
+
+def _operation(
+    summary: str, body: Schema | None = None, *, refusals: tuple[str, ...] = (), kind: str = "application/json"
+) -> Schema:
+    answers: Schema = {"200": {"description": summary, "content": {kind: {}}}}
+    answers |= dict.fromkeys(refusals, _REFUSAL)
+    made: Schema = {"summary": summary, "responses": answers}
+    if body is not None:
+        made["requestBody"] = {"required": False, "content": {"application/json": {"schema": body}}}
+    return made
+
+
+_REFUSAL: Schema = {
+    "description": "An error in the dialect's own shape",
+    "content": {"application/json": {"schema": _object("error", error=_ANYTHING)}},
+}
+
+
+def _deletion() -> Schema:
+    return {"summary": "Forget the session", "responses": {"204": {"description": "Forgotten"}, "404": _REFUSAL}}
+
+
+def _samples() -> Schema:
+    limit = {"anyOf": [_COUNT, {"type": "null"}]}
+    return _operation(
+        "Samples, as safetensors",
+        _object(max_seq_len=limit),
+        refusals=("400", "404", "413"),
+        kind="application/octet-stream",
+    )
+
+
+def _turn(summary: str, body: Schema, *, streams: bool = True) -> Schema:
+    made = _operation(summary, body, refusals=("400", "404", "413", "502"))
+    made["requestBody"]["required"] = True
+    if streams:
+        made["responses"]["200"]["content"]["text/event-stream"] = {}
+    return {"parameters": [_SESSION], "post": made}

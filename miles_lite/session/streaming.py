@@ -1,0 +1,77 @@
+"""Server-sent events to one client, with keep-alives while the engine is silent.
+
+Invariant: headers leave with the first event or keep-alive, so that an error before it keeps its status; what was sent
+adds up to the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from miles_lite.session.dialects import Dialect, Stamp
+from miles_lite.session.errors import ApiError
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
+
+KEEP_ALIVE_SECONDS = 15.0
+
+_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Stream:
+    """One answer on its way."""
+
+    def __init__(
+        self, request: web.Request, parsed: ChatRequest, dialect: Dialect, answer_id: str, *, keep_alive: float
+    ) -> None:
+        """`keep_alive` is the longest silence, in seconds."""
+        self._request, self._dialect, self._keep_alive = request, dialect, keep_alive
+        self._events = dialect.events(parsed, Stamp(answer_id, int(time.time())))
+        self._response = web.StreamResponse(headers=_HEADERS)
+        self._sending = asyncio.Lock()
+        self._last = time.monotonic()
+        self._said = {"reasoning": 0, "content": 0, "calls": 0}
+
+    async def run(
+        self, answering: Callable[[Callable[[Delta], Awaitable[None]]], Awaitable[ChatAnswer]]
+    ) -> web.StreamResponse:
+        """`answering` is given what takes its deltas. Raises ApiError while nothing has been sent."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            answer = await answering(self._delta)
+            for delta in rest(answer, **self._said):
+                await self._delta(delta)
+            await self._send(self._events.finish(answer))
+        except ApiError as error:
+            if not self._response.prepared:
+                raise
+            await self._send(self._events.failure(error))
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        return self._response
+
+    async def _delta(self, delta: Delta) -> None:
+        self._said["reasoning"] += len(delta.reasoning)
+        self._said["content"] += len(delta.content)
+        self._said["calls"] += len(delta.calls)
+        await self._send(self._events.delta(delta))
+
+    async def _beat(self) -> None:
+        while True:
+            silent = time.monotonic() - self._last
+            if silent >= self._keep_alive:
+                await self._send(self._dialect.keep_alive)
+            else:
+                await asyncio.sleep(self._keep_alive - silent)
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            if not self._response.prepared:
+                await self._response.prepare(self._request)
+                data = self._events.start() + data
+            await self._response.write(data)
+            self._last = time.monotonic()
