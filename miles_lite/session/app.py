@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -19,6 +19,7 @@ from miles_lite.session.codec import encode_samples
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
+from miles_lite.session.turns import encode_turns
 from miles_lite.tito import Reply
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build_app(service: Service, *, model: str) -> web.Application:
-    """`model` is the name that /v1/models lists."""
-    routes = _Routes(service, model)
+def build_app(service: Service, *, model: Mapping[str, str]) -> web.Application:
+    """`model` is the model's fingerprint; /v1/models lists its name."""
+    routes = _Routes(service, dict(model))
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
     app.add_routes(
         [
@@ -37,6 +38,7 @@ def build_app(service: Service, *, model: str) -> web.Application:
             web.get("/v1/models", routes.models),
             web.post("/sessions", routes.create),
             web.get("/sessions/{session_id}", routes.describe),
+            web.get("/sessions/{session_id}/turns", routes.turns),
             web.delete("/sessions/{session_id}", routes.delete),
             web.post("/sessions/{session_id}/samples", routes.samples),
             web.get("/sessions/{session_id}/v1/models", routes.models),
@@ -47,14 +49,14 @@ def build_app(service: Service, *, model: str) -> web.Application:
 
 
 class _Routes:
-    def __init__(self, service: Service, model: str) -> None:
+    def __init__(self, service: Service, model: dict[str, str]) -> None:
         self._service, self._model = service, model
 
     async def health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"} | self._service.stats())
 
     async def models(self, request: web.Request) -> web.Response:
-        entry = {"id": self._model, "object": "model", "created": 0, "owned_by": "miles_lite"}
+        entry = {"id": self._model["name"], "object": "model", "created": 0, "owned_by": "miles_lite"}
         return _json({"object": "list", "data": [entry]})
 
     async def create(self, request: web.Request) -> web.Response:
@@ -63,6 +65,10 @@ class _Routes:
 
     async def describe(self, request: web.Request) -> web.Response:
         return _json(self._service.describe(_session_id(request)))
+
+    async def turns(self, request: web.Request) -> web.Response:
+        body = encode_turns(self._service.tree(_session_id(request)), model=self._model)
+        return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:
         self._service.delete(_session_id(request))
