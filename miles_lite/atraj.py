@@ -120,9 +120,10 @@ class Trajectory:
             trained.update(step.turn for step in path)
             yield ids, mask, logprobs
 
-    def messages(self) -> list[dict[str, str]]:
-        """The first path as chat messages."""
-        return [{"role": step.role, "content": step.content} for step in self.paths()[0]] if self.data["leaves"] else []
+    def messages(self) -> list[dict[str, Any]]:
+        """The first path as the chat messages that were sent and received; empty without one."""
+        paths = self.paths()
+        return [_message(step) for step in paths[0]] if paths else []
 
 
 def read(path: Path | str) -> Trajectory:
@@ -251,12 +252,28 @@ def _output(turn: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _message(step: Step) -> dict[str, Any]:
+    """A call with an id was one of the chat API; any other is in the content already."""
+    data = step.data
+    message: dict[str, Any] = {"role": data.get("sent_as", step.role), "content": step.content}
+    if "reasoning" in data:
+        message["reasoning_content"] = data["reasoning"]
+    if "tool_call_id" in data:
+        message["tool_call_id"] = data["tool_call_id"]
+    calls = [call for call in [*data.get("tool_calls", ()), data.get("tool_call")] if call and "id" in call]
+    if calls:
+        functions = [{"name": call["name"], "arguments": call["arguments_json"]} for call in calls]
+        named = zip(calls, functions, strict=True)
+        message["tool_calls"] = [{"id": call["id"], "type": "function", "function": made} for call, made in named]
+    return message
+
+
 def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
     """`tool_call` for one call, `tool_calls` for several."""
-    calls = [
-        {"name": call["function"]["name"], "arguments_json": _json_text(call["function"].get("arguments"))}
-        for call in message.get("tool_calls") or ()
-    ]
+    calls = []
+    for call in message.get("tool_calls") or ():
+        arguments = _json_text(call["function"].get("arguments"))
+        calls.append({"id": call.get("id"), "name": call["function"]["name"], "arguments_json": arguments})
     return {} if not calls else {"tool_call": calls[0]} if len(calls) == 1 else {"tool_calls": calls}
 
 
