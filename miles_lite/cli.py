@@ -1,4 +1,4 @@
-"""The command line: `miles-lite train | rollout | serve | router | init-model`.
+"""The command line: `miles-lite train | rollout | serve | router | agent | init-model`.
 
 Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
 traceback. Heavy imports happen only in the command that needs them.
@@ -19,6 +19,7 @@ USAGE = """usage: miles-lite COMMAND [flags]
   rollout      generate and score without training (same flags)
   serve        engines, router and session servers, until Ctrl-C
   router       the router alone
+  agent        talk to a model that uses tools
   init-model   make a small Qwen3-architecture model and tokenizer, no download
 """
 
@@ -83,6 +84,12 @@ def _router(argv: Sequence[str]) -> int:
     return router(argv)
 
 
+def _agent(argv: Sequence[str]) -> int:
+    from miles_lite.agent_main import main as agent
+
+    return agent(argv)
+
+
 def _init_model(argv: Sequence[str]) -> int:
     from miles_lite.make_model import main as make_model
 
@@ -100,5 +107,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "rollout": _rollout,
     "serve": _serve,
     "router": _router,
+    "agent": _agent,
     "init-model": _init_model,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -22,6 +22,7 @@ from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
 from miles_lite.session.streaming import KEEP_ALIVE_SECONDS, Stream
+from miles_lite.session.turns import encode_turns
 
 MAX_BODY_BYTES = 64 * 2**20
 
@@ -30,9 +31,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
 
 
-def build_app(service: Service, *, model: str, keep_alive: float = KEEP_ALIVE_SECONDS) -> web.Application:
-    """`model` is the name that /v1/models lists; a stream is never silent for more than `keep_alive` seconds."""
-    routes = _Routes(service, model, keep_alive)
+def build_app(service: Service, *, model: Mapping[str, str], keep_alive: float = KEEP_ALIVE_SECONDS) -> web.Application:
+    """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
+    `keep_alive` seconds."""
+    routes = _Routes(service, dict(model), keep_alive)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
     app.add_routes(
         [
@@ -41,6 +43,7 @@ def build_app(service: Service, *, model: str, keep_alive: float = KEEP_ALIVE_SE
             web.get("/v1/models", routes.models),
             web.post("/sessions", routes.create),
             web.get("/sessions/{session_id}", routes.describe),
+            web.get("/sessions/{session_id}/turns", routes.turns),
             web.delete("/sessions/{session_id}", routes.delete),
             web.post("/sessions/{session_id}/samples", routes.samples),
             web.get("/sessions/{session_id}/v1/models", routes.models),
@@ -54,7 +57,7 @@ def build_app(service: Service, *, model: str, keep_alive: float = KEEP_ALIVE_SE
 
 
 class _Routes:
-    def __init__(self, service: Service, model: str, keep_alive: float) -> None:
+    def __init__(self, service: Service, model: dict[str, str], keep_alive: float) -> None:
         self._service, self._model, self._keep_alive = service, model, keep_alive
 
     async def health(self, request: web.Request) -> web.Response:
@@ -62,9 +65,10 @@ class _Routes:
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model, as clients of OpenAI and of Anthropic read it."""
-        openai = {"id": self._model, "object": "model", "created": 0, "owned_by": "miles_lite"}
-        anthropic = {"type": "model", "display_name": self._model, "created_at": "1970-01-01T00:00:00Z"}
-        page = {"has_more": False, "first_id": self._model, "last_id": self._model}
+        name = self._model["name"]
+        openai = {"id": name, "object": "model", "created": 0, "owned_by": "miles_lite"}
+        anthropic = {"type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+        page = {"has_more": False, "first_id": name, "last_id": name}
         return _json({"object": "list", "data": [openai | anthropic]} | page)
 
     async def openapi(self, request: web.Request) -> web.Response:
@@ -76,6 +80,10 @@ class _Routes:
 
     async def describe(self, request: web.Request) -> web.Response:
         return _json(self._service.describe(_session_id(request)))
+
+    async def turns(self, request: web.Request) -> web.Response:
+        body = encode_turns(self._service.tree(_session_id(request)), model=self._model)
+        return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:
         self._service.delete(_session_id(request))

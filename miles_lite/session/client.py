@@ -60,6 +60,10 @@ class SessionClient:
         """Turns, leaves and counts of a session, for people."""
         return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}")))
 
+    async def turns(self, session_id: str) -> dict[str, Any]:
+        """Every turn with its messages and ids: what `atraj.build` takes."""
+        return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}/turns")))
+
     async def delete(self, session_id: str) -> None:
         await self._call("DELETE", f"/sessions/{session_id}")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiohttp import web
 
 from miles_lite import config
+from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError
 from miles_lite.net import bracketed, reachable
 from miles_lite.session.app import build_app
@@ -65,7 +65,7 @@ class SessionServer:
             self.service = Service(
                 tito, engines, options=spec.options, matcher=matcher, context_length=spec.context_length
             )
-            app = build_app(self.service, model=Path(spec.model_path).name)
+            app = build_app(self.service, model=fingerprint(spec.model_path))
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
             await runner.setup()
             self._stack.push_async_callback(runner.cleanup)

@@ -95,6 +95,10 @@ class Service:
             sample.metadata |= {"session_id": session_id, "counts": dict(session.counts)}
         return samples
 
+    def tree(self, session_id: str) -> Tree:
+        """The session's turns, to be read. Raises ApiError 404."""
+        return self._session(session_id).tree
+
     def live(self) -> int:
         return len(self._sessions)
 

@@ -1,0 +1,187 @@
+"""The conversation loop: the model speaks, the host runs the tools it asks for, until there is an answer.
+
+Invariant: the messages sent are append-only, and what happened is in the events; a conversation whose context is full
+says so and takes nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_lite import atraj
+from miles_lite.agent.scan import Answer, Call, read_reply
+from miles_lite.agent.session import AgentSession, ContextFull
+from miles_lite.agent.shell import Outcome, Shell, clipped
+from miles_lite.agent.tools import Tool
+
+REFUSED = 126
+INVALID = 2
+UNKNOWN_TOOL = 127
+
+log = logging.getLogger(__name__)
+Event = dict[str, Any]
+
+PREAMBLE = "You are an agent that uses tools to do what the user asks."
+PORTABLE = (
+    'To use a tool, reply with one JSON object and nothing else: {"tool": "NAME", "arguments": {...}}\n'
+    'Its result comes back as JSON. When you are done, reply: {"answer": "TEXT"}'
+)
+NATIVE = "Call tools in your own format. A tool's result comes back as JSON. When you are done, answer in plain text."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`max_steps` tool rounds per user turn, `max_tokens` new tokens per reply."""
+
+    max_steps: int = 8
+    max_tokens: int = 256
+
+
+@dataclass
+class Conversation:
+    """One session's conversation. `native`: the tools go to the chat template, and replies call them in the model's
+    own format; the portable JSON forms are understood either way.
+
+    `emit` gets every event; `confirm`, where given, is asked before each call.
+    """
+
+    session: AgentSession
+    tools: Sequence[Tool]
+    shell: Shell
+    emit: Callable[[Event], None]
+    limits: Limits = field(default_factory=Limits)
+    preamble: str = PREAMBLE
+    native: bool = False
+    confirm: Callable[[Call], bool] | None = None
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        system = system_prompt(self.tools, preamble=self.preamble, native=self.native)
+        self._messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
+        self._by_name = {tool.name: tool for tool in self.tools}
+        self._calls: dict[int, Call] = {}
+        self._results: dict[int, list[dict[str, Any]]] = {}
+        self._replies = 0
+        self._sent = 0
+
+    def say(self, text: str) -> str | None:
+        """One user turn; the answer, or None when there is none (the last event says why). Raises UserError."""
+        text = text.encode(errors="replace").decode()
+        self.emit({"type": "user", "text": text})
+        self._messages.append({"role": "user", "content": text})
+        try:
+            return self._until_answer()
+        except ContextFull as error:
+            self.full = True
+            self.emit({"type": "context_full", "text": str(error)})
+            return None
+
+    def _until_answer(self) -> str | None:
+        for step in range(self.limits.max_steps + 1):
+            message = self._reply(step)
+            calls = _native_calls(message)
+            if not calls:
+                reply = read_reply(message.get("content") or "")
+                if isinstance(reply, Answer):
+                    if reply.fallback:
+                        log.info("step %d: neither a tool call nor an answer; the text is taken as the answer", step)
+                    self.emit({"type": "answer", "text": reply.text})
+                    return reply.text
+                calls = [reply]
+                self._calls[self._replies - 1] = reply
+            if step == self.limits.max_steps:
+                break
+            for call in calls:
+                self._run(call)
+        limit = self.limits.max_steps
+        self.emit({"type": "no_answer", "text": f"no answer after {limit} tool rounds (--max-steps)"})
+        return None
+
+    def _reply(self, step: int) -> dict[str, Any]:
+        tools = [tool.openai() for tool in self.tools] if self.native else ()
+        message = self.session.chat(self._messages, max_tokens=self.limits.max_tokens, tools=tools)
+        self._messages.append(message)
+        self._replies, self._sent = self._replies + 1, len(self._messages)
+        self.emit({"type": "assistant", "step": step, "raw": _raw(message)})
+        return message
+
+    def _run(self, call: Call) -> None:
+        outcome = self._outcome(call)
+        shown = {"tool": call.tool, "stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
+        seconds = {"duration_sec": outcome.seconds}
+        called = {"type": "tool_call", "tool": call.tool, "arguments": call.arguments}
+        self.emit(called | {"stdout": outcome.stdout, "exit_code": outcome.exit_code} | seconds)
+        self.emit({"type": "tool_result", **shown, **seconds})
+        content = json.dumps(shown, ensure_ascii=False)
+        answering = {"role": "tool", "tool_call_id": call.call_id} if call.call_id else {"role": "user"}
+        self._messages.append({**answering, "content": content})
+        result = {"name": call.tool, **{key: shown[key] for key in ("stdout", "stderr", "exit_code")}, **seconds}
+        self._results.setdefault(self._replies, []).append(result)
+
+    def _outcome(self, call: Call) -> Outcome:
+        """Run one call. What is wrong with it goes back to the model as an outcome."""
+        tool = self._by_name.get(call.tool)
+        if tool is None:
+            return Outcome(
+                "", f"there is no tool {call.tool!r}; there are {', '.join(self._by_name)}", UNKNOWN_TOOL, 0.0
+            )
+        if problem := tool.problem(call.arguments):
+            return Outcome("", f"invalid arguments: {problem}", INVALID, 0.0)
+        if self.confirm is not None and not self.confirm(call):
+            return Outcome("", "the user refused this call", REFUSED, 0.0)
+        if tool.handler is None:
+            return self.shell.run(tool.script(call.arguments))
+        return _handle(tool.handler, call.arguments)
+
+    def trajectory(self, *, task: str | None = None) -> atraj.Trajectory:
+        """The conversation so far with its ids. What was never sent is in `metadata.unsent`."""
+        unsent = self._messages[self._sent :]
+        made = atraj.build(self.session.turns(), task=task, metadata={"unsent": unsent} if unsent else None)
+        for turn, call in self._calls.items():
+            step = next(step for step in made.data["steps"] if step["turn"] == turn and "output_ids" in step)
+            step["tool_call"] = {"name": call.tool, "arguments_json": json.dumps(call.arguments)}
+        for turn, results in self._results.items():
+            steps = [step for step in made.data["steps"] if step["turn"] == turn and "input_ids" in step]
+            for step, result in zip(steps, results, strict=False):  # a full context left them unsent
+                step |= {"role": "tool", "sent_as": step["role"], "tool_result": result}
+        return made
+
+
+def system_prompt(tools: Sequence[Tool], *, preamble: str = PREAMBLE, native: bool = False) -> str:
+    """The same text for the same tools, whatever the order of keys in their file."""
+    lines = "\n".join(tool.line() for tool in tools)
+    return f"{preamble}\n\nTools:\n{lines}\n\n{NATIVE if native else PORTABLE}"
+
+
+def _native_calls(message: Mapping[str, Any]) -> list[Call]:
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        try:
+            arguments = json.loads(function["arguments"])
+        except ValueError:
+            arguments = function["arguments"]
+        calls.append(Call(function["name"], arguments, call["id"]))
+    return calls
+
+
+def _raw(message: Mapping[str, Any]) -> str:
+    """What the model wrote, as text: content, and native calls in their JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join([text for text in [message.get("content")] if text] + calls)
+
+
+def _handle(handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Outcome:
+    """Run a Python tool in this process; its result is stdout, an exception stderr."""
+    began = time.monotonic()
+    try:
+        result = handler(**arguments)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    except Exception as error:  # noqa: BLE001 - a tool may raise anything, and the model is told
+        return Outcome("", clipped(f"{type(error).__name__}: {error}"), 1, time.monotonic() - began)
+    return Outcome(clipped(text), "", 0, time.monotonic() - began)

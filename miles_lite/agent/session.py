@@ -1,0 +1,84 @@
+"""The agent's side of a session server: OpenAI chat in, turns with ids out.
+
+Invariant: every call ends within its bound; what the server refuses is a UserError in its words, a full context is
+`ContextFull`. A call is never repeated: the session server itself retries engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from miles_lite.errors import UserError
+
+CALL_SECONDS = 660.0
+"""Longer than the server's own bound on one turn."""
+
+
+class ContextFull(Exception):
+    """The conversation no longer fits into the model's context."""
+
+
+class AgentSession:
+    """One session at a server's `url`; a context manager that opens and deletes it."""
+
+    def __init__(self, url: str, *, sampling: Mapping[str, Any] | None = None) -> None:
+        """`sampling` in the engines' names: temperature, top_p, ..."""
+        self._url, self._sampling = url.rstrip("/"), dict(sampling or {})
+        self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False)
+        self.session_id = ""
+
+    def __enter__(self) -> Self:
+        try:
+            body = self._call("POST", "/sessions", {"sampling": self._sampling})
+        except BaseException:
+            self._http.close()
+            raise
+        self.session_id = str(body["session_id"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._call("DELETE", f"/sessions/{self.session_id}")
+        except UserError:
+            if kind is None:
+                raise
+        finally:
+            self._http.close()
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Any]:
+        """The reply as an assistant message, to be sent back as it is. Raises ContextFull, UserError."""
+        body: dict[str, Any] = {"model": "default", "messages": list(messages), "max_tokens": max_tokens}
+        if tools:
+            body["tools"] = list(tools)
+        answer = self._call("POST", f"/sessions/{self.session_id}/v1/chat/completions", body)
+        return dict(answer["choices"][0]["message"])
+
+    def turns(self) -> dict[str, Any]:
+        """What `atraj.build` takes."""
+        return dict(self._call("GET", f"/sessions/{self.session_id}/turns"))
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        try:
+            answer = self._http.request(method, self._url + path, json=body)
+        except httpx.HTTPError as error:
+            raise UserError(
+                f"no answer from the session server at {self._url}: {error or type(error).__name__}\n"
+                "  MODEL is a model folder, or the `sessions` URL that `miles-lite serve` prints."
+            ) from error
+        if answer.status_code < 300:
+            return answer.json() if answer.content else None
+        try:
+            refusal = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            refusal = {"message": answer.text[:500], "code": None}
+        if refusal.get("code") == "context_length_exceeded":
+            raise ContextFull(refusal["message"])
+        raise UserError(f"{self._url}{path} answered {answer.status_code}: {refusal['message']}")

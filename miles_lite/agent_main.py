@@ -1,0 +1,90 @@
+"""`miles-lite agent MODEL`: a model folder gets an engine, a router and a session server; a URL is used as it is.
+
+Invariant: what was started for the agent ends with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from miles_lite.agent.command import Agent, AgentOptions
+from miles_lite.config import Checkpoint, Engines, Session, Topology
+from miles_lite.errors import UserError
+from miles_lite.flags import Parser, add_group, sort_leftovers, take_group
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse flags and talk; the exit code. Raises UserError."""
+    parser = Parser(prog="miles-lite agent", allow_abbrev=False, usage="miles-lite agent MODEL --tools FILE [flags]")
+    parser.add_argument(
+        "model", help="Hugging Face model folder, or the URL of a session server; --sglang-FLAG goes on"
+    )
+    parser.add_argument("--run-dir", default="runs/agent", help="folder for the engine's log (default: %(default)s)")
+    add_group(parser, AgentOptions)
+    namespace, unknown = parser.parse_known_args(list(argv))
+    sglang = sort_leftovers(parser, unknown).sglang
+    options: AgentOptions = take_group(namespace, AgentOptions)
+    model: str = namespace.model
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if model.startswith(("http://", "https://")):
+        if sglang:
+            raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
+        return Agent(model, options, native=options.tool_format == "native").run()
+    native = options.tool_format == "native" or (options.tool_format == "auto" and _shows_tools(Path(model)))
+    agent = Agent("", options, native=native)  # a mistake in the tools shows before servers start
+    with _serving(model, sglang, Path(namespace.run_dir).resolve()) as url:
+        agent.url = url
+        return agent.run()
+
+
+def _shows_tools(model: Path) -> bool:
+    """Whether the model's chat template prints tools."""
+    files = [model / "chat_template.jinja", model / "tokenizer_config.json"]
+    return any("tools" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+
+@contextlib.contextmanager
+def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[str]:
+    """The URL of a session server for the model folder. Servers live in a thread's event loop, so that Ctrl-C reaches
+    the conversation."""
+    from miles_lite.cluster import connect, disconnect
+    from miles_lite.rollout.placement import place
+    from miles_lite.rollout.stack import Stack, StackOptions
+
+    options = StackOptions(
+        topology=Topology(),
+        checkpoint=Checkpoint(hf_checkpoint=model),
+        engines=Engines(sglang_args=sglang),
+        session=Session(tito_allowed_append_roles=("tool", "user")),
+        max_context_len=None,
+        seed=1234,
+        run_dir=run_dir,
+    )
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="servers", daemon=True)
+
+    def wait(work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    with contextlib.redirect_stdout(sys.stderr):
+        connect(None)
+    thread.start()
+    try:
+        stack = Stack(options, place(options.topology, train=False))
+        try:
+            wait(stack.start())
+            yield stack.session_urls[0]
+        finally:
+            wait(stack.stop())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        disconnect()

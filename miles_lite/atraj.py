@@ -1,0 +1,291 @@
+"""The trajectory file: one `.atraj` JSON per rollout, with every token id as an engine read or produced it.
+
+Invariant: reading a file and writing it again gives the same bytes, fields that nobody here knows included; the ids of
+a path's steps, end to end, are the sequence that the engine saw, save the last `drop` ids before a step that has it.
+docs/trajectories.md describes every field. Canonical bytes: one line of JSON in UTF-8 without spaces, integers of at
+most 64 bits, numbers in their shortest form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from miles_lite.errors import UserError
+
+FORMAT, VERSION = "atraj", 1
+SUFFIX = ".atraj"
+NOTHING_SAID: Mapping[str, Any] = {"role": "assistant", "content": ""}
+"""Stands for the messages of a turn that added none, to hold what the template put between two outputs."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One message: what was said, and its ids. A view of the file's own object, `data`."""
+
+    data: dict[str, Any]
+
+    @property
+    def role(self) -> str:
+        return str(self.data["role"])
+
+    @property
+    def content(self) -> str:
+        return str(self.data["content"] or "")
+
+    @property
+    def turn(self) -> int:
+        """Number of the model call that this step belongs to."""
+        return int(self.data["turn"])
+
+    @property
+    def sampled(self) -> bool:
+        """True when an engine produced this step; its ids are then `output_ids`."""
+        return "output_ids" in self.data
+
+    @property
+    def ids(self) -> list[int]:
+        ids: list[int] = self.data["output_ids" if self.sampled else "input_ids"]
+        return ids
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Natural-log probabilities of `output_ids`; empty for a step that was not sampled."""
+        logprobs: list[float] = self.data.get("output_logprobs", [])
+        return logprobs
+
+    @property
+    def drop(self) -> int:
+        """How many ids at the end of what came before are not in this step's context."""
+        return int(self.data.get("drop", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One rollout. A view of the file's own object, `data`; change that to change the file."""
+
+    data: dict[str, Any]
+
+    @property
+    def steps(self) -> list[Step]:
+        return [Step(step) for step in self.data["steps"]]
+
+    @property
+    def reward(self) -> float | None:
+        return self.data.get("reward")
+
+    @property
+    def task(self) -> str | None:
+        return self.data.get("task")
+
+    def paths(self) -> list[list[Step]]:
+        """The steps from root to each leaf that counts, earliest first: one path, unless the conversation forked."""
+        steps = self.steps
+        by_turn: dict[int, list[Step]] = {}
+        for step in steps:
+            by_turn.setdefault(step.turn, []).append(step)
+        parents = {step.turn: step.data.get("parent") for step in steps if step.sampled}
+        paths = []
+        for leaf in self.data["leaves"]:
+            turns, turn = [], leaf
+            while turn is not None:
+                turns.append(turn)
+                turn = parents[turn]
+            paths.append([step for number in reversed(turns) for step in by_turn[number]])
+        return paths
+
+    def sequences(self) -> Iterator[tuple[list[int], list[int], list[float]]]:
+        """Per path: ids, loss mask and logprobs, all of one length. A turn that paths share is masked after the
+        first; greedy turns (temperature 0) are not masked in."""
+        trained: set[int] = set()
+        for path in self.paths():
+            ids: list[int] = []
+            mask: list[int] = []
+            logprobs: list[float] = []
+            for step in path:
+                if step.drop:
+                    del ids[-step.drop :], mask[-step.drop :], logprobs[-step.drop :]
+                keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
+                ids += step.ids
+                mask += [int(keep)] * len(step.ids)
+                logprobs += step.logprobs if keep else [0.0] * len(step.ids)
+            trained.update(step.turn for step in path)
+            yield ids, mask, logprobs
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The first path as the chat messages that were sent and received; empty without one."""
+        paths = self.paths()
+        return [_message(step) for step in paths[0]] if paths else []
+
+
+def read(path: Path | str) -> Trajectory:
+    """Raises UserError for what is no trajectory of a version known here."""
+    try:
+        data = orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path} is no trajectory: not JSON ({error})") from error
+    return parse(data, where=str(path))
+
+
+def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
+    """Check what the reader relies on. Raises UserError naming `where` and the field."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f'{where} is no trajectory: its "format" is not "{FORMAT}"')
+    version = data.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(
+            f"{where}: version {version} of the format; this reads up to {VERSION}: take a newer miles_lite"
+        )
+    steps = data.get("steps")
+    if not isinstance(steps, list) or not isinstance(data.get("leaves"), list):
+        raise UserError(f"{where}: steps and leaves must be lists")
+    for index, step in enumerate(steps):
+        ids = step.get("output_ids", step.get("input_ids")) if isinstance(step, dict) else None
+        if not isinstance(ids, list) or not {"role", "content", "turn"} <= step.keys():
+            raise UserError(f"{where}: steps[{index}] needs role, content, turn, and input_ids or output_ids")
+        if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
+            raise UserError(f"{where}: steps[{index}] has {len(ids)} output_ids but not as many output_logprobs")
+    known = {step["turn"]: step.get("parent") for step in steps if "output_ids" in step}
+    for turn in [*data["leaves"], *(parent for parent in known.values() if parent is not None)]:
+        if turn not in known:
+            raise UserError(f"{where}: turn {turn} is named, but no step is its output")
+    if any(parent is not None and parent >= turn for turn, parent in known.items()):
+        raise UserError(f"{where}: a turn's parent must come before it")
+    return Trajectory(data)
+
+
+def dump(trajectory: Trajectory) -> bytes:
+    """The file's bytes."""
+    return orjson.dumps(trajectory.data, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def write(trajectory: Trajectory, path: Path) -> None:
+    """Write the whole file at once: a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(dump(trajectory))
+    draft.replace(path)
+
+
+def build(
+    turns: Mapping[str, Any],
+    *,
+    reward: float | None = None,
+    task: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Trajectory:
+    """A trajectory of what a session answers to GET /sessions/{id}/turns.
+
+    The ids of a turn's new messages are one text of the chat template: the last of them holds the ids, the others none.
+    `reward` is the rollout's, and that of its last sampled step.
+    """
+    steps: list[dict[str, Any]] = []
+    for turn in turns["turns"]:
+        new = [_input(message, turn) for message in turn["messages"] or [NOTHING_SAID]]
+        new[-1]["input_ids"] = turn["prompt_ids"]
+        if turn["drop"]:
+            new[0]["drop"] = turn["drop"]
+        steps += [*new, _output(turn)]
+    if steps:
+        steps[-1]["reward"] = reward
+    return Trajectory(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "task": task,
+            "reward": reward,
+            "model": turns["model"],
+            "leaves": turns["leaves"],
+            "steps": steps,
+            "metadata": dict(metadata or {}),
+        }
+    )
+
+
+def fingerprint(model: Path | str) -> dict[str, str]:
+    """SHA-256 of what makes a model folder's text and tokens: `model` is over config.json and the names and sizes of
+    the weight files, `tokenizer` and `template` over the files themselves."""
+    folder = Path(model)
+    weights = sorted(folder.glob("*.safetensors"))
+    sizes = "".join(f"\n{file.name} {file.stat().st_size}" for file in weights)
+    return {
+        "name": folder.name,
+        "model": _digest(folder, ("config.json",), sizes.encode()),
+        "tokenizer": _digest(folder, _TOKENIZER_FILES),
+        "template": _digest(folder, _TEMPLATE_FILES),
+    }
+
+
+def _input(message: Mapping[str, Any], turn: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] if isinstance(part, dict) else part for part in content)
+    step = {"role": message["role"], "content": content or "", "turn": turn["turn"], "input_ids": []}
+    return step | _calls(message) | ({"tool_call_id": message["tool_call_id"]} if message.get("tool_call_id") else {})
+
+
+def _output(turn: Mapping[str, Any]) -> dict[str, Any]:
+    reply = turn["reply"]
+    reasoning = {"reasoning": reply["reasoning_content"]} if reply.get("reasoning_content") else {}
+    return {
+        "role": "assistant",
+        "content": reply.get("content") or "",
+        **reasoning,
+        **_calls(reply),
+        "turn": turn["turn"],
+        "parent": turn["parent"],
+        "output_ids": turn["output_ids"],
+        "output_logprobs": turn["output_logprobs"],
+        "temperature": turn["temperature"],
+        "finish_reason": turn["finish_reason"],
+        "weight_versions": turn["weight_versions"],
+    }
+
+
+def _message(step: Step) -> dict[str, Any]:
+    """A call with an id was one of the chat API; any other is in the content already."""
+    data = step.data
+    message: dict[str, Any] = {"role": data.get("sent_as", step.role), "content": step.content}
+    if "reasoning" in data:
+        message["reasoning_content"] = data["reasoning"]
+    if "tool_call_id" in data:
+        message["tool_call_id"] = data["tool_call_id"]
+    calls = [call for call in [*data.get("tool_calls", ()), data.get("tool_call")] if call and "id" in call]
+    if calls:
+        functions = [{"name": call["name"], "arguments": call["arguments_json"]} for call in calls]
+        named = zip(calls, functions, strict=True)
+        message["tool_calls"] = [{"id": call["id"], "type": "function", "function": made} for call, made in named]
+    return message
+
+
+def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`tool_call` for one call, `tool_calls` for several."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        arguments = _json_text(call["function"].get("arguments"))
+        calls.append({"id": call.get("id"), "name": call["function"]["name"], "arguments_json": arguments})
+    return {} if not calls else {"tool_call": calls[0]} if len(calls) == 1 else {"tool_calls": calls}
+
+
+def _json_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
+
+
+def _digest(folder: Path, names: Sequence[str], more: bytes = b"") -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    digest.update(more)
+    return digest.hexdigest()

@@ -1,0 +1,231 @@
+"""The loop against a real session server whose engine is a script; tools really run."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from miles_lite import atraj
+from miles_lite.agent.command import Agent, AgentOptions
+from miles_lite.agent.conversation import Conversation, Limits, system_prompt
+from miles_lite.agent.session import AgentSession
+from miles_lite.agent.shell import Shell
+from miles_lite.agent.tools import parse_tools
+from tests.session.engine import STOP, Bench, answer, bench
+
+ECHO = {
+    "name": "echo",
+    "description": "Print text",
+    "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    "_exec": 'printf %s "$text"',
+}
+
+
+def shout(text: str) -> dict[str, str]:
+    if text == "no":
+        raise ValueError("too loud")
+    return {"shouted": text.upper()}
+
+
+SHOUT = {"name": "shout", "parameters": ECHO["parameters"], "_handler": shout}
+
+
+def call(tool: str, **arguments: Any) -> str:
+    return json.dumps({"tool": tool, "arguments": arguments})
+
+
+def done(text: str) -> str:
+    return json.dumps({"answer": text})
+
+
+def serve(model: Path, replies: Sequence[str], act: Callable[[str], Any], **options: Any) -> tuple[Any, Bench]:
+    """Run `act(url)` in a thread beside a session server whose engine says `replies` in turn."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    waiting = iter(replies)
+
+    async def run() -> tuple[Any, Bench]:
+        def script(body: dict[str, Any]) -> dict[str, Any]:
+            return answer([*tokenizer.encode(next(waiting), add_special_tokens=False).ids, STOP])
+
+        async with bench(model, script, **options) as running:
+            return await asyncio.to_thread(act, running.client.url), running
+
+    return asyncio.run(run())
+
+
+def talk(model: Path, replies: Sequence[str], *texts: str, native: bool = False, **limits: Any) -> Any:
+    """(answers, events, trajectory, engine's requests) of one conversation."""
+
+    def act(url: str) -> Any:
+        events: list[dict[str, Any]] = []
+        with AgentSession(url, sampling={"temperature": 1.0}) as session, Shell() as shell:
+            tools = parse_tools([ECHO, SHOUT])
+            conversation = Conversation(session, tools, shell, events.append, limits=Limits(**limits), native=native)
+            answers = [conversation.say(text) for text in texts]
+            return answers, events, conversation.trajectory(task="t")
+
+    result, running = serve(model, replies, act)
+    return *result, running.engine.requests
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events]
+
+
+def test_a_tool_runs_and_its_result_leads_to_the_answer(tiny_model: Path) -> None:
+    replies = ["I will. " + call("echo", text="a'b\n{c}"), done('it printed {"x": 1}'), done("again")]
+    answers, events, trajectory, requests = talk(tiny_model, replies, "Use it", "And now?")
+    assert answers == ['it printed {"x": 1}', "again"]
+    first = ["user", "assistant", "tool_call", "tool_result", "assistant", "answer"]
+    assert kinds(events) == [*first, "user", "assistant", "answer"]
+    assert events[1] == {"type": "assistant", "step": 0, "raw": replies[0]}
+    tool_call = {key: value for key, value in events[2].items() if key != "duration_sec"}
+    called = {"type": "tool_call", "tool": "echo", "arguments": {"text": "a'b\n{c}"}, "stdout": "a'b\n{c}"}
+    assert tool_call == called | {"exit_code": 0}
+    assert events[2]["duration_sec"] >= 0
+    assert events[5] == {"type": "answer", "text": 'it printed {"x": 1}'}
+    assert [len(request["input_ids"]) for request in requests] == sorted(len(r["input_ids"]) for r in requests)
+    for earlier, later in itertools.pairwise(requests):
+        assert later["input_ids"][: len(earlier["input_ids"])] == earlier["input_ids"]
+    roles = [step.role for step in trajectory.steps]
+    assert roles == ["system", "user", "assistant", "tool", "assistant", "user", "assistant"]
+    steps = trajectory.data["steps"]
+    assert steps[2]["tool_call"] == {"name": "echo", "arguments_json": json.dumps({"text": "a'b\n{c}"})}
+    assert steps[3]["tool_result"]["stdout"] == "a'b\n{c}"
+    assert steps[3]["sent_as"] == "user"
+    assert [message["role"] for message in trajectory.messages()][3] == "user"
+    ((ids, mask, _),) = trajectory.sequences()
+    assert ids[: len(requests[-1]["input_ids"])] == requests[-1]["input_ids"]
+    assert sum(mask) == sum(len(step.ids) for step in trajectory.steps if step.sampled)
+
+
+def test_native_calls_are_answered_with_tool_messages(tiny_model: Path) -> None:
+    native = '<tool_call>\n{"name": "shout", "arguments": {"text": "hi"}}\n</tool_call>'
+    answers, events, trajectory, _ = talk(tiny_model, [native, "fine"], "Shout", native=True)
+    assert answers == ["fine"]
+    assert kinds(events) == ["user", "assistant", "tool_call", "tool_result", "assistant", "answer"]
+    assert events[3]["stdout"] == '{"shouted": "HI"}'
+    assert trajectory.data["steps"][3]["sent_as"] == "tool"
+    assert trajectory.data["steps"][2]["tool_call"]["name"] == "shout"
+    messages = trajectory.messages()
+    assert messages[2]["tool_calls"][0]["id"] == messages[3]["tool_call_id"]
+    assert messages[3]["role"] == "tool"
+
+
+@pytest.mark.parametrize(
+    ("reply", "exit_code", "words"),
+    [
+        (call("echo"), 2, "'text' is a required property"),
+        (call("echo", text="a\0"), 2, "NUL"),
+        (call("nosuch"), 127, "there is no tool 'nosuch'; there are echo, shout"),
+        (call("shout", text="no"), 1, "ValueError: too loud"),
+    ],
+)
+def test_what_is_wrong_with_a_call_goes_back_to_the_model(
+    tiny_model: Path, reply: str, exit_code: int, words: str
+) -> None:
+    _, events, trajectory, _ = talk(tiny_model, [reply, done("sorry")], "Go")
+    assert events[3]["exit_code"] == exit_code
+    assert words in events[3]["stderr"]
+    sent = json.loads(trajectory.steps[3].content)
+    assert sent == {"tool": events[3]["tool"], "stdout": "", "stderr": events[3]["stderr"], "exit_code": exit_code}
+
+
+def test_the_rounds_of_a_user_turn_are_limited(tiny_model: Path) -> None:
+    again = call("echo", text="x")
+    answers, events, trajectory, _ = talk(tiny_model, [again] * 3 + [done("ok")], "Go", "Go on", max_steps=2)
+    assert answers == [None, "ok"]
+    assert kinds(events).count("tool_call") == 2
+    assert kinds(events)[:9][-1] == "no_answer"
+    assert sum(step.sampled for step in trajectory.steps) == 4
+
+
+def test_a_full_context_ends_the_turn_and_nothing_is_lost(tiny_model: Path) -> None:
+    replies = [call("echo", text="x" * 6000)]
+    answers, events, trajectory, requests = talk(tiny_model, replies, "Go")
+    assert answers == [None]
+    assert kinds(events)[-1] == "context_full"
+    assert "maximum context length" in events[-1]["text"]
+    assert len(requests) == 1
+    (unsent,) = trajectory.data["metadata"]["unsent"]
+    assert "x" * 6000 in unsent["content"]
+
+
+def test_the_system_prompt_does_not_move_with_the_order_of_keys() -> None:
+    reordered = dict(reversed(ECHO.items()))
+    assert system_prompt(parse_tools([ECHO])) == system_prompt(parse_tools([reordered]))
+    assert "\n- echo(text: string) Print text\n" in system_prompt(parse_tools([ECHO]))
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def command(model: Path, tmp_path: Path, replies: Sequence[str], **options: Any) -> tuple[int, Path]:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps({"tools": [ECHO]}))
+    given = AgentOptions(tools=str(tools), trajectory_dir=str(tmp_path / "kept"), **options)
+    code, _ = serve(model, replies, lambda url: Agent(url, given, native=False).run())
+    return code, tmp_path / "kept"
+
+
+def test_single_prints_the_answer_and_keeps_transcript_and_trajectory(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transcript = tmp_path / "t.jsonl"
+    replies = [call("echo", text="hi"), done("echoed é")]
+    code, kept = command(
+        tiny_model, tmp_path, replies, single="Use it", transcript=str(transcript), trajectory_task="smoke"
+    )
+    assert code == 0
+    assert capsys.readouterr().out == "echoed é\n"
+    events = [json.loads(line) for line in transcript.read_text().splitlines()]
+    assert kinds(events) == ["user", "assistant", "tool_call", "tool_result", "assistant", "answer"]
+    (path,) = kept.iterdir()
+    assert path.name.startswith("smoke-")
+    read = atraj.read(path)
+    assert read.task == "smoke"
+    assert atraj.dump(read) == path.read_bytes()
+
+
+def test_json_out_prints_events_without_tool_results(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(tiny_model, tmp_path, [call("echo", text="hi"), "gibberish {"], single="Go", json_out=True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert kinds(events) == ["user", "assistant", "tool_call", "assistant", "answer"]
+    assert events[-1] == {"type": "answer", "text": "gibberish {"}
+
+
+def test_the_repl_confirms_starts_afresh_and_quits(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[str], None]
+) -> None:
+    stdin("first\nn\n\n" + "y" * 9000 + "\ny\nsecond\n:quit\nnever\n")
+    replies = [call("echo", text="hi"), done("refused"), done("fresh")]
+    code, kept = command(tiny_model, tmp_path, replies, confirm_tools=True)
+    assert code == 0
+    captured = capsys.readouterr()
+    assert captured.out == "agent> refused\nagent> fresh\n"
+    assert 'run echo {"text": "hi"}? [y/N]' in captured.err
+    assert "maximum context length" in captured.err
+    contents = [[step.content for step in atraj.read(path).steps] for path in kept.iterdir()]
+    assert sorted(len(one) for one in contents) == [3, 5]
+    assert any("the user refused this call" in text for one in contents for text in one)
+
+
+def test_the_repl_ends_with_its_input(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stdin: Callable[[str], None]
+) -> None:
+    stdin("hello")
+    assert command(tiny_model, tmp_path, ["just text"])[0] == 0
+    assert capsys.readouterr().out == "agent> just text\n"
