@@ -27,7 +27,10 @@ from pathlib import Path
 MAX_OUTPUT = 8192
 """Bytes of a command's output that are kept."""
 
-LIMITS = "{ ulimit -c 0; ulimit -f 16384; ulimit -v 4194304; } 2>&-\n"
+MAX_COMMAND = 100_000
+"""Bytes of a command; Linux takes 128 KiB per argument."""
+
+LIMITS = b"{ ulimit -c 0; ulimit -f 16384; ulimit -v 4194304; } 2>&-\n"
 """Before every command: no core files, files up to 16 MiB, 4 GiB of memory (or less, where the machine says so)."""
 
 
@@ -58,10 +61,14 @@ class Workspace:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def bash(self, command: str, *, timeout: float) -> Result:
-        """Run a shell command in the copy; stdout and stderr together."""
-        if "\0" in command:
-            return Result("a command cannot hold a NUL byte\n", 126, timed_out=False)
-        return _run(command, cwd=self.root, stdin=b"", timeout=timeout)
+        """Run a shell command in the copy; stdout and stderr together.
+
+        A command that the system would not take (it holds a NUL byte or is too long) fails with status 126.
+        """
+        script = command.encode("utf-8", "replace")
+        if b"\0" in script or len(script) > MAX_COMMAND:
+            return Result("a command has no NUL byte and is not longer than 100 kB\n", 126, timed_out=False)
+        return _run(script, cwd=self.root, stdin=b"", timeout=timeout)
 
     def passes(self, tests: str, *, timeout: float) -> bool:
         """Whether Python source `tests` runs to its end in an isolated interpreter whose path starts with the copy.
@@ -72,11 +79,11 @@ class Workspace:
         secret = secrets.token_hex(8)
         script = f"import sys\nsys.path.insert(0, '.')\n{tests}\nprint('\\n{secret}')\n"
         python = f"exec {shlex.quote(sys.executable)} -I -S -B -"
-        result = _run(python, cwd=self.root, stdin=script.encode(), timeout=timeout)
+        result = _run(python.encode(), cwd=self.root, stdin=script.encode(), timeout=timeout)
         return result.returncode == 0 and result.output.rstrip().endswith(secret)
 
 
-def _run(command: str, *, cwd: Path, stdin: bytes, timeout: float) -> Result:
+def _run(command: bytes, *, cwd: Path, stdin: bytes, timeout: float) -> Result:
     with _memory_file("stdin") as source, _memory_file("output") as sink:
         os.write(source, stdin)
         os.lseek(source, 0, os.SEEK_SET)
