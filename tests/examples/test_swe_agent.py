@@ -6,7 +6,9 @@ import asyncio
 import json
 import secrets
 import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +30,9 @@ Answer = Callable[[Messages], str]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def _nothing_is_left() -> Iterator[None]:
     yield
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path(workspace._home().folder).iterdir()) == []
 
 
 @pytest.fixture(params=["sandbox", "plain"])
@@ -182,6 +183,20 @@ def test_a_workspace_is_a_clean_git_repository() -> None:
         assert copy.bash("git status --porcelain && git log --oneline | wc -l", timeout=20).output.strip() == "1"
         copy.bash("sed -i 's/1/2/' a.py", timeout=20)
         assert "+x = 2" in copy.bash("git diff", timeout=20).output
+
+
+def test_copies_are_removed_when_the_process_is_killed() -> None:
+    """The child prints where its copy is, and dies before it could close it."""
+    code = "import os\nfrom workspace import Workspace\nprint(Workspace({}).root, flush=True)\nos.kill(os.getpid(), 9)"
+    example = Path(workspace.__file__).parent
+    child = subprocess.run([sys.executable, "-c", code], cwd=example, capture_output=True, text=True, check=False)
+    assert child.returncode == -9
+    home = Path(child.stdout.strip()).parent
+    deadline = time.monotonic() + 20
+    while home.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert home.name.startswith("swe-agent-")
+    assert not home.exists()
 
 
 @pytest.mark.usefixtures("_both_ways")
