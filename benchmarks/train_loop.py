@@ -143,10 +143,11 @@ def cpu_seconds(mark: str) -> Counter[str]:
 def rounding_floor(model: Path) -> float:
     """max |logprob| difference of one random sequence computed alone and as one row of a batch of 8, fp32."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from miles_lite.train.policy import load_model
 
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = load_model(model).eval()
     ids = torch.randint(10, network.config.vocab_size, (8, 256))
     with torch.no_grad():
         batch = network(ids).logits[0].log_softmax(-1)
