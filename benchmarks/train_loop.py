@@ -6,7 +6,7 @@ Prepares the quickstart's tasks and model, then runs `miles-lite train` on them 
 at 0.7. Printed, with what each number is to be compared with in the same run:
 
 logprob_gap_t1, logprob_gap_t07     max |trainer - engine| over all trained tokens, fp32         (asked: <= 1e-4)
-logprob_gap_floor                   the same between one sequence alone and in a batch: rounding alone
+logprob_gap_floor                   max |float32 - float64| of the trainer alone: rounding
 weight_update_seconds               median over the steps, pause included                        (asked: <= 0.5)
 weight_update_floor_seconds         writing and reading the same safetensors file, nothing else
 overhead_share                      share of step time with no request, agent, tool or training  (asked: <= 0.1)
@@ -141,18 +141,19 @@ def cpu_seconds(mark: str) -> Counter[str]:
 
 
 def rounding_floor(model: Path) -> float:
-    """max |logprob| difference of one random sequence computed alone and as one row of a batch of 8, fp32."""
+    """max |logprob| difference between float32 and float64 on a random sequence of 256 tokens."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from miles_lite.train.policy import load_model
 
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    ids = torch.randint(10, network.config.vocab_size, (8, 256))
+    network = load_model(model).eval()
+    ids = torch.randint(10, network.config.vocab_size, (1, 256))
     with torch.no_grad():
-        batch = network(ids).logits[0].log_softmax(-1)
-        alone = network(ids[:1]).logits[0].log_softmax(-1)
+        single = network(ids).logits[0].log_softmax(-1)
+        double = network.double()(ids).logits[0].log_softmax(-1)
     taken = ids[0, 1:, None]
-    return float((batch[:-1].gather(-1, taken) - alone[:-1].gather(-1, taken)).abs().max())
+    return float((single[:-1].gather(-1, taken) - double[:-1].gather(-1, taken)).abs().max())
 
 
 def file_floor(model: Path, file: Path) -> float:
