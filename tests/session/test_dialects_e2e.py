@@ -58,7 +58,7 @@ def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> 
 
 
 def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  # noqa: F811
-    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/nowhere"}}}
 
     async def run() -> None:
         async with SessionClient(stack.url) as client:
