@@ -21,7 +21,7 @@ from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
-from miles_lite.session.streaming import KEEP_ALIVE_SECONDS, Stream
+from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -31,7 +31,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
 
 
-def build_app(service: Service, *, model: Mapping[str, str], keep_alive: float = KEEP_ALIVE_SECONDS) -> web.Application:
+def build_app(service: Service, *, model: Mapping[str, str], keep_alive: float) -> web.Application:
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
     routes = _Routes(service, dict(model), keep_alive)

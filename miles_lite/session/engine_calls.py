@@ -131,6 +131,7 @@ class EngineCalls:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
                 async for event in _events(response, streaming=on_tokens is not None):
+                    _check_refused(event)
                     if _take(done, event, base) and on_tokens is not None:
                         await on_tokens(done.ids)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
@@ -178,6 +179,16 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict) or not ("meta_info" in value or "error" in value):
         raise _Retry(f"the engine answered with something else than a generation: {data[:100]!r}")
     return value
+
+
+def _check_refused(event: Mapping[str, Any]) -> None:
+    """A stream's status is sent before the engine looks at the request: a refusal is an abort, and its token is none.
+
+    Raises ApiError 400.
+    """
+    finish = event.get("meta_info", {}).get("finish_reason") or {}
+    if finish.get("type") == "abort" and 400 <= int(finish.get("status_code") or 0) < 500:
+        raise ApiError(400, f"the engine refused the request: {finish.get('message')}")
 
 
 def _take(done: Generation, event: dict[str, Any], base: int) -> bool:

@@ -25,7 +25,10 @@ from miles_lite.tito.parse import ReplyParser
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSpec:
-    """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call."""
+    """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
+
+    `keep_alive_seconds` is the longest silence of a stream.
+    """
 
     index: int
     model_path: str
@@ -36,6 +39,7 @@ class SessionSpec:
     options: config.Session
     context_length: int
     call_seconds: float = 600.0
+    keep_alive_seconds: float = 15.0
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
 
@@ -65,7 +69,7 @@ class SessionServer:
             self.service = Service(
                 tito, engines, options=spec.options, matcher=matcher, context_length=spec.context_length
             )
-            app = build_app(self.service, model=fingerprint(spec.model_path))
+            app = build_app(self.service, model=fingerprint(spec.model_path), keep_alive=spec.keep_alive_seconds)
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
             await runner.setup()
             self._stack.push_async_callback(runner.cleanup)

@@ -7,6 +7,7 @@ adds up to the answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -16,8 +17,7 @@ from miles_lite.session.dialects import Dialect, Stamp
 from miles_lite.session.errors import ApiError
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
 
-KEEP_ALIVE_SECONDS = 15.0
-
+log = logging.getLogger(__name__)
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -44,11 +44,16 @@ class Stream:
             answer = await answering(self._delta)
             for delta in rest(answer, **self._said):
                 await self._delta(delta)
-            await self._send(self._events.finish(answer))
+            await self._send(lambda: self._events.finish(answer))
         except ApiError as error:
             if not self._response.prepared:
                 raise
-            await self._send(self._events.failure(error))
+            await self._fail(error)
+        except Exception:
+            if not self._response.prepared:
+                raise
+            log.exception("%s failed in the middle of its stream", self._request.path)
+            await self._fail(ApiError(500, "internal error: see the session server's log"))
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
@@ -58,20 +63,25 @@ class Stream:
         self._said["reasoning"] += len(delta.reasoning)
         self._said["content"] += len(delta.content)
         self._said["calls"] += len(delta.calls)
-        await self._send(self._events.delta(delta))
+        await self._send(lambda: self._events.delta(delta))
+
+    async def _fail(self, error: ApiError) -> None:
+        await self._send(lambda: self._events.failure(error))
 
     async def _beat(self) -> None:
         while True:
             silent = time.monotonic() - self._last
             if silent >= self._keep_alive:
-                await self._send(self._dialect.keep_alive)
+                await self._send(lambda: self._dialect.keep_alive)
             else:
                 await asyncio.sleep(self._keep_alive - silent)
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, make: Callable[[], bytes]) -> None:
+        """Events are made when it is their turn, because they are numbered."""
         async with self._sending:
+            begun = b""
             if not self._response.prepared:
                 await self._response.prepare(self._request)
-                data = self._events.start() + data
-            await self._response.write(data)
+                begun = self._events.start()
+            await self._response.write(begun + make())
             self._last = time.monotonic()

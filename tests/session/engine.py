@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,17 @@ class Bench:
     client: SessionClient
     engine: Engine
     server: SessionServer
+    closing: AsyncExitStack
 
     async def chat(self, session_id: str, messages: list[dict[str, Any]], **body: Any) -> tuple[int, Any]:
         url = f"{self.client.base_url(session_id)}/chat/completions"
         async with aiohttp.ClientSession() as http, http.post(url, json={"messages": messages, **body}) as response:
             return response.status, orjson.loads(await response.read())
+
+    async def raw(self, session_id: str, path: str, body: dict[str, Any]) -> bytes:
+        url = f"{self.client.base_url(session_id)}/{path}"
+        async with aiohttp.ClientSession() as http, http.post(url, json=body) as response:
+            return await response.read()
 
     async def stream(self, session_id: str, messages: list[dict[str, Any]], **body: Any) -> tuple[int, list[Any]]:
         url = f"{self.client.base_url(session_id)}/chat/completions"
@@ -97,7 +103,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(model: Path, script: Callable[[dict[str, Any]], Any], **options: Any) -> AsyncIterator[Bench]:
+async def bench(
+    model: Path, script: Callable[[dict[str, Any]], Any], *, keep_alive: float = 15.0, **options: Any
+) -> AsyncIterator[Bench]:
     engine = Engine(script)
     app = web.Application()
     app.router.add_post("/generate", engine.generate)
@@ -108,10 +116,11 @@ async def bench(model: Path, script: Callable[[dict[str, Any]], Any], **options:
     assert site._server is not None
     port = site._server.sockets[0].getsockname()[1]
     settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0} | options
-    server = SessionServer(spec(model, f"http://127.0.0.1:{port}", **settings))
+    served = spec(model, f"http://127.0.0.1:{port}", **settings)
+    server = SessionServer(replace(served, keep_alive_seconds=keep_alive))
     try:
-        async with SessionClient(await server.start()) as client:
-            yield Bench(client, engine, server)
+        async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
+            yield Bench(client, engine, server, closing)
     finally:
         await server.stop()
         await runner.cleanup()

@@ -198,6 +198,19 @@ def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_refusal_in_a_stream_is_no_answer(tiny_model: Path) -> None:
+    refusal = {"type": "abort", "message": "Failed to compile the grammar", "status_code": 400}
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: [answer([9], finish=refusal)]) as b:
+            session = await b.client.create()
+            status, _ = await b.stream(session, HELLO)
+            assert (status, len(b.engine.requests)) == (400, 1)
+            assert (await b.client.describe(session))["turns"] == []
+
+    asyncio.run(run())
+
+
 def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> None:
     async def run() -> None:
         async with bench(tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",)) as b:

@@ -74,5 +74,5 @@ class MessageEvents:
         return signed + _event("content_block_stop", index=self._index)
 
 
-def _event(name: str, **fields: Any) -> bytes:
+def _event(name: str, /, **fields: Any) -> bytes:
     return sse({"type": name, **fields}, name=name)

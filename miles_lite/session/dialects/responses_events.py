@@ -124,11 +124,11 @@ class ResponseEvents:
     def _item(self, moment: str, item: Item) -> bytes:
         return self._event(f"response.output_item.{moment}", output_index=len(self._output), item=item)
 
-    def _part(self, name: str, **fields: Any) -> bytes:
+    def _part(self, name: str, /, **fields: Any) -> bytes:
         here = {"item_id": self._id, "output_index": len(self._output), "content_index": 0}
         return self._event(name, **here, **fields)
 
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         event = {"type": name, "sequence_number": self._number, **fields}
         self._number += 1
         return sse(event, name=name)

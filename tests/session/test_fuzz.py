@@ -1,0 +1,65 @@
+"""Schemathesis against the OpenAPI document: whatever is sent, the server has an answer that the document allows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from miles_lite.session.openapi import openapi
+from tests.session.engine import STOP, answer, bench
+
+pytestmark = pytest.mark.slow
+
+schema = schemathesis.openapi.from_dict(openapi())
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[tuple[str, str]]:
+    """(URL, an open session) of a server in a thread of its own."""
+    ready: list[tuple[str, str]] = []
+    up, down = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+            ready.append((b.client.url, await b.client.create()))
+            up.set()
+            await down.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert up.wait(30)
+    yield ready[0]
+    loop.call_soon_threadsafe(down.set)
+    thread.join(30)
+    loop.close()
+
+
+@schema.parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_nothing_breaks_the_server(case: schemathesis.Case, server: tuple[str, str]) -> None:
+    url, session = server
+    if case.path_parameters and case.method != "DELETE":
+        case.path_parameters["session_id"] = session
+    case.call_and_validate(base_url=url, checks=[not_a_server_error])
+
+
+def test_the_document_names_every_route(server: tuple[str, str]) -> None:
+    async def run() -> None:
+        async with aiohttp.ClientSession() as http:
+            for path, verbs in openapi()["paths"].items():
+                for verb in set(verbs) - {"parameters"}:
+                    target = server[0] + path.replace("{session_id}", "nobody")
+                    async with http.request(verb, target, json={}) as response:
+                        assert response.status not in (405, 500)
+                        assert response.content_type == "application/json"
+
+    asyncio.run(run())
