@@ -120,10 +120,10 @@ class Trajectory:
             trained.update(step.turn for step in path)
             yield ids, mask, logprobs
 
-    def messages(self) -> list[dict[str, Any]]:
-        """The first path as the chat messages that were sent and received; empty without one."""
+    def messages(self, path: int = 0) -> list[dict[str, Any]]:
+        """A path as the chat messages that were sent and received; empty when nothing was."""
         paths = self.paths()
-        return [_message(step) for step in paths[0]] if paths else []
+        return [_message(step) for step in paths[path]] if paths else []
 
 
 def read(path: Path | str) -> Trajectory:
