@@ -7,6 +7,7 @@ path). The same files and options give the same rows in the same order, and roll
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,15 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 import orjson
 
 from miles_lite import atraj
-from miles_lite.atraj import Trajectory
+from miles_lite.atraj import Step, Trajectory
 from miles_lite.errors import UserError
 
 Row = dict[str, Any]
 PARQUET_ROWS = 512
 """Rows of a row group."""
+_PER_TOKEN = {"input_ids": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +51,11 @@ class Filters:
 
 @dataclass(slots=True)
 class Trace:
-    """A trajectory that counts: where it lies, its sequences, and the hash of its prompt's ids."""
+    """A trajectory that counts: where it lies, its paths and their sequences, and the hash of its prompt's ids."""
 
     source: str
     trajectory: Trajectory
+    paths: list[list[Step]]
     sequences: list[tuple[list[int], list[int], list[float]]]
     prompt: bytes
 
@@ -79,7 +83,8 @@ def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Tra
         trajectory = atraj.read(path)
         counts["read"] += 1
         counts["steps"] += len(trajectory.data["steps"])
-        sequences = list(trajectory.sequences())
+        paths = trajectory.paths()
+        sequences = list(atraj.sequences(paths))
         if not sequences:
             counts["empty"] += 1
             continue
@@ -93,17 +98,13 @@ def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Tra
                 continue
             seen.add(key)
         counts["kept"] += 1
-        yield Trace(str(path.relative_to(folder)), trajectory, sequences, _hash(prompt_ids(trajectory)))
+        yield Trace(str(path.relative_to(folder)), trajectory, paths, sequences, _hash(prompt_ids(paths[0])))
 
 
-def prompt_ids(trajectory: Trajectory) -> list[int]:
+def prompt_ids(path: Sequence[Step]) -> list[int]:
     """The ids before the first sampled one."""
-    ids: list[int] = []
-    for step in trajectory.paths()[0]:
-        if step.sampled:
-            break
-        ids += step.ids
-    return ids
+    steps = itertools.takewhile(lambda step: not step.sampled, path)
+    return [token for step in steps for token in step.ids]
 
 
 def split_of(prompt: bytes, splits: Mapping[str, float]) -> str | None:
@@ -133,7 +134,7 @@ class Sft(JsonLines):
 
     def add(self, trace: Trace) -> None:
         for number, (ids, mask, _) in enumerate(trace.sequences):
-            messages = trace.trajectory.messages(number)
+            messages = atraj.messages(trace.paths[number])
             self.write({"messages": messages, "input_ids": ids, "loss_mask": mask, **_about(trace)})
 
 
@@ -148,7 +149,7 @@ class Rlvr(JsonLines):
             return
         self._seen.add(trace.prompt)
         prompt = trace.trajectory.data.get("metadata", {}).get("prompt") or {}
-        sent, _ = _halves(trace.trajectory)
+        sent, _ = _halves(trace.paths[0])
         row = {"input": prompt.get("input", sent), "label": prompt.get("label"), "metadata": prompt.get("metadata", {})}
         self.write(row | {"task": trace.trajectory.task})
 
@@ -184,35 +185,45 @@ class Parquet:
         self._arrow = pyarrow
         self._schema = pyarrow.schema(
             [
-                ("input_ids", pyarrow.list_(pyarrow.int32())),
-                ("loss_mask", pyarrow.list_(pyarrow.uint8())),
-                ("logprobs", pyarrow.list_(pyarrow.float32())),
+                *((name, pyarrow.list_(pyarrow.from_numpy_dtype(dtype))) for name, dtype in _PER_TOKEN.items()),
                 ("reward", pyarrow.float32()),
                 ("task", pyarrow.string()),
                 ("source", pyarrow.string()),
             ]
         )
-        self._file = stack.enter_context(parquet.ParquetWriter(path, self._schema))
+        self._file = stack.enter_context(parquet.ParquetWriter(path, self._schema, use_dictionary=["task"]))
         self._waiting: list[Row] = []
         stack.callback(self._flush)
 
     def add(self, trace: Trace) -> None:
         about = _about(trace)
-        for ids, mask, logprobs in trace.sequences:
-            self._waiting.append({"input_ids": ids, "loss_mask": mask, "logprobs": logprobs, **about})
+        for arrays in trace.sequences:
+            self._waiting.append(dict(zip(_PER_TOKEN, arrays, strict=True)) | about)
         if len(self._waiting) >= PARQUET_ROWS:
             self._flush()
 
     def _flush(self) -> None:
+        columns = [self._column(field.name, field.type) for field in self._schema]
+        self._file.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
         self.rows += len(self._waiting)
-        self._file.write_table(self._arrow.Table.from_pylist(self._waiting, schema=self._schema))
         self._waiting.clear()
+
+    def _column(self, name: str, kind: Any) -> Any:
+        values = [row[name] for row in self._waiting]
+        if name not in _PER_TOKEN:
+            return self._arrow.array(values, kind)
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        whole = np.fromiter(itertools.chain.from_iterable(values), _PER_TOKEN[name], count=int(ends[-1]))
+        return self._arrow.ListArray.from_arrays(ends, whole)
 
 
 def to_data(
     folder: Path, out: Path, *, formats: Sequence[str], filters: Filters, splits: Mapping[str, float]
 ) -> tuple[Counter[str], dict[str, int]]:
-    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet; (what became of the files, rows per file written)."""
+    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet.
+
+    Returns what became of the files, and the rows of each file written.
+    """
     names = splits or {"": 1.0}
     counts: Counter[str] = Counter()
     writers: dict[tuple[str, str], Writer] = {}
@@ -250,20 +261,22 @@ def _about(trace: Trace) -> Row:
     return {"reward": trace.trajectory.reward, "task": trace.trajectory.task, "source": trace.source}
 
 
-def _halves(trajectory: Trajectory) -> tuple[list[Row], list[Row]]:
+def _halves(path: Sequence[Step]) -> tuple[list[Row], list[Row]]:
     """The messages before the first sampled one, and the rest."""
-    messages = trajectory.messages()
-    first = next((index for index, step in enumerate(trajectory.paths()[0]) if step.sampled), len(messages))
+    messages = atraj.messages(path)
+    first = next((index for index, step in enumerate(path) if step.sampled), len(messages))
     return messages[:first], messages[first:]
 
 
 def _pair(chosen: Trajectory, rejected: Trajectory) -> Row:
-    start = prompt_ids(chosen)
-    row: Row = {"prompt": _halves(chosen)[0], "prompt_ids": start}
+    row: Row = {}
     for name, one in (("chosen", chosen), ("rejected", rejected)):
-        ids, mask, _ = next(one.sequences())
-        tokens = {f"{name}_ids": ids[len(start) :], f"{name}_mask": mask[len(start) :]}
-        row |= {name: _halves(one)[1], **tokens, f"{name}_reward": one.reward}
+        path = one.paths()[0]
+        ids, mask, _ = next(atraj.sequences([path]))
+        start = prompt_ids(path)
+        prompt, rest = _halves(path)
+        row |= {"prompt": prompt, "prompt_ids": start, name: rest, f"{name}_ids": ids[len(start) :]}
+        row |= {f"{name}_mask": mask[len(start) :], f"{name}_reward": one.reward}
     return row
 
 
