@@ -85,7 +85,7 @@ class Generator:
             while len(step.groups) < need:
                 check()
                 while len(pending) < at_once - len(step.groups) and step.started < REFILL_FACTOR * need:
-                    pending.add(asyncio.create_task(self._run_group(step)))
+                    pending.add(self._start_group(step))
                 if not pending:
                     self._gave_up(step)
                     break
@@ -97,21 +97,22 @@ class Generator:
         step.groups.sort(key=lambda group: group.index)
         return step
 
-    async def _run_group(self, step: Step) -> Group:
-        group = Group(index=self.accounts.started, prompt={})
-        self.accounts.started += 1
-        step.started += 1
+    def _start_group(self, step: Step) -> asyncio.Task[Group]:
+        """Take a prompt, book it as started and run its agents."""
         prompt = self._take_prompt()
-        group.prompt = {"row": prompt.row, "label": prompt.label}
-        count = self._options.n_samples_per_prompt
-        self.accounts.rollouts_started += count
+        group = Group(index=self.accounts.started, prompt={"row": prompt.row, "label": prompt.label})
+        self.accounts.started += 1
+        self.accounts.rollouts_started += self._options.n_samples_per_prompt
+        step.started += 1
+        return asyncio.create_task(self._run_group(step, group, prompt))
 
+    async def _run_group(self, step: Step, group: Group, prompt: Prompt) -> Group:
         async def one() -> Rollout:
             rollout = await self._run_rollout(prompt, group.index)
             step.rollouts_done += 1
             return rollout
 
-        group.rollouts = list(await asyncio.gather(*(one() for _ in range(count))))
+        group.rollouts = list(await asyncio.gather(*(one() for _ in range(self._options.n_samples_per_prompt))))
         return group
 
     def _settle(self, step: Step, group: Group) -> None:

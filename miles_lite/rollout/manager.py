@@ -22,6 +22,7 @@ from miles_lite.config import Config
 from miles_lite.errors import UserError
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
+from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.hooks import load_hook
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
@@ -108,6 +109,7 @@ class RolloutManager:
         began = time.time()
         self._before_step = (rollout_id, self._state())
         step = await self._generator.run(self._check_alive)
+        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, step.finished)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:

@@ -126,7 +126,10 @@ class TrainGroup:
             done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
                 ranks = ", ".join(str(calls.index(call)) for call in waiting)
-                raise TrainError(f"train rank {ranks} did not finish {doing} within {timeout:.0f} s")
+                raise TrainError(
+                    f"train rank {ranks} did not finish {doing} within {timeout:.0f} s; see Ray's dashboard for what "
+                    f"it does, and {self._run_dir} for the run's logs"
+                )
             if failure(done[0]) is not None:
                 settle(waiting, timeout=ROOT_CAUSE_SECONDS)
                 raise root_cause(calls, doing=doing)

