@@ -103,27 +103,37 @@ class Trajectory:
         return paths
 
     def sequences(self) -> Iterator[tuple[list[int], list[int], list[float]]]:
-        """Per path: ids, loss mask and logprobs, all of one length. A turn that paths share is masked after the
-        first; greedy turns (temperature 0) are not masked in."""
-        trained: set[int] = set()
-        for path in self.paths():
-            ids: list[int] = []
-            mask: list[int] = []
-            logprobs: list[float] = []
-            for step in path:
-                if step.drop:
-                    del ids[-step.drop :], mask[-step.drop :], logprobs[-step.drop :]
-                keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
-                ids += step.ids
-                mask += [int(keep)] * len(step.ids)
-                logprobs += step.logprobs if keep else [0.0] * len(step.ids)
-            trained.update(step.turn for step in path)
-            yield ids, mask, logprobs
+        """See `sequences`."""
+        return sequences(self.paths())
 
     def messages(self) -> list[dict[str, Any]]:
-        """The first path as the chat messages that were sent and received; empty without one."""
-        paths = self.paths()
-        return [_message(step) for step in paths[0]] if paths else []
+        """The first path as chat messages; empty when nothing was sampled."""
+        return [message for path in self.paths()[:1] for message in messages(path)]
+
+
+def sequences(paths: Sequence[Sequence[Step]]) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    """Per path: ids, loss mask and logprobs, all of one length. A turn that paths share is masked after the first;
+    greedy turns (temperature 0) are not masked in."""
+    trained: set[int] = set()
+    for path in paths:
+        ids: list[int] = []
+        mask: list[int] = []
+        logprobs: list[float] = []
+        for step in path:
+            if step.drop:
+                del ids[-step.drop :], mask[-step.drop :], logprobs[-step.drop :]
+            new = step.ids
+            keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
+            ids += new
+            mask += [int(keep)] * len(new)
+            logprobs += step.logprobs if keep else [0.0] * len(new)
+        trained.update(step.turn for step in path)
+        yield ids, mask, logprobs
+
+
+def messages(path: Sequence[Step]) -> list[dict[str, Any]]:
+    """A path as the chat messages that were sent and received."""
+    return [_message(step) for step in path]
 
 
 def read(path: Path | str) -> Trajectory:

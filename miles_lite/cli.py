@@ -1,4 +1,4 @@
-"""The command line: `miles-lite train | rollout | serve | router | agent | init-model`.
+"""The command line: `miles-lite train | rollout | serve | router | agent | traces | init-model`.
 
 Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
 traceback. Heavy imports happen only in the command that needs them.
@@ -20,6 +20,7 @@ USAGE = """usage: miles-lite COMMAND [flags]
   serve        engines, router and session servers, until Ctrl-C
   router       the router alone
   agent        talk to a model that uses tools
+  traces       look at trajectory files; make datasets of them
   init-model   make a small Qwen3-architecture model and tokenizer, no download
 """
 
@@ -90,6 +91,12 @@ def _agent(argv: Sequence[str]) -> int:
     return agent(argv)
 
 
+def _traces(argv: Sequence[str]) -> int:
+    from miles_lite.agent.traces_command import main as traces
+
+    return traces(argv)
+
+
 def _init_model(argv: Sequence[str]) -> int:
     from miles_lite.make_model import main as make_model
 
@@ -108,5 +115,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "router": _router,
     "agent": _agent,
+    "traces": _traces,
     "init-model": _init_model,
 }

@@ -213,6 +213,7 @@ class Logging:
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
     reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")
+    trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here")
     ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
 
     @property

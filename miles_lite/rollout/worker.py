@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from miles_lite import atraj
 from miles_lite.config import Config
 from miles_lite.rollout import single_turn
 from miles_lite.rollout.data import Prompt
@@ -70,6 +73,8 @@ class AgentWorker:
                 rollout.finished_at = time.time()
                 rollout.samples = await self._collect(client, session_id)
                 _settle(rollout)
+                if self._config.logging.trajectory_dir is not None:
+                    await self._keep(rollout, task, await client.turns(session_id), session_id)
             finally:
                 await client.delete(session_id)
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
@@ -123,6 +128,20 @@ class AgentWorker:
                 metadata=task.prompt.metadata,
             )
         return None if reward is None else float(reward)
+
+    async def _keep(self, rollout: Rollout, task: Task, turns: Mapping[str, Any], session_id: str) -> None:
+        """Write the rollout's trajectory file, with the prompt that it started from."""
+        metadata = {
+            "rollout_index": rollout.index,
+            "group_index": rollout.group_index,
+            "status": rollout.status,
+            "error": rollout.error,
+            "prompt": dataclasses.asdict(task.prompt),
+        }
+        made = atraj.build(turns, reward=rollout.reward, metadata=metadata)
+        folder = Path(str(self._config.logging.trajectory_dir)).expanduser().resolve()
+        path = folder / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
+        await asyncio.to_thread(atraj.write, made, path)
 
     async def _collect(self, client: SessionClient, session_id: str) -> list[Sample]:
         for attempt in range(COLLECT_ATTEMPTS):

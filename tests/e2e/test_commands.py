@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from miles_lite import atraj
 from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -40,10 +42,24 @@ def test_serve_answers_openai_chat_until_ctrl_c(prepared: Prepared, run_dir: Pat
 def test_rollout_generates_and_scores_without_training(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
+    kept = tmp_path / "kept"
     flags = prepared.flags(run_dir, "--num-rollout", "1", "--none-reward-policy", "zero", "--log-passrate")
+    flags += ["--trajectory-dir", str(kept)]
     output = run("rollout", flags, mark=mark, log=tmp_path / "log")
     assert "rollout/reward" in output
     assert "passrate/pass@4" in output
     assert len(values(run_dir, "rollout/reward")) == 1
     assert not (run_dir / "weights").exists()
+    trajectories = [atraj.read(path) for path in sorted(kept.iterdir())]
+    assert len(trajectories) == 16
+    assert {one.data["metadata"]["prompt"]["input"] for one in trajectories} <= _inputs(prepared)
+    rewards = [one.reward or 0.0 for one in trajectories]
+    assert sum(rewards) / 16 == pytest.approx(values(run_dir, "rollout/reward")[0])
+    for one in trajectories:
+        assert [step.role for step in one.paths()[0]][:3] == ["system", "user", "assistant"]
+        assert sum(next(one.sequences())[1]) == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
     assert_nothing_left(mark)
+
+
+def _inputs(prepared: Prepared) -> set[str]:
+    return {json.loads(line)["input"] for line in (prepared.folder / "train.jsonl").read_text().splitlines()}

@@ -1,0 +1,284 @@
+"""Trajectory files to datasets, straight from the stored ids: nothing is tokenised again.
+
+Invariant: one file is in memory at a time; what is kept of it is a few hashes (and for preference pairs its reward and
+path). The same files and options give the same rows in the same order, and rollouts of one prompt lie in one split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import orjson
+
+from miles_lite import atraj
+from miles_lite.atraj import Step, Trajectory
+from miles_lite.errors import UserError
+
+Row = dict[str, Any]
+PARQUET_ROWS = 512
+"""Rows of a row group."""
+_PER_TOKEN = {"input_ids": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which trajectories count. A reward bound excludes those without a reward."""
+
+    min_reward: float | None = None
+    max_reward: float | None = None
+    max_tokens: int | None = None
+    dedup: bool = True
+
+    def refusal(self, trajectory: Trajectory, tokens: int) -> str | None:
+        """Why not; None when it counts. `tokens` is the length of the longest path."""
+        reward = trajectory.reward
+        if self.min_reward is not None and (reward is None or reward < self.min_reward):
+            return "below_min_reward"
+        if self.max_reward is not None and (reward is None or reward > self.max_reward):
+            return "above_max_reward"
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return "too_long"
+        return None
+
+
+@dataclass(slots=True)
+class Trace:
+    """A trajectory that counts: where it lies, its paths and their sequences, and the hash of its prompt's ids."""
+
+    source: str
+    trajectory: Trajectory
+    paths: list[list[Step]]
+    sequences: list[tuple[list[int], list[int], list[float]]]
+    prompt: bytes
+
+
+class Writer(Protocol):
+    """Takes traces of one split, one after another."""
+
+    rows: int
+
+    def add(self, trace: Trace) -> None: ...
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Every .atraj file below `folder`, in the order of their names. Raises UserError when there is none."""
+    found = sorted(folder.rglob(f"*{atraj.SUFFIX}")) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"{folder}: no {atraj.SUFFIX} files there; --trajectory-dir of train or agent writes them")
+    yield from found
+
+
+def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Trace]:
+    """The trajectories that count; `counts` says what became of each file. Raises UserError for a broken one."""
+    seen: set[bytes] = set()
+    for path in files(folder):
+        trajectory = atraj.read(path)
+        counts["read"] += 1
+        counts["steps"] += len(trajectory.data["steps"])
+        paths = trajectory.paths()
+        sequences = list(atraj.sequences(paths))
+        if not sequences:
+            counts["empty"] += 1
+            continue
+        if reason := filters.refusal(trajectory, max(len(ids) for ids, _, _ in sequences)):
+            counts[reason] += 1
+            continue
+        if filters.dedup:
+            key = _hash([ids for ids, _, _ in sequences])
+            if key in seen:
+                counts["duplicates"] += 1
+                continue
+            seen.add(key)
+        counts["kept"] += 1
+        yield Trace(str(path.relative_to(folder)), trajectory, paths, sequences, _hash(prompt_ids(paths[0])))
+
+
+def prompt_ids(path: Sequence[Step]) -> list[int]:
+    """The ids before the first sampled one."""
+    steps = itertools.takewhile(lambda step: not step.sampled, path)
+    return [token for step in steps for token in step.ids]
+
+
+def split_of(prompt: bytes, splits: Mapping[str, float]) -> str | None:
+    """The split that a prompt belongs to; None when the shares leave it out."""
+    place = int.from_bytes(prompt[:8], "big") / 2**64
+    for name, share in splits.items():
+        if place < share:
+            return name
+        place -= share
+    return None
+
+
+@dataclass(slots=True)
+class JsonLines:
+    """A JSONL file."""
+
+    file: IO[bytes]
+    rows: int = 0
+
+    def write(self, row: Row) -> None:
+        self.file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self.rows += 1
+
+
+class Sft(JsonLines):
+    """One row per path: messages for people, ids and loss mask for training."""
+
+    def add(self, trace: Trace) -> None:
+        for number, (ids, mask, _) in enumerate(trace.sequences):
+            messages = atraj.messages(trace.paths[number])
+            self.write({"messages": messages, "input_ids": ids, "loss_mask": mask, **_about(trace)})
+
+
+@dataclass(slots=True)
+class Rlvr(JsonLines):
+    """One row per prompt, for --prompt-data: what the rollout was given, where the file says so, else its messages."""
+
+    _seen: set[bytes] = field(default_factory=set)
+
+    def add(self, trace: Trace) -> None:
+        if trace.prompt in self._seen:
+            return
+        self._seen.add(trace.prompt)
+        prompt = trace.trajectory.data.get("metadata", {}).get("prompt") or {}
+        sent, _ = _halves(trace.paths[0])
+        row = {"input": prompt.get("input", sent), "label": prompt.get("label"), "metadata": prompt.get("metadata", {})}
+        self.write(row | {"task": trace.trajectory.task})
+
+
+@dataclass(slots=True)
+class Dpo(JsonLines):
+    """Pairs of rollouts of one prompt: the best with the worst, the second best with the second worst, and so on,
+    while their rewards differ. Only rewards and paths are held; `finish` reads the files again."""
+
+    _by_prompt: dict[bytes, list[tuple[float, str]]] = field(default_factory=dict)
+
+    def add(self, trace: Trace) -> None:
+        if trace.trajectory.reward is not None:
+            self._by_prompt.setdefault(trace.prompt, []).append((trace.trajectory.reward, trace.source))
+
+    def finish(self, folder: Path) -> None:
+        for rollouts in self._by_prompt.values():
+            ranked = sorted(rollouts, key=lambda one: (-one[0], one[1]))
+            for (high, best), (low, worst) in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
+                if high > low:
+                    chosen, rejected = atraj.read(folder / best), atraj.read(folder / worst)
+                    self.write(_pair(chosen, rejected) | {"chosen_source": best, "rejected_source": worst})
+
+
+class Parquet:
+    """One row per path, with everything that training needs: ids, mask, logprobs, reward."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        self.rows = 0
+        self._arrow = pyarrow
+        self._schema = pyarrow.schema(
+            [
+                *((name, pyarrow.list_(pyarrow.from_numpy_dtype(dtype))) for name, dtype in _PER_TOKEN.items()),
+                ("reward", pyarrow.float32()),
+                ("task", pyarrow.string()),
+                ("source", pyarrow.string()),
+            ]
+        )
+        self._file = stack.enter_context(parquet.ParquetWriter(path, self._schema, use_dictionary=["task"]))
+        self._waiting: list[Row] = []
+        stack.callback(self._flush)
+
+    def add(self, trace: Trace) -> None:
+        about = _about(trace)
+        for arrays in trace.sequences:
+            self._waiting.append(dict(zip(_PER_TOKEN, arrays, strict=True)) | about)
+        if len(self._waiting) >= PARQUET_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [self._column(field.name, field.type) for field in self._schema]
+        self._file.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
+        self.rows += len(self._waiting)
+        self._waiting.clear()
+
+    def _column(self, name: str, kind: Any) -> Any:
+        values = [row[name] for row in self._waiting]
+        if name not in _PER_TOKEN:
+            return self._arrow.array(values, kind)
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        whole = np.fromiter(itertools.chain.from_iterable(values), _PER_TOKEN[name], count=int(ends[-1]))
+        return self._arrow.ListArray.from_arrays(ends, whole)
+
+
+def to_data(
+    folder: Path, out: Path, *, formats: Sequence[str], filters: Filters, splits: Mapping[str, float]
+) -> tuple[Counter[str], dict[str, int]]:
+    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet.
+
+    Returns what became of the files, and the rows of each file written.
+    """
+    names = splits or {"": 1.0}
+    counts: Counter[str] = Counter()
+    writers: dict[tuple[str, str], Writer] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for name in names:
+            for kind in formats:
+                writers[name, kind] = _open(out / _file_name(kind, name), kind, stack)
+        for trace in traces(folder, filters, counts):
+            split = split_of(trace.prompt, names)
+            if split is None:
+                counts["in_no_split"] += 1
+                continue
+            for kind in formats:
+                writers[split, kind].add(trace)
+        for writer in writers.values():
+            if isinstance(writer, Dpo):
+                writer.finish(folder)
+    return counts, {_file_name(kind, name): writer.rows for (name, kind), writer in writers.items()}
+
+
+def _open(path: Path, kind: str, stack: ExitStack) -> Writer:
+    if kind == "parquet":
+        return Parquet(path, stack)
+    kinds: dict[str, Callable[[IO[bytes]], Writer]] = {"sft": Sft, "dpo": Dpo, "rlvr": Rlvr}
+    return kinds[kind](stack.enter_context(path.open("wb")))
+
+
+def _file_name(kind: str, split: str) -> str:
+    stem, suffix = ("tokens", "parquet") if kind == "parquet" else (kind, "jsonl")
+    return f"{stem}.{split}.{suffix}" if split else f"{stem}.{suffix}"
+
+
+def _about(trace: Trace) -> Row:
+    return {"reward": trace.trajectory.reward, "task": trace.trajectory.task, "source": trace.source}
+
+
+def _halves(path: Sequence[Step]) -> tuple[list[Row], list[Row]]:
+    """The messages before the first sampled one, and the rest."""
+    messages = atraj.messages(path)
+    first = next((index for index, step in enumerate(path) if step.sampled), len(messages))
+    return messages[:first], messages[first:]
+
+
+def _pair(chosen: Trajectory, rejected: Trajectory) -> Row:
+    row: Row = {}
+    for name, one in (("chosen", chosen), ("rejected", rejected)):
+        path = one.paths()[0]
+        ids, mask, _ = next(atraj.sequences([path]))
+        start = prompt_ids(path)
+        prompt, rest = _halves(path)
+        row |= {"prompt": prompt, "prompt_ids": start, name: rest, f"{name}_ids": ids[len(start) :]}
+        row |= {f"{name}_mask": mask[len(start) :], f"{name}_reward": one.reward}
+    return row
+
+
+def _hash(ids: Any) -> bytes:
+    return hashlib.sha256(orjson.dumps(ids)).digest()[:16]

@@ -1,0 +1,41 @@
+"""An AgentWorker in this process, against a real session server whose engine is a script."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+
+from miles_lite import atraj
+from miles_lite.config import parse
+from miles_lite.rollout.data import Prompt
+from miles_lite.rollout.worker import AgentWorker, Task
+from miles_lite.sample import Rollout, Status
+from tests.session.engine import STOP, answer, bench
+
+FLAGS = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --rm-type contains".split()
+
+
+def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
+    config, _ = parse([*FLAGS, "--trajectory-dir", str(tmp_path)])
+
+    async def run() -> Rollout:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            prompt = Prompt(row=3, input="hello", label="zz", metadata={"k": 1})
+            rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            await worker.stop()
+            return rollout
+
+    rollout = asyncio.run(run())
+    assert rollout.status is Status.COMPLETED
+    (path,) = tmp_path.glob("00000007-*.atraj")
+    made = atraj.read(path)
+    ((ids, mask, logprobs),) = made.sequences()
+    (sample,) = rollout.samples
+    assert (ids, mask) == (sample.tokens.tolist(), sample.loss_mask.tolist())
+    assert np.allclose(logprobs, sample.logprobs)
+    assert made.reward == rollout.reward == 0.0
+    assert made.data["metadata"]["group_index"] == 2
+    assert made.data["metadata"]["prompt"]["label"] == "zz"
