@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 900.0
 CALL_TIMEOUT = 600.0
+INTERRUPTED_SAVE_TIMEOUT = 4.0
 STOP_TIMEOUT = 5.0
 STALL_MARGIN = 180.0
 POLL_SECONDS = 0.5
@@ -67,7 +68,7 @@ class Run:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._began = time.time()
         self._seen: dict[str, float] = {}
-        self._old_handler = signal.signal(signal.SIGTERM, _interrupt)
+        self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
@@ -78,7 +79,8 @@ class Run:
                 self._save_interrupted()
         finally:
             self._stop()
-            signal.signal(signal.SIGTERM, self._old_handler)
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
 
     # ---- start -------------------------------------------------------------------------------------------------
 
@@ -87,10 +89,14 @@ class Run:
         config = self._config
         check_inputs(config)
         connect(config.logging.ray_address)
+        for number in self._old_handlers:  # only now: Ray takes SIGTERM for itself when it connects
+            signal.signal(number, _interrupt)
         self._layout = place(config.topology, train=self._train)
         (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
         self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
         starting = self._manager.start.remote()
+        ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
+        log.info("starting %d engine(s)%s; logs in %s", config.topology.num_engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
         info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)
@@ -279,25 +285,51 @@ class Run:
         """After Ctrl-C between training steps, save what was trained since the last checkpoint."""
         if self._trained is None or self._trained == self._saved or self._training or not self._config.checkpoint.save:
             return
-        with contextlib.suppress(KeyboardInterrupt):
-            print(f"\ninterrupted: saving rollout {self._trained} before stopping", flush=True)
-            self.save(self._trained)
+        print(f"\ninterrupted: saving rollout {self._trained} before stopping", flush=True)
+        try:
+            with _at_most(INTERRUPTED_SAVE_TIMEOUT):
+                self.save(self._trained)
+        except _Overtime:
+            print(
+                f"not saved within {INTERRUPTED_SAVE_TIMEOUT:.0f} s; the last checkpoint is {self._saved}", flush=True
+            )
 
     def _stop(self) -> None:
         if self._progress:
             self._progress.__exit__(None, None, None)
-        if self._trainer:
-            self._trainer.stop()
-        if self._manager and ray.is_initialized():
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(self._manager.stop.remote(), timeout=STOP_TIMEOUT)
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(self._manager)
-        if self._layout and ray.is_initialized():
-            self._layout.remove()
+        with contextlib.suppress(_Overtime), _at_most(STOP_TIMEOUT):
+            if self._trainer:
+                self._trainer.stop()
+            if self._manager and ray.is_initialized():
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(self._manager.stop.remote(), timeout=STOP_TIMEOUT)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(self._manager)
+            if self._layout and ray.is_initialized():
+                self._layout.remove()
         if self._sinks:
             self._sinks.close()
         disconnect()
+
+
+class _Overtime(Exception):
+    """Something at the end of a run took longer than it may, as when the Ray cluster has gone away first."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `_Overtime` in the block after `seconds`: for calls whose own bounds are those of a healthy run."""
+
+    def overtime(signum: int, frame: FrameType | None) -> None:
+        raise _Overtime
+
+    old = signal.signal(signal.SIGALRM, overtime)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
 
 
 def _periodic(rollout_id: int, interval: int | None, total: int) -> bool:
@@ -306,4 +338,5 @@ def _periodic(rollout_id: int, interval: int | None, total: int) -> bool:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Also where a shell started us in the background, with SIGINT ignored."""
     raise KeyboardInterrupt

@@ -66,15 +66,16 @@ def cpu_milliseconds(who: int, action: Callable[[], object]) -> float:
     return 1000 * (after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
 
 
-def act(row: dict[str, Any], *, tests: bool) -> None:
-    """The commands of a right episode, or its hidden tests."""
-    with Workspace(row["metadata"]["files"]) as workspace:
-        if tests:
-            workspace.passes(row["metadata"]["hidden_tests"], timeout=agent.TEST_SECONDS)
-            return
-        for message in transcript(row, fix=0):
-            if message["role"] == "assistant":
-                workspace.bash(message["content"].split("\n")[2], timeout=agent.COMMAND_SECONDS)
+def act(rows: list[dict[str, Any]], *, tests: bool) -> None:
+    """The commands of right episodes, or their hidden tests."""
+    for row in rows:
+        with Workspace(row["metadata"]["files"]) as workspace:
+            if tests:
+                workspace.passes(row["metadata"]["hidden_tests"], timeout=agent.TEST_SECONDS)
+                continue
+            for message in transcript(row, fix=0):
+                if message["role"] == "assistant":
+                    workspace.bash(message["content"].split("\n")[2], timeout=agent.COMMAND_SECONDS)
 
 
 def main() -> None:
@@ -91,8 +92,8 @@ def main() -> None:
     self, children = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
     costs = {
         "agent": cpu_milliseconds(self, lambda: asyncio.run(episodes(port, rows))),
-        "commands": cpu_milliseconds(children, lambda: [act(row, tests=False) for row in rows]),
-        "hidden tests": cpu_milliseconds(children, lambda: [act(row, tests=True) for row in rows]),
+        "commands": cpu_milliseconds(children, lambda: act(rows, tests=False)),
+        "hidden tests": cpu_milliseconds(children, lambda: act(rows, tests=True)),
     }
     server.terminate()
     server.join()

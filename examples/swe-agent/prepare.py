@@ -18,7 +18,7 @@ from miles_lite.train.init_model import init_model
 from miles_lite.train.warm_start import warm_start
 
 TASKS = {"train": 96, "heldout": 48}
-TRANSCRIPTS = 1024
+TRANSCRIPTS = 1152
 CONTEXT = 512
 
 

@@ -1,9 +1,10 @@
 """A throw-away copy of a task's git repository, commands that run in it, and the hidden tests.
 
 Invariant: code that a model wrote or edited runs only in child processes of their own session, with a time limit and a
-minimal environment; when a command ends, its process group is killed, and when the workspace closes, its folder is
-gone. With bubblewrap (`bwrap`) installed a command also sees nothing of the machine but its system folders (read-only)
-and the copy, has no network, and cannot leave a process behind in another session.
+minimal environment; when a command ends, its process group is killed; when the workspace closes, its folder is gone,
+and when this process ends in whatever way, so are all of them. With bubblewrap (`bwrap`) installed a command also sees
+nothing of the machine but its system folders (read-only) and the copy, has no network, and cannot leave a process
+behind in another session.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +29,14 @@ from pathlib import Path
 MAX_OUTPUT = 8192
 """Bytes of a command's output that are kept."""
 
-LIMITS = "{ ulimit -c 0; ulimit -f 16384; ulimit -v 4194304; } 2>&-\n"
+MAX_COMMAND = 100_000
+"""Bytes of a command; Linux takes 128 KiB per argument."""
+
+LIMITS = b"{ ulimit -c 0; ulimit -f 16384; ulimit -v 4194304; } 2>&-\n"
 """Before every command: no core files, files up to 16 MiB, 4 GiB of memory (or less, where the machine says so)."""
+
+
+_HOME_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,9 @@ class Workspace:
 
     def __init__(self, files: Mapping[str, str]) -> None:
         repository = _repository(tuple(sorted(files.items())))
-        self.root = Path(tempfile.mkdtemp(prefix="swe-agent-"))
+        with _HOME_LOCK:
+            home = _home().folder
+        self.root = Path(tempfile.mkdtemp(dir=home))
         for path, content in repository:
             target = self.root / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +68,14 @@ class Workspace:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def bash(self, command: str, *, timeout: float) -> Result:
-        """Run a shell command in the copy; stdout and stderr together."""
-        if "\0" in command:
-            return Result("a command cannot hold a NUL byte\n", 126, timed_out=False)
-        return _run(command, cwd=self.root, stdin=b"", timeout=timeout)
+        """Run a shell command in the copy; stdout and stderr together.
+
+        A command that the system would not take (it holds a NUL byte or is too long) fails with status 126.
+        """
+        script = command.encode("utf-8", "replace")
+        if b"\0" in script or len(script) > MAX_COMMAND:
+            return Result("a command has no NUL byte and is not longer than 100 kB\n", 126, timed_out=False)
+        return _run(script, cwd=self.root, stdin=b"", timeout=timeout)
 
     def passes(self, tests: str, *, timeout: float) -> bool:
         """Whether Python source `tests` runs to its end in an isolated interpreter whose path starts with the copy.
@@ -72,11 +86,11 @@ class Workspace:
         secret = secrets.token_hex(8)
         script = f"import sys\nsys.path.insert(0, '.')\n{tests}\nprint('\\n{secret}')\n"
         python = f"exec {shlex.quote(sys.executable)} -I -S -B -"
-        result = _run(python, cwd=self.root, stdin=script.encode(), timeout=timeout)
+        result = _run(python.encode(), cwd=self.root, stdin=script.encode(), timeout=timeout)
         return result.returncode == 0 and result.output.rstrip().endswith(secret)
 
 
-def _run(command: str, *, cwd: Path, stdin: bytes, timeout: float) -> Result:
+def _run(command: bytes, *, cwd: Path, stdin: bytes, timeout: float) -> Result:
     with _memory_file("stdin") as source, _memory_file("output") as sink:
         os.write(source, stdin)
         os.lseek(source, 0, os.SEEK_SET)
@@ -117,6 +131,27 @@ def _wait(pid: int, timeout: float) -> bool:
         return bool(poll.poll(timeout * 1000))
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where this process's copies are; `guard` waits for a pipe to close with this process, then removes the folder."""
+
+    folder: str
+    guard: subprocess.Popen[bytes]
+
+
+@lru_cache(maxsize=1)
+def _home() -> _Home:
+    folder = tempfile.mkdtemp(prefix="swe-agent-")
+    guard = subprocess.Popen(
+        ["sh", "-c", 'cat; rm -rf -- "$0"', folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return _Home(folder, guard)
 
 
 @lru_cache(maxsize=1)

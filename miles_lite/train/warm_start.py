@@ -54,7 +54,8 @@ def warm_start(
     """Train the model in `model_dir` on the assistant turns of `{"messages": [...]}` lines, and write it back.
 
     `batch` transcripts per step, drawn anew each epoch; AdamW, gradient norm clipped to 1, linear warm-up over a tenth
-    of the steps, then cosine decay to a tenth of `lr`. Raises UserError when files are missing or malformed.
+    of the steps, then cosine decay to 0: with less, the last batches tilt what the transcripts balance. Raises
+    UserError when files are missing or malformed.
     """
     begin = time.perf_counter()
     folder = Path(model_dir)
@@ -64,7 +65,7 @@ def warm_start(
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
     samples = [encode_transcript(tokenizer, messages) for messages in read_transcripts(transcripts_jsonl)]
     check_lengths(samples, context=policy.model.config.max_position_embeddings, path=transcripts_jsonl)
-    options = Optimizer(lr=lr, min_lr=lr / 10, lr_decay_style="cosine", lr_warmup_iters=max(1, steps // 10))
+    options = Optimizer(lr=lr, lr_decay_style="cosine", lr_warmup_iters=max(1, steps // 10))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     losses = []
     tokens = 0

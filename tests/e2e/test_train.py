@@ -71,25 +71,44 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     assert_nothing_left(mark)
 
 
-def test_ctrl_c_ends_everything_within_ten_seconds_and_load_continues(
+def test_ctrl_c_and_sigterm_end_everything_within_ten_seconds_and_load_continues(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
-    log, save = tmp_path / "log", tmp_path / "checkpoints"
-    process = start("train", prepared.flags(run_dir, "--num-rollout", "50", "--save", str(save)), mark=mark, log=log)
-    wait_for("a step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
+    save = tmp_path / "checkpoints"
+    flags = prepared.flags(run_dir, "--num-rollout", "50", "--save", str(save), "--load", str(save))
+    first = interrupted(flags, signal.SIGINT, run_dir=run_dir, mark=mark, log=tmp_path / "log")
+    assert last_saved(save) == first
+    second = interrupted(flags, signal.SIGTERM, run_dir=run_dir, mark=mark, log=tmp_path / "log2")
+    assert last_saved(save) == second > first
+    versions = [int(version) for version in values(run_dir, "rollout/weight_version/mean")]
+    assert versions[: second + 1] == list(range(second + 1))
+    state = json.loads((save / "rollout" / f"global_dataset_state_dict_{second}.json").read_text())
+    assert state["accounts"]["started"] == state["accounts"]["trained"] == 4 * (second + 1)
+
+
+def interrupted(flags: list[str], number: signal.Signals, *, run_dir: Path, mark: str, log: Path) -> int:
+    """Start a run, let it train at least one step, end it by a signal in a rollout; the last step it trained."""
+    before = len(_metrics(run_dir, "perf/step_time"))
+    process = start("train", flags, mark=mark, log=log)
+
+    def trained() -> bool:
+        return len(_metrics(run_dir, "perf/step_time")) > before
+
+    wait_for("a step", trained, timeout=200, process=process, log=log)
     time.sleep(0.7)
     began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 130
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    assert process.wait(30) == 130, log.read_text()[-6000:]
     assert_nothing_left(mark, within=10)
     assert time.monotonic() - began < 10
-    saved = int((save / "latest_checkpointed_iteration.txt").read_text())
-    flags = prepared.flags(run_dir, "--save", str(save), "--load", str(save), "--num-rollout", str(saved + 2))
-    run("train", flags, mark=mark, log=tmp_path / "log2")
-    steps = [int(step) for step in values(run_dir, "rollout/weight_version/mean")]
-    assert steps[-1] == saved + 1
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["prompts_started"] == summary["prompts_trained"] == 4 * (saved + 2)
+    return int(max(row["train/step"] for row in rows(run_dir) if "train/loss" in row))
+
+
+def last_saved(folder: Path) -> int:
+    return int((folder / "latest_checkpointed_iteration.txt").read_text())
 
 
 def test_kill_9_of_the_driver_leaves_no_process(prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path) -> None:

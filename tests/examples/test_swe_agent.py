@@ -6,7 +6,9 @@ import asyncio
 import json
 import secrets
 import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +30,18 @@ Answer = Callable[[Messages], str]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def _nothing_is_left() -> Iterator[None]:
     yield
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path(workspace._home().folder).iterdir()) == []
+
+
+@pytest.fixture(params=["sandbox", "plain"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bubblewrap where it is installed, and without."""
+    if request.param == "plain":
+        monkeypatch.setattr(workspace, "_sandbox", lambda: ())
+    elif not workspace._sandbox():
+        pytest.skip("bubblewrap is not installed, or may not make namespaces here")
 
 
 @contextmanager
@@ -175,6 +185,21 @@ def test_a_workspace_is_a_clean_git_repository() -> None:
         assert "+x = 2" in copy.bash("git diff", timeout=20).output
 
 
+def test_copies_are_removed_when_the_process_is_killed() -> None:
+    """The child prints where its copy is, and dies before it could close it."""
+    code = "import os\nfrom workspace import Workspace\nprint(Workspace({}).root, flush=True)\nos.kill(os.getpid(), 9)"
+    example = Path(workspace.__file__).parent
+    child = subprocess.run([sys.executable, "-c", code], cwd=example, capture_output=True, text=True, check=False)
+    assert child.returncode == -9
+    home = Path(child.stdout.strip()).parent
+    deadline = time.monotonic() + 20
+    while home.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert home.name.startswith("swe-agent-")
+    assert not home.exists()
+
+
+@pytest.mark.usefixtures("_both_ways")
 def test_background_processes_die_with_their_command() -> None:
     with Workspace({}) as copy:
         seconds = f"100.{secrets.randbelow(10**9)}"
@@ -182,6 +207,7 @@ def test_background_processes_die_with_their_command() -> None:
         assert not _running(seconds)
 
 
+@pytest.mark.usefixtures("_both_ways")
 def test_a_command_is_stopped_at_its_time_limit() -> None:
     with Workspace({}) as copy:
         seconds = f"100.{secrets.randbelow(10**9)}"
@@ -190,13 +216,20 @@ def test_a_command_is_stopped_at_its_time_limit() -> None:
         assert not _running(seconds)
 
 
-def test_a_command_with_a_nul_byte_is_the_agents_mistake() -> None:
-    with Workspace({"a.py": ""}) as workspace:
-        result = workspace.bash("echo a\0b", timeout=5)
-    assert result.returncode == 126
-    assert "NUL" in result.output
+@pytest.mark.parametrize("command", ["echo a\0b", "echo " + "x" * 200_000], ids=["NUL byte", "too long"])
+def test_what_no_system_takes_as_a_command_fails_as_a_command(command: str) -> None:
+    with Workspace({}) as copy:
+        assert copy.bash(command, timeout=20).returncode == 126
 
 
+@pytest.mark.usefixtures("_both_ways")
+def test_any_other_text_is_a_command() -> None:
+    with Workspace({}) as copy:
+        assert copy.bash("", timeout=20) == workspace.Result("", 0, timed_out=False)
+        assert copy.bash("echo é \udc80\ud800", timeout=20) == workspace.Result("é ??\n", 0, timed_out=False)
+
+
+@pytest.mark.usefixtures("_both_ways")
 def test_output_is_bounded_and_the_environment_is_minimal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "abc")
     with Workspace({}) as copy:
@@ -220,6 +253,7 @@ def test_a_module_cannot_pass_by_ending_early(source: str) -> None:
         assert not copy.passes("from m import f\nassert f() == 2\n", timeout=0.5)
 
 
+@pytest.mark.usefixtures("_both_ways")
 def test_hidden_tests_leave_no_trace_in_the_copy() -> None:
     with Workspace({"m.py": "def f():\n    return 2\n"}) as copy:
         before = sorted(copy.root.rglob("*"))
