@@ -55,6 +55,11 @@ def _train(argv: Sequence[str]) -> int:
 
     config, leftovers = parse(argv)
     _show_ignored(leftovers)
+    if config.algorithm.loss_type == "sft_loss":
+        from miles_lite.imitate import imitate
+
+        print(f"model: {imitate(config)}")
+        return 0
     summary = train(config)
     print_summary(summary, run_dir=config.run_dir, png=config.run_dir / "reward.png")
     return 0

@@ -145,6 +145,9 @@ class Engines:
 class Algorithm:
     """algorithm: advantages, losses, batches."""
 
+    loss_type: Literal["policy_loss", "sft_loss"] = option(
+        "policy_loss", help="sft_loss: imitate the rows of --prompt-data (from traces to-data), without rollouts"
+    )
     advantage_estimator: Literal["grpo"] = option("grpo", help="how rewards become advantages")
     disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
     disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)")
@@ -309,6 +312,11 @@ class Config:
             (
                 algo.use_dynamic_batch_size and algo.max_tokens_per_gpu is None,
                 "--use-dynamic-batch-size needs --max-tokens-per-gpu",
+            ),
+            (
+                algo.loss_type == "sft_loss"
+                and (roll.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
+                "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
             ),
             (algo.eps_clip_c is not None and algo.eps_clip_c <= 1, "--eps-clip-c must be above 1"),
             (

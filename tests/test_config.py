@@ -55,6 +55,7 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         (["--save-interval", "2"], "needs --save"),
         (["--eval-interval", "2"], "needs --eval-prompt-data"),
         (["--eval-prompt-data", "one"], "takes pairs"),
+        (["--loss-type", "sft_loss", "--n-samples-per-prompt", "2"], "runs no engines"),
         (["--rollout-temperature", "0"], "no policy gradient"),
         (["--tito-allowed-append-roles", "robot"], "only tool, user, system"),
         (["--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"], "is not a multiple"),

@@ -122,7 +122,7 @@ class Agent:
             try:
                 yield conversation
             finally:
-                if options.trajectory_dir:
+                if options.trajectory_dir and conversation.started:
                     name = f"{options.trajectory_task or 'agent'}-{time.strftime('%Y%m%d-%H%M%S')}"
                     path = Path(options.trajectory_dir) / f"{name}-{session.session_id[:8]}{atraj.SUFFIX}"
                     atraj.write(conversation.trajectory(task=options.trajectory_task), path)

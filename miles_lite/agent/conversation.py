@@ -69,6 +69,11 @@ class Conversation:
         self._replies = 0
         self._sent = 0
 
+    @property
+    def started(self) -> bool:
+        """Whether the model has replied."""
+        return self._replies > 0
+
     def say(self, text: str) -> str | None:
         """One user turn; the answer, or None when there is none (the last event says why). Raises UserError."""
         text = text.encode(errors="replace").decode()

@@ -160,6 +160,8 @@ class Learner:
             eps_clip_high=algorithm.eps_clip_high,
             eps_clip_c=algorithm.eps_clip_c,
         )
+        if algorithm.loss_type == "sft_loss":
+            policy_loss, clipped = -new, torch.zeros_like(new)
         terms = {"entropy_loss": entropy, "pg_clipfrac": clipped, "ppo_kl": -logratio}
         if algorithm.use_tis:
             terms["tis"], terms["tis_clipfrac"] = losses.truncated_importance(
@@ -175,7 +177,8 @@ class Learner:
         tally.add({name: term.detach() for name, term in reduced.items()})
         ess = losses.effective_sample_ratio(logratio, packed.rows, count=packed.sequences)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
-        if before_update is not None and (first or not algorithm.use_rollout_logprobs):
+        rolled_out = algorithm.loss_type == "policy_loss"
+        if rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
             self._tally_gap(tally, before_update, packed.rollout_logprobs)
         return reduced["loss"]
 
@@ -201,8 +204,9 @@ class Learner:
         """Means over steps, tokens or sequences, under their published names."""
         steps = max(1, len(norms))
         report = {f"train/{name}": totals[name] / steps for name in self._per_loss()}
-        report |= {f"train/{name}": totals[name] / max(1.0, totals["gaps"]) for name in PER_TOKEN}
-        report["train/train_rollout_logprob_abs_diff_max"] = totals["train_rollout_logprob_abs_diff_max"]
+        if self.algorithm.loss_type == "policy_loss":
+            report |= {f"train/{name}": totals[name] / max(1.0, totals["gaps"]) for name in PER_TOKEN}
+            report["train/train_rollout_logprob_abs_diff_max"] = totals["train_rollout_logprob_abs_diff_max"]
         report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])
         report["train/grad_norm"] = sum(norms) / steps
         report["train/lr"] = float(self.optimizer.param_groups[0]["lr"])

@@ -229,3 +229,12 @@ def test_the_repl_ends_with_its_input(
     stdin("hello")
     assert command(tiny_model, tmp_path, ["just text"])[0] == 0
     assert capsys.readouterr().out == "agent> just text\n"
+
+
+def test_a_conversation_without_a_reply_leaves_no_file(
+    tiny_model: Path, tmp_path: Path, stdin: Callable[[str], None]
+) -> None:
+    stdin(":quit\n")
+    code, kept = command(tiny_model, tmp_path, [])
+    assert code == 0
+    assert not kept.exists()

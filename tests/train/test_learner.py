@@ -62,6 +62,21 @@ def test_per_token_loss_is_the_mean_over_tokens(model_dir: Path) -> None:
     assert metrics["train/loss"] == pytest.approx(-(counts[0] + 2 * counts[2]) / sum(counts), abs=1e-5)
 
 
+def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir: Path) -> None:
+    samples = make_samples(4, 3)
+    batch = make_batch(samples, [1.0] * 3)
+    flags = ("--loss-type", "sft_loss", "--n-samples-per-prompt", "1")
+    trainer = learner(model_dir, *flags)
+    logprobs = [naive_logprobs(trainer.policy.model, sample) for sample in samples]
+    loss = -sum(logprob.mean() for logprob in logprobs) / 3
+    first = trainer.train(batch)
+    assert first["train/loss"] == pytest.approx(loss.item(), abs=1e-4)
+    assert "train/train_rollout_logprob_abs_diff" not in first
+    for _ in range(5):
+        last = trainer.train(batch)
+    assert last["train/loss"] < first["train/loss"] - 0.05
+
+
 @pytest.mark.parametrize("flags", [(), ("--calculate-per-token-loss",), ("--entropy-coef", "0.1", "--use-tis")])
 def test_micro_batches_do_not_change_the_gradient(model_dir: Path, flags: tuple[str, ...]) -> None:
     samples = make_samples(2, 6)

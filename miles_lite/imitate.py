@@ -1,0 +1,73 @@
+"""Supervised fine-tuning: `miles-lite train --loss-type sft_loss`, the trainer without engines or rollouts.
+
+Invariant: the same ranks, optimizer, batches and checkpoints as in reinforcement; the folder that it ends with is a
+whole model folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from miles_lite.cluster import connect, disconnect
+from miles_lite.config import Config
+from miles_lite.engine.environment import actor_env
+from miles_lite.observe.sinks import open_sinks
+from miles_lite.rollout.examples import Examples
+from miles_lite.rollout.model import check_model_folder, context_length
+from miles_lite.rollout.placement import TRAIN_SHARE, place
+from miles_lite.train.group import TrainGroup
+from miles_lite.train.weights import copy_tokenizer
+
+START_TIMEOUT = 900.0
+
+
+def imitate(config: Config) -> Path:
+    """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError."""
+    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
+    run_dir = config.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
+    connect(config.logging.ray_address)
+    trainer = None
+    try:
+        ranks = config.topology.train_ranks
+        alone = dataclasses.replace(
+            config.topology, colocate=True, rollout_num_gpus=ranks, rollout_num_gpus_per_engine=1
+        )
+        layout = place(alone, train=True)
+        strategies = [layout.options(bundle, TRAIN_SHARE)["scheduling_strategy"] for bundle in layout.train_bundles]
+        trainer = TrainGroup(
+            config,
+            strategies=strategies,
+            slot_share=TRAIN_SHARE,
+            device=layout.device,
+            run_dir=run_dir,
+            environment=actor_env(),
+        )
+        folder = run_dir / "model"
+        _train(config, trainer, examples, ranks)
+        trainer.export_weights(folder)
+        copy_tokenizer(model, folder)
+        return folder
+    finally:
+        if trainer is not None:
+            trainer.stop()
+        disconnect()
+
+
+def _train(config: Config, trainer: TrainGroup, examples: Examples, ranks: int) -> None:
+    first = trainer.start(START_TIMEOUT)
+    sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
+    try:
+        for step in range(first, examples.steps):
+            metrics = trainer.train(examples.batches(step, ranks=ranks))
+            sinks.log(metrics, step=step, step_key="train/step")
+            print(f"step {step + 1}/{examples.steps}  loss {metrics['train/loss']:.4f}", flush=True)
+            last, interval = step == examples.steps - 1, config.checkpoint.save_interval
+            if config.checkpoint.save and (last or (interval and (step + 1) % interval == 0)):
+                trainer.save(step)
+    finally:
+        sinks.close()

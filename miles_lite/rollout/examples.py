@@ -1,0 +1,90 @@
+"""Supervised examples: rows of ids and loss masks, as `miles-lite traces to-data` writes them, dealt out in batches.
+
+Invariant: which rows a step takes depends on the file, the seed and the step alone, so that a resumed run goes on with
+the rows it stopped before; every row is taken once per epoch. Ids are trained as they are stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from miles_lite.config import Config
+from miles_lite.errors import UserError
+from miles_lite.rollout.batch import make_batches
+from miles_lite.sample import NOT_SAMPLED, Batch, Group, Rollout, Sample
+
+
+class Examples:
+    """The rows of --prompt-data, `--rollout-batch-size` per step."""
+
+    def __init__(self, config: Config, *, context: int) -> None:
+        """Raises UserError naming the line of a row that cannot be trained."""
+        self._config = config
+        self._samples = _read(Path(config.data.prompt_data).expanduser(), context)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run: --num-rollout, else whole epochs."""
+        options = self._config.rollouts
+        epochs = options.num_epoch or 1
+        return options.num_rollout or -(-len(self._samples) * epochs // options.rollout_batch_size)
+
+    def batches(self, step: int, *, ranks: int) -> list[Batch]:
+        """One batch per rank."""
+        size = self._config.rollouts.rollout_batch_size
+        rollouts = [
+            Rollout(index=place, group_index=place, samples=[self._at(place)], reward=1.0)
+            for place in range(step * size, (step + 1) * size)
+        ]
+        options = dataclasses.replace(self._config.algorithm, disable_rewards_normalization=True)
+        groups = [Group(index=rollout.index, prompt={}, rollouts=[rollout]) for rollout in rollouts]
+        return make_batches(
+            step, groups, ranks=ranks, global_batch_size=self._config.global_batch_size, options=options
+        )
+
+    def _at(self, place: int) -> Sample:
+        epoch, offset = divmod(place, len(self._samples))
+        if not self._config.data.rollout_shuffle:
+            return self._samples[offset]
+        order = np.random.default_rng([self._config.data.rollout_seed, epoch]).permutation(len(self._samples))
+        return self._samples[int(order[offset])]
+
+
+def _read(path: Path, context: int) -> list[Sample]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--prompt-data: cannot read {path}: {error.strerror}") from error
+    samples = []
+    for number, line in enumerate(lines, 1):
+        where = f"--prompt-data: {path}, line {number}"
+        try:
+            row = orjson.loads(line)
+            ids, mask = np.asarray(row["input_ids"], np.int32), np.asarray(row["loss_mask"], np.uint8)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            message = f"{where}: needs input_ids and loss_mask, as `miles-lite traces to-data --format sft` writes them"
+            raise UserError(message) from error
+        if ids.ndim != 1 or ids.shape != mask.shape or mask.max(initial=0) > 1 or ids.min(initial=0) < 0:
+            raise UserError(f"{where}: input_ids and loss_mask (0 or 1) must be lists of one length")
+        if len(ids) > context:
+            raise UserError(f"{where}: {len(ids)} tokens, but the model's context is {context}")
+        if mask.any():
+            samples.append(_sample(ids, mask))
+    if not samples:
+        raise UserError(f"--prompt-data: {path} holds no row with a trained token")
+    return samples
+
+
+def _sample(ids: np.ndarray, mask: np.ndarray) -> Sample:
+    """Temperature 1 and no engine's logprobs: nothing here was sampled by this run."""
+    return Sample(
+        tokens=ids,
+        loss_mask=mask,
+        logprobs=np.zeros(len(ids), np.float32),
+        temperatures=np.ones(len(ids), np.float32),
+        weight_versions=np.where(mask == 1, 0, NOT_SAMPLED).astype(np.int32),
+    )
