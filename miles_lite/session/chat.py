@@ -77,14 +77,14 @@ def parse_chat(body: Any) -> ChatRequest:
 
 
 def message_of(reply: Reply, call_ids: Sequence[str]) -> dict[str, Any]:
-    """The reply as an assistant message; `call_ids` name its tool calls."""
+    """The reply as an assistant message; `call_ids` name the tool calls that the model gave no id."""
     message: dict[str, Any] = {"role": "assistant", "content": reply.content}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
     if reply.tool_calls:
         message["content"] = reply.content or None
         message["tool_calls"] = [
-            {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"id": call.id or call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call_id, call in zip(call_ids, reply.tool_calls, strict=True)
         ]
     return message
