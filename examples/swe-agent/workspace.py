@@ -163,7 +163,7 @@ def _sandbox() -> tuple[str, ...]:
     folders = dict.fromkeys(["/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix])
     binds = [part for folder in folders for part in ("--ro-bind-try", folder, folder)]
     mounts = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    sandbox = (executable, "--unshare-all", "--die-with-parent", *binds, *mounts)
+    sandbox = (executable, "--unshare-all", "--die-with-parent", *mounts, *binds)
     trial = subprocess.run([*sandbox, "true"], capture_output=True, text=True, timeout=60, check=False)
     if trial.returncode:
         logging.getLogger(__name__).warning("commands run without bubblewrap: %s", trial.stderr.strip())

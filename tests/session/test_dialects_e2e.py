@@ -40,12 +40,16 @@ def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> 
                 called, formed = 0, 0
                 for _ in range(ATTEMPTS):
                     ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "go"}]}
-                    got = await agent.chat.completions.create(**ask, tools=CHAT_TOOLS, tool_choice="required")
+                    got = await agent.chat.completions.create(
+                        **ask, tools=CHAT_TOOLS, tool_choice="required", logprobs=True
+                    )
                     choice = got.choices[0]
                     assert choice.finish_reason in ("tool_calls", "length")
                     if choice.finish_reason == "tool_calls":
                         calls: Any = choice.message.tool_calls
                         assert all(json.loads(call.function.arguments)["cmd"] in ("ls", "pwd") for call in calls)
+                        logprobs = [token.logprob for token in choice.logprobs.content]  # type: ignore[union-attr]
+                        assert sum(abs(logprob) < 1e-3 for logprob in logprobs) >= 10
                         called += 1
                     got = await agent.chat.completions.create(**ask, response_format=form)
                     if got.choices[0].finish_reason == "stop":
