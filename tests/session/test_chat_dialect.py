@@ -111,7 +111,8 @@ def test_silent_streams_are_kept_alive(tiny_model: Path) -> None:
     asyncio.run(run())
 
 
-def test_litellm_and_its_tool_calls(tiny_model: Path, tito: Tito) -> None:
+def test_litellm_and_its_tool_calls(tiny_model: Path, tito: Tito, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     litellm = pytest.importorskip("litellm")
     pytest.importorskip("mcp", reason="litellm imports mcp when tools are given")
 
