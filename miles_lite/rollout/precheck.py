@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from miles_lite.config import Config
@@ -11,6 +12,8 @@ from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_pro
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.rewards import BUILT_IN
 from miles_lite.tito import Tito
+
+log = logging.getLogger(__name__)
 
 
 def check_inputs(config: Config) -> None:
@@ -26,7 +29,9 @@ def check_inputs(config: Config) -> None:
     if rule is not None and rule not in BUILT_IN:
         raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
     check_options(config.engines.sglang_args, known_options())
-    tito = Tito.load(model, append_roles=config.session.tito_allowed_append_roles)
+    roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
+    tito = Tito.load(model, append_roles=roles, family=family)
+    log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.surface.table())
 
     def count(prompt: Prompt) -> int:
         return len(tito.first(as_messages(prompt)).ids)

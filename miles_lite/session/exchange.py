@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miles_lite.tito.messages import Message, Tools
-from miles_lite.tito.parse import Reply, ReplyStream
+from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class Delta:
 
 @dataclass(slots=True)
 class Voice:
-    """Speaks a reply while it grows: tool calls get their ids when they are first heard, and keep them."""
+    """Speaks a reply while it grows: tool calls that the model gave no id get one when they are first heard."""
 
     stream: ReplyStream
     lead: int = 0
@@ -95,11 +95,8 @@ class Voice:
         new = self.stream.feed(text)
         self.lead += len(new.content)
         start = len(self.ids)
-        self._name(start + len(new.tool_calls))
-        calls = tuple(
-            _call(call_id, call.name, call.arguments)
-            for call_id, call in zip(self.ids[start:], new.tool_calls, strict=True)
-        )
+        self._name(new.tool_calls)
+        calls = tuple(map(_call, self.ids[start:], new.tool_calls))
         return Delta(new.reasoning, new.content, calls)
 
     def message(self, reply: Reply) -> dict[str, Any]:
@@ -108,16 +105,13 @@ class Voice:
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
         if reply.tool_calls:
-            self._name(len(reply.tool_calls))
+            self._name(reply.tool_calls[len(self.ids) :])
             message["content"] = reply.content or None
-            message["tool_calls"] = [
-                _call(call_id, call.name, call.arguments)
-                for call_id, call in zip(self.ids, reply.tool_calls, strict=False)
-            ]
+            message["tool_calls"] = list(map(_call, self.ids, reply.tool_calls))
         return message
 
-    def _name(self, count: int) -> None:
-        self.ids += [f"call_{uuid.uuid4().hex[:24]}" for _ in range(count - len(self.ids))]
+    def _name(self, calls: Sequence[ToolCall]) -> None:
+        self.ids += [call.id or f"call_{uuid.uuid4().hex[:24]}" for call in calls]
 
 
 def pieces(answer: ChatAnswer) -> list[Delta]:
@@ -137,5 +131,5 @@ def rest(answer: ChatAnswer, *, reasoning: int, content: int, calls: int) -> lis
     return [delta for delta in (said, Delta(content=text[lead:])) if delta]
 
 
-def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+def _call(call_id: str, call: ToolCall) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

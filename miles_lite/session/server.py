@@ -20,7 +20,6 @@ from miles_lite.session.engine_calls import EngineCalls
 from miles_lite.session.match import matcher_named
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
-from miles_lite.tito.parse import ReplyParser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +89,13 @@ def load_tito(spec: SessionSpec) -> Tito:
         raise UserError(
             "--use-session-server v1 (linear history) is not available: use v2, which takes all that v1 takes"
         )
-    if options.tito_model != "auto":
-        raise UserError(
-            f"--tito-model {options.tito_model}: only auto is available, which works from the chat template"
-        )
-    parser: ReplyParser | None = None
-    if spec.reasoning_parser or spec.tool_call_parser:
-        from miles_lite.tito.sglang_parsers import load_sglang_parser
-
-        parser = load_sglang_parser(reasoning=spec.reasoning_parser, tool_calls=spec.tool_call_parser)
-    return Tito.load(spec.model_path, append_roles=options.tito_allowed_append_roles, parser=parser)
+    return Tito.load(
+        spec.model_path,
+        append_roles=options.tito_allowed_append_roles,
+        family=options.tito_model,
+        reasoning_parser=spec.reasoning_parser,
+        tool_call_parser=spec.tool_call_parser,
+    )
 
 
 def _listen(spec: SessionSpec) -> socket.socket:

@@ -200,7 +200,7 @@ class Service:
         if place.turn is not None:
             appended = request.messages[place.matched :]
             roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
-            if roles <= self._roles and self._tito.surface.proved(sorted(roles)):
+            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
                     history = session.tree.history(place.turn)
                     stop = place.turn.output.stop

@@ -4,8 +4,8 @@ from miles_lite.tito.messages import Message, Tools, normalise
 from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
 from miles_lite.tito.render import RenderError
 from miles_lite.tito.suffix import SuffixError
+from miles_lite.tito.surface import AppendSurface, Verdict
 from miles_lite.tito.tito import Suffix, Tito
-from miles_lite.tito.verify import AppendSurface, Verdict
 
 __all__ = [
     "AppendSurface",

@@ -23,26 +23,31 @@ class ModelText:
     """What a model folder says about text: `variables` are the names templates may print, such as bos_token."""
 
     tokenizer: Tokenizer
-    template: str
+    template: str | None
     variables: dict[str, str]
     stop_ids: frozenset[int]
+    model_type: str | None
 
 
 def load_model_text(folder: str | Path) -> ModelText:
-    """Raises UserError when the folder has no tokenizer or no chat template."""
+    """Raises UserError when the folder has no tokenizer. `template` is None when it has no chat template."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"model folder {path} does not exist: give --hf-checkpoint a Hugging Face model folder")
     config = _read_json(path / "tokenizer_config.json")
     tokenizer = _tokenizer(path)
     template = _template(path, config)
-    if not template:
-        raise UserError(
-            f"model folder {path} has no chat template: add chat_template.jinja, or a chat_template entry in "
-            "tokenizer_config.json (base models have none; use the instruct model's)"
-        )
     variables = {name: _token_text(config[name]) for name in config if name.endswith("_token") and config[name]}
-    return ModelText(tokenizer, template, variables, _stop_ids(path, tokenizer, variables.get("eos_token")))
+    stops = _stop_ids(path, tokenizer, variables.get("eos_token"))
+    return ModelText(tokenizer, template or None, variables, stops, _read_json(path / "config.json").get("model_type"))
+
+
+def no_template(path: str | Path) -> UserError:
+    return UserError(
+        f"model folder {path} has no chat template: add chat_template.jinja, or a chat_template entry in "
+        "tokenizer_config.json (base models have none; use the instruct model's), or give the model's Python encoder "
+        "as --tito-model module:function"
+    )
 
 
 def _tokenizer(path: Path) -> Tokenizer:

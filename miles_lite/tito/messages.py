@@ -1,17 +1,29 @@
-"""Chat messages in the one shape templates are given.
+"""Chat messages in the one shape a template takes.
 
-Invariant: `normalise` is idempotent; its result holds no None, its content is a string, and tool arguments are objects
-wherever they parse as one. What the client sent is never changed in place.
+Invariant: `normalise` is idempotent; its result holds no None, its content is text, and tool arguments are objects (or
+JSON text, for templates that take no objects) wherever they parse as one. What the client sent is never changed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a template takes: tool `arguments` as objects or JSON text, `content` as a string or a list of parts."""
+
+    arguments: Literal["object", "text"] = "object"
+    content: Literal["text", "parts"] = "text"
+
+
+PLAIN = Form()
 
 
 def text_of(content: Any) -> str:
@@ -23,22 +35,26 @@ def text_of(content: Any) -> str:
     return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
-def normalise(message: Message) -> dict[str, Any]:
-    """The message as templates get it. The role `developer` is `system`; tool arguments become objects."""
+def normalise(message: Message, form: Form = PLAIN) -> dict[str, Any]:
+    """The message as templates get it. The role `developer` is `system`."""
     clean = {key: value for key, value in message.items() if value is not None}
-    clean["content"] = text_of(message.get("content"))
+    text = text_of(message.get("content"))
+    clean["content"] = text if form.content == "text" else [{"type": "text", "text": text}]
     if clean.get("role") == "developer":
         clean["role"] = "system"
     if not clean.get("tool_calls"):
         clean.pop("tool_calls", None)
     else:
-        clean["tool_calls"] = [_normalise_call(call) for call in clean["tool_calls"]]
+        clean["tool_calls"] = [_normalise_call(call, form) for call in clean["tool_calls"]]
     return clean
 
 
-def _normalise_call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _normalise_call(call: Mapping[str, Any], form: Form) -> dict[str, Any]:
     function = dict(call.get("function") or {})
-    function["arguments"] = as_object(function.get("arguments"))
+    arguments = as_object(function.get("arguments"))
+    if form.arguments == "text" and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    function["arguments"] = arguments
     return {key: value for key, value in call.items() if value is not None} | {"function": function}
 
 
@@ -50,7 +66,7 @@ def as_object(arguments: Any) -> Any:
         return arguments
     try:
         parsed = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return parsed if isinstance(parsed, dict) and is_unicode(json.dumps(parsed, ensure_ascii=False)) else arguments
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from miles_lite.tito.messages import Tools, is_unicode
@@ -20,10 +22,11 @@ _CALL = re.compile(rf"{OPEN_CALL}(.*?){CLOSE_CALL}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments` is the text of a JSON object."""
+    """`arguments` is the text of a JSON object. `id` is the one the model wrote (Kimi), else None."""
 
     name: str
     arguments: str
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,16 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
+Visible = Callable[[str], Reply]
+"""Given all text so far: what of reasoning, content and tool calls is certain. Called with ever longer texts."""
+
+
 class ReplyParser(Protocol):
     """`in_reasoning`: the generation prompt has opened the reasoning already. Without tools nothing is a tool call."""
 
     def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply: ...
 
-    def visible(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        """What of an unfinished text is certain to be a prefix of the final reasoning, content and tool calls."""
-        ...
+    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,11 @@ class TagParser:
         rest = _CALL.sub(lambda match: _take_call(match, calls), content)
         return Reply(rest.rstrip() if calls else content, reasoning, tuple(calls))
 
+    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible:
+        return partial(self.visible, tools=tools, in_reasoning=in_reasoning)
+
     def visible(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
+        """What of an unfinished text is certain to be a prefix of the final reasoning, content and tool calls."""
         if self.thinks and OPEN_THINK.startswith(text.lstrip()):
             return Reply()
         reasoning, content = self._split_reasoning(text, in_reasoning)
@@ -84,15 +93,12 @@ class TagParser:
 class ReplyStream:
     """Hands out a reply while it grows. `feed` and `finish` return what is new."""
 
-    parser: ReplyParser
-    tools: Tools | None
-    in_reasoning: bool
+    visible: Visible
     _given: Reply = Reply()
 
     def feed(self, text: str) -> Reply:
         """`text` is all that was written so far; a cut UTF-8 character at its end is waited for."""
-        seen = self.parser.visible(text.rstrip("\ufffd"), tools=self.tools, in_reasoning=self.in_reasoning)
-        return self._new(seen)
+        return self._new(self.visible(text.rstrip("\ufffd")))
 
     def finish(self, whole: Reply) -> Reply:
         return self._new(whole)

@@ -41,7 +41,7 @@ class JinjaRenderer:
         self.template = template
         self.variables = dict(variables or {})
         try:
-            self._compiled = _environment().from_string(template)
+            self._compiled = environment().from_string(template)
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}") from error
 
@@ -70,7 +70,7 @@ class _GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )

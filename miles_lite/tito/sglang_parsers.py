@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import types
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import Any
 
 from miles_lite.errors import UserError
 from miles_lite.tito.messages import Tools
-from miles_lite.tito.parse import Reply, ToolCall
+from miles_lite.tito.parse import Reply, ToolCall, Visible
+
+_KIMI_ID = re.compile(r"<\|tool_call_begin\|>\s*(\S+?)\s*<\|tool_call_argument_begin\|>")
+"""Kimi names its calls itself, as in `functions.search:0`; SGLang's parser does not pass that on."""
 
 
 @dataclass(frozen=True, slots=True)
 class SGLangParser:
-    """Reasoning and tool calls as SGLang's server reads them. Streams only once the reply is complete."""
+    """Reasoning and tool calls as SGLang's server reads them."""
 
     reasoning: str | None
     tool_calls: str | None
@@ -30,24 +34,72 @@ class SGLangParser:
 
     def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
         thought, content = "", text
-        if self.reasoning:
-            parser = self._reasoning_module.ReasoningParser(self.reasoning, force_reasoning=in_reasoning or None)
-            found, rest = parser.parse_non_stream(text)
-            thought, content = found or "", rest or ""
-        if not (self.tool_calls and tools):
-            return Reply(content, thought)
         try:
-            known = [self._tool.model_validate(tool) for tool in tools]
-            parser = self._calls_module.FunctionCallParser(known, self.tool_calls)
-            rest, calls = parser.parse_non_stream(content)
+            if self.reasoning:
+                found, rest = self._reasoner(in_reasoning).parse_non_stream(text)
+                thought, content = found or "", rest or ""
+            caller = self._caller(tools)
+            rest, calls = caller.parse_non_stream(content) if caller else (content, [])
         except Exception:  # noqa: BLE001  a detector may fail in any way on what a model wrote: it stays content
             return Reply(content, thought)
-        if not calls:
+        known = {tool["function"]["name"] for tool in tools or ()}
+        if not calls or any(not call.name or (call.name not in known) for call in calls):
             return Reply(content, thought)
-        return Reply(rest, thought, tuple(ToolCall(call.name or "", call.parameters or "{}") for call in calls))
+        ids = _KIMI_ID.findall(content)
+        named = ids if len(ids) == len(calls) else [None] * len(calls)
+        return Reply(
+            rest,
+            thought,
+            tuple(ToolCall(call.name, _object(call.parameters), name) for call, name in zip(calls, named, strict=True)),
+        )
 
-    def visible(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        return Reply()
+    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible:
+        return _Increments(self._reasoner(in_reasoning) if self.reasoning else None, self._caller(tools)).visible
+
+    def _reasoner(self, in_reasoning: bool) -> Any:
+        active = self.tool_calls is not None
+        return self._reasoning_module.ReasoningParser(
+            self.reasoning, force_reasoning=in_reasoning or None, tool_call_parser_active=active
+        )
+
+    def _caller(self, tools: Tools | None) -> Any:
+        if not (self.tool_calls and tools):
+            return None
+        known = [self._tool.model_validate(tool) for tool in tools]
+        return self._calls_module.FunctionCallParser(known, self.tool_calls)
+
+
+class _Increments:
+    """SGLang's streaming parsers, fed what is new. What they fail on is shown when the reply is complete."""
+
+    def __init__(self, reasoner: Any, caller: Any) -> None:
+        self._reasoner, self._caller = reasoner, caller
+        self._fed, self._seen = "", Reply()
+        self._stopped = False
+
+    def visible(self, text: str) -> Reply:
+        if self._stopped or not text.startswith(self._fed) or text == self._fed:
+            return self._shown()
+        new, self._fed = text[len(self._fed) :], text
+        try:
+            thought, content = self._reasoner.parse_stream_chunk(new) if self._reasoner else ("", new)
+            calls: list[Any] = []
+            if self._caller and content:
+                content, calls = self._caller.parse_stream_chunk(content)
+        except Exception:  # noqa: BLE001  a detector may fail in any way on what a model wrote
+            self._stopped = True
+            return self._shown()
+        self._stopped = bool(calls)  # text between calls is shown with the whole reply
+        self._seen = Reply(self._seen.content + (content or ""), self._seen.reasoning + (thought or ""))
+        return self._shown()
+
+    def _shown(self) -> Reply:
+        """Without white space at the end: whole replies come without."""
+        return Reply(self._seen.content.rstrip(), self._seen.reasoning.rstrip())
+
+
+def _object(parameters: str | None) -> str:
+    return parameters or "{}"
 
 
 def load_sglang_parser(*, reasoning: str | None, tool_calls: str | None) -> SGLangParser:

@@ -33,7 +33,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """How a plain assistant turn is closed: `closing` is all the template prints, `stop` its control token or None.
+    """How an assistant turn is closed: `closing` is all the template prints, `stop` its control token or None.
 
     stop is None when the template prints nothing that stops: the next turn's opener is the stop token (GLM).
     """
@@ -41,6 +41,24 @@ class Join:
     closing: str
     stop: str | None
     alias: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, found: Cut, control: re.Pattern[str]) -> Join:
+        """The join of a plain turn, one without tool calls: its whole tail closes it."""
+        stop = control.search(found.tail)
+        return cls(found.tail, stop[0] if stop else None, found.alias)
+
+    def after(self, found: Cut, control: re.Pattern[str]) -> Join:
+        """The join of a turn whose tail may begin with the end of a tool call (gpt-oss closes those by another token).
+
+        Raises SuffixError when the tail neither closes as a plain turn does nor ends in a control token of its own.
+        """
+        if found.alias is not None or found.tail.endswith(self.closing):
+            return self
+        last = next(iter(list(control.finditer(found.tail))[-1:]), None)
+        if last is None or found.tail[last.end() :].strip():
+            raise SuffixError(f"closes: a turn closes with {found.tail!r}, a plain one with {self.closing!r}")
+        return Join(found.tail[last.start() :], last[0])
 
     def glue(self, ended_by: str | None, suffix: str, control: re.Pattern[str]) -> tuple[int, str]:
         """(sampled tokens to drop, text to append) after a turn that ended by sampling `ended_by`, or by none."""
@@ -66,33 +84,55 @@ def cut(
 ) -> Cut:
     """Tail and suffix of `appended` after `history`, whose last message is an assistant's.
 
+    The anchor goes into the last call's arguments; where the template prints no calls, into the content.
     Raises SuffixError, RenderError.
     """
-    for attempt in range(8):
-        anchor = f"Zq{attempt}anchor{attempt}qZ"
-        anchored = [*history[:-1], with_anchor(history[-1], anchor)]
-        short = renderer.render(anchored, tools=tools, open_turn=False, options=options)
-        long = renderer.render([*anchored, *appended], tools=tools, open_turn=True, options=options)
-        if short.count(anchor) == long.count(anchor) == 1:
-            return _split(short.partition(anchor)[2], long.partition(anchor)[2], control)
+    last = history[-1]
+    places = [_in_arguments, _in_content] if last.get("tool_calls") else [_in_content]
+    for put in places:
+        for attempt in range(8):
+            anchor = f"Zq{attempt}anchor{attempt}qZ"
+            anchored = [*history[:-1], put(last, anchor)]
+            short = renderer.render(anchored, tools=tools, open_turn=False, options=options)
+            if anchor not in short:
+                break
+            long = renderer.render([*anchored, *appended], tools=tools, open_turn=True, options=options)
+            if short.count(anchor) == long.count(anchor) == 1:
+                return _split(short.partition(anchor)[2], long.partition(anchor)[2], control)
     raise SuffixError("anchor: the template does not print the end of an assistant turn exactly once")
 
 
-def with_anchor(message: Message, anchor: str) -> dict[str, Any]:
-    """The assistant message ending in `anchor`: in a further argument of its last call, else in its content."""
-    calls = message.get("tool_calls")
-    if not calls:
-        return {**message, "content": message.get("content", "") + anchor}
-    last = calls[-1]
+def _in_content(message: Message, anchor: str) -> dict[str, Any]:
+    """The assistant message, its content ending in `anchor`."""
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return {**message, "content": content + anchor}
+    *parts, last = content
+    return {**message, "content": [*parts, {**last, "text": last["text"] + anchor}]}
+
+
+def _in_arguments(message: Message, anchor: str) -> dict[str, Any]:
+    """The assistant message with `anchor` as a further, last argument of its last call."""
+    *calls, last = message["tool_calls"]
     arguments = last["function"].get("arguments")
-    arguments = {**(arguments if isinstance(arguments, dict) else {}), "zz_anchor": anchor}
-    return {**message, "tool_calls": [*calls[:-1], {**last, "function": {**last["function"], "arguments": arguments}}]}
+    if isinstance(arguments, str) and arguments.rstrip().endswith("}"):
+        inside = arguments.rstrip()[:-1]
+        comma = "" if inside.rstrip().endswith("{") else ", "
+        anchored: Any = f'{inside}{comma}"zz_anchor": "{anchor}"}}'
+    else:
+        anchored = {**(arguments if isinstance(arguments, dict) else {}), "zz_anchor": anchor}
+    return {**message, "tool_calls": [*calls, {**last, "function": {**last["function"], "arguments": anchored}}]}
 
 
 def _split(tail: str, rest: str, control: re.Pattern[str]) -> Cut:
     if rest.startswith(tail):
         return Cut(tail, rest[len(tail) :])
-    last, further = control.match(tail), control.match(rest)
+    tokens = list(control.finditer(tail))
+    further = control.match(rest)
+    if len(tokens) > 1 and tokens[-1].end() == len(tail) and rest.startswith(tail[: tokens[-1].start()]):
+        closing = tail[: tokens[-1].start()]  # the last token ends the document, not the turn (Phi-3)
+        return Cut(closing, rest[len(closing) :])
+    last = control.match(tail)
     if last and further and rest[further.end() :].startswith(tail[last.end() :]):
         return Cut(tail, rest[further.end() + len(tail) - last.end() :], alias=(last[0], further[0]))
     raise SuffixError("tail: the template closes an assistant turn differently when messages follow it")

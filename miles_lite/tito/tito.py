@@ -6,21 +6,28 @@ before are never touched but for `Suffix.drop`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from miles_lite.errors import UserError
+from miles_lite.tito.boundaries import short_context
+from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.load import load_model_text
-from miles_lite.tito.messages import Message, Tools, normalise
+from miles_lite.tito.encoders import load_encoder
+from miles_lite.tito.families import Family, family_named, family_of_type, parsers_for, sglang_installed
+from miles_lite.tito.load import ModelText, load_model_text, no_template
+from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
-from miles_lite.tito.suffix import Cut, SuffixError, cut
-from miles_lite.tito.verify import AppendSurface, short_context, verify
+from miles_lite.tito.suffix import SuffixError, cut
+from miles_lite.tito.surface import AppendSurface
+from miles_lite.tito.verify import verify
 
 NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -43,40 +50,69 @@ class Tito:
 
     encoder: Encoder
     renderer: Renderer
+    form: Form
     surface: AppendSurface
     parser: ReplyParser
     stop_ids: frozenset[int]
+    _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, append_roles: Sequence[str] = ("tool",), parser: ReplyParser | None = None
+        cls,
+        folder: str | Path,
+        *,
+        append_roles: Sequence[str] = ("tool",),
+        family: str = "auto",
+        reasoning_parser: str | None = None,
+        tool_call_parser: str | None = None,
     ) -> Tito:
         """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
 
         A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
         """
         text = load_model_text(folder)
+        row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
         try:
-            encoder = Encoder(text.tokenizer)
-            renderer = JinjaRenderer(text.template, variables=text.variables)
-            surface = verify(renderer, encoder)
+            encoder, renderer = Encoder(text.tokenizer), _renderer(text, row, folder)
+            surface, form = cached_surface(renderer, encoder, row.kwargs if row else NO_OPTIONS)
         except (RenderError, SuffixError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
-        for role in append_roles:
-            verdict = surface.roles[role]
-            if role != "tool" and verdict.law is not None:
-                raise UserError(
-                    f"--tito-allowed-append-roles {role}: the chat template in {folder} breaks the law "
-                    f"`{verdict.law}` ({verdict.reason}); leave the role out, or use another template"
-                )
-        return cls(encoder, renderer, surface, parser or parser_for(text.template), text.stop_ids)
+        check_roles(surface, append_roles, folder)
+        parser = choose_parser(text.template or "", row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
+        return cls(encoder, renderer, form, surface, parser, text.stop_ids)
+
+    def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
+        """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
+        if not options:
+            return self.surface
+        key = json.dumps(options, sort_keys=True, default=str)
+        if key not in self._surfaces:
+            merged = {**self.surface.kwargs, **options}
+            self._surfaces[key] = verify(self.renderer, self.encoder, form=self.form, options=merged)
+        return self._surfaces[key]
+
+    def proved(self, roles: Sequence[str], options: Mapping[str, Any] = NO_OPTIONS) -> bool:
+        """Whether all roles may be appended under these options."""
+        try:
+            return self.surface_for(options).proved(roles)
+        except RenderError:
+            return False
 
     def first(
-        self, messages: Sequence[Message], *, tools: Tools | None = None, options: Mapping[str, Any] = NO_OPTIONS
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+        open_turn: bool = True,
     ) -> Suffix:
-        """The ids of a whole conversation, generation prompt included. Raises RenderError."""
-        (guarded, tool_list), mark = self.encoder.guard(([normalise(message) for message in messages], tools))
-        text = self.renderer.render(guarded, tools=tool_list, open_turn=True, options=options)
+        """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
+        shaped = [normalise(message, self.form) for message in messages]
+        (guarded, tool_list), mark = self.encoder.guard((shaped, tools))
+        merged = {**self.surface.kwargs, **options}
+        text = self.renderer.render(guarded, tools=tool_list, open_turn=open_turn, options=merged)
         return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
 
     def append(
@@ -93,22 +129,22 @@ class Tito:
         `stop` is the stop token the turn ended by sampling, None when it was cut. Every appended role must be proved.
         Raises RenderError, SuffixError.
         """
-        new = [normalise(message) for message in appended]
-        context = self.surface.context([message["role"] for message in new])
-        last = normalise(history[-1])
-        before = short_context(last) if context == "short" else [*map(normalise, history[:-1]), last]
+        surface, control = self.surface_for(options), self.encoder.control_pattern
+        if surface.join is None:
+            raise SuffixError("tail: the template closes no turn in a way that can be continued")
+        new = [normalise(message, self.form) for message in appended]
+        last = normalise(history[-1], self.form)
+        if surface.context([message["role"] for message in new]) == "short":
+            before = short_context(last)
+        else:
+            before = [*(normalise(message, self.form) for message in history[:-1]), last]
         (guarded_before, guarded, tool_list), mark = self.encoder.guard((before, new, tools))
-        found: Cut = cut(
-            self.renderer,
-            guarded_before,
-            guarded,
-            tools=tool_list,
-            options=options,
-            control=self.encoder.control_pattern,
-        )
+        merged = {**self.surface.kwargs, **options}
+        found = cut(self.renderer, guarded_before, guarded, tools=tool_list, options=merged, control=control)
+        check_suffix(found.suffix, guarded, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)
-        drop, text = self.surface.join.glue(ended_by, found.suffix, self.encoder.control_pattern)
-        return Suffix(self.encoder.encode(text, mark=mark), drop, _opens_reasoning(text))
+        drop, text = surface.join.after(found, control).glue(ended_by, found.suffix, control)
+        return Suffix(self.encoder.encode(text, mark=mark), drop, _opens_reasoning(found.suffix))
 
     def parse(
         self, ids: Sequence[int] | np.ndarray, *, tools: Tools | None = None, in_reasoning: bool = False
@@ -117,7 +153,71 @@ class Tito:
         return self.parser.parse(self.encoder.decode(ids), tools=tools, in_reasoning=in_reasoning)
 
     def stream(self, *, tools: Tools | None = None, in_reasoning: bool = False) -> ReplyStream:
-        return ReplyStream(self.parser, tools, in_reasoning)
+        return ReplyStream(self.parser.stream(tools=tools, in_reasoning=in_reasoning))
+
+
+def cached_surface(renderer: Renderer, encoder: Encoder, options: Mapping[str, Any]) -> tuple[AppendSurface, Form]:
+    """`verify_best`, once per process for a template, its control tokens and options."""
+    if not isinstance(renderer, JinjaRenderer):
+        return verify_best(renderer, encoder, options=options)
+    parts = (renderer.template, renderer.variables, sorted(encoder.control), dict(options))
+    key = blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
+    if key not in _SURFACES:
+        _SURFACES[key] = verify_best(renderer, encoder, options=options)
+    return _SURFACES[key]
+
+
+_SURFACES: dict[bytes, tuple[AppendSurface, Form]] = {}
+
+
+def check_roles(surface: AppendSurface, roles: Sequence[str], folder: str | Path) -> None:
+    """Raises UserError for a declared role, other than tool, that is not in the surface."""
+    for role in roles:
+        verdict = surface.roles[role]
+        if role != "tool" and verdict.law is not None:
+            raise UserError(
+                f"--tito-allowed-append-roles {role}: the chat template in {folder} breaks the law "
+                f"`{verdict.law}` ({verdict.reason}); leave the role out, or use another template"
+            )
+
+
+def check_suffix(suffix: str, appended: Sequence[Message], opening: str) -> None:
+    """The laws `conserve` and `opens` for messages as they are: contents in order, then the generation prompt.
+
+    Raises SuffixError. Templates may trim a content's outer white space or print it as JSON.
+    """
+    start = 0
+    for message in appended:
+        text = text_of(message["content"]).strip()
+        forms = [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))]
+        places = [(place, len(form)) for form in forms if (place := suffix.find(form, start)) >= 0]
+        if not places:
+            raise SuffixError(f"conserve: the template does not print this {message['role']} message as it is")
+        place, size = min(places)
+        start = place + size
+    if appended and appended[-1]["role"] in ("user", "system") and not suffix.endswith(opening):
+        raise SuffixError("opens: no generation prompt follows the appended messages")
+
+
+def choose_parser(template: str, row: Family | None, *, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
+    """The named parsers, else the family's, else those for the format the template prints. Raises UserError."""
+    asked = (reasoning, tool_calls)
+    if asked == (None, None):
+        known = (row.reasoning, row.tool_calls) if row else (None, None)
+        asked = known if known != (None, None) else parsers_for(template)
+        if asked == (None, None) or not sglang_installed():
+            return parser_for(template)
+    from miles_lite.tito.sglang_parsers import load_sglang_parser
+
+    return load_sglang_parser(reasoning=asked[0], tool_calls=asked[1])
+
+
+def _renderer(text: ModelText, row: Family | None, folder: str | Path) -> Renderer:
+    if row is not None and row.encoder is not None and (text.template is None or ":" in row.name):
+        return load_encoder(row.encoder)
+    if text.template is None:
+        raise no_template(folder)
+    return JinjaRenderer(text.template, variables=text.variables)
 
 
 def _opens_reasoning(text: str) -> bool:

@@ -3,11 +3,11 @@
     renders     the template renders the role at all (what it refuses by an error of its own is no boundary)
     anchor/tail the renders give a suffix at all (see suffix.py)
     native      the native render of the whole conversation ends with the suffix
-    conserve    every appended content is in the suffix once and in order
+    conserve    every appended content is in the suffix once and in order; so is reasoning, if the template prints any
     no-leak     nothing old is in the suffix
     prefix      the messages before it that no assistant wrote are printed as before
-    opens       it ends with the generation prompt (not asked of tool and assistant: some models go on without one)
-    closes      every assistant turn is closed in the same way, calls or none
+    opens       it ends with the generation prompt (tool and assistant: a warning, some models go on without one)
+    closes      a turn ends in the plain closing, or in a control token of its own
     seam        encode(prefix) + encode(suffix) = encode(prefix + suffix)
 
 Invariant: a role is in the surface only when every boundary tried keeps every law.
@@ -15,49 +15,15 @@ Invariant: a role is in the surface only when every boundary tried keeps every l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from miles_lite.tito.boundaries import ROLES, TOOLS, Boundary, boundaries, contents, short_context
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.messages import Form, normalise
 from miles_lite.tito.render import Renderer, RenderError
 from miles_lite.tito.suffix import Cut, Join, SuffixError, cut
-
-ROLES = ("tool", "user", "system", "assistant")
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather in a city.",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
-    }
-]
-Context = Literal["short", "real"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One role: which law it breaks (None: it is proved) and why; whether the short context gives the same suffix."""
-
-    law: str | None = None
-    reason: str = ""
-    context: Context = "short"
-
-
-@dataclass(frozen=True, slots=True)
-class AppendSurface:
-    """What may be appended after an assistant turn, and how turns are closed."""
-
-    roles: Mapping[str, Verdict]
-    join: Join
-
-    def proved(self, roles: Sequence[str]) -> bool:
-        return all(role in self.roles and self.roles[role].law is None for role in roles)
-
-    def context(self, roles: Sequence[str]) -> Context:
-        return "short" if all(self.roles[role].context == "short" for role in roles) else "real"
+from miles_lite.tito.surface import AppendSurface, Context, Verdict
 
 
 class _Broken(ValueError):
@@ -66,45 +32,72 @@ class _Broken(ValueError):
         self.law = law
 
 
-@dataclass(frozen=True, slots=True)
-class _Boundary:
-    history: list[dict[str, Any]]
-    appended: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-
-
-def short_context(last: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A conversation as short as can be that ends like one whose last assistant turn is `last`."""
-    reply: dict[str, Any] = {"role": "assistant", "content": "ok"}
-    if last.get("tool_calls"):
-        reply |= {"content": "", "tool_calls": last["tool_calls"]}
-    return [{"role": "user", "content": "hi"}, reply]
-
-
-def verify(renderer: Renderer, encoder: Encoder, *, options: Mapping[str, Any] | None = None) -> AppendSurface:
+def verify(
+    renderer: Renderer, encoder: Encoder, *, form: Form | None = None, options: Mapping[str, Any] | None = None
+) -> AppendSurface:
     """Try every role at boundaries with and without tools and reasoning. Raises RenderError when plain chat fails."""
-    laws = _Laws(renderer, encoder, dict(options or {}))
-    return AppendSurface(roles={role: laws.judge(role) for role in ROLES}, join=laws.join)
+    given = dict(options or {})
+    try:
+        laws = _Laws(renderer, encoder, form or find_form(renderer), given)
+    except SuffixError as error:
+        law, _, reason = str(error).partition(": ")
+        return AppendSurface(dict.fromkeys(ROLES, Verdict(law, reason)), None, "", given)
+    return AppendSurface({role: laws.judge(role) for role in ROLES}, laws.join, laws.opening, given)
+
+
+def find_form(renderer: Renderer) -> Form:
+    """What the template takes: the first form in which a plain chat and a tool call are printed."""
+    return Form(arguments=_form_of_arguments(renderer), content=_form_of_content(renderer))
+
+
+def _form_of_content(renderer: Renderer) -> Any:
+    chat = [{"role": "user", "content": "Ask0 this."}, {"role": "assistant", "content": "Said0 so."}]
+    for form in (Form(), Form(content="parts")):
+        text = _try_render(renderer, chat, form, None)
+        if text.count("Said0") == 1:
+            return form.content
+    return "text"
+
+
+def _form_of_arguments(renderer: Renderer) -> Any:
+    boundary = next(iter(boundaries("tool")))
+    for form in (Form(), Form(arguments="text")):
+        if "City0" in _try_render(renderer, [*boundary.history, *boundary.appended], form, TOOLS):
+            return form.arguments
+    return "object"
+
+
+def _try_render(renderer: Renderer, messages: Sequence[Mapping[str, Any]], form: Form, tools: Any) -> str:
+    try:
+        return renderer.render([normalise(each, form) for each in messages], tools=tools, open_turn=False, options={})
+    except RenderError:
+        return ""
 
 
 class _Laws:
-    def __init__(self, renderer: Renderer, encoder: Encoder, options: dict[str, Any]) -> None:
-        self.renderer, self.encoder, self.options = renderer, encoder, options
+    def __init__(self, renderer: Renderer, encoder: Encoder, form: Form, options: dict[str, Any]) -> None:
+        self.renderer, self.encoder, self.form, self.options = renderer, encoder, form, options
         self.control = encoder.control_pattern
         chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
-        plain = self.cut(_Boundary(chat, [{"role": "user", "content": "go on"}], None))
-        stop = self.control.search(plain.tail)
-        self.join = Join(plain.tail, stop[0] if stop else None, plain.alias)
+        self.join = Join.of(self.cut(Boundary(chat, [{"role": "user", "content": "go on"}], None)), self.control)
         closed, opened = (self.render(chat[:1], None, open_turn=open_turn) for open_turn in (False, True))
-        self.opening = opened[len(closed) :] if opened.startswith(closed) else ""
+        if opened.startswith(closed):
+            self.opening = opened[len(closed) :]
+        else:
+            last = list(self.control.finditer(closed))[-1:]  # a token that ends the document (Phi-3)
+            rest = closed[: last[0].start()] if last and last[0].end() == len(closed) else None
+            self.opening = opened[len(rest) :] if rest and opened.startswith(rest) else ""
+        self.reasons = self._prints_reasoning()
+        self.warnings: list[str] = []
 
     def judge(self, role: str) -> Verdict:
         context: Context = "short"
-        boundaries, refused, reason = list(_boundaries(role)), 0, ""
-        for boundary in boundaries:
+        tried, refused, reason = list(boundaries(role)), 0, ""
+        self.warnings = []
+        for boundary in tried:
             try:
                 found = self.check(boundary, role)
-                if self.short(boundary) != found.suffix:
+                if self.short(boundary) != found:
                     context = "real"
             except RenderError as error:
                 refused, reason = refused + 1, str(error)
@@ -113,47 +106,73 @@ class _Laws:
                 return Verdict(law, why, context)
             except _Broken as error:
                 return Verdict(error.law, str(error), context)
-        return Verdict("renders", reason) if refused == len(boundaries) else Verdict(context=context)
+        if refused == len(tried):
+            return Verdict("renders", reason)
+        return Verdict(context=context, warning="; ".join(dict.fromkeys(self.warnings)))
 
-    def check(self, boundary: _Boundary, role: str) -> Cut:
+    def check(self, boundary: Boundary, role: str) -> Cut:
         found = self.cut(boundary)
-        suffix, old, new = found.suffix, _contents(boundary.history), _contents(boundary.appended)
+        suffix = found.suffix
         native = self.render([*boundary.history, *boundary.appended], boundary.tools, open_turn=True)
         if not native.endswith(suffix):
             raise _Broken("native", "the native render does not end with the suffix")
-        places = [suffix.find(text) for text in new]
-        if -1 in places or places != sorted(places) or any(suffix.count(text) != 1 for text in new):
-            raise _Broken("conserve", "an appended message is dropped, moved or doubled")
-        if any(text in suffix for text in old):
+        self._conserved(boundary, suffix)
+        if any(text in suffix for text in contents(boundary.history)):
             raise _Broken("no-leak", "an earlier message is printed again after the appended ones")
         before = self.render(boundary.history, boundary.tools, open_turn=False)
         if self._frames(before, boundary.history) != self._frames(native, boundary.history):
             raise _Broken("prefix", "appending changes how earlier messages are printed")
-        if role in ("user", "system") and not (self.opening and suffix.endswith(self.opening)):
-            raise _Broken("opens", "no generation prompt follows the appended message")
-        if found.alias is None and not found.tail.endswith(self.join.closing):
-            raise _Broken("closes", f"a turn closes with {found.tail!r}, a plain one with {self.join.closing!r}")
+        if not (self.opening and suffix.endswith(self.opening)):
+            if role in ("user", "system"):
+                raise _Broken("opens", "no generation prompt follows the appended message")
+            self.warnings.append("no generation prompt follows: the model goes on in the same turn")
+        self.join.after(found, self.control)
         self._seam(native[: len(native) - len(suffix)], suffix)
         return found
 
-    def cut(self, boundary: _Boundary) -> Cut:
-        return cut(
-            self.renderer,
-            boundary.history,
-            boundary.appended,
-            tools=boundary.tools,
-            options=self.options,
-            control=self.control,
-        )
+    def cut(self, boundary: Boundary) -> Cut:
+        return self._cut(self._shaped(boundary.history), self._shaped(boundary.appended), boundary.tools)
 
-    def short(self, boundary: _Boundary) -> str | None:
+    def short(self, boundary: Boundary) -> Cut | None:
+        history = short_context(self._shaped(boundary.history)[-1])
         try:
-            return self.cut(_Boundary(short_context(boundary.history[-1]), boundary.appended, boundary.tools)).suffix
+            return self._cut(history, self._shaped(boundary.appended), boundary.tools)
         except (SuffixError, RenderError):
             return None
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, open_turn: bool) -> str:
-        return self.renderer.render(messages, tools=tools, open_turn=open_turn, options=self.options)
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, open_turn: bool) -> str:
+        return self.renderer.render(self._shaped(messages), tools=tools, open_turn=open_turn, options=self.options)
+
+    def _shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [normalise(message, self.form) for message in messages]
+
+    def _cut(self, history: list[dict[str, Any]], appended: list[dict[str, Any]], tools: Any) -> Cut:
+        options, control = self.options, self.control
+        return cut(self.renderer, history, appended, tools=tools, options=options, control=control)
+
+    def _conserved(self, boundary: Boundary, suffix: str) -> None:
+        said = [message["content"] for message in boundary.appended]
+        places = [suffix.find(text) for text in said]
+        if any(suffix.count(text) != 1 for text in said) or places != sorted(places):
+            raise _Broken("conserve", "the content of an appended message is dropped, moved or doubled")
+        thought = [text for message in boundary.appended if (text := message.get("reasoning_content"))]
+        if not self.reasons or all(suffix.count(text) == 1 for text in thought):
+            return
+        if boundary.appended[-1]["role"] == "assistant":
+            raise _Broken("conserve", "the reasoning of an appended message is dropped or doubled")
+        self.warnings.append("its reasoning is dropped when a user message follows it")
+
+    def _prints_reasoning(self) -> bool:
+        """Whether any render shows the reasoning of an assistant turn."""
+        for role in ("tool", "user"):
+            for boundary in boundaries(role):
+                try:
+                    text = self.render(boundary.history, boundary.tools, open_turn=False)
+                except RenderError:
+                    continue
+                if "Why" in text:
+                    return True
+        return False
 
     def _frames(self, text: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         """The text before all control tokens, and each message that no assistant wrote with the token before it."""
@@ -171,41 +190,3 @@ class _Laws:
         parts = [*self.encoder.encode(prefix), *self.encoder.encode(suffix)]
         if parts != list(self.encoder.encode(prefix + suffix)):
             raise _Broken("seam", "the tokenizer joins text across the start of the suffix")
-
-
-def _contents(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [text for message in messages for text in (message.get("reasoning_content"), message["content"]) if text]
-
-
-def _boundaries(role: str) -> Iterator[_Boundary]:
-    """Conversations to try for one role; every content is unique, so that it can be looked for."""
-    system: dict[str, Any] = {"role": "system", "content": "Sys0 rule."}
-    asked: dict[str, Any] = {"role": "user", "content": "Ask0 this."}
-    again: dict[str, Any] = {"role": "user", "content": "Ask1 more."}
-    result = [{"role": "tool", "tool_call_id": f"call{n:05}", "content": f"Result{n} is."} for n in range(3)]
-    thoughts: list[dict[str, Any]] = [{}, {"reasoning_content": "Why0 think."}]
-    for thought in thoughts:
-        said = {"role": "assistant", "content": "Said0 so.", **thought}
-        called = {"role": "assistant", "content": "", "tool_calls": [_call(0)], **thought}
-        twice = {"role": "assistant", "content": "Doing0 both.", "tool_calls": [_call(1), _call(2)], **thought}
-        worked = [system, asked, called, result[0]]
-        final = {"role": "assistant", "content": "Done0 now.", **thought}
-        if role == "tool":
-            yield _Boundary([system, asked, called], [result[0]], TOOLS)
-            yield _Boundary([asked, called], [result[0]], TOOLS)
-            yield _Boundary([*worked, twice], result[1:], TOOLS)
-            yield _Boundary([*worked, final, again, twice], result[1:], TOOLS)
-            continue
-        new = {"role": role, "content": f"New0 {role}."}
-        after = [again] if role == "assistant" else []
-        for history, tools in (([system, asked, said], None), ([asked, said], None), ([*worked, final], TOOLS)):
-            yield _Boundary(history, [new, *after], tools)
-        if role == "system":
-            yield _Boundary([system, asked, said], [new, again], None)
-        if role == "assistant":
-            yield _Boundary([system, asked, said], [{**new, "reasoning_content": "Why1 not."}], None)
-
-
-def _call(number: int) -> dict[str, Any]:
-    function = {"name": "get_weather", "arguments": {"city": f"City{number}"}}
-    return {"id": f"call{number:05}", "type": "function", "function": function}

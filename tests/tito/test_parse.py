@@ -85,7 +85,7 @@ def test_calls_are_json_objects_and_text_is_unicode(text: str, in_reasoning: boo
 
 @given(text=replies, cuts=st.lists(st.integers(0, 60), max_size=8), in_reasoning=st.booleans())
 def test_what_streams_adds_up_to_the_whole(text: str, cuts: list[int], in_reasoning: bool) -> None:
-    stream = ReplyStream(PARSER, TOOLS, in_reasoning)
+    stream = ReplyStream(PARSER.stream(tools=TOOLS, in_reasoning=in_reasoning))
     deltas = [stream.feed(text[:cut]) for cut in sorted(cuts)]
     whole = _parse(text, in_reasoning=in_reasoning)
     deltas.append(stream.finish(whole))

@@ -10,10 +10,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from miles_lite.errors import UserError
 from miles_lite.tito import AppendSurface, Tito
+from miles_lite.tito.boundaries import ROLES
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.suffix import SuffixError
-from miles_lite.tito.verify import ROLES, verify
+from miles_lite.tito.verify import verify
 from tests.tito.test_suffix import ALIAS, CHATML, OVERLAP
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -49,7 +50,7 @@ def _surface(template: str, tiny_model: Path) -> AppendSurface:
     [
         (CHATML, "user", None),
         (CHATML, "system", None),
-        (CHATML, "tool", "anchor"),
+        (CHATML, "tool", None),
         (OVERLAP, "user", None),
         (ALIAS, "user", None),
         (HOISTED, "system", "conserve"),
