@@ -143,14 +143,16 @@ class _Home:
 
 @lru_cache(maxsize=1)
 def _home() -> _Home:
+    """The guard is a grandchild: Ray kills the children of a worker that it ends."""
     folder = tempfile.mkdtemp(prefix="swe-agent-")
     guard = subprocess.Popen(
-        ["sh", "-c", 'cat; rm -rf -- "$0"', folder],
+        ["sh", "-c", 'exec 3<&0; (cat <&3; rm -rf -- "$0") & exit 0', folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    guard.wait(timeout=60)
     return _Home(folder, guard)
 
 

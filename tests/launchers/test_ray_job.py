@@ -114,6 +114,11 @@ def test_a_job_that_fails_is_a_launcher_that_fails(job: dict[str, str]) -> None:
     assert done.returncode != 0
 
 
+def heed_interrupts() -> None:
+    """A shell cannot trap a signal that was ignored when it began, as in jobs that a script starts with `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.e2e
 def test_ctrl_c_ends_job_workers_and_head(job: dict[str, str], tmp_path: Path) -> None:
     job |= {"ENTRYPOINT": job["ENTRYPOINT"] + " wait"}
@@ -124,6 +129,7 @@ def test_ctrl_c_ends_job_workers_and_head(job: dict[str, str], tmp_path: Path) -
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         deadline = time.monotonic() + 240
         while "WAITING" not in (text := (tmp_path / "log").read_text()):
