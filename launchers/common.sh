@@ -3,6 +3,7 @@
 #
 #   take_common_args "$@"     --dry-run and --help; everything else ends up in EXTRA_ARGS, last on the command line
 #   run CMD...                runs CMD; with --dry-run prints it instead
+#   attend CMD...             the same, heeding signals to the launcher while CMD runs
 #   start CMD...              the same in the background; what it started is ended when the launcher ends
 #   show_env NAME...          with --dry-run prints these variables, secrets redacted
 #   train_args                joins the arrays below into TRAIN_ARGS
@@ -59,6 +60,17 @@ start() {
     "$@" &
     STARTED+=($!)
   fi
+}
+
+# attend CMD...: runs CMD and waits for it, as run does, but a signal to the launcher is heeded while CMD still runs.
+attend() {
+  if ((DRY_RUN)); then quote "$@"; return; fi
+  local code=0
+  "$@" &
+  STARTED+=($!)
+  wait $! || code=$?
+  unset 'STARTED[-1]'
+  return "$code"
 }
 
 # end PID...: ends these processes, which we started, and waits at most 20 s before it insists.

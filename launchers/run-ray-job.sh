@@ -137,7 +137,7 @@ run_head() {
     until_true "$NUM_NODES nodes" nodes_joined
   fi
   SUBMISSION=miles-lite-$(date +%Y%m%d-%H%M%S)-$$
-  run ray job submit --address="$RAY_ADDRESS" --submission-id="$SUBMISSION" --runtime-env-json="$(runtime_env_json)" \
+  attend ray job submit --address="$RAY_ADDRESS" --submission-id="$SUBMISSION" --runtime-env-json="$(runtime_env_json)" \
     -- "${entrypoint[@]}"
 }
 

@@ -120,7 +120,10 @@ def heed_interrupts() -> None:
 
 
 @pytest.mark.e2e
-def test_ctrl_c_ends_job_workers_and_head(job: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_job_workers_and_head(
+    job: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     job |= {"ENTRYPOINT": job["ENTRYPOINT"] + " wait"}
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(
@@ -136,6 +139,9 @@ def test_ctrl_c_ends_job_workers_and_head(job: dict[str, str], tmp_path: Path) -
             assert time.monotonic() < deadline, f"the job did not start: {text}"
             assert launcher.poll() is None, text
             time.sleep(0.5)
-        os.killpg(launcher.pid, signal.SIGINT)
-        assert launcher.wait(timeout=90) == 130
+        if number is signal.SIGINT:
+            os.killpg(launcher.pid, number)  # as a terminal does
+        else:
+            launcher.send_signal(number)
+        assert launcher.wait(timeout=90) == code
     assert not processes_of("probe.py")
