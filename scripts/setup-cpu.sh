@@ -69,7 +69,7 @@ step() {
 # pip complains that what came without its dependencies lacks them: that is the plan, so it becomes one line. Every
 # other line of pip's is shown as it is.
 unmet_as_planned() {
-  awk -v planned="$(sed -n 's/^\([A-Za-z][^=<> ]*\).*/\1/p' requirements/cpu-nodeps.txt | tr '\n' ' ')" '
+  awk -v planned="$(sed -n 's/^\([A-Za-z][^=<> ]*\).*/\1/p' requirements/cpu-nodeps.txt requirements/dev-nodeps.txt | tr '\n' ' ')" '
     BEGIN { split(planned, list, " "); for (i in list) known[list[i]] = 1 }
     /^ERROR: pip.s dependency resolver does not/ { header = $0; next }
     ($1 in known) && / (requires|has requirement) / { hidden++; next }
@@ -91,6 +91,7 @@ step torch requirements/torch.txt -- install "${torch_index[@]}" -r requirements
 step nodeps requirements/cpu-nodeps.txt -- install --no-deps -r requirements/cpu-nodeps.txt
 step cpu requirements/torch.txt requirements/cpu.txt -- install -c requirements/torch.txt -r requirements/cpu.txt
 if ((dev)); then
+  step dev-nodeps requirements/dev-nodeps.txt -- install --no-deps -r requirements/dev-nodeps.txt
   step dev requirements/torch.txt requirements/dev.txt -- install -c requirements/torch.txt -r requirements/dev.txt
 fi
 step miles_lite pyproject.toml -- install --no-deps --no-build-isolation -e .
