@@ -98,7 +98,10 @@ class Encoder:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    definition = json.loads(tokenizer.to_str())
-    definition["added_tokens"] = []
-    definition["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(definition))
+    """The same model and text rules; the model is shared, not copied."""
+    plain = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        plain.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        plain.pre_tokenizer = tokenizer.pre_tokenizer
+    return plain
