@@ -20,9 +20,7 @@ import uvloop
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--ids", type=Path, required=True, help="JSON list: the ids of every answer, the stop token last"
-    )
+    parser.add_argument("--ids", type=Path, required=True, help="JSON: the ids of every answer, the stop last")
     parser.add_argument("--experts", type=int, nargs=2, metavar=("LAYERS", "TOPK"), help="answer routed experts too")
     args = parser.parse_args()
     uvloop.run(_serve(_answer(json.loads(args.ids.read_text()), args.experts)))

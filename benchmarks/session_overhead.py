@@ -6,7 +6,7 @@ A canned engine answers at once and shares core 1 with the load generator; the s
 turn is 100 appended text tokens and 400 sampled ids with logprobs (Qwen3's vocabulary and template). Printed:
 
 intercept_ms, slope_us_per_1k    overhead per turn over the history's length, to 130k tokens: median over sessions of
-                                 (turn - direct), then a least-squares line; also for 500 appended tokens    (<= 1.0, 20)
+                                 (turn - direct), then a least-squares line; also with 500 appended         (<= 1.0, 20)
 rps_256, p99_ms_256              256 concurrent sessions x 8 turns                                    (>= 1,000, <= 500)
 direct_rps_256                   the same bodies straight to the engine
 bytes_per_token, kib_per_session resident memory: a line over sessions of 1 turn and of 16                  (<= 16, 20)
@@ -129,7 +129,7 @@ async def _throughput(server: Server, engine: int, words: Words, *, rounds: int)
 
 async def _memory(server: Server, words: Words, *, sessions: int) -> dict[str, float]:
     """Resident bytes over sessions of 1 turn and of 16; what is left when they are deleted."""
-    warm = [Agent(await Connection.open(server.port), words) for _ in range(32)]
+    warm = [Agent(await Connection.open(server.port), words) for _ in range(4)]
     for agent in warm:
         await agent.open()
         await agent.talk(16)
@@ -181,8 +181,11 @@ class Words:
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._random = random.Random(0)
         self.stop = int(self._tokenizer.token_to_id("<|im_end|>"))
-        common = (f" {first}{second}" for first in "abcdefghilmnoprstw" for second in ("e", "o", "an", "in", "ar"))
-        self._words = [word for word in common if len(self._tokenizer.encode(word).ids) == 1]
+        pieces = (
+            "al an ar as at be ca co de el en er es ex in is it le me ne on or pa re ro se st ta te ti un ve".split()
+        )
+        words = (f" {first}{second}" for first in pieces for second in ("", *pieces))
+        self._words = [word for word in words if len(self._tokenizer.encode(word).ids) == 1]
 
     def text(self, tokens: int) -> str:
         return "".join(self._random.choices(self._words, k=tokens))
@@ -280,9 +283,9 @@ def _process(script: str, *arguments: str, core: int = 1) -> Iterator[Server]:
 
 
 def _model(folder: Path) -> Path:
-    from tests.models import make_tiny_model
+    from tests.tito.material import save_model
 
-    return make_tiny_model(folder)
+    return save_model(folder, "trl/qwen3", eos="<|im_end|>", model_type="qwen3")
 
 
 if __name__ == "__main__":
