@@ -274,9 +274,10 @@ class Service:
 def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
 
+    written = tito.encoder.stream()
+
     async def watch(ids: list[int]) -> None:
-        shown = ids[:-1] if ids[-1] in tito.stop_ids else ids
-        text = tito.encoder.decode(shown)
+        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
         for stop in stops:
             text = text.partition(stop)[0]
         held = max((_overlap(text, stop) for stop in stops), default=0)
