@@ -354,8 +354,6 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
         taken.listen()
         with pytest.raises(UserError, match="cannot listen on"):
             asyncio.run(start(model=tiny_model, port=taken.getsockname()[1]))
-    with pytest.raises(UserError, match="v1"):
-        asyncio.run(start(model=tiny_model, use_session_server="v1"))
     with pytest.raises(UserError, match="--session-message-matcher"):
         asyncio.run(start(model=tiny_model, session_message_matcher="nonsense"))
     with pytest.raises(UserError, match="has no tokenizer"):
