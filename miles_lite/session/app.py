@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from miles_lite.session.caller import agent_name
 from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
@@ -102,7 +105,7 @@ class _Routes:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             raw = await request.read()
-            parsed = dialect.parse(_object(raw))
+            parsed = _parsed(request, dialect, raw)
             call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
             with call.listener():
                 if parsed.stream:
@@ -116,7 +119,7 @@ class _Routes:
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = _MESSAGES.parse(await _body(request))
+        parsed = _parsed(request, _MESSAGES, await request.read())
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
 
@@ -166,6 +169,11 @@ def _object(data: bytes) -> Any:
         raise bad_request("the request body must be a JSON object")
     check_limits(body)
     return body
+
+
+def _parsed(request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
+    body = _object(raw)
+    return replace(dialect.parse(body), agent=agent_name(request.headers, body))
 
 
 def _session_id(request: web.Request) -> str:

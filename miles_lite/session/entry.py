@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import orjson
 
+from miles_lite.session.caller import Caller
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.tree import Output, Place, Tree, Turn
 from miles_lite.tito.messages import Message
 
 Row = tuple[Any, ...]
-"""(parent, dropped, seed, prompt, output, logprobs, messages, facts): arrays little-endian, messages and facts JSON."""
+"""(parent, dropped, caller, prompt, output, logprobs, messages, facts): arrays little-endian, the last two JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class Entry:
     """A turn to commit. `counts` are what it adds to the session's counters."""
 
     parent: int | None
-    seed: bytes
+    caller: Caller
+    root: str | None
     messages: tuple[Message, ...]
     reply: Message
     prompt_ids: np.ndarray
@@ -48,7 +50,7 @@ class Entry:
     def commit(self, tree: Tree) -> Turn:
         parent = None if self.parent is None else tree.turns[self.parent]
         return tree.commit(
-            Place(parent, 0, self.seed),
+            Place(parent, 0, self.caller, self.root),
             self.messages,
             reply=self.reply,
             prompt_ids=self.prompt_ids,
@@ -60,6 +62,8 @@ class Entry:
 def to_row(entry: Entry) -> Row:
     output, receipt = entry.output, entry.receipt
     facts = {
+        "agent": entry.caller.name,
+        "root": entry.root,
         "spans": output.spans,
         "temperature": output.temperature,
         "finish_reason": output.finish_reason,
@@ -77,7 +81,7 @@ def to_row(entry: Entry) -> Row:
     return (
         entry.parent,
         entry.drop,
-        entry.seed,
+        entry.caller.seed,
         entry.prompt_ids.astype("<i4").tobytes(),
         output.ids.astype("<i4").tobytes(),
         output.logprobs.astype("<f4").tobytes(),
@@ -109,7 +113,8 @@ def from_row(row: Sequence[Any]) -> Entry:
     )
     return Entry(
         parent=parent,
-        seed=seed,
+        caller=Caller(known["agent"], seed),
+        root=known["root"],
         messages=tuple(said),
         reply=reply,
         prompt_ids=np.frombuffer(prompt, "<i4").astype(np.int32),

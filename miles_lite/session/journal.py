@@ -30,12 +30,12 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, sampling BLOB, recreated INTEGER, used REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
-    number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, seed BLOB,
+    number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
     prompt BLOB, output BLOB, logprobs BLOB, messages BLOB, facts BLOB
 );
 CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
 """
-_COLUMNS = "parent, dropped, seed, prompt, output, logprobs, messages, facts"
+_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, messages, facts"
 _ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions.id), 0)) < ?"
 

@@ -20,6 +20,8 @@ import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
+from miles_lite.session import linear
+from miles_lite.session.caller import caller_of
 from miles_lite.session.calls import Ask, Call, OnDelta
 from miles_lite.session.collect import collect
 from miles_lite.session.dialects import Stamp
@@ -27,6 +29,7 @@ from miles_lite.session.engine_calls import EngineCalls, Generation
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, bad_request, unknown_session
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
+from miles_lite.session.forks import fork_of, forks, report
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
@@ -40,14 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it.
-
-    `root` says why a new root was begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
-    """
+    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it."""
 
     place: Place
     suffix: Suffix
-    root: str | None
     ids: np.ndarray
     sampling: Sampling
 
@@ -67,6 +66,8 @@ class Service:
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
+        self._linear = options.use_session_server == "v1"
+        self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
         self._idle_seconds = options.session_idle_seconds
@@ -111,7 +112,8 @@ class Service:
             return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
         described = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
-        return described | {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        described |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        return described | ({"forks": forks(session.tree)} if self._detects_snap else {})
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         """None for a session that nobody opened."""
@@ -188,7 +190,8 @@ class Service:
         matched = generation.finish.get("matched")
         entry = Entry(
             parent=prompt.place.turn.number if prompt.place.turn else None,
-            seed=prompt.place.seed,
+            caller=prompt.place.caller,
+            root=prompt.place.root,
             messages=tuple(request.messages[prompt.place.matched :]),
             reply=voice.message(reply),
             prompt_ids=prompt.suffix.ids,
@@ -203,8 +206,10 @@ class Service:
             ),
             counts=_counts_of(prompt, generation),
         )
-        turn = await self._sessions.commit(session, entry)
-        self._counts.update(entry.counts)
+        turn, counts = await self._sessions.commit(session, entry)
+        self._counts.update(counts)
+        if self._detects_snap and (fork := fork_of(session.tree, turn)):
+            report(session.session_id, fork)
         call.turn = turn.number
         return self._told(request, turn, entry.receipt)
 
@@ -229,11 +234,11 @@ class Service:
     async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
         session = await self._sessions.find(session_id) or Session(session_id, Tree(self._matcher), {})
-        return len(self._context(session, request)[-1])
+        return len(self._context(session, request)[2])
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place, suffix, root, ids = self._context(session, request)
+        place, suffix, ids = self._context(session, request)
         sampling = resolve(
             session.sampling,
             request.body,
@@ -249,17 +254,22 @@ class Service:
                 in_reasoning=suffix.opens_reasoning,
             )
         )
-        return _Prompt(place, suffix, root, ids, sampling)
+        return _Prompt(place, suffix, ids, sampling)
 
-    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, str | None, np.ndarray]:
-        place = session.tree.attach(request.messages, request.tools)
+    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, np.ndarray]:
+        """Where the request belongs, what it adds there, and the ids of both. Raises ApiError."""
+        tree, messages, caller = session.tree, request.messages, caller_of(request.agent, request.tools)
+        if self._linear:
+            place = linear.place(tree, messages, caller, allowed=self._roles)
+        else:
+            place = tree.attach(messages, caller)
         try:
-            place, suffix, root = self._suffix(session, request, place)
+            place, suffix = self._suffix(session, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return place, suffix, root, np.concatenate([session.tree.context(place.turn, suffix.drop), suffix.ids])
+        return place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids)
 
-    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix, str | None]:
+    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
         reason = "first" if not session.tree.turns else "diverged"
         if place.turn is not None:
@@ -272,13 +282,15 @@ class Service:
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options
                     )
-                    return place, suffix, None
-                except SuffixError:
-                    reason = "no_suffix"
+                    return place, suffix
+                except SuffixError as error:
+                    reason, why = "no_suffix", str(error)
             else:
-                reason = "role"
+                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
+            if self._linear:
+                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.seed), suffix, reason
+        return Place(None, 0, place.caller, root=reason), suffix
 
     async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
@@ -330,22 +342,22 @@ def _release(session: Session, call: Call) -> None:
 
 
 def _counts_of(prompt: _Prompt, generation: Generation) -> dict[str, int]:
-    counts = {
+    return {
         "turns": 1,
         "prompt_tokens": len(prompt.ids),
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
     }
-    return counts if prompt.root is None else counts | {f"roots_{prompt.root}": 1}
 
 
 def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
 
+    written = tito.encoder.stream()
+
     async def watch(ids: list[int]) -> None:
-        shown = ids[:-1] if ids[-1] in tito.stop_ids else ids
-        text = tito.encoder.decode(shown)
+        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
         for stop in stops:
             text = text.partition(stop)[0]
         held = max((_overlap(text, stop) for stop in stops), default=0)

@@ -18,6 +18,7 @@ from typing import Any
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.forks import fork_of
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.tree import Tree, Turn
@@ -46,15 +47,19 @@ class Session:
     unheard: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def commit(self, entry: Entry) -> Turn:
-        """Add a turn that the journal has. Whoever sends a conversation on has heard the turn before."""
+    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Add a turn that the journal has; the turn, and what was counted.
+
+        Whoever sends a conversation on has heard the turn before.
+        """
         turn = entry.commit(self.tree)
         self.receipts.append(entry.receipt)
         self.unheard.discard(-1 if entry.parent is None else entry.parent)
         self.unheard.add(turn.number)
-        self.counts.update(entry.counts)
         self.size += _size(entry)
-        return turn
+        counts = {**entry.counts, **_place_counts(self.tree, turn)}
+        self.counts.update(counts)
+        return turn, counts
 
     def call_of(self, ask: Ask) -> Call | None:
         """The newest undelivered call of a repeated request; sooner one that nobody listens to."""
@@ -126,8 +131,8 @@ class Sessions:
                 return self._resident.get(session_id)
         raise unknown_session(session_id)
 
-    async def commit(self, session: Session, entry: Entry) -> Turn:
-        """Journal a turn, then add it to the tree: turns join the tree in the journal's order."""
+    async def commit(self, session: Session, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Journal a turn, then add it to the tree: turns join the tree in the journal's order. Raises ApiError."""
         if self._journal is not None:
             try:
                 await self._journal.append(session.session_id, entry)
@@ -136,11 +141,11 @@ class Sessions:
         if session.deleted:
             raise unknown_session(session.session_id)
         before = session.size
-        turn = session.commit(entry)
+        made = session.commit(entry)
         session.used = time.time()
         self._bytes += session.size - before
         self._spill()
-        return turn
+        return made
 
     async def delete(self, session_id: str) -> Session:
         """Forget the session for good, on disk too. Raises ApiError 404."""
@@ -219,6 +224,14 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
     for entry in stored.entries:
         session.commit(entry)
     return session
+
+
+def _place_counts(tree: Tree, turn: Turn) -> dict[str, int]:
+    """Why the turn begins a root, and why it forked, if it did."""
+    counts = {f"roots_{turn.root}": 1} if turn.root else {}
+    if fork := fork_of(tree, turn):
+        counts |= {"forks": 1, f"forks_{fork.reason}": 1}
+    return counts
 
 
 def _size(entry: Entry) -> int:

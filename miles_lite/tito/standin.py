@@ -25,15 +25,20 @@ _LOOKS_CONTROL = re.compile(
 
 def stand_in_tokenizer(template: str) -> Tokenizer:
     """A byte-level tokenizer that knows the template's control tokens and `VARIABLES`. Raises RenderError."""
-    texts = [*_literals(template), *VARIABLES.values()]
-    tokens = sorted({match[0] for text in texts for match in _LOOKS_CONTROL.finditer(text)})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     markup = re.compile(r"</?(think|tool)")
+    tokens = control_tokens(template)
     tokenizer.add_tokens([AddedToken(each, special=not markup.match(each), normalized=False) for each in tokens])
     return tokenizer
+
+
+def control_tokens(template: str) -> list[str]:
+    """What the template's own text, and `VARIABLES`, hold that looks like a control token. Raises RenderError."""
+    texts = [*_literals(template), *VARIABLES.values()]
+    return sorted({match[0] for text in texts for match in _LOOKS_CONTROL.finditer(text)})
 
 
 def _literals(template: str) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.net import network_file_system
+from miles_lite.session.caller import Caller
 from miles_lite.session.client import SessionError
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.entry import Entry, Receipt, from_row, to_row
@@ -53,7 +54,8 @@ def _entries(draw: st.DrawFn) -> Entry:
     )
     return Entry(
         parent=None,
-        seed=draw(st.binary(min_size=16, max_size=16)),
+        caller=Caller(draw(st.none() | st.text(max_size=3)), draw(st.binary(min_size=16, max_size=16))),
+        root=draw(st.sampled_from(["first", "role"])),
         messages=tuple(draw(_messages)),
         reply={"role": "assistant", "content": draw(st.text(max_size=9)), "tool_calls": [{"id": "c"}]},
         prompt_ids=np.asarray(draw(st.lists(st.integers(0, 2**31 - 1), max_size=6)), np.int32),
@@ -68,9 +70,9 @@ def _entries(draw: st.DrawFn) -> Entry:
 @given(_entries())
 def test_a_row_holds_a_turn_bit_for_bit(entry: Entry) -> None:
     again = from_row(to_row(entry))
-    assert (again.receipt, again.counts, again.seed) == (entry.receipt, entry.counts, entry.seed)
+    assert (again.receipt, again.counts) == (entry.receipt, entry.counts)
     one, other = entry.commit(new_tree()), again.commit(new_tree())
-    for name in ("messages", "reply", "request", "start", "drop", "number"):
+    for name in ("messages", "reply", "request", "start", "drop", "number", "caller", "root"):
         assert getattr(one, name) == getattr(other, name)
     for ours, theirs in ((one.prompt_ids, other.prompt_ids), (one.output.ids, other.output.ids)):
         assert ours.dtype == theirs.dtype == np.int32
