@@ -111,9 +111,9 @@ class Service:
         if session is None:
             return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
-        described = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
-        described |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
-        return described | ({"forks": forks(session.tree)} if self._detects_snap else {})
+        about: dict[str, Any] = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
+        about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        return about | ({"forks": forks(session.tree)} if self._detects_snap else {})
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         """None for a session that nobody opened."""
