@@ -283,8 +283,6 @@ def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
                 assert (status, got["error"]["param"]) == (400, field)
             status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
             assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
-            status, got = await b.chat("nobody", HELLO)
-            assert (status, got["error"]["code"]) == (404, "session_not_found")
             with pytest.raises(SessionError, match="temperature"):
                 await b.client.create({"temperature": "hot"})
             assert b.engine.requests == []
@@ -321,7 +319,7 @@ def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
 
 def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
     async def run() -> None:
-        async with bench(tiny_model, _hang) as b:
+        async with bench(tiny_model, _hang, session_disconnect_grace=0.05) as b:
             session = await b.client.create()
             call = asyncio.create_task(b.chat(session, HELLO))
             await _requests(b, 1)
