@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from miles_lite.session.grammar import grammar
 from miles_lite.session.match import Matcher
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.tree import Output, Place, Tree, describe
-from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
+from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
 
 OnDelta = Callable[[Delta], Awaitable[None]]
 
@@ -202,7 +203,7 @@ class Service:
             roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
             if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
-                    history = session.tree.history(place.turn)
+                    history = History(place.turn.reply, partial(session.tree.history, place.turn))
                     stop = place.turn.output.stop
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options

@@ -62,7 +62,8 @@ class Encoder:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
-        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
+        plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        return self._tokenizer.decode(plain, skip_special_tokens=False)
 
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
