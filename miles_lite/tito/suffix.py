@@ -51,7 +51,7 @@ class Join:
 
     @classmethod
     def of(cls, found: Cut, control: re.Pattern[str]) -> Join:
-        """The join of a plain turn, one without tool calls: its whole tail closes it, as it does amid a conversation."""
+        """The join of a plain turn, one without tool calls: its whole tail closes it, as amid a conversation."""
         if found.alias is not None:
             last, amid = found.alias
             return cls(amid + found.tail[len(last) :], amid, found.alias)
@@ -106,12 +106,12 @@ def cut(
     """
     ask = rest or partial(rest_after, renderer, tools=tools, options=options)
     last = history[-1]
-    calls = range(len(last.get("tool_calls") or ()))
-    places = [*(partial(_in_arguments, call=call) for call in reversed(calls)), _in_content]
-    for put in places:
+    calls = len(last.get("tool_calls") or ())
+    for call in [*reversed(range(calls)), None]:
         for attempt in range(8):
             anchor = f"Zq{attempt}anchor{attempt}qZ"
-            anchored = [*history[:-1], put(last, anchor)]
+            ends = _in_content(last, anchor) if call is None else _in_arguments(last, anchor, call=call)
+            anchored = [*history[:-1], ends]
             tail, count = ask(anchored, anchor)
             if count == 0:
                 break

@@ -111,9 +111,9 @@ class Tito:
     ) -> Suffix:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
         shaped = [normalise(message, self.form) for message in messages]
-        (guarded, tool_list), mark = self.encoder.guard((shaped, tools))
         merged = {**self.surface.kwargs, **options}
-        text = self.renderer.render(guarded, tools=tool_list, open_turn=open_turn, options=merged)
+        (shaped, tools, merged), mark = self.encoder.guard((shaped, tools, merged))
+        text = self.renderer.render(shaped, tools=tools, open_turn=open_turn, options=merged)
         return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
 
     def append(
@@ -136,15 +136,15 @@ class Tito:
             raise SuffixError("tail: the template closes no turn in a way that can be continued")
         new = [normalise(message, self.form) for message in appended]
         before: list[dict[str, Any]]
+        rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
-            (before, new), mark = self.encoder.guard((short_history(history[-1], self.form), new))
-            tools = short_tools(tools)
-            rest = self._shorts.rest(tools=tools, options=surface.kwargs, key=_key(options))
+            before, tools = short_history(history[-1], self.form), short_tools(tools)
+            (before, new, kwargs), mark = self.encoder.guard((before, new, kwargs))
+            rest = self._shorts.rest(tools=tools, options=kwargs, key=_key(options) + mark)
         else:
-            whole = [normalise(message, self.form) for message in history]
-            (before, new, tools), mark = self.encoder.guard((whole, new, tools))
-            rest = None
-        found = cut(self.renderer, before, new, tools=tools, options=surface.kwargs, control=control, rest=rest)
+            before = [normalise(message, self.form) for message in history]
+            (before, new, kwargs, tools), mark = self.encoder.guard((before, new, kwargs, tools))
+        found = cut(self.renderer, before, new, tools=tools, options=kwargs, control=control, rest=rest)
         check_suffix(found.suffix, new, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)
         drop, text = surface.join.after(found, control).glue(ended_by, found.suffix, control)
