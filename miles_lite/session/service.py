@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from miles_lite.session.match import Matcher
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.tree import Output, Place, Tree, Turn, describe
-from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
+from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +278,7 @@ class Service:
             roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
             if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
-                    history = session.tree.history(place.turn)
+                    history = History(place.turn.reply, partial(session.tree.history, place.turn))
                     stop = place.turn.output.stop
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options
