@@ -85,7 +85,9 @@ class _Routes:
         return _json(self._service.describe(_session_id(request)))
 
     async def turns(self, request: web.Request) -> web.Response:
-        body = encode_turns(self._service.tree(_session_id(request)), model=self._model)
+        session_id = _session_id(request)
+        kept = self._service.kept(session_id)
+        body = encode_turns(self._service.tree(session_id), kept=kept, model=self._model)
         return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:

@@ -18,18 +18,17 @@ import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
-from miles_lite.session import linear
-from miles_lite.session.caller import caller_of
-from miles_lite.session.collect import collect
+from miles_lite.session import forks
+from miles_lite.session.collect import Plan, collect
 from miles_lite.session.engine_calls import EngineCalls, Generation
-from miles_lite.session.errors import ApiError, bad_request, unknown_session
+from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, Voice
-from miles_lite.session.forks import fork_of, forks, report
 from miles_lite.session.grammar import grammar
 from miles_lite.session.match import Matcher
+from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
-from miles_lite.session.tree import Output, Place, Tree, Turn, describe
-from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
+from miles_lite.session.tree import Output, Tree, Turn, describe
+from miles_lite.tito import Tito
 
 OnDelta = Callable[[Delta], Awaitable[None]]
 
@@ -46,12 +45,9 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it."""
+class _Prompt(Placed):
+    """A request placed in the tree, and how it is sampled."""
 
-    place: Place
-    suffix: Suffix
-    ids: np.ndarray
     sampling: Sampling
 
 
@@ -62,8 +58,8 @@ class Service:
         self, tito: Tito, engines: EngineCalls, *, options: config.Session, matcher: Matcher, context_length: int
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
-        self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
-        self._linear = options.use_session_server == "v1"
+        self._plan = Plan.of(options)
+        self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._context_length = context_length
@@ -88,18 +84,20 @@ class Service:
         turns = describe(session.tree)
         leaves = [turn.number for turn in session.tree.leaves()]
         about = {"session_id": session_id, "turns": turns, "leaves": leaves, "counts": dict(session.counts)}
-        return about | ({"forks": forks(session.tree)} if self._detects_snap else {})
+        return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
     def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         session = self._session(session_id)
-        samples = collect(session.tree, max_seq_len=max_seq_len)
-        for sample in samples:
-            sample.metadata |= {"session_id": session_id, "counts": dict(session.counts)}
-        return samples
+        metadata = {"session_id": session_id, "counts": dict(session.counts)}
+        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
 
     def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read. Raises ApiError 404."""
         return self._session(session_id).tree
+
+    def kept(self, session_id: str) -> list[Turn]:
+        """The leaves that collecting keeps. Raises ApiError 404."""
+        return self._plan.kept(self._session(session_id).tree)
 
     def live(self) -> int:
         return len(self._sessions)
@@ -145,7 +143,9 @@ class Service:
             drop=prompt.suffix.drop,
             output=output,
         )
-        self._count_fork(session, turn)
+        self._count(session, **forks.counts(session.tree, turn))
+        if self._detects_snap:
+            forks.report(session_id, session.tree, turn)
         self._count(session, turns=1, prompt_tokens=len(prompt.ids), completion_tokens=len(generation.ids))
         self._count(session, sampling_overridden=prompt.sampling.overridden, engine_retries=generation.retries)
         return ChatAnswer(
@@ -165,16 +165,16 @@ class Service:
     def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
         session = self._session(session_id)
-        return len(self._context(session, request)[2])
+        return len(self._placer.place(session.tree, request).ids)
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place, suffix, ids = self._context(session, request)
+        placed = self._placer.place(session.tree, request)
         sampling = resolve(
             session.sampling,
             request.body,
             client_chooses=self._client_chooses,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(placed.ids),
             context_length=self._context_length,
         )
         sampling.params.update(
@@ -182,55 +182,10 @@ class Service:
                 request.constraint,
                 tools=request.callable_tools,
                 parser=self._tito.parser,
-                in_reasoning=suffix.opens_reasoning,
+                in_reasoning=placed.suffix.opens_reasoning,
             )
         )
-        return _Prompt(place, suffix, ids, sampling)
-
-    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, np.ndarray]:
-        """Where the request belongs, what it adds there, and the ids of both. Raises ApiError."""
-        tree, messages, caller = session.tree, request.messages, caller_of(request.agent, request.tools)
-        if self._linear:
-            place = linear.place(tree, messages, caller, allowed=self._roles)
-        else:
-            place = tree.attach(messages, caller)
-        try:
-            place, suffix = self._suffix(session, request, place)
-        except RenderError as error:
-            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids)
-
-    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
-        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
-        reason = "first" if not session.tree.turns else "diverged"
-        if place.turn is not None:
-            appended = request.messages[place.matched :]
-            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
-            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
-                try:
-                    history = session.tree.history(place.turn)
-                    stop = place.turn.output.stop
-                    suffix = self._tito.append(
-                        history, appended, stop=stop, tools=request.tools, options=request.options
-                    )
-                    return place, suffix
-                except SuffixError as error:
-                    reason, why = "no_suffix", str(error)
-            else:
-                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
-            if self._linear:
-                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
-        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.caller, root=reason), suffix
-
-    def _count_fork(self, session: Session, turn: Turn) -> None:
-        """Count why the turn begins a root, and why it forked, if it did."""
-        if turn.root:
-            self._count(session, **{f"roots_{turn.root}": 1})
-        if fork := fork_of(session.tree, turn):
-            self._count(session, forks=1, **{f"forks_{fork.reason}": 1})
-            if self._detects_snap:
-                report(session.session_id, fork)
+        return _Prompt(placed.place, placed.suffix, placed.ids, sampling)
 
     async def _generate(self, session: Session, prompt: _Prompt, watcher: Any) -> Generation:
         call = asyncio.ensure_future(
