@@ -119,6 +119,12 @@ class Session:
     session_message_matcher: str = option(
         "replay", help="replay, strict, loose_tool_call, role_content_only or package.module.fn(stored, replayed)"
     )
+    session_sample_picker_path: str | None = option(
+        None, help="fn(samples of all leaves, session metadata) -> those to keep, in place of dropping retries"
+    )
+    session_sample_postprocessor_path: str | None = option(
+        None, help="fn(samples, session metadata) -> samples: the last word on what a session gives"
+    )
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )

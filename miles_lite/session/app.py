@@ -86,7 +86,9 @@ class _Routes:
         return _json(await self._service.describe(_session_id(request)))
 
     async def turns(self, request: web.Request) -> web.Response:
-        body = encode_turns(await self._service.tree(_session_id(request)), model=self._model)
+        session_id = _session_id(request)
+        kept = await self._service.kept(session_id)
+        body = encode_turns(await self._service.tree(session_id), kept=kept, model=self._model)
         return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:

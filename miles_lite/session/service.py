@@ -14,41 +14,36 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
-from miles_lite.session import linear
-from miles_lite.session.caller import caller_of
+from miles_lite.session import forks
 from miles_lite.session.calls import Ask, Call, OnDelta
-from miles_lite.session.collect import collect
+from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.engine_calls import EngineCalls, Generation
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.errors import ApiError, bad_request, unknown_session
+from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
-from miles_lite.session.forks import fork_of, forks, report
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
+from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
-from miles_lite.session.tree import Output, Place, Tree, Turn, describe
-from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
+from miles_lite.session.tree import Output, Tree, Turn, describe
+from miles_lite.tito import Tito
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it."""
+class _Prompt(Placed):
+    """A request placed in the tree, and how it is sampled."""
 
-    place: Place
-    suffix: Suffix
-    ids: np.ndarray
     sampling: Sampling
 
 
@@ -66,8 +61,8 @@ class Service:
         journal: Journal | None = None,
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
-        self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
-        self._linear = options.use_session_server == "v1"
+        self._plan = Plan.of(options)
+        self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
@@ -114,24 +109,25 @@ class Service:
         leaves = [turn.number for turn in session.tree.leaves()]
         about: dict[str, Any] = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
         about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
-        return about | ({"forks": forks(session.tree)} if self._detects_snap else {})
+        return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         """None for a session that nobody opened."""
         session = await self._sessions.find(session_id)
         if session is None:
             return []
-        samples = collect(session.tree, max_seq_len=max_seq_len)
-        for sample in samples:
-            sample.metadata |= {"session_id": session_id, "counts": dict(session.counts)}
-            if session.recreated:
-                sample.metadata["recreated"] = True
-        return samples
+        metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
+        metadata |= {"recreated": True} if session.recreated else {}
+        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
 
     async def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
         session = await self._sessions.find(session_id)
         return Tree(self._matcher) if session is None else session.tree
+
+    async def kept(self, session_id: str) -> list[Turn]:
+        """The leaves that collecting keeps. Raises ApiError 404."""
+        return self._plan.kept(await self.tree(session_id))
 
     def live(self) -> int:
         return self._sessions.live()
@@ -209,8 +205,8 @@ class Service:
         )
         turn, counts = await self._sessions.commit(session, entry)
         self._counts.update(counts)
-        if self._detects_snap and (fork := fork_of(session.tree, turn)):
-            report(session.session_id, fork)
+        if self._detects_snap:
+            forks.report(session.session_id, session.tree, turn)
         call.turn = turn.number
         return self._told(request, turn, entry.receipt)
 
@@ -234,17 +230,18 @@ class Service:
 
     async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
-        session = await self._sessions.find(session_id) or Session(session_id, Tree(self._matcher), {})
-        return len(self._context(session, request)[2])
+        session = await self._sessions.find(session_id)
+        tree = Tree(self._matcher) if session is None else session.tree
+        return len(self._placer.place(tree, request).ids)
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place, suffix, ids = self._context(session, request)
+        placed = self._placer.place(session.tree, request)
         sampling = resolve(
             session.sampling,
             request.body,
             client_chooses=self._client_chooses,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(placed.ids),
             context_length=self._context_length,
         )
         sampling.params.update(
@@ -252,46 +249,10 @@ class Service:
                 request.constraint,
                 tools=request.callable_tools,
                 parser=self._tito.parser,
-                in_reasoning=suffix.opens_reasoning,
+                in_reasoning=placed.suffix.opens_reasoning,
             )
         )
-        return _Prompt(place, suffix, ids, sampling)
-
-    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, np.ndarray]:
-        """Where the request belongs, what it adds there, and the ids of both. Raises ApiError."""
-        tree, messages, caller = session.tree, request.messages, caller_of(request.agent, request.tools)
-        if self._linear:
-            place = linear.place(tree, messages, caller, allowed=self._roles)
-        else:
-            place = tree.attach(messages, caller)
-        try:
-            place, suffix = self._suffix(session, request, place)
-        except RenderError as error:
-            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids)
-
-    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
-        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
-        reason = "first" if not session.tree.turns else "diverged"
-        if place.turn is not None:
-            appended = request.messages[place.matched :]
-            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
-            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
-                try:
-                    history = History(place.turn.reply, partial(session.tree.history, place.turn))
-                    stop = place.turn.output.stop
-                    suffix = self._tito.append(
-                        history, appended, stop=stop, tools=request.tools, options=request.options
-                    )
-                    return place, suffix
-                except SuffixError as error:
-                    reason, why = "no_suffix", str(error)
-            else:
-                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
-            if self._linear:
-                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
-        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.caller, root=reason), suffix
+        return _Prompt(placed.place, placed.suffix, placed.ids, sampling)
 
     async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(

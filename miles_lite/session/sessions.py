@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from miles_lite.session import forks
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
-from miles_lite.session.forks import fork_of
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.tree import Tree, Turn
@@ -57,7 +57,7 @@ class Session:
         self.unheard.discard(-1 if entry.parent is None else entry.parent)
         self.unheard.add(turn.number)
         self.size += _size(entry)
-        counts = {**entry.counts, **_place_counts(self.tree, turn)}
+        counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
 
@@ -224,14 +224,6 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
     for entry in stored.entries:
         session.commit(entry)
     return session
-
-
-def _place_counts(tree: Tree, turn: Turn) -> dict[str, int]:
-    """Why the turn begins a root, and why it forked, if it did."""
-    counts = {f"roots_{turn.root}": 1} if turn.root else {}
-    if fork := fork_of(tree, turn):
-        counts |= {"forks": 1, f"forks_{fork.reason}": 1}
-    return counts
 
 
 def _size(entry: Entry) -> int:
