@@ -84,10 +84,26 @@ CHAT_TEMPLATE = """
 """
 
 
-def make_tiny_model(folder: Path | str, seed: int = 0) -> Path:
-    """Write config, weights and tokenizer of a 140k-parameter Qwen3 (vocabulary 512) into `folder`; returns it."""
+EXPERTS, TOP_K = 8, 2
+MOE_CONFIG: dict[str, Any] = CONFIG | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 32,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+
+
+def make_tiny_model(folder: Path | str, seed: int = 0, *, experts: bool = False) -> Path:
+    """Write config, weights and tokenizer of a 140k-parameter Qwen3 (vocabulary 512) into `folder`; returns it.
+
+    With `experts` it is a Qwen3-MoE, EXPERTS to a layer.
+    """
     make_tiny_tokenizer(folder)
-    return make_tiny_weights(folder, seed)
+    return make_tiny_weights(folder, seed, experts=experts)
 
 
 def make_tiny_tokenizer(folder: Path | str) -> Path:
@@ -118,20 +134,20 @@ def make_tiny_tokenizer(folder: Path | str) -> Path:
     return Path(folder)
 
 
-def make_tiny_weights(folder: Path | str, seed: int) -> Path:
+def make_tiny_weights(folder: Path | str, seed: int, *, experts: bool = False) -> Path:
     """Write config.json and random float32 weights; their wide range gives distributions far from uniform."""
     random = np.random.default_rng(seed)
     weights = {
         name: np.ones(shape, np.float32) if len(shape) == 1 else random.normal(0, 0.2, shape).astype(np.float32)
-        for name, shape in _shapes().items()
+        for name, shape in _shapes(experts=experts).items()
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
-    Path(folder, "config.json").write_text(json.dumps(CONFIG, indent=2))
+    Path(folder, "config.json").write_text(json.dumps(MOE_CONFIG if experts else CONFIG, indent=2))
     return Path(folder)
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def _shapes(*, experts: bool) -> dict[str, tuple[int, ...]]:
     hidden, inner, head, vocabulary = 64, 128, 16, 512
     queries, keys = 4 * head, 2 * head
     layer = {
@@ -141,12 +157,15 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (hidden, queries),
         "self_attn.q_norm": (head,),
         "self_attn.k_norm": (head,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
     }
+    if experts:
+        layer["mlp.gate"] = (EXPERTS, hidden)
+        inner = MOE_CONFIG["moe_intermediate_size"]
+    for expert in [f"experts.{index}." for index in range(EXPERTS)] if experts else [""]:
+        layer |= {f"mlp.{expert}{name}": (inner, hidden) for name in ("gate_proj", "up_proj")}
+        layer[f"mlp.{expert}down_proj"] = (hidden, inner)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,)}
     shapes["lm_head"] = (vocabulary, hidden)
     for index in range(CONFIG["num_hidden_layers"]):
@@ -161,9 +180,9 @@ def reference_logprobs(folder: Path | str, tokens: list[int], *, temperature: fl
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):  # PyPI's torchvision needs CUDA to declare them itself
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([tokens])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(ids).logits[0, :-1] / temperature, dim=-1)
