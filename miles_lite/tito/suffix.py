@@ -88,7 +88,7 @@ def cut(
     Raises SuffixError, RenderError.
     """
     last = history[-1]
-    places = [_in_arguments, _in_content] if last.get("tool_calls") else [_in_content]
+    places = [in_arguments, in_content] if last.get("tool_calls") else [in_content]
     for put in places:
         for attempt in range(8):
             anchor = f"Zq{attempt}anchor{attempt}qZ"
@@ -102,7 +102,7 @@ def cut(
     raise SuffixError("anchor: the template does not print the end of an assistant turn exactly once")
 
 
-def _in_content(message: Message, anchor: str) -> dict[str, Any]:
+def in_content(message: Message, anchor: str) -> dict[str, Any]:
     """The assistant message, its content ending in `anchor`."""
     content = message.get("content", "")
     if isinstance(content, str):
@@ -111,7 +111,7 @@ def _in_content(message: Message, anchor: str) -> dict[str, Any]:
     return {**message, "content": [*parts, {**last, "text": last["text"] + anchor}]}
 
 
-def _in_arguments(message: Message, anchor: str) -> dict[str, Any]:
+def in_arguments(message: Message, anchor: str) -> dict[str, Any]:
     """The assistant message with `anchor` as a further, last argument of its last call."""
     *calls, last = message["tool_calls"]
     arguments = last["function"].get("arguments")
