@@ -117,7 +117,10 @@ class Session:
         ("tool",), help="roles the harness appends: tool user system assistant"
     )
     session_message_matcher: str = option(
-        "replay", help="replay, strict, loose_tool_call, role_content_only or a dotted path"
+        "replay", help="replay, strict, loose_tool_call, role_content_only or package.module.fn(stored, replayed)"
+    )
+    detect_timeline_snap: Literal["true", "false"] = option(
+        "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")

@@ -20,11 +20,11 @@ import ray
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
+from miles_lite.hooks import load_hook
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.generate import Accounts, Generator
-from miles_lite.rollout.hooks import load_hook
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.placement import Layout
 from miles_lite.rollout.stack import Stack, StackOptions, end_actor, named_actor, started

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from miles_lite.config import Config
-from miles_lite.rollout.hooks import load_hook
+from miles_lite.hooks import load_hook
 from miles_lite.sample import Rollout
 
 Reward = Callable[..., Awaitable["float | None"]]

@@ -17,9 +17,9 @@ from typing import Any
 
 from miles_lite import atraj
 from miles_lite.config import Config
+from miles_lite.hooks import load_hook
 from miles_lite.rollout import single_turn
 from miles_lite.rollout.data import Prompt
-from miles_lite.rollout.hooks import load_hook
 from miles_lite.rollout.rewards import Reward, load_reward
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError

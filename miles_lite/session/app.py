@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from miles_lite.session.caller import agent_name
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
@@ -100,7 +103,7 @@ class _Routes:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            parsed = dialect.parse(await _body(request))
+            parsed = await _parsed(request, dialect)
             session_id, answer_id = _session_id(request), dialect.prefix + uuid.uuid4().hex
             if not parsed.stream:
                 answer = await self._service.chat(session_id, parsed, answer_id=answer_id)
@@ -113,7 +116,7 @@ class _Routes:
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = _MESSAGES.parse(await _body(request))
+        parsed = await _parsed(request, _MESSAGES)
         return _json({"input_tokens": self._service.count_tokens(_session_id(request), parsed)})
 
 
@@ -151,6 +154,11 @@ async def _body(request: web.Request) -> Any:
         raise bad_request("the request body must be a JSON object")
     check_limits(body)
     return body
+
+
+async def _parsed(request: web.Request, dialect: Dialect) -> ChatRequest:
+    body = await _body(request)
+    return replace(dialect.parse(body), agent=agent_name(request.headers, body))
 
 
 def _session_id(request: web.Request) -> str:

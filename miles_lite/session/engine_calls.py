@@ -163,12 +163,23 @@ async def _events(response: aiohttp.ClientResponse, *, streaming: bool) -> Async
     if not streaming:
         yield _object(await response.read())
         return
-    async for line in response.content:
+    async for line in _lines(response.content):
         if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
             event = _object(line[6:])
             if "error" in event:
                 raise _Retry(_message(line[6:].decode()))
             yield event
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines of any length: an event may hold the logprobs, or routed experts, of all tokens."""
+    parts: list[bytes] = []
+    async for piece in content.iter_any():
+        head, *more = piece.split(b"\n")
+        parts.append(head)
+        for line in more:
+            yield b"".join(parts)
+            parts = [line]
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Constraint:
 class ChatRequest:
     """A checked request. `options` are chat_template_kwargs; `body` has model and sampling fields under chat names.
 
+    `agent` is the name the agent gave, if it gave one.
     `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
     """
 
@@ -44,6 +45,7 @@ class ChatRequest:
     body: Mapping[str, Any]
     constraint: Constraint = Constraint()
     include_usage: bool = False
+    agent: str | None = None
 
     @property
     def model(self) -> str:

@@ -1,25 +1,36 @@
 """When a message that a harness sends again is the one the session holds.
 
-Invariant: messages that harnesses wrote are compared by digest, replies that the session gave by `same_reply`; both
-read the same canonical fields, and neither raises on anything JSON can hold.
+Invariant: messages that harnesses wrote are compared by `same`, replies that the session gave by `same_reply`; both
+read the same canonical fields, and neither raises on anything JSON can hold. What is equal as it stands is the same
+without a closer look, so that a replayed conversation costs about a comparison of its bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from miles_lite.errors import UserError
+from miles_lite.hooks import load_hook
+from miles_lite.session.errors import ApiError
 from miles_lite.tito.messages import Message, as_object, text_of
 
 
+class Matcher(Protocol):
+    """Compares messages. `digest` tells requests apart: equal digests are equal messages."""
+
+    def digest(self, message: Message) -> bytes: ...
+    def same(self, stored: Message, replayed: Message) -> bool: ...
+    def same_reply(self, stored: Message, replayed: Message) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matcher:
+class FieldMatcher:
     """`fields` are compared beside the role.
 
     `omits`: a reply's field that the harness leaves out (or sends as None, "" or []) equals the stored one, as long as
@@ -33,22 +44,42 @@ class Matcher:
     strips: bool = False
 
     def digest(self, message: Message) -> bytes:
-        """Of a message the harness wrote: equal digests are equal messages."""
-        names = (*self.fields, "tool_call_id", "name")
-        canonical = [message.get("role"), *(self._canonical(name, message.get(name)) for name in names)]
-        return blake2b(_dumps(canonical), digest_size=16).digest()
+        canonical = [message.get("role"), *(self._canonical(name, message.get(name)) for name in self._names)]
+        return blake2b(canonical_json(canonical), digest_size=16).digest()
+
+    def same(self, stored: Message, replayed: Message) -> bool:
+        """Whether `replayed` is the message `stored`, which a harness wrote."""
+        return stored == replayed or self.differs(stored, replayed) is None
+
+    def differs(self, stored: Message, replayed: Message) -> str | None:
+        """The first field in which they differ; None when they are the same."""
+        if stored.get("role") != replayed.get("role"):
+            return "role"
+        for name in self._names:
+            ours, theirs = stored.get(name), replayed.get(name)
+            if ours != theirs and self._canonical(name, ours) != self._canonical(name, theirs):
+                return name
+        return None
 
     def same_reply(self, stored: Message, replayed: Message) -> bool:
         """Whether `replayed` is the reply `stored`. An assistant message is expected."""
         told = 0
         for name in self.fields:
-            ours, theirs = (self._canonical(name, message.get(name)) for message in (stored, replayed))
+            ours, theirs = stored.get(name), replayed.get(name)
+            if ours and ours == theirs:
+                told += name != "reasoning_content"
+                continue
+            ours, theirs = self._canonical(name, ours), self._canonical(name, theirs)
             if not theirs and self.omits:
                 continue
             if not (self._same_calls(ours, theirs) if name == "tool_calls" else ours == theirs):
                 return False
             told += name != "reasoning_content"
-        return told > 0 or not (stored.get("content") or stored.get("tool_calls"))
+        return told > 0 or not (self._canonical("content", stored.get("content")) or stored.get("tool_calls"))
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (*self.fields, "tool_call_id", "name")
 
     def _same_calls(self, ours: Any, theirs: Any) -> bool:
         if not self.omits:
@@ -63,33 +94,67 @@ class Matcher:
             return [] if name == "tool_calls" else ""
         if name == "tool_calls":
             return [self._canonical_call(call) for call in value]
-        text = text_of(value) if name == "content" else value if isinstance(value, str) else _dumps(value).decode()
+        text = (
+            text_of(value) if name == "content" else value if isinstance(value, str) else canonical_json(value).decode()
+        )
         return text.strip() if self.strips else text
 
     def _canonical_call(self, call: Mapping[str, Any]) -> list[Any]:
         function = call.get("function") or {}
         arguments = function.get("arguments")
         if self.json_arguments:
-            arguments = _dumps(as_object(arguments)).decode()
+            arguments = canonical_json(as_object(arguments)).decode()
         return [call.get("id") or "", function.get("name") or "", arguments]
 
 
+@dataclass(frozen=True, slots=True)
+class CustomMatcher:
+    """A user's `fn(stored, replayed) -> bool`, called for every message that does not equal the stored one."""
+
+    path: str
+    function: Callable[[dict[str, Any], dict[str, Any]], object]
+
+    def digest(self, message: Message) -> bytes:
+        return MATCHERS["strict"].digest(message)
+
+    def same(self, stored: Message, replayed: Message) -> bool:
+        """Raises ApiError 500 naming the function when it fails or answers something else than True or False."""
+        if stored == replayed:
+            return True
+        try:
+            verdict = self.function(dict(stored), dict(replayed))
+        except Exception as error:
+            raise self._failed(f"raised {type(error).__name__}: {error}") from error
+        if not isinstance(verdict, bool):
+            raise self._failed(f"returned {verdict!r}, not True or False")
+        return verdict
+
+    def same_reply(self, stored: Message, replayed: Message) -> bool:
+        return self.same(stored, replayed)
+
+    def _failed(self, what: str) -> ApiError:
+        return ApiError(500, f"--session-message-matcher {self.path} {what}", code="matcher_failed")
+
+
 MATCHERS = {
-    "replay": Matcher(omits=True, json_arguments=True, strips=True),
-    "strict": Matcher(),
-    "loose_tool_call": Matcher(json_arguments=True),
-    "role_content_only": Matcher(fields=("content",)),
+    "replay": FieldMatcher(omits=True, json_arguments=True, strips=True),
+    "strict": FieldMatcher(),
+    "loose_tool_call": FieldMatcher(json_arguments=True),
+    "role_content_only": FieldMatcher(fields=("content",)),
 }
 
 
 def matcher_named(name: str) -> Matcher:
-    """Raises UserError for a name that does not exist."""
-    if name not in MATCHERS:
-        raise UserError(f"--session-message-matcher {name}: choose one of {', '.join(MATCHERS)}")
-    return MATCHERS[name]
+    """One of MATCHERS, or the user's at a dotted path. Raises UserError for a name that does not exist."""
+    if name in MATCHERS:
+        return MATCHERS[name]
+    if "." not in name and ":" not in name:
+        raise UserError(f"--session-message-matcher {name}: choose one of {', '.join(MATCHERS)} or package.module.fn")
+    return CustomMatcher(name, load_hook(name, flag="--session-message-matcher"))
 
 
-def _dumps(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, of anything that JSON can hold."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:

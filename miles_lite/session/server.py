@@ -85,10 +85,6 @@ class SessionServer:
 def load_tito(spec: SessionSpec) -> Tito:
     """The model's text, with the declared roles proved. Raises UserError."""
     options = spec.options
-    if options.use_session_server == "v1":
-        raise UserError(
-            "--use-session-server v1 (linear history) is not available: use v2, which takes all that v1 takes"
-        )
     return Tito.load(
         spec.model_path,
         append_roles=options.tito_allowed_append_roles,

@@ -18,14 +18,17 @@ import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
+from miles_lite.session import linear
+from miles_lite.session.caller import caller_of
 from miles_lite.session.collect import collect
 from miles_lite.session.engine_calls import EngineCalls, Generation
 from miles_lite.session.errors import ApiError, bad_request, unknown_session
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, Voice
+from miles_lite.session.forks import fork_of, forks, report
 from miles_lite.session.grammar import grammar
 from miles_lite.session.match import Matcher
 from miles_lite.session.sampling import Sampling, resolve
-from miles_lite.session.tree import Output, Place, Tree, describe
+from miles_lite.session.tree import Output, Place, Tree, Turn, describe
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 
 OnDelta = Callable[[Delta], Awaitable[None]]
@@ -44,14 +47,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it.
-
-    `root` says why a new root was begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
-    """
+    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it."""
 
     place: Place
     suffix: Suffix
-    root: str | None
     ids: np.ndarray
     sampling: Sampling
 
@@ -64,6 +63,8 @@ class Service:
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
+        self._linear = options.use_session_server == "v1"
+        self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._context_length = context_length
         self._sessions: dict[str, Session] = {}
@@ -86,7 +87,8 @@ class Service:
         session = self._session(session_id)
         turns = describe(session.tree)
         leaves = [turn.number for turn in session.tree.leaves()]
-        return {"session_id": session_id, "turns": turns, "leaves": leaves, "counts": dict(session.counts)}
+        about = {"session_id": session_id, "turns": turns, "leaves": leaves, "counts": dict(session.counts)}
+        return about | ({"forks": forks(session.tree)} if self._detects_snap else {})
 
     def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         session = self._session(session_id)
@@ -135,7 +137,7 @@ class Service:
             started=started,
             finished=time.monotonic(),
         )
-        session.tree.commit(
+        turn = session.tree.commit(
             prompt.place,
             request.messages[prompt.place.matched :],
             reply=message,
@@ -143,8 +145,7 @@ class Service:
             drop=prompt.suffix.drop,
             output=output,
         )
-        if prompt.root is not None:
-            self._count(session, **{f"roots_{prompt.root}": 1})
+        self._count_fork(session, turn)
         self._count(session, turns=1, prompt_tokens=len(prompt.ids), completion_tokens=len(generation.ids))
         self._count(session, sampling_overridden=prompt.sampling.overridden, engine_retries=generation.retries)
         return ChatAnswer(
@@ -164,11 +165,11 @@ class Service:
     def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
         session = self._session(session_id)
-        return len(self._context(session, request)[-1])
+        return len(self._context(session, request)[2])
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place, suffix, root, ids = self._context(session, request)
+        place, suffix, ids = self._context(session, request)
         sampling = resolve(
             session.sampling,
             request.body,
@@ -184,17 +185,22 @@ class Service:
                 in_reasoning=suffix.opens_reasoning,
             )
         )
-        return _Prompt(place, suffix, root, ids, sampling)
+        return _Prompt(place, suffix, ids, sampling)
 
-    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, str | None, np.ndarray]:
-        place = session.tree.attach(request.messages, request.tools)
+    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, np.ndarray]:
+        """Where the request belongs, what it adds there, and the ids of both. Raises ApiError."""
+        tree, messages, caller = session.tree, request.messages, caller_of(request.agent, request.tools)
+        if self._linear:
+            place = linear.place(tree, messages, caller, allowed=self._roles)
+        else:
+            place = tree.attach(messages, caller)
         try:
-            place, suffix, root = self._suffix(session, request, place)
+            place, suffix = self._suffix(session, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return place, suffix, root, np.concatenate([session.tree.context(place.turn, suffix.drop), suffix.ids])
+        return place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids)
 
-    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix, str | None]:
+    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
         reason = "first" if not session.tree.turns else "diverged"
         if place.turn is not None:
@@ -207,13 +213,24 @@ class Service:
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options
                     )
-                    return place, suffix, None
-                except SuffixError:
-                    reason = "no_suffix"
+                    return place, suffix
+                except SuffixError as error:
+                    reason, why = "no_suffix", str(error)
             else:
-                reason = "role"
+                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
+            if self._linear:
+                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.seed), suffix, reason
+        return Place(None, 0, place.caller, root=reason), suffix
+
+    def _count_fork(self, session: Session, turn: Turn) -> None:
+        """Count why the turn begins a root, and why it forked, if it did."""
+        if turn.root:
+            self._count(session, **{f"roots_{turn.root}": 1})
+        if fork := fork_of(session.tree, turn):
+            self._count(session, forks=1, **{f"forks_{fork.reason}": 1})
+            if self._detects_snap:
+                report(session.session_id, fork)
 
     async def _generate(self, session: Session, prompt: _Prompt, watcher: Any) -> Generation:
         call = asyncio.ensure_future(
@@ -257,9 +274,10 @@ class Service:
 def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
 
+    written = tito.encoder.stream()
+
     async def watch(ids: list[int]) -> None:
-        shown = ids[:-1] if ids[-1] in tito.stop_ids else ids
-        text = tito.encoder.decode(shown)
+        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
         for stop in stops:
             text = text.partition(stop)[0]
         held = max((_overlap(text, stop) for stop in stops), default=0)

@@ -1,7 +1,8 @@
 """The trajectory tree: an append-only forest of turns, each holding only what it adds.
 
 Invariant: a turn never changes once committed; the context of a turn is the context of its parent, without the last
-`drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer.
+`drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer. Attaching a
+request walks the turns that it replays, comparing as they stand the messages that each of them added.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from hashlib import blake2b
 
 import numpy as np
 
+from miles_lite.session.caller import Caller
 from miles_lite.session.match import Matcher
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.messages import Message
+
+_NOTHING = np.empty(0, np.int32)
 
 Span = tuple[int, int, int]
 """(weight version, start, end): which version sampled output tokens start..end-1."""
@@ -39,10 +43,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Turn:
-    """One request and its reply. `messages` are those this turn adds, `start` is where its prompt ids begin."""
+    """One request and its reply. `messages` are those this turn adds, `start` is where its prompt ids begin.
+
+    `request` digests `messages`. `root` says why the turn begins a new root (see `Place`).
+    """
 
     number: int
     parent: Turn | None
+    caller: Caller
     messages: tuple[Message, ...]
     reply: Message
     request: bytes
@@ -50,6 +58,7 @@ class Turn:
     drop: int
     prompt_ids: np.ndarray
     output: Output
+    root: str | None = None
 
     @property
     def end(self) -> int:
@@ -68,11 +77,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay."""
+    """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
+
+    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
+    """
 
     turn: Turn | None
     matched: int
-    seed: bytes
+    caller: Caller
+    root: str | None = None
 
 
 class Tree:
@@ -81,44 +94,50 @@ class Tree:
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self.turns: list[Turn] = []
-        self._children: dict[tuple[int, bytes], list[Turn]] = {}
-        self._prefixes: set[tuple[int, bytes]] = set()
+        self._children: dict[int, list[Turn]] = {}
 
-    def attach(self, messages: Sequence[Message], tools: Tools | None) -> Place:
-        """The deepest turn whose path begins `messages`; of equals the latest. Other tools are another root."""
-        seed = blake2b(self.matcher.digest({"content": "", "name": list(tools or [])}), digest_size=16).digest()
-        states: list[tuple[Turn | None, bytes]] = [(None, seed)]
-        best = Place(None, 0, seed)
-        for index, message in enumerate(messages):
-            following: list[tuple[Turn | None, bytes]] = []
-            digest = None
-            for turn, chain in states:
-                if message.get("role") == "assistant":
-                    following += [(child, seed) for child in self._replies(turn, chain, message)]
-                if self._prefixes:
-                    digest = digest or self.matcher.digest(message)
-                    longer = _link(chain, digest)
-                    if (_number(turn), longer) in self._prefixes:
-                        following.append((turn, longer))
-            states = following
-            reached = [turn for turn, chain in states if turn is not None and chain is seed]
-            if reached:
-                best = Place(max(reached, key=_number), index + 1, seed)
-            if not states:
-                break
-        return best
+    def attach(self, messages: Sequence[Message], caller: Caller) -> Place:
+        """The caller's deepest turn whose path begins `messages`; of equals the latest."""
+        best, matched = None, 0
+        found: list[tuple[Turn | None, int]] = [(None, 0)]
+        while found:
+            turn, at = found.pop()
+            if turn is not None and (at, turn.number) > (matched, _number(best)):
+                best, matched = turn, at
+            for child in self._children.get(_number(turn), ()):
+                if child.parent or child.caller.seed == caller.seed:
+                    end = self.replayed(child, messages, at)
+                    if end:
+                        found.append((child, end))
+        return Place(best, matched, caller)
 
-    def context(self, turn: Turn | None, drop: int = 0) -> np.ndarray:
-        """int32 ids up to and including the turn's output, without the last `drop`; empty for None."""
-        parts: list[np.ndarray] = []
+    def replayed(self, turn: Turn, messages: Sequence[Message], at: int) -> int:
+        """Where `messages` go on after replaying from `at` what `turn` added and its reply; 0 when they do not."""
+        end = at + len(turn.messages)
+        if end >= len(messages):
+            return 0
+        said = messages[end]
+        if said.get("role") != "assistant" or not (turn.reply == said or self.matcher.same_reply(turn.reply, said)):
+            return 0
+        for stored, message in zip(turn.messages, messages[at:end], strict=True):
+            if stored != message and not self.matcher.same(stored, message):
+                return 0
+        return end + 1
+
+    def children(self, turn: Turn | None) -> Sequence[Turn]:
+        """Turns that come right after `turn`, or begin a root, earliest first."""
+        return self._children.get(_number(turn), ())
+
+    def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
+        """int32 ids up to and including the turn's output, without the last `drop`, and `suffix`; None has no ids."""
+        parts = [_NOTHING]
         for step in turn.path() if turn else ():
             if step.drop:
                 parts[-1] = parts[-1][: -step.drop]
-            parts += [step.prompt_ids, step.output.ids]
-        if not parts:
-            return np.empty(0, np.int32)
-        whole = np.concatenate(parts)
-        return whole[: len(whole) - drop]
+            parts += (step.prompt_ids, step.output.ids)
+        if drop:
+            parts[-1] = parts[-1][:-drop]
+        return np.concatenate([*parts, suffix])
 
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
@@ -136,40 +155,33 @@ class Tree:
     ) -> Turn:
         """Add a turn at `place`; `messages` are those of the request that the place has not matched."""
         parent = place.turn
-        chains = [place.seed]
-        for message in messages:
-            chains.append(_link(chains[-1], self.matcher.digest(message)))
         turn = Turn(
             number=len(self.turns),
             parent=parent,
+            caller=place.caller,
             messages=tuple(messages),
             reply=reply,
-            request=chains[-1],
+            request=_digest(b"".join(map(self.matcher.digest, messages))),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
             prompt_ids=prompt_ids,
             output=output,
+            root=place.root,
         )
         self.turns.append(turn)
-        self._children.setdefault((_number(parent), chains[-1]), []).append(turn)
-        self._prefixes.update((_number(parent), chain) for chain in chains[1:])
+        self._children.setdefault(_number(parent), []).append(turn)
         return turn
 
     def leaves(self) -> list[Turn]:
-        parents = {turn.parent.number for turn in self.turns if turn.parent}
-        return [turn for turn in self.turns if turn.number not in parents]
-
-    def _replies(self, turn: Turn | None, chain: bytes, message: Message) -> list[Turn]:
-        children = self._children.get((_number(turn), chain), ())
-        return [child for child in children if self.matcher.same_reply(child.reply, message)]
+        return [turn for turn in self.turns if turn.number not in self._children]
 
 
 def _number(turn: Turn | None) -> int:
     return -1 if turn is None else turn.number
 
 
-def _link(chain: bytes, digest: bytes) -> bytes:
-    return blake2b(chain + digest, digest_size=16).digest()
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
 
 
 def versions_per_token(spans: Sequence[Span], size: int) -> np.ndarray:

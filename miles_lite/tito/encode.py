@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 T = TypeVar("T")
 
@@ -70,6 +71,9 @@ class Encoder:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
 
+    def stream(self) -> TextStream:
+        return TextStream(self._tokenizer)
+
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
 
@@ -106,6 +110,23 @@ class Encoder:
         if isinstance(value, list | tuple):
             return [self._marked(item, mark) for item in value]
         return value
+
+
+class TextStream:
+    """The text of ids that come a few at a time, at a cost that does not grow with what came before.
+
+    It never ends inside a UTF-8 character: such bytes wait for the rest. What was said stays a prefix of `decode`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
+        self._taken, self._text = 0, ""
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """All text so far, when `ids` are all ids so far."""
+        self._text += "".join(self._stream.step(self._tokenizer, token) or "" for token in ids[self._taken :])
+        self._taken = max(self._taken, len(ids))
+        return self._text
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -156,6 +156,16 @@ def test_a_stream_that_breaks_off_is_continued_from_what_came(tiny_model: Path, 
     asyncio.run(run())
 
 
+def test_an_event_of_a_stream_may_be_of_any_size(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([5, STOP]) | {"text": "x" * 2**20}) as b:
+            status, got = await b.stream(await b.client.create(), HELLO)
+            assert (status, got[-1]) == (200, b"[DONE]")
+            assert got[-2]["choices"][0]["finish_reason"] == "stop"
+
+    asyncio.run(run())
+
+
 def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: Tito) -> None:
     answers: list[Any] = [lambda: answer([5, STOP])]
 
@@ -344,8 +354,6 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
         taken.listen()
         with pytest.raises(UserError, match="cannot listen on"):
             asyncio.run(start(model=tiny_model, port=taken.getsockname()[1]))
-    with pytest.raises(UserError, match="v1"):
-        asyncio.run(start(model=tiny_model, use_session_server="v1"))
     with pytest.raises(UserError, match="--session-message-matcher"):
         asyncio.run(start(model=tiny_model, session_message_matcher="nonsense"))
     with pytest.raises(UserError, match="has no tokenizer"):

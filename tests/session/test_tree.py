@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.session.caller import caller_of
 from miles_lite.session.tree import Place
-from tests.session.trees import grow, new_tree, said, user
+from tests.session.trees import NOBODY, grow, new_tree, said, user
 
 SYSTEM = {"role": "system", "content": "s"}
 A, B, C = user("a"), user("b"), user("c")
@@ -18,10 +19,10 @@ def test_a_request_attaches_to_the_deepest_turn_it_replays() -> None:
     first = grow(tree, [SYSTEM, A], "one")
     second = grow(tree, [SYSTEM, A, said("one"), B], "two")
     assert (second.parent, second.messages) == (first, (B,))
-    place = tree.attach([SYSTEM, A, said("one"), B, said("two"), C], None)
+    place = tree.attach([SYSTEM, A, said("one"), B, said("two"), C], NOBODY)
     assert (place.turn, place.matched) == (second, 5)
-    assert tree.attach([SYSTEM, A, said("one"), C], None).turn is first
-    assert tree.attach([SYSTEM, A, said("one"), B, said("other"), C], None).turn is first
+    assert tree.attach([SYSTEM, A, said("one"), C], NOBODY).turn is first
+    assert tree.attach([SYSTEM, A, said("one"), B, said("other"), C], NOBODY).turn is first
 
 
 def test_a_retry_is_a_sibling_and_compaction_a_new_root() -> None:
@@ -34,38 +35,38 @@ def test_a_retry_is_a_sibling_and_compaction_a_new_root() -> None:
     compacted = grow(tree, [SYSTEM, user("summary"), said("one"), C], "four")
     assert compacted.parent is None
     assert compacted.messages == (SYSTEM, user("summary"), said("one"), C)
-    assert tree.attach([SYSTEM, user("summary"), said("one"), C, said("four"), B], None).turn is compacted
+    assert tree.attach([SYSTEM, user("summary"), said("one"), C, said("four"), B], NOBODY).turn is compacted
 
 
 def test_of_equal_siblings_the_latest_is_taken_and_the_deepest_wins() -> None:
     tree = new_tree()
     older = grow(tree, [A], "same")
     newer = grow(tree, [A], "same")
-    assert tree.attach([A, said("same"), B], None).turn is newer
+    assert tree.attach([A, said("same"), B], NOBODY).turn is newer
     child = tree.commit(
-        Place(older, 2, tree.attach([A], None).seed),
+        Place(older, 2, NOBODY),
         [B],
         reply=said("deep"),
         prompt_ids=np.zeros(1, np.int32),
         drop=0,
         output=newer.output,
     )
-    assert tree.attach([A, said("same"), B, said("deep"), C], None).turn is child
+    assert tree.attach([A, said("same"), B, said("deep"), C], NOBODY).turn is child
 
 
 def test_an_assistant_message_the_harness_wrote_is_part_of_the_prompt() -> None:
     tree = new_tree()
     turn = grow(tree, [A, said("planted"), B], "one")
     assert turn.messages == (A, said("planted"), B)
-    assert tree.attach([A, said("planted"), B, said("one"), C], None).turn is turn
-    assert tree.attach([A, said("changed"), B, said("one"), C], None).turn is None
+    assert tree.attach([A, said("planted"), B, said("one"), C], NOBODY).turn is turn
+    assert tree.attach([A, said("changed"), B, said("one"), C], NOBODY).turn is None
 
 
 def test_other_tools_are_another_root() -> None:
     tree = new_tree()
     grow(tree, [A], "one")
     tools = [{"type": "function", "function": {"name": "f"}}]
-    assert tree.attach([A, said("one"), B], tools).turn is None
+    assert tree.attach([A, said("one"), B], caller_of(None, tools)).turn is None
 
 
 def test_the_context_leaves_out_dropped_stop_tokens() -> None:
@@ -98,7 +99,7 @@ def test_whatever_a_harness_does_the_context_of_a_turn_extends_its_parents(moves
         turn = grow(tree, messages, f"r{number}", prompt=1 + choice, size=2)
         history = tree.history(turn)
         assert history == [*messages, said(f"r{number}")]
-        assert tree.attach([*history, B], None).turn is turn
+        assert tree.attach([*history, B], NOBODY).turn is turn
         if turn.parent:
             before = tree.context(turn.parent)
             assert np.array_equal(tree.context(turn)[: len(before)], before)

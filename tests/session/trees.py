@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.match import MATCHERS
 from miles_lite.session.tree import Output, Tree, Turn
+
+NOBODY = caller_of(None, None)
 
 
 def user(text: str) -> dict[str, Any]:
@@ -39,13 +42,22 @@ def output(
     )
 
 
-def grow(tree: Tree, messages: list[dict[str, Any]], reply: str, *, prompt: int = 2, drop: int = 0, **out: Any) -> Turn:
+def grow(
+    tree: Tree,
+    messages: list[dict[str, Any]],
+    reply: str | dict[str, Any],
+    *,
+    prompt: int = 2,
+    drop: int = 0,
+    caller: Caller = NOBODY,
+    **out: Any,
+) -> Turn:
     """Attach `messages` and commit a turn that adds `prompt` ids and `reply`."""
-    place = tree.attach(messages, None)
+    place = tree.attach(messages, caller)
     return tree.commit(
         place,
         messages[place.matched :],
-        reply=said(reply),
+        reply=said(reply) if isinstance(reply, str) else reply,
         prompt_ids=np.arange(prompt, dtype=np.int32),
         drop=drop,
         output=output(**out),

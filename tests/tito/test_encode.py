@@ -46,6 +46,19 @@ def test_benign_text_encodes_as_the_plain_tokenizer_does(tito: Tito, tiny_model,
     assert list(tito.encoder.encode(rendered, mark=mark)) == plain.encode(rendered, add_special_tokens=False).ids
 
 
+@given(ids=st.lists(st.integers(0, 520), max_size=40), cuts=st.lists(st.integers(0, 40)))
+def test_a_text_stream_says_what_decoding_says_and_never_part_of_a_character(
+    tito: Tito, ids: list[int], cuts: list[int]
+) -> None:
+    stream, said = tito.encoder.stream(), ""
+    for cut in sorted([*cuts, len(ids)]):
+        text = stream.feed(ids[:cut])
+        assert text.startswith(said)
+        said = text
+    assert tito.encoder.decode(ids).startswith(said)
+    assert set(tito.encoder.decode(ids)[len(said) :]) <= {"\ufffd"}
+
+
 @given(texts=st.lists(hostile, min_size=1, max_size=3))
 def test_marks_leave_the_rest_of_the_text_as_the_plain_tokenizer_encodes_it(tito: Tito, texts: list[str]) -> None:
     guarded, mark = tito.encoder.guard(texts)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from miles_lite.errors import UserError
+from miles_lite.hooks import load_hook
 from miles_lite.rollout.filters import check_no_aborted
-from miles_lite.rollout.hooks import load_hook
 
 
 def test_dotted_paths_and_files_resolve(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""An engine that answers every POST with the same generation at once: the floor beneath the session benchmarks.
+
+    python benchmarks/canned_engine.py --ids FILE.json [--experts LAYERS TOPK]
+
+Prints its port, then serves until it is ended. `GET /last` returns the body of the request before. Bodies are not
+parsed: a request is its headers, Content-Length and as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ids", type=Path, required=True, help="JSON: the ids of every answer, the stop last")
+    parser.add_argument("--experts", type=int, nargs=2, metavar=("LAYERS", "TOPK"), help="answer routed experts too")
+    args = parser.parse_args()
+    uvloop.run(_serve(_answer(json.loads(args.ids.read_text()), args.experts)))
+
+
+def _answer(ids: list[int], experts: list[int] | None) -> bytes:
+    """What SGLang says to /generate with return_logprob, without the text that nobody reads."""
+    meta = {
+        "id": "canned",
+        "finish_reason": {"type": "stop", "matched": ids[-1]},
+        "prompt_tokens": 1,
+        "completion_tokens": len(ids),
+        "cached_tokens": 0,
+        "weight_version": "1",
+        "weight_versions": [{"version": "1", "start": 0, "end": len(ids)}],
+        "output_token_logprobs": [[-0.6931471824645996 - n / 1024, token, None] for n, token in enumerate(ids)],
+    }
+    if experts:
+        rows = np.arange((len(ids) + 100) * experts[0] * experts[1], dtype=np.int32) % 128
+        meta["routed_experts"] = base64.b64encode(rows.tobytes()).decode()
+    body = json.dumps({"text": "", "output_ids": ids, "meta_info": meta}).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+class _Connection(asyncio.Protocol):
+    last = b""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer, self._parts, self._have, self._need = answer, [b""], 0, 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._have += len(data)
+        if self._need and self._have < self._need:
+            return
+        request = b"".join(self._parts)
+        head, found, _ = request.partition(b"\r\n\r\n")
+        if not found:
+            self._parts = [request]
+            return
+        self._need = len(head) + 4 + _length(head)
+        if self._have < self._need:
+            self._parts = [request]
+            return
+        last = _Connection.last
+        if head.startswith(b"GET"):
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(last), last))
+        else:
+            _Connection.last = request[len(head) + 4 :]
+            self._transport.write(self._answer)
+        self._parts, self._have, self._need = [], 0, 0
+
+
+def _length(head: bytes) -> int:
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            return int(line[15:])
+    return 0
+
+
+async def _serve(answer: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(answer), "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Who speaks in a request: an agent by its name, with the tools it may call.
+
+Invariant: equal seeds are equal names and tools, so that turns of different callers never share a path. Agents without
+a name are told apart by their system prompts, which begin their paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from miles_lite.session.errors import bad_request
+from miles_lite.session.match import canonical_json
+from miles_lite.tito.messages import Tools
+
+AGENT_HEADER = "X-Agent-Name"
+MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`name` is None for an agent that gave none; `seed` digests name and tools."""
+
+    name: str | None
+    seed: bytes
+
+
+def caller_of(name: str | None, tools: Tools | None) -> Caller:
+    return Caller(name, blake2b(canonical_json([name, list(tools or ())]), digest_size=16).digest())
+
+
+def agent_name(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+    """The agent's name from the header X-Agent-Name, else from `metadata.agent` or `metadata.agent_name`.
+
+    Raises ApiError 400 for a name that is no text, or is too long.
+    """
+    metadata = body.get("metadata")
+    named = {"X-Agent-Name": headers.get(AGENT_HEADER)}
+    if isinstance(metadata, dict):
+        named |= {f"metadata.{key}": metadata.get(key) for key in ("agent", "agent_name")}
+    for path, name in named.items():
+        if name in (None, ""):
+            continue
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise bad_request(f"an agent's name is a text of at most {MAX_NAME} characters", param=path)
+        return name
+    return None

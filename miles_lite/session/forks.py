@@ -1,0 +1,110 @@
+"""Why a timeline forked: at which message and in which field a request left what the session held.
+
+Invariant: derived from the tree alone, and from no turn that was committed later; a turn that goes on from a leaf is no
+fork, nor is the first root.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from miles_lite.session.match import MATCHERS, FieldMatcher
+from miles_lite.session.tree import Tree, Turn
+from miles_lite.tito.messages import Message
+
+LATEST = 32
+"""How many of the earlier siblings a turn is compared with."""
+
+REASONS = ("parallel", "retry", "shorter", "reply", "edit", "system", "tools", "agent", "role", "no_suffix")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Turn `turn` forked off `parent` (None: it begins a root), away from `sibling`.
+
+    `message` is the index in the request at which it differs, `field` what differs there. `reason`: parallel (the
+    sibling was still being answered), retry (the same request again), shorter (the request ends where the sibling's
+    goes on), reply or edit (a reply, or a message of the harness, was changed), system (another system prompt), tools
+    and agent (another caller), role and no_suffix (nothing was changed, but the template cannot append it).
+    """
+
+    turn: int
+    parent: int | None
+    sibling: int
+    message: int | None
+    field: str | None
+    reason: str
+
+
+def fork_of(tree: Tree, turn: Turn) -> Fork | None:
+    """How the turn forked; None when it did not."""
+    siblings = [other for other in tree.children(turn.parent)[-LATEST:] if other.number < turn.number]
+    if not siblings:
+        return None
+    closest = max(siblings, key=lambda other: (other.caller == turn.caller, _shared(tree, other, turn), other.number))
+    at = _shared(tree, closest, turn)
+    parent = turn.parent.number if turn.parent else None
+    offset = sum(len(step.messages) + 1 for step in turn.parent.path()) if turn.parent else 0
+    field, reason = _difference(closest, turn, at)
+    overlaps = reason in ("retry", "shorter", "edit") and closest.output.finished > turn.output.started
+    return Fork(
+        turn=turn.number,
+        parent=parent,
+        sibling=closest.number,
+        message=None if reason in ("retry", "tools", "agent") else offset + at,
+        field=field,
+        reason="parallel" if overlaps else reason,
+    )
+
+
+def forks(tree: Tree) -> list[dict[str, Any]]:
+    """Every fork of the session, in the order of its turns, as plain data."""
+    return [asdict(fork) for turn in tree.turns if (fork := fork_of(tree, turn))]
+
+
+def report(session_id: str, fork: Fork) -> None:
+    """One line of log, with the fields of the fork in `extra` for structured handlers."""
+    fields = asdict(fork)
+    text = " ".join(f"{name}={value}" for name, value in fields.items())
+    log.warning("timeline forked: session=%s %s", session_id, text, extra={"session_id": session_id, "fork": fields})
+
+
+def _shared(tree: Tree, other: Turn, turn: Turn) -> int:
+    """How many messages of `turn` what `other` added begins with, its reply included."""
+    said = len(other.messages)
+    for index, message in enumerate(turn.messages):
+        if index > said or not (
+            tree.matcher.same_reply(other.reply, message)
+            if index == said
+            else tree.matcher.same(other.messages[index], message)
+        ):
+            return index
+    return len(turn.messages)
+
+
+def _difference(other: Turn, turn: Turn, at: int) -> tuple[str | None, str]:
+    """(the field, the reason) for which `turn` does not follow `other`, from message `at` of what both added."""
+    if turn.root in ("role", "no_suffix"):
+        return "role" if turn.root == "role" else None, turn.root
+    if other.caller != turn.caller:
+        return ("agent", "agent") if other.caller.name != turn.caller.name else ("tools", "tools")
+    if at == len(turn.messages):
+        return None, "retry" if at == len(other.messages) else "shorter"
+    theirs: Sequence[Message] = (*other.messages, other.reply)
+    if at >= len(theirs):
+        return None, "edit"
+    field = _field(theirs[at], turn.messages[at])
+    if at == len(other.messages):
+        return field, "reply"
+    return field, "system" if at == 0 and turn.messages[0].get("role") == "system" else "edit"
+
+
+def _field(stored: Message, message: Message) -> str:
+    replay = MATCHERS["replay"]
+    assert isinstance(replay, FieldMatcher)
+    return replay.differs(stored, message) or "other"
