@@ -6,7 +6,7 @@ Invariant: an assistant message makes as many calls as tool results come before 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
@@ -63,6 +63,11 @@ class Case:
         """Every role appended after the first assistant turn, in order of appearance."""
         said = [message["role"] for message in self.messages]
         return tuple(dict.fromkeys(role for role in said[said.index("assistant") :] if role != "assistant"))
+
+    def without_system(self) -> Case:
+        """The same, for a template that takes no system message at the beginning."""
+        begun = self.messages[0]["role"] == "system"
+        return replace(self, messages=self.messages[begun:], position=self.position - begun)
 
 
 def cases(thinking: Literal["off", "on", "both"]) -> Iterator[Case]:
