@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.tito import Tito
 from miles_lite.tito.canonical import CompareError, Sampled
 from miles_lite.tito.compare import KINDS, Mismatch, compare
 from miles_lite.tito.tito import NO_OPTIONS
