@@ -36,7 +36,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.control = {token.content: index for index, token in added.items()}
         flagged = frozenset(index for index, token in added.items() if token.special)
@@ -66,20 +66,20 @@ class Encoder:
         if mark:
             text = text.replace(_escaped(mark), mark)
         if not mark or mark not in text:
-            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids: list[int] = []
         for piece in self._pieces(text, mark):
-            tokenizer = self._plain if mark in piece else self._tokenizer
+            tokenizer = self._plain if mark in piece else self.tokenizer
             ids += tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
         plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        return self._tokenizer.decode(plain, skip_special_tokens=False)
+        return self.tokenizer.decode(plain, skip_special_tokens=False)
 
     def stream(self) -> TextStream:
-        return TextStream(self._tokenizer)
+        return TextStream(self.tokenizer)
 
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
@@ -90,7 +90,7 @@ class Encoder:
         return self.control[found[0]] if found else None
 
     def text_of(self, token: int) -> str | None:
-        return self._tokenizer.id_to_token(token)
+        return self.tokenizer.id_to_token(token)
 
     def _pieces(self, text: str, mark: str) -> list[str]:
         """Cut around every stretch between two control tokens that holds a mark."""
