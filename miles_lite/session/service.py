@@ -27,6 +27,7 @@ from miles_lite.session.grammar import grammar
 from miles_lite.session.match import Matcher
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
+from miles_lite.session.timelines import appender
 from miles_lite.session.tree import Output, Tree, Turn, describe
 from miles_lite.tito import Tito
 
@@ -58,7 +59,7 @@ class Service:
         self, tito: Tito, engines: EngineCalls, *, options: config.Session, matcher: Matcher, context_length: int
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
-        self._plan = Plan.of(options)
+        self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
