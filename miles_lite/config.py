@@ -138,6 +138,13 @@ class Session:
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
+    session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
+    session_journal_dir: str | None = option(
+        None, help="node-local folder of the journals (default: sessions/ in the run folder, or the node's temp folder)"
+    )
+    session_disconnect_grace: float = option(60.0, help="seconds a turn goes on after its client has disconnected")
+    session_idle_seconds: float = option(7200.0, help="forget a session that nobody has asked for in this time")
+    session_memory_gb: float = option(8.0, help="memory for sessions, per server; more than that waits in the journal")
     session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
 
 

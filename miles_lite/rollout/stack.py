@@ -163,6 +163,7 @@ class Stack:
                 options=options.session,
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,
+                run_dir=str(options.run_dir),
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )

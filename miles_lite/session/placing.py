@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from miles_lite.session.caller import caller_of
 from miles_lite.session.errors import bad_request
 from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.tree import Place, Tree
-from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
+from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Placer:
             roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
             if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
-                    history, stop = tree.history(place.turn), place.turn.output.stop
+                    history = History(place.turn.reply, partial(tree.history, place.turn))
+                    stop = place.turn.output.stop
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options
                     )

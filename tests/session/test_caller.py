@@ -60,6 +60,10 @@ def test_names_reach_the_tree_through_every_dialect(tiny_model: Path) -> None:
             assert await post(f"{url}/messages", asked) == 200
             assert await post(f"{url}/chat/completions", {"messages": HELLO, "metadata": {"agent": 4}}) == 400
             assert b.server.service is not None
-            assert [turn.caller.name for turn in b.server.service.tree(session).turns] == ["one", "two", "three"]
+            assert [turn.caller.name for turn in (await b.server.service.tree(session)).turns] == [
+                "one",
+                "two",
+                "three",
+            ]
 
     asyncio.run(run())

@@ -144,7 +144,7 @@ def test_a_refused_or_failed_request_leaves_the_service_as_it_was(tiny_model: Pa
             for turn in range(3):
                 _, got = await b.chat(session, line)
                 line = [*line, got["choices"][0]["message"], user(f"u{turn}")]
-            tree = b.server.service.tree(session)
+            tree = await b.server.service.tree(session)
             before = fingerprint(tree)
             assert (await b.chat(session, [S, U]))[1]["error"]["code"] == "rollback_failed"
             status, got = await b.chat(session, [*line, {"role": "system", "content": "x"}])

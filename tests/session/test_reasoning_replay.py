@@ -62,7 +62,7 @@ def test_thinking_blocks_find_their_turn(tiny_model: Path, tito: Tito, thought: 
             ask["messages"] += [{"role": "assistant", "content": kept}, {"role": "user", "content": results}]
             assert (await http.post(url, json=ask)).status == 200
             assert b.server.service is not None
-            turns = b.server.service.tree(url.split("/")[4]).turns
+            turns = (await b.server.service.tree(url.split("/")[4])).turns
             assert (turns[1].parent is turns[0]) is (thought != "changed")
 
     asyncio.run(run())
@@ -80,7 +80,7 @@ def test_reasoning_items_find_their_turn(tiny_model: Path, tito: Tito) -> None:
             ask["input"] += [{"type": "function_call_output", "call_id": call, "output": "ok"} for call in calls]
             assert (await http.post(url, json=ask)).status == 200
             assert b.server.service is not None
-            turns = b.server.service.tree(url.split("/")[4]).turns
+            turns = (await b.server.service.tree(url.split("/")[4])).turns
             assert turns[1].parent is turns[0]
             assert [message["role"] for message in turns[1].messages] == ["tool", "tool"]
 

@@ -175,7 +175,7 @@ def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: T
             session = await b.client.create()
             _, got = await b.chat(session, HELLO)
             assert b.server.service is not None
-            tree = b.server.service.tree(session)
+            tree = await b.server.service.tree(session)
             before = await b.client.describe(session), fingerprint(tree)
             more = [*HELLO, got["choices"][0]["message"], *HELLO]
             for bad, status in (
@@ -285,8 +285,6 @@ def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
                 assert (status, got["error"]["param"]) == (400, field)
             status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
             assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
-            status, got = await b.chat("nobody", HELLO)
-            assert (status, got["error"]["code"]) == (404, "session_not_found")
             with pytest.raises(SessionError, match="temperature"):
                 await b.client.create({"temperature": "hot"})
             assert b.engine.requests == []
@@ -323,7 +321,7 @@ def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
 
 def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
     async def run() -> None:
-        async with bench(tiny_model, _hang) as b:
+        async with bench(tiny_model, _hang, session_disconnect_grace=0.05) as b:
             session = await b.client.create()
             call = asyncio.create_task(b.chat(session, HELLO))
             await _requests(b, 1)

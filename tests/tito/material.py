@@ -17,9 +17,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.parse import parser_for
 from miles_lite.tito.render import JinjaRenderer
+from miles_lite.tito.short import ShortContexts
 from miles_lite.tito.standin import VARIABLES, control_tokens
+from miles_lite.tito.tito import cached_surface
 
 LOCAL = os.environ.get("MILES_LITE_TEMPLATES")
 
@@ -86,6 +90,14 @@ def tokenizer_for(name: str) -> Tokenizer:
 @cache
 def encoder_for(name: str) -> Encoder:
     return Encoder(tokenizer_for(name))
+
+
+@cache
+def tito_for(name: str) -> Tito:
+    """The template with its tokenizer and the surface that verification finds, as loading a model folder gives them."""
+    encoder, renderer = encoder_for(name), renderer_for(name)
+    surface, form = cached_surface(renderer, encoder, {})
+    return Tito(encoder, renderer, form, surface, parser_for(template(name)), frozenset(), ShortContexts(renderer))
 
 
 def renderer_for(name: str) -> JinjaRenderer:
