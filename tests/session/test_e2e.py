@@ -27,7 +27,7 @@ from miles_lite.router.app import RouterSpec
 from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
-from tests.models import EXPERTS, TOP_K, make_tiny_model, reference_logprobs
+from tests.models import MOE_CONFIG, make_tiny_moe, reference_logprobs
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A mixture-of-experts model, whose routed experts the session asks for."""
-    tiny_model = make_tiny_model(tmp_path_factory.mktemp("moe"), experts=True)
+    tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
     here: dict[str, Any] = {"bind_host": "127.0.0.1", "advertise_host": "127.0.0.1"}
     router = _remote(RouterActor).remote(RouterSpec())
@@ -140,8 +140,8 @@ def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode:
     sample = asyncio.run(run())
     updating.join()
     assert sample.routed_experts is not None
-    assert sample.routed_experts.shape == (len(sample) - 1, 2, TOP_K)
-    assert sample.routed_experts.max() < EXPERTS
+    assert sample.routed_experts.shape == (len(sample) - 1, 2, MOE_CONFIG["num_experts_per_tok"])
+    assert sample.routed_experts.max() < MOE_CONFIG["num_experts"]
     versions = sample.weight_versions[sample.loss_mask == 1]
     assert len(versions) == 1500
     assert set(versions) == {8, 9}
@@ -154,7 +154,9 @@ async def _routed(stack: Stack, tokens: np.ndarray) -> np.ndarray:
     body = {"input_ids": tokens.tolist(), "sampling_params": {"max_new_tokens": 1}, "return_routed_experts": True}
     async with aiohttp.ClientSession() as http, http.post(f"{stack.router_url}/generate", json=body) as response:
         payload = (await response.json())["meta_info"]["routed_experts"]
-    return np.frombuffer(base64.b64decode(payload), np.int32).reshape(len(tokens), 2, TOP_K)[:-1]
+    return np.frombuffer(base64.b64decode(payload), np.int32).reshape(
+        len(tokens), 2, MOE_CONFIG["num_experts_per_tok"]
+    )[:-1]
 
 
 async def _streamed(agent: openai.AsyncOpenAI, messages: list[Any]) -> tuple[str, int]:
