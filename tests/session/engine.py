@@ -43,7 +43,10 @@ def failure(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 @dataclass
 class Engine:
-    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response."""
+    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response.
+
+    One that raises ConnectionResetError resets the connection.
+    """
 
     script: Callable[[dict[str, Any]], Any]
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -59,6 +62,10 @@ class Engine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        except ConnectionResetError:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         if isinstance(made, web.Response):
             return made
         if not body["stream"]:
