@@ -29,12 +29,18 @@ _MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FF
 
 
 class Encoder:
-    """A fast tokenizer that keeps what messages say apart from what the template says."""
+    """A fast tokenizer that keeps what messages say apart from what the template says.
+
+    `special` are the control tokens that frame messages: those flagged special, or all where none is flagged.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
         self.tokenizer = tokenizer
-        self.control = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self.control = {token.content: index for index, token in added.items()}
+        flagged = frozenset(index for index, token in added.items() if token.special)
+        self.special = flagged or frozenset(added)
         longest_first = sorted(self.control, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
@@ -77,6 +83,11 @@ class Encoder:
 
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
+
+    def control_at(self, text: str, start: int) -> int | None:
+        """The control token that `text` holds at `start`."""
+        found = self.control_pattern.match(text, start)
+        return self.control[found[0]] if found else None
 
     def text_of(self, token: int) -> str | None:
         return self.tokenizer.id_to_token(token)
