@@ -35,7 +35,7 @@ def test_the_encoder_takes_tools_and_users_but_opens_no_reply_after_a_system_mes
 
 
 @needs_sglang
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_its_suffixes_are_what_it_prints_natively(v32: Tito, data: st.DataObject) -> None:
     check_conversation(v32, data)

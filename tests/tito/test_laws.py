@@ -26,7 +26,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize("name", QUICK)
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_suffix_is_what_the_native_render_ends_with(name: str, data: st.DataObject) -> None:
     check_conversation(tito_for(name), data)
@@ -34,7 +34,7 @@ def test_a_suffix_is_what_the_native_render_ends_with(name: str, data: st.DataOb
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", templates())
-@settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_template_has_a_wrong_suffix(name: str, data: st.DataObject) -> None:
     check_conversation(tito_for(name), data)

@@ -98,7 +98,7 @@ def test_a_closing_of_two_tokens_goes_on_after_the_one_that_was_sampled() -> Non
 
 
 @pytest.mark.parametrize("name", STABLE)
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_buffer_is_the_native_render_of_the_conversation(name: str, data: st.DataObject) -> None:
     tito = tito_for(name)
