@@ -75,7 +75,7 @@ def _text(version: int, mood: str) -> str:
     if mood == "calls":
         call = json.dumps({"name": "run", "arguments": {"a": version, "b": [1]}})
         return f"<think>\nwhy {version}\n</think>\n\n<tool_call>\n{call}\n</tool_call>"
-    return f"answer {version}"
+    return f"<think>\nwhy {version}\n</think>\n\nanswer {version}" if mood == "thinks" else f"answer {version}"
 
 
 def canonical(message: Message) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ class Harness(RuleBasedStateMachine):
         self.ask((agent, [{"role": "system", "content": f"s{system}"}, user(f"u{question}")]))
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), mood=st.sampled_from(["well", "calls", "cut"]), form=st.integers(0, 3))
+    @rule(data=st.data(), mood=st.sampled_from(["well", "calls", "thinks", "cut"]), form=st.integers(0, 3))
     def goes_on(self, data: st.DataObject, mood: str, form: int) -> None:
         agent, messages = data.draw(st.sampled_from(self.open))
         self.engines.mood = mood
@@ -132,11 +132,11 @@ class Harness(RuleBasedStateMachine):
         self.ask((agent, messages[:-1]))
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def edits(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), what=st.sampled_from(["content", "reasoning_content", "tool_calls"]))
+    def edits(self, data: st.DataObject, what: str) -> None:
         agent, messages = data.draw(st.sampled_from(self.open))
         place = data.draw(st.integers(0, len(messages) - 1))
-        changed = {**messages[place], "content": f"edited {self.step}"}
+        changed = _changed(messages[place], what, self.step)
         self.ask((agent, [*messages[:place], changed, *messages[place + 1 :], *_next(messages[-1], self.step)]))
 
     @precondition(lambda self: self.open)
@@ -278,6 +278,7 @@ class Harness(RuleBasedStateMachine):
                 assert sample.tokens[places].tolist() == log[version].said[: len(places)]
                 trained[version] += int(sample.loss_mask[places].sum())
             assert not sample.loss_mask[versions == NOT_SAMPLED].any()
+            assert not self.superseded(int(versions[versions != NOT_SAMPLED][-1]))
         for number, seen in enumerate(log):
             assert trained[number] in ((0, len(seen.said)) if self.superseded(number) else (len(seen.said),))
         again = self.loop.run_until_complete(self.service.samples(self.session, max_seq_len=None))
@@ -299,6 +300,16 @@ def _respelled(reply: Message, form: int) -> Message:
     return {**reply, "tool_calls": calls}
 
 
+def _changed(message: Message, what: str, step: int) -> Message:
+    """The message with another content, or another reasoning or other calls where it has some."""
+    if what == "reasoning_content" and message.get(what):
+        return {**message, what: f"edited {step}"}
+    if what == "tool_calls" and message.get(what):
+        call = message[what][0]
+        return {**message, what: [{**call, "function": {"name": "run", "arguments": f'{{"a": "edited {step}"}}'}}]}
+    return {**message, "content": f"edited {step}"}
+
+
 def _next(reply: Message, step: int) -> list[Message]:
     """What comes after a reply: the results of its calls, or a question."""
     calls = reply.get("tool_calls") or []
@@ -311,6 +322,6 @@ def test_whatever_a_harness_does_nothing_is_lost_or_trained_twice(tito: Tito) ->
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Harness,
         settings=settings(
-            max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
