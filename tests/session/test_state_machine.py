@@ -86,8 +86,8 @@ def canonical(message: Message) -> tuple[Any, ...]:
     return message["role"], (message.get("content") or "").strip(), calls, message.get("tool_call_id")
 
 
-def same_reply(stored: Message, replayed: Message) -> bool:
-    """Reasoning may be left out, and content beside calls; what is there must be equal."""
+def same(stored: Message, replayed: Message) -> bool:
+    """Reasoning may be left out; everything else must be equal."""
     if canonical(stored) != canonical(replayed):
         return False
     return replayed.get("reasoning_content") in (None, stored.get("reasoning_content"))
@@ -239,20 +239,20 @@ class Harness(RuleBasedStateMachine):
         """The generation that the request goes on from: the longest whole conversation that begins it, else none."""
         best, length = None, 0
         for number, seen in enumerate(self.engines.log[:known]):
-            whole = [*self.whole(number)]
+            whole = self.whole(number)
             size = len(whole)
             if seen.agent == agent and size >= length and size <= len(messages):
                 pairs = zip(whole, messages[:size], strict=True)
-                if all(same_reply(a, b) if said else canonical(a) == canonical(b) for (said, a), b in pairs):
+                if all(same(mine, theirs) for mine, theirs in pairs):
                     best, length = number, size
         declared = all(message["role"] in ("tool", "user") for message in messages[length:])
         return best if declared else None
 
-    def whole(self, number: int) -> list[tuple[bool, Message]]:
-        """(whether the session said it, message) of a generation's conversation, its reply included."""
+    def whole(self, number: int) -> list[Message]:
+        """A generation's conversation as the session holds it, its reply included."""
         seen = self.engines.log[number]
         before = [] if seen.parent is None else self.whole(seen.parent)
-        return [*before, *((False, message) for message in seen.conversation[len(before) :]), (True, seen.reply)]
+        return [*before, *seen.conversation[len(before) :], seen.reply]
 
     def superseded(self, number: int) -> bool:
         """Asked again, later and at the same place, and nobody went on from it."""
