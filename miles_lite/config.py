@@ -155,7 +155,12 @@ class Engines:
     sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
     sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
+        "least_in_flight", help="who takes a request that sticks to no engine"
+    )
     router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer")
+    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
+    prefill_num_servers: int = option(0, help="how many of the engines only prefill; the others then only decode")
     engine_start_timeout: float = option(300.0, help="seconds an engine may take to start")
     engine_health_interval: float = option(2.0, help="seconds between checks that engine processes live")
     engine_restarts: int = option(3, help="how often a dead engine is replaced")
@@ -361,6 +366,11 @@ class Config:
                 topo.rollout_slots % per_engine != 0,
                 f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine "
                 f"{per_engine}",
+            ),
+            (
+                not 0 <= self.engines.prefill_num_servers < max(topo.num_engines, 1),
+                f"--prefill-num-servers {self.engines.prefill_num_servers}: of {topo.num_engines} engines at least one "
+                "must be left to decode",
             ),
             (
                 not roles.issuperset(self.session.tito_allowed_append_roles),
