@@ -145,6 +145,9 @@ class Session:
     session_disconnect_grace: float = option(60.0, help="seconds a turn goes on after its client has disconnected")
     session_idle_seconds: float = option(7200.0, help="forget a session that nobody has asked for in this time")
     session_memory_gb: float = option(8.0, help="memory for sessions, per server; more than that waits in the journal")
+    session_logprob_inexact: Literal["keep", "mask"] = option(
+        "keep", help="what becomes of turns sampled under top_p, top_k, min_p, penalties or a grammar"
+    )
     session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
 
 
@@ -189,6 +192,9 @@ class Algorithm:
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = option("k1", help="its estimator")
     entropy_coef: float = option(0.0, help="entropy bonus")
     use_rollout_logprobs: bool = option(False, help="old logprobs are the engine's, not the trainer's recomputation")
+    use_rollout_routing_replay: bool = option(
+        False, help="engines return the experts that routed each token, and samples carry them"
+    )
     use_tis: bool = option(False, help="truncated importance sampling between trainer and engine")
     tis_clip: float = option(2.0, help="its upper bound")
     tis_clip_low: float = option(0.0, help="its lower bound")
@@ -392,5 +398,6 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
     groups: dict[str, Any] = {name: take_group(namespace, group) for name, group in GROUPS.items()}
-    groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang)
+    routed = {"enable_return_routed_experts": True} if groups["algorithm"].use_rollout_routing_replay else {}
+    groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang | routed)
     return Config(**groups).check(), leftovers
