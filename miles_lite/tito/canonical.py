@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from miles_lite.tito.boundaries import short_context
 from miles_lite.tito.messages import Message, Tools, normalise
 from miles_lite.tito.render import RenderError
+from miles_lite.tito.short import short_history
 from miles_lite.tito.suffix import Cut, SuffixError, in_arguments, in_content
 from miles_lite.tito.tito import Tito
 
@@ -168,7 +168,7 @@ def _rest_of_call(tito: Tito, reply: dict[str, Any], tools: Tools | None, option
 
     Some templates print the content there, after the calls (Gemma).
     """
-    anchor, user = "ZqcallqZ", short_context(reply)[0]
+    anchor, user = "ZqcallqZ", short_history(reply, tito.form)[0]
     text, _ = _render(tito, [user, in_arguments(reply, anchor)], tools, options, open_turn=False)
     tail = text.partition(anchor)[2]
     join = tito.surface_for(options).join

@@ -20,6 +20,7 @@ from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.load import load_model_text, no_template
 from miles_lite.tito.parse import parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer
+from miles_lite.tito.short import ShortContexts
 from miles_lite.tito.standin import VARIABLES, stand_in_tokenizer
 from miles_lite.tito.tito import cached_surface
 
@@ -55,7 +56,8 @@ def load_subject(
     except ValueError as error:
         raise UserError(f"the tokenizer in {folder or template} cannot be used: {error}") from error
     surface, form = cached_surface(renderer, encoder, {**(row.kwargs if row else {}), **options})
-    tito = Tito(encoder, renderer, form, surface, parser_for(source or ""), text.stop_ids if text else frozenset())
+    stops = text.stop_ids if text else frozenset[int]()
+    tito = Tito(encoder, renderer, form, surface, parser_for(source or ""), stops, ShortContexts(renderer))
     level = "text and tokens" if text else "text (a stand-in for the tokenizer: give --tokenizer DIR for tokens)"
     return Subject(tito, source or "", template or str(folder), level)
 

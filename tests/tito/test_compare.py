@@ -14,31 +14,23 @@ from hypothesis import strategies as st
 from miles_lite.tito import Tito
 from miles_lite.tito.canonical import CompareError, Sampled
 from miles_lite.tito.compare import KINDS, Mismatch, compare
-from miles_lite.tito.parse import parser_for
-from miles_lite.tito.tito import NO_OPTIONS, cached_surface
+from miles_lite.tito.tito import NO_OPTIONS
 from miles_lite.verify.imitate import Buffer, imitate
 from miles_lite.verify.trajectories import TOOLS, conversation
-from tests.tito.material import encoder_for, renderer_for
+from tests.tito.material import tito_for
 
 NAMES = ("trl/qwen3", "trl/glm4moe", "trl/llama3", "trl/gptoss", "trl/deepseekv3")
 """Glue, overlapping stop tokens, headers of several tokens, stop aliases, no header after tool results."""
 
 
 @cache
-def real(name: str) -> Tito:
-    encoder, renderer = encoder_for(name), renderer_for(name)
-    surface, form = cached_surface(renderer, encoder, NO_OPTIONS)
-    return Tito(encoder, renderer, form, surface, parser_for(renderer.template), frozenset())
-
-
-@cache
 def held(name: str, shape: str = "suatuau") -> tuple[list[dict[str, Any]], Buffer]:
     messages = conversation(shape, thinking=True)
-    return messages, imitate(real(name), messages, tools=TOOLS, options=NO_OPTIONS)
+    return messages, imitate(tito_for(name), messages, tools=TOOLS, options=NO_OPTIONS)
 
 
 def differences(name: str, ids: list[int], sampled: list[Sampled]) -> list[Mismatch]:
-    return compare(real(name), held(name)[0], ids, sampled, tools=TOOLS, open_turn=True)
+    return compare(tito_for(name), held(name)[0], ids, sampled, tools=TOOLS, open_turn=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,12 +56,12 @@ def changes(draw: st.DrawFn) -> tuple[str, str, int, int]:
     """(template, what changes, where, new token)."""
     name = draw(st.sampled_from(NAMES))
     _, buffer = held(name)
-    special = real(name).encoder.special
+    special = tito_for(name).encoder.special
     written = {place for each in buffer.sampled for place in range(each.start, each.end)}
     kind = draw(st.sampled_from(("special", "missing", "text", "reply")))
     wanted = {
         "reply": lambda place: place in written,
-        "text": lambda place: place not in written and buffer.ids[place] not in real(name).encoder.control.values(),
+        "text": lambda place: place not in written and buffer.ids[place] not in tito_for(name).encoder.control.values(),
     }.get(kind, lambda place: place not in written and buffer.ids[place] in special)
     place = draw(st.sampled_from([place for place in range(len(buffer.ids)) if wanted(place)]))
     pool = sorted(special) if kind == "special" else range(1000, 4000)
@@ -91,11 +83,11 @@ def test_one_changed_token_gives_its_class(change: tuple[str, str, int, int]) ->
         ids[place] = token
     found = [each for each in differences(name, ids, sampled) if not each.by_design]
     bugs = {each.type for each in found if each.is_bug}
-    join = real(name).surface.join
-    alias = {real(name).encoder.id_of(text) for text in (join.alias if join and join.alias else ())}
+    join = tito_for(name).surface.join
+    alias = {tito_for(name).encoder.id_of(text) for text in (join.alias if join and join.alias else ())}
     if kind == "reply":
         assert bugs == set()
-        same = real(name).encoder.decode(ids) == real(name).encoder.decode(buffer.ids)
+        same = tito_for(name).encoder.decode(ids) == tito_for(name).encoder.decode(buffer.ids)
         assert same or differences(name, ids, sampled)
     elif kind == "special" and {buffer.ids[place], token} <= alias:
         assert bugs == set()
@@ -107,7 +99,7 @@ def test_one_changed_token_gives_its_class(change: tuple[str, str, int, int]) ->
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), st.integers(0, 1))
 def test_whatever_a_model_writes_is_never_a_bug(text: str, turn: int) -> None:
     messages, buffer = held("trl/qwen3")
-    encoder = real("trl/qwen3").encoder
+    encoder = tito_for("trl/qwen3").encoder
     written = [*map(int, encoder.encode(f"<|im_start|>{text}<|im_end|>"))]
     chosen = buffer.sampled[turn]
     ids = [*buffer.ids[: chosen.start], *written, *buffer.ids[chosen.end :]]
@@ -120,7 +112,7 @@ def test_whatever_a_model_writes_is_never_a_bug(text: str, turn: int) -> None:
         else each
         for each in buffer.sampled
     ]
-    found = compare(real("trl/qwen3"), messages, ids, sampled, tools=TOOLS, open_turn=True)
+    found = compare(tito_for("trl/qwen3"), messages, ids, sampled, tools=TOOLS, open_turn=True)
     assert all(not each.is_bug for each in found)
     assert any(not each.by_design for each in found)
 
