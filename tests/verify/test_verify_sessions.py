@@ -24,12 +24,12 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</
 THOUGHT = "<think>\nWhy not.\n</think>\n\n"
 
 
-def writing(tito: Tito, called: str, said: str = "Sunny.") -> Callable[[dict[str, Any]], Any]:
+def writing(tito: Tito, called: str, said: str = "Sunny.", *, cut: bool = False) -> Callable[[dict[str, Any]], Any]:
     """An engine that writes `called` when it may call a tool, and `said` when the last words ask for words."""
 
     def script(body: dict[str, Any]) -> Any:
         last = tito.encoder.decode(body["input_ids"]).rpartition("<|im_start|>user")[2]
-        return saying(tito, said if "in words" in last else called)(body)
+        return saying(tito, said if "in words" in last else called, cut=cut)(body)
 
     return script
 
@@ -75,6 +75,12 @@ def test_an_honest_server_passes(tiny_model: Path, tito: Tito, reply: str, strea
         assert report.roots == {"first": 1}
         assert report.events["rollback"] == 2
         assert report.turns == 1 + len(schedule(ROLES, cycles=1))
+
+
+def test_turns_that_were_cut_are_closed_as_the_template_closes_them(tiny_model: Path, tito: Tito) -> None:
+    reports = verified(tiny_model, tito, writing(tito, CALL, cut=True))
+    assert failure(reports) is None
+    assert all(report.mismatches == [] for report in reports)
 
 
 def test_a_spelling_of_its_own_is_information(tiny_model: Path, tito: Tito) -> None:
