@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import aiohttp
+import numpy as np
 import psutil
 import pytest
 
@@ -15,6 +16,7 @@ from miles_lite.errors import UserError
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.app import RouterSpec
 from miles_lite.router.supervise import Supervisor
+from miles_lite.session.engine_calls import EngineCalls
 from tests.router.upstream import Upstream, eventually, serving
 
 pytestmark = pytest.mark.e2e
@@ -63,6 +65,33 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
                 listed = await reply.json()
             assert [(one["url"], one["state"]) for one in listed["workers"]] == [(worker.url, "ready")]
             assert listed["weight_versions"] == ["3"]
+
+    asyncio.run(scenario())
+
+
+def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
+    meta = {
+        "completion_tokens": 2,
+        "output_token_logprobs": [[-0.5, 11, None], [-0.25, 12, None]],
+        "finish_reason": {"type": "length", "length": 2},
+        "weight_version": "3",
+        "weight_versions": [{"version": "3", "start": 0, "end": 2}],
+    }
+    engine = Upstream(status=200, version="3", answer={"meta_info": meta}, paced=True)
+
+    async def scenario():
+        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+        async with serving(engine), supervised(spec) as (supervisor, client):
+            await client.post("/add_worker", params={"url": engine.url})
+            async with EngineCalls(supervisor.url, retry_seconds=30, call_seconds=30) as calls:
+                params = {"max_new_tokens": 2}
+                asking = asyncio.create_task(calls.generate(np.arange(3, dtype=np.int32), params, key="s"))
+                await eventually(lambda: len(engine.seen) == 1, "the request to reach the engine")
+                os.kill(supervisor.pid, signal.SIGKILL)
+                await eventually(lambda: len(engine.seen) == 2, "the session to ask again")
+                engine.release.set()
+                done = await asking
+        assert (done.ids, done.logprobs, done.spans, done.retries) == ([11, 12], [-0.5, -0.25], [(3, 0, 2)], 1)
 
     asyncio.run(scenario())
 
