@@ -125,6 +125,15 @@ class Session:
     session_sample_postprocessor_path: str | None = option(
         None, help="fn(samples, session metadata) -> samples: the last word on what a session gives"
     )
+    timeline_compare_level: Literal["token", "text"] = option(
+        "token", help="what must agree for a timeline to be merged into another: its ids, or its messages alone"
+    )
+    timeline_ignore_tools: Literal["true", "false"] = option(
+        "false", help="merge timelines that differ in tools", nargs="?", const="true"
+    )
+    fix_retokenization_drift: Literal["true", "false"] = option(
+        "true", help="merging by text, sampled ids replace a re-encoding that differs", nargs="?", const="true"
+    )
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )

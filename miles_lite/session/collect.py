@@ -7,7 +7,7 @@ collecting can be repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +17,7 @@ from miles_lite import config
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
 from miles_lite.session import linear
 from miles_lite.session.sample_hooks import SampleHook, load_sample_hook
+from miles_lite.session.timelines import Append, Merging, Timelines, merge
 from miles_lite.session.tree import Tree, Turn, versions_per_token
 
 _STATUS = {"length": Status.TRUNCATED, "abort": Status.ABORTED}
@@ -30,14 +31,21 @@ class Plan:
     """
 
     linear: bool = False
+    merging: Merging = field(default_factory=Merging)
     picker: SampleHook | None = None
     postprocessor: SampleHook | None = None
 
     @classmethod
-    def of(cls, options: config.Session) -> Plan:
-        """Raises UserError for hooks that do not exist."""
+    def of(cls, options: config.Session, append: Append) -> Plan:
+        """`append` is for merges at the level `text`. Raises UserError for hooks that do not exist."""
         return cls(
             linear=options.use_session_server == "v1",
+            merging=Merging(
+                level=options.timeline_compare_level,
+                ignore_tools=options.timeline_ignore_tools == "true",
+                fix_drift=options.fix_retokenization_drift == "true",
+                append=append,
+            ),
             picker=load_sample_hook(options.session_sample_picker_path, flag="--session-sample-picker-path"),
             postprocessor=load_sample_hook(
                 options.session_sample_postprocessor_path, flag="--session-sample-postprocessor-path"
@@ -66,8 +74,10 @@ def collect(
     hook fails.
     """
     plan, metadata = plan or Plan(), metadata or {}
-    leaves = tree.leaves() if plan.picker else plan.kept(tree)
-    candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, max_seq_len))])
+    timelines = Timelines(tree.turns) if plan.linear else merge(tree, plan.merging)
+    kept = {leaf.number for leaf in (tree.leaves() if plan.picker else plan.kept(tree))}
+    leaves = [leaf for leaf in timelines.leaves() if leaf.number in kept]
+    candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, max_seq_len))])
     samples = [candidate.sample for candidate in candidates]
     if plan.picker:
         samples = plan.picker.pick(samples, metadata)
@@ -95,17 +105,27 @@ def _request(turn: Turn) -> tuple[int | bytes, bytes]:
     return (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
 
 
-def _candidate(leaf: Turn, limit: int | None) -> _Candidate | None:
+def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidate | None:
     """The leaf's sample within `limit` tokens; None when that leaves no sampled token.
 
     The turn that crosses the limit is cut where some of its output is within, and left out with all that follow where
     none is: a sample ends with a sampled token.
     """
     path = leaf.path()
-    if limit is None:
-        return _Candidate(leaf, path, _sample(path, leaf))
-    path = list(takewhile(lambda turn: turn.start + len(turn.prompt_ids) < limit, path))
-    return _Candidate(leaf, path, _sample(path, leaf).truncate(limit)) if path else None
+    if limit is not None:
+        path = list(takewhile(lambda turn: turn.start + len(turn.prompt_ids) < limit, path))
+    if not path:
+        return None
+    sample = _sample(path, leaf)
+    sample.metadata |= _merged(path, timelines)
+    return _Candidate(leaf, path, sample if limit is None else sample.truncate(limit))
+
+
+def _merged(path: Sequence[Turn], timelines: Timelines) -> dict[str, Any]:
+    """What merging did to a path: `merged` roots, and the [start, end) of outputs sampled in another context."""
+    merged = sum(turn.number in timelines.moved for turn in path)
+    spans = [[turn.end - len(turn.output.ids), turn.end] for turn in path if turn.number in timelines.off_context]
+    return ({"merged": merged} if merged else {}) | ({"merged_offcontext": spans} if spans else {})
 
 
 def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:

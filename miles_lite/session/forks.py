@@ -20,6 +20,8 @@ LATEST = 32
 
 REASONS = ("parallel", "retry", "shorter", "reply", "edit", "system", "tools", "agent", "role", "no_suffix")
 
+_REPLAY = MATCHERS["replay"]
+
 log = logging.getLogger(__name__)
 
 
@@ -87,12 +89,10 @@ def report(session_id: str, tree: Tree, turn: Turn) -> None:
 
 def _shared(tree: Tree, other: Turn, turn: Turn) -> int:
     """How many messages of `turn` what `other` added begins with, its reply included."""
-    said = len(other.messages)
+    matcher, said = _matcher(tree), len(other.messages)
     for index, message in enumerate(turn.messages):
         if index > said or not (
-            tree.matcher.same_reply(other.reply, message)
-            if index == said
-            else tree.matcher.same(other.messages[index], message)
+            matcher.same_reply(other.reply, message) if index == said else matcher.same(other.messages[index], message)
         ):
             return index
     return len(turn.messages)
@@ -116,6 +116,9 @@ def _difference(other: Turn, turn: Turn, at: int) -> tuple[str | None, str]:
 
 
 def _field(stored: Message, message: Message) -> str:
-    replay = MATCHERS["replay"]
-    assert isinstance(replay, FieldMatcher)
-    return replay.differs(stored, message) or "other"
+    return _REPLAY.differs(stored, message) or "other"
+
+
+def _matcher(tree: Tree) -> FieldMatcher:
+    """The session's, but not a user's function: that may fail, and a fork is told after its turn was committed."""
+    return tree.matcher if isinstance(tree.matcher, FieldMatcher) else _REPLAY

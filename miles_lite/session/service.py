@@ -34,6 +34,7 @@ from miles_lite.session.match import Matcher
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
+from miles_lite.session.timelines import appender
 from miles_lite.session.tree import Output, Tree, Turn, describe
 from miles_lite.tito import Tito
 
@@ -61,7 +62,7 @@ class Service:
         journal: Journal | None = None,
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
-        self._plan = Plan.of(options)
+        self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling

@@ -29,12 +29,18 @@ _MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FF
 
 
 class Encoder:
-    """A fast tokenizer that keeps what messages say apart from what the template says."""
+    """A fast tokenizer that keeps what messages say apart from what the template says.
+
+    `special` are the control tokens that frame messages: those flagged special, or all where none is flagged.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
-        self._tokenizer = tokenizer
-        self.control = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.control = {token.content: index for index, token in added.items()}
+        flagged = frozenset(index for index, token in added.items() if token.special)
+        self.special = flagged or frozenset(added)
         longest_first = sorted(self.control, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
@@ -60,26 +66,31 @@ class Encoder:
         if mark:
             text = text.replace(_escaped(mark), mark)
         if not mark or mark not in text:
-            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids: list[int] = []
         for piece in self._pieces(text, mark):
-            tokenizer = self._plain if mark in piece else self._tokenizer
+            tokenizer = self._plain if mark in piece else self.tokenizer
             ids += tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
         plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        return self._tokenizer.decode(plain, skip_special_tokens=False)
+        return self.tokenizer.decode(plain, skip_special_tokens=False)
 
     def stream(self) -> TextStream:
-        return TextStream(self._tokenizer)
+        return TextStream(self.tokenizer)
 
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
 
+    def control_at(self, text: str, start: int) -> int | None:
+        """The control token that `text` holds at `start`."""
+        found = self.control_pattern.match(text, start)
+        return self.control[found[0]] if found else None
+
     def text_of(self, token: int) -> str | None:
-        return self._tokenizer.id_to_token(token)
+        return self.tokenizer.id_to_token(token)
 
     def _pieces(self, text: str, mark: str) -> list[str]:
         """Cut around every stretch between two control tokens that holds a mark."""

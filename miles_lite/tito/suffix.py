@@ -110,7 +110,7 @@ def cut(
     for call in [*reversed(range(calls)), None]:
         for attempt in range(8):
             anchor = f"Zq{attempt}anchor{attempt}qZ"
-            ends = _in_content(last, anchor) if call is None else _in_arguments(last, anchor, call=call)
+            ends = in_content(last, anchor) if call is None else in_arguments(last, anchor, call=call)
             anchored = [*history[:-1], ends]
             tail, count = ask(anchored, anchor)
             if count == 0:
@@ -129,7 +129,7 @@ def rest_after(
     return text.partition(anchor)[2], text.count(anchor)
 
 
-def _in_content(message: Message, anchor: str) -> dict[str, Any]:
+def in_content(message: Message, anchor: str) -> dict[str, Any]:
     """The assistant message, its content ending in `anchor`."""
     content = message.get("content", "")
     if isinstance(content, str):
@@ -138,8 +138,8 @@ def _in_content(message: Message, anchor: str) -> dict[str, Any]:
     return {**message, "content": [*parts, {**last, "text": last["text"] + anchor}]}
 
 
-def _in_arguments(message: Message, anchor: str, *, call: int) -> dict[str, Any]:
-    """The assistant message with `anchor` as a further, last argument of one of its calls."""
+def in_arguments(message: Message, anchor: str, *, call: int = -1) -> dict[str, Any]:
+    """The assistant message with `anchor` as a further, last argument of one of its calls, the last by default."""
     calls = list(message["tool_calls"])
     function = calls[call]["function"]
     arguments = function.get("arguments")

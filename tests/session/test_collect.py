@@ -50,7 +50,7 @@ def test_superseded_retries_are_dropped_and_parallel_siblings_stay() -> None:
     grow(tree, [A], "one", at=0.0)
     grow(tree, [A], "two", at=0.5)
     assert len(collect(tree)) == 2
-    grow(tree, [A], "three", at=5.0)
+    grow(tree, [A], "three", at=5.0, first=200)
     assert [sample.metadata["leaf"] for sample in collect(tree)] == [2]
     grow(tree, [A, said("two"), B], "deeper", at=6.0)
     assert [sample.metadata["leaf"] for sample in collect(tree)] == [2, 3]

@@ -231,7 +231,8 @@ def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> 
             described = await b.client.describe(session)
             assert [turn["parent"] for turn in described["turns"]] == [None, None]
             assert described["counts"]["roots_role"] == 1
-            assert len(await b.client.collect(session)) == 2
+            (sample,) = await b.client.collect(session)
+            assert (sample.metadata["turns"], sample.metadata["merged"], sample.trained_tokens) == (2, 1, 4)
 
     asyncio.run(run())
 

@@ -55,7 +55,7 @@ def steps(draw: st.DrawFn, *, text: st.SearchStrategy[str] = hostile, roles: tup
         calls = draw(st.integers(0, 3)) if tools and "tool" in roles else 0
         turn, word = say.turn(calls, tools)
         appended = [say("tool", tool_call_id=call["id"], name=_name(call)) for call in turn.get("tool_calls", ())]
-        appended += [say(role) for role in draw(st.sampled_from(_follow_ups(roles, needed=not calls)))]
+        appended += [say.inserted(role) for role in draw(st.sampled_from(_follow_ups(roles, needed=not calls)))]
         found.append(Step([*messages, turn], appended, tools, word))
         messages += [turn, *appended]
         if tools and draw(st.booleans()):
@@ -83,6 +83,12 @@ class _Speaker:
         if role != "assistant" and self._draw(st.integers(0, 4)) == 0:
             content = [{"type": "text", "text": content[:3]}, {"type": "text", "text": content[3:]}]
         return {"role": role, "content": content, **more}
+
+    def inserted(self, role: str) -> dict[str, Any]:
+        """A message of the harness; one that it writes in the assistant's name may hold reasoning."""
+        if role == "assistant" and self._draw(st.booleans()):
+            return self(role, reasoning_content=next(self._words))
+        return self(role)
 
     def turn(self, calls: int, tools: list[dict[str, Any]] | None) -> tuple[dict[str, Any], str]:
         """An assistant's message and the word near its end."""

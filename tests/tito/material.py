@@ -10,6 +10,7 @@ import base64
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -95,9 +96,14 @@ def encoder_for(name: str) -> Encoder:
 @cache
 def tito_for(name: str) -> Tito:
     """The template with its tokenizer and the surface that verification finds, as loading a model folder gives them."""
-    encoder, renderer = encoder_for(name), renderer_for(name)
+    return bare_tito(template(name), encoder_for(name), variables=renderer_for(name).variables)
+
+
+def bare_tito(template: str, encoder: Encoder, *, variables: Mapping[str, Any] | None = None) -> Tito:
+    """Any template with any tokenizer; no stop ids."""
+    renderer = JinjaRenderer(template, variables=variables)
     surface, form = cached_surface(renderer, encoder, {})
-    return Tito(encoder, renderer, form, surface, parser_for(template(name)), frozenset(), ShortContexts(renderer))
+    return Tito(encoder, renderer, form, surface, parser_for(template), frozenset(), ShortContexts(renderer))
 
 
 def renderer_for(name: str) -> JinjaRenderer:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from miles_lite.tito import RenderError, SuffixError, Tito
+from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from tests.tito.conversations import Step, steps
 from tests.tito.material import templates, tito_for
 
@@ -34,7 +34,7 @@ def test_a_suffix_is_what_the_native_render_ends_with(name: str, data: st.DataOb
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", templates())
-@settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_no_template_has_a_wrong_suffix(name: str, data: st.DataObject) -> None:
     _check_conversation(tito_for(name), data)
@@ -57,11 +57,24 @@ def _check(tito: Tito, step: Step) -> None:
     before, after = whole.ids[: -len(suffix.ids)], whole.ids[-len(suffix.ids) :]
     assert list(after) == list(suffix.ids)
     assert suffix.opens_reasoning == whole.opens_reasoning
+    _keeps_reasoning(tito, step, suffix)
     closed = tito.encoder.decode(tito.first(step.history, tools=step.tools, open_turn=False).ids)
     if step.word in closed:  # not where the template prints no tool calls
         *_, rest = tito.encoder.decode(before).rpartition(step.word)
         assert step.word in tito.encoder.decode(before)
         assert closed.rpartition(step.word)[2].startswith(rest)
+
+
+def _keeps_reasoning(tito: Tito, step: Step, suffix: Suffix) -> None:
+    """Of inserted turns, where the template prints reasoning at all and verification gave no warning of its loss."""
+    thought = [text for message in step.appended if (text := message.get("reasoning_content"))]
+    if not thought or tito.surface.roles["assistant"].warning:
+        return
+    asked = {"role": "user", "content": "x"}
+    shown = tito.first([asked, {"role": "assistant", "content": "y", "reasoning_content": "zzz"}], open_turn=False)
+    if "zzz" in tito.encoder.decode(shown.ids):
+        text = tito.encoder.decode(suffix.ids)
+        assert [text.count(each) for each in thought] == [1] * len(thought)
 
 
 def test_refusals_raise_and_never_guess() -> None:
