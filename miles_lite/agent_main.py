@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
         if sglang:
             raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
         return Agent(model, options, shows_tools=False).run()
-    agent = Agent(
-        "", options, shows_tools=_shows_tools(Path(model))
-    )  # mistakes show before servers start
+    agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     with _serving(model, sglang, Path(namespace.run_dir).resolve()) as url:
         agent.url = url
         return agent.run()

@@ -30,10 +30,10 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`max_steps` tool rounds per user turn, `max_tokens` new tokens per reply."""
+    """`max_steps` tool rounds per user turn, `max_tokens` new tokens per reply; None leaves those to the session."""
 
     max_steps: int = 8
-    max_tokens: int = 256
+    max_tokens: int | None = 256
 
 
 @dataclass

@@ -82,11 +82,15 @@ class AgentSession:
         *,
         max_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
+        agent: str | None = None,
     ) -> dict[str, Any]:
-        """The reply as an assistant message, to be sent back as it is. Raises ContextFull, UserError."""
+        """The reply as an assistant message, to be sent back as it is. `agent` names the caller where several share
+        the session. Raises ContextFull, UserError."""
         body: dict[str, Any] = {"model": "default", **self._request, "messages": list(messages)}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
+        if agent is not None:
+            body["metadata"] = {**(body.get("metadata") or {}), "agent": agent}
         if tools:
             body["tools"] = list(tools)
         answer = self._call("POST", f"/sessions/{self.session_id}/v1/chat/completions", body)
