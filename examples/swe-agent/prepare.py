@@ -2,7 +2,7 @@
 
     python prepare.py --out data --seed 0 [--agent tools]
 
-Invariant: the folder depends on seed and agent alone. It holds train.jsonl, heldout.jsonl, transcripts.jsonl and model/.
+Invariant: the folder depends on seed and agent alone: train.jsonl, heldout.jsonl, transcripts.jsonl and model/.
 """
 
 from __future__ import annotations
