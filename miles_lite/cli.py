@@ -1,4 +1,4 @@
-"""The command line: `miles-lite train | rollout | serve | router | agent | traces | init-model`.
+"""The command line: `miles-lite train | rollout | serve | router | agent | traces | verify | init-model`.
 
 Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
 traceback. Heavy imports happen only in the command that needs them.
@@ -21,6 +21,7 @@ USAGE = """usage: miles-lite COMMAND [flags]
   router       the router alone
   agent        talk to a model that uses tools
   traces       look at trajectory files; make datasets of them
+  verify       prove a chat template, or sessions on live engines; see `miles-lite verify --help`
   init-model   make a small Qwen3-architecture model and tokenizer, no download
 """
 
@@ -108,6 +109,12 @@ def _init_model(argv: Sequence[str]) -> int:
     return make_model(argv)
 
 
+def _verify(argv: Sequence[str]) -> int:
+    from miles_lite.verify.command import main as verify
+
+    return verify(argv)
+
+
 def _show_ignored(leftovers: Leftovers) -> None:
     if leftovers.ignored:
         names = ", ".join(f"--{name}" for name in leftovers.ignored)
@@ -121,5 +128,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "router": _router,
     "agent": _agent,
     "traces": _traces,
+    "verify": _verify,
     "init-model": _init_model,
 }

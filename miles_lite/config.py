@@ -119,10 +119,32 @@ class Session:
     session_message_matcher: str = option(
         "replay", help="replay, strict, loose_tool_call, role_content_only or package.module.fn(stored, replayed)"
     )
+    session_sample_picker_path: str | None = option(
+        None, help="fn(samples of all leaves, session metadata) -> those to keep, in place of dropping retries"
+    )
+    session_sample_postprocessor_path: str | None = option(
+        None, help="fn(samples, session metadata) -> samples: the last word on what a session gives"
+    )
+    timeline_compare_level: Literal["token", "text"] = option(
+        "token", help="what must agree for a timeline to be merged into another: its ids, or its messages alone"
+    )
+    timeline_ignore_tools: Literal["true", "false"] = option(
+        "false", help="merge timelines that differ in tools", nargs="?", const="true"
+    )
+    fix_retokenization_drift: Literal["true", "false"] = option(
+        "true", help="merging by text, sampled ids replace a re-encoding that differs", nargs="?", const="true"
+    )
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
+    session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
+    session_journal_dir: str | None = option(
+        None, help="node-local folder of the journals (default: sessions/ in the run folder, or the node's temp folder)"
+    )
+    session_disconnect_grace: float = option(60.0, help="seconds a turn goes on after its client has disconnected")
+    session_idle_seconds: float = option(7200.0, help="forget a session that nobody has asked for in this time")
+    session_memory_gb: float = option(8.0, help="memory for sessions, per server; more than that waits in the journal")
     session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
 
 
@@ -133,7 +155,12 @@ class Engines:
     sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
     sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
+        "least_in_flight", help="who takes a request that sticks to no engine"
+    )
     router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer")
+    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
+    prefill_num_servers: int = option(0, help="how many of the engines only prefill; the others then only decode")
     engine_start_timeout: float = option(300.0, help="seconds an engine may take to start")
     engine_health_interval: float = option(2.0, help="seconds between checks that engine processes live")
     engine_restarts: int = option(3, help="how often a dead engine is replaced")
@@ -339,6 +366,11 @@ class Config:
                 topo.rollout_slots % per_engine != 0,
                 f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine "
                 f"{per_engine}",
+            ),
+            (
+                not 0 <= self.engines.prefill_num_servers < max(topo.num_engines, 1),
+                f"--prefill-num-servers {self.engines.prefill_num_servers}: of {topo.num_engines} engines at least one "
+                "must be left to decode",
             ),
             (
                 not roles.issuperset(self.session.tito_allowed_append_roles),

@@ -1,8 +1,9 @@
-"""Addresses: what a server binds to is not always what others can reach."""
+"""Addresses and disks: what a server binds to is not always what others can reach, nor a folder what its node holds."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 EVERYWHERE = ("", "0.0.0.0", "::")
 
@@ -22,3 +23,20 @@ def reachable(host: str) -> str:
 def bracketed(host: str) -> str:
     """`host` as it stands in a URL: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
     return f"[{host}]" if ":" in host else host
+
+
+_NETWORK = frozenset("nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph glusterfs afs 9p wekafs panfs pvfs2".split())
+
+
+def network_file_system(folder: Path, *, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """The type of the network file system that `folder` lies or would lie on; None for a local one."""
+    if not mounts.is_file():
+        return None
+    where = folder.resolve()
+    found = ("", "")
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, point, kind, *_ = line.split(" ")
+        if where.is_relative_to(point) and len(point) >= len(found[0]):
+            found = (point, kind)
+    kind = found[1]
+    return kind if kind in _NETWORK or kind.startswith("fuse.") else None

@@ -68,6 +68,17 @@ class Sample:
         """Effective response length: the sum of the loss mask."""
         return int(self.loss_mask.sum())
 
+    @property
+    def off_context(self) -> np.ndarray:
+        """bool [T]: tokens sampled behind other ids than stand before them here (`merged_offcontext` in the metadata).
+
+        The engine's logprob of such a token says nothing about this sequence: it takes part in no importance ratio.
+        """
+        marked = np.zeros(len(self.tokens), bool)
+        for start, end in self.metadata.get("merged_offcontext", ()):
+            marked[start:end] = True
+        return marked
+
     def truncate(self, length: int) -> Sample:
         """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut."""
         if length < 0:

@@ -10,15 +10,15 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
-from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack, StackOptions
 from miles_lite.router.app import RouterSpec
-from miles_lite.router.app import serve as serve_router
+from miles_lite.router.supervise import Supervisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,18 @@ class Serving:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """router: where it listens."""
+    """router: where it listens, whom it chooses."""
 
     bind_host: str = option("127.0.0.1", help="interface to bind to")
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
     port: int | None = option(None, help="port (default: a free one)")
     router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
+    router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
+        "least_in_flight", help="who takes a request that sticks to no engine"
+    )
+    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
+    sglang_server_concurrency: int = option(512, help="requests in flight per engine")
+    state_file: str | None = option(None, help="keep the workers in this file for the next start")
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -94,16 +100,30 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
 
 
 def router(argv: Sequence[str]) -> int:
-    """The router alone, until Ctrl-C."""
+    """The router alone, until Ctrl-C. Raises UserError."""
     parser = Parser(prog="miles-lite router", allow_abbrev=False)
     add_group(parser, RouterOptions)
     options = take_group(parser.parse_args(list(argv)), RouterOptions)
-    host = options.advertise_host or options.bind_host
     spec = RouterSpec(
-        bind_host=options.bind_host, advertise_host=host, port=options.port, timeout=options.router_timeout
+        bind_host=options.bind_host,
+        advertise_host=options.advertise_host or options.bind_host,
+        port=options.port,
+        timeout=options.router_timeout,
+        policy=options.router_policy,
+        concurrency=options.sglang_server_concurrency,
+        queue_seconds=options.router_queue_seconds,
+        state_file=options.state_file,
     )
-    try:
-        serve_router(spec)
-    except OSError as error:
-        raise UserError(f"the router cannot listen on {options.bind_host}:{options.port}: {error}") from error
+    asyncio.run(_route(Supervisor(spec)))
     return 0
+
+
+async def _route(supervisor: Supervisor) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        print(f"router: {await supervisor.start()}", flush=True)
+        await stop.wait()
+    finally:
+        await supervisor.stop()

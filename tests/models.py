@@ -1,4 +1,4 @@
-"""A tiny random Qwen3 with a byte-level BPE and a ChatML template, for tests that need a real model folder.
+"""A tiny random Qwen3, dense or with experts, with a byte-level BPE and a ChatML template: folders for tests.
 
 Invariant: the same seed gives the same folder, and any text survives encode and decode. No torch is imported.
 """
@@ -6,6 +6,7 @@ Invariant: the same seed gives the same folder, and any text survives encode and
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": CONTROL_TOKENS.index("<|endoftext|>"),
 }
 
+MOE_CONFIG: dict[str, Any] = CONFIG | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "output_router_logits": False,
+}
+
 CHAT_TEMPLATE = """
 {%- if tools %}
   {{- '<|im_start|>system\\n' }}
@@ -90,6 +103,12 @@ def make_tiny_model(folder: Path | str, seed: int = 0) -> Path:
     return make_tiny_weights(folder, seed)
 
 
+def make_tiny_moe(folder: Path | str, seed: int = 0) -> Path:
+    """The same with 8 experts per layer, of which 2 are chosen: a Qwen3-MoE."""
+    make_tiny_tokenizer(folder)
+    return make_tiny_weights(folder, seed, MOE_CONFIG)
+
+
 def make_tiny_tokenizer(folder: Path | str) -> Path:
     """Write the tokenizer alone: no torch needed."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -118,21 +137,21 @@ def make_tiny_tokenizer(folder: Path | str) -> Path:
     return Path(folder)
 
 
-def make_tiny_weights(folder: Path | str, seed: int) -> Path:
+def make_tiny_weights(folder: Path | str, seed: int, config: Mapping[str, Any] = CONFIG) -> Path:
     """Write config.json and random float32 weights; their wide range gives distributions far from uniform."""
     random = np.random.default_rng(seed)
     weights = {
         name: np.ones(shape, np.float32) if len(shape) == 1 else random.normal(0, 0.2, shape).astype(np.float32)
-        for name, shape in _shapes().items()
+        for name, shape in _shapes(config).items()
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
-    Path(folder, "config.json").write_text(json.dumps(CONFIG, indent=2))
+    Path(folder, "config.json").write_text(json.dumps(config, indent=2))
     return Path(folder)
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
-    hidden, inner, head, vocabulary = 64, 128, 16, 512
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, head, vocabulary = 64, 16, 512
     queries, keys = 4 * head, 2 * head
     layer = {
         "self_attn.q_proj": (queries, hidden),
@@ -141,17 +160,24 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (hidden, queries),
         "self_attn.q_norm": (head,),
         "self_attn.k_norm": (head,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
+        **_mlp_shapes(config),
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
     }
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,)}
     shapes["lm_head"] = (vocabulary, hidden)
-    for index in range(CONFIG["num_hidden_layers"]):
+    for index in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def _mlp_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner, experts = 64, config.get("moe_intermediate_size", 128), config.get("num_experts")
+    one = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    if experts is None:
+        return {f"mlp.{name}": shape for name, shape in one.items()}
+    each = {f"mlp.experts.{index}.{name}": shape for index in range(experts) for name, shape in one.items()}
+    return {"mlp.gate": (experts, hidden), **each}
 
 
 def reference_logprobs(folder: Path | str, tokens: list[int], *, temperature: float = 1.0) -> np.ndarray:

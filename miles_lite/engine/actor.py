@@ -14,6 +14,7 @@ from pathlib import Path
 import aiohttp
 import ray
 
+from miles_lite.engine import disaggregation
 from miles_lite.engine.checkpoint import Shapes, WeightsError, check_fits, read_shapes
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.process import ServerProcess, free_port, require_free
@@ -84,6 +85,8 @@ class EngineActor:
     async def _launch(self) -> EngineInfo:
         """Start the server; when another process took its port in between, once more on another port."""
         spec, chosen = self._spec, "port" in self._spec.sglang_args
+        if spec.worker_type != "regular" and spec.device == "cpu" and (reason := disaggregation.missing()):
+            raise UserError(f"engine {spec.index} is to {spec.worker_type}, but {reason}")
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         for last in (chosen, True):
             place = self._place()

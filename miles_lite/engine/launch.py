@@ -10,6 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+from miles_lite.engine import disaggregation
 from miles_lite.engine.profile import with_profile
 from miles_lite.engine.sglang_flags import check_options
 from miles_lite.engine.spec import EngineSpec
@@ -90,8 +91,7 @@ def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, 
         options["context_length"] = spec.context_length
     if place.base_gpu_id is not None:
         options["base_gpu_id"] = place.base_gpu_id
-    if spec.worker_type != "regular":
-        options["disaggregation_mode"] = spec.worker_type
+    options |= disaggregation.options(spec)
     if spec.device == "cpu":
         options |= CPU_OPTIONS
         options["max_running_requests"] = spec.max_concurrency

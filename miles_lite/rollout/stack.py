@@ -1,7 +1,8 @@
 """Stack: what serves one model: the router, its engines and the session actors, kept alive together.
 
-Invariant: an engine that is registered with the router serves the current weight version. A dead engine is replaced by
-one that starts from the current weights; weight updates and replacements exclude each other.
+Invariant: an engine that is registered with the router serves the current weight version, and the router lets no other
+one serve. A dead engine is replaced by one that starts from the current weights, a dead router by one on the same port;
+weight updates and replacements exclude each other.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.environment import actor_env
-from miles_lite.engine.spec import EngineInfo, EngineSpec
+from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.app import RouterSpec
+from miles_lite.router.client import set_weight_version
 from miles_lite.session.actor import SessionActor, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -109,9 +112,12 @@ class Stack:
         An engine that refuses is replaced by one that starts from the new weights.
         """
         async with self._changing:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), self._weights.version
             self._weights = WeightUpdate(path, version, self._options.engines.pause_generation_mode)
+            await set_weight_version(self.router_url, version, previous=before)
             await asyncio.gather(*(self._update(slot) for slot in self._slots))
+            for url in await set_weight_version(self.router_url, version):
+                log.warning("engine %s does not have weight version %d: it gets no requests", url, version)
             return time.perf_counter() - began
 
     async def session_load(self) -> list[int]:
@@ -136,14 +142,24 @@ class Stack:
             await end_actor(self._router)
 
     async def _start_router(self) -> str:
-        engines, topology = self._options.engines, self._options.topology
+        engines = self._options.engines
         if engines.sglang_router_ip:
             return f"http://{engines.sglang_router_ip}:{engines.sglang_router_port}"
+        state = self._options.run_dir / "logs" / "router.json"
+        state.unlink(missing_ok=True)
+        return await self._launch_router(engines.sglang_router_port)
+
+    async def _launch_router(self, port: int | None) -> str:
+        engines, topology = self._options.engines, self._options.topology
         spec = RouterSpec(
             bind_host=topology.bind_host,
             advertise_host=topology.public_host,
-            port=engines.sglang_router_port,
+            port=port,
             timeout=engines.router_timeout,
+            policy=engines.router_policy,
+            concurrency=engines.sglang_server_concurrency,
+            queue_seconds=engines.router_queue_seconds,
+            state_file=str(self._options.run_dir / "logs" / "router.json"),
         )
         self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec)
         url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
@@ -163,6 +179,7 @@ class Stack:
                 options=options.session,
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,
+                run_dir=str(options.run_dir),
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
@@ -182,6 +199,7 @@ class Stack:
             advertise_host=options.topology.public_host,
             router_url=self.router_url,
             log_path=str(options.run_dir / "logs" / f"engine-{slot.index}.{slot.restarts}.log"),
+            worker_type=self._role(slot.index),
             start_timeout=options.engines.engine_start_timeout,
             seed=options.seed,
             slots=options.topology.rollout_num_gpus_per_engine if device == "cuda" else 1,
@@ -191,6 +209,10 @@ class Stack:
             max_concurrency=options.engines.sglang_server_concurrency,
             sglang_args={"tokenizer_path": str(self._model), **options.engines.sglang_args},
         )
+
+    def _role(self, index: int) -> WorkerType:
+        prefill = self._options.engines.prefill_num_servers
+        return "regular" if not prefill else "prefill" if index < prefill else "decode"
 
     async def _fill(self, slot: _Slot) -> None:
         """Start an engine in `slot` from the current weights."""
@@ -213,13 +235,24 @@ class Stack:
             await self._replace(slot)
 
     async def _watch(self) -> None:
-        """Replace engines whose process has ended."""
+        """Replace engines whose process has ended, and the router."""
         while True:
             await asyncio.sleep(self._options.engines.engine_health_interval)
+            if self._router is not None and not await _lives(self._router):
+                await self._replace_router()
             for slot in self._slots:
                 if slot.info is not None and not await _lives(slot.actor):
                     async with self._changing:
                         await self._replace(slot)
+
+    async def _replace_router(self) -> None:
+        """Another router on the same node's port; it knows the workers from its state file."""
+        log.warning("the router at %s has ended; replacing it", self.router_url)
+        await end_actor(self._router)
+        try:
+            self.router_url = await self._launch_router(urlsplit(self.router_url).port)
+        except UserError as error:
+            log.error("the router does not come back: %s", error)
 
     async def _replace(self, slot: _Slot) -> None:
         log.warning("engine %d has ended; replacing it (%d so far)", slot.index, slot.restarts)

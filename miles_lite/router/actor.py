@@ -1,4 +1,4 @@
-"""`RouterActor`: the router inside a Ray actor, on the actor's own event loop.
+"""`RouterActor`: a supervised router inside a Ray actor.
 
 Invariant: `start` and `stop` are idempotent; a stopped router has released its port.
 """
@@ -7,36 +7,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
+import aiohttp
 
-from miles_lite.router.app import Router, RouterSpec, start_app
-from miles_lite.router.proxy import Limits
+from miles_lite.router.app import RouterSpec
+from miles_lite.router.supervise import Supervisor
 
 
 class RouterActor:
     """One router. Callers wrap it: `ray.remote(RouterActor).options(...).remote(spec)`."""
 
     def __init__(self, spec: RouterSpec) -> None:
-        self._spec = spec
-        self._router = Router(Limits(idle=spec.timeout))
-        self._runner: web.AppRunner | None = None
-        self._url = ""
+        self._supervisor = Supervisor(spec)
 
     def __repr__(self) -> str:
-        return f"RouterActor({self._url or 'not started'})"
+        return f"RouterActor({self._supervisor.url or 'not started'})"
 
     async def start(self) -> str:
         """Listen; returns the URL others are told. Raises UserError when the port is in use."""
-        if self._runner is None:
-            self._runner, self._url = await start_app(self._router, self._spec)
-        return self._url
+        return await self._supervisor.start()
+
+    async def alive(self) -> bool:
+        """True once started: whatever ends the routing process, it is started again."""
+        return bool(self._supervisor.url)
 
     async def workers(self) -> list[dict[str, Any]]:
         """What GET /workers lists."""
-        return [worker.as_dict() for worker in self._router.registry]
+        async with aiohttp.ClientSession() as client, client.get(f"{self._supervisor.url}/workers") as reply:
+            listed: list[dict[str, Any]] = (await reply.json())["workers"]
+            return listed
+
+    async def process(self) -> int | None:
+        """The process that routes."""
+        return self._supervisor.pid
 
     async def stop(self) -> None:
         """Release the port; requests in flight are cut."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        await self._supervisor.stop()

@@ -1,6 +1,6 @@
 """The router's HTTP face: registration in every form in use; everything else goes to a worker.
 
-Invariant: a running app probes the workers that were set aside, and readmits those that answer.
+Invariant: a running app asks the workers that were set aside again, and readmits those that may serve.
 """
 
 from __future__ import annotations
@@ -8,57 +8,82 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from miles_lite.errors import UserError
 from miles_lite.net import bracketed, reachable
-from miles_lite.router.placement import Placement
-from miles_lite.router.proxy import Limits, Proxy, failure
-from miles_lite.router.registry import Registry, Worker, parse_worker
+from miles_lite.router.admission import Admission
+from miles_lite.router.gate import Gate
+from miles_lite.router.metrics import RouterCollector, render
+from miles_lite.router.placement import Placement, PolicyName
+from miles_lite.router.proxy import Proxy
+from miles_lite.router.registry import Registry, parse_worker
+from miles_lite.router.replies import Limits, failure
+from miles_lite.router.upstream import Pool, UnreachableError
 
 MAX_BODY = 1 << 30
+BACKLOG = 1024
 PROBE_INTERVAL = 1.0
-KEEP_ALIVE = 2.0
-"""Seconds an idle connection to a worker is kept: less than the worker does, so that none closes under a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSpec:
-    """Where the router listens, what others are told, seconds it waits for a worker's bytes. port None: a free one."""
+    """One router.
+
+    bind_host, port   where it listens; port None: a free one
+    advertise_host    what others are told
+    timeout           seconds it waits for a worker's bytes
+    policy            who takes a request without a key, or with a new one
+    concurrency       requests in flight per worker; None: any number
+    queue_seconds     how long a request waits for a worker with room
+    state_file        workers and weight version, kept for the next start; None: nothing is kept
+    gateway           data goes through the Rust gateway; this router is its control plane
+    """
 
     bind_host: str = "127.0.0.1"
     advertise_host: str = "127.0.0.1"
     port: int | None = None
     timeout: float = 600.0
+    policy: PolicyName = "least_in_flight"
+    concurrency: int | None = None
+    queue_seconds: float = 60.0
+    state_file: str | None = None
+    gateway: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(idle=self.timeout, queue=self.queue_seconds)
 
 
 class Router:
     """The state of one router and its handlers."""
 
-    def __init__(self, limits: Limits, *, probe_interval: float = PROBE_INTERVAL) -> None:
-        self.registry = Registry()
-        self.placement = Placement()
-        self._limits = limits
-        self._probe_interval = probe_interval
+    def __init__(self, spec: RouterSpec, *, limits: Limits | None = None, interval: float = PROBE_INTERVAL) -> None:
+        """Raises UserError when `spec.state_file` is not a router's."""
+        limits = limits or spec.limits
+        self._interval = interval
+        self.registry = Registry(Path(spec.state_file) if spec.state_file else None)
+        self.placement = Placement(spec.policy, most=spec.concurrency)
+        self.admission = Admission(self.registry, self.placement, patience=limits.queue)
+        self._pool = Pool(connect=limits.connect, idle=limits.idle)
+        self._gate = Gate(self.registry, self._pool, seconds=limits.connect)
+        self._proxy = Proxy(self.admission, self._pool, limits)
+        self._collector = RouterCollector(self.registry, self.admission)
 
-    async def lifetime(self, app: web.Application) -> AsyncIterator[None]:
-        """The client and the probe live as long as the app."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect, sock_read=self._limits.idle)
-        plain: dict[str, Any] = {"auto_decompress": False, "cookie_jar": aiohttp.DummyCookieJar()}
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
-        async with aiohttp.ClientSession(**plain, connector=connector, timeout=timeout) as client:
-            self._proxy = Proxy(self.registry, self.placement, client, self._limits)
-            probing = asyncio.create_task(self._probe_for_ever(client))
-            yield
-            probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await probing
+    async def lifetime(self, _app: web.Application) -> AsyncIterator[None]:
+        """Probing and connections live as long as the app."""
+        probing = asyncio.create_task(self._probe_for_ever())
+        yield
+        probing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await probing
+        self._pool.close()
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         return await self._proxy.handle(request)
@@ -66,9 +91,16 @@ class Router:
     async def add(self, request: web.Request) -> web.Response:
         """POST /add_worker, POST /workers."""
         try:
-            worker = self.registry.add(parse_worker(await _fields(request)))
+            worker = parse_worker(await _fields(request))
+            await self._pool.reach(worker.url)
         except UserError as error:
             return failure(400, str(error), kind="bad_worker")
+        except UnreachableError as error:
+            return failure(400, f"url {error.url!r}: cannot be reached: {error}", kind="unreachable_worker")
+        worker = self.registry.add(worker)
+        if worker.state == "stale":
+            await self._gate.check([worker])
+        self.admission.wake()
         counts = {one.url: one.in_flight for one in self.registry}
         return web.json_response(
             {"status": "success", "worker_id": worker.id, "url": worker.url, "worker_urls": counts}
@@ -84,9 +116,13 @@ class Router:
         worker = self.registry.find(str(name))
         if worker is None:
             return failure(404, f"no worker has the id or url {name!r}", kind="unknown_worker")
-        self.registry.remove(worker)
+        self.registry.drain(worker)
         self.placement.forget(worker)
-        return web.json_response({"status": "success", "worker_id": worker.id, "url": worker.url})
+        self._pool.forget(worker.url)
+        self.admission.wake()
+        return web.json_response(
+            {"status": "success", "worker_id": worker.id, "url": worker.url, "in_flight": worker.in_flight}
+        )
 
     async def urls(self, _request: web.Request) -> web.Response:
         """GET /list_workers."""
@@ -95,24 +131,41 @@ class Router:
     async def workers(self, _request: web.Request) -> web.Response:
         """GET /workers."""
         listed = [worker.as_dict() for worker in self.registry]
-        return web.json_response({"workers": listed, "total": len(listed)})
+        versions = list(self.registry.accepted)
+        return web.json_response({"workers": listed, "total": len(listed), "weight_versions": versions})
+
+    async def set_version(self, request: web.Request) -> web.Response:
+        """PUT /weight_version: `version`, and `previous` while an update runs."""
+        try:
+            fields = await _fields(request)
+            if not isinstance(fields.get("version"), int | str):
+                raise UserError("version is required: the weight version that workers must report, a number or a word")
+        except UserError as error:
+            return failure(400, str(error), kind="bad_version")
+        before = fields.get("previous")
+        stale = await self._gate.set_version(str(fields["version"]), None if before is None else str(before))
+        self.admission.wake()
+        return web.json_response({"weight_versions": list(self.registry.accepted), "stale": stale})
+
+    async def version(self, _request: web.Request) -> web.Response:
+        """GET /weight_version."""
+        return web.json_response({"weight_versions": list(self.registry.accepted)})
 
     async def health(self, _request: web.Request) -> web.Response:
         """GET /health: of the router itself."""
-        usable = sum(not worker.set_aside for worker in self.registry)
+        usable = sum(worker.state == "ready" for worker in self.registry)
         return web.json_response({"status": "ok", "workers": len(self.registry), "usable": usable})
 
-    async def _probe_for_ever(self, client: aiohttp.ClientSession) -> None:
-        while True:
-            await asyncio.sleep(self._probe_interval)
-            await asyncio.gather(*(self._probe(client, worker) for worker in self.registry if worker.set_aside))
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """GET /metrics: Prometheus's text format."""
+        return web.Response(body=render(self._collector), headers={"Content-Type": "text/plain; version=0.0.4"})
 
-    async def _probe(self, client: aiohttp.ClientSession, worker: Worker) -> None:
-        timeout = aiohttp.ClientTimeout(total=self._limits.connect)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with client.get(f"{worker.url}/health", timeout=timeout) as reply:
-                if reply.status == 200:
-                    worker.answered()
+    async def _probe_for_ever(self) -> None:
+        while True:
+            if aside := [worker for worker in self.registry if worker.state in ("unreachable", "stale")]:
+                await self._gate.check(aside)
+                self.admission.wake()
+            await asyncio.sleep(self._interval)
 
 
 def build_app(router: Router) -> web.Application:
@@ -126,42 +179,39 @@ def build_app(router: Router) -> web.Application:
     app.router.add_delete("/workers/{name:.+}", router.remove)
     app.router.add_get("/list_workers", router.urls)
     app.router.add_post("/remove_worker", router.remove)
+    app.router.add_put("/weight_version", router.set_version)
+    app.router.add_get("/weight_version", router.version)
     app.router.add_get("/health", router.health)
+    app.router.add_get("/metrics", router.metrics)
     app.router.add_route("*", "/{path:.*}", router.forward)
     return app
 
 
-async def start_app(router: Router, spec: RouterSpec) -> tuple[web.AppRunner, str]:
-    """Listen; returns the runner, to be cleaned up, and the URL others are told. Raises UserError: port in use."""
-    runner = web.AppRunner(
-        build_app(router), handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1.0
-    )
-    await runner.setup()
+def listen(spec: RouterSpec) -> socket.socket:
+    """A listening socket. Raises UserError when the port is in use."""
     try:
-        await web.TCPSite(runner, spec.bind_host, spec.port or 0).start()
+        family = socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET
+        return socket.create_server((spec.bind_host, spec.port or 0), family=family, backlog=BACKLOG)
     except OSError as error:
-        await runner.cleanup()
         raise UserError(
             f"the router cannot listen on {spec.bind_host}:{spec.port}: {error.strerror or error}.\n"
             "  End the process that uses the port, choose another with --sglang-router-port, or leave it out."
         ) from error
-    host = bracketed(reachable(spec.advertise_host))
-    return runner, f"http://{host}:{runner.addresses[0][1]}"
 
 
-def serve(spec: RouterSpec) -> None:
-    """Run a router until SIGINT or SIGTERM; prints its URL. Raises UserError when the port is in use."""
-    asyncio.run(_serve(spec))
+def url_of(spec: RouterSpec, listener: socket.socket) -> str:
+    """What others are told."""
+    return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
 
 
-async def _serve(spec: RouterSpec) -> None:
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    runner, url = await start_app(Router(Limits(idle=spec.timeout)), spec)
-    print(f"router: {url}", flush=True)
-    await stopped.wait()
-    await runner.cleanup()
+async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
+    """Serve on `listener`; returns the runner, to be cleaned up."""
+    runner = web.AppRunner(
+        build_app(router), handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1.0
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    return runner
 
 
 async def _fields(request: web.Request) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """A session server as a Ray actor: `ray.remote(SessionActor).options(name=...).remote(spec)`.
 
-Invariant: the actor's event loop runs one server from `start` to `stop`.
+Invariant: from `start` to `stop` the actor holds the server's socket; a worker process of its own serves it.
 """
 
 from __future__ import annotations
 
-from miles_lite.session.server import SessionServer, SessionSpec
+from miles_lite.session.server import SessionSpec
+from miles_lite.session.supervisor import Supervisor
 
 __all__ = ["SessionActor", "SessionSpec"]
 
@@ -14,24 +15,22 @@ class SessionActor:
     """Sessions of a run, or a share of them; each actor has its own port, and a session's URL is its affinity."""
 
     def __init__(self, spec: SessionSpec) -> None:
-        self._server = SessionServer(spec)
-        self._url = "not started"
+        self._supervisor = Supervisor(spec)
 
     async def start(self) -> str:
         """The server's URL. Raises UserError for a model, role or port that cannot be used."""
-        self._url = await self._server.start()
-        return self._url
+        return await self._supervisor.start()
 
     async def load(self) -> int:
         """Live sessions."""
-        return self._server.service.live() if self._server.service else 0
+        return int((await self._supervisor.stats()).get("sessions", 0))
 
     async def stats(self) -> dict[str, float]:
         """Counters: turns, prompt_tokens, completion_tokens, roots_<reason>, sampling_overridden, engine_retries ..."""
-        return self._server.service.stats() if self._server.service else {}
+        return await self._supervisor.stats()
 
     async def stop(self) -> None:
-        await self._server.stop()
+        await self._supervisor.stop()
 
     def __repr__(self) -> str:
-        return f"SessionActor({self._server.spec.index}, {self._url})"
+        return f"SessionActor({self._supervisor.spec.index}, {self._supervisor.url or 'not started'})"

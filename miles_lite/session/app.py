@@ -7,15 +7,16 @@ the dialect that the route speaks. Nothing of an engine's HTTP answer, headers a
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from miles_lite.session.caller import agent_name
+from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
 from miles_lite.session.dialects.fields import check_limits
@@ -79,45 +80,49 @@ class _Routes:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        return _json({"session_id": self._service.create(check_run(body.get("sampling")))})
+        return _json({"session_id": await self._service.create(check_run(body.get("sampling")))})
 
     async def describe(self, request: web.Request) -> web.Response:
-        return _json(self._service.describe(_session_id(request)))
+        return _json(await self._service.describe(_session_id(request)))
 
     async def turns(self, request: web.Request) -> web.Response:
-        body = encode_turns(self._service.tree(_session_id(request)), model=self._model)
+        session_id = _session_id(request)
+        kept = await self._service.kept(session_id)
+        body = encode_turns(await self._service.tree(session_id), kept=kept, model=self._model)
         return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:
-        self._service.delete(_session_id(request))
+        await self._service.delete(_session_id(request))
         return web.Response(status=204)
 
     async def samples(self, request: web.Request) -> web.Response:
         limit = (await _body(request)).get("max_seq_len")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
-        samples = self._service.samples(_session_id(request), max_seq_len=limit)
+        samples = await self._service.samples(_session_id(request), max_seq_len=limit)
         return web.Response(body=encode_samples(samples), content_type="application/octet-stream")
 
     def speaking(self, dialect: Dialect) -> Handler:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            parsed = await _parsed(request, dialect)
-            session_id, answer_id = _session_id(request), dialect.prefix + uuid.uuid4().hex
-            if not parsed.stream:
-                answer = await self._service.chat(session_id, parsed, answer_id=answer_id)
-                return _json(dialect.answer(parsed, answer))
-            stream = Stream(request, parsed, dialect, answer_id, keep_alive=self._keep_alive)
-            return await stream.run(
-                lambda on_delta: self._service.chat(session_id, parsed, answer_id=answer_id, on_delta=on_delta)
-            )
+            raw = await request.read()
+            parsed = _parsed(request, dialect, raw)
+            call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
+            with call.listener():
+                if parsed.stream:
+                    return await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
+                response = _json(dialect.answer(parsed, await call.hear()))
+                await response.prepare(request)
+                await response.write_eof()
+                call.deliver()
+                return response
 
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = await _parsed(request, _MESSAGES)
-        return _json({"input_tokens": self._service.count_tokens(_session_id(request), parsed)})
+        parsed = _parsed(request, _MESSAGES, await request.read())
+        return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
 
 @web.middleware
@@ -125,17 +130,17 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except ApiError as error:
-        return _refusal(request, error)
+        return refusal(request, error)
     except web.HTTPRequestEntityTooLarge:
-        return _refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
+        return refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
     except web.HTTPException as error:
-        return _refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
+        return refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return _refusal(request, ApiError(500, "internal error: see the session server's log"))
+        return refusal(request, ApiError(500, "internal error: see the session server's log"))
 
 
-def _refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
+def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
     """The error in the shape of the route's dialect."""
     anthropic = "/v1/messages" in request.path
     answer = _json((_MESSAGES if anthropic else _CHAT).error(error), status=error.status)
@@ -144,8 +149,20 @@ def _refusal(request: web.Request, error: ApiError, cause: web.HTTPException | N
     return answer
 
 
+def _ask(request: web.Request, raw: bytes) -> Ask:
+    """The same bytes to the same route with the same idempotency key are the same request."""
+    key = request.headers.get("Idempotency-Key", "")
+    digest = sha256(f"{request.path}\0{key}\0".encode())
+    digest.update(raw)
+    retries = request.headers.get("X-Stainless-Retry-Count", "")
+    return Ask(digest.digest()[:16], keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
+
+
 async def _body(request: web.Request) -> Any:
-    data = await request.read()
+    return _object(await request.read())
+
+
+def _object(data: bytes) -> Any:
     try:
         body = orjson.loads(data) if data else {}
     except orjson.JSONDecodeError as error:
@@ -156,8 +173,8 @@ async def _body(request: web.Request) -> Any:
     return body
 
 
-async def _parsed(request: web.Request, dialect: Dialect) -> ChatRequest:
-    body = await _body(request)
+def _parsed(request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
+    body = _object(raw)
     return replace(dialect.parse(body), agent=agent_name(request.headers, body))
 
 

@@ -6,30 +6,88 @@ collecting can be repeated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
 import numpy as np
 
+from miles_lite import config
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
+from miles_lite.session import linear
+from miles_lite.session.sample_hooks import SampleHook, load_sample_hook
+from miles_lite.session.timelines import Append, Merging, Timelines, merge
 from miles_lite.session.tree import Tree, Turn, versions_per_token
 
 _STATUS = {"length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
-def collect(tree: Tree, *, max_seq_len: int | None = None) -> list[Sample]:
-    """One validated sample per leaf that is not a superseded retry, earliest first, cut to `max_seq_len` tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a run's sessions become samples. `linear`: only the end of each agent's line is kept.
 
-    A turn that several leaves share is trained with the earliest. A sample is left out when the cut leaves no sampled
-    token. Greedy turns (temperature 0) have no policy gradient and are not trained.
+    `picker` chooses among the samples of all leaves in place of `unsuperseded`; `postprocessor` has the last word.
     """
-    samples: list[Sample] = []
-    trained: set[int] = set()
-    for leaf in unsuperseded(tree):
-        sample = _sample(leaf, trained)
-        trained.update(turn.number for turn in leaf.path())
-        if max_seq_len is not None:
-            sample = sample.truncate(max_seq_len)
-        if sample.response_length:
-            samples.append(sample.validate(f"turn {leaf.number}"))
-    return samples
+
+    linear: bool = False
+    merging: Merging = field(default_factory=Merging)
+    picker: SampleHook | None = None
+    postprocessor: SampleHook | None = None
+
+    @classmethod
+    def of(cls, options: config.Session, append: Append) -> Plan:
+        """`append` is for merges at the level `text`. Raises UserError for hooks that do not exist."""
+        return cls(
+            linear=options.use_session_server == "v1",
+            merging=Merging(
+                level=options.timeline_compare_level,
+                ignore_tools=options.timeline_ignore_tools == "true",
+                fix_drift=options.fix_retokenization_drift == "true",
+                append=append,
+            ),
+            picker=load_sample_hook(options.session_sample_picker_path, flag="--session-sample-picker-path"),
+            postprocessor=load_sample_hook(
+                options.session_sample_postprocessor_path, flag="--session-sample-postprocessor-path"
+            ),
+        )
+
+    def kept(self, tree: Tree) -> list[Turn]:
+        """The leaves that become samples where no picker chooses."""
+        return linear.tips(tree) if self.linear else unsuperseded(tree)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    leaf: Turn
+    path: list[Turn]
+    sample: Sample
+
+
+def collect(
+    tree: Tree, plan: Plan | None = None, *, max_seq_len: int | None = None, metadata: Mapping[str, Any] | None = None
+) -> list[Sample]:
+    """One validated sample per leaf that is kept, earliest first, of at most `max_seq_len` tokens.
+
+    A turn that several leaves share is trained with the earliest. `metadata` is the session's, for hooks, and goes into
+    every sample. Greedy turns (temperature 0) have no policy gradient and are not trained. Raises ApiError 422 when a
+    hook fails.
+    """
+    plan, metadata = plan or Plan(), metadata or {}
+    timelines = Timelines(tree.turns) if plan.linear else merge(tree, plan.merging)
+    kept = {leaf.number for leaf in (tree.leaves() if plan.picker else plan.kept(tree))}
+    leaves = [leaf for leaf in timelines.leaves() if leaf.number in kept]
+    candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, max_seq_len))])
+    samples = [candidate.sample for candidate in candidates]
+    if plan.picker:
+        samples = plan.picker.pick(samples, metadata)
+    chosen = {id(sample) for sample in samples}
+    _train_once([candidate for candidate in candidates if id(candidate.sample) in chosen])
+    for sample in samples:
+        sample.metadata |= metadata
+    if plan.postprocessor:
+        return plan.postprocessor.validate(plan.postprocessor(samples, metadata))
+    return [sample.validate(f"leaf {sample.metadata['leaf']}") for sample in samples]
 
 
 def unsuperseded(tree: Tree) -> list[Turn]:
@@ -37,19 +95,66 @@ def unsuperseded(tree: Tree) -> list[Turn]:
 
     Siblings that overlap in time are parallel agents, and stay.
     """
-    latest: dict[tuple[int, bytes], float] = {}
+    latest: dict[tuple[int | bytes, bytes], float] = {}
     for turn in tree.turns:
         latest[_request(turn)] = max(latest.get(_request(turn), turn.output.started), turn.output.started)
     return [leaf for leaf in tree.leaves() if latest[_request(leaf)] <= leaf.output.finished]
 
 
-def _request(turn: Turn) -> tuple[int, bytes]:
-    return (turn.parent.number if turn.parent else -1, turn.request)
+def _request(turn: Turn) -> tuple[int | bytes, bytes]:
+    return (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
 
 
-def _sample(leaf: Turn, trained: set[int]) -> Sample:
+def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidate | None:
+    """The leaf's sample within `limit` tokens; None when that leaves no sampled token.
+
+    The turn that crosses the limit is cut where some of its output is within, and left out with all that follow where
+    none is: a sample ends with a sampled token.
+    """
     path = leaf.path()
-    size = leaf.end
+    if limit is not None:
+        path = list(takewhile(lambda turn: turn.start + len(turn.prompt_ids) < limit, path))
+    if not path:
+        return None
+    sample = _sample(path, leaf)
+    sample.metadata |= _merged(path, timelines)
+    return _Candidate(leaf, path, sample if limit is None else sample.truncate(limit))
+
+
+def _merged(path: Sequence[Turn], timelines: Timelines) -> dict[str, Any]:
+    """What merging did to a path: `merged` roots, and the [start, end) of outputs sampled in another context."""
+    merged = sum(turn.number in timelines.moved for turn in path)
+    spans = [[turn.end - len(turn.output.ids), turn.end] for turn in path if turn.number in timelines.off_context]
+    return ({"merged": merged} if merged else {}) | ({"merged_offcontext": spans} if spans else {})
+
+
+def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Without those that a cut left with no turn of their own."""
+    held: set[int] = set()
+    distinct = []
+    for candidate in candidates:
+        if candidate.path[-1].number not in held:
+            distinct.append(candidate)
+        held.update(turn.number for turn in candidate.path)
+    return distinct
+
+
+def _train_once(candidates: Sequence[_Candidate]) -> None:
+    """Take out of each sample's loss what an earlier one trains."""
+    trained: dict[int, int] = {}
+    for candidate in candidates:
+        for turn, following in zip(candidate.path, [*candidate.path[1:], None], strict=True):
+            first, done = turn.start + len(turn.prompt_ids), trained.get(turn.number, 0)
+            kept = len(turn.output.ids) - (following.drop if following else 0)
+            candidate.sample.loss_mask[first : first + min(done, kept)] = 0
+            candidate.sample.logprobs[first : first + min(done, kept)] = 0.0
+            trained[turn.number] = max(done, kept)
+
+
+def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
+    """The whole path, with every sampled token in the loss."""
+    last = path[-1]
+    size = last.end
     tokens = np.empty(size, np.int32)
     loss_mask = np.zeros(size, np.uint8)
     logprobs = np.zeros(size, np.float32)
@@ -63,15 +168,16 @@ def _sample(leaf: Turn, trained: set[int]) -> Sample:
         tokens[sampled] = output.ids[:kept]
         temperatures[sampled] = output.temperature
         versions[sampled] = versions_per_token(output.spans, len(output.ids))[:kept]
-        if turn.number not in trained and output.temperature > 0:
+        if output.temperature > 0:
             loss_mask[sampled] = 1
             logprobs[sampled] = output.logprobs[:kept]
+    metadata = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
     return Sample(
         tokens=tokens,
         loss_mask=loss_mask,
         logprobs=logprobs,
         temperatures=temperatures,
         weight_versions=versions,
-        status=_STATUS.get(leaf.output.finish_reason, Status.COMPLETED),
-        metadata={"turns": len(path), "leaf": leaf.number, "finish_reason": leaf.output.finish_reason},
+        status=_STATUS.get(last.output.finish_reason, Status.COMPLETED),
+        metadata=metadata | ({"agent": leaf.caller.name} if leaf.caller.name else {}),
     )

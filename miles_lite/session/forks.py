@@ -20,6 +20,8 @@ LATEST = 32
 
 REASONS = ("parallel", "retry", "shorter", "reply", "edit", "system", "tools", "agent", "role", "no_suffix")
 
+_REPLAY = MATCHERS["replay"]
+
 log = logging.getLogger(__name__)
 
 
@@ -62,26 +64,35 @@ def fork_of(tree: Tree, turn: Turn) -> Fork | None:
     )
 
 
-def forks(tree: Tree) -> list[dict[str, Any]]:
+def counts(tree: Tree, turn: Turn) -> dict[str, int]:
+    """What the turn counts for: `roots_<reason>` if it begins a root, `forks` and `forks_<reason>` if it forked."""
+    fork = fork_of(tree, turn)
+    roots = {f"roots_{turn.root}": 1} if turn.root else {}
+    return roots | ({"forks": 1, f"forks_{fork.reason}": 1} if fork else {})
+
+
+def all_forks(tree: Tree) -> list[dict[str, Any]]:
     """Every fork of the session, in the order of its turns, as plain data."""
     return [asdict(fork) for turn in tree.turns if (fork := fork_of(tree, turn))]
 
 
-def report(session_id: str, fork: Fork) -> None:
-    """One line of log, with the fields of the fork in `extra` for structured handlers."""
-    fields = asdict(fork)
-    text = " ".join(f"{name}={value}" for name, value in fields.items())
-    log.warning("timeline forked: session=%s %s", session_id, text, extra={"session_id": session_id, "fork": fields})
+def report(session_id: str, tree: Tree, turn: Turn) -> None:
+    """One line of log if the turn forked, with the fields of the fork in `extra` for structured handlers."""
+    fork = fork_of(tree, turn)
+    if fork is not None:
+        fields = asdict(fork)
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.warning(
+            "timeline forked: session=%s %s", session_id, text, extra={"session_id": session_id, "fork": fields}
+        )
 
 
 def _shared(tree: Tree, other: Turn, turn: Turn) -> int:
     """How many messages of `turn` what `other` added begins with, its reply included."""
-    said = len(other.messages)
+    matcher, said = _matcher(tree), len(other.messages)
     for index, message in enumerate(turn.messages):
         if index > said or not (
-            tree.matcher.same_reply(other.reply, message)
-            if index == said
-            else tree.matcher.same(other.messages[index], message)
+            matcher.same_reply(other.reply, message) if index == said else matcher.same(other.messages[index], message)
         ):
             return index
     return len(turn.messages)
@@ -105,6 +116,9 @@ def _difference(other: Turn, turn: Turn, at: int) -> tuple[str | None, str]:
 
 
 def _field(stored: Message, message: Message) -> str:
-    replay = MATCHERS["replay"]
-    assert isinstance(replay, FieldMatcher)
-    return replay.differs(stored, message) or "other"
+    return _REPLAY.differs(stored, message) or "other"
+
+
+def _matcher(tree: Tree) -> FieldMatcher:
+    """The session's, but not a user's function: that may fail, and a fork is told after its turn was committed."""
+    return tree.matcher if isinstance(tree.matcher, FieldMatcher) else _REPLAY

@@ -30,7 +30,7 @@ def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: f
     line = [tip for tip in tips(tree) if _line(tip.caller, tip.path()[0].messages) == mine]
     if not line:
         return Place(None, 0, caller)
-    turn, matched, discarded = min((_along(tree, tip, messages) for tip in line), key=lambda found: found[2])
+    turn, matched, discarded = min((_along(tree, tip, tuple(messages)) for tip in line), key=lambda found: found[2])
     if discarded > MAX_ROLLBACK:
         raise ApiError(
             400,
@@ -69,7 +69,7 @@ def tips(tree: Tree) -> list[Turn]:
     return [leaf for leaf in tree.leaves() if latest[lines[leaf.number]] <= leaf.output.finished]
 
 
-def _along(tree: Tree, tip: Turn, messages: Sequence[Message]) -> tuple[Turn | None, int, int]:
+def _along(tree: Tree, tip: Turn, messages: tuple[Message, ...]) -> tuple[Turn | None, int, int]:
     """(the last turn on the way to `tip` that the request replays, its messages, how many turns are left out)."""
     path, at = tip.path(), 0
     for done, turn in enumerate(path):

@@ -136,7 +136,7 @@ class CustomMatcher:
         return ApiError(500, f"--session-message-matcher {self.path} {what}", code="matcher_failed")
 
 
-MATCHERS = {
+MATCHERS: dict[str, FieldMatcher] = {
     "replay": FieldMatcher(omits=True, json_arguments=True, strips=True),
     "strict": FieldMatcher(),
     "loose_tool_call": FieldMatcher(json_arguments=True),

@@ -5,28 +5,38 @@ Invariant: `start` either returns a URL that answers or leaves nothing behind; `
 
 from __future__ import annotations
 
+import logging
 import socket
+import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 from aiohttp import web
 
 from miles_lite import config
 from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, reachable
+from miles_lite.net import bracketed, network_file_system, reachable
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
+from miles_lite.session.journal import Journal
 from miles_lite.session.match import matcher_named
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
+
+BACKLOG = 4096
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSpec:
     """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
 
-    `keep_alive_seconds` is the longest silence of a stream.
+    `keep_alive_seconds` is the longest silence of a stream. Without `run_dir` and --session-journal-dir there is no
+    journal.
     """
 
     index: int
@@ -39,15 +49,17 @@ class SessionSpec:
     context_length: int
     call_seconds: float = 600.0
     keep_alive_seconds: float = 15.0
+    run_dir: str | None = None
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
 
 
 class SessionServer:
-    """One server in the running event loop."""
+    """One server in the running event loop, on `listener` or on a socket of its own."""
 
-    def __init__(self, spec: SessionSpec) -> None:
+    def __init__(self, spec: SessionSpec, listener: socket.socket | None = None) -> None:
         self.spec = spec
+        self._listener = listener
         self.service: Service | None = None
         self._stack = AsyncExitStack()
 
@@ -55,9 +67,10 @@ class SessionServer:
         """Load, verify, bind; returns the URL. Raises UserError."""
         spec = self.spec
         tito, matcher = load_tito(spec), matcher_named(spec.options.session_message_matcher)
-        listener = _listen(spec)
+        listener = self._listener or listen(spec)
         self._stack.callback(listener.close)
         try:
+            journal = self._journal()
             engines = await self._stack.enter_async_context(
                 EngineCalls(
                     spec.router_url,
@@ -66,20 +79,62 @@ class SessionServer:
                 )
             )
             self.service = Service(
-                tito, engines, options=spec.options, matcher=matcher, context_length=spec.context_length
+                tito,
+                engines,
+                options=spec.options,
+                matcher=matcher,
+                context_length=spec.context_length,
+                journal=journal,
             )
+            self._stack.push_async_callback(self.service.close)
+            await self.service.open()
             app = build_app(self.service, model=fingerprint(spec.model_path), keep_alive=spec.keep_alive_seconds)
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
             await runner.setup()
             self._stack.push_async_callback(runner.cleanup)
-            await web.SockSite(runner, listener, backlog=4096).start()
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
         except BaseException:
             await self.stop()
             raise
-        return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
+        return url_of(spec, listener)
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+    def _journal(self) -> Journal | None:
+        path = journal_path(self.spec)
+        if path is None:
+            return None
+        journal = Journal(path)
+        journal.open()
+        self._stack.push_async_callback(journal.close)
+        return journal
+
+
+def url_of(spec: SessionSpec, listener: socket.socket) -> str:
+    """What others reach the server at."""
+    return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
+
+
+def journal_path(spec: SessionSpec) -> Path | None:
+    """Where this server's journal lies, None for no journal.
+
+    The default is in the run folder, unless that is on a network file system: then it is in the node's temp folder.
+    """
+    options = spec.options
+    if not options.session_journal or (options.session_journal_dir is None and spec.run_dir is None):
+        return None
+    folder = Path(options.session_journal_dir or f"{spec.run_dir}/sessions").absolute()
+    if network := network_file_system(folder):
+        if options.session_journal_dir is not None:
+            log.warning(
+                "--session-journal-dir %s is on %s: commits are slow there, and locks may fail", folder, network
+            )
+        else:
+            name = f"{Path(str(spec.run_dir)).name}-{sha256(str(folder).encode()).hexdigest()[:8]}"
+            log.info("%s is on %s: the session journal goes to this node's temp folder", folder, network)
+            folder = Path(tempfile.gettempdir()) / "miles_lite-sessions" / name
+    return folder / f"sessions-{spec.index}.sqlite"
 
 
 def load_tito(spec: SessionSpec) -> Tito:
@@ -94,11 +149,13 @@ def load_tito(spec: SessionSpec) -> Tito:
     )
 
 
-def _listen(spec: SessionSpec) -> socket.socket:
+def listen(spec: SessionSpec) -> socket.socket:
+    """A bound and listening socket. Raises UserError."""
     listener = socket.socket(socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((spec.bind_host, spec.port or 0))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(

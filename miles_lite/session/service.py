@@ -7,126 +7,174 @@ leaves it as it was.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
-from miles_lite.session import linear
-from miles_lite.session.caller import caller_of
-from miles_lite.session.collect import collect
+from miles_lite.session import forks
+from miles_lite.session.calls import Ask, Call, OnDelta
+from miles_lite.session.collect import Plan, collect
+from miles_lite.session.dialects import Stamp
 from miles_lite.session.engine_calls import EngineCalls, Generation
-from miles_lite.session.errors import ApiError, bad_request, unknown_session
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, Voice
-from miles_lite.session.forks import fork_of, forks, report
+from miles_lite.session.entry import Entry, Receipt
+from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.grammar import grammar
+from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
+from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
-from miles_lite.session.tree import Output, Place, Tree, Turn, describe
-from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
+from miles_lite.session.sessions import Session, Sessions
+from miles_lite.session.timelines import appender
+from miles_lite.session.tree import Output, Tree, Turn, describe
+from miles_lite.tito import Tito
 
-OnDelta = Callable[[Delta], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Session:
-    """One agent's conversation(s); `sampling` is the run's, empty when the client chooses."""
-
-    session_id: str
-    tree: Tree
-    sampling: dict[str, Any]
-    calls: set[asyncio.Task[Generation]] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A request placed in the tree: `ids` is the whole context, `suffix` what this turn adds to it."""
+class _Prompt(Placed):
+    """A request placed in the tree, and how it is sampled."""
 
-    place: Place
-    suffix: Suffix
-    ids: np.ndarray
     sampling: Sampling
 
 
 class Service:
-    """All sessions of one server."""
+    """All sessions of one server; `open` it before use, and `close` it."""
 
     def __init__(
-        self, tito: Tito, engines: EngineCalls, *, options: config.Session, matcher: Matcher, context_length: int
+        self,
+        tito: Tito,
+        engines: EngineCalls,
+        *,
+        options: config.Session,
+        matcher: Matcher,
+        context_length: int,
+        journal: Journal | None = None,
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
-        self._roles = frozenset({"tool", *options.tito_allowed_append_roles})
-        self._linear = options.use_session_server == "v1"
+        self._plan = Plan.of(options, appender(tito))
+        self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
+        self._grace = options.session_disconnect_grace
+        self._idle_seconds = options.session_idle_seconds
         self._context_length = context_length
-        self._sessions: dict[str, Session] = {}
+        self._sessions = Sessions(
+            journal,
+            matcher=matcher,
+            idle_seconds=options.session_idle_seconds,
+            resident_bytes=int(options.session_memory_gb * 1e9),
+        )
         self._counts: Counter[str] = Counter()
+        self._sweeper: asyncio.Task[None] | None = None
 
-    def create(self, sampling: dict[str, Any]) -> str:
-        session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
-        self._sessions[session.session_id] = session
+    async def open(self) -> None:
+        await self._sessions.open()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """End what runs. Idempotent."""
+        calls = [call for session in self._sessions.resident() for call in session.calls]
+        tasks: list[asyncio.Task[Any] | None] = [self._sweeper, *(call.task for call in calls)]
+        ending = [task for task in tasks if task is not None]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    async def create(self, sampling: dict[str, Any]) -> str:
+        session = await self._sessions.create(sampling)
         self._counts["sessions_created"] += 1
         return session.session_id
 
-    def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str) -> None:
         """Forget the session and cancel its calls. Raises ApiError 404."""
-        session = self._session(session_id)
-        del self._sessions[session_id]
+        session = await self._sessions.delete(session_id)
         for call in session.calls:
-            call.cancel()
+            call.abort()
 
-    def describe(self, session_id: str) -> dict[str, Any]:
-        session = self._session(session_id)
-        turns = describe(session.tree)
+    async def describe(self, session_id: str) -> dict[str, Any]:
+        """For a session that nobody opened, what an empty one has."""
+        session = await self._sessions.find(session_id)
+        if session is None:
+            return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
-        about = {"session_id": session_id, "turns": turns, "leaves": leaves, "counts": dict(session.counts)}
-        return about | ({"forks": forks(session.tree)} if self._detects_snap else {})
+        about: dict[str, Any] = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
+        about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
-    def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
-        session = self._session(session_id)
-        samples = collect(session.tree, max_seq_len=max_seq_len)
-        for sample in samples:
-            sample.metadata |= {"session_id": session_id, "counts": dict(session.counts)}
-        return samples
+    async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
+        """None for a session that nobody opened."""
+        session = await self._sessions.find(session_id)
+        if session is None:
+            return []
+        metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
+        metadata |= {"recreated": True} if session.recreated else {}
+        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
 
-    def tree(self, session_id: str) -> Tree:
-        """The session's turns, to be read. Raises ApiError 404."""
-        return self._session(session_id).tree
+    async def tree(self, session_id: str) -> Tree:
+        """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
+        session = await self._sessions.find(session_id)
+        return Tree(self._matcher) if session is None else session.tree
+
+    async def kept(self, session_id: str) -> list[Turn]:
+        """The leaves that collecting keeps. Raises ApiError 404."""
+        return self._plan.kept(await self.tree(session_id))
 
     def live(self) -> int:
-        return len(self._sessions)
+        return self._sessions.live()
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and `sessions`, `calls`: what is there now."""
-        calls = sum(len(session.calls) for session in self._sessions.values())
+        calls = sum(call.running for session in self._sessions.resident() for call in session.calls)
         return {name: float(count) for name, count in self._counts.items()} | {
             "sessions": float(self.live()),
             "calls": float(calls),
         }
 
-    async def chat(
-        self, session_id: str, request: ChatRequest, *, answer_id: str, on_delta: OnDelta | None = None
-    ) -> ChatAnswer:
-        """Run one turn; with `on_delta` what is certain of the reply is handed out as it comes. Raises ApiError."""
-        session = self._session(session_id)
+    async def call(self, session_id: str, request: ChatRequest, ask: Ask, *, prefix: str) -> Call:
+        """The call that answers `request`: of a repeated request the one that is there, else a fresh one.
+
+        `prefix` begins the id of a fresh answer. Raises ApiError 404 when the session was deleted.
+        """
+        session = await self._sessions.obtain(session_id)
+        call = session.call_of(ask)
+        if call is not None:
+            self._count(session, retries_joined=1)
+            return call
+        turn = session.turn_of(ask)
+        receipt = None if turn is None else session.receipts[turn.number]
+        stamp = Stamp(prefix + uuid.uuid4().hex, int(time.time())) if receipt is None else receipt.stamp
+        call = Call(ask.identity, stamp, grace=self._grace, release=lambda call: _release(session, call))
+        if turn is None or receipt is None:
+            session.calls.append(call)
+            call.run(self._answer(session, call, request))
+        else:
+            self._count(session, retries_replayed=1)
+            call.turn = turn.number
+            call.tell(self._told(request, turn, receipt))
+        return call
+
+    async def _answer(self, session: Session, call: Call, request: ChatRequest) -> ChatAnswer:
+        """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
         prompt = self._place(session, request)
-        started = time.monotonic()
+        started = time.time()
         voice = Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning))
-        watcher = None if on_delta is None else _watcher(self._tito, voice, on_delta, prompt.sampling.stop)
-        generation = await self._generate(session, prompt, watcher)
+        watcher = _watcher(self._tito, voice, call.say, prompt.sampling.stop) if request.stream else None
+        generation = await self._generate(session, call, prompt, watcher)
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
         voice.feed(text)
-        message = voice.message(reply)
         output = Output(
             ids=np.asarray(generation.ids, np.int32),
             logprobs=np.asarray(generation.logprobs, np.float32),
@@ -135,46 +183,66 @@ class Service:
             finish_reason=generation.finish_reason,
             stop=stop,
             started=started,
-            finished=time.monotonic(),
+            finished=time.time(),
         )
-        turn = session.tree.commit(
-            prompt.place,
-            request.messages[prompt.place.matched :],
-            reply=message,
+        matched = generation.finish.get("matched")
+        entry = Entry(
+            parent=prompt.place.turn.number if prompt.place.turn else None,
+            caller=prompt.place.caller,
+            root=prompt.place.root,
+            messages=tuple(request.messages[prompt.place.matched :]),
+            reply=voice.message(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
             output=output,
+            receipt=Receipt(
+                identity=call.identity,
+                stamp=call.stamp,
+                cached_tokens=generation.cached_tokens,
+                lead=voice.lead,
+                stop_sequence=matched if isinstance(matched, str) else None,
+            ),
+            counts=_counts_of(prompt, generation),
         )
-        self._count_fork(session, turn)
-        self._count(session, turns=1, prompt_tokens=len(prompt.ids), completion_tokens=len(generation.ids))
-        self._count(session, sampling_overridden=prompt.sampling.overridden, engine_retries=generation.retries)
+        turn, counts = await self._sessions.commit(session, entry)
+        self._counts.update(counts)
+        if self._detects_snap:
+            forks.report(session.session_id, session.tree, turn)
+        call.turn = turn.number
+        return self._told(request, turn, entry.receipt)
+
+    def _told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
+        """A turn as the answer to its request."""
+        output = turn.output
+        called = output.finish_reason == "stop" and turn.reply.get("tool_calls")
         return ChatAnswer(
-            answer_id=answer_id,
-            created=int(time.time()),
+            answer_id=receipt.stamp.answer_id,
+            created=receipt.stamp.created,
             model=request.model,
-            message=message,
-            finish_reason="tool_calls" if reply.tool_calls and output.finish_reason == "stop" else output.finish_reason,
-            prompt_tokens=len(prompt.ids),
-            completion_tokens=len(generation.ids),
-            cached_tokens=generation.cached_tokens,
-            logprobs=self._token_logprobs(generation) if request.logprobs else None,
-            lead=voice.lead,
-            stop_sequence=matched if isinstance(matched := generation.finish.get("matched"), str) else None,
+            message=dict(turn.reply),
+            finish_reason="tool_calls" if called else output.finish_reason,
+            prompt_tokens=turn.end - len(output.ids),
+            completion_tokens=len(output.ids),
+            cached_tokens=receipt.cached_tokens,
+            logprobs=self._token_logprobs(output) if request.logprobs else None,
+            lead=receipt.lead,
+            stop_sequence=receipt.stop_sequence,
         )
 
-    def count_tokens(self, session_id: str, request: ChatRequest) -> int:
+    async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
-        session = self._session(session_id)
-        return len(self._context(session, request)[2])
+        session = await self._sessions.find(session_id)
+        tree = Tree(self._matcher) if session is None else session.tree
+        return len(self._placer.place(tree, request).ids)
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        place, suffix, ids = self._context(session, request)
+        placed = self._placer.place(session.tree, request)
         sampling = resolve(
             session.sampling,
             request.body,
             client_chooses=self._client_chooses,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(placed.ids),
             context_length=self._context_length,
         )
         sampling.params.update(
@@ -182,69 +250,24 @@ class Service:
                 request.constraint,
                 tools=request.callable_tools,
                 parser=self._tito.parser,
-                in_reasoning=suffix.opens_reasoning,
+                in_reasoning=placed.suffix.opens_reasoning,
             )
         )
-        return _Prompt(place, suffix, ids, sampling)
+        return _Prompt(placed.place, placed.suffix, placed.ids, sampling)
 
-    def _context(self, session: Session, request: ChatRequest) -> tuple[Place, Suffix, np.ndarray]:
-        """Where the request belongs, what it adds there, and the ids of both. Raises ApiError."""
-        tree, messages, caller = session.tree, request.messages, caller_of(request.agent, request.tools)
-        if self._linear:
-            place = linear.place(tree, messages, caller, allowed=self._roles)
-        else:
-            place = tree.attach(messages, caller)
-        try:
-            place, suffix = self._suffix(session, request, place)
-        except RenderError as error:
-            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids)
-
-    def _suffix(self, session: Session, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
-        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
-        reason = "first" if not session.tree.turns else "diverged"
-        if place.turn is not None:
-            appended = request.messages[place.matched :]
-            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
-            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
-                try:
-                    history = session.tree.history(place.turn)
-                    stop = place.turn.output.stop
-                    suffix = self._tito.append(
-                        history, appended, stop=stop, tools=request.tools, options=request.options
-                    )
-                    return place, suffix
-                except SuffixError as error:
-                    reason, why = "no_suffix", str(error)
-            else:
-                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
-            if self._linear:
-                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
-        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.caller, root=reason), suffix
-
-    def _count_fork(self, session: Session, turn: Turn) -> None:
-        """Count why the turn begins a root, and why it forked, if it did."""
-        if turn.root:
-            self._count(session, **{f"roots_{turn.root}": 1})
-        if fork := fork_of(session.tree, turn):
-            self._count(session, forks=1, **{f"forks_{fork.reason}": 1})
-            if self._detects_snap:
-                report(session.session_id, fork)
-
-    async def _generate(self, session: Session, prompt: _Prompt, watcher: Any) -> Generation:
-        call = asyncio.ensure_future(
+    async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
+        generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(prompt.ids, prompt.sampling.params, key=session.session_id, on_tokens=watcher)
         )
-        session.calls.add(call)
+        call.generation = generating
         try:
-            return await call
+            return await generating
         except asyncio.CancelledError:
-            if session.session_id in self._sessions:
+            if not generating.cancelled():
                 raise
-            raise ApiError(404, "the session was deleted while this request ran", code="session_not_found") from None
-        finally:
-            session.calls.discard(call)
+            if session.deleted:
+                raise unknown_session(session.session_id) from None
+            raise ApiError(499, "nobody waited for this answer any longer", code="abandoned") from None
 
     def _read(self, generation: Generation) -> tuple[int | None, str]:
         """(the stop token if it was sampled, the text without what stopped it)."""
@@ -256,19 +279,39 @@ class Service:
         sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
         return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
 
-    def _token_logprobs(self, generation: Generation) -> list[tuple[str, float]]:
-        texts = [self._tito.encoder.decode([token]) for token in generation.ids]
-        return list(zip(texts, generation.logprobs, strict=True))
+    def _token_logprobs(self, output: Output) -> list[tuple[str, float]]:
+        texts = [self._tito.encoder.decode([token]) for token in output.ids.tolist()]
+        return list(zip(texts, map(float, output.logprobs), strict=True))
 
     def _count(self, session: Session, **counts: int) -> None:
         session.counts.update(counts)
         self._counts.update(counts)
 
-    def _session(self, session_id: str) -> Session:
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise unknown_session(session_id)
-        return session
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(60.0, self._idle_seconds / 4))
+            try:
+                self._counts["sessions_expired"] += await self._sessions.expire()
+            except sqlite3.Error as error:
+                log.error("idle sessions could not be expired: %s", error)
+
+
+def _release(session: Session, call: Call) -> None:
+    """A call is over: delivered, failed, or given up."""
+    if call in session.calls:
+        session.calls.remove(call)
+    if call.delivered and call.turn is not None:
+        session.unheard.discard(call.turn)
+
+
+def _counts_of(prompt: _Prompt, generation: Generation) -> dict[str, int]:
+    return {
+        "turns": 1,
+        "prompt_tokens": len(prompt.ids),
+        "completion_tokens": len(generation.ids),
+        "sampling_overridden": prompt.sampling.overridden,
+        "engine_retries": generation.retries,
+    }
 
 
 def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from aiohttp import web
 
-from miles_lite.session.dialects import Dialect, Stamp
+from miles_lite.session.calls import Call
+from miles_lite.session.dialects import Dialect
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
+from miles_lite.session.exchange import ChatRequest, Delta, rest
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -25,26 +26,26 @@ class Stream:
     """One answer on its way."""
 
     def __init__(
-        self, request: web.Request, parsed: ChatRequest, dialect: Dialect, answer_id: str, *, keep_alive: float
+        self, request: web.Request, parsed: ChatRequest, dialect: Dialect, call: Call, *, keep_alive: float
     ) -> None:
         """`keep_alive` is the longest silence, in seconds."""
-        self._request, self._dialect, self._keep_alive = request, dialect, keep_alive
-        self._events = dialect.events(parsed, Stamp(answer_id, int(time.time())))
+        self._request, self._dialect, self._call, self._keep_alive = request, dialect, call, keep_alive
+        self._events = dialect.events(parsed, call.stamp)
         self._response = web.StreamResponse(headers=_HEADERS)
         self._sending = asyncio.Lock()
         self._last = time.monotonic()
         self._said = {"reasoning": 0, "content": 0, "calls": 0}
 
-    async def run(
-        self, answering: Callable[[Callable[[Delta], Awaitable[None]]], Awaitable[ChatAnswer]]
-    ) -> web.StreamResponse:
-        """`answering` is given what takes its deltas. Raises ApiError while nothing has been sent."""
+    async def run(self) -> web.StreamResponse:
+        """Says everything the call says, from its beginning. Raises ApiError while nothing has been sent."""
         beating = asyncio.create_task(self._beat())
         try:
-            answer = await answering(self._delta)
+            answer = await self._call.hear(self._delta)
             for delta in rest(answer, **self._said):
                 await self._delta(delta)
             await self._send(lambda: self._events.finish(answer))
+            await self._response.write_eof()
+            self._call.deliver()
         except ApiError as error:
             if not self._response.prepared:
                 raise

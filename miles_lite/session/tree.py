@@ -94,50 +94,57 @@ class Tree:
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self.turns: list[Turn] = []
-        self._children: dict[int, list[Turn]] = {}
+        self._children: dict[int, tuple[Turn, ...]] = {}
+        self._sent: list[tuple[Message, ...]] = []
 
     def attach(self, messages: Sequence[Message], caller: Caller) -> Place:
         """The caller's deepest turn whose path begins `messages`; of equals the latest."""
-        best, matched = None, 0
-        found: list[tuple[Turn | None, int]] = [(None, 0)]
+        request = tuple(messages)
+        best, matched, number = None, 0, -1
+        found = [(child, 0) for child in self.children(None) if child.caller.seed == caller.seed]
         while found:
             turn, at = found.pop()
-            if turn is not None and (at, turn.number) > (matched, _number(best)):
-                best, matched = turn, at
-            for child in self._children.get(_number(turn), ()):
-                if child.parent or child.caller.seed == caller.seed:
-                    end = self.replayed(child, messages, at)
-                    if end:
-                        found.append((child, end))
+            end = self.replayed(turn, request, at)
+            if end:
+                if end > matched or (end == matched and turn.number > number):
+                    best, matched, number = turn, end, turn.number
+                for child in self._children.get(turn.number, ()):
+                    found.append((child, end))
         return Place(best, matched, caller)
 
-    def replayed(self, turn: Turn, messages: Sequence[Message], at: int) -> int:
-        """Where `messages` go on after replaying from `at` what `turn` added and its reply; 0 when they do not."""
-        end = at + len(turn.messages)
-        if end >= len(messages):
-            return 0
-        said = messages[end]
-        if said.get("role") != "assistant" or not (turn.reply == said or self.matcher.same_reply(turn.reply, said)):
-            return 0
-        for stored, message in zip(turn.messages, messages[at:end], strict=True):
-            if stored != message and not self.matcher.same(stored, message):
-                return 0
-        return end + 1
+    def replayed(self, turn: Turn, messages: tuple[Message, ...], at: int) -> int:
+        """Where `messages` go on after replaying from `at` what `turn` added and its reply; 0 when they do not.
 
-    def children(self, turn: Turn | None) -> Sequence[Turn]:
+        The form in which a client sent them is remembered: the next time a comparison of the two is all it costs.
+        """
+        known = self._sent[turn.number]
+        end = at + len(known)
+        sent = messages[at:end]
+        if sent == known:
+            return end
+        if len(sent) < len(known) or sent[-1].get("role") != "assistant":
+            return 0
+        if not self.matcher.same_reply(turn.reply, sent[-1]):
+            return 0
+        if not all(map(self.matcher.same, turn.messages, sent[:-1])):
+            return 0
+        self._sent[turn.number] = tuple(map(_sharing, known, sent))
+        return end
+
+    def children(self, turn: Turn | None) -> tuple[Turn, ...]:
         """Turns that come right after `turn`, or begin a root, earliest first."""
         return self._children.get(_number(turn), ())
 
     def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
-        """int32 ids up to and including the turn's output, without the last `drop`, and `suffix`; None has no ids."""
-        parts = [_NOTHING]
-        for step in turn.path() if turn else ():
-            if step.drop:
-                parts[-1] = parts[-1][: -step.drop]
-            parts += (step.prompt_ids, step.output.ids)
-        if drop:
-            parts[-1] = parts[-1][:-drop]
-        return np.concatenate([*parts, suffix])
+        """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
+        parts, cut = [suffix], drop
+        while turn is not None:
+            ids = turn.output.ids
+            parts.append(ids[: len(ids) - cut] if cut else ids)
+            parts.append(turn.prompt_ids)
+            cut, turn = turn.drop, turn.parent
+        parts.reverse()
+        return np.concatenate(parts)
 
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
@@ -169,7 +176,8 @@ class Tree:
             root=place.root,
         )
         self.turns.append(turn)
-        self._children.setdefault(_number(parent), []).append(turn)
+        self._sent.append((*messages, reply))
+        self._children[_number(parent)] = (*self.children(parent), turn)
         return turn
 
     def leaves(self) -> list[Turn]:
@@ -178,6 +186,11 @@ class Tree:
 
 def _number(turn: Turn | None) -> int:
     return -1 if turn is None else turn.number
+
+
+def _sharing(known: Message, sent: Message) -> Message:
+    """`sent`, holding the values of `known` wherever they are equal, so that a text is kept once."""
+    return {key: known[key] if key in known and known[key] == value else value for key, value in sent.items()}
 
 
 def _digest(data: bytes) -> bytes:

@@ -5,19 +5,21 @@ Invariant: reads only; ids and logprobs are those of the tree, and `leaves` are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
-from miles_lite.session.collect import unsuperseded
 from miles_lite.session.tree import Tree, Turn
 
 
-def encode_turns(tree: Tree, *, model: dict[str, str]) -> bytes:
-    """JSON `{"model": ..., "leaves": [...], "turns": [...]}`, turns in the order in which they were committed."""
-    leaves = [leaf.number for leaf in unsuperseded(tree)]
-    body = {"model": model, "leaves": leaves, "turns": [_turn(turn) for turn in tree.turns]}
+def encode_turns(tree: Tree, *, kept: Sequence[Turn], model: dict[str, str]) -> bytes:
+    """JSON `{"model": ..., "leaves": [...], "turns": [...]}`, turns in the order in which they were committed.
+
+    `kept` are the leaves that collecting keeps.
+    """
+    body = {"model": model, "leaves": [leaf.number for leaf in kept], "turns": [_turn(turn) for turn in tree.turns]}
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -1,6 +1,6 @@
 """Token-in-token-out: chat messages to token ids by a model's own template, and replies back. Pure but for loading."""
 
-from miles_lite.tito.messages import Message, Tools, normalise
+from miles_lite.tito.messages import History, Message, Tools, normalise
 from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
 from miles_lite.tito.render import RenderError
 from miles_lite.tito.suffix import SuffixError
@@ -9,6 +9,7 @@ from miles_lite.tito.tito import Suffix, Tito
 
 __all__ = [
     "AppendSurface",
+    "History",
     "Message",
     "RenderError",
     "Reply",

@@ -31,16 +31,6 @@ class Boundary:
     tools: list[dict[str, Any]] | None
 
 
-def short_context(last: dict[str, Any]) -> list[dict[str, Any]]:
-    """A conversation as short as can be that ends like one whose last assistant turn is `last`."""
-    content: Any = "ok" if isinstance(last.get("content"), str) else [{"type": "text", "text": "ok"}]
-    hi: Any = "hi" if isinstance(content, str) else [{"type": "text", "text": "hi"}]
-    reply: dict[str, Any] = {"role": "assistant", "content": content}
-    if last.get("tool_calls"):
-        reply |= {"tool_calls": last["tool_calls"]}
-    return [{"role": "user", "content": hi}, reply]
-
-
 def contents(messages: Sequence[dict[str, Any]]) -> list[str]:
     return [text for message in messages for text in (message.get("reasoning_content"), message["content"]) if text]
 

@@ -13,25 +13,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from miles_lite.tito.render import RenderError
+
 T = TypeVar("T")
 
-_MARKS = "\ue0ba\ue1d7\ue2c5\uf0f3\uf1a9"
-"""Private-use characters, one of which is put into look-alikes; the first that the text does not hold is taken."""
+_MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+"""Private-use characters, one of which is put into look-alikes: the first that the text holds in no form."""
 
 
 class Encoder:
-    """A fast tokenizer that keeps what messages say apart from what the template says."""
+    """A fast tokenizer that keeps what messages say apart from what the template says.
+
+    `special` are the control tokens that frame messages: those flagged special, or all where none is flagged.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
-        self._tokenizer = tokenizer
-        self.control = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.control = {token.content: index for index, token in added.items()}
+        flagged = frozenset(index for index, token in added.items() if token.special)
+        self.special = flagged or frozenset(added)
         longest_first = sorted(self.control, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
@@ -40,39 +49,48 @@ class Encoder:
                 raise ValueError(f"the tokenizer builds the control token {text!r} out of ordinary text")
 
     def guard(self, value: T) -> tuple[T, str]:
-        """`value` (strings, lists and dicts of them) with a mark in every look-alike, and the mark; "" when none."""
+        """`value` (strings, lists and dicts of them) with a mark in every look-alike, and the mark; "" when none.
+
+        Raises RenderError when the text holds all 137,000 characters that could mark one.
+        """
         if not self._has_look_alike(value):
             return value, ""
         flat = json.dumps(value, ensure_ascii=False, default=str)
-        mark = next((mark for mark in _MARKS if mark not in flat), None)
-        if mark is None:
-            raise ValueError("the messages hold every private-use character that could mark control-token look-alikes")
-        return self._marked(value, mark), mark
+        for mark in map(chr, chain(*_MARKS)):
+            if mark not in flat and _escaped(mark) not in flat:
+                return self._marked(value, mark), mark
+        raise RenderError("the messages hold every private-use character, so none is left to mark look-alikes")
 
     def encode(self, text: str, *, mark: str = "") -> np.ndarray:
         """int32 ids of rendered text; `mark` is what `guard` returned. No beginning-of-text token is added."""
         if mark:
-            text = text.replace(json.dumps(mark)[1:-1], mark)
+            text = text.replace(_escaped(mark), mark)
         if not mark or mark not in text:
-            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids: list[int] = []
         for piece in self._pieces(text, mark):
-            tokenizer = self._plain if mark in piece else self._tokenizer
+            tokenizer = self._plain if mark in piece else self.tokenizer
             ids += tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
-        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
+        plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        return self.tokenizer.decode(plain, skip_special_tokens=False)
 
     def stream(self) -> TextStream:
-        return TextStream(self._tokenizer)
+        return TextStream(self.tokenizer)
 
     def id_of(self, control: str) -> int | None:
         return self.control.get(control)
 
+    def control_at(self, text: str, start: int) -> int | None:
+        """The control token that `text` holds at `start`."""
+        found = self.control_pattern.match(text, start)
+        return self.control[found[0]] if found else None
+
     def text_of(self, token: int) -> str | None:
-        return self._tokenizer.id_to_token(token)
+        return self.tokenizer.id_to_token(token)
 
     def _pieces(self, text: str, mark: str) -> list[str]:
         """Cut around every stretch between two control tokens that holds a mark."""
@@ -116,6 +134,11 @@ class TextStream:
         self._text += "".join(self._stream.step(self._tokenizer, token) or "" for token in ids[self._taken :])
         self._taken = max(self._taken, len(ids))
         return self._text
+
+
+def _escaped(mark: str) -> str:
+    """As templates that print JSON in ASCII write it."""
+    return json.dumps(mark)[1:-1]
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

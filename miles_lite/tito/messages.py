@@ -7,9 +7,9 @@ JSON text, for templates that take no objects) wherever they parse as one. What 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]
@@ -35,11 +35,15 @@ def text_of(content: Any) -> str:
     return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
+def text_as(text: str, form: Form) -> Any:
+    """Text as a message's content."""
+    return text if form.content == "text" else [{"type": "text", "text": text}]
+
+
 def normalise(message: Message, form: Form = PLAIN) -> dict[str, Any]:
     """The message as templates get it. The role `developer` is `system`."""
     clean = {key: value for key, value in message.items() if value is not None}
-    text = text_of(message.get("content"))
-    clean["content"] = text if form.content == "text" else [{"type": "text", "text": text}]
+    clean["content"] = text_as(text_of(message.get("content")), form)
     if clean.get("role") == "developer":
         clean["role"] = "system"
     if not clean.get("tool_calls"):
@@ -69,6 +73,23 @@ def as_object(arguments: Any) -> Any:
     except (ValueError, RecursionError):
         return arguments
     return parsed if isinstance(parsed, dict) and is_unicode(json.dumps(parsed, ensure_ascii=False)) else arguments
+
+
+class History(Sequence[Message]):
+    """A conversation that is put together only when more than its last message is asked for."""
+
+    def __init__(self, last: Message, whole: Callable[[], Sequence[Message]]) -> None:
+        self._last, self._whole = last, whole
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+        return self._last if index == -1 else self._whole()[index]
 
 
 def is_unicode(text: str) -> bool:

@@ -10,12 +10,16 @@ Invariant: a suffix depends on the messages given and nothing else; where the tw
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from miles_lite.tito.messages import Message, Tools
 from miles_lite.tito.render import Renderer
+
+Rest = Callable[[Sequence[Message], str], tuple[str, int]]
+"""(messages, anchor) -> what the template prints after the first anchor, and how many anchors it prints."""
 
 
 class SuffixError(ValueError):
@@ -24,7 +28,10 @@ class SuffixError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What follows the anchor. `alias` holds the two stop tokens of a template that closes a last turn differently."""
+    """What follows the anchor.
+
+    `alias` holds the two stop tokens of a template that closes a last turn by another (gpt-oss): last, amid.
+    """
 
     tail: str
     suffix: str
@@ -44,15 +51,20 @@ class Join:
 
     @classmethod
     def of(cls, found: Cut, control: re.Pattern[str]) -> Join:
-        """The join of a plain turn, one without tool calls: its whole tail closes it."""
+        """The join of a plain turn, one without tool calls: its whole tail closes it, as amid a conversation."""
+        if found.alias is not None:
+            last, amid = found.alias
+            return cls(amid + found.tail[len(last) :], amid, found.alias)
         stop = control.search(found.tail)
-        return cls(found.tail, stop[0] if stop else None, found.alias)
+        return cls(found.tail, stop[0] if stop else None)
 
     def after(self, found: Cut, control: re.Pattern[str]) -> Join:
         """The join of a turn whose tail may begin with the end of a tool call (gpt-oss closes those by another token).
 
         Raises SuffixError when the tail neither closes as a plain turn does nor ends in a control token of its own.
         """
+        if found.alias != self.alias and found.alias is not None:
+            raise SuffixError(f"closes: {found.alias[1]!r} instead of {found.alias[0]!r} closes a turn")
         if found.alias is not None or found.tail.endswith(self.closing):
             return self
         last = next(iter(list(control.finditer(found.tail))[-1:]), None)
@@ -68,8 +80,11 @@ class Join:
             opener = control.match(suffix)
             same = opener is not None and opener[0] == ended_by
             return (0, suffix[len(ended_by) :]) if same else (1, suffix)
-        if ended_by == self.stop or (self.alias is not None and ended_by in self.alias):
+        if self.alias is not None and ended_by in self.alias:
             return 0, self.closing.partition(self.stop)[2] + suffix
+        for match in control.finditer(self.closing):
+            if match[0] == ended_by:
+                return 0, self.closing[match.end() :] + suffix
         return 1, self.closing + suffix
 
 
@@ -81,28 +96,40 @@ def cut(
     tools: Tools | None,
     options: Mapping[str, Any],
     control: re.Pattern[str],
+    rest: Rest | None = None,
 ) -> Cut:
     """Tail and suffix of `appended` after `history`, whose last message is an assistant's.
 
-    The anchor goes into the last call's arguments; where the template prints no calls, into the content.
+    The anchor goes into the arguments of the last call that the template prints; without one, into the content. `rest`
+    says what the template prints after an anchor when nothing is appended; without it the template is asked.
     Raises SuffixError, RenderError.
     """
+    ask = rest or partial(rest_after, renderer, tools=tools, options=options)
     last = history[-1]
-    places = [_in_arguments, _in_content] if last.get("tool_calls") else [_in_content]
-    for put in places:
+    calls = len(last.get("tool_calls") or ())
+    for call in [*reversed(range(calls)), None]:
         for attempt in range(8):
             anchor = f"Zq{attempt}anchor{attempt}qZ"
-            anchored = [*history[:-1], put(last, anchor)]
-            short = renderer.render(anchored, tools=tools, open_turn=False, options=options)
-            if anchor not in short:
+            ends = in_content(last, anchor) if call is None else in_arguments(last, anchor, call=call)
+            anchored = [*history[:-1], ends]
+            tail, count = ask(anchored, anchor)
+            if count == 0:
                 break
             long = renderer.render([*anchored, *appended], tools=tools, open_turn=True, options=options)
-            if short.count(anchor) == long.count(anchor) == 1:
-                return _split(short.partition(anchor)[2], long.partition(anchor)[2], control)
+            if count == long.count(anchor) == 1:
+                return _split(tail, long.partition(anchor)[2], control)
     raise SuffixError("anchor: the template does not print the end of an assistant turn exactly once")
 
 
-def _in_content(message: Message, anchor: str) -> dict[str, Any]:
+def rest_after(
+    renderer: Renderer, anchored: Sequence[Message], anchor: str, *, tools: Tools | None, options: Mapping[str, Any]
+) -> tuple[str, int]:
+    """What follows the first `anchor` in the render, and how many there are. Raises RenderError."""
+    text = renderer.render(anchored, tools=tools, open_turn=False, options=options)
+    return text.partition(anchor)[2], text.count(anchor)
+
+
+def in_content(message: Message, anchor: str) -> dict[str, Any]:
     """The assistant message, its content ending in `anchor`."""
     content = message.get("content", "")
     if isinstance(content, str):
@@ -111,17 +138,19 @@ def _in_content(message: Message, anchor: str) -> dict[str, Any]:
     return {**message, "content": [*parts, {**last, "text": last["text"] + anchor}]}
 
 
-def _in_arguments(message: Message, anchor: str) -> dict[str, Any]:
-    """The assistant message with `anchor` as a further, last argument of its last call."""
-    *calls, last = message["tool_calls"]
-    arguments = last["function"].get("arguments")
+def in_arguments(message: Message, anchor: str, *, call: int = -1) -> dict[str, Any]:
+    """The assistant message with `anchor` as a further, last argument of one of its calls, the last by default."""
+    calls = list(message["tool_calls"])
+    function = calls[call]["function"]
+    arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments.rstrip().endswith("}"):
         inside = arguments.rstrip()[:-1]
         comma = "" if inside.rstrip().endswith("{") else ", "
         anchored: Any = f'{inside}{comma}"zz_anchor": "{anchor}"}}'
     else:
         anchored = {**(arguments if isinstance(arguments, dict) else {}), "zz_anchor": anchor}
-    return {**message, "tool_calls": [*calls, {**last, "function": {**last["function"], "arguments": anchored}}]}
+    calls[call] = {**calls[call], "function": {**function, "arguments": anchored}}
+    return {**message, "tool_calls": calls}
 
 
 def _split(tail: str, rest: str, control: re.Pattern[str]) -> Cut:

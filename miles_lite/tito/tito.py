@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError
-from miles_lite.tito.boundaries import short_context
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
@@ -25,6 +24,7 @@ from miles_lite.tito.load import ModelText, load_model_text, no_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
+from miles_lite.tito.short import ShortContexts, short_history, short_tools
 from miles_lite.tito.suffix import SuffixError, cut
 from miles_lite.tito.surface import AppendSurface
 from miles_lite.tito.verify import verify
@@ -54,6 +54,7 @@ class Tito:
     surface: AppendSurface
     parser: ReplyParser
     stop_ids: frozenset[int]
+    _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
 
     @classmethod
@@ -81,13 +82,13 @@ class Tito:
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
         check_roles(surface, append_roles, folder)
         parser = choose_parser(text.template or "", row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
-        return cls(encoder, renderer, form, surface, parser, text.stop_ids)
+        return cls(encoder, renderer, form, surface, parser, text.stop_ids, ShortContexts(renderer))
 
     def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
         """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
         if not options:
             return self.surface
-        key = json.dumps(options, sort_keys=True, default=str)
+        key = _key(options)
         if key not in self._surfaces:
             merged = {**self.surface.kwargs, **options}
             self._surfaces[key] = verify(self.renderer, self.encoder, form=self.form, options=merged)
@@ -110,9 +111,9 @@ class Tito:
     ) -> Suffix:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
         shaped = [normalise(message, self.form) for message in messages]
-        (guarded, tool_list), mark = self.encoder.guard((shaped, tools))
         merged = {**self.surface.kwargs, **options}
-        text = self.renderer.render(guarded, tools=tool_list, open_turn=open_turn, options=merged)
+        (shaped, tools, merged), mark = self.encoder.guard((shaped, tools, merged))
+        text = self.renderer.render(shaped, tools=tools, open_turn=open_turn, options=merged)
         return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
 
     def append(
@@ -126,6 +127,7 @@ class Tito:
     ) -> Suffix:
         """The ids that follow a sampled assistant turn, the last of `history`, when `appended` comes after it.
 
+        Of `history` only the last message is read where the short context is proved (`History` makes use of that).
         `stop` is the stop token the turn ended by sampling, None when it was cut. Every appended role must be proved.
         Raises RenderError, SuffixError.
         """
@@ -133,15 +135,17 @@ class Tito:
         if surface.join is None:
             raise SuffixError("tail: the template closes no turn in a way that can be continued")
         new = [normalise(message, self.form) for message in appended]
-        last = normalise(history[-1], self.form)
+        before: list[dict[str, Any]]
+        rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
-            before = short_context(last)
+            before, tools = short_history(history[-1], self.form), short_tools(tools)
+            (before, new, kwargs), mark = self.encoder.guard((before, new, kwargs))
+            rest = self._shorts.rest(tools=tools, options=kwargs, key=_key(options) + mark)
         else:
-            before = [*(normalise(message, self.form) for message in history[:-1]), last]
-        (guarded_before, guarded, tool_list), mark = self.encoder.guard((before, new, tools))
-        merged = {**self.surface.kwargs, **options}
-        found = cut(self.renderer, guarded_before, guarded, tools=tool_list, options=merged, control=control)
-        check_suffix(found.suffix, guarded, surface.opening)
+            before = [normalise(message, self.form) for message in history]
+            (before, new, kwargs, tools), mark = self.encoder.guard((before, new, kwargs, tools))
+        found = cut(self.renderer, before, new, tools=tools, options=kwargs, control=control, rest=rest)
+        check_suffix(found.suffix, new, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)
         drop, text = surface.join.after(found, control).glue(ended_by, found.suffix, control)
         return Suffix(self.encoder.encode(text, mark=mark), drop, _opens_reasoning(found.suffix))
@@ -189,14 +193,19 @@ def check_suffix(suffix: str, appended: Sequence[Message], opening: str) -> None
     start = 0
     for message in appended:
         text = text_of(message["content"]).strip()
-        forms = [text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))]
-        places = [(place, len(form)) for form in forms if (place := suffix.find(form, start)) >= 0]
-        if not places:
+        if (end := _end_of(text, suffix, start)) is None:
             raise SuffixError(f"conserve: the template does not print this {message['role']} message as it is")
-        place, size = min(places)
-        start = place + size
+        start = end
     if appended and appended[-1]["role"] in ("user", "system") and not suffix.endswith(opening):
         raise SuffixError("opens: no generation prompt follows the appended messages")
+
+
+def _end_of(text: str, suffix: str, start: int) -> int | None:
+    """Where the first print of `text`, as it is or as a JSON string, ends in `suffix` after `start`."""
+    if (place := suffix.find(text, start)) >= 0:
+        return place + len(text)
+    forms = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+    return next((place + len(form) for form in forms if (place := suffix.find(form, start)) >= 0), None)
 
 
 def choose_parser(template: str, row: Family | None, *, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
@@ -218,6 +227,10 @@ def _renderer(text: ModelText, row: Family | None, folder: str | Path) -> Render
     if text.template is None:
         raise no_template(folder)
     return JinjaRenderer(text.template, variables=text.variables)
+
+
+def _key(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str) if options else ""
 
 
 def _opens_reasoning(text: str) -> bool:

@@ -8,7 +8,7 @@
     prefix      the messages before it that no assistant wrote are printed as before
     opens       it ends with the generation prompt (tool and assistant: a warning, some models go on without one)
     closes      a turn ends in the plain closing, or in a control token of its own
-    seam        encode(prefix) + encode(suffix) = encode(prefix + suffix)
+    seam        encode(turn) + encode(what follows its stop token) = encode(both)
 
 Invariant: a role is in the surface only when every boundary tried keeps every law.
 """
@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miles_lite.tito.boundaries import ROLES, TOOLS, Boundary, boundaries, contents, short_context
+from miles_lite.tito.boundaries import ROLES, TOOLS, Boundary, boundaries, contents
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.messages import Form, normalise
 from miles_lite.tito.render import Renderer, RenderError
+from miles_lite.tito.short import short_history, short_tools
 from miles_lite.tito.suffix import Cut, Join, SuffixError, cut
 from miles_lite.tito.surface import AppendSurface, Context, Verdict
 
@@ -80,6 +81,7 @@ class _Laws:
         self.control = encoder.control_pattern
         chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
         self.join = Join.of(self.cut(Boundary(chat, [{"role": "user", "content": "go on"}], None)), self.control)
+        self.headless = self._headless(chat)
         closed, opened = (self.render(chat[:1], None, open_turn=open_turn) for open_turn in (False, True))
         if opened.startswith(closed):
             self.opening = opened[len(closed) :]
@@ -97,7 +99,7 @@ class _Laws:
         for boundary in tried:
             try:
                 found = self.check(boundary, role)
-                if self.short(boundary) != found:
+                if self.short(boundary) != self.joined(found):
                     context = "real"
             except RenderError as error:
                 refused, reason = refused + 1, str(error)
@@ -122,23 +124,27 @@ class _Laws:
         before = self.render(boundary.history, boundary.tools, open_turn=False)
         if self._frames(before, boundary.history) != self._frames(native, boundary.history):
             raise _Broken("prefix", "appending changes how earlier messages are printed")
-        if not (self.opening and suffix.endswith(self.opening)):
+        if not (suffix.endswith(self.opening) if self.opening else self.headless):
             if role in ("user", "system"):
                 raise _Broken("opens", "no generation prompt follows the appended message")
             self.warnings.append("no generation prompt follows: the model goes on in the same turn")
-        self.join.after(found, self.control)
-        self._seam(native[: len(native) - len(suffix)], suffix)
+        join = self.join.after(found, self.control)
+        self._seam(native, join.glue(join.stop, suffix, self.control)[1])
         return found
 
     def cut(self, boundary: Boundary) -> Cut:
         return self._cut(self._shaped(boundary.history), self._shaped(boundary.appended), boundary.tools)
 
-    def short(self, boundary: Boundary) -> Cut | None:
-        history = short_context(self._shaped(boundary.history)[-1])
+    def short(self, boundary: Boundary) -> tuple[Join, str] | None:
+        """Join and suffix in the short context."""
+        history = short_history(boundary.history[-1], self.form)
         try:
-            return self._cut(history, self._shaped(boundary.appended), boundary.tools)
+            return self.joined(self._cut(history, self._shaped(boundary.appended), short_tools(boundary.tools)))
         except (SuffixError, RenderError):
             return None
+
+    def joined(self, found: Cut) -> tuple[Join, str]:
+        return self.join.after(found, self.control), found.suffix
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, open_turn: bool) -> str:
         return self.renderer.render(self._shaped(messages), tools=tools, open_turn=open_turn, options=self.options)
@@ -161,6 +167,12 @@ class _Laws:
         if boundary.appended[-1]["role"] == "assistant":
             raise _Broken("conserve", "the reasoning of an appended message is dropped or doubled")
         self.warnings.append("its reasoning is dropped when a user message follows it")
+
+    def _headless(self, chat: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a reply follows a user message with nothing between but white space (LLaVA)."""
+        asked = self.render(chat[:1], None, open_turn=False)
+        whole = self.render(chat, None, open_turn=False)
+        return whole.startswith(asked) and whole[len(asked) :].lstrip().startswith(chat[1]["content"])
 
     def _prints_reasoning(self) -> bool:
         """Whether any render shows the reasoning of an assistant turn."""
@@ -186,7 +198,8 @@ class _Laws:
                 opener, start = match[0], match.end()
         return frames
 
-    def _seam(self, prefix: str, suffix: str) -> None:
-        parts = [*self.encoder.encode(prefix), *self.encoder.encode(suffix)]
-        if parts != list(self.encoder.encode(prefix + suffix)):
-            raise _Broken("seam", "the tokenizer joins text across the start of the suffix")
+    def _seam(self, native: str, appended: str) -> None:
+        """`appended` is what follows a sampled stop token."""
+        before = native[: len(native) - len(appended)]
+        if [*self.encoder.encode(before), *self.encoder.encode(appended)] != list(self.encoder.encode(native)):
+            raise _Broken("seam", "the tokenizer joins text across the end of a turn")

@@ -1,82 +1,232 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
+import json
 from urllib.parse import quote
 
+import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from miles_lite.engine.process import free_port
 from miles_lite.errors import UserError
-from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
-from tests.router.upstream import raw_url, routing
+from miles_lite.router.app import Router, RouterSpec, listen
+from tests.router.upstream import Upstream, eventually, raw_url, reachable_urls, routing, serving
 
-PREFILL = {"url": "http://h:2", "worker_type": "prefill", "bootstrap_port": 8998}
+
+async def ask(client: aiohttp.ClientSession, method: str, path: str, **kwargs) -> tuple[int, dict]:
+    async with client.request(method, path, **kwargs) as reply:
+        return reply.status, await reply.json()
+
+
+async def states(client: aiohttp.ClientSession) -> dict[str, str]:
+    _, listed = await ask(client, "GET", "/workers")
+    return {one["url"]: one["state"] for one in listed["workers"]}
 
 
 def test_workers_are_added_listed_and_removed_in_every_form():
     async def scenario():
-        async with routing("http://h:1") as (_, client):
-            assert (await client.post("/workers", json=PREFILL)).status == 200
-            assert (await client.post("/add_worker?worker_url=http://h:3&worker_type=decode")).status == 200
-            assert await (await client.get("/list_workers")).json() == {
-                "urls": ["http://h:1", "http://h:2", "http://h:3"]
-            }
-            listed = (await (await client.get("/workers")).json())["workers"]
-            assert [one["worker_type"] for one in listed] == ["regular", "prefill", "decode"]
-            assert listed[1]["bootstrap_port"] == 8998
-            assert (await client.delete(f"/workers/{listed[0]['id']}")).status == 200
-            escaped = raw_url(client, "/workers/" + quote("http://h:2", safe=""))
-            assert (await client.delete(escaped)).status == 200
-            assert (await client.post("/remove_worker", params={"url": "http://h:3"})).status == 200
-            assert (await client.post("/remove_worker", params={"url": "http://h:3"})).status == 404
-            assert (await (await client.get("/health")).json())["workers"] == 0
+        with reachable_urls(4) as urls:
+            async with routing() as (_, client):
+                prefill = {"url": urls[1], "worker_type": "prefill", "bootstrap_port": 8998}
+                assert (await ask(client, "POST", f"/add_worker?url={urls[0]}"))[0] == 200
+                assert (await ask(client, "POST", "/workers", json=prefill))[0] == 200
+                query = f"worker_url={urls[2]}&worker_type=prefill&bootstrap_port=9"
+                assert (await ask(client, "POST", f"/add_worker?{query}"))[0] == 200
+                decode = {"worker_url": urls[3], "worker_type": "decode"}
+                assert (await ask(client, "POST", "/add_worker", json=decode))[0] == 200
+                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": urls}
+                listed = (await ask(client, "GET", "/workers"))[1]["workers"]
+                assert [one["worker_type"] for one in listed] == ["regular", "prefill", "prefill", "decode"]
+                assert [one.get("bootstrap_port") for one in listed] == [None, 8998, 9, None]
+                assert (await ask(client, "DELETE", f"/workers/{listed[0]['id']}"))[0] == 200
+                assert (await ask(client, "DELETE", f"/workers?url={urls[1]}"))[0] == 200
+                assert (await ask(client, "POST", "/remove_worker", params={"url": urls[2]}))[0] == 200
+                assert (await ask(client, "POST", "/remove_worker", json={"url": urls[3]}))[0] == 200
+                assert (await ask(client, "POST", "/remove_worker", json={"url": urls[3]}))[0] == 404
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("body", [b"{", b"[1]", b'{"url": "nonsense"}', b'{"url": "http://h:1", "worker_type": "x"}'])
-def test_a_bad_registration_is_400_with_the_reason(body):
+def test_a_percent_encoded_url_names_a_worker():
     async def scenario():
-        async with routing() as (_, client), client.post("/add_worker", data=body) as reply:
-            assert reply.status == 400
-            assert (await reply.json())["error"]["message"].startswith("router: ")
+        with reachable_urls(1) as (url,):
+            async with routing(url) as (router, client):
+                async with client.delete(raw_url(client, "/workers/" + quote(url, safe=""))) as reply:
+                    assert reply.status == 200
+                assert len(router.registry) == 0
 
     asyncio.run(scenario())
 
 
-def test_prefill_and_decode_alone_are_503_with_the_reason():
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"[1]", "JSON object"),
+        (b'{"url": "nonsense"}', "must be http"),
+        (b'{"url": "http://h:1", "worker_type": "x"}', "worker_type"),
+        (b'{"url": "http://h:1", "worker_type": "prefill"}', "bootstrap_port"),
+    ],
+)
+def test_a_bad_registration_is_400_with_the_reason(body, words):
     async def scenario():
         async with routing() as (_, client):
-            await client.post("/workers", json=PREFILL)
-            async with client.post("/generate") as reply:
-                assert reply.status == 503
-                assert "no regular worker" in (await reply.json())["error"]["message"]
+            status, answer = await ask(client, "POST", "/add_worker", data=body)
+            assert status == 400
+            assert words in answer["error"]["message"]
 
     asyncio.run(scenario())
 
 
-def test_the_actor_starts_once_and_a_port_in_use_says_so():
+def test_a_url_that_cannot_be_reached_is_400():
     async def scenario():
-        first = RouterActor(RouterSpec())
-        url = await first.start()
-        assert await first.start() == url
-        assert repr(first) == f"RouterActor({url})"
-        with pytest.raises(UserError, match="--sglang-router-port"):
-            await RouterActor(RouterSpec(port=int(url.rsplit(":", 1)[1]))).start()
-        await first.stop()
-        await first.stop()
+        async with routing() as (router, client):
+            url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+            status, answer = await ask(client, "POST", "/add_worker", params={"url": url})
+            assert (status, answer["error"]["type"]) == (400, "unreachable_worker")
+            assert url in answer["error"]["message"]
+            assert len(router.registry) == 0
 
     asyncio.run(scenario())
 
 
-def test_serve_ends_cleanly_on_ctrl_c():
-    code = "from miles_lite.router.app import RouterSpec, serve; serve(RouterSpec())"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"router: http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, b"")
+def test_half_a_pair_is_503_with_the_reason():
+    async def scenario():
+        with reachable_urls(1) as (url,):
+            async with routing() as (_, client):
+                prefill = {"url": url, "worker_type": "prefill", "bootstrap_port": 8998}
+                await ask(client, "POST", "/workers", json=prefill)
+                status, answer = await ask(client, "POST", "/generate")
+                assert status == 503
+                assert "1 prefill and 0 decode" in answer["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (router, client):
+            async with client.post("/stream") as reply:
+                assert await reply.content.readany() == b"data: 1\n\n"
+                status, answer = await ask(client, "POST", "/remove_worker", params={"url": worker.url})
+                assert (status, answer["in_flight"]) == (200, 1)
+                assert await states(client) == {worker.url: "draining"}
+                assert (await ask(client, "POST", "/generate"))[0] == 503
+                worker.release.set()
+                assert await reply.content.read() == b"data: 2\n\n"
+            await eventually(lambda: len(router.registry) == 0, "the worker to be forgotten")
+
+    asyncio.run(scenario())
+
+
+def test_registering_a_draining_worker_again_keeps_it():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            async with client.post("/stream") as reply:
+                await reply.content.readany()
+                await ask(client, "POST", "/remove_worker", params={"url": worker.url})
+                await ask(client, "POST", "/add_worker", params={"url": worker.url})
+                worker.release.set()
+                await reply.content.read()
+            assert await states(client) == {worker.url: "ready"}
+
+    asyncio.run(scenario())
+
+
+def test_workers_and_versions_survive_a_restart(tmp_path):
+    spec = RouterSpec(state_file=str(tmp_path / "folder" / "state.json"))
+
+    async def scenario():
+        async with serving(Upstream(version="7")) as one, serving(Upstream(version="6")) as two:
+            async with routing(spec=spec) as (_, client):
+                for worker in (one, two):
+                    await ask(client, "POST", "/add_worker", params={"url": worker.url})
+                before = (await ask(client, "GET", "/workers"))[1]["workers"]
+                await ask(client, "PUT", "/weight_version", json={"version": 7})
+            async with routing(spec=spec) as (router, client):
+                assert [worker.id for worker in router.registry] == [row["id"] for row in before]
+                await eventually(lambda: router.registry.find(one.url).state == "ready", "the version to be asked")
+                assert await states(client) == {one.url: "ready", two.url: "stale"}
+
+    asyncio.run(scenario())
+
+
+def test_a_state_file_of_something_else_is_refused(tmp_path):
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps({"workers": 3}))
+    with pytest.raises(UserError, match="not the state of a router"):
+        Router(RouterSpec(state_file=str(file)))
+
+
+def test_both_versions_pass_during_an_update_and_one_after_it():
+    async def scenario():
+        async with (
+            serving(Upstream(version="1")) as old,
+            serving(Upstream(version="2")) as new,
+            routing(old.url, new.url) as (_, client),
+        ):
+            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
+            assert answer == {"weight_versions": ["2", "1"], "stale": []}
+            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
+            assert answer == {"weight_versions": ["2"], "stale": [old.url]}
+            for _ in range(4):
+                async with client.post("/generate") as reply:
+                    assert reply.status == 418
+            assert not old.seen
+            old.version = "2"
+            while (await states(client))[old.url] != "ready":
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+def test_registering_again_does_not_open_the_gate():
+    async def scenario():
+        async with serving(Upstream(version="1")) as worker, routing(worker.url, interval=60) as (_, client):
+            await ask(client, "PUT", "/weight_version", json={"version": 2})
+            await ask(client, "POST", "/add_worker", params={"url": worker.url})
+            assert await states(client) == {worker.url: "stale"}
+            status, answer = await ask(client, "POST", "/generate")
+            assert status == 503
+            assert "has other weights" in answer["error"]["message"]
+            worker.version = "2"
+            await ask(client, "POST", "/add_worker", params={"url": worker.url})
+            assert await states(client) == {worker.url: "ready"}
+
+    asyncio.run(scenario())
+
+
+def test_a_version_is_required():
+    async def scenario():
+        async with routing() as (_, client):
+            assert (await ask(client, "PUT", "/weight_version", json={}))[0] == 400
+            assert (await ask(client, "PUT", "/weight_version", json={"version": [1]}))[0] == 400
+
+    asyncio.run(scenario())
+
+
+def test_prometheus_can_read_the_state():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            async with client.post("/generate") as reply:
+                await reply.read()
+            async with client.get("/metrics") as reply:
+                page = await reply.text()
+        samples = {
+            (sample.name, sample.labels.get("state")): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+        assert samples["router_worker_answered_total", None] == 1
+        assert samples["router_worker_in_flight", None] == 0
+        assert samples["router_worker_state", "ready"] == 1
+        assert samples["router_worker_state", "stale"] == 0
+        assert samples["router_queue_length", None] == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_port_in_use_says_so():
+    with listen(RouterSpec()) as listener, pytest.raises(UserError, match="--sglang-router-port"):
+        listen(RouterSpec(port=listener.getsockname()[1]))

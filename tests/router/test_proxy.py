@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.engine.process import free_port
-from miles_lite.router.proxy import Limits
+from miles_lite.router.replies import Limits
 from tests.router.upstream import Upstream, eventually, raw_url, routing, serving
 
 QUICK = Limits(connect=2.0, idle=0.2)
@@ -133,9 +133,9 @@ def test_a_dead_worker_is_set_aside_its_keys_move_and_it_comes_back():
             for _ in range(5):
                 async with client.post("/generate") as reply:
                     assert reply.status == 418
-            assert worker.set_aside
+            assert worker.state == "unreachable"
             async with serving(Upstream(), port=port):
-                await eventually(lambda: not worker.set_aside, "the probe to readmit the worker")
+                await eventually(lambda: worker.state == "ready", "the probe to readmit the worker")
 
     asyncio.run(scenario())
 

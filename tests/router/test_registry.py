@@ -35,28 +35,51 @@ def test_registering_twice_keeps_one_worker_and_a_new_role_replaces_it():
     registry = Registry()
     first = registry.add(Worker("http://h:1"))
     first.failed(patience=1)
-    assert first.set_aside
+    assert first.state == "unreachable"
     assert registry.add(Worker("http://h:1")) is first
-    assert not first.set_aside
+    assert (first.state, first.failures) == ("ready", 0)
     assert registry.add(Worker("http://h:1", "prefill", 8998)) is not first
+    assert first.gone
     assert len(registry) == 1
 
 
-def test_a_worker_is_found_by_id_and_by_url():
+def test_only_failures_in_a_row_set_a_worker_aside_and_a_trial_allows_none():
+    worker = Worker("http://h:1")
+    for _ in range(5):
+        worker.failed(patience=2)
+        worker.answered()
+    assert worker.state == "ready"
+    registry = Registry()
+    worker = registry.add(worker)
+    worker.failed(patience=2)
+    worker.failed(patience=2)
+    assert worker.state == "unreachable"
+    registry.admit(worker, "3")
+    assert (worker.state, worker.trial, worker.version) == ("ready", True, "3")
+    worker.failed(patience=2)
+    assert worker.state == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "version", "state"),
+    [((), None, "ready"), (("2", "1"), "1", "ready"), (("2",), "1", "stale"), (("2",), None, "stale")],
+)
+def test_the_gate(accepted, version, state):
+    registry = Registry()
+    registry.accept(*accepted)
+    worker = registry.add(Worker("http://h:1"))
+    registry.admit(worker, version)
+    assert worker.state == state
+
+
+def test_a_worker_is_found_by_id_and_by_url_until_it_has_drained():
     registry = Registry()
     worker = registry.add(Worker("http://h:1"))
     assert registry.find(worker.id) is registry.find("http://h:1/") is worker
-    registry.remove(worker)
+    worker.in_flight = 1
+    registry.drain(worker)
+    assert registry.find(worker.id) is worker
+    worker.in_flight = 0
+    registry.settle(worker)
     assert registry.find(worker.id) is None
-
-
-def test_failures_in_a_row_set_a_worker_aside_and_one_answer_forgets_them():
-    worker = Worker("http://h:1")
-    for _ in range(2):
-        worker.failed(patience=3)
-    worker.answered()
-    for _ in range(2):
-        worker.failed(patience=3)
-    assert not worker.set_aside
-    worker.failed(patience=3)
-    assert worker.set_aside
+    assert worker.gone

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from miles_lite.router.app import Router, RouterSpec, start_app
-from miles_lite.router.proxy import Limits
+from miles_lite.router.app import Router, RouterSpec, listen, run_app, url_of
+from miles_lite.router.registry import Worker
+from miles_lite.router.replies import Limits
 
 
 @dataclass
@@ -21,6 +23,8 @@ class Upstream:
     """Records what arrives; its paths misbehave in the ways real workers do."""
 
     url: str = ""
+    version: str | None = None
+    status: int = 418
     seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -32,18 +36,18 @@ class Upstream:
         app.router.add_route("*", "/hang", self.hang)
         app.router.add_route("*", "/cut", self.cut)
         app.router.add_route("*", "/drop", self.drop)
-        app.router.add_get("/health", self.health)
+        app.router.add_get("/model_info", self.model_info)
         app.router.add_route("*", "/{path:.*}", self.echo)
         return app
 
-    async def health(self, _request: web.Request) -> web.Response:
-        return web.Response()
+    async def model_info(self, _request: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.version}, status=200 if self.status < 500 else self.status)
 
     async def echo(self, request: web.Request) -> web.Response:
         body = await request.read()
         self.seen.append((request.raw_path, dict(request.headers), body))
         headers = {"X-Odd-Reply": "kept", "Connection": "X-Per-Hop", "X-Per-Hop": "1", "Content-Encoding": "gzip"}
-        return web.Response(status=418, reason="As It Is", headers=headers, body=gzip.compress(body))
+        return web.Response(status=self.status, reason="As It Is", headers=headers, body=gzip.compress(body))
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -81,7 +85,8 @@ class Upstream:
 @asynccontextmanager
 async def serving(upstream: Upstream, *, port: int = 0) -> AsyncIterator[Upstream]:
     """`upstream` listening; its url is set."""
-    runner = web.AppRunner(upstream.app(), handler_cancellation=True, auto_decompress=False, shutdown_timeout=0.1)
+    app = upstream.app()
+    runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     upstream.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -93,19 +98,29 @@ async def serving(upstream: Upstream, *, port: int = 0) -> AsyncIterator[Upstrea
 
 @asynccontextmanager
 async def routing(
-    *upstreams: str, limits: Limits | None = None, probe_interval: float = 0.05
+    *upstreams: str, limits: Limits | None = None, interval: float = 0.05, spec: RouterSpec | None = None
 ) -> AsyncIterator[tuple[Router, aiohttp.ClientSession]]:
     """A router with regular workers at these URLs, and a client whose base URL it is."""
-    router = Router(limits or Limits(connect=2.0, idle=20.0), probe_interval=probe_interval)
-    runner, url = await start_app(router, RouterSpec())
+    spec = spec or RouterSpec()
+    router = Router(spec, limits=limits or Limits(connect=2.0, idle=20.0), interval=interval)
+    listener = listen(spec)
+    runner = await run_app(router, listener)
     try:
-        async with aiohttp.ClientSession(url, auto_decompress=False) as client:
+        async with aiohttp.ClientSession(url_of(spec, listener), auto_decompress=False) as client:
             for upstream in upstreams:
-                async with client.post("/add_worker", params={"url": upstream}) as reply:
-                    assert reply.status == 200
+                router.registry.add(Worker(upstream))
             yield router, client
     finally:
         await runner.cleanup()
+        listener.close()
+
+
+@contextmanager
+def reachable_urls(count: int) -> Iterator[list[str]]:
+    """URLs of that many sockets that listen, and never answer."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        yield [f"http://127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 def raw_url(client: aiohttp.ClientSession, path: str) -> URL:

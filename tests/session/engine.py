@@ -103,9 +103,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(
-    model: Path, script: Callable[[dict[str, Any]], Any], *, keep_alive: float = 15.0, **options: Any
-) -> AsyncIterator[Bench]:
+async def scripted(script: Callable[[dict[str, Any]], Any]) -> AsyncIterator[tuple[Engine, str]]:
+    """A scripted engine and its URL."""
     engine = Engine(script)
     app = web.Application()
     app.router.add_post("/generate", engine.generate)
@@ -115,15 +114,32 @@ async def bench(
     await site.start()
     assert site._server is not None
     port = site._server.sockets[0].getsockname()[1]
-    settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0} | options
-    served = spec(model, f"http://127.0.0.1:{port}", **settings)
-    server = SessionServer(replace(served, keep_alive_seconds=keep_alive))
     try:
-        async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
-            yield Bench(client, engine, server, closing)
+        yield engine, f"http://127.0.0.1:{port}"
     finally:
-        await server.stop()
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def bench(
+    model: Path,
+    script: Callable[[dict[str, Any]], Any],
+    *,
+    keep_alive: float = 15.0,
+    run_dir: Path | None = None,
+    **options: Any,
+) -> AsyncIterator[Bench]:
+    """With `run_dir` the server keeps a journal there."""
+    async with scripted(script) as (engine, url):
+        settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
+        served = spec(model, url, **settings | options)
+        journal = None if run_dir is None else str(run_dir)
+        server = SessionServer(replace(served, keep_alive_seconds=keep_alive, run_dir=journal))
+        try:
+            async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
+                yield Bench(client, engine, server, closing)
+        finally:
+            await server.stop()
 
 
 def spec(model: Path, router_url: str = "http://127.0.0.1:9", port: int | None = None, **options: Any) -> SessionSpec:

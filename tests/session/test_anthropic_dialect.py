@@ -124,8 +124,10 @@ def test_errors_have_anthropics_shape(tiny_model: Path) -> None:
             asked: dict[str, Any] = {"model": "m", "max_tokens": 5}
             with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
                 await client.messages.create(**asked, messages=[{"role": "user", "content": "word " * 3000}])
+            gone = await b.client.create()
+            await b.client.delete(gone)
             with pytest.raises(anthropic.NotFoundError):
-                await _client(b, "nobody").messages.create(**asked, messages=ASK)
+                await _client(b, gone).messages.create(**asked, messages=ASK)
             with pytest.raises(anthropic.InternalServerError, match="api_error"):
                 await client.messages.create(**asked, messages=ASK)
             assert (await b.client.describe(session))["turns"] == []

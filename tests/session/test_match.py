@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
+from miles_lite.session.errors import ApiError
 from miles_lite.session.match import MATCHERS, matcher_named
+from miles_lite.session.tree import Tree
+from tests.session.trees import NOBODY, grow, said, user
 
 REPLAY = MATCHERS["replay"]
 STORED = {
@@ -60,6 +63,36 @@ def test_the_published_matchers() -> None:
     assert [MATCHERS[name].same_reply(STORED, silent) for name in MATCHERS] == [True, False, False, True]
     with pytest.raises(UserError, match="--session-message-matcher nonsense: choose one of replay, strict"):
         matcher_named("nonsense")
+
+
+def shouting(stored: dict[str, Any], replayed: dict[str, Any]) -> bool:
+    return bool(str(stored["content"]).lower() == str(replayed["content"]).lower())
+
+
+def broken(stored: dict[str, Any], replayed: dict[str, Any]) -> bool:
+    raise KeyError("x")
+
+
+def undecided(stored: dict[str, Any], replayed: dict[str, Any]) -> int:
+    return 1
+
+
+def test_a_users_matcher_decides() -> None:
+    tree = Tree(matcher_named(f"{__name__}.shouting"))
+    first = grow(tree, [user("a")], "one")
+    grow(tree, [user("b")], "one")
+    assert tree.attach([user("A"), said("ONE"), user("c")], NOBODY).turn is first
+    assert tree.attach([user("A"), said("two"), user("c")], NOBODY).turn is None
+
+
+def test_a_users_matcher_that_fails_is_named() -> None:
+    for name, what in (("broken", "raised KeyError"), ("undecided", "returned 1, not True or False")):
+        with pytest.raises(ApiError, match=rf"--session-message-matcher .*{name} {what}") as failed:
+            matcher_named(f"{__name__}.{name}").same(user("a"), user("b"))
+        assert failed.value.status == 500
+    for missing in (f"{__name__}.missing", "no_such_package.fn"):
+        with pytest.raises(UserError, match="--session-message-matcher"):
+            matcher_named(missing)
 
 
 json_values = st.recursive(

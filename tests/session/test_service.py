@@ -14,11 +14,12 @@ import pytest
 from aiohttp import web
 
 from miles_lite.errors import UserError
-from miles_lite.sample import NOT_SAMPLED
+from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.session.server import SessionServer
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, failure, spec
+from tests.session.trees import fingerprint
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "run", "parameters": {}}}]
@@ -173,7 +174,9 @@ def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: T
         async with bench(tiny_model, lambda body: answers[-1](), session_retry_seconds=0.3) as b:
             session = await b.client.create()
             _, got = await b.chat(session, HELLO)
-            before = await b.client.describe(session), await b.client.collect(session)
+            assert b.server.service is not None
+            tree = await b.server.service.tree(session)
+            before = await b.client.describe(session), fingerprint(tree)
             more = [*HELLO, got["choices"][0]["message"], *HELLO]
             for bad, status in (
                 (lambda: failure(400, "bad parameter"), 400),
@@ -188,9 +191,7 @@ def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: T
                 assert set(body["error"]) == {"message", "type", "param", "code"}
             found, body = await b.stream(session, more)
             assert found == 502
-            after = await b.client.describe(session), await b.client.collect(session)
-            assert after[0] == before[0]
-            assert np.array_equal(after[1][0].tokens, before[1][0].tokens)
+            assert (await b.client.describe(session), fingerprint(tree)) == before
             answers.append(lambda: answer([6, STOP]))
             assert (await b.chat(session, more))[0] == 200
 
@@ -230,7 +231,8 @@ def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> 
             described = await b.client.describe(session)
             assert [turn["parent"] for turn in described["turns"]] == [None, None]
             assert described["counts"]["roots_role"] == 1
-            assert len(await b.client.collect(session)) == 2
+            (sample,) = await b.client.collect(session)
+            assert (sample.metadata["turns"], sample.metadata["merged"], sample.trained_tokens) == (2, 1, 4)
 
     asyncio.run(run())
 
@@ -283,8 +285,6 @@ def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
                 assert (status, got["error"]["param"]) == (400, field)
             status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
             assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
-            status, got = await b.chat("nobody", HELLO)
-            assert (status, got["error"]["code"]) == (404, "session_not_found")
             with pytest.raises(SessionError, match="temperature"):
                 await b.client.create({"temperature": "hot"})
             assert b.engine.requests == []
@@ -321,7 +321,7 @@ def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
 
 def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
     async def run() -> None:
-        async with bench(tiny_model, _hang) as b:
+        async with bench(tiny_model, _hang, session_disconnect_grace=0.05) as b:
             session = await b.client.create()
             call = asyncio.create_task(b.chat(session, HELLO))
             await _requests(b, 1)
@@ -384,3 +384,23 @@ async def _requests(b: Bench, count: int) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError(f"the engine was not asked {count} times")
+
+
+def one_sample(samples: list[Sample], metadata: dict[str, Any]) -> list[Sample]:
+    return samples[: 1 if metadata["counts"]["turns"] else 0]
+
+
+def test_hooks_from_the_command_line_reach_collecting(tiny_model: Path) -> None:
+    async def run() -> None:
+        path = f"{__name__}.one_sample"
+        async with bench(tiny_model, lambda body: answer([7, STOP]), session_sample_picker_path=path) as b:
+            session = await b.client.create()
+            for question in ("a", "b"):
+                await b.chat(session, [{"role": "user", "content": question}])
+            assert len(await b.client.collect(session)) == 1
+        path = f"{__name__}.one_sample_too_many"
+        with pytest.raises(UserError, match="--session-sample-postprocessor-path"):
+            async with bench(tiny_model, lambda body: answer([STOP]), session_sample_postprocessor_path=path):
+                raise AssertionError("the server started")
+
+    asyncio.run(run())

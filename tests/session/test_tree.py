@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from miles_lite.session.caller import caller_of
 from miles_lite.session.tree import Place
-from tests.session.trees import NOBODY, grow, new_tree, said, user
+from tests.session.trees import NOBODY, fingerprint, grow, new_tree, said, user
 
 SYSTEM = {"role": "system", "content": "s"}
 A, B, C = user("a"), user("b"), user("c")
@@ -106,3 +106,22 @@ def test_whatever_a_harness_does_the_context_of_a_turn_extends_its_parents(moves
         assert turn.end == len(tree.context(turn))
         messages = [*messages, said(f"r{number}"), user(f"u{choice}")]
     assert [turn.number for turn in tree.turns] == list(range(len(moves)))
+
+
+def test_a_form_in_which_a_reply_was_sent_before_is_known_and_changes_nothing_else() -> None:
+    tree = new_tree()
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    reply = {"role": "assistant", "content": "x", "reasoning_content": "why", "tool_calls": [call]}
+    turn = grow(tree, [A], reply)
+    respelled = {**call, "function": {"name": "f", "arguments": '{"a":1}'}}
+    forms = [
+        {"role": "assistant", "content": " x", "tool_calls": [respelled], "refusal": None},
+        {"role": "assistant", "content": "x"},
+        reply,
+    ]
+    before = fingerprint(tree)
+    for form in [*forms, *forms, *reversed(forms)]:
+        assert tree.attach([A, form, B], NOBODY).turn is turn
+        for changed in ({**form, "content": "y"}, {**form, "role": "user"}, {**form, "reasoning_content": "other"}):
+            assert tree.attach([A, changed, B], NOBODY).turn is None
+    assert (tree.history(turn), fingerprint(tree)) == ([A, reply], before)

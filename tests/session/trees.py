@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,17 @@ def grow(
 
 def new_tree() -> Tree:
     return Tree(MATCHERS["replay"])
+
+
+def fingerprint(tree: Tree) -> str:
+    """A digest of everything a tree holds: equal fingerprints are bit-identical trees."""
+    digest = blake2b()
+    for turn in tree.turns:
+        output = turn.output
+        digest.update(repr((turn.number, turn.parent and turn.parent.number, turn.caller, turn.root)).encode())
+        digest.update(repr((turn.messages, turn.reply, turn.request, turn.start, turn.drop)).encode())
+        digest.update(repr((output.spans, output.temperature, output.finish_reason, output.stop)).encode())
+        digest.update(repr((output.started, output.finished, [leaf.number for leaf in tree.leaves()])).encode())
+        for array in (turn.prompt_ids, output.ids, output.logprobs):
+            digest.update(array.dtype.str.encode() + array.tobytes())
+    return digest.hexdigest()

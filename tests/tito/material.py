@@ -10,6 +10,7 @@ import base64
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.parse import parser_for
 from miles_lite.tito.render import JinjaRenderer
+from miles_lite.tito.short import ShortContexts
 from miles_lite.tito.standin import VARIABLES, control_tokens
+from miles_lite.tito.tito import cached_surface
 
 LOCAL = os.environ.get("MILES_LITE_TEMPLATES")
 
@@ -86,6 +91,19 @@ def tokenizer_for(name: str) -> Tokenizer:
 @cache
 def encoder_for(name: str) -> Encoder:
     return Encoder(tokenizer_for(name))
+
+
+@cache
+def tito_for(name: str) -> Tito:
+    """The template with its tokenizer and the surface that verification finds, as loading a model folder gives them."""
+    return bare_tito(template(name), encoder_for(name), variables=renderer_for(name).variables)
+
+
+def bare_tito(template: str, encoder: Encoder, *, variables: Mapping[str, Any] | None = None) -> Tito:
+    """Any template with any tokenizer; no stop ids."""
+    renderer = JinjaRenderer(template, variables=variables)
+    surface, form = cached_surface(renderer, encoder, {})
+    return Tito(encoder, renderer, form, surface, parser_for(template), frozenset(), ShortContexts(renderer))
 
 
 def renderer_for(name: str) -> JinjaRenderer:

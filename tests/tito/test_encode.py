@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,9 @@ from tokenizers import Tokenizer
 
 from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.render import JinjaRenderer
 from tests.models import CONTROL_TOKENS
+from tests.tito.test_suffix import CHATML
 from tests.tito.texts import hostile, unicode
 
 
@@ -69,10 +73,18 @@ def test_marks_leave_the_rest_of_the_text_as_the_plain_tokenizer_encodes_it(tito
     assert ids[-len(tail) :] == tail
 
 
-def test_a_mark_that_occurs_in_the_text_is_not_used(tito: Tito) -> None:
-    texts, mark = tito.encoder.guard(["\ue0ba<think>"])
-    assert mark == "\ue1d7"
-    assert tito.encoder.decode(tito.encoder.encode(texts[0], mark=mark)) == "\ue0ba<think>"
+@pytest.mark.parametrize("text", ["\ue000", "\\ue000", "\ue000\ue001", "".join(map(chr, range(0xE000, 0xF900)))])
+def test_text_that_holds_marks_is_kept(tito: Tito, text: str) -> None:
+    (guarded,), mark = tito.encoder.guard([f"{text}<think>"])
+    assert mark not in text
+    assert tito.encoder.decode(tito.encoder.encode(guarded, mark=mark)) == f"{text}<think>"
+
+
+def test_template_options_are_guarded(tito: Tito) -> None:
+    renderer = JinjaRenderer("{{ note }}" + CHATML)
+    noted = dataclasses.replace(tito, renderer=renderer)
+    found = noted.first([{"role": "user", "content": "x"}], options={"note": "<|im_end|>"})
+    assert _controls(tito, found.ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
 def test_every_look_alike_is_plain_text(tito: Tito) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ from miles_lite.tito import AppendSurface, Tito
 from miles_lite.tito.boundaries import ROLES
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.render import JinjaRenderer
-from miles_lite.tito.suffix import SuffixError
 from miles_lite.tito.verify import verify
 from tests.tito.test_suffix import ALIAS, CHATML, OVERLAP
 
@@ -99,24 +97,3 @@ def test_a_folder_without_tokenizer_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(UserError, match="has no tokenizer"):
         Tito.load(tmp_path)
-
-
-def _templates() -> list[Path]:
-    folder = os.environ.get("MILES_LITE_TEMPLATES")
-    return sorted(Path(folder).glob("*.jinja")) if folder else []
-
-
-@pytest.mark.skipif(not _templates(), reason="MILES_LITE_TEMPLATES names no folder of chat templates")
-@pytest.mark.parametrize("path", _templates(), ids=lambda path: path.stem)
-def test_real_templates_append_user_messages(path: Path, tiny_model: Path) -> None:
-    """Real vendors' templates at text level: plain chat is proved for all but one that prints no closing of its own."""
-    template = path.read_text()
-    tags = set(re.findall(r"<[|｜][^<>]{1,40}?[|｜]>|<[a-z_]+\|>|\]~b\]|\[e~\[|<(?:start|end)_of_turn>", template))
-    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in sorted(tags)])
-    renderer = JinjaRenderer(template, variables={"bos_token": "<s>", "eos_token": "</s>"})
-    if "phi" in path.stem:
-        with pytest.raises(SuffixError):
-            verify(renderer, Encoder(tokenizer))
-        return
-    assert verify(renderer, Encoder(tokenizer)).roles["user"].law is None

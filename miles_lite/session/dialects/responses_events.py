@@ -69,7 +69,7 @@ class ResponseEvents:
         if self._open == kind:
             return b""
         closed = self._leave()
-        self._open, self._id = kind, item_id("rs" if kind == "reasoning" else "msg")
+        self._open, self._id = kind, self._named("rs" if kind == "reasoning" else "msg")
         return (
             closed
             + self._item("added", self._made("in_progress", []))
@@ -95,7 +95,7 @@ class ResponseEvents:
         return events
 
     def _call(self, call: Any) -> bytes:
-        number, arguments = item_id("fc"), call["function"]["arguments"]
+        number, arguments = self._named("fc"), call["function"]["arguments"]
         here = {"item_id": number, "output_index": len(self._output)}
         events = self._item("added", call_item(number, call, arguments="", status="in_progress"))
         events += self._event("response.function_call_arguments.delta", **here, delta=arguments)
@@ -120,6 +120,9 @@ class ResponseEvents:
 
     def _made_part(self, text: str, logprobs: Any = ()) -> Item:
         return text_part(text, logprobs) if self._open == "message" else {"type": "reasoning_text", "text": text}
+
+    def _named(self, prefix: str) -> str:
+        return item_id(prefix, self.stamp.answer_id, len(self._output))
 
     def _item(self, moment: str, item: Item) -> bytes:
         return self._event(f"response.output_item.{moment}", output_index=len(self._output), item=item)

@@ -5,7 +5,6 @@ Invariant: the items of a stream and of a plain answer are made here, by the sam
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,9 @@ from miles_lite.session.exchange import ChatAnswer, ChatRequest, pieces
 Item = dict[str, Any]
 
 
-def item_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
+def item_id(prefix: str, answer_id: str, index: int) -> str:
+    """The id of an answer's item; the same each time the answer is told."""
+    return f"{prefix}_{answer_id.rpartition('_')[2]}{index:04x}"
 
 
 def reasoning_item(number: str, text: str, status: str = "completed") -> Item:
@@ -48,13 +48,18 @@ def output_items(answer: ChatAnswer) -> list[Item]:
     """The logprobs of a turn go with its first text."""
     made: list[Item] = []
     logprobs = logprob_entries(answer)
+
+    def named(prefix: str) -> str:
+        return item_id(prefix, answer.answer_id, len(made))
+
     for piece in pieces(answer):
         if piece.reasoning:
-            made.append(reasoning_item(item_id("rs"), piece.reasoning))
+            made.append(reasoning_item(named("rs"), piece.reasoning))
         if piece.content:
-            made.append(message_item(item_id("msg"), [text_part(piece.content, logprobs)]))
+            made.append(message_item(named("msg"), [text_part(piece.content, logprobs)]))
             logprobs = []
-        made += [call_item(item_id("fc"), call, arguments=call["function"]["arguments"]) for call in piece.calls]
+        for call in piece.calls:
+            made.append(call_item(named("fc"), call, arguments=call["function"]["arguments"]))
     return made
 
 

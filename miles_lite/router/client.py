@@ -1,0 +1,31 @@
+"""What the one who updates weights says to a router.
+
+Invariant: a router that has no weight gate (any other than ours) is no error; it is said once per call, and left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import aiohttp
+
+log = logging.getLogger(__name__)
+TIMEOUT = aiohttp.ClientTimeout(total=30.0)
+
+
+async def set_weight_version(url: str, version: int, *, previous: int | None = None) -> list[str]:
+    """Tell the router at `url` which version may serve, and during an update which other; returns who has neither."""
+    body = {"version": version, "previous": previous}
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=TIMEOUT) as client,
+            client.put(f"{url}/weight_version", json=body) as reply,
+        ):
+            if reply.status == 200:
+                stale: list[str] = (await reply.json())["stale"]
+                return stale
+            reason = f"{reply.status} {(await reply.text())[:200]}"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+    log.warning("the router at %s did not take weight version %d: %s", url, version, reason)
+    return []

@@ -1,0 +1,110 @@
+"""One reply out of a prefill worker's and a decode worker's.
+
+What the prompt did is the prefill worker's to say: logprobs of input tokens, cached tokens, the experts of the prompt's
+rows, the version that sampled the first token. The rest is the decode worker's. Its experts of the prompt's rows come
+from a buffer that never saw the prompt, so they are replaced: prefill returns exactly the rows before the prompt's end,
+whatever row the client asked to start with.
+Invariant: pure; a decode reply that the prefill reply cannot complete keeps its bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+
+Json: TypeAlias = dict[str, Any]
+FROM_PROMPT = ("cached_tokens", "cached_tokens_details")
+
+
+@dataclass
+class Prompt:
+    """What a prefill worker says of one prompt: meta_info fields, bytes of expert rows, weight version."""
+
+    fields: Json = field(default_factory=dict)
+    experts: bytes = b""
+    version: str | None = None
+
+    def learn(self, meta: Json) -> None:
+        """Take what a prefill worker's meta_info holds."""
+        self.fields |= {name: value for name, value in meta.items() if name.startswith("input_") and value}
+        if meta.get("cached_tokens"):
+            self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
+        self.experts = base64.b64decode(meta.get("routed_experts") or "") or self.experts
+        self.version = meta.get("weight_version") or self.version
+
+    def complete(self, meta: Json) -> bool:
+        """Complete a decode worker's meta_info in place; True when that changed it."""
+        told = {name: value for name, value in self.fields.items() if meta.get(name, value) != value}
+        if self.experts and meta.get("routed_experts"):
+            rows = base64.b64decode(meta["routed_experts"])
+            told["routed_experts"] = base64.b64encode(self.experts + rows[len(self.experts) :]).decode()
+        spans = meta.get("weight_versions")
+        if spans and self.version is not None and spans[0]["version"] != self.version:
+            first = {"version": self.version, "start": 0, "end": 1}
+            rest = [{**span, "start": max(span["start"], 1)} for span in spans if span["end"] > 1]
+            told["weight_versions"] = [first, *rest]
+        meta |= told
+        return bool(told)
+
+
+def prompts_of(replies: Iterable[Json | list[Json]]) -> dict[int, Prompt]:
+    """What a prefill worker says, by index in the batch: of its whole reply, or of the events of its stream."""
+    prompts: dict[int, Prompt] = {}
+    for reply in replies:
+        for index, meta in _metas(reply):
+            prompts.setdefault(index, Prompt()).learn(meta)
+    return prompts
+
+
+def merged(decode: bytes, prompts: Mapping[int, Prompt]) -> bytes:
+    """A decode worker's JSON, completed: an object, a batch's list, or one event's. Raises ValueError: not JSON."""
+    reply = orjson.loads(decode)
+    changed = [prompts[index].complete(meta) for index, meta in _metas(reply) if index in prompts]
+    return orjson.dumps(reply) if any(changed) else decode
+
+
+class Events:
+    """The events of a stream (server-sent events, WHATWG HTML section 9.2) out of its chunks."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that are whole, each without the empty line that ends it."""
+        *events, self._rest = (self._rest + chunk).split(b"\n\n")
+        return events
+
+    @property
+    def rest(self) -> bytes:
+        """What came after the last whole event."""
+        return self._rest
+
+
+def payload(event: bytes) -> bytes | None:
+    """The JSON object of an event; None for any other event, such as the last, `data: [DONE]`."""
+    return event[6:] if event.startswith(b"data: {") else None
+
+
+def merged_event(event: bytes, prompts: Mapping[int, Prompt]) -> bytes:
+    """One event of a decode worker's stream, completed, with the empty line that ends it."""
+    data = payload(event)
+    return (event if data is None else b"data: " + merged(data, prompts)) + b"\n\n"
+
+
+def _metas(reply: Json | list[Json]) -> Iterator[tuple[int, Json]]:
+    """Where a reply of /generate, chat completions or completions says such things, with the index it is about."""
+    if isinstance(reply, list):
+        for index, one in enumerate(reply):
+            yield from ((index, meta) for _, meta in _metas(one))
+        return
+    for choice in reply.get("choices") or ():
+        if meta := choice.get("meta_info"):
+            yield int(choice.get("index") or 0), meta
+    index = int(reply.get("index") or 0)
+    for name in ("meta_info", "sglext", "metadata"):
+        if meta := reply.get(name):
+            yield index, meta

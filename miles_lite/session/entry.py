@@ -1,0 +1,125 @@
+"""A turn with what its answer has beyond it, before it is committed: what the journal keeps.
+
+Invariant: `from_row(to_row(entry))` commits to an equal turn, and with that turn its receipt gives the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from miles_lite.session.caller import Caller
+from miles_lite.session.dialects import Stamp
+from miles_lite.session.tree import Output, Place, Tree, Turn
+from miles_lite.tito.messages import Message
+
+Row = tuple[Any, ...]
+"""(parent, dropped, caller, prompt, output, logprobs, messages, facts): arrays little-endian, the last two JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What an answer has beyond its turn. `identity` is that of the request."""
+
+    identity: bytes
+    stamp: Stamp
+    cached_tokens: int
+    lead: int
+    stop_sequence: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A turn to commit. `counts` are what it adds to the session's counters."""
+
+    parent: int | None
+    caller: Caller
+    root: str | None
+    messages: tuple[Message, ...]
+    reply: Message
+    prompt_ids: np.ndarray
+    drop: int
+    output: Output
+    receipt: Receipt
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def commit(self, tree: Tree) -> Turn:
+        parent = None if self.parent is None else tree.turns[self.parent]
+        return tree.commit(
+            Place(parent, 0, self.caller, self.root),
+            self.messages,
+            reply=self.reply,
+            prompt_ids=self.prompt_ids,
+            drop=self.drop,
+            output=self.output,
+        )
+
+
+def to_row(entry: Entry) -> Row:
+    output, receipt = entry.output, entry.receipt
+    facts = {
+        "agent": entry.caller.name,
+        "root": entry.root,
+        "spans": output.spans,
+        "temperature": output.temperature,
+        "finish_reason": output.finish_reason,
+        "stop": output.stop,
+        "started": output.started,
+        "finished": output.finished,
+        "identity": receipt.identity.hex(),
+        "answer_id": receipt.stamp.answer_id,
+        "created": receipt.stamp.created,
+        "cached_tokens": receipt.cached_tokens,
+        "lead": receipt.lead,
+        "stop_sequence": receipt.stop_sequence,
+        "counts": entry.counts,
+    }
+    return (
+        entry.parent,
+        entry.drop,
+        entry.caller.seed,
+        entry.prompt_ids.astype("<i4").tobytes(),
+        output.ids.astype("<i4").tobytes(),
+        output.logprobs.astype("<f4").tobytes(),
+        orjson.dumps([entry.messages, entry.reply]),
+        orjson.dumps(facts),
+    )
+
+
+def from_row(row: Sequence[Any]) -> Entry:
+    parent, drop, seed, prompt, ids, logprobs, messages, facts = row
+    said, reply = orjson.loads(messages)
+    known = orjson.loads(facts)
+    output = Output(
+        ids=np.frombuffer(ids, "<i4").astype(np.int32),
+        logprobs=np.frombuffer(logprobs, "<f4").astype(np.float32),
+        spans=tuple((version, start, end) for version, start, end in known["spans"]),
+        temperature=known["temperature"],
+        finish_reason=known["finish_reason"],
+        stop=known["stop"],
+        started=known["started"],
+        finished=known["finished"],
+    )
+    receipt = Receipt(
+        identity=bytes.fromhex(known["identity"]),
+        stamp=Stamp(known["answer_id"], known["created"]),
+        cached_tokens=known["cached_tokens"],
+        lead=known["lead"],
+        stop_sequence=known["stop_sequence"],
+    )
+    return Entry(
+        parent=parent,
+        caller=Caller(known["agent"], seed),
+        root=known["root"],
+        messages=tuple(said),
+        reply=reply,
+        prompt_ids=np.frombuffer(prompt, "<i4").astype(np.int32),
+        drop=drop,
+        output=output,
+        receipt=receipt,
+        counts=known["counts"],
+    )

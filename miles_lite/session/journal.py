@@ -1,0 +1,184 @@
+"""The journal of a session server: one SQLite file, written by a thread of its own.
+
+Invariant: what a future of this module says is done is on disk, in the order in which it was asked for. Whatever waits
+while the thread commits is committed together with one fsync (group commit).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from miles_lite.errors import UserError
+from miles_lite.session.entry import Entry, from_row, to_row
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, sampling BLOB, recreated INTEGER, used REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS turns (
+    number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
+    prompt BLOB, output BLOB, logprobs BLOB, messages BLOB, facts BLOB
+);
+CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
+"""
+_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, messages, facts"
+_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions.id), 0)) < ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A session as the journal holds it; entries in the order of their commits."""
+
+    sampling: dict[str, Any]
+    recreated: bool
+    entries: list[Entry]
+
+
+class Journal:
+    """Opened with `open`, closed with `close`; every other method answers with an awaitable of the running loop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._jobs: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Raises UserError when the file cannot be used."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"the session journal {self.path} cannot be used ({error}): give another folder as "
+                "--session-journal-dir, or end the server that has it open"
+            ) from error
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, args=(connection,), name="session-journal", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Commit what was asked for and close the file. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def create(self, session_id: str, sampling: Mapping[str, Any], *, recreated: bool) -> asyncio.Future[None]:
+        row = (session_id, orjson.dumps(sampling), recreated, time.time())
+        return self._do(_statement("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", row))
+
+    def append(self, session_id: str, entry: Entry) -> asyncio.Future[None]:
+        row = (session_id, entry.output.finished, *to_row(entry))
+        return self._do(_statement(_ADD_TURN, row))
+
+    def touch(self, session_id: str, used: float) -> asyncio.Future[None]:
+        """Remember when a session was last asked for, in seconds since the epoch."""
+        return self._do(_statement("UPDATE sessions SET used = ? WHERE id = ?", (used, session_id)))
+
+    def load(self, session_id: str) -> asyncio.Future[Stored | None]:
+        def work(db: sqlite3.Connection) -> Stored | None:
+            found = db.execute("SELECT sampling, recreated FROM sessions WHERE id = ?", (session_id,)).fetchone()
+            if found is None:
+                return None
+            rows = db.execute(f"SELECT {_COLUMNS} FROM turns WHERE session = ? ORDER BY number", (session_id,))
+            return Stored(orjson.loads(found[0]), bool(found[1]), [from_row(row) for row in rows])
+
+        return self._do(work)
+
+    def delete(self, session_id: str) -> asyncio.Future[None]:
+        """Forget a session for good; its id stays known as deleted."""
+
+        def work(db: sqlite3.Connection) -> None:
+            _forget(db, [session_id])
+            db.execute("INSERT OR REPLACE INTO deleted VALUES (?, ?)", (session_id, time.time()))
+
+        return self._do(work)
+
+    def expire(self, before: float, *, spare: frozenset[str]) -> asyncio.Future[int]:
+        """Forget sessions last used before a time, but for those to `spare`; answers how many."""
+
+        def work(db: sqlite3.Connection) -> int:
+            stale = [row[0] for row in db.execute(f"SELECT id FROM sessions WHERE {_STALE}", (before,))]
+            stale = [session_id for session_id in stale if session_id not in spare]
+            _forget(db, stale)
+            db.execute("DELETE FROM deleted WHERE at < ?", (before,))
+            return len(stale)
+
+        return self._do(work)
+
+    def known(self) -> asyncio.Future[tuple[int, dict[str, float]]]:
+        """(number of sessions, when each deleted one was deleted)."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, dict[str, float]]:
+            return db.execute("SELECT count(*) FROM sessions").fetchone()[0], dict(db.execute("SELECT * FROM deleted"))
+
+        return self._do(work)
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        if self._thread is None:
+            raise RuntimeError("the journal is not open")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((work, future))
+        return future
+
+    def _work(self, connection: sqlite3.Connection) -> None:
+        open_ = True
+        while open_:
+            batch = [self._jobs.get()]
+            while not self._jobs.empty():
+                batch.append(self._jobs.get())
+            jobs = [job for job in batch if job is not None]
+            open_ = len(jobs) == len(batch)
+            results: list[Any] | Exception
+            try:
+                connection.execute("BEGIN")
+                results = [work(connection) for work, _ in jobs]
+                connection.execute("COMMIT")
+            except (sqlite3.Error, ValueError) as error:
+                log.exception("the session journal %s failed", self.path)
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                results = error
+            self._loop.call_soon_threadsafe(_resolve, [future for _, future in jobs], results)
+        connection.close()
+
+
+def _statement(sql: str, row: tuple[Any, ...]) -> Callable[[sqlite3.Connection], None]:
+    def work(db: sqlite3.Connection) -> None:
+        db.execute(sql, row)
+
+    return work
+
+
+def _forget(db: sqlite3.Connection, session_ids: list[str]) -> None:
+    for table, column in (("turns", "session"), ("sessions", "id")):
+        db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(session_id,) for session_id in session_ids])
+
+
+def _resolve(futures: list[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
+    """In the order of the jobs, so that whoever waits goes on in that order."""
+    for index, future in enumerate(futures):
+        if not future.done():
+            if isinstance(results, Exception):
+                future.set_exception(results)
+            else:
+                future.set_result(results[index])

@@ -1,0 +1,74 @@
+"""Where a request belongs in its session's tree, and the ids of its whole context.
+
+Invariant: reads only. Under `fork` every request has a place; under `linear` one that breaks its rules is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from miles_lite.session import linear
+from miles_lite.session.caller import caller_of
+from miles_lite.session.errors import bad_request
+from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.tree import Place, Tree
+from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """`ids` (int32) is the whole context, `suffix` what this turn adds to it at `place`."""
+
+    place: Place
+    suffix: Suffix
+    ids: np.ndarray
+
+
+class Placer:
+    """Attaches requests under one history policy."""
+
+    def __init__(self, tito: Tito, *, roles: Sequence[str], policy: str) -> None:
+        """`roles` may be appended; `policy` is v1 (linear) or v2 (fork)."""
+        self._tito = tito
+        self._roles = frozenset({"tool", *roles})
+        self._linear = policy == "v1"
+
+    def place(self, tree: Tree, request: ChatRequest) -> Placed:
+        """Raises ApiError 400 for what the template or the policy refuses."""
+        caller = caller_of(request.agent, request.tools)
+        if self._linear:
+            place = linear.place(tree, request.messages, caller, allowed=self._roles)
+        else:
+            place = tree.attach(request.messages, caller)
+        try:
+            place, suffix = self._suffix(tree, request, place)
+        except RenderError as error:
+            raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
+        return Placed(place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids))
+
+    def _suffix(self, tree: Tree, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
+        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
+        reason = "diverged" if tree.turns else "first"
+        if place.turn is not None:
+            appended = request.messages[place.matched :]
+            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
+            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
+                try:
+                    history = History(place.turn.reply, partial(tree.history, place.turn))
+                    stop = place.turn.output.stop
+                    suffix = self._tito.append(
+                        history, appended, stop=stop, tools=request.tools, options=request.options
+                    )
+                    return place, suffix
+                except SuffixError as error:
+                    reason, why = "no_suffix", str(error)
+            else:
+                reason, why = "role", f"the roles {', '.join(sorted(roles))} are not proved for this template"
+            if self._linear:
+                raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
+        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
+        return Place(None, 0, place.caller, root=reason), suffix

@@ -1,0 +1,236 @@
+"""The sessions of a server: those in memory, and those that only the journal holds.
+
+Invariant: a session in memory is what the journal holds of it, turn for turn. A deleted session never comes back. What
+is in memory beyond `resident_bytes` is only what is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from miles_lite.session import forks
+from miles_lite.session.calls import Ask, Call
+from miles_lite.session.entry import Entry, Receipt
+from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.journal import Journal, Stored
+from miles_lite.session.match import Matcher
+from miles_lite.session.tree import Tree, Turn
+
+_SESSION_BYTES, _TURN_BYTES = 4_000, 2_000
+"""What Python spends on a session and on a turn beside arrays and text, about."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
+
+    `receipts` belong to the tree's turns, one each. `unheard` are the numbers of turns whose answer no client is known
+    to have. `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
+    """
+
+    session_id: str
+    tree: Tree
+    sampling: dict[str, Any]
+    recreated: bool = False
+    used: float = 0.0
+    size: int = _SESSION_BYTES
+    deleted: bool = False
+    calls: list[Call] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    unheard: set[int] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Add a turn that the journal has; the turn, and what was counted.
+
+        Whoever sends a conversation on has heard the turn before.
+        """
+        turn = entry.commit(self.tree)
+        self.receipts.append(entry.receipt)
+        self.unheard.discard(-1 if entry.parent is None else entry.parent)
+        self.unheard.add(turn.number)
+        self.size += _size(entry)
+        counts = {**entry.counts, **forks.counts(self.tree, turn)}
+        self.counts.update(counts)
+        return turn, counts
+
+    def call_of(self, ask: Ask) -> Call | None:
+        """The newest undelivered call of a repeated request; sooner one that nobody listens to."""
+        if not (ask.keyed or ask.retried):
+            return None
+        calls = [call for call in reversed(self.calls) if call.identity == ask.identity]
+        return next((call for call in calls if not call.listeners), calls[0] if calls else None)
+
+    def turn_of(self, ask: Ask) -> Turn | None:
+        """The newest turn that answered a repeated request: one unheard, or with an idempotency key any."""
+        if ask.keyed or ask.retried:
+            for turn in reversed(self.tree.turns):
+                same = self.receipts[turn.number].identity == ask.identity
+                if same and (ask.keyed or turn.number in self.unheard):
+                    return turn
+        return None
+
+
+class Sessions:
+    """Opens, finds, spills, expires and deletes sessions."""
+
+    def __init__(
+        self, journal: Journal | None, *, matcher: Matcher, idle_seconds: float, resident_bytes: int = 2**62
+    ) -> None:
+        """Without a journal nothing is spilled, and `resident_bytes` bounds nothing."""
+        self._journal, self._matcher = journal, matcher
+        self._idle_seconds, self._resident_bytes = idle_seconds, resident_bytes
+        self._resident: OrderedDict[str, Session] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[bool]] = {}
+        self._deleted: dict[str, float] = {}
+        self._bytes = 0
+        self._spilled = 0
+
+    async def open(self) -> None:
+        """Learn what the journal holds."""
+        if self._journal is not None:
+            self._spilled, self._deleted = await self._journal.known()
+
+    def live(self) -> int:
+        return len(self._resident) + self._spilled
+
+    def resident(self) -> list[Session]:
+        return list(self._resident.values())
+
+    async def create(self, sampling: dict[str, Any]) -> Session:
+        """A session with a fresh id, on disk when this returns."""
+        session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
+        if journaled := self._admit_new(session):
+            await journaled
+        return session
+
+    async def obtain(self, session_id: str) -> Session:
+        """The session, made and marked when nobody opened it. Raises ApiError 404 when it was deleted."""
+        session = await self.find(session_id)
+        if session is None:
+            session = Session(session_id, Tree(self._matcher), {}, recreated=True)
+            self._admit_new(session)
+        return session
+
+    async def find(self, session_id: str) -> Session | None:
+        """The session, None when nobody opened it. Raises ApiError 404 when it was deleted."""
+        while session_id not in self._deleted:
+            session = self._resident.get(session_id)
+            if session is not None:
+                session.used = time.time()
+                self._resident.move_to_end(session_id)
+                return session
+            if self._journal is None or not await self._loaded(self._journal, session_id):
+                return self._resident.get(session_id)
+        raise unknown_session(session_id)
+
+    async def commit(self, session: Session, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Journal a turn, then add it to the tree: turns join the tree in the journal's order. Raises ApiError."""
+        if self._journal is not None:
+            try:
+                await self._journal.append(session.session_id, entry)
+            except sqlite3.Error as error:
+                raise ApiError(503, f"the turn could not be journaled: {error}", code="journal_failed") from error
+        if session.deleted:
+            raise unknown_session(session.session_id)
+        before = session.size
+        made = session.commit(entry)
+        session.used = time.time()
+        self._bytes += session.size - before
+        self._spill()
+        return made
+
+    async def delete(self, session_id: str) -> Session:
+        """Forget the session for good, on disk too. Raises ApiError 404."""
+        session = await self.find(session_id)
+        if session is None:
+            raise unknown_session(session_id)
+        self._deleted[session_id] = time.time()
+        session.deleted = True
+        self._evict(session)
+        if self._journal is not None:
+            await self._journal.delete(session_id)
+        return session
+
+    async def expire(self) -> int:
+        """Forget sessions that nobody has asked for in `idle_seconds`; answers how many."""
+        before = time.time() - self._idle_seconds
+        stale = [session for session in self.resident() if session.used < before and not session.calls]
+        for session in stale:
+            self._evict(session)
+        count = len(stale)
+        if self._journal is not None:
+            kept = await self._journal.expire(before, spare=frozenset([*self._resident, *self._loading]))
+            self._spilled = max(0, self._spilled - max(0, kept - count))
+            count = max(count, kept)
+        self._deleted = {name: at for name, at in self._deleted.items() if at >= before}
+        return count
+
+    def _admit_new(self, session: Session) -> Awaitable[None] | None:
+        """In memory at once; what is returned says when it is on disk."""
+        self._admit(session)
+        if self._journal is None:
+            return None
+        return self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+
+    def _admit(self, session: Session) -> None:
+        session.used = time.time()
+        self._resident[session.session_id] = session
+        self._bytes += session.size
+        self._spill()
+
+    def _evict(self, session: Session) -> None:
+        if self._resident.pop(session.session_id, None) is not None:
+            self._bytes -= session.size
+
+    def _spill(self) -> None:
+        """Leave the sessions used longest ago to the journal, until the rest fits."""
+        if self._journal is None or self._bytes <= self._resident_bytes:
+            return
+        for session in self.resident()[:-1]:
+            if not session.calls and session.session_id not in self._loading:
+                self._evict(session)
+                self._spilled += 1
+                self._journal.touch(session.session_id, session.used)
+            if self._bytes <= self._resident_bytes:
+                return
+
+    async def _loaded(self, journal: Journal, session_id: str) -> bool:
+        """Bring the session into memory; False when the journal has none. Many may wait for one load."""
+        loading = self._loading.get(session_id)
+        if loading is None:
+            loading = self._loading[session_id] = asyncio.create_task(self._load(journal, session_id))
+            loading.add_done_callback(lambda _: self._loading.pop(session_id))
+        return await asyncio.shield(loading)
+
+    async def _load(self, journal: Journal, session_id: str) -> bool:
+        stored = await journal.load(session_id)
+        if stored is not None and session_id not in self._deleted:
+            self._spilled -= 1
+            self._admit(_restored(session_id, stored, self._matcher))
+        return stored is not None
+
+
+def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
+    """What nobody is known to have heard are the leaves."""
+    session = Session(session_id, Tree(matcher), stored.sampling, stored.recreated)
+    for entry in stored.entries:
+        session.commit(entry)
+    return session
+
+
+def _size(entry: Entry) -> int:
+    """Bytes of memory, about."""
+    arrays = entry.prompt_ids.nbytes + entry.output.ids.nbytes + entry.output.logprobs.nbytes
+    return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
+
+
+def _weight(message: Mapping[str, Any]) -> int:
+    return sum(len(value) if isinstance(value, str) else 64 for value in message.values())

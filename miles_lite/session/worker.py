@@ -1,0 +1,62 @@
+"""The process that serves sessions on a socket that it inherits: `python -m miles_lite.session.worker FD`.
+
+Invariant: it lives no longer than its supervisor, whose end closes its stdin. Its first line on stdout is `ready` or
+why it cannot be; everything after that goes to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from miles_lite.errors import UserError
+from miles_lite.session.server import SessionServer, SessionSpec
+
+READY = "ready"
+
+
+def main(fd: int) -> int:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    spec: SessionSpec = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
+    says = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        asyncio.run(_serve(spec, socket.socket(fileno=fd), lambda: print(READY, file=says, flush=True)))
+    except UserError as error:
+        print(str(error), file=says, flush=True)
+        return 2
+    return 0
+
+
+async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = SessionServer(spec, listener)
+    await server.start()
+    try:
+        ready()
+        await stop.wait()
+    finally:
+        await server.stop()
+
+
+def _end_with_supervisor() -> None:
+    """Nothing more is said on stdin: its end is the supervisor's end, at which an event loop may be stuck."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

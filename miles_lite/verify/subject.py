@@ -1,0 +1,92 @@
+"""What `verify template` looks at: a bare template file or a model folder, read into a `Tito`.
+
+Invariant: nothing is started and no reply parser is loaded; a template without a tokenizer gets a stand-in that knows
+the control tokens the template prints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles_lite.errors import UserError
+from miles_lite.tito import RenderError, Tito
+from miles_lite.tito.encode import Encoder
+from miles_lite.tito.encoders import load_encoder
+from miles_lite.tito.families import Family, family_named, family_of_type
+from miles_lite.tito.load import load_model_text, no_template
+from miles_lite.tito.parse import parser_for
+from miles_lite.tito.render import JinjaRenderer, Renderer
+from miles_lite.tito.short import ShortContexts
+from miles_lite.tito.standin import VARIABLES, stand_in_tokenizer
+from miles_lite.tito.tito import cached_surface
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """`template` is the text, "" for a Python encoder; `level` says whether real tokens are at hand."""
+
+    tito: Tito
+    template: str
+    name: str
+    level: str
+
+
+def load_subject(
+    *, template: str | None, tokenizer: str | None, model: str | None, family: str, options: Mapping[str, Any]
+) -> Subject:
+    """Raises UserError for input that cannot be read, RenderError when not even a plain chat can be printed."""
+    if (template is None) == (model is None):
+        raise UserError("give one of --template FILE.jinja and --model DIR")
+    if tokenizer is not None and template is None:
+        raise UserError("--tokenizer goes with --template; --model brings its own")
+    row = family_named(family)
+    folder = model or tokenizer
+    text = load_model_text(folder) if folder is not None else None
+    source = _read(template) if template is not None else text.template if text else None
+    row = row or (family_of_type(text.model_type) if text and source is None else None)
+    renderer = _renderer(source, text.variables if text else VARIABLES, row, where=template or str(folder))
+    if text is None and source is None:
+        raise UserError("a Python encoder needs a tokenizer: give --model DIR")
+    try:
+        encoder = Encoder(text.tokenizer if text else stand_in_tokenizer(source or ""))
+    except ValueError as error:
+        raise UserError(f"the tokenizer in {folder or template} cannot be used: {error}") from error
+    surface, form = cached_surface(renderer, encoder, {**(row.kwargs if row else {}), **options})
+    stops = text.stop_ids if text else frozenset[int]()
+    tito = Tito(encoder, renderer, form, surface, parser_for(source or ""), stops, ShortContexts(renderer))
+    level = "text and tokens" if text else "text (a stand-in for the tokenizer: give --tokenizer DIR for tokens)"
+    return Subject(tito, source or "", template or str(folder), level)
+
+
+def _renderer(source: str | None, variables: Mapping[str, Any], row: Family | None, *, where: str) -> Renderer:
+    if row is not None and row.encoder is not None and (source is None or ":" in row.name):
+        return load_encoder(row.encoder)
+    if source is None:
+        raise no_template(where)
+    try:
+        return JinjaRenderer(source, variables=variables)
+    except RenderError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"--template {path}: cannot be read: {reason}") from error
+
+
+def read_options(text: str | None) -> dict[str, Any]:
+    """The object of --chat-template-kwargs. Raises UserError."""
+    try:
+        options = json.loads(text or "{}")
+    except ValueError as error:
+        raise UserError(f"--chat-template-kwargs: not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise UserError("--chat-template-kwargs takes a JSON object, such as '{\"enable_thinking\": false}'")
+    return options
