@@ -159,6 +159,7 @@ class Engines:
     sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
     sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
         "least_in_flight", help="who takes a request that sticks to no engine"
     )
@@ -378,6 +379,12 @@ class Config:
                 not 0 <= self.engines.prefill_num_servers < max(topo.num_engines, 1),
                 f"--prefill-num-servers {self.engines.prefill_num_servers}: of {topo.num_engines} engines at least one "
                 "must be left to decode",
+            ),
+            (
+                self.engines.router == "gateway"
+                and (self.engines.prefill_num_servers > 0 or self.engines.sglang_router_ip is not None),
+                "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
+                "loss, nor with --sglang-router-ip, where another router runs already",
             ),
             (
                 not roles.issuperset(self.session.tito_allowed_append_roles),

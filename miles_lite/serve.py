@@ -42,6 +42,7 @@ class RouterOptions:
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
     port: int | None = option(None, help="port (default: a free one)")
     router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
+    router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
         "least_in_flight", help="who takes a request that sticks to no engine"
     )
@@ -132,7 +133,7 @@ def router(argv: Sequence[str]) -> int:
         queue_seconds=options.router_queue_seconds,
         state_file=options.state_file,
     )
-    asyncio.run(_supervise("router", Supervisor(spec)))
+    asyncio.run(_route(Supervisor(spec, gateway=options.router == "gateway")))
     return 0
 
 
@@ -162,16 +163,30 @@ def session(argv: Sequence[str]) -> int:
         reasoning_parser=sglang.get("reasoning_parser"),
         tool_call_parser=sglang.get("tool_call_parser"),
     )
-    asyncio.run(_supervise("sessions", SessionSupervisor(spec)))
+    asyncio.run(_hold(SessionSupervisor(spec)))
     return 0
 
 
-async def _supervise(what: str, supervisor: Supervisor | SessionSupervisor) -> None:
+async def _route(supervisor: Supervisor) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        print(f"{what}: {await supervisor.start()}", flush=True)
+        url = await supervisor.start()
+        told = f", and the gateway for generation: {supervisor.data_url}" if supervisor.data_url != url else ""
+        print(f"router: {url}{told}", flush=True)
+        await stop.wait()
+    finally:
+        await supervisor.stop()
+
+
+async def _hold(supervisor: SessionSupervisor) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        url = await supervisor.start()
+        print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
         await stop.wait()
     finally:
         await supervisor.stop()

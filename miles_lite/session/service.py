@@ -38,6 +38,7 @@ from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
 from miles_lite.session.tree import Output, Tree, Turn, describe
 from miles_lite.tito import Tito
+from miles_lite.tito.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,11 @@ class Service:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
         session = await self._sessions.find(session_id)
         return Tree(self._matcher) if session is None else session.tree
+
+    def held(self, session_id: str) -> list[Message]:
+        """The conversation of the session's latest turn, as a client sent it last; empty if it is not in memory."""
+        session = self._sessions.peek(session_id)
+        return session.tree.sent() if session is not None else []
 
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""

@@ -105,6 +105,10 @@ class Sessions:
     def live(self) -> int:
         return len(self._resident) + self._spilled
 
+    def peek(self, session_id: str) -> Session | None:
+        """The session if it is in memory, without using it."""
+        return self._resident.get(session_id)
+
     def resident(self) -> list[Session]:
         return list(self._resident.values())
 

@@ -154,6 +154,11 @@ class Tree:
         parts.reverse()
         return np.concatenate(parts)
 
+    def sent(self) -> list[Message]:
+        """The latest turn's path, each message in the form in which a client sent it last."""
+        path = self.turns[-1].path() if self.turns else []
+        return [message for turn in path for message in self._sent[turn.number]]
+
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
         return [message for step in turn.path() for message in (*step.messages, step.reply)]
