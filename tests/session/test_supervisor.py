@@ -266,3 +266,24 @@ def test_a_worker_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
             await broken.start()
 
     asyncio.run(run())
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with scripted(lambda body: answer([40, STOP])) as (_, url):
+            for turns in (1, 2):
+                arguments = ("--hf-checkpoint", tiny_model, "--router-url", url, "--run-dir", tmp_path)
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "miles_lite.cli", "session", *map(str, arguments)),
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                assert process.stdout is not None
+                told = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+                async with openai.AsyncOpenAI(base_url=f"{told[1]}/sessions/mine/v1", api_key="-") as agent:
+                    await agent.chat.completions.create(model="m", messages=ASK)
+                async with SessionClient(told[1]) as client:
+                    assert len((await client.describe("mine"))["turns"]) == turns
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 10) == 0
+
+    asyncio.run(run())
