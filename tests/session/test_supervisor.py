@@ -40,17 +40,7 @@ class Served:
         return openai.AsyncOpenAI(base_url=self.client.base_url(session), api_key="-", max_retries=8)
 
     async def turns(self, session: str) -> list[dict[str, Any]]:
-        async with contextlib.aclosing(_attempts(self.client, session)) as attempts:
-            async for described in attempts:
-                return list(described["turns"])
-        raise AssertionError("unreachable")
-
-
-async def _attempts(client: SessionClient, session: str) -> AsyncIterator[dict[str, Any]]:
-    while True:
-        with contextlib.suppress(Exception):
-            yield await client.describe(session)
-        await asyncio.sleep(0.1)
+        return list((await self.client.describe(session))["turns"])
 
 
 @contextlib.asynccontextmanager
@@ -171,8 +161,11 @@ def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path
             assert refused
             assert {(status, after) for status, after, _ in refused} == {(503, "1")}
             assert refused[0][2]["type"] == "error", "in the route's own dialect"
+            os.kill(served.supervisor.worker_pid, signal.SIGKILL)
+            assert await served.client.collect(session) == [], "the rollout's own client waits for the worker"
+            await served.client.delete(session)
             stats = await served.supervisor.stats()
-            assert stats["worker_restarts"] == 1
+            assert stats["worker_restarts"] == 2
 
     asyncio.run(run())
 
