@@ -262,12 +262,14 @@ def test_a_worker_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
+    command = "import sys; from miles_lite.cli import main; sys.exit(main())"
+
     async def run() -> None:
         async with scripted(lambda body: answer([40, STOP])) as (_, url):
             for turns in (1, 2):
                 arguments = ("--hf-checkpoint", tiny_model, "--router-url", url, "--run-dir", tmp_path)
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "miles_lite.cli", "session", *map(str, arguments)),
+                    *(sys.executable, "-c", command, "session", *map(str, arguments)),
                     stdout=asyncio.subprocess.PIPE,
                 )
                 assert process.stdout is not None
