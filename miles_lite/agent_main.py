@@ -36,9 +36,8 @@ def main(argv: Sequence[str]) -> int:
     if model.startswith(("http://", "https://")):
         if sglang:
             raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
-        return Agent(model, options, native=options.tool_format == "native").run()
-    native = options.tool_format == "native" or (options.tool_format == "auto" and _shows_tools(Path(model)))
-    agent = Agent("", options, native=native)  # a mistake in the tools shows before servers start
+        return Agent(model, options, shows_tools=False).run()
+    agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     with _serving(model, sglang, Path(namespace.run_dir).resolve()) as url:
         agent.url = url
         return agent.run()

@@ -37,6 +37,7 @@ class RouterOptions:
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
     port: int | None = option(None, help="port (default: a free one)")
     router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
+    router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
         "least_in_flight", help="who takes a request that sticks to no engine"
     )
@@ -114,7 +115,7 @@ def router(argv: Sequence[str]) -> int:
         queue_seconds=options.router_queue_seconds,
         state_file=options.state_file,
     )
-    asyncio.run(_route(Supervisor(spec)))
+    asyncio.run(_route(Supervisor(spec, gateway=options.router == "gateway")))
     return 0
 
 
@@ -123,7 +124,9 @@ async def _route(supervisor: Supervisor) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        print(f"router: {await supervisor.start()}", flush=True)
+        url = await supervisor.start()
+        told = f", and the gateway for generation: {supervisor.data_url}" if supervisor.data_url != url else ""
+        print(f"router: {url}{told}", flush=True)
         await stop.wait()
     finally:
         await supervisor.stop()

@@ -76,6 +76,7 @@ class Stack:
         self._router: Any = None
         self._sessions: list[Any] = []
         self.router_url = ""
+        self.data_url = ""
         self.session_urls: list[str] = []
         self.failure: UserError | None = None
 
@@ -103,6 +104,7 @@ class Stack:
         """Start everything; engines start together. Raises UserError when a part does not come up."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self.router_url = await self._start_router()
+        self.data_url = await self._router.data_url.remote() if self._router else self.router_url
         await asyncio.gather(self._start_sessions(), *(self._fill(slot) for slot in self._slots))
         self._watcher = asyncio.create_task(self._watch())
 
@@ -161,7 +163,7 @@ class Stack:
             queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
         )
-        self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec)
+        self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec, gateway=engines.router == "gateway")
         url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
         return url
 
@@ -172,7 +174,7 @@ class Stack:
             spec = SessionSpec(
                 index=index,
                 model_path=str(self._model),
-                router_url=self.router_url,
+                router_url=self.data_url,
                 bind_host=options.topology.bind_host,
                 advertise_host=options.topology.public_host,
                 port=None if first_port is None else first_port + index,
@@ -180,6 +182,7 @@ class Stack:
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,
                 run_dir=str(options.run_dir),
+                routed_experts=bool(options.engines.sglang_args.get("enable_return_routed_experts")),
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )

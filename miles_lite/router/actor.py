@@ -16,8 +16,9 @@ from miles_lite.router.supervise import Supervisor
 class RouterActor:
     """One router. Callers wrap it: `ray.remote(RouterActor).options(...).remote(spec)`."""
 
-    def __init__(self, spec: RouterSpec) -> None:
-        self._supervisor = Supervisor(spec)
+    def __init__(self, spec: RouterSpec, *, gateway: bool = False) -> None:
+        """gateway: generation goes through the Rust gateway."""
+        self._supervisor = Supervisor(spec, gateway=gateway)
 
     def __repr__(self) -> str:
         return f"RouterActor({self._supervisor.url or 'not started'})"
@@ -25,6 +26,10 @@ class RouterActor:
     async def start(self) -> str:
         """Listen; returns the URL others are told. Raises UserError when the port is in use."""
         return await self._supervisor.start()
+
+    async def data_url(self) -> str:
+        """Where generation requests go: the gateway, else the router itself."""
+        return self._supervisor.data_url
 
     async def alive(self) -> bool:
         """True once started: whatever ends the routing process, it is started again."""

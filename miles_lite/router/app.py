@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from miles_lite.errors import UserError
 from miles_lite.net import bracketed, reachable
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
+from miles_lite.router.gateway import Gateway
 from miles_lite.router.metrics import RouterCollector, render
 from miles_lite.router.placement import Placement, PolicyName
 from miles_lite.router.proxy import Proxy
@@ -27,9 +29,15 @@ from miles_lite.router.registry import Registry, parse_worker
 from miles_lite.router.replies import Limits, failure
 from miles_lite.router.upstream import Pool, UnreachableError
 
+log = logging.getLogger(__name__)
+
 MAX_BODY = 1 << 30
 BACKLOG = 1024
 PROBE_INTERVAL = 1.0
+NO_PAIRS = (
+    "prefill/decode is not possible with --router gateway: in that mode the gateway parses bodies, merges neither "
+    "batches nor streams, and drops the prefill worker's routed experts. Use --router python"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class RouterSpec:
     concurrency       requests in flight per worker; None: any number
     queue_seconds     how long a request waits for a worker with room
     state_file        workers and weight version, kept for the next start; None: nothing is kept
-    gateway           data goes through the Rust gateway; this router is its control plane
+    gateway_port      the Rust gateway listens there for data, and this router is its control plane; None: no gateway
     """
 
     bind_host: str = "127.0.0.1"
@@ -54,7 +62,7 @@ class RouterSpec:
     concurrency: int | None = None
     queue_seconds: float = 60.0
     state_file: str | None = None
-    gateway: bool = False
+    gateway_port: int | None = None
 
     @property
     def limits(self) -> Limits:
@@ -74,16 +82,23 @@ class Router:
         self._pool = Pool(connect=limits.connect, idle=limits.idle)
         self._gate = Gate(self.registry, self._pool, seconds=limits.connect)
         self._proxy = Proxy(self.admission, self._pool, limits)
+        self._gateway = None
+        if spec.gateway_port is not None:
+            self._gateway = Gateway(host=spec.bind_host, port=spec.gateway_port, timeout=spec.timeout)
         self._collector = RouterCollector(self.registry, self.admission)
 
     async def lifetime(self, _app: web.Application) -> AsyncIterator[None]:
-        """Probing and connections live as long as the app."""
+        """Probing, connections and the gateway live as long as the app. Raises UserError: no gateway."""
+        if self._gateway:
+            await self._gateway.start()
         probing = asyncio.create_task(self._probe_for_ever())
         yield
         probing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await probing
         self._pool.close()
+        if self._gateway:
+            await self._gateway.stop()
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         return await self._proxy.handle(request)
@@ -92,6 +107,8 @@ class Router:
         """POST /add_worker, POST /workers."""
         try:
             worker = parse_worker(await _fields(request))
+            if self._gateway and worker.worker_type != "regular":
+                raise UserError(NO_PAIRS)
             await self._pool.reach(worker.url)
         except UserError as error:
             return failure(400, str(error), kind="bad_worker")
@@ -100,7 +117,8 @@ class Router:
         worker = self.registry.add(worker)
         if worker.state == "stale":
             await self._gate.check([worker])
-        self.admission.wake()
+        if refused := await self._changed():
+            return refused
         counts = {one.url: one.in_flight for one in self.registry}
         return web.json_response(
             {"status": "success", "worker_id": worker.id, "url": worker.url, "worker_urls": counts}
@@ -119,7 +137,8 @@ class Router:
         self.registry.drain(worker)
         self.placement.forget(worker)
         self._pool.forget(worker.url)
-        self.admission.wake()
+        if refused := await self._changed():
+            return refused
         return web.json_response(
             {"status": "success", "worker_id": worker.id, "url": worker.url, "in_flight": worker.in_flight}
         )
@@ -144,7 +163,8 @@ class Router:
             return failure(400, str(error), kind="bad_version")
         before = fields.get("previous")
         stale = await self._gate.set_version(str(fields["version"]), None if before is None else str(before))
-        self.admission.wake()
+        if refused := await self._changed():
+            return refused
         return web.json_response({"weight_versions": list(self.registry.accepted), "stale": stale})
 
     async def version(self, _request: web.Request) -> web.Response:
@@ -160,11 +180,24 @@ class Router:
         """GET /metrics: Prometheus's text format."""
         return web.Response(body=render(self._collector), headers={"Content-Type": "text/plain; version=0.0.4"})
 
+    async def _changed(self, *, wait: bool = True) -> web.Response | None:
+        """Who may serve has changed: tell those who wait, and the gateway; an error when that does not follow."""
+        self.admission.wake()
+        if self._gateway:
+            try:
+                ready = [worker.url for worker in self.registry if worker.state == "ready"]
+                await self._gateway.follow(ready, wait=wait)
+            except UserError as error:
+                log.error("%s", error)
+                return failure(503, str(error), kind="gateway")
+        return None
+
     async def _probe_for_ever(self) -> None:
         while True:
-            if aside := [worker for worker in self.registry if worker.state in ("unreachable", "stale")]:
-                await self._gate.check(aside)
-                self.admission.wake()
+            aside = [worker for worker in self.registry if worker.state in ("unreachable", "stale")]
+            await self._gate.check(aside)
+            if aside or self._gateway:
+                await self._changed(wait=False)
             await asyncio.sleep(self._interval)
 
 

@@ -25,12 +25,12 @@ def main(argv: list[str]) -> int:
     spec = RouterSpec(**json.loads(argv[1]))
     try:
         router = Router(spec)
+        gc.freeze()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(router, listener))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    gc.freeze()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(router, listener))
     return 0
 
 

@@ -107,7 +107,7 @@ class _Routes:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             raw = await request.read()
-            parsed = _parsed(request, dialect, raw)
+            parsed = self._parsed(request, dialect, raw)
             call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
             with call.listener():
                 if parsed.stream:
@@ -121,8 +121,13 @@ class _Routes:
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = _parsed(request, _MESSAGES, await request.read())
+        parsed = self._parsed(request, _MESSAGES, await request.read())
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
+
+    def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
+        body = _object(raw)
+        parsed = dialect.parse(body, held=self._service.held(_session_id(request)))
+        return replace(parsed, agent=agent_name(request.headers, body))
 
 
 @web.middleware
@@ -159,7 +164,9 @@ def _ask(request: web.Request, raw: bytes) -> Ask:
 
 
 async def _body(request: web.Request) -> Any:
-    return _object(await request.read())
+    body = _object(await request.read())
+    check_limits(body)
+    return body
 
 
 def _object(data: bytes) -> Any:
@@ -169,13 +176,7 @@ def _object(data: bytes) -> Any:
         raise bad_request(f"the request body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise bad_request("the request body must be a JSON object")
-    check_limits(body)
     return body
-
-
-def _parsed(request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
-    body = _object(raw)
-    return replace(dialect.parse(body), agent=agent_name(request.headers, body))
 
 
 def _session_id(request: web.Request) -> str:

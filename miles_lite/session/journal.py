@@ -26,17 +26,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 
+_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, sampling BLOB, recreated INTEGER, used REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
     number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
-    prompt BLOB, output BLOB, logprobs BLOB, messages BLOB, facts BLOB
+    prompt BLOB, output BLOB, logprobs BLOB, experts BLOB, messages BLOB, facts BLOB
 );
 CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
 """
-_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, messages, facts"
-_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, experts, messages, facts"
+_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions.id), 0)) < ?"
 
 
@@ -65,7 +66,11 @@ class Journal:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise OSError(f"it is of version {version} and this program writes {_VERSION}")
             connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the session journal {self.path} cannot be used ({error}): give another folder as "

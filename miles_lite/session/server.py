@@ -21,6 +21,7 @@ from miles_lite.errors import UserError
 from miles_lite.net import bracketed, network_file_system, reachable
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
+from miles_lite.session.experts import expert_layers
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import matcher_named
 from miles_lite.session.service import Service
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class SessionSpec:
     """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
+
+    `routed_experts`: the engines return them, and samples carry them.
 
     `keep_alive_seconds` is the longest silence of a stream. Without `run_dir` and --session-journal-dir there is no
     journal.
@@ -50,6 +53,7 @@ class SessionSpec:
     call_seconds: float = 600.0
     keep_alive_seconds: float = 15.0
     run_dir: str | None = None
+    routed_experts: bool = False
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
 
@@ -76,6 +80,7 @@ class SessionServer:
                     spec.router_url,
                     retry_seconds=spec.options.session_retry_seconds,
                     call_seconds=spec.call_seconds,
+                    expert_layers=expert_layers(spec.model_path) if spec.routed_experts else 0,
                 )
             )
             self.service = Service(

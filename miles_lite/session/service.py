@@ -38,6 +38,7 @@ from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
 from miles_lite.session.tree import Output, Tree, Turn, describe
 from miles_lite.tito import Tito
+from miles_lite.tito.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,11 @@ class Service:
         session = await self._sessions.find(session_id)
         return Tree(self._matcher) if session is None else session.tree
 
+    def held(self, session_id: str) -> list[Message]:
+        """The conversation of the session's latest turn, as a client sent it last; empty if it is not in memory."""
+        session = self._sessions.peek(session_id)
+        return session.tree.sent() if session is not None else []
+
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""
         return self._plan.kept(await self.tree(session_id))
@@ -176,23 +182,31 @@ class Service:
         started = time.time()
         voice = Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning))
         watcher = _watcher(self._tito, voice, call.say, prompt.sampling.stop) if request.stream else None
-        generation = await self._generate(session, call, prompt, watcher)
+        try:
+            generation = await self._generate(session, call, prompt, watcher)
+        except ApiError as error:
+            if error.code != "rollback_failed" or prompt.place.turn is None:
+                raise
+            prompt = self._sampled(session, request, self._placer.reanchor(request))
+            generation = await self._generate(session, call, prompt, watcher)
+        entry = self._entry(request, prompt, generation, voice, started=started, call=call)
+        turn, counts = await self._sessions.commit(session, entry)
+        self._counts.update(counts)
+        if self._detects_snap:
+            forks.report(session.session_id, session.tree, turn)
+        call.turn = turn.number
+        return self._told(request, turn, entry.receipt)
+
+    def _entry(
+        self, request: ChatRequest, prompt: _Prompt, generation: Generation, voice: Voice, *, started: float, call: Call
+    ) -> Entry:
+        """What was generated, read."""
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
         voice.feed(text)
-        output = Output(
-            ids=np.asarray(generation.ids, np.int32),
-            logprobs=np.asarray(generation.logprobs, np.float32),
-            spans=tuple(generation.spans),
-            temperature=prompt.sampling.temperature,
-            finish_reason=generation.finish_reason,
-            stop=stop,
-            started=started,
-            finished=time.time(),
-        )
         matched = generation.finish.get("matched")
-        entry = Entry(
+        return Entry(
             parent=prompt.place.turn.number if prompt.place.turn else None,
             caller=prompt.place.caller,
             root=prompt.place.root,
@@ -200,7 +214,7 @@ class Service:
             reply=voice.message(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
-            output=output,
+            output=_output(prompt.sampling, generation, stop=stop, started=started),
             receipt=Receipt(
                 identity=call.identity,
                 stamp=call.stamp,
@@ -210,12 +224,6 @@ class Service:
             ),
             counts=_counts_of(prompt, generation),
         )
-        turn, counts = await self._sessions.commit(session, entry)
-        self._counts.update(counts)
-        if self._detects_snap:
-            forks.report(session.session_id, session.tree, turn)
-        call.turn = turn.number
-        return self._told(request, turn, entry.receipt)
 
     def _told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
         """A turn as the answer to its request."""
@@ -243,7 +251,10 @@ class Service:
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        placed = self._placer.place(session.tree, request)
+        return self._sampled(session, request, self._placer.place(session.tree, request))
+
+    def _sampled(self, session: Session, request: ChatRequest, placed: Placed) -> _Prompt:
+        """With the parameters it is sampled under."""
         sampling = resolve(
             session.sampling,
             request.body,
@@ -263,7 +274,13 @@ class Service:
 
     async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
-            self._engines.generate(prompt.ids, prompt.sampling.params, key=session.session_id, on_tokens=watcher)
+            self._engines.generate(
+                prompt.ids,
+                prompt.sampling.params,
+                key=session.session_id,
+                on_tokens=watcher,
+                experts_from=max(0, len(prompt.ids) - len(prompt.suffix.ids) - 1),
+            )
         )
         call.generation = generating
         try:
@@ -308,6 +325,21 @@ def _release(session: Session, call: Call) -> None:
         session.calls.remove(call)
     if call.delivered and call.turn is not None:
         session.unheard.discard(call.turn)
+
+
+def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
+    return Output(
+        ids=np.asarray(generation.ids, np.int32),
+        logprobs=np.asarray(generation.logprobs, np.float32),
+        spans=tuple(generation.spans),
+        temperature=sampling.temperature,
+        finish_reason=generation.finish_reason,
+        stop=stop,
+        started=started,
+        finished=time.time(),
+        params=sampling.params,
+        experts=np.concatenate(generation.experts) if generation.experts else None,
+    )
 
 
 def _counts_of(prompt: _Prompt, generation: Generation) -> dict[str, int]:

@@ -101,6 +101,10 @@ class Sessions:
     def live(self) -> int:
         return len(self._resident) + self._spilled
 
+    def peek(self, session_id: str) -> Session | None:
+        """The session if it is in memory, without using it."""
+        return self._resident.get(session_id)
+
     def resident(self) -> list[Session]:
         return list(self._resident.values())
 
@@ -229,6 +233,7 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
 def _size(entry: Entry) -> int:
     """Bytes of memory, about."""
     arrays = entry.prompt_ids.nbytes + entry.output.ids.nbytes + entry.output.logprobs.nbytes
+    arrays += 0 if entry.output.experts is None else entry.output.experts.nbytes
     return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
 
 

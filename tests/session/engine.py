@@ -127,6 +127,7 @@ async def bench(
     *,
     keep_alive: float = 15.0,
     run_dir: Path | None = None,
+    routed_experts: bool = False,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     """With `run_dir` the server keeps a journal there."""
@@ -134,7 +135,9 @@ async def bench(
         settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
         served = spec(model, url, **settings | options)
         journal = None if run_dir is None else str(run_dir)
-        server = SessionServer(replace(served, keep_alive_seconds=keep_alive, run_dir=journal))
+        server = SessionServer(
+            replace(served, keep_alive_seconds=keep_alive, run_dir=journal, routed_experts=routed_experts)
+        )
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
                 yield Bench(client, engine, server, closing)
