@@ -93,7 +93,8 @@ class Rollouts:
     rollout_top_k: int = option(-1, help="top-k sampling; -1: off")
     rollout_stop: tuple[str, ...] = option((), help="stop strings")
     custom_agent_function_path: str | None = option(
-        None, help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict"
+        None,
+        help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
     custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")

@@ -32,6 +32,7 @@ from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
+from miles_lite.session.metrics import Metrics
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
@@ -79,6 +80,7 @@ class Service:
             resident_bytes=int(options.session_memory_gb * 1e9),
         )
         self._counts: Counter[str] = Counter()
+        self.metrics = Metrics(self.stats)
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -146,10 +148,13 @@ class Service:
         return self._sessions.live()
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start, and `sessions`, `calls`: what is there now."""
+        """Counters since the start, and what is there now: sessions, those in memory, their bytes, and calls."""
         calls = sum(call.running for session in self._sessions.resident() for call in session.calls)
         return {name: float(count) for name, count in self._counts.items()} | {
             "sessions": float(self.live()),
+            "sessions_resident": float(len(self._sessions.resident())),
+            "sessions_recreated": float(self._sessions.recreated),
+            "session_bytes": float(self._sessions.bytes),
             "calls": float(calls),
         }
 
@@ -187,6 +192,7 @@ class Service:
         except ApiError as error:
             if error.code != "rollback_failed" or prompt.place.turn is None:
                 raise
+            log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
             prompt = self._sampled(session, request, self._placer.reanchor(request))
             generation = await self._generate(session, call, prompt, watcher)
         entry = self._entry(request, prompt, generation, voice, started=started, call=call)
@@ -195,6 +201,7 @@ class Service:
         if self._detects_snap:
             forks.report(session.session_id, session.tree, turn)
         call.turn = turn.number
+        self.metrics.turn_seconds.observe(turn.output.finished - started)
         return self._told(request, turn, entry.receipt)
 
     def _entry(
