@@ -194,7 +194,7 @@ class Router:
 
     async def _probe_for_ever(self) -> None:
         while True:
-            aside = [worker for worker in self.registry if worker.state in ("unreachable", "stale")]
+            aside = [one for one in self.registry if one.trial or one.state in ("unreachable", "stale")]
             await self._gate.check(aside)
             if aside or self._gateway:
                 await self._changed(wait=False)

@@ -30,7 +30,7 @@ class Worker:
     turn       number of the last request placed on it
     failures   in a row
     served     requests that it answered; broken: requests that it failed
-    trial      came back from a failure: one request at a time until one is answered
+    trial      came back from a failure: one request at a time until one is answered, or runs while it is asked again
     version    the weight version it reported last
     gone       no longer registered
     """
@@ -153,6 +153,8 @@ class Registry:
         elif worker.state != "ready":
             worker.trial = worker.state == "unreachable"
             worker.state = "ready"
+        elif worker.in_flight:  # its request runs, and it still answers
+            worker.trial = False
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
