@@ -17,7 +17,7 @@ from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack, StackOptions
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 
 

@@ -28,8 +28,8 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.client import set_weight_version
+from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 
 log = logging.getLogger(__name__)

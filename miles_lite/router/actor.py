@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import ray
 
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.gauges import WorkerGauges
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 
 SHOW_SECONDS = 5.0

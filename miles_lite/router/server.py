@@ -16,7 +16,8 @@ import socket
 import sys
 
 from miles_lite.errors import UserError
-from miles_lite.router.app import Router, RouterSpec, run_app
+from miles_lite.router.app import Router, run_app
+from miles_lite.router.spec import RouterSpec
 
 
 def main(argv: list[str]) -> int:

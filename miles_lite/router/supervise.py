@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.router.app import RouterSpec, listen, url_of
 from miles_lite.router.gateway import free_port
 from miles_lite.router.server import command
+from miles_lite.router.spec import RouterSpec, listen, url_of
 
 log = logging.getLogger(__name__)
 START_SECONDS = 30.0

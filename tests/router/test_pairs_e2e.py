@@ -19,7 +19,7 @@ import requests
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.disaggregation import missing
 from miles_lite.engine.spec import EngineSpec, WorkerType
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 from tests.models import make_tiny_moe
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from miles_lite.engine.process import free_port
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.replies import Limits
+from miles_lite.router.spec import RouterSpec
 from tests.router.upstream import Upstream, eventually, raw_url, routing, serving
 
 QUICK = Limits(connect=2.0, idle=0.2)
