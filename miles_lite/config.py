@@ -138,6 +138,9 @@ class Session:
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )
+    session_compare_template: bool = option(
+        False, help="compare every sample with what the template prints (0.3 s per 100,000 tokens)"
+    )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
     session_journal_dir: str | None = option(

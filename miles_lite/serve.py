@@ -20,7 +20,7 @@ from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_gro
 from miles_lite.rollout.model import context_length
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack, StackOptions
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 from miles_lite.session.server import SessionSpec
 from miles_lite.session.supervisor import Supervisor as SessionSupervisor

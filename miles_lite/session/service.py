@@ -21,6 +21,7 @@ import numpy as np
 from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
+from miles_lite.session.audit import MISMATCH, mismatches
 from miles_lite.session.calls import Ask, Call, OnDelta
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
@@ -66,6 +67,7 @@ class Service:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
+        self._compares = options.session_compare_template
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
@@ -122,7 +124,11 @@ class Service:
             return []
         metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
-        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        samples = collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        for sample in samples if self._compares else ():
+            leaf = session.tree.turns[sample.metadata["leaf"]]
+            sample.metadata[MISMATCH] = await asyncio.to_thread(mismatches, self._tito, leaf)
+        return samples
 
     async def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
