@@ -185,6 +185,7 @@ class Stack:
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,
                 run_dir=str(options.run_dir),
+                routed_experts=bool(options.engines.sglang_args.get("enable_return_routed_experts")),
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
