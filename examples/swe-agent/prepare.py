@@ -1,8 +1,8 @@
 """Everything the job starts from, in one folder: tasks, transcripts, and a model that was warm-started on them.
 
-    python prepare.py --out data --seed 0
+    python prepare.py --out data --seed 0 [--agent tools]
 
-Invariant: the folder depends on the seed alone. It holds train.jsonl, heldout.jsonl, transcripts.jsonl and model/.
+Invariant: the folder depends on seed and agent alone: train.jsonl, heldout.jsonl, transcripts.jsonl and model/.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bugs import BUGS, CANDIDATES
 from make_tasks import make_tasks, write_jsonl
-from transcripts import make_transcripts
+from transcripts import make_transcripts, tools_transcript, transcript
 
 from miles_lite.train.init_model import init_model
 from miles_lite.train.warm_start import warm_start
@@ -20,15 +20,17 @@ from miles_lite.train.warm_start import warm_start
 TASKS = {"train": 96, "heldout": 48}
 TRANSCRIPTS = 1152
 CONTEXT = 512
+WRITE = {"bash": transcript, "tools": tools_transcript}
+"""Which agent's transcripts: mini-swe-agent's (and the harnesses' that speak as it does), or tools_agent.py's."""
 
 
-def prepare(out: Path, *, seed: int, steps: int, threads: int) -> None:
+def prepare(out: Path, *, seed: int, steps: int, threads: int, agent: str = "bash") -> None:
     """Write the folder, saying what was made. Raises UserError where a part of it cannot be."""
     tasks = {split: make_tasks(split, count=count, seed=seed) for split, count in TASKS.items()}
     for split, rows in tasks.items():
         write_jsonl(out / f"{split}.jsonl", rows)
         print(f"{out / split}.jsonl: {len(rows)} tasks of {len(BUGS)} bug classes")
-    transcripts = make_transcripts(tasks["train"], count=TRANSCRIPTS, seed=seed)
+    transcripts = make_transcripts(tasks["train"], count=TRANSCRIPTS, seed=seed, write=WRITE[agent])
     write_jsonl(out / "transcripts.jsonl", transcripts)
     print(f"{out / 'transcripts.jsonl'}: {TRANSCRIPTS} transcripts, reward by chance {1 / CANDIDATES}")
     texts = [f"{message['role']}\n{message['content']}" for line in transcripts for message in line["messages"]]
@@ -57,8 +59,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=800, help="warm-start steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the warm start")
+    parser.add_argument("--agent", choices=sorted(WRITE), default="bash", help="whose format the model learns")
     args = parser.parse_args()
-    prepare(args.out, seed=args.seed, steps=args.steps, threads=args.threads)
+    prepare(args.out, seed=args.seed, steps=args.steps, threads=args.threads, agent=args.agent)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,8 +37,41 @@ def transcript(row: dict[str, Any], *, fix: int) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def make_transcripts(rows: list[dict[str, Any]], *, count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` lines `{"messages": [...]}`, over the tasks in turn; each class has every candidate equally often."""
+def tools_transcript(row: dict[str, Any], *, fix: int) -> list[dict[str, str]]:
+    """The same episode with the tools of tools.json, as tools_agent.py holds it."""
+    from tools_agent import system_prompt
+
+    bug = next(bug for bug in BUGS if bug.name == row["metadata"]["bug"])
+    ((path, source),) = row["metadata"]["files"].items()
+    turns = [
+        ("system", system_prompt()),
+        ("user", row["input"]),
+        ("assistant", _call("read_file", path=path)),
+        ("user", _result("read_file", source)),
+        ("assistant", _call("replace_text", path=path, old=bug.wrong, new=bug.fixes[fix])),
+        ("user", _result("replace_text", "")),
+        ("assistant", json.dumps({"answer": "done"})),
+    ]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _call(tool: str, **arguments: str) -> str:
+    return json.dumps({"tool": tool, "arguments": arguments})
+
+
+def _result(tool: str, stdout: str) -> str:
+    return json.dumps({"tool": tool, "stdout": stdout, "stderr": "", "exit_code": 0}, ensure_ascii=False)
+
+
+def make_transcripts(
+    rows: list[dict[str, Any]],
+    *,
+    count: int,
+    seed: int,
+    write: Callable[..., list[dict[str, str]]] = transcript,
+) -> list[dict[str, Any]]:
+    """`count` lines `{"messages": [...]}`, over the tasks in turn; each class has every candidate equally often.
+    `write(row, fix=n)` makes the messages of one."""
     random = Random(seed)
     decks: dict[str, list[int]] = {bug.name: [] for bug in BUGS}
     lines = []
@@ -46,7 +80,7 @@ def make_transcripts(rows: list[dict[str, Any]], *, count: int, seed: int) -> li
         deck = decks[row["metadata"]["bug"]]
         if not deck:
             deck.extend(random.sample(range(CANDIDATES), CANDIDATES))
-        lines.append({"messages": transcript(row, fix=deck.pop())})
+        lines.append({"messages": write(row, fix=deck.pop())})
     return lines
 
 

@@ -173,6 +173,11 @@ def _sandbox() -> tuple[str, ...]:
     return sandbox
 
 
+def sandboxed() -> bool:
+    """Whether bubblewrap works here."""
+    return bool(_sandbox())
+
+
 def _wrapper(root: str) -> list[str]:
     sandbox = _sandbox()
     return [*sandbox, "--bind", root, root, "--chdir", root] if sandbox else []

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from miles_lite import atraj
-from miles_lite.agent.conversation import PREAMBLE, Conversation, Event, Limits
+from miles_lite.agent.conversation import Conversation, Event, Limits
+from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Call
 from miles_lite.agent.session import AgentSession
 from miles_lite.agent.shell import Shell
@@ -39,13 +40,18 @@ class AgentOptions:
     max_tokens: int = option(256, help="new tokens per reply")
     temperature: float = option(1.0, help="sampling temperature")
     system: str = option(PREAMBLE, help="beginning of the system prompt; the tools follow it")
-    tool_format: Literal["auto", "native", "portable"] = option(
-        "auto", help="how calls are written: native to the chat template, or JSON; auto: native where it shows tools"
+    tool_format: Literal["auto", "native", "portable", "bash"] = option(
+        "auto",
+        help="how calls are written: native to the chat template; portable JSON; fenced bash blocks, which call the "
+        "tool bash, and --system as it is; auto: native where the template shows tools, else portable",
     )
     confirm_tools: bool = option(False, help="ask before each call")
     tool_timeout: float = option(30.0, help="seconds one call may take")
     tool_dir: str | None = option(None, help="folder that tools work in, writable in the sandbox (default: this one)")
     sandbox: Literal["none", "bwrap"] = option("none", help="bwrap: read-only root, private /tmp, no network, limits")
+    prompt_cache_dir: str | None = option(
+        None, help="keep the system prompt's state here, so that the next launch loads it instead of computing it"
+    )
     trajectory_dir: str | None = option(None, help="write one .atraj file per session here")
     trajectory_task: str | None = option(None, help="name of the task in those files")
 
@@ -53,17 +59,26 @@ class AgentOptions:
 class Agent:
     """One run of the command against the session server at `url`. Raises UserError for bad tools or folders."""
 
-    def __init__(self, url: str, options: AgentOptions, *, native: bool) -> None:
+    def __init__(self, url: str, options: AgentOptions, *, shows_tools: bool) -> None:
+        """`shows_tools`: the model's chat template does, so that calls are native where the user did not choose."""
         if options.max_steps < 0 or options.max_tokens < 1 or options.tool_timeout <= 0:
             raise UserError("--max-steps must be at least 0, --max-tokens at least 1, --tool-timeout above 0")
-        self.url, self._options, self._native = url, options, native
+        self.url, self._options = url, options
         self._tools: list[Tool] = load_tools(options.tools)
+        chosen = options.tool_format
+        self._format: Format = FORMATS[("native" if shows_tools else "portable") if chosen == "auto" else chosen]
+        self.system = self._format.system(self._tools, options.system)
         self._shell = Shell(
             timeout=options.tool_timeout,
             folder=Path(options.tool_dir) if options.tool_dir else None,
             sandbox=options.sandbox,
         )
         self._transcript: IO[str] | None = None
+
+    @property
+    def template_tools(self) -> list[dict[str, Any]]:
+        """The tools that the chat template gets."""
+        return [tool.openai() for tool in self._tools] if self._format.shows_tools else []
 
     def run(self) -> int:
         """Talk until the end of input; the exit code."""
@@ -116,7 +131,7 @@ class Agent:
                 self._emit,
                 limits=Limits(max_steps=options.max_steps, max_tokens=options.max_tokens),
                 preamble=options.system,
-                native=self._native,
+                format=self._format,
                 confirm=_confirm if options.confirm_tools else None,
             )
             try:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miles_lite import atraj
-from miles_lite.agent.scan import Answer, Call, read_reply
+from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
+from miles_lite.agent.scan import Answer, Call
 from miles_lite.agent.session import AgentSession, ContextFull
 from miles_lite.agent.shell import Outcome, Shell, clipped
 from miles_lite.agent.tools import Tool
@@ -26,29 +27,18 @@ UNKNOWN_TOOL = 127
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 
-PREAMBLE = "You are an agent that uses tools to do what the user asks."
-PORTABLE = (
-    'To use a tool, reply with one JSON object and nothing else: {"tool": "NAME", "arguments": {...}}\n'
-    'Its result comes back as JSON. When you are done, reply: {"answer": "TEXT"}'
-)
-NATIVE = "Call tools in your own format. A tool's result comes back as JSON. When you are done, answer in plain text."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`max_steps` tool rounds per user turn, `max_tokens` new tokens per reply."""
+    """`max_steps` tool rounds per user turn, `max_tokens` new tokens per reply; None leaves those to the session."""
 
     max_steps: int = 8
-    max_tokens: int = 256
+    max_tokens: int | None = 256
 
 
 @dataclass
 class Conversation:
-    """One session's conversation. `native`: the tools go to the chat template, and replies call them in the model's
-    own format; the portable JSON forms are understood either way.
-
-    `emit` gets every event; `confirm`, where given, is asked before each call.
-    """
+    """One session's conversation. `emit` gets every event; `confirm`, where given, is asked before each call."""
 
     session: AgentSession
     tools: Sequence[Tool]
@@ -56,12 +46,12 @@ class Conversation:
     emit: Callable[[Event], None]
     limits: Limits = field(default_factory=Limits)
     preamble: str = PREAMBLE
-    native: bool = False
+    format: Format = FORMATS["portable"]
     confirm: Callable[[Call], bool] | None = None
     full: bool = False
 
     def __post_init__(self) -> None:
-        system = system_prompt(self.tools, preamble=self.preamble, native=self.native)
+        system = self.format.system(self.tools, self.preamble)
         self._messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
         self._by_name = {tool.name: tool for tool in self.tools}
         self._calls: dict[int, Call] = {}
@@ -89,44 +79,45 @@ class Conversation:
     def _until_answer(self) -> str | None:
         for step in range(self.limits.max_steps + 1):
             message = self._reply(step)
-            calls = _native_calls(message)
-            if not calls:
-                reply = read_reply(message.get("content") or "")
-                if isinstance(reply, Answer):
-                    if reply.fallback:
-                        log.info("step %d: neither a tool call nor an answer; the text is taken as the answer", step)
-                    self.emit({"type": "answer", "text": reply.text})
-                    return reply.text
-                calls = [reply]
-                self._calls[self._replies - 1] = reply
+            read = self.format.read(message)
+            if isinstance(read, Answer):
+                if read.fallback:
+                    log.info("step %d: neither a tool call nor an answer; the text is taken as the answer", step)
+                return self._answered(read.text)
+            if read[0].call_id is None:
+                self._calls[self._replies - 1] = read[0]
             if step == self.limits.max_steps:
                 break
-            for call in calls:
-                self._run(call)
+            for call in read:
+                outcome = self._run(call)
+                if (answer := self.format.final(outcome)) is not None:
+                    return self._answered(answer)
         limit = self.limits.max_steps
         self.emit({"type": "no_answer", "text": f"no answer after {limit} tool rounds (--max-steps)"})
         return None
 
+    def _answered(self, text: str) -> str:
+        self.emit({"type": "answer", "text": text})
+        return text
+
     def _reply(self, step: int) -> dict[str, Any]:
-        tools = [tool.openai() for tool in self.tools] if self.native else ()
+        tools = [tool.openai() for tool in self.tools] if self.format.shows_tools else ()
         message = self.session.chat(self._messages, max_tokens=self.limits.max_tokens, tools=tools)
         self._messages.append(message)
         self._replies, self._sent = self._replies + 1, len(self._messages)
         self.emit({"type": "assistant", "step": step, "raw": _raw(message)})
         return message
 
-    def _run(self, call: Call) -> None:
+    def _run(self, call: Call) -> Outcome:
         outcome = self._outcome(call)
-        shown = {"tool": call.tool, "stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
         seconds = {"duration_sec": outcome.seconds}
+        streams = {"stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
         called = {"type": "tool_call", "tool": call.tool, "arguments": call.arguments}
         self.emit(called | {"stdout": outcome.stdout, "exit_code": outcome.exit_code} | seconds)
-        self.emit({"type": "tool_result", **shown, **seconds})
-        content = json.dumps(shown, ensure_ascii=False)
-        answering = {"role": "tool", "tool_call_id": call.call_id} if call.call_id else {"role": "user"}
-        self._messages.append({**answering, "content": content})
-        result = {"name": call.tool, **{key: shown[key] for key in ("stdout", "stderr", "exit_code")}, **seconds}
-        self._results.setdefault(self._replies, []).append(result)
+        self.emit({"type": "tool_result", "tool": call.tool, **streams, **seconds})
+        self._messages.append(self.format.result(call, outcome))
+        self._results.setdefault(self._replies, []).append({"name": call.tool, **streams, **seconds})
+        return outcome
 
     def _outcome(self, call: Call) -> Outcome:
         """Run one call. What is wrong with it goes back to the model as an outcome."""
@@ -155,24 +146,6 @@ class Conversation:
             for step, result in zip(steps, results, strict=False):  # a full context left them unsent
                 step |= {"role": "tool", "sent_as": step["role"], "tool_result": result}
         return made
-
-
-def system_prompt(tools: Sequence[Tool], *, preamble: str = PREAMBLE, native: bool = False) -> str:
-    """The same text for the same tools, whatever the order of keys in their file."""
-    lines = "\n".join(tool.line() for tool in tools)
-    return f"{preamble}\n\nTools:\n{lines}\n\n{NATIVE if native else PORTABLE}"
-
-
-def _native_calls(message: Mapping[str, Any]) -> list[Call]:
-    calls = []
-    for call in message.get("tool_calls") or ():
-        function = call["function"]
-        try:
-            arguments = json.loads(function["arguments"])
-        except ValueError:
-            arguments = function["arguments"]
-        calls.append(Call(function["name"], arguments, call["id"]))
-    return calls
 
 
 def _raw(message: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ Invariant: every call ends within its bound; what the server refuses is a UserEr
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +20,12 @@ CALL_SECONDS = 660.0
 """Longer than the server's own bound on one turn."""
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the system's certificates takes longer than a whole session."""
+    return ssl.create_default_context()
+
+
 class ContextFull(Exception):
     """The conversation no longer fits into the model's context."""
 
@@ -25,26 +33,44 @@ class ContextFull(Exception):
 class AgentSession:
     """One session at a server's `url`; a context manager that opens and deletes it."""
 
-    def __init__(self, url: str, *, sampling: Mapping[str, Any] | None = None) -> None:
-        """`sampling` in the engines' names: temperature, top_p, ..."""
-        self._url, self._sampling = url.rstrip("/"), dict(sampling or {})
-        self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False)
-        self.session_id = ""
+    def __init__(
+        self, url: str, *, sampling: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None
+    ) -> None:
+        """`sampling` in the engines' names: temperature, top_p, ...; `request`: more fields of every chat request."""
+        self._url, self._sampling, self._request = url.rstrip("/"), dict(sampling or {}), dict(request or {})
+        self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False, verify=_tls())
+        self.session_id, self._owned = "", True
+
+    @classmethod
+    def joining(cls, base_url: str, *, request: Mapping[str, Any] | None = None) -> Self:
+        """A session that somebody else opened and will delete, by its OpenAI base URL, `.../sessions/ID/v1`.
+        Raises UserError."""
+        url, found, rest = base_url.rstrip("/").rpartition("/sessions/")
+        session_id, _, version = rest.partition("/")
+        if not found or not session_id or version != "v1":
+            raise UserError(f"{base_url} is no base URL of a session: it ends in /sessions/ID/v1")
+        session = cls(url, request=request)
+        session.session_id, session._owned = session_id, False
+        return session
 
     def __enter__(self) -> Self:
+        if not self._owned:
+            return self
         try:
             body = self._call("POST", "/sessions", {"sampling": self._sampling})
         except BaseException:
             self._http.close()
             raise
         self.session_id = str(body["session_id"])
+        self._http.headers["Authorization"] = f"Bearer {body.get('api_key') or '-'}"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._call("DELETE", f"/sessions/{self.session_id}")
+            if self._owned:
+                self._call("DELETE", f"/sessions/{self.session_id}")
         except UserError:
             if kind is None:
                 raise
@@ -52,10 +78,20 @@ class AgentSession:
             self._http.close()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int, tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        agent: str | None = None,
     ) -> dict[str, Any]:
-        """The reply as an assistant message, to be sent back as it is. Raises ContextFull, UserError."""
-        body: dict[str, Any] = {"model": "default", "messages": list(messages), "max_tokens": max_tokens}
+        """The reply as an assistant message, to be sent back as it is. `agent` names the caller where several share
+        the session. Raises ContextFull, UserError."""
+        body: dict[str, Any] = {"model": "default", **self._request, "messages": list(messages)}
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        if agent is not None:
+            body["metadata"] = {**(body.get("metadata") or {}), "agent": agent}
         if tools:
             body["tools"] = list(tools)
         answer = self._call("POST", f"/sessions/{self.session_id}/v1/chat/completions", body)

@@ -16,10 +16,12 @@ from tokenizers import Tokenizer
 
 from miles_lite import atraj
 from miles_lite.agent.command import Agent, AgentOptions
-from miles_lite.agent.conversation import Conversation, Limits, system_prompt
+from miles_lite.agent.conversation import Conversation, Limits
+from miles_lite.agent.formats import FORMATS, PREAMBLE, SUBMIT
 from miles_lite.agent.session import AgentSession
 from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
+from miles_lite.errors import UserError
 from tests.session.engine import STOP, Bench, answer, bench
 
 ECHO = {
@@ -62,14 +64,15 @@ def serve(model: Path, replies: Sequence[str], act: Callable[[str], Any], **opti
     return asyncio.run(run())
 
 
-def talk(model: Path, replies: Sequence[str], *texts: str, native: bool = False, **limits: Any) -> Any:
+def talk(model: Path, replies: Sequence[str], *texts: str, form: str = "portable", **limits: Any) -> Any:
     """(answers, events, trajectory, engine's requests) of one conversation."""
 
     def act(url: str) -> Any:
         events: list[dict[str, Any]] = []
         with AgentSession(url, sampling={"temperature": 1.0}) as session, Shell() as shell:
             tools = parse_tools([ECHO, SHOUT])
-            conversation = Conversation(session, tools, shell, events.append, limits=Limits(**limits), native=native)
+            given: dict[str, Any] = {"limits": Limits(**limits), "format": FORMATS[form]}
+            conversation = Conversation(session, tools, shell, events.append, **given)
             answers = [conversation.say(text) for text in texts]
             return answers, events, conversation.trajectory(task="t")
 
@@ -110,7 +113,7 @@ def test_a_tool_runs_and_its_result_leads_to_the_answer(tiny_model: Path) -> Non
 
 def test_native_calls_are_answered_with_tool_messages(tiny_model: Path) -> None:
     native = '<tool_call>\n{"name": "shout", "arguments": {"text": "hi"}}\n</tool_call>'
-    answers, events, trajectory, _ = talk(tiny_model, [native, "fine"], "Shout", native=True)
+    answers, events, trajectory, _ = talk(tiny_model, [native, "fine"], "Shout", form="native")
     assert answers == ["fine"]
     assert kinds(events) == ["user", "assistant", "tool_call", "tool_result", "assistant", "answer"]
     assert events[3]["stdout"] == '{"shouted": "HI"}'
@@ -162,8 +165,10 @@ def test_a_full_context_ends_the_turn_and_nothing_is_lost(tiny_model: Path) -> N
 
 def test_the_system_prompt_does_not_move_with_the_order_of_keys() -> None:
     reordered = dict(reversed(ECHO.items()))
-    assert system_prompt(parse_tools([ECHO])) == system_prompt(parse_tools([reordered]))
-    assert "\n- echo(text: string) Print text\n" in system_prompt(parse_tools([ECHO]))
+    for name in ("portable", "native"):
+        prompt = FORMATS[name].system(parse_tools([ECHO]), PREAMBLE)
+        assert FORMATS[name].system(parse_tools([reordered]), PREAMBLE) == prompt
+        assert "\n- echo(text: string) Print text\n" in prompt
 
 
 @pytest.fixture
@@ -175,7 +180,7 @@ def command(model: Path, tmp_path: Path, replies: Sequence[str], **options: Any)
     tools = tmp_path / "tools.json"
     tools.write_text(json.dumps({"tools": [ECHO]}))
     given = AgentOptions(tools=str(tools), trajectory_dir=str(tmp_path / "kept"), **options)
-    code, _ = serve(model, replies, lambda url: Agent(url, given, native=False).run())
+    code, _ = serve(model, replies, lambda url: Agent(url, given, shows_tools=False).run())
     return code, tmp_path / "kept"
 
 
@@ -238,3 +243,54 @@ def test_a_conversation_without_a_reply_leaves_no_file(
     code, kept = command(tiny_model, tmp_path, [])
     assert code == 0
     assert not kept.exists()
+
+
+BASH = {
+    "name": "bash",
+    "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
+    "_exec": 'eval "$command" 2>&1',
+}
+
+
+def block(command: str) -> str:
+    return f"THOUGHT: go\n```bash\n{command}\n```"
+
+
+def test_fenced_bash_blocks_are_calls_and_a_submission_is_the_answer(tiny_model: Path) -> None:
+    replies = [block("echo 'a'; nosuchcommand"), block(f"echo {SUBMIT}\necho 'what was done'")]
+
+    def act(url: str) -> Any:
+        events: list[dict[str, Any]] = []
+        with AgentSession(url) as session, Shell() as shell:
+            given: dict[str, Any] = {"preamble": "Fix the bug.", "format": FORMATS["bash"]}
+            conversation = Conversation(session, parse_tools([BASH]), shell, events.append, **given)
+            return conversation.say("f is wrong"), events, conversation.trajectory()
+
+    (answer_, events, trajectory), _ = serve(tiny_model, replies, act)
+    assert answer_ == "what was done\n"
+    assert kinds(events) == ["user", *["assistant", "tool_call", "tool_result"] * 2, "answer"]
+    assert trajectory.steps[0].content == "Fix the bug."
+    assert trajectory.steps[3].content.startswith("exit 127\na\n")
+    assert trajectory.data["steps"][2]["tool_call"]["name"] == "bash"
+    assert len(trajectory.data["metadata"]["unsent"]) == 1
+
+
+def test_the_bash_format_needs_its_tool() -> None:
+    with pytest.raises(UserError, match="needs a tool called bash"):
+        FORMATS["bash"].system(parse_tools([ECHO]), PREAMBLE)
+
+
+def test_a_session_of_somebody_else_is_joined_and_left_open(tiny_model: Path) -> None:
+    def act(url: str) -> Any:
+        with AgentSession(url) as session:
+            base_url = f"{url}/sessions/{session.session_id}/v1"
+            for _ in range(2):
+                with AgentSession.joining(base_url, request={"max_tokens": 5}) as joined:
+                    joined.chat([{"role": "user", "content": "Go"}])
+            return len(session.turns()["turns"])
+
+    turns, running = serve(tiny_model, ["a", "b"], act)
+    assert turns == 2
+    assert [request["sampling_params"]["max_new_tokens"] for request in running.engine.requests] == [5, 5]
+    with pytest.raises(UserError, match="ends in /sessions/ID/v1"):
+        AgentSession.joining("http://127.0.0.1:1/v1")

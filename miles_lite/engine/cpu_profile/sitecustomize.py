@@ -1,10 +1,11 @@
-"""Lets the stock SGLang wheel run on a machine without CUDA: three patches at import time, no file edited.
+"""Lets the stock SGLang wheel run on a machine without CUDA: four patches at import time, no file edited.
 
 This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/profile.py); Python runs this file at
 start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
 
 torchvision                      PyPI builds need CUDA's C++ ops; their two declarations let `import torchvision` pass.
 sglang...pool_host.common        host memory pools are plain memory, not registered with the CUDA driver.
+sglang...pool_host.mha          the hierarchical cache copies rows by index, where CUDA has a kernel for it.
 sglang...mooncake.conn           page indices go through numpy, not through pinned tensors and CUDA events.
 """
 
@@ -37,6 +38,17 @@ def _use_plain_host_memory(module: Any) -> None:
     module.ALLOC_MEMORY_FUNCS["cpu"] = allocate
 
 
+def _copy_cache_rows(module: Any) -> None:
+    """Between the cache and its host copy, both plain memory: row src_indices[i] goes to row dst_indices[i]."""
+
+    def transfer(*, src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int) -> None:
+        for source, target in zip(src_layers, dst_layers, strict=True):
+            target[dst_indices] = source[src_indices]
+
+    module.transfer_kv_direct = transfer
+    module.HostKVCache.pin_memory = property(lambda pool: False, lambda pool, value: None)
+
+
 def _send_indices_through_numpy(module: Any) -> None:
     module.MooncakeKVSender.supports_host_tensor_indices = False
 
@@ -44,6 +56,7 @@ def _send_indices_through_numpy(module: Any) -> None:
 BEFORE_IMPORT: dict[str, Callable[[], None]] = {"torchvision": _declare_torchvision_ops}
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.mem_cache.pool_host.common": _use_plain_host_memory,
+    "sglang.srt.mem_cache.pool_host.mha": _copy_cache_rows,
     "sglang.srt.disaggregation.mooncake.conn": _send_indices_through_numpy,
 }
 
