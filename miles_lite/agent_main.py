@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with _serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
+    with serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
@@ -87,7 +87,7 @@ def _shows_tools(model: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
+def serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
     """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
     from miles_lite.cluster import connect, disconnect
     from miles_lite.rollout.placement import place

@@ -93,7 +93,8 @@ class Rollouts:
     rollout_top_k: int = option(-1, help="top-k sampling; -1: off")
     rollout_stop: tuple[str, ...] = option((), help="stop strings")
     custom_agent_function_path: str | None = option(
-        None, help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict"
+        None,
+        help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
     custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
@@ -137,6 +138,9 @@ class Session:
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
     )
+    session_compare_template: bool = option(
+        False, help="compare every sample with what the template prints (0.3 s per 100,000 tokens)"
+    )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
     session_journal_dir: str | None = option(
@@ -145,6 +149,9 @@ class Session:
     session_disconnect_grace: float = option(60.0, help="seconds a turn goes on after its client has disconnected")
     session_idle_seconds: float = option(7200.0, help="forget a session that nobody has asked for in this time")
     session_memory_gb: float = option(8.0, help="memory for sessions, per server; more than that waits in the journal")
+    session_logprob_inexact: Literal["keep", "mask"] = option(
+        "keep", help="what becomes of turns sampled under top_p, top_k, min_p, penalties or a grammar"
+    )
     session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
 
 
@@ -155,6 +162,7 @@ class Engines:
     sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
     sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
         "least_in_flight", help="who takes a request that sticks to no engine"
     )
@@ -189,6 +197,9 @@ class Algorithm:
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = option("k1", help="its estimator")
     entropy_coef: float = option(0.0, help="entropy bonus")
     use_rollout_logprobs: bool = option(False, help="old logprobs are the engine's, not the trainer's recomputation")
+    use_rollout_routing_replay: bool = option(
+        False, help="engines return the experts that routed each token, and samples carry them"
+    )
     use_tis: bool = option(False, help="truncated importance sampling between trainer and engine")
     tis_clip: float = option(2.0, help="its upper bound")
     tis_clip_low: float = option(0.0, help="its lower bound")
@@ -373,6 +384,12 @@ class Config:
                 "must be left to decode",
             ),
             (
+                self.engines.router == "gateway"
+                and (self.engines.prefill_num_servers > 0 or self.engines.sglang_router_ip is not None),
+                "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
+                "loss, nor with --sglang-router-ip, where another router runs already",
+            ),
+            (
                 not roles.issuperset(self.session.tito_allowed_append_roles),
                 "--tito-allowed-append-roles: only tool, user, system and assistant exist",
             ),
@@ -392,5 +409,6 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
     groups: dict[str, Any] = {name: take_group(namespace, group) for name, group in GROUPS.items()}
-    groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang)
+    routed = {"enable_return_routed_experts": True} if groups["algorithm"].use_rollout_routing_replay else {}
+    groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang | routed)
     return Config(**groups).check(), leftovers

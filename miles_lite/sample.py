@@ -120,6 +120,12 @@ class Sample:
             raise ValueError(f"{where}: a token outside the loss mask carries a logprob")
         if np.any(self.temperatures[trained] <= 0.0):
             raise ValueError(f"{where}: a trained token has temperature <= 0: greedy tokens have no policy gradient")
+        experts = self.routed_experts
+        if experts is not None and (experts.ndim != 3 or experts.dtype not in (np.uint8, np.uint16, np.int32)):
+            raise ValueError(
+                f"{where}: routed_experts is {experts.dtype}{list(experts.shape)}, expected "
+                "uint8, uint16 or int32 [tokens - 1, layers, topk]"
+            )
         if self.routed_experts is not None and len(self.routed_experts) != max(0, size - 1):
             raise ValueError(
                 f"{where}: routed_experts has {len(self.routed_experts)} rows for {size} tokens, expected tokens - 1"

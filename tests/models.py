@@ -187,9 +187,9 @@ def reference_logprobs(folder: Path | str, tokens: list[int], *, temperature: fl
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):  # PyPI's torchvision needs CUDA to declare them itself
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([tokens])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(ids).logits[0, :-1] / temperature, dim=-1)

@@ -28,8 +28,8 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.client import set_weight_version
+from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,10 @@ class Stack:
         self._changing = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         self._router: Any = None
+        self._router_restarts = 0
         self._sessions: list[Any] = []
         self.router_url = ""
+        self.data_url = ""
         self.session_urls: list[str] = []
         self.failure: UserError | None = None
 
@@ -103,6 +105,7 @@ class Stack:
         """Start everything; engines start together. Raises UserError when a part does not come up."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self.router_url = await self._start_router()
+        self.data_url = await self._router.data_url.remote() if self._router else self.router_url
         await asyncio.gather(self._start_sessions(), *(self._fill(slot) for slot in self._slots))
         self._watcher = asyncio.create_task(self._watch())
 
@@ -160,8 +163,10 @@ class Stack:
             concurrency=engines.sglang_server_concurrency,
             queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
+            gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,
         )
-        self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec)
+        name = "router" + (f"-restart-{self._router_restarts}" if self._router_restarts else "")
+        self._router = named_actor(RouterActor, name, num_cpus=0).remote(spec, gateway=engines.router == "gateway")
         url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
         return url
 
@@ -172,7 +177,7 @@ class Stack:
             spec = SessionSpec(
                 index=index,
                 model_path=str(self._model),
-                router_url=self.router_url,
+                router_url=self.data_url,
                 bind_host=options.topology.bind_host,
                 advertise_host=options.topology.public_host,
                 port=None if first_port is None else first_port + index,
@@ -180,6 +185,7 @@ class Stack:
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,
                 run_dir=str(options.run_dir),
+                routed_experts=bool(options.engines.sglang_args.get("enable_return_routed_experts")),
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
@@ -246,13 +252,14 @@ class Stack:
                         await self._replace(slot)
 
     async def _replace_router(self) -> None:
-        """Another router on the same node's port; it knows the workers from its state file."""
-        log.warning("the router at %s has ended; replacing it", self.router_url)
+        """Another router on the same port; it knows the workers from the state file."""
+        self._router_restarts += 1
+        log.warning("the router at %s has ended; replacing it (%d so far)", self.router_url, self._router_restarts)
         await end_actor(self._router)
         try:
             self.router_url = await self._launch_router(urlsplit(self.router_url).port)
-        except UserError as error:
-            log.error("the router does not come back: %s", error)
+        except (UserError, ray.exceptions.RayError) as error:
+            log.error("the router does not come back, and is tried again: %s", error)
 
     async def _replace(self, slot: _Slot) -> None:
         log.warning("engine %d has ended; replacing it (%d so far)", slot.index, slot.restarts)

@@ -13,11 +13,13 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.router.app import RouterSpec, listen, url_of
+from miles_lite.router.gateway import free_port
 from miles_lite.router.server import command
+from miles_lite.router.spec import RouterSpec, listen, url_of
 
 log = logging.getLogger(__name__)
 START_SECONDS = 30.0
@@ -29,13 +31,21 @@ STEADY_SECONDS = 5.0
 class Supervisor:
     """One router: its socket, and the process that serves it."""
 
-    def __init__(self, spec: RouterSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: RouterSpec, *, gateway: bool = False) -> None:
+        """gateway: data goes through the Rust gateway, on `spec.gateway_port`, or on one that is chosen here once."""
+        self._spec = replace(spec, gateway_port=spec.gateway_port or free_port()) if gateway else spec
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self.url = ""
         self.restarts = 0
+
+    @property
+    def data_url(self) -> str:
+        """Where generation requests go: the gateway, else the router itself."""
+        if self._spec.gateway_port is None:
+            return self.url
+        return f"{self.url.rpartition(':')[0]}:{self._spec.gateway_port}"
 
     @property
     def pid(self) -> int | None:

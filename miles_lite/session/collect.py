@@ -16,7 +16,9 @@ import numpy as np
 from miles_lite import config
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
 from miles_lite.session import linear
+from miles_lite.session.experts import path_experts
 from miles_lite.session.sample_hooks import SampleHook, load_sample_hook
+from miles_lite.session.sampling import inexact
 from miles_lite.session.timelines import Append, Merging, Timelines, merge
 from miles_lite.session.tree import Tree, Turn, versions_per_token
 
@@ -25,12 +27,14 @@ _STATUS = {"length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How a run's sessions become samples. `linear`: only the end of each agent's line is kept.
+    """How a run's sessions become samples. `linear`: only the end of each agent's line is kept. `mask_inexact`: turns
+    whose logprobs are not those of logits / temperature alone are not trained.
 
     `picker` chooses among the samples of all leaves in place of `unsuperseded`; `postprocessor` has the last word.
     """
 
     linear: bool = False
+    mask_inexact: bool = False
     merging: Merging = field(default_factory=Merging)
     picker: SampleHook | None = None
     postprocessor: SampleHook | None = None
@@ -40,6 +44,7 @@ class Plan:
         """`append` is for merges at the level `text`. Raises UserError for hooks that do not exist."""
         return cls(
             linear=options.use_session_server == "v1",
+            mask_inexact=options.session_logprob_inexact == "mask",
             merging=Merging(
                 level=options.timeline_compare_level,
                 ignore_tools=options.timeline_ignore_tools == "true",
@@ -78,6 +83,8 @@ def collect(
     kept = {leaf.number for leaf in (tree.leaves() if plan.picker else plan.kept(tree))}
     leaves = [leaf for leaf in timelines.leaves() if leaf.number in kept]
     candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, max_seq_len))])
+    for candidate in candidates:
+        _flag_inexact(candidate, mask=plan.mask_inexact)
     samples = [candidate.sample for candidate in candidates]
     if plan.picker:
         samples = plan.picker.pick(samples, metadata)
@@ -151,6 +158,21 @@ def _train_once(candidates: Sequence[_Candidate]) -> None:
             trained[turn.number] = max(done, kept)
 
 
+def _flag_inexact(candidate: _Candidate, *, mask: bool) -> None:
+    """Say which parameters shaped the logprobs of how many tokens; with `mask`, take these out of the loss."""
+    sample, reasons, tokens = candidate.sample, set[str](), 0
+    for turn in candidate.path:
+        if why := inexact(turn.output.params):
+            sampled = slice(turn.start + len(turn.prompt_ids), turn.end)
+            reasons.update(why)
+            tokens += int(np.count_nonzero(sample.weight_versions[sampled] != NOT_SAMPLED))
+            if mask:
+                sample.loss_mask[sampled] = 0
+                sample.logprobs[sampled] = 0.0
+    if reasons:
+        sample.metadata["logprob_inexact"] = {"parameters": sorted(reasons), "tokens": tokens}
+
+
 def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
     """The whole path, with every sampled token in the loss."""
     last = path[-1]
@@ -171,13 +193,16 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
         if output.temperature > 0:
             loss_mask[sampled] = 1
             logprobs[sampled] = output.logprobs[:kept]
-    metadata = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
+    metadata: dict[str, Any] = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
+    metadata |= {"agent": leaf.caller.name} if leaf.caller.name else {}
+    metadata |= {"reanchored": True} if any(turn.root == "reanchored" for turn in path) else {}
     return Sample(
         tokens=tokens,
         loss_mask=loss_mask,
         logprobs=logprobs,
         temperatures=temperatures,
         weight_versions=versions,
+        routed_experts=path_experts(path),
         status=_STATUS.get(last.output.finish_reason, Status.COMPLETED),
-        metadata=metadata | ({"agent": leaf.caller.name} if leaf.caller.name else {}),
+        metadata=metadata,
     )

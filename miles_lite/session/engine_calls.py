@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import operator
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 import orjson
 
 from miles_lite.session.errors import ApiError, upstream_failed
+from miles_lite.session.experts import decode_experts
 from miles_lite.session.tree import Span
 
 OnTokens = Callable[[list[int]], Awaitable[None]]
@@ -29,11 +31,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 @dataclass(slots=True)
 class Generation:
-    """Output ids, natural-log probabilities under the sampling distribution (logits / temperature), version spans."""
+    """Output ids, natural-log probabilities under the sampling distribution (logits / temperature), version spans.
+
+    `experts` are rows of routed experts, one array per engine that had a part in it.
+    """
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    experts: list[np.ndarray] = field(default_factory=list)
     finish: Mapping[str, Any] = field(default_factory=dict)
     cached_tokens: int = 0
     retries: int = 0
@@ -55,8 +61,12 @@ class _Retry(Exception):
 class EngineCalls:
     """The one HTTP client of a session server."""
 
-    def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float) -> None:
-        """`call_seconds` bounds one attempt; `retry_seconds` the time from a first failure to giving up."""
+    def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float, expert_layers: int = 0) -> None:
+        """`call_seconds` bounds one attempt; `retry_seconds` the time from a first failure to giving up.
+
+        With `expert_layers` routed experts are asked for, and required.
+        """
+        self._expert_layers = expert_layers
         self._url = router_url.rstrip("/") + "/generate"
         self._retry_seconds = retry_seconds
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
@@ -74,9 +84,17 @@ class EngineCalls:
             await self._http.close()
 
     async def generate(
-        self, prompt: np.ndarray, params: Mapping[str, Any], *, key: str, on_tokens: OnTokens | None = None
+        self,
+        prompt: np.ndarray,
+        params: Mapping[str, Any],
+        *,
+        key: str,
+        on_tokens: OnTokens | None = None,
+        experts_from: int = 0,
     ) -> Generation:
         """Sample after `prompt` (int32 ids). With `on_tokens` the engine streams, and it is told of all ids so far.
+
+        Routed experts are those of the tokens from `experts_from` on.
 
         Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
         """
@@ -85,7 +103,7 @@ class EngineCalls:
         while True:
             before = len(done.ids)
             try:
-                await self._attempt(done, prompt, params, key, on_tokens)
+                await self._attempt(done, prompt, params, key, on_tokens, experts_from)
                 return done
             except _Retry as retry:
                 done.retries += 1
@@ -109,6 +127,7 @@ class EngineCalls:
         params: Mapping[str, Any],
         key: str,
         on_tokens: OnTokens | None,
+        experts_from: int,
     ) -> None:
         """One request for what is still missing; returns when the generation is complete, raises _Retry when not."""
         assert self._http is not None
@@ -122,6 +141,9 @@ class EngineCalls:
             "return_logprob": True,
             "stream": on_tokens is not None,
         }
+        routed = experts_from + sum(map(len, done.experts))
+        if self._expert_layers:
+            body |= {"return_routed_experts": True, "routed_experts_start_len": routed}
         headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
         try:
             async with self._http.post(
@@ -131,13 +153,26 @@ class EngineCalls:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
                 async for event in _events(response, streaming=on_tokens is not None):
-                    _check_refused(event)
-                    if _take(done, event, base) and on_tokens is not None:
+                    piece = _piece(event)
+                    _check_refused(piece.finish)
+                    if _take(done, piece, base) and on_tokens is not None:
                         await on_tokens(done.ids)
+                    if self._expert_layers and done.finish:
+                        self._take_experts(done, event, rows=len(prompt) + len(done.ids) - 1 - routed)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise _Retry(str(error) or type(error).__name__) from error
         if done.finish_reason in ("", "abort"):
             raise _Retry(str(done.finish.get("message") or "the generation was cut short"))
+
+    def _take_experts(self, done: Generation, event: Mapping[str, Any], *, rows: int) -> None:
+        """An attempt that was cut short may come without; the next one asks from the same token on."""
+        payload = event["meta_info"].get("routed_experts")
+        if payload is None and done.finish_reason == "abort":
+            return
+        try:
+            done.experts.append(decode_experts(payload, rows=rows, layers=self._expert_layers))
+        except ValueError as error:
+            raise upstream_failed(f"the engine returned {error}") from error
 
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
@@ -145,6 +180,8 @@ def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
     if response.status in _RETRIED:
         after = response.headers.get("Retry-After", "")
         return _Retry(f"{response.status}: {message}", float(after) if after.isdigit() else 0.0)
+    if response.status in (400, 409) and "rollback failed" in message.lower():
+        return ApiError(400, f"the engine refused the request: {message}", code="rollback_failed")
     if response.status < 500:
         too_long = "context_length_exceeded" if "context length" in message else None
         return ApiError(400, f"the engine refused the request: {message}", code=too_long)
@@ -192,32 +229,67 @@ def _object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_refused(event: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one event says: tokens so far in this attempt, and the ids and logprobs it carries."""
+
+    tokens: int
+    ids: list[int]
+    logprobs: list[float]
+    finish: Mapping[str, Any]
+    version: int
+    cached_tokens: int
+    spans: list[Span]
+
+
+def _piece(event: Mapping[str, Any]) -> _Piece:
+    """Raises _Retry for what no engine in its right mind says."""
+    try:
+        meta = event["meta_info"]
+        triples = meta.get("output_token_logprobs") or []
+        spans = meta.get("weight_versions") or ()
+        return _Piece(
+            tokens=operator.index(meta["completion_tokens"]),
+            ids=[_token(triple[1]) for triple in triples],
+            logprobs=[float(triple[0]) for triple in triples],
+            finish=dict(meta.get("finish_reason") or {}),
+            version=_version(meta.get("weight_version")),
+            cached_tokens=int(meta.get("cached_tokens") or 0),
+            spans=[(_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans],
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
+
+
+def _token(value: Any) -> int:
+    index = operator.index(value)
+    if not 0 <= index < 2**31:
+        raise ValueError(f"token id {index}")
+    return index
+
+
+def _check_refused(finish: Mapping[str, Any]) -> None:
     """A stream's status is sent before the engine looks at the request: a refusal is an abort, and its token is none.
 
     Raises ApiError 400.
     """
-    finish = event.get("meta_info", {}).get("finish_reason") or {}
-    if finish.get("type") == "abort" and 400 <= int(finish.get("status_code") or 0) < 500:
+    status = finish.get("status_code")
+    if finish.get("type") == "abort" and isinstance(status, int) and 400 <= status < 500:
         raise ApiError(400, f"the engine refused the request: {finish.get('message')}")
 
 
-def _take(done: Generation, event: dict[str, Any], base: int) -> bool:
+def _take(done: Generation, piece: _Piece, base: int) -> bool:
     """Add what is new in an event; `base` is how many ids earlier attempts brought. Streams may repeat all ids."""
-    meta = event["meta_info"]
-    triples = meta.get("output_token_logprobs") or []
-    new = base + int(meta["completion_tokens"]) - len(done.ids)
-    if new > len(triples):
-        raise _Retry(f"the engine sent {len(triples)} logprobs for {new} new tokens")
+    new = base + piece.tokens - len(done.ids)
+    if new > len(piece.ids):
+        raise _Retry(f"the engine sent {len(piece.ids)} logprobs for {new} new tokens")
     if new > 0:
-        done.ids += [triple[1] for triple in triples[-new:]]
-        done.logprobs += [triple[0] for triple in triples[-new:]]
-    done.finish = meta.get("finish_reason") or {}
-    done.version = _version(meta.get("weight_version"))
+        done.ids += piece.ids[-new:]
+        done.logprobs += piece.logprobs[-new:]
+    done.finish, done.version = piece.finish, piece.version
     if done.finish:
-        done.cached_tokens = done.cached_tokens or int(meta.get("cached_tokens") or 0)
-        spans = meta.get("weight_versions") or ()
-        done.spans += [(_version(span["version"]), base + span["start"], base + span["end"]) for span in spans]
+        done.cached_tokens = done.cached_tokens or piece.cached_tokens
+        done.spans += [(version, base + start, base + end) for version, start, end in piece.spans]
         _cover(done)
     return new > 0
 

@@ -18,7 +18,7 @@ from miles_lite.session.tree import Output, Place, Tree, Turn
 from miles_lite.tito.messages import Message
 
 Row = tuple[Any, ...]
-"""(parent, dropped, caller, prompt, output, logprobs, messages, facts): arrays little-endian, the last two JSON."""
+"""(parent, dropped, caller, prompt, output, logprobs, experts, messages, facts): arrays as bytes, the last two JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,8 @@ def to_row(entry: Entry) -> Row:
         "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
         "counts": entry.counts,
+        "params": output.params,
+        "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
     }
     return (
         entry.parent,
@@ -85,13 +87,14 @@ def to_row(entry: Entry) -> Row:
         entry.prompt_ids.astype("<i4").tobytes(),
         output.ids.astype("<i4").tobytes(),
         output.logprobs.astype("<f4").tobytes(),
+        None if output.experts is None else np.ascontiguousarray(output.experts).tobytes(),
         orjson.dumps([entry.messages, entry.reply]),
         orjson.dumps(facts),
     )
 
 
 def from_row(row: Sequence[Any]) -> Entry:
-    parent, drop, seed, prompt, ids, logprobs, messages, facts = row
+    parent, drop, seed, prompt, ids, logprobs, experts, messages, facts = row
     said, reply = orjson.loads(messages)
     known = orjson.loads(facts)
     output = Output(
@@ -103,6 +106,8 @@ def from_row(row: Sequence[Any]) -> Entry:
         stop=known["stop"],
         started=known["started"],
         finished=known["finished"],
+        params=known["params"],
+        experts=_experts(experts, known["experts"]),
     )
     receipt = Receipt(
         identity=bytes.fromhex(known["identity"]),
@@ -123,3 +128,10 @@ def from_row(row: Sequence[Any]) -> Entry:
         receipt=receipt,
         counts=known["counts"],
     )
+
+
+def _experts(data: bytes | None, shape: Sequence[Any] | None) -> np.ndarray | None:
+    if data is None or shape is None:
+        return None
+    kind, *sizes = shape
+    return np.frombuffer(data, kind).reshape(sizes)

@@ -15,7 +15,7 @@ from miles_lite.session.match import MATCHERS, FieldMatcher
 from miles_lite.session.tree import Tree, Turn
 from miles_lite.tito.messages import Message
 
-LATEST = 32
+LATEST = 8
 """How many of the earlier siblings a turn is compared with."""
 
 REASONS = ("parallel", "retry", "shorter", "reply", "edit", "system", "tools", "agent", "role", "no_suffix")

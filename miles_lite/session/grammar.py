@@ -7,6 +7,7 @@ it and the tokens look like the model's own.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,10 @@ Format = Mapping[str, Any]
 
 
 def grammar(constraint: Constraint, *, tools: Tools | None, parser: ReplyParser, in_reasoning: bool) -> dict[str, str]:
-    """The engine's sampling parameter for `constraint`, empty where there is none. Raises ApiError 400."""
+    """The engine's sampling parameter for `constraint`, empty where there is none; interned, as turns keep it.
+
+    Raises ApiError 400.
+    """
     thinks, calls = (parser.thinks, parser.calls) if isinstance(parser, TagParser) else (False, False)
     if (constraint.force or constraint.only) and not calls:
         raise bad_request(
@@ -30,10 +34,10 @@ def grammar(constraint: Constraint, *, tools: Tools | None, parser: ReplyParser,
     if body is None:
         return {}
     if not thinks and body["type"] == "json_schema":
-        return {"json_schema": json.dumps(body["json_schema"])}
+        return {"json_schema": sys.intern(json.dumps(body["json_schema"]))}
     if thinks:
         body = _after_reasoning(body, in_reasoning=in_reasoning)
-    return {"structural_tag": json.dumps({"type": "structural_tag", "format": body})}
+    return {"structural_tag": sys.intern(json.dumps({"type": "structural_tag", "format": body}))}
 
 
 def _body(constraint: Constraint, tools: Tools | None) -> Format | None:

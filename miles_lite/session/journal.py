@@ -26,17 +26,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 
+_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, sampling BLOB, recreated INTEGER, used REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
     number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
-    prompt BLOB, output BLOB, logprobs BLOB, messages BLOB, facts BLOB
+    prompt BLOB, output BLOB, logprobs BLOB, experts BLOB, messages BLOB, facts BLOB
 );
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
 """
-_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, messages, facts"
-_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = "parent, dropped, caller, prompt, output, logprobs, experts, messages, facts"
+_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions.id), 0)) < ?"
 
 
@@ -61,11 +63,16 @@ class Journal:
         """Raises UserError when the file cannot be used."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)
             connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise OSError(f"it is of version {version} and this program writes {_VERSION}")
             connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the session journal {self.path} cannot be used ({error}): give another folder as "
@@ -122,6 +129,15 @@ class Journal:
             _forget(db, stale)
             db.execute("DELETE FROM deleted WHERE at < ?", (before,))
             return len(stale)
+
+        return self._do(work)
+
+    def keep(self, name: str, value: str) -> asyncio.Future[str]:
+        """The value kept under a name: this one, when there was none."""
+
+        def work(db: sqlite3.Connection) -> str:
+            db.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
+            return str(db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
 
         return self._do(work)
 

@@ -39,7 +39,7 @@ class Placer:
 
     def place(self, tree: Tree, request: ChatRequest) -> Placed:
         """Raises ApiError 400 for what the template or the policy refuses."""
-        caller = caller_of(request.agent, request.tools)
+        caller = caller_of(request.agent, request.tools, request.options)
         if self._linear:
             place = linear.place(tree, request.messages, caller, allowed=self._roles)
         else:
@@ -49,6 +49,11 @@ class Placer:
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
         return Placed(place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids))
+
+    def reanchor(self, request: ChatRequest) -> Placed:
+        """The whole conversation as a new root, for an engine that refuses to go on from where it was."""
+        suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
+        return Placed(Place(None, 0, caller_of(request.agent, request.tools), root="reanchored"), suffix, suffix.ids)
 
     def _suffix(self, tree: Tree, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""

@@ -32,6 +32,8 @@ _NEUTRAL = {
     "repetition_penalty": 1,
 }
 
+_GRAMMARS = ("json_schema", "structural_tag", "regex", "ebnf")
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -74,6 +76,12 @@ def resolve(
         params["stop"] = stop
     params |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
     return Sampling(params, overridden)
+
+
+def inexact(params: Mapping[str, Any]) -> list[str]:
+    """The parameters under which a token's logprob is not that of logits / temperature alone."""
+    shaped = [name for name, neutral in _NEUTRAL.items() if params.get(name, neutral) != neutral]
+    return shaped + [name for name in _GRAMMARS if params.get(name) is not None]
 
 
 def check_run(sampling: Any) -> dict[str, Any]:

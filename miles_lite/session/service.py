@@ -21,6 +21,7 @@ import numpy as np
 from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
+from miles_lite.session.audit import MISMATCH, mismatches
 from miles_lite.session.calls import Ask, Call, OnDelta
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
@@ -31,12 +32,14 @@ from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
+from miles_lite.session.metrics import Metrics
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
 from miles_lite.session.tree import Output, Tree, Turn, describe
 from miles_lite.tito import Tito
+from miles_lite.tito.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Service:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
+        self._compares = options.session_compare_template
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
@@ -76,6 +80,7 @@ class Service:
             resident_bytes=int(options.session_memory_gb * 1e9),
         )
         self._counts: Counter[str] = Counter()
+        self.metrics = Metrics(self.stats)
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -119,12 +124,21 @@ class Service:
             return []
         metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
-        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        samples = collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        for sample in samples if self._compares else ():
+            leaf = session.tree.turns[sample.metadata["leaf"]]
+            sample.metadata[MISMATCH] = await asyncio.to_thread(mismatches, self._tito, leaf)
+        return samples
 
     async def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
         session = await self._sessions.find(session_id)
         return Tree(self._matcher) if session is None else session.tree
+
+    def held(self, session_id: str) -> list[Message]:
+        """The conversation of the session's latest turn, as a client sent it last; empty if it is not in memory."""
+        session = self._sessions.peek(session_id)
+        return session.tree.sent() if session is not None else []
 
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""
@@ -134,10 +148,13 @@ class Service:
         return self._sessions.live()
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start, and `sessions`, `calls`: what is there now."""
+        """Counters since the start, and what is there now: sessions, those in memory, their bytes, and calls."""
         calls = sum(call.running for session in self._sessions.resident() for call in session.calls)
         return {name: float(count) for name, count in self._counts.items()} | {
             "sessions": float(self.live()),
+            "sessions_resident": float(len(self._sessions.resident())),
+            "sessions_recreated": float(self._sessions.recreated),
+            "session_bytes": float(self._sessions.bytes),
             "calls": float(calls),
         }
 
@@ -170,23 +187,33 @@ class Service:
         started = time.time()
         voice = Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning))
         watcher = _watcher(self._tito, voice, call.say, prompt.sampling.stop) if request.stream else None
-        generation = await self._generate(session, call, prompt, watcher)
+        try:
+            generation = await self._generate(session, call, prompt, watcher)
+        except ApiError as error:
+            if error.code != "rollback_failed" or prompt.place.turn is None:
+                raise
+            log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
+            prompt = self._sampled(session, request, self._placer.reanchor(request))
+            generation = await self._generate(session, call, prompt, watcher)
+        entry = self._entry(request, prompt, generation, voice, started=started, call=call)
+        turn, counts = await self._sessions.commit(session, entry)
+        self._counts.update(counts)
+        if self._detects_snap:
+            forks.report(session.session_id, session.tree, turn)
+        call.turn = turn.number
+        self.metrics.turn_seconds.observe(turn.output.finished - started)
+        return self._told(request, turn, entry.receipt)
+
+    def _entry(
+        self, request: ChatRequest, prompt: _Prompt, generation: Generation, voice: Voice, *, started: float, call: Call
+    ) -> Entry:
+        """What was generated, read."""
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
         voice.feed(text)
-        output = Output(
-            ids=np.asarray(generation.ids, np.int32),
-            logprobs=np.asarray(generation.logprobs, np.float32),
-            spans=tuple(generation.spans),
-            temperature=prompt.sampling.temperature,
-            finish_reason=generation.finish_reason,
-            stop=stop,
-            started=started,
-            finished=time.time(),
-        )
         matched = generation.finish.get("matched")
-        entry = Entry(
+        return Entry(
             parent=prompt.place.turn.number if prompt.place.turn else None,
             caller=prompt.place.caller,
             root=prompt.place.root,
@@ -194,7 +221,7 @@ class Service:
             reply=voice.message(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
-            output=output,
+            output=_output(prompt.sampling, generation, stop=stop, started=started),
             receipt=Receipt(
                 identity=call.identity,
                 stamp=call.stamp,
@@ -204,12 +231,6 @@ class Service:
             ),
             counts=_counts_of(prompt, generation),
         )
-        turn, counts = await self._sessions.commit(session, entry)
-        self._counts.update(counts)
-        if self._detects_snap:
-            forks.report(session.session_id, session.tree, turn)
-        call.turn = turn.number
-        return self._told(request, turn, entry.receipt)
 
     def _told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
         """A turn as the answer to its request."""
@@ -237,7 +258,10 @@ class Service:
 
     def _place(self, session: Session, request: ChatRequest) -> _Prompt:
         """Attach the request and build its ids; reads only."""
-        placed = self._placer.place(session.tree, request)
+        return self._sampled(session, request, self._placer.place(session.tree, request))
+
+    def _sampled(self, session: Session, request: ChatRequest, placed: Placed) -> _Prompt:
+        """With the parameters it is sampled under."""
         sampling = resolve(
             session.sampling,
             request.body,
@@ -257,7 +281,13 @@ class Service:
 
     async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
-            self._engines.generate(prompt.ids, prompt.sampling.params, key=session.session_id, on_tokens=watcher)
+            self._engines.generate(
+                prompt.ids,
+                prompt.sampling.params,
+                key=session.session_id,
+                on_tokens=watcher,
+                experts_from=max(0, len(prompt.ids) - len(prompt.suffix.ids) - 1),
+            )
         )
         call.generation = generating
         try:
@@ -302,6 +332,21 @@ def _release(session: Session, call: Call) -> None:
         session.calls.remove(call)
     if call.delivered and call.turn is not None:
         session.unheard.discard(call.turn)
+
+
+def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
+    return Output(
+        ids=np.asarray(generation.ids, np.int32),
+        logprobs=np.asarray(generation.logprobs, np.float32),
+        spans=tuple(generation.spans),
+        temperature=sampling.temperature,
+        finish_reason=generation.finish_reason,
+        stop=stop,
+        started=started,
+        finished=time.time(),
+        params=sampling.params,
+        experts=np.concatenate(generation.experts) if generation.experts else None,
+    )
 
 
 def _counts_of(prompt: _Prompt, generation: Generation) -> dict[str, int]:

@@ -11,7 +11,7 @@ must agree too, so that every reply stands in the context that it was sampled in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,13 +70,19 @@ class _Move:
 
 def merge(tree: Tree, merging: Merging) -> Timelines:
     """The session's turns with every root where it belongs. The tree stays as it is."""
-    moves = {turn.number: move for turn in tree.children(None) if (move := _move(tree, turn, merging))}
-    turns = _rebuilt(tree.turns, moves) if moves else tree.turns
-    off = set()
-    for turn in sorted(turns, key=_depth) if moves else ():
+    lengths = _lengths(tree.turns)
+    deepest = sorted(tree.turns, key=lambda turn: (-lengths[turn.number], -turn.number))
+    hosts = [(lengths[turn.number], turn) for turn in deepest]
+    moves = {turn.number: move for turn in tree.children(None) if (move := _move(tree, turn, hosts, merging))}
+    if not moves:
+        return Timelines(tree.turns, repeats=frozenset(_repeats(tree.turns)))
+    turns = _rebuilt(reversed(deepest), moves)
+    off: set[int] = set()
+    for turn in turns:
         drifted = turn.number in moves and not moves[turn.number].exact
         if drifted or (turn.parent is not None and turn.parent.number in off):
             off.add(turn.number)
+    turns.sort(key=lambda turn: turn.number)
     return Timelines(turns, frozenset(moves), frozenset(off), frozenset(_repeats(turns)))
 
 
@@ -95,30 +101,40 @@ def appender(tito: Tito) -> Append:
     return append
 
 
-def _move(tree: Tree, root: Turn, merging: Merging) -> _Move | None:
-    """Behind the deepest turn that it replays and that passes the check of the level."""
-    if not any(message.get("role") == "assistant" for message in root.messages):
-        return None
-    for end, host in sorted(_hosts(tree, root, merging), key=lambda found: (found[0], found[1].number), reverse=True):
-        move = _by_token(tree, root, host)
-        if move is None and merging.level == "text":
-            move = _by_text(tree, root, host, end, merging)
-        if move is not None:
-            return move
+def _lengths(turns: Sequence[Turn]) -> list[int]:
+    """By turn number: messages of its path, replies included. A root is longer than any path that it replays."""
+    lengths: list[int] = []
+    for turn in turns:
+        before = lengths[turn.parent.number] if turn.parent else 0
+        lengths.append(before + len(turn.messages) + 1)
+    return lengths
+
+
+def _move(tree: Tree, root: Turn, hosts: Sequence[tuple[int, Turn]], merging: Merging) -> _Move | None:
+    """Behind the deepest turn that it replays and that passes the check of the level. `hosts` are (length, turn)."""
+    for end, host in hosts:
+        if end <= len(root.messages) and _replays(tree, root, host, end, merging):
+            move = _by_token(tree, root, host)
+            if move is None and merging.level == "text":
+                move = _by_text(tree, root, host, end, merging)
+            if move is not None:
+                return move
     return None
 
 
-def _hosts(tree: Tree, root: Turn, merging: Merging) -> list[tuple[int, Turn]]:
-    """(messages of the root that it replays, turn) for all turns of which the root replays the whole path."""
-    hosts = []
-    found = [(turn, 0) for turn in tree.children(None) if turn is not root and _same_agent(turn, root, merging)]
-    while found:
-        turn, at = found.pop()
-        end = tree.replayed(turn, root.messages, at)
-        if end:
-            hosts.append((end, turn))
-            found += [(child, end) for child in tree.children(turn)]
-    return hosts
+def _replays(tree: Tree, root: Turn, host: Turn, end: int, merging: Merging) -> bool:
+    """Whether the root's first `end` messages are the host's path. The last is looked at first."""
+    last = root.messages[end - 1]
+    if last.get("role") != "assistant" or not _same_agent(host, root, merging):
+        return False
+    if host.reply != last and not tree.matcher.same_reply(host.reply, last):
+        return False
+    at = 0
+    for step in host.path():
+        at = tree.replayed(step, root.messages, at)
+        if not at:
+            return False
+    return True
 
 
 def _same_agent(turn: Turn, root: Turn, merging: Merging) -> bool:
@@ -148,10 +164,10 @@ def _by_text(tree: Tree, root: Turn, host: Turn, end: int, merging: Merging) -> 
     return _Move(host, suffix.drop, suffix.ids, exact=False)
 
 
-def _rebuilt(turns: Sequence[Turn], moves: dict[int, _Move]) -> list[Turn]:
-    """The turns in their order, each behind its new parent."""
+def _rebuilt(turns: Iterable[Turn], moves: dict[int, _Move]) -> list[Turn]:
+    """The turns, which come shortest path first, each behind its new parent."""
     made: dict[int, Turn] = {}
-    for turn in sorted(turns, key=_depth):
+    for turn in turns:
         move = moves.get(turn.number)
         before = move.host if move else turn.parent
         parent = made[before.number] if before else None
@@ -159,12 +175,7 @@ def _rebuilt(turns: Sequence[Turn], moves: dict[int, _Move]) -> list[Turn]:
         changes: dict[str, Any] = {"prompt_ids": move.ids} if move else {}
         start = (parent.end if parent else 0) - drop
         made[turn.number] = replace(turn, parent=parent, start=start, drop=drop, **changes)
-    return [made[turn.number] for turn in turns]
-
-
-def _depth(turn: Turn) -> int:
-    """Messages before the turn's reply; greater for a root than for any turn that it replays."""
-    return sum(len(step.messages) + 1 for step in turn.path())
+    return list(made.values())
 
 
 def _repeats(turns: Sequence[Turn]) -> list[int]:

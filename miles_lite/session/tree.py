@@ -8,8 +8,9 @@ request walks the turns that it replays, comparing as they stand the messages th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class Output:
     """What an engine produced for one request.
 
     ids int32 [n], logprobs float32 [n] under the distribution sampled from, spans covering 0..n; `stop` is the stop
-    token when it was sampled (it is then the last id). `started` and `finished` are seconds of one clock.
+    token when it was sampled (it is then the last id). `started` and `finished` are seconds of one clock. `params` are
+    the sampling parameters the engine was sent; `experts` see `session.experts`.
     """
 
     ids: np.ndarray
@@ -39,6 +41,8 @@ class Output:
     stop: int | None
     started: float
     finished: float
+    params: Mapping[str, Any] = field(default_factory=dict)
+    experts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,6 +68,10 @@ class Turn:
     def end(self) -> int:
         """Tokens of the whole context, this turn's output included."""
         return self.start + len(self.prompt_ids) + len(self.output.ids)
+
+    @property
+    def experts(self) -> np.ndarray | None:
+        return self.output.experts
 
     def path(self) -> list[Turn]:
         """From the root to this turn."""
@@ -146,6 +154,11 @@ class Tree:
         parts.reverse()
         return np.concatenate(parts)
 
+    def sent(self) -> list[Message]:
+        """The latest turn's path, each message in the form in which a client sent it last."""
+        path = self.turns[-1].path() if self.turns else []
+        return [message for turn in path for message in self._sent[turn.number]]
+
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
         return [message for step in turn.path() for message in (*step.messages, step.reply)]
@@ -216,6 +229,7 @@ def describe(tree: Tree) -> list[Mapping[str, object]]:
             "completion_tokens": len(turn.output.ids),
             "finish_reason": turn.output.finish_reason,
             "weight_versions": [list(span) for span in turn.output.spans],
+            "sampling": turn.output.params,
         }
         for turn in tree.turns
     ]

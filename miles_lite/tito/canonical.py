@@ -35,7 +35,10 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a generation prompt ends in: the `header` that every assistant turn has, then what begins its reasoning."""
+    """What a generation prompt ends in: the `header` that every assistant turn has, then what begins its reasoning.
+
+    `header` is empty where it holds no control token, and so could be any text.
+    """
 
     header: str
     reasoning: str
@@ -92,24 +95,25 @@ def opening_of(tito: Tito, options: Mapping[str, Any]) -> Opening:
     whole, encoder = tito.surface_for(options).opening, tito.encoder
     inner = (each.start() for each in encoder.control_pattern.finditer(whole) if each.start())
     marks = [start for start in inner if encoder.control_at(whole, start) not in encoder.special]
-    size = min([*marks, len(whole)])
-    chat = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "Said0"},
-        {"role": "user", "content": "a"},
-    ]
-    try:
-        shaped = [normalise(message, tito.form) for message in chat]
-        asked, _ = _render(tito, shaped[:1], None, options, open_turn=False)
-        told, _ = _render(tito, shaped, None, options, open_turn=False)
-    except RenderError:
-        asked = told = ""
-    if asked and told.startswith(asked) and "Said0" in told:
-        turn = told[len(asked) : told.index("Said0")]
-        pairs = zip(encoder.encode(whole), encoder.encode(turn), strict=False)
-        common = encoder.decode([left for left, right in takewhile(lambda pair: pair[0] == pair[1], pairs)])
-        size = min(size, len(common)) if common and whole.startswith(common) else size
+    pairs = zip(encoder.encode(whole), encoder.encode(_begun_turn(tito, options)), strict=False)
+    common = encoder.decode([left for left, right in takewhile(lambda pair: pair[0] == pair[1], pairs)])
+    size = min([*marks, len(common) if common and whole.startswith(common) else len(whole)])
+    if encoder.control_pattern.search(whole, 0, size) is None:  # nothing to find a turn by
+        return Opening("", "")
     return Opening(whole[:size], whole[size:])
+
+
+def _begun_turn(tito: Tito, options: Mapping[str, Any]) -> str:
+    """What the template prints before the content of an earlier assistant turn; "" when that cannot be told."""
+    said = [("user", "hi"), ("assistant", "Said0"), ("user", "go on")]
+    shaped = [normalise({"role": role, "content": content}, tito.form) for role, content in said]
+    try:
+        before, _ = _render(tito, shaped[:1], None, options, open_turn=False)
+        whole, _ = _render(tito, shaped, None, options, open_turn=False)
+    except RenderError:
+        return ""
+    turn, found, _ = whole.removeprefix(before).partition("Said0")
+    return turn if found and whole.startswith(before) else ""
 
 
 def without_reasoning(tito: Tito, frame: list[int], opening: Opening) -> tuple[list[int], list[int]]:

@@ -5,19 +5,19 @@ and content jointly; a look-alike inside a message encodes as ordinary text and 
 
 How: before rendering, `guard` puts a mark into every look-alike inside message strings. In the rendered text whatever
 still reads as a control token therefore comes from the template. Stretches with a mark lose it and are encoded by a
-tokenizer that knows no control tokens.
+tokenizer that knows no control tokens; so is every stretch where normalising text could make a control token of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from miles_lite.tito.render import RenderError
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 _MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Private-use characters, one of which is put into look-alikes: the first that the text holds in no form."""
+
+_START = "\ufdd0start\ufdd1"
+"""Stands before a stretch for the control token that the stretch follows: some tokenizers begin a text differently."""
 
 
 class Encoder:
@@ -41,6 +44,7 @@ class Encoder:
         self.control = {token.content: index for index, token in added.items()}
         flagged = frozenset(index for index, token in added.items() if token.special)
         self.special = flagged or frozenset(added)
+        self._apart = tokenizer.normalizer is not None and any(token.normalized for token in added.values())
         longest_first = sorted(self.control, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
@@ -65,12 +69,14 @@ class Encoder:
         """int32 ids of rendered text; `mark` is what `guard` returned. No beginning-of-text token is added."""
         if mark:
             text = text.replace(_escaped(mark), mark)
-        if not mark or mark not in text:
+        if not self._apart and (not mark or mark not in text):
             return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         ids: list[int] = []
-        for piece in self._pieces(text, mark):
-            tokenizer = self._plain if mark in piece else self.tokenizer
-            ids += tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+        for start, piece, plain in self._pieces(text, mark):
+            if plain:
+                ids += self._encode_plain(piece.replace(mark, "") if mark else piece, follows=start > 0)
+            else:
+                ids += self.tokenizer.encode(piece, add_special_tokens=False).ids
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -92,15 +98,24 @@ class Encoder:
     def text_of(self, token: int) -> str | None:
         return self.tokenizer.id_to_token(token)
 
-    def _pieces(self, text: str, mark: str) -> list[str]:
-        """Cut around every stretch between two control tokens that holds a mark."""
-        pieces, start = [], 0
+    def _encode_plain(self, text: str, *, follows: bool) -> list[int]:
+        """Ids of text that holds no control token; `follows`: one is before it."""
+        if not follows or _START in text:
+            return list(self._plain.encode(text, add_special_tokens=False).ids)
+        return list(self._plain.encode(_START + text, add_special_tokens=False).ids[1:])
+
+    def _pieces(self, text: str, mark: str) -> Iterator[tuple[int, str, bool]]:
+        """(start, piece, whether it is plain): stretches between control tokens that hold a mark, or all, apart."""
+        start = 0
         bounds = [0, *(end for match in self.control_pattern.finditer(text) for end in match.span()), len(text)]
         for left, right in zip(bounds[::2], bounds[1::2], strict=True):
-            if mark in text[left:right]:
-                pieces += [text[start:left], text[left:right]]
+            if left < right and (self._apart or mark in text[left:right]):
+                if start < left:
+                    yield start, text[start:left], False
+                yield left, text[left:right], True
                 start = right
-        return [piece for piece in [*pieces, text[start:]] if piece]
+        if start < len(text):
+            yield start, text[start:], False
 
     def _has_look_alike(self, value: Any) -> bool:
         if isinstance(value, str):
@@ -142,10 +157,11 @@ def _escaped(mark: str) -> str:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same model and text rules; the model is shared, not copied."""
+    """The same model and text rules, and `_START` alone; the model is shared, not copied."""
     plain = Tokenizer(tokenizer.model)
     if tokenizer.normalizer is not None:
         plain.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
         plain.pre_tokenizer = tokenizer.pre_tokenizer
+    plain.add_tokens([AddedToken(_START, normalized=False)])
     return plain

@@ -60,9 +60,21 @@ def encode_deepseek_v32(
         messages.insert(0, {"role": "system", "content": ""})
     if tools:
         messages[0]["tools"] = list(tools)
+    for message in messages:
+        if message.get("role") == "assistant":
+            message["reasoning_content"] = _Reasoning(message.get("reasoning_content") or "")
     mode = "thinking" if thinking else "chat"
     text = _sglang_encoding("encoding_dsv32").encode_messages(messages, mode, drop_thinking=drop_thinking)
     return str(text)
+
+
+class _Reasoning(str):
+    """Counts as given even when it is empty: the encoder refuses a turn that may think and did not."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
 
 
 def _sglang_encoding(name: str) -> Any:

@@ -79,16 +79,10 @@ class _Laws:
     def __init__(self, renderer: Renderer, encoder: Encoder, form: Form, options: dict[str, Any]) -> None:
         self.renderer, self.encoder, self.form, self.options = renderer, encoder, form, options
         self.control = encoder.control_pattern
-        chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
-        self.join = Join.of(self.cut(Boundary(chat, [{"role": "user", "content": "go on"}], None)), self.control)
-        self.headless = self._headless(chat)
-        closed, opened = (self.render(chat[:1], None, open_turn=open_turn) for open_turn in (False, True))
-        if opened.startswith(closed):
-            self.opening = opened[len(closed) :]
-        else:
-            last = list(self.control.finditer(closed))[-1:]  # a token that ends the document (Phi-3)
-            rest = closed[: last[0].start()] if last and last[0].end() == len(closed) else None
-            self.opening = opened[len(rest) :] if rest and opened.startswith(rest) else ""
+        asked: dict[str, Any] = {"role": "user", "content": "Ask0 this."}
+        said: dict[str, Any] = {"role": "assistant", "content": "Said0 so."}
+        self.join = Join.of(self.cut(Boundary([asked, said], [{**asked, "content": "go on"}], None)), self.control)
+        self.opening = self._opening(asked, said)
         self.reasons = self._prints_reasoning()
         self.warnings: list[str] = []
 
@@ -124,7 +118,7 @@ class _Laws:
         before = self.render(boundary.history, boundary.tools, open_turn=False)
         if self._frames(before, boundary.history) != self._frames(native, boundary.history):
             raise _Broken("prefix", "appending changes how earlier messages are printed")
-        if not (suffix.endswith(self.opening) if self.opening else self.headless):
+        if not (self.opening and suffix.endswith(self.opening)):
             if role in ("user", "system"):
                 raise _Broken("opens", "no generation prompt follows the appended message")
             self.warnings.append("no generation prompt follows: the model goes on in the same turn")
@@ -168,11 +162,22 @@ class _Laws:
             raise _Broken("conserve", "the reasoning of an appended message is dropped or doubled")
         self.warnings.append("its reasoning is dropped when a user message follows it")
 
-    def _headless(self, chat: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a reply follows a user message with nothing between but white space (LLaVA)."""
-        asked = self.render(chat[:1], None, open_turn=False)
-        whole = self.render(chat, None, open_turn=False)
-        return whole.startswith(asked) and whole[len(asked) :].lstrip().startswith(chat[1]["content"])
+    def _opening(self, asked: dict[str, Any], said: dict[str, Any]) -> str:
+        """What opens a reply; "" when the template leaves it to whoever asks.
+
+        It is the generation prompt; or, without one, what ends a user message if a reply follows that at once.
+        """
+        closed, opened = (self.render([asked], None, open_turn=open_turn) for open_turn in (False, True))
+        if opened != closed and opened.startswith(closed):
+            return opened[len(closed) :]
+        last = list(self.control.finditer(closed))[-1:]  # a token that ends the document (Phi-3)
+        if opened != closed and last and last[0].end() == len(closed) and opened.startswith(closed[: last[0].start()]):
+            return opened[last[0].start() :]
+        for reply in ({**said, "reasoning_content": "Why0 think."}, said):
+            whole = self.render([asked, reply], None, open_turn=False)
+            if whole.startswith(opened) and whole[len(opened) :].lstrip().startswith(("Why0", "Said0")):
+                return opened.rpartition(asked["content"])[2]
+        return ""
 
     def _prints_reasoning(self) -> bool:
         """Whether any render shows the reasoning of an assistant turn."""

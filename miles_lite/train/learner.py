@@ -152,6 +152,8 @@ class Learner:
         new, entropy = self.policy(packed, entropy_gradient=algorithm.entropy_coef != 0)
         before_update = new.detach() if first else each.old
         old = new.detach() if each.old is None else each.old
+        if algorithm.use_rollout_logprobs:
+            old = torch.where(packed.in_context, old, new.detach())
         logratio = losses.log_ratio(new, old)
         policy_loss, clipped = losses.clipped_policy_loss(
             logratio,
@@ -164,8 +166,9 @@ class Learner:
             policy_loss, clipped = -new, torch.zeros_like(new)
         terms = {"entropy_loss": entropy, "pg_clipfrac": clipped, "ppo_kl": -logratio}
         if algorithm.use_tis:
+            rollout = torch.where(packed.in_context, packed.rollout_logprobs, old)
             terms["tis"], terms["tis_clipfrac"] = losses.truncated_importance(
-                old, packed.rollout_logprobs, low=algorithm.tis_clip_low, high=algorithm.tis_clip
+                old, rollout, low=algorithm.tis_clip_low, high=algorithm.tis_clip
             )
             policy_loss = policy_loss * terms["tis"]
         terms["pg_loss"] = policy_loss
@@ -179,7 +182,8 @@ class Learner:
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         rolled_out = algorithm.loss_type == "policy_loss"
         if rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
-            self._tally_gap(tally, before_update, packed.rollout_logprobs)
+            comparable = packed.in_context
+            self._tally_gap(tally, before_update[comparable], packed.rollout_logprobs[comparable])
         return reduced["loss"]
 
     def _tally_gap(self, tally: Tally, trainer: Tensor, rollout: Tensor) -> None:

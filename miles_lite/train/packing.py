@@ -29,6 +29,7 @@ class Packed:
     targets           int64   [N] the token
     temperatures      float32 [N] its logits are divided by this before the softmax
     rollout_logprobs  float32 [N] the engine's
+    in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
     advantages        float32 [N]
     weights           float32 [N] the token's share in the loss of the step
     """
@@ -39,6 +40,7 @@ class Packed:
     targets: Tensor
     temperatures: Tensor
     rollout_logprobs: Tensor
+    in_context: Tensor
     advantages: Tensor
     weights: Tensor
 
@@ -122,9 +124,9 @@ def pack(batch: Batch, indices: Sequence[int], *, denominators: np.ndarray) -> P
     places = [np.flatnonzero(sample.loss_mask) for sample in samples]
     counts = [len(place) for place in places]
 
-    def per_token(field: str) -> Tensor:
+    def per_token(field: str, dtype: type = np.float32) -> Tensor:
         parts = [getattr(sample, field)[place] for sample, place in zip(samples, places, strict=True)]
-        return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.float32), *parts]))
+        return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype))
 
     def per_sample(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.repeat(values[list(indices)].astype(np.float32), counts))
@@ -138,6 +140,7 @@ def pack(batch: Batch, indices: Sequence[int], *, denominators: np.ndarray) -> P
         targets=torch.from_numpy(tokens[rows, positions]),
         temperatures=per_token("temperatures"),
         rollout_logprobs=per_token("logprobs"),
+        in_context=~per_token("off_context", bool),
         advantages=per_sample(batch.advantages),
         weights=per_sample(1.0 / denominators),
     )

@@ -73,8 +73,8 @@ def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Out
     if good and unproved:
         law = surface.roles[unproved[0]]
         good, reason = False, f"{unproved[0]} was declared and breaks the law {law.law}: {law.reason}"
-    if good and not surface.opening:
-        good, reason = False, "opens: the template prints no generation prompt"
+    if good and surface.roles["user"].law == "opens":
+        good, reason = False, f"opens: {surface.roles['user'].reason}"
     print()
     for gap in gaps(outcomes):
         print(f"Not covered: {gap}")

@@ -48,7 +48,9 @@ def train_config(output: str) -> Config:
     return config
 
 
-@pytest.mark.parametrize("launcher", ["quickstart.sh", "run-local.sh", "run-ray-job.sh", "run-swe-agent.sh"])
+@pytest.mark.parametrize(
+    "launcher", ["quickstart.sh", "run-local.sh", "run-pd.sh", "run-ray-job.sh", "run-swe-agent.sh"]
+)
 def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
     config = train_config(dry_run(launcher, "--lr", "0.125", **JOB))
     assert config.optimizer.lr == 0.125
@@ -69,6 +71,26 @@ def test_one_node_with_and_without_gpus(gpus: str) -> None:
     assert config.topology.device == ("auto" if gpus == "4" else "cpu")
     assert config.checkpoint.hf_checkpoint == "/models/a model"
     assert config.data.prompt_data == "/data/train.jsonl@[0:100]"
+
+
+@pytest.mark.parametrize(
+    ("environment", "engines", "prefill"),
+    [
+        ({"NUM_GPUS": "0"}, 2, 1),
+        ({"NUM_GPUS": "8", "GPUS_PER_ENGINE": "2"}, 4, 1),
+        ({"NUM_GPUS": "8", "PREFILL_SERVERS": "3", "TRANSFER_BACKEND": "nixl"}, 8, 3),
+    ],
+)
+def test_engines_are_divided_into_prefill_and_decode(environment: dict[str, str], engines: int, prefill: int) -> None:
+    config = train_config(dry_run("run-pd.sh", **{**JOB, **environment}))
+    assert (config.topology.num_engines, config.engines.prefill_num_servers) == (engines, prefill)
+    backend = config.engines.sglang_args.get("disaggregation_transfer_backend")
+    assert backend == environment.get("TRANSFER_BACKEND")
+
+
+def test_a_pair_needs_two_engines() -> None:
+    with pytest.raises(AssertionError, match="needs a prefill and a decode server"):
+        dry_run("run-pd.sh", **{**JOB, "NUM_GPUS": "1"})
 
 
 def test_a_ray_job_waits_for_all_nodes_and_carries_the_environment() -> None:

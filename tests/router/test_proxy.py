@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import random
 
 import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yarl import URL
 
 from miles_lite.engine.process import free_port
 from miles_lite.router.replies import Limits
+from miles_lite.router.spec import RouterSpec
 from tests.router.upstream import Upstream, eventually, raw_url, routing, serving
 
 QUICK = Limits(connect=2.0, idle=0.2)
@@ -171,5 +175,179 @@ def test_counts_return_to_zero_after_any_mix_of_endings(paths):
                     task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
             await eventually(lambda: not any(one.in_flight for one in router.registry), "all counts to return to 0")
+
+    asyncio.run(scenario())
+
+
+async def raw(client: aiohttp.ClientSession, *pieces: bytes) -> bytes:
+    """What the router answers to these bytes on one connection, until it has been silent for a moment or closes."""
+    url = URL(str(client._base_url))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    answer = b""
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        with contextlib.suppress(TimeoutError):
+            while chunk := await asyncio.wait_for(reader.read(1 << 16), 0.3):
+                answer += chunk
+    writer.close()
+    return answer
+
+
+def test_requests_on_one_connection_are_answered_in_order():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            three = b"".join(b"GET /%d HTTP/1.1\r\nHost: r\r\n\r\n" % number for number in range(3))
+            answer = await raw(client, three)
+            assert answer.count(b"HTTP/1.1 418 As It Is\r\n") == 3
+            assert [path for path, _, _ in worker.seen] == ["/0", "/1", "/2"]
+
+    asyncio.run(scenario())
+
+
+def test_a_chunked_body_arrives_whole_and_expectations_are_met_here():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            chunked = (
+                b"POST /c HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"
+            )
+            assert b"418 As It Is" in await raw(client, chunked)
+            head = b"POST /e HTTP/1.1\r\nHost: r\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+            answer = await raw(client, head, b"xyz")
+            assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 418")
+            assert [body for _, _, body in worker.seen] == [b"abcde", b"xyz"]
+            assert all("Expect" not in headers and "Transfer-Encoding" not in headers for _, headers, _ in worker.seen)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"POST / HTTP/1.1\r\nHost: r\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: r\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"GET http://other/ HTTP/1.1\r\nHost: r\r\n\r\n",
+    ],
+)
+def test_ambiguous_requests_reach_no_worker(request_head):
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            assert b" 400 " in (await raw(client, request_head)).split(b"\r\n")[0]
+            assert not worker.seen
+
+    asyncio.run(scenario())
+
+
+def test_a_big_body_passes_both_ways():
+    async def scenario():
+        body = random.Random(0).randbytes(20 << 20)
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            async with client.post("/big", data=body) as reply:
+                assert gzip.decompress(await reply.read()) == body
+            assert worker.seen[0][2] == body
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_reader_slows_the_worker_down():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            async with client.get("/flood") as reply:
+                await reply.content.readany()
+                before = -1
+                while worker.sent != before:
+                    before = worker.sent
+                    await asyncio.sleep(0.2)
+                assert worker.sent < 64 << 20, "what nobody reads is not taken from the worker"
+                received = 0
+                while received < 64 << 20:
+                    received += len(await reply.content.readany())
+            await asyncio.wait_for(worker.cancelled.wait(), 10)
+
+    asyncio.run(scenario())
+
+
+def test_connections_to_a_worker_are_used_again_unless_it_closes_them():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            for _ in range(5):
+                async with client.get("/x"):
+                    pass
+            assert len(worker.connections) == 1
+            for _ in range(3):
+                async with client.get("/close"):
+                    pass
+            assert len(worker.connections) == 3
+
+    asyncio.run(scenario())
+
+
+def test_5xx_in_a_row_set_a_worker_aside_and_4xx_never_does():
+    async def scenario():
+        async with serving(Upstream(status=404)) as worker, routing(worker.url, interval=60) as (router, client):
+            (seen,) = router.registry
+            for _ in range(5):
+                async with client.get("/x") as reply:
+                    assert reply.status == 404
+            assert seen.state == "ready"
+            worker.status = 500
+            for _ in range(3):
+                async with client.get("/x") as reply:
+                    assert reply.status == 500
+            assert seen.state == "unreachable"
+            async with client.get("/x") as reply:
+                assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_comes_back_is_tried_with_one_request_first():
+    async def scenario():
+        hanging = Upstream(version="1", hangs=True)
+        async with serving(hanging) as worker, routing(worker.url, interval=60) as (router, client):
+            (seen,) = router.registry
+            seen.state = "unreachable"
+            router.registry.admit(seen, "1")
+            asking = [asyncio.create_task(client.get("/x")) for _ in range(3)]
+            await asyncio.wait_for(worker.arrived.wait(), 10)
+            await eventually(lambda: router.admission.waiting == 2, "two to wait")
+            assert seen.in_flight == 1
+            router.registry.admit(seen, "1")
+            router.admission.wake()
+            assert seen.in_flight == 3
+            for task in asking:
+                task.cancel()
+            await eventually(lambda: seen.in_flight + router.admission.waiting == 0, "all to be gone")
+
+    asyncio.run(scenario())
+
+
+def test_keys_take_turns_when_workers_are_full():
+    async def scenario():
+        spec = RouterSpec(concurrency=1)
+        async with serving(Upstream(paced=True)) as worker, routing(worker.url, spec=spec) as (router, client):
+            keys = ["a"] * 4 + ["b"] + ["c"]
+            asking = []
+            for number, key in enumerate(keys):
+                asking.append(asyncio.create_task(client.get(f"/{key}", headers={"X-SMG-Routing-Key": key})))
+                await eventually(lambda number=number: router.admission.waiting == number, "the queue to grow")
+            worker.release.set()
+            await asyncio.gather(*asking)
+            assert [path for path, _, _ in worker.seen] == ["/a", "/a", "/b", "/c", "/a", "/a"]
+
+    asyncio.run(scenario())
+
+
+def test_waiting_for_room_has_an_end():
+    async def scenario():
+        limits = Limits(connect=2.0, idle=20.0, queue=0.1)
+        spec = RouterSpec(concurrency=1)
+        async with serving(Upstream()) as worker, routing(worker.url, spec=spec, limits=limits) as (_, client):
+            first = asyncio.create_task(client.post("/hang"))
+            await worker.arrived.wait()
+            async with client.post("/x") as reply:
+                assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+                assert (await reply.json())["error"]["type"] == "queue_timeout"
+            first.cancel()
 
     asyncio.run(scenario())

@@ -8,21 +8,25 @@ import subprocess
 import sys
 
 import aiohttp
+import numpy as np
 import psutil
 import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
+from miles_lite.session.engine_calls import EngineCalls
 from tests.router.upstream import Upstream, eventually, serving
 
 pytestmark = pytest.mark.e2e
+JSON = {"Content-Type": "application/json"}
+PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
 
 
 @contextlib.asynccontextmanager
-async def supervised(spec: RouterSpec):
-    supervisor = Supervisor(spec)
+async def supervised(spec: RouterSpec, *, gateway: bool = False):
+    supervisor = Supervisor(spec, gateway=gateway)
     try:
         async with aiohttp.ClientSession(await supervisor.start()) as client:
             yield supervisor, client
@@ -65,10 +69,37 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
     asyncio.run(scenario())
 
 
+def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
+    meta = {
+        "completion_tokens": 2,
+        "output_token_logprobs": [[-0.5, 11, None], [-0.25, 12, None]],
+        "finish_reason": {"type": "length", "length": 2},
+        "weight_version": "3",
+        "weight_versions": [{"version": "3", "start": 0, "end": 2}],
+    }
+    engine = Upstream(status=200, version="3", answer={"meta_info": meta}, paced=True)
+
+    async def scenario():
+        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+        async with serving(engine), supervised(spec) as (supervisor, client):
+            await client.post("/add_worker", params={"url": engine.url})
+            async with EngineCalls(supervisor.url, retry_seconds=30, call_seconds=30) as calls:
+                params = {"max_new_tokens": 2}
+                asking = asyncio.create_task(calls.generate(np.arange(3, dtype=np.int32), params, key="s"))
+                await eventually(lambda: len(engine.seen) == 1, "the request to reach the engine")
+                os.kill(supervisor.pid, signal.SIGKILL)
+                await eventually(lambda: len(engine.seen) == 2, "the session to ask again")
+                engine.release.set()
+                done = await asking
+        assert (done.ids, done.logprobs, done.spans, done.retries) == ([11, 12], [-0.5, -0.25], [(3, 0, 2)], 1)
+
+    asyncio.run(scenario())
+
+
 def test_the_process_ends_with_its_parent():
     code = (
         "import asyncio, os, signal\n"
-        "from miles_lite.router.app import RouterSpec\n"
+        "from miles_lite.router.spec import RouterSpec\n"
         "from miles_lite.router.supervise import Supervisor\n"
         "async def main():\n"
         "    supervisor = Supervisor(RouterSpec())\n"
@@ -122,3 +153,51 @@ def test_the_command_ends_cleanly(number, tmp_path):
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path):
+    pytest.importorskip("smg", reason="the Rust gateway is not installed")
+    spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+    body = b'{"input_ids": [1],  "odd": 1.50, "return_routed_experts": true}'
+
+    async def generate(client: aiohttp.ClientSession, supervisor: Supervisor) -> int:
+        async with client.post(f"{supervisor.data_url}/generate", data=body, headers=JSON) as reply:
+            await reply.read()
+            return reply.status
+
+    async def scenario():
+        async with (
+            serving(Upstream(status=200, answer={}, version="1")) as one,
+            serving(Upstream(status=200, answer={}, version="2")) as two,
+            supervised(spec, gateway=True) as (supervisor, client),
+        ):
+            assert supervisor.data_url != supervisor.url
+            assert await generate(client, supervisor) in (404, 503)
+            for worker in (one, two, one):
+                async with client.post("/add_worker", params={"url": worker.url}) as reply:
+                    assert reply.status == 200, await reply.text()
+            async with client.put("/weight_version", json={"version": 2}) as reply:
+                assert (await reply.json())["stale"] == [one.url]
+            assert [await generate(client, supervisor) for _ in range(4)] == [200] * 4
+            assert generations(one) == []
+            assert generations(two) == [body] * 4
+            async with client.post("/workers", json=PREFILL | {"url": one.url}) as reply:
+                assert reply.status == 400
+                assert "--router python" in await reply.text()
+            for child in psutil.Process(supervisor.pid).children():
+                child.kill()
+            status = 0
+            while status != 200:
+                with contextlib.suppress(aiohttp.ClientError):
+                    status = await generate(client, supervisor)
+                await asyncio.sleep(0.05)
+            async with client.post("/remove_worker", params={"url": two.url}) as reply:
+                assert reply.status == 200
+            assert await generate(client, supervisor) in (404, 503)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def generations(worker: Upstream) -> list[bytes]:
+    """Bodies of the generation requests that reached `worker`."""
+    return [body for path, _, body in worker.seen if path == "/generate"]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from miles_lite.router.app import Router, RouterSpec, listen, run_app, url_of
+from miles_lite.router.app import Router, run_app
 from miles_lite.router.registry import Worker
 from miles_lite.router.replies import Limits
+from miles_lite.router.spec import RouterSpec, listen, url_of
 
 
 @dataclass
@@ -25,17 +28,26 @@ class Upstream:
     url: str = ""
     version: str | None = None
     status: int = 418
+    answer: dict[str, Any] | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    hangs: bool = False
+    drops: bool = False
+    paced: bool = False
+    sent: int = 0
+    connections: set[tuple[str, int]] = field(default_factory=set)
     seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/stream", self.stream)
         app.router.add_route("*", "/hang", self.hang)
         app.router.add_route("*", "/cut", self.cut)
         app.router.add_route("*", "/drop", self.drop)
+        app.router.add_get("/flood", self.flood)
+        app.router.add_get("/close", self.close)
         app.router.add_get("/model_info", self.model_info)
         app.router.add_route("*", "/{path:.*}", self.echo)
         return app
@@ -43,11 +55,38 @@ class Upstream:
     async def model_info(self, _request: web.Request) -> web.Response:
         return web.json_response({"weight_version": self.version}, status=200 if self.status < 500 else self.status)
 
-    async def echo(self, request: web.Request) -> web.Response:
+    async def echo(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.raw_path, dict(request.headers), body))
+        self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
+        if self.paced:
+            await self.release.wait()
+        if self.hangs:
+            return await self.hang(request)
+        if self.drops:
+            return await self.drop(request)
+        if self.events:
+            return await self.stream_events(request)
+        if self.answer is not None:
+            return web.json_response(self.answer, status=self.status)
         headers = {"X-Odd-Reply": "kept", "Connection": "X-Per-Hop", "X-Per-Hop": "1", "Content-Encoding": "gzip"}
         return web.Response(status=self.status, reason="As It Is", headers=headers, body=gzip.compress(body))
+
+    async def close(self, request: web.Request) -> web.Response:
+        self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
+        return web.Response(headers={"Connection": "close"})
+
+    async def flood(self, request: web.Request) -> web.StreamResponse:
+        """Writes for as long as somebody reads."""
+        reply = web.StreamResponse()
+        await reply.prepare(request)
+        try:
+            while True:
+                await reply.write(bytes(1 << 16))
+                self.sent += 1 << 16
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled.set()
+            raise
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -55,6 +94,16 @@ class Upstream:
         await reply.write(b"data: 1\n\n")
         await self.release.wait()
         await reply.write(b"data: 2\n\n")
+        return reply
+
+    async def stream_events(self, request: web.Request) -> web.StreamResponse:
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await reply.prepare(request)
+        for number, event in enumerate(self.events):
+            if number:
+                await self.release.wait()
+            await reply.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        await reply.write(b"data: [DONE]\n\n")
         return reply
 
     async def hang(self, _request: web.Request) -> web.Response:

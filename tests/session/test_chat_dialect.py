@@ -10,8 +10,12 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
+from miles_lite.session.dialects import ChatCompletions
+from miles_lite.session.errors import ApiError
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench
 from tests.session.replies import CHAT_TOOLS, saying
@@ -146,3 +150,28 @@ def _comparable(completion: Any) -> dict[str, Any]:
         call["function"].pop("parsed_arguments", None)
     choice["message"].pop("parsed", None)
     return {**choice, "usage": completion.usage.model_dump(exclude_none=True)}
+
+
+@given(kept=st.integers(0, 6), changed=st.integers(0, 6), cut=st.integers(0, 6))
+def test_what_the_session_holds_changes_nothing_in_what_is_read(kept: int, changed: int, cut: int) -> None:
+    said = [
+        {"role": "user", "content": f"{n}"} if n % 2 else {"role": "assistant", "content": f"{n}"} for n in range(6)
+    ]
+    held = [dict(message) for message in said[:kept]]
+    if changed < kept:
+        held[changed]["content"] = "other"
+    sent = said[: max(cut, 1)]
+    read = ChatCompletions().parse({"messages": [dict(message) for message in sent]}, held=held)
+    assert read.messages == sent
+    assert all(read.messages[n] is held[n] for n in range(min(len(held), len(sent))) if n != changed)
+
+
+@pytest.mark.parametrize("bad", [{"role": "nobody"}, {"role": "user", "content": 3}, 5])
+def test_a_bad_message_is_refused_wherever_it_stands(bad: Any) -> None:
+    held = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    for place in range(3):
+        sent = [*map(dict, held), {"role": "user", "content": "c"}]
+        sent[place] = bad
+        with pytest.raises(ApiError) as refused:
+            ChatCompletions().parse({"messages": sent}, held=held)
+        assert str(refused.value.param).startswith(f"messages[{place}]")

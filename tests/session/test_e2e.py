@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import openai
 import pytest
@@ -21,11 +23,11 @@ from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
-from tests.models import reference_logprobs
+from tests.models import MOE_CONFIG, make_tiny_moe, reference_logprobs
 
 pytestmark = pytest.mark.e2e
 
@@ -37,11 +39,14 @@ class Stack:
     engine: Any
     session: Any
     url: str
+    router_url: str
     model: Path
 
 
 @pytest.fixture(scope="module")
-def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A mixture-of-experts model, whose routed experts the session asks for."""
+    tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
     here: dict[str, Any] = {"bind_host": "127.0.0.1", "advertise_host": "127.0.0.1"}
     router = _remote(RouterActor).remote(RouterSpec())
@@ -55,6 +60,7 @@ def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         context_length=2048,
         threads=1,
         weight_version=3,
+        sglang_args={"enable_return_routed_experts": True},
         **here,
     )
     engine = _remote(EngineActor).remote(spec)
@@ -67,10 +73,13 @@ def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             port=None,
             options=config.Session(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
             context_length=2048,
+            run_dir=str(tmp_path_factory.mktemp("run")),
+            routed_experts=True,
             **here,
         )
     )
-    yield Stack(engine, session, ray.get(session.start.remote(), timeout=60), tiny_model)
+    url = ray.get(session.start.remote(), timeout=60)
+    yield Stack(engine, session, url, router_url, tiny_model)
     for actor in (session, engine, router):
         ray.get(actor.stop.remote(), timeout=30)
     ray.shutdown()
@@ -94,6 +103,9 @@ def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stack, tem
             (sample,) = await client.collect(session)
             assert sample.trained_tokens == spent + spent_streaming
             assert _gap(stack.model, sample, temperature) <= 1e-4
+            assert sample.routed_experts is not None
+            assert sample.routed_experts.dtype == np.uint8
+            assert np.array_equal(sample.routed_experts, await _routed(stack, sample.tokens))
             described = await client.describe(session)
             assert [turn["parent"] for turn in described["turns"]] == [None, 0, 1, 2]
             messages.append({"role": "assistant", "content": content})
@@ -127,11 +139,24 @@ def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode:
     updating.start()
     sample = asyncio.run(run())
     updating.join()
+    assert sample.routed_experts is not None
+    assert sample.routed_experts.shape == (len(sample) - 1, 2, MOE_CONFIG["num_experts_per_tok"])
+    assert sample.routed_experts.max() < MOE_CONFIG["num_experts"]
     versions = sample.weight_versions[sample.loss_mask == 1]
     assert len(versions) == 1500
     assert set(versions) == {8, 9}
     assert np.all(np.diff(versions) >= 0)
     assert _gap(stack.model, sample, 1.0) <= 1e-4
+
+
+async def _routed(stack: Stack, tokens: np.ndarray) -> np.ndarray:
+    """The experts of a whole sequence, as one request returns them."""
+    body = {"input_ids": tokens.tolist(), "sampling_params": {"max_new_tokens": 1}, "return_routed_experts": True}
+    async with aiohttp.ClientSession() as http, http.post(f"{stack.router_url}/generate", json=body) as response:
+        payload = (await response.json())["meta_info"]["routed_experts"]
+    return np.frombuffer(base64.b64decode(payload), np.int32).reshape(
+        len(tokens), 2, MOE_CONFIG["num_experts_per_tok"]
+    )[:-1]
 
 
 async def _streamed(agent: openai.AsyncOpenAI, messages: list[Any]) -> tuple[str, int]:

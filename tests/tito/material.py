@@ -21,10 +21,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.parse import parser_for
-from miles_lite.tito.render import JinjaRenderer
+from miles_lite.tito.render import JinjaRenderer, Renderer
 from miles_lite.tito.short import ShortContexts
 from miles_lite.tito.standin import VARIABLES, control_tokens
-from miles_lite.tito.tito import cached_surface
+from miles_lite.tito.tito import NO_OPTIONS, cached_surface
 
 LOCAL = os.environ.get("MILES_LITE_TEMPLATES")
 
@@ -96,14 +96,14 @@ def encoder_for(name: str) -> Encoder:
 @cache
 def tito_for(name: str) -> Tito:
     """The template with its tokenizer and the surface that verification finds, as loading a model folder gives them."""
-    return bare_tito(template(name), encoder_for(name), variables=renderer_for(name).variables)
+    return bare_tito(renderer_for(name), encoder_for(name))
 
 
-def bare_tito(template: str, encoder: Encoder, *, variables: Mapping[str, Any] | None = None) -> Tito:
-    """Any template with any tokenizer; no stop ids."""
-    renderer = JinjaRenderer(template, variables=variables)
-    surface, form = cached_surface(renderer, encoder, {})
-    return Tito(encoder, renderer, form, surface, parser_for(template), frozenset(), ShortContexts(renderer))
+def bare_tito(renderer: Renderer, encoder: Encoder, *, options: Mapping[str, Any] = NO_OPTIONS) -> Tito:
+    """Any renderer with any tokenizer; no stop ids."""
+    surface, form = cached_surface(renderer, encoder, options)
+    parser = parser_for(getattr(renderer, "template", ""))
+    return Tito(encoder, renderer, form, surface, parser, frozenset(), ShortContexts(renderer))
 
 
 def renderer_for(name: str) -> JinjaRenderer:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
@@ -96,12 +96,39 @@ def test_every_look_alike_is_plain_text(tito: Tito) -> None:
 
 
 def test_a_tokenizer_that_cannot_keep_text_plain_is_refused() -> None:
-    from tokenizers import AddedToken, models
-
     words = Tokenizer(models.WordLevel({"<stop>": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.add_special_tokens([AddedToken("<stop>", special=True)])
     with pytest.raises(ValueError, match="<stop>"):
         Encoder(words)
+
+
+def test_a_stretch_is_encoded_as_what_follows_a_control_token() -> None:
+    """SentencePiece tokenizers put a space before text that begins a document, and only there."""
+    tokenizer = _letters()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    encoder = Encoder(tokenizer)
+    for text in ("see", "see [B]", "[B]", "\ufdd0start\ufdd1[B]"):
+        (guarded,), mark = encoder.guard([text])
+        shown = [encoder.text_of(index) for index in encoder.encode(f"[A]{guarded}[A]", mark=mark)]
+        assert shown[0] == shown[-1] == "[A]"
+        assert "[B]" not in shown
+        assert shown[1] != "▁" or text.startswith("\ufdd0")
+
+
+def test_text_that_normalises_to_a_control_token_stays_text() -> None:
+    tokenizer = _letters(normalized=True)
+    tokenizer.normalizer = normalizers.NFKC()
+    encoder = Encoder(tokenizer)
+    wide = "［Ａ］"
+    assert tokenizer.encode(wide).tokens == ["[A]"]
+    assert [encoder.text_of(index) for index in encoder.encode(f"[B]{wide}x")] == ["[B]", "[", "A", "]", "x"]
+
+
+def _letters(*, normalized: bool = False) -> Tokenizer:
+    letters = {chr(code): code - 33 for code in range(33, 127)} | {"▁": 94, "[UNK]": 95}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="[UNK]"))
+    tokenizer.add_tokens([AddedToken(text, normalized=normalized) for text in ("[A]", "[B]")])
+    return tokenizer
 
 
 def _call(arguments: dict) -> dict:

@@ -26,21 +26,21 @@ QUICK = [
 
 
 @pytest.mark.parametrize("name", QUICK)
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_suffix_is_what_the_native_render_ends_with(name: str, data: st.DataObject) -> None:
-    _check_conversation(tito_for(name), data)
+    check_conversation(tito_for(name), data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", templates())
-@settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_template_has_a_wrong_suffix(name: str, data: st.DataObject) -> None:
-    _check_conversation(tito_for(name), data)
+    check_conversation(tito_for(name), data)
 
 
-def _check_conversation(tito: Tito, data: st.DataObject) -> None:
+def check_conversation(tito: Tito, data: st.DataObject) -> None:
     roles = tuple(role for role, verdict in tito.surface.roles.items() if verdict.law is None)
     assume(roles)
     for step in data.draw(steps(roles=roles)):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from miles_lite.tito import History, RenderError, Tito
+from miles_lite.tito.render import JinjaRenderer
 from tests.tito.conversations import Step, steps
 from tests.tito.material import bare_tito, tito_for
 
@@ -97,7 +98,7 @@ def test_a_closing_of_two_tokens_goes_on_after_the_one_that_was_sampled() -> Non
 
 
 @pytest.mark.parametrize("name", STABLE)
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_buffer_is_the_native_render_of_the_conversation(name: str, data: st.DataObject) -> None:
     tito = tito_for(name)
@@ -214,7 +215,7 @@ def test_ids_printed_after_the_arguments_are_those_of_the_turn() -> None:
 
 
 def _with_template(template: str) -> Tito:
-    return bare_tito(template, tito_for("trl/qwen3").encoder)
+    return bare_tito(JinjaRenderer(template), tito_for("trl/qwen3").encoder)
 
 
 def _part(text: str) -> dict[str, str]:

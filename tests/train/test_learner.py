@@ -121,6 +121,31 @@ def test_kl_to_itself_is_zero_and_tis_weighs_the_engine_in(model_dir: Path) -> N
     assert metrics["train/tis"] != pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("flags", [("--use-tis",), ("--use-rollout-logprobs",)])
+def test_tokens_of_another_context_are_trained_but_take_part_in_no_ratio(
+    model_dir: Path, flags: tuple[str, ...]
+) -> None:
+    def train(spoil: float) -> tuple[dict[str, float], torch.Tensor]:
+        samples = make_samples(4, 2)
+        start = samples[0].prompt_length
+        samples[0].logprobs[start : start + 2] += np.float32(-spoil)
+        samples[0].metadata["merged_offcontext"] = [[start, start + 2]]
+        trainer = learner(model_dir, *flags)
+        return trainer.train(make_batch(samples, [1, 1])), gradient(trainer)
+
+    (metrics, plain), (spoilt_metrics, spoilt) = train(0.0), train(7.0)
+    assert torch.equal(plain, spoilt)
+    for name in ("train/loss", "train/ppo_kl", "train/train_rollout_logprob_abs_diff"):
+        assert metrics[name] == spoilt_metrics[name]
+    marked = make_samples(4, 2)[0].prompt_length
+    untrained = make_samples(4, 2)
+    untrained[0].loss_mask[marked : marked + 2] = 0
+    untrained[0].logprobs[marked : marked + 2] = 0
+    trainer = learner(model_dir, *flags)
+    trainer.train(make_batch(untrained, [1, 1]))
+    assert not torch.equal(gradient(trainer), plain)
+
+
 def test_clipping_scales_the_gradient(model_dir: Path) -> None:
     batch = make_batch(make_samples(5, 2), [50, 50])
     trainer = learner(model_dir, "--clip-grad", "0.5")

@@ -5,7 +5,7 @@ Invariant: a dialect holds no state of its own; an `Events` holds that of one st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import orjson
 
 from miles_lite.session.errors import ApiError
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
+from miles_lite.tito.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,17 @@ class Events(Protocol):
 
 
 class Dialect(Protocol):
-    """`prefix` begins the ids of answers; `keep_alive` may be sent between any two events."""
+    """`prefix` begins the ids of answers; `keep_alive` may be sent between any two events.
+
+    `held` is the conversation that a request probably repeats; a dialect whose requests hold chat messages as they are
+    takes those it finds there without checking them again.
+    """
 
     @property
     def prefix(self) -> str: ...
     @property
     def keep_alive(self) -> bytes: ...
-    def parse(self, body: Mapping[str, Any]) -> ChatRequest: ...
+    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest: ...
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]: ...
     def events(self, request: ChatRequest, stamp: Stamp) -> Events: ...
     def error(self, error: ApiError) -> dict[str, Any]: ...

@@ -5,15 +5,25 @@ Invariant: the fields that are used are checked, each error names the path of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miles_lite.session.dialects.base import Stamp, openai_error, sse
-from miles_lite.session.dialects.fields import check_choice, check_count, items, need, obj, take, unsupported
+from miles_lite.session.dialects.fields import (
+    check_choice,
+    check_count,
+    check_limits,
+    items,
+    need,
+    obj,
+    recall,
+    take,
+    unsupported,
+)
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, Delta
-from miles_lite.tito.messages import Tools
+from miles_lite.tito.messages import Message, Tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -24,13 +34,15 @@ class ChatCompletions:
     prefix = "chatcmpl-"
     keep_alive = b": keep-alive\n\n"
 
-    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
         messages = need(body, "messages", "a list")
         if not messages:
             raise bad_request("messages must be a list of at least one message", param="messages")
         check_count(messages, "messages")
-        for index, message in enumerate(messages):
+        others = recall(messages, held)
+        check_limits({**body, "messages": [message for _, message in others]})
+        for index, message in others:
             _check_message(message, f"messages[{index}]")
         _refuse_unsupported(body)
         tools = tools_of(body)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import Constraint
-from miles_lite.tito.messages import Tools
+from miles_lite.tito.messages import Message, Tools
 
 MAX_MESSAGES = 10_000
 MAX_NESTING = 64
@@ -70,6 +70,20 @@ def check_limits(body: Any) -> None:
         if not level:
             return
     raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
+
+
+def recall(messages: list[Any], held: Sequence[Message]) -> list[tuple[int, Any]]:
+    """Put what the session holds in the place of messages that equal it; the others, and where they are.
+
+    What is held has been checked when it came, so that a long conversation sent again costs a comparison of its bytes.
+    """
+    others = []
+    for index, (message, known) in enumerate(zip(messages, held, strict=False)):
+        if message == known:
+            messages[index] = known
+        else:
+            others.append((index, message))
+    return others + list(enumerate(messages[len(held) :], len(held)))
 
 
 def check_count(messages: Sequence[Any], name: str) -> None:

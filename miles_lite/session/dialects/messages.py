@@ -7,19 +7,19 @@ is the one that was answered. Tools that Anthropic would run itself are not show
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import schema_of
-from miles_lite.session.dialects.fields import check_choice, check_count, choice, items, need, take
+from miles_lite.session.dialects.fields import check_choice, check_count, check_limits, choice, items, need, take
 from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, pieces
-from miles_lite.tito.messages import Tools
+from miles_lite.tito.messages import Message, Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
 """Claude Code puts this line in front of its system prompt, with a hash that changes at every request."""
@@ -31,8 +31,9 @@ class Messages:
     prefix = "msg_"
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
-    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
+        check_limits(body)
         listed = need(body, "messages", "a list")
         if not listed:
             raise bad_request("messages must be a list of at least one message", param="messages")

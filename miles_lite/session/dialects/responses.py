@@ -7,18 +7,18 @@ Tools that OpenAI would run itself are not shown to the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles_lite.session.dialects.base import Stamp, openai_error
 from miles_lite.session.dialects.chat import schema_of
-from miles_lite.session.dialects.fields import check_choice, items, need, take, unsupported
+from miles_lite.session.dialects.fields import check_choice, check_limits, items, need, take, unsupported
 from miles_lite.session.dialects.responses_events import ResponseEvents
 from miles_lite.session.dialects.responses_input import conversation
 from miles_lite.session.dialects.responses_shape import finished, output_items
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint
-from miles_lite.tito.messages import Tools
+from miles_lite.tito.messages import Message, Tools
 
 _STORED = ("previous_response_id", "conversation", "prompt")
 
@@ -29,8 +29,9 @@ class Responses:
     prefix = "resp_"
     keep_alive = b": keep-alive\n\n"
 
-    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
+        check_limits(body)
         for name in _STORED:
             if body.get(name) is not None:
                 raise unsupported(f"{name} is not kept here: send the whole conversation as input", name)

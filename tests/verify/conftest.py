@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.tito import Tito
+from miles_lite.tito.boundaries import ROLES
+
+
+@pytest.fixture(scope="session")
+def tito(tiny_model: Path) -> Tito:
+    return Tito.load(tiny_model, append_roles=ROLES)
