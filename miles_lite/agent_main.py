@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from miles_lite.rollout.stack import Stack
 
 APPENDED = ("tool", "user")
+CONVERSATIONS = 8
+"""Requests in flight for which a started engine has room: more than one agent makes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         if options.prompt_cache_dir:
             raise UserError("--prompt-cache-dir is for a model folder; a running server keeps prompts in its memory")
         return Agent(model, options, shows_tools=False).run()
+    if not Path(model).is_dir():
+        raise UserError(f"{model} is no folder: MODEL is a Hugging Face model folder, or the URL of a session server")
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
@@ -96,7 +100,7 @@ def serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack
     options = StackOptions(
         topology=Topology(),
         checkpoint=Checkpoint(hf_checkpoint=model),
-        engines=Engines(sglang_args=sglang),
+        engines=Engines(sglang_args=sglang, sglang_server_concurrency=CONVERSATIONS),
         session=Session(tito_allowed_append_roles=APPENDED),
         max_context_len=None,
         seed=1234,
