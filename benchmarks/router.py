@@ -193,9 +193,10 @@ def trivial(urls: list[str]) -> Iterator[str]:
 
 def wait_until_it_answers(url: str) -> None:
     deadline = time.monotonic() + 30
+    request = urllib.request.Request(f"{url}/generate", text(SMALL), {"Content-Type": "application/json"})
     while time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(f"{url}/generate", data=b'{"text": "x"}', timeout=5).close()
+            urllib.request.urlopen(request, timeout=5).close()
             return
         time.sleep(0.1)
     raise RuntimeError(f"{url} did not answer within 30 s")

@@ -12,12 +12,18 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miles_lite.agent.command import Agent, AgentOptions
+from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, sort_leftovers, take_group
+
+if TYPE_CHECKING:
+    from miles_lite.rollout.stack import Stack
+
+APPENDED = ("tool", "user")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,11 +42,42 @@ def main(argv: Sequence[str]) -> int:
     if model.startswith(("http://", "https://")):
         if sglang:
             raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
+        if options.prompt_cache_dir:
+            raise UserError("--prompt-cache-dir is for a model folder; a running server keeps prompts in its memory")
         return Agent(model, options, shows_tools=False).run()
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
-    with _serving(model, sglang, Path(namespace.run_dir).resolve()) as url:
-        agent.url = url
+    cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
+    flags = {**(cache.engine_flags() if cache else {}), **sglang}
+    with _serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
+        if cache is not None:
+            _warm(cache, stack.engine_urls[0])
+        agent.url = stack.session_urls[0]
         return agent.run()
+
+
+def _prompt_cache(model: Path, agent: Agent, root: str, flags: dict[str, Any]) -> PromptCache:
+    """The cache of the tokens with which every conversation of this agent begins."""
+    from miles_lite.rollout.model import check_model_folder
+    from miles_lite.tito.tito import Tito
+
+    tito = Tito.load(check_model_folder(str(model)), append_roles=APPENDED)
+    first, second = (
+        tito.first(
+            [{"role": "system", "content": agent.system}, {"role": "user", "content": text}],
+            tools=agent.template_tools or None,
+        ).ids
+        for text in ("a", "1")
+    )
+    same = next(at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    ids = [int(token) for token in first[:same]]
+    tools = agent.template_tools
+    return prompt_cache(Path(root), model=model, ids=ids, system=agent.system, tools=tools, flags=flags)
+
+
+def _warm(cache: PromptCache, engine_url: str) -> None:
+    loaded = cache.warm(engine_url)
+    if cache.tokens and loaded == cache.tokens:
+        print(f"loaded system-prompt cache ({loaded} tokens) — skipping prefill", file=sys.stderr, flush=True)
 
 
 def _shows_tools(model: Path) -> bool:
@@ -50,9 +87,8 @@ def _shows_tools(model: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[str]:
-    """The URL of a session server for the model folder. Servers live in a thread's event loop, so that Ctrl-C reaches
-    the conversation."""
+def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
+    """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
     from miles_lite.cluster import connect, disconnect
     from miles_lite.rollout.placement import place
     from miles_lite.rollout.stack import Stack, StackOptions
@@ -61,7 +97,7 @@ def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[str]
         topology=Topology(),
         checkpoint=Checkpoint(hf_checkpoint=model),
         engines=Engines(sglang_args=sglang),
-        session=Session(tito_allowed_append_roles=("tool", "user")),
+        session=Session(tito_allowed_append_roles=APPENDED),
         max_context_len=None,
         seed=1234,
         run_dir=run_dir,
@@ -79,7 +115,7 @@ def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[str]
         stack = Stack(options, place(options.topology, train=False))
         try:
             wait(stack.start())
-            yield stack.session_urls[0]
+            yield stack
         finally:
             wait(stack.stop())
     finally:

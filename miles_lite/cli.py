@@ -1,4 +1,4 @@
-"""The command line: `miles-lite train | rollout | serve | router | agent | traces | verify | init-model`.
+"""The command line: `miles-lite train | rollout | serve | router | session | agent | traces | verify | init-model`.
 
 Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
 traceback. Heavy imports happen only in the command that needs them.
@@ -19,6 +19,7 @@ USAGE = """usage: miles-lite COMMAND [flags]
   rollout      generate and score without training (same flags)
   serve        engines, router and session servers, until Ctrl-C
   router       the router alone
+  session      a session server alone, in front of a router that runs
   agent        talk to a model that uses tools
   traces       look at trajectory files; make datasets of them
   verify       prove a chat template, or sessions on live engines; see `miles-lite verify --help`
@@ -91,6 +92,12 @@ def _router(argv: Sequence[str]) -> int:
     return router(argv)
 
 
+def _session(argv: Sequence[str]) -> int:
+    from miles_lite.serve import session
+
+    return session(argv)
+
+
 def _agent(argv: Sequence[str]) -> int:
     from miles_lite.agent_main import main as agent
 
@@ -126,6 +133,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "rollout": _rollout,
     "serve": _serve,
     "router": _router,
+    "session": _session,
     "agent": _agent,
     "traces": _traces,
     "verify": _verify,

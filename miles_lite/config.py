@@ -93,7 +93,8 @@ class Rollouts:
     rollout_top_k: int = option(-1, help="top-k sampling; -1: off")
     rollout_stop: tuple[str, ...] = option((), help="stop strings")
     custom_agent_function_path: str | None = option(
-        None, help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict"
+        None,
+        help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
     custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
@@ -136,6 +137,9 @@ class Session:
     )
     detect_timeline_snap: Literal["true", "false"] = option(
         "false", help="log and report where and why a session's timeline forked", nargs="?", const="true"
+    )
+    session_compare_template: bool = option(
+        False, help="compare every sample with what the template prints (0.3 s per 100,000 tokens)"
     )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")

@@ -38,26 +38,35 @@ litellm.client_session = httpx.Client(limits=httpx.Limits(max_connections=None))
 
 
 async def run(
-    base_url: str, prompt: Any, request_kwargs: Mapping[str, Any], metadata: Mapping[str, Any], **_: Any
+    base_url: str,
+    prompt: Any,
+    request_kwargs: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    api_key: str = "none",
+    **_: Any,
 ) -> dict[str, Any]:
     """One episode: the agent works on a copy of `metadata["files"]`, then `metadata["hidden_tests"]` decide.
 
     base_url        the session's OpenAI endpoint, ending in /v1
+    api_key         the session's key
     prompt          the task: a string, or chat messages of which the last is taken
     request_kwargs  sampling parameters of the chat requests
     Returns reward (1.0 or 0.0), exit_status, turns, and seconds: model_query_time, env_execution_time, eval_time.
     """
     task = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     return await asyncio.get_running_loop().run_in_executor(
-        AGENTS, _episode, base_url, task, dict(request_kwargs), dict(metadata)
+        AGENTS, _episode, base_url, api_key, task, dict(request_kwargs), dict(metadata)
     )
 
 
-def _episode(base_url: str, task: str, request_kwargs: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+def _episode(
+    base_url: str, api_key: str, task: str, request_kwargs: dict[str, Any], metadata: dict[str, Any]
+) -> dict[str, Any]:
     with Workspace(metadata["files"]) as workspace:
         model = TimedModel(
             model_name=f"openai/{request_kwargs.pop('model', 'policy')}",
-            model_kwargs={"api_base": base_url, "api_key": "none", "timeout": MODEL_SECONDS, **request_kwargs},
+            model_kwargs={"api_base": base_url, "api_key": api_key, "timeout": MODEL_SECONDS, **request_kwargs},
             cost_tracking="ignore_errors",
             action_regex=ACTION_REGEX,
             format_error_template=FORMAT_ERROR,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from miles_lite import atraj
 from miles_lite.agent.conversation import Conversation, Event, Limits
@@ -49,6 +49,9 @@ class AgentOptions:
     tool_timeout: float = option(30.0, help="seconds one call may take")
     tool_dir: str | None = option(None, help="folder that tools work in, writable in the sandbox (default: this one)")
     sandbox: Literal["none", "bwrap"] = option("none", help="bwrap: read-only root, private /tmp, no network, limits")
+    prompt_cache_dir: str | None = option(
+        None, help="keep the system prompt's state here, so that the next launch loads it instead of computing it"
+    )
     trajectory_dir: str | None = option(None, help="write one .atraj file per session here")
     trajectory_task: str | None = option(None, help="name of the task in those files")
 
@@ -71,6 +74,11 @@ class Agent:
             sandbox=options.sandbox,
         )
         self._transcript: IO[str] | None = None
+
+    @property
+    def template_tools(self) -> list[dict[str, Any]]:
+        """The tools that the chat template gets."""
+        return [tool.openai() for tool in self._tools] if self._format.shows_tools else []
 
     def run(self) -> int:
         """Talk until the end of input; the exit code."""

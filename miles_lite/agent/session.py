@@ -62,6 +62,7 @@ class AgentSession:
             self._http.close()
             raise
         self.session_id = str(body["session_id"])
+        self._http.headers["Authorization"] = f"Bearer {body.get('api_key') or '-'}"
         return self
 
     def __exit__(

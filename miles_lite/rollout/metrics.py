@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Status
+from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Status
 
 Metrics = dict[str, float]
 
 NONE_LABEL = "none"
 """The zero-std label of a group whose rollouts all have no reward, or that has no rollouts."""
 
+MISMATCHES = ("special_token_count", "special_token_type", "non_assistant_text", "assistant_text")
 AGENT_TOTALS = ("turns", "tool_calls")
 AGENT_TIMES = ("model_query_time_sum", "env_execution_time_sum", "eval_time", "agent_run_time")
 
@@ -41,6 +42,7 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **_present("rollout/zero_std_ratio", _share(map(_no_gradient, groups))),
         **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
         **failure_metrics(unfiltered_groups),
+        **mismatch_metrics(unfiltered_groups),
         **weight_version_metrics(groups),
         **agent_metrics(groups),
     }
@@ -104,6 +106,18 @@ def failure_metrics(groups: Sequence[Group]) -> Metrics:
         **_present("rollout/aborted_ratio", _share(rollout.status is Status.ABORTED for rollout in rollouts)),
         **{f"rollout/failed/count_{reason}": float(count) for reason, count in sorted(reasons.items())},
     }
+
+
+def mismatch_metrics(groups: Sequence[Group]) -> Metrics:
+    """Rollouts with a difference of each class from what the chat template prints, of those that were compared.
+
+    `not_compared` is the share of samples, of those for which it was asked, that could not be.
+    """
+    asked = [found for rollout in _rollouts(groups) if (found := list(map(_mismatches, _asked(rollout))))]
+    kinds = [{kind for each in found for kind in each or ()} for found in asked if found.count(None) < len(found)]
+    shares = {kind: _share(kind in found for found in kinds) for kind in MISMATCHES}
+    shares["not_compared"] = _share(each is None for found in asked for each in found)
+    return _under("rollout/tito_mismatch/", {name: share for name, share in shares.items() if share is not None})
 
 
 def weight_version_metrics(groups: Sequence[Group]) -> Metrics:
@@ -178,6 +192,18 @@ def _label(group: Group) -> str:
     """The bucket of a zero-std group: its one reward as a float with one decimal."""
     reward = _number(group.rewards[0]) if group.rollouts else None
     return NONE_LABEL if reward is None else str(round(reward, 1) + 0.0)
+
+
+def _asked(rollout: Rollout) -> list[Sample]:
+    return [sample for sample in rollout.samples if "tito_session_mismatch" in sample.metadata]
+
+
+def _mismatches(sample: Sample) -> set[str] | None:
+    """The classes of a sample's differences; None when it was not compared."""
+    entries = sample.metadata["tito_session_mismatch"]
+    if not isinstance(entries, list):
+        return None
+    return {str(entry.get("type")) for entry in entries if isinstance(entry, Mapping)}
 
 
 def _truncated(rollout: Rollout) -> bool:

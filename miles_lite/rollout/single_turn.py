@@ -12,13 +12,15 @@ async def run(
     prompt: str | list[dict[str, Any]],
     request_kwargs: dict[str, Any],
     metadata: dict[str, Any],
+    *,
+    api_key: str = "-",
     **_: Any,
 ) -> dict[str, Any]:
     """Send the prompt as one chat request; the rollout's timeout bounds it. Returns {"response": text}."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with (
-        aiohttp.ClientSession(timeout=timeout) as client,
+        aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {api_key}"}) as client,
         client.post(f"{base_url}/chat/completions", json={"messages": messages, **request_kwargs}) as answer,
     ):
         body = await answer.json()

@@ -28,8 +28,8 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.client import set_weight_version
+from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Stack:
         self._changing = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         self._router: Any = None
+        self._router_restarts = 0
         self._sessions: list[Any] = []
         self.router_url = ""
         self.data_url = ""
@@ -162,8 +163,10 @@ class Stack:
             concurrency=engines.sglang_server_concurrency,
             queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
+            gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,
         )
-        self._router = named_actor(RouterActor, "router", num_cpus=0).remote(spec, gateway=engines.router == "gateway")
+        name = "router" + (f"-restart-{self._router_restarts}" if self._router_restarts else "")
+        self._router = named_actor(RouterActor, name, num_cpus=0).remote(spec, gateway=engines.router == "gateway")
         url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
         return url
 
@@ -249,13 +252,14 @@ class Stack:
                         await self._replace(slot)
 
     async def _replace_router(self) -> None:
-        """Another router on the same node's port; it knows the workers from its state file."""
-        log.warning("the router at %s has ended; replacing it", self.router_url)
+        """Another router on the same port; it knows the workers from the state file."""
+        self._router_restarts += 1
+        log.warning("the router at %s has ended; replacing it (%d so far)", self.router_url, self._router_restarts)
         await end_actor(self._router)
         try:
             self.router_url = await self._launch_router(urlsplit(self.router_url).port)
-        except UserError as error:
-            log.error("the router does not come back: %s", error)
+        except (UserError, ray.exceptions.RayError) as error:
+            log.error("the router does not come back, and is tried again: %s", error)
 
     async def _replace(self, slot: _Slot) -> None:
         log.warning("engine %d has ended; replacing it (%d so far)", slot.index, slot.restarts)

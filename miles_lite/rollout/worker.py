@@ -69,7 +69,7 @@ class AgentWorker:
             client = await self._client(task.session_url)
             session_id = await client.create(task.sampling)
             try:
-                await self._act(rollout, task, client.base_url(session_id))
+                await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
                 rollout.finished_at = time.time()
                 rollout.samples = await self._collect(client, session_id)
                 _settle(rollout)
@@ -94,7 +94,7 @@ class AgentWorker:
             await self._exits.enter_async_context(self._clients[url])
         return self._clients[url]
 
-    async def _act(self, rollout: Rollout, task: Task, base_url: str) -> None:
+    async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> None:
         """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
         assert self._agent is not None
         limit = self._config.rollouts.rollout_timeout
@@ -103,6 +103,7 @@ class AgentWorker:
             async with asyncio.timeout(limit):
                 info = await self._agent(
                     base_url=base_url,
+                    api_key=api_key,
                     prompt=task.prompt.input,
                     request_kwargs=_request_kwargs(task.sampling),
                     metadata=metadata,

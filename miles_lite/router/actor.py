@@ -5,12 +5,18 @@ Invariant: `start` and `stop` are idempotent; a stopped router has released its 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import aiohttp
+import ray
 
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.gauges import WorkerGauges
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
+
+SHOW_SECONDS = 5.0
 
 
 class RouterActor:
@@ -19,13 +25,17 @@ class RouterActor:
     def __init__(self, spec: RouterSpec, *, gateway: bool = False) -> None:
         """gateway: generation goes through the Rust gateway."""
         self._supervisor = Supervisor(spec, gateway=gateway)
+        self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"RouterActor({self._supervisor.url or 'not started'})"
 
     async def start(self) -> str:
         """Listen; returns the URL others are told. Raises UserError when the port is in use."""
-        return await self._supervisor.start()
+        url = await self._supervisor.start()
+        if self._showing is None and ray.is_initialized():
+            self._showing = asyncio.create_task(self._show())
+        return url
 
     async def data_url(self) -> str:
         """Where generation requests go: the gateway, else the router itself."""
@@ -47,4 +57,14 @@ class RouterActor:
 
     async def stop(self) -> None:
         """Release the port; requests in flight are cut."""
+        if self._showing:
+            self._showing.cancel()
         await self._supervisor.stop()
+
+    async def _show(self) -> None:
+        """Keep Ray's gauges current."""
+        gauges = WorkerGauges()
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # it is started again just now
+                gauges.show(await self.workers())
+            await asyncio.sleep(SHOW_SECONDS)

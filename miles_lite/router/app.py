@@ -7,66 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, reachable
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
 from miles_lite.router.gateway import Gateway
 from miles_lite.router.metrics import RouterCollector, render
-from miles_lite.router.placement import Placement, PolicyName
+from miles_lite.router.placement import Placement
 from miles_lite.router.proxy import Proxy
-from miles_lite.router.registry import Registry, parse_worker
+from miles_lite.router.registration import fields_of, parse_worker
+from miles_lite.router.registry import Registry
 from miles_lite.router.replies import Limits, failure
+from miles_lite.router.spec import BACKLOG, RouterSpec
 from miles_lite.router.upstream import Pool, UnreachableError
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 30
-BACKLOG = 1024
 PROBE_INTERVAL = 1.0
 NO_PAIRS = (
     "prefill/decode is not possible with --router gateway: in that mode the gateway parses bodies, merges neither "
     "batches nor streams, and drops the prefill worker's routed experts. Use --router python"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterSpec:
-    """One router.
-
-    bind_host, port   where it listens; port None: a free one
-    advertise_host    what others are told
-    timeout           seconds it waits for a worker's bytes
-    policy            who takes a request without a key, or with a new one
-    concurrency       requests in flight per worker; None: any number
-    queue_seconds     how long a request waits for a worker with room
-    state_file        workers and weight version, kept for the next start; None: nothing is kept
-    gateway_port      the Rust gateway listens there for data, and this router is its control plane; None: no gateway
-    """
-
-    bind_host: str = "127.0.0.1"
-    advertise_host: str = "127.0.0.1"
-    port: int | None = None
-    timeout: float = 600.0
-    policy: PolicyName = "least_in_flight"
-    concurrency: int | None = None
-    queue_seconds: float = 60.0
-    state_file: str | None = None
-    gateway_port: int | None = None
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(idle=self.timeout, queue=self.queue_seconds)
 
 
 class Router:
@@ -106,7 +74,7 @@ class Router:
     async def add(self, request: web.Request) -> web.Response:
         """POST /add_worker, POST /workers."""
         try:
-            worker = parse_worker(await _fields(request))
+            worker = parse_worker(await fields_of(request))
             if self._gateway and worker.worker_type != "regular":
                 raise UserError(NO_PAIRS)
             await self._pool.reach(worker.url)
@@ -127,7 +95,7 @@ class Router:
     async def remove(self, request: web.Request) -> web.Response:
         """POST /remove_worker, DELETE /workers/{id or url}, DELETE /workers?url=."""
         try:
-            fields = await _fields(request)
+            fields = await fields_of(request)
         except UserError as error:
             return failure(400, str(error), kind="bad_worker")
         name = request.match_info.get("name") or fields.get("url") or fields.get("worker_url") or ""
@@ -156,7 +124,7 @@ class Router:
     async def set_version(self, request: web.Request) -> web.Response:
         """PUT /weight_version: `version`, and `previous` while an update runs."""
         try:
-            fields = await _fields(request)
+            fields = await fields_of(request)
             if not isinstance(fields.get("version"), int | str):
                 raise UserError("version is required: the weight version that workers must report, a number or a word")
         except UserError as error:
@@ -194,7 +162,7 @@ class Router:
 
     async def _probe_for_ever(self) -> None:
         while True:
-            aside = [worker for worker in self.registry if worker.state in ("unreachable", "stale")]
+            aside = [one for one in self.registry if one.trial or one.state in ("unreachable", "stale")]
             await self._gate.check(aside)
             if aside or self._gateway:
                 await self._changed(wait=False)
@@ -220,23 +188,6 @@ def build_app(router: Router) -> web.Application:
     return app
 
 
-def listen(spec: RouterSpec) -> socket.socket:
-    """A listening socket. Raises UserError when the port is in use."""
-    try:
-        family = socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET
-        return socket.create_server((spec.bind_host, spec.port or 0), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(
-            f"the router cannot listen on {spec.bind_host}:{spec.port}: {error.strerror or error}.\n"
-            "  End the process that uses the port, choose another with --sglang-router-port, or leave it out."
-        ) from error
-
-
-def url_of(spec: RouterSpec, listener: socket.socket) -> str:
-    """What others are told."""
-    return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
-
-
 async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
     """Serve on `listener`; returns the runner, to be cleaned up."""
     runner = web.AppRunner(
@@ -245,16 +196,3 @@ async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()
     return runner
-
-
-async def _fields(request: web.Request) -> dict[str, Any]:
-    """A control request's fields: the query's, else the JSON body's. Raises UserError for a body that is no object."""
-    if request.query or not await request.read():
-        return dict(request.query)
-    try:
-        fields = json.loads(await request.read())
-    except ValueError as error:
-        raise UserError(f"the body is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError("the body must be a JSON object")
-    return fields

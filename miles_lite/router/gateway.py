@@ -54,6 +54,7 @@ def command(*, host: str, port: int, metrics_port: int, timeout: float) -> list[
         "shutdown-grace-period-secs": 1,
         "health-check-interval-secs": 5,
         "cb-timeout-duration-secs": 5,
+        "backend": "sglang",
         "log-level": "error",
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -13,8 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from miles_lite.errors import UserError
 
@@ -30,7 +29,7 @@ class Worker:
     turn       number of the last request placed on it
     failures   in a row
     served     requests that it answered; broken: requests that it failed
-    trial      came back from a failure: one request at a time until one is answered
+    trial      came back from a failure: one request at a time until one is answered, or runs while it is asked again
     version    the weight version it reported last
     gone       no longer registered
     """
@@ -153,6 +152,8 @@ class Registry:
         elif worker.state != "ready":
             worker.trial = worker.state == "unreachable"
             worker.state = "ready"
+        elif worker.in_flight:  # its request runs, and it still answers
+            worker.trial = False
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -170,44 +171,10 @@ class Registry:
             stored = json.loads(path.read_text())
             self.accepted = tuple(map(str, stored["weight_versions"]))
             for row in stored["workers"]:
-                worker = parse_worker(row)
-                worker.id, worker.state = row["id"], "stale" if self.accepted else "ready"
+                worker = Worker(**{name: row[name] for name in STORED})
+                worker.state = "stale" if self.accepted else "ready"
                 self._workers[worker.url] = worker
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"{path}: not the state of a router ({error!r}).\n  Remove the file: the engines register again."
             ) from error
-
-
-def parse_worker(fields: dict[str, Any]) -> Worker:
-    """A worker from a registration's fields: url or worker_url, worker_type, bootstrap_port. Raises UserError."""
-    role = fields.get("worker_type") or "regular"
-    if role not in get_args(WorkerType):
-        raise UserError(f"worker_type {role!r}: must be one of {', '.join(get_args(WorkerType))}")
-    bootstrap = fields.get("bootstrap_port")
-    if bootstrap in (None, "", "none"):
-        bootstrap = None
-    elif not str(bootstrap).isdecimal() or not 0 < int(bootstrap) < 65536:
-        raise UserError(f"bootstrap_port {bootstrap!r}: must be a port number")
-    if role == "prefill" and bootstrap is None:
-        raise UserError("worker_type prefill needs bootstrap_port: where decode workers fetch the cache")
-    return Worker(
-        url=parse_url(fields.get("url") or fields.get("worker_url")),
-        worker_type=cast(WorkerType, role),
-        bootstrap_port=None if bootstrap is None else int(bootstrap),
-    )
-
-
-def parse_url(value: Any) -> str:
-    """`http(s)://host[:port]` without a trailing slash. Raises UserError."""
-    if not value:
-        raise UserError("url (or worker_url) is required, in the query or in a JSON body")
-    mend = "must be http://host:port"
-    try:
-        parts = urlsplit(str(value))
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError as error:
-        raise UserError(f"url {value!r}: {mend} ({error})") from error
-    if not valid or parts.query or parts.fragment:
-        raise UserError(f"url {value!r}: {mend}")
-    return str(value).rstrip("/")

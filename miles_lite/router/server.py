@@ -16,7 +16,8 @@ import socket
 import sys
 
 from miles_lite.errors import UserError
-from miles_lite.router.app import Router, RouterSpec, run_app
+from miles_lite.router.app import Router, run_app
+from miles_lite.router.spec import RouterSpec
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +39,7 @@ async def _serve(router: Router, listener: socket.socket) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    loop.add_reader(sys.stdin.fileno(), ended.set)
+    loop.add_reader(sys.stdin.fileno(), os._exit, 1)  # at once: the next router may want the port
     runner = await run_app(router, listener)
     print("ready", flush=True)
     await ended.wait()

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.router.app import RouterSpec, listen, url_of
 from miles_lite.router.gateway import free_port
 from miles_lite.router.server import command
+from miles_lite.router.spec import RouterSpec, listen, url_of
 
 log = logging.getLogger(__name__)
 START_SECONDS = 30.0
@@ -32,8 +32,8 @@ class Supervisor:
     """One router: its socket, and the process that serves it."""
 
     def __init__(self, spec: RouterSpec, *, gateway: bool = False) -> None:
-        """gateway: data goes through the Rust gateway, on a port of its own that is chosen once."""
-        self._spec = replace(spec, gateway_port=free_port()) if gateway else spec
+        """gateway: data goes through the Rust gateway, on `spec.gateway_port`, or on one that is chosen here once."""
+        self._spec = replace(spec, gateway_port=spec.gateway_port or free_port()) if gateway else spec
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from miles_lite.session.caller import agent_name
 from miles_lite.session.calls import Ask
@@ -22,6 +23,8 @@ from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Resp
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.keys import Keys
+from miles_lite.session.logs import SESSION
 from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
@@ -35,14 +38,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
 
 
-def build_app(service: Service, *, model: Mapping[str, str], keep_alive: float) -> web.Application:
+def build_app(service: Service, *, model: Mapping[str, str], keys: Keys, keep_alive: float) -> web.Application:
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
-    routes = _Routes(service, dict(model), keep_alive)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors])
+    routes = _Routes(service, dict(model), keys, keep_alive)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors, routes.guard])
     app.add_routes(
         [
             web.get("/health", routes.health),
+            web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi),
             web.get("/v1/models", routes.models),
             web.post("/sessions", routes.create),
@@ -61,11 +65,23 @@ def build_app(service: Service, *, model: Mapping[str, str], keep_alive: float) 
 
 
 class _Routes:
-    def __init__(self, service: Service, model: dict[str, str], keep_alive: float) -> None:
-        self._service, self._model, self._keep_alive = service, model, keep_alive
+    def __init__(self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float) -> None:
+        self._service, self._model, self._keys, self._keep_alive = service, model, keys, keep_alive
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What is about a session needs its key, and is logged under its id."""
+        session_id = request.match_info.get("session_id")
+        if session_id is not None:
+            self._keys.check(session_id, request.headers)
+            SESSION.set(session_id)
+        return await handler(request)
 
     async def health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"} | self._service.stats())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model, as clients of OpenAI and of Anthropic read it."""
@@ -80,7 +96,8 @@ class _Routes:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        return _json({"session_id": await self._service.create(check_run(body.get("sampling")))})
+        session_id = await self._service.create(check_run(body.get("sampling")))
+        return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
     async def describe(self, request: web.Request) -> web.Response:
         return _json(await self._service.describe(_session_id(request)))

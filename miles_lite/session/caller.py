@@ -7,7 +7,7 @@ a name are told apart by their system prompts, which begin their paths.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -21,14 +21,20 @@ MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`name` is None for an agent that gave none; `seed` digests name and tools."""
+    """`name` is None for an agent that gave none; `seed` digests name and tools.
+
+    `tools` and `options` are what the template was given; None where only the journal knows the turn.
+    """
 
     name: str | None
     seed: bytes
+    tools: Tools | None = field(default=None, compare=False, repr=False)
+    options: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
-def caller_of(name: str | None, tools: Tools | None) -> Caller:
-    return Caller(name, blake2b(canonical_json([name, list(tools or ())]), digest_size=16).digest())
+def caller_of(name: str | None, tools: Tools | None, options: Mapping[str, Any] | None = None) -> Caller:
+    seed = blake2b(canonical_json([name, list(tools or ())]), digest_size=16).digest()
+    return Caller(name, seed, tools, options)
 
 
 def agent_name(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:

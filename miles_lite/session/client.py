@@ -32,6 +32,7 @@ class SessionClient:
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._http: aiohttp.ClientSession | None = None
+        self._keys: dict[str, str] = {}
 
     async def __aenter__(self) -> SessionClient:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout))
@@ -49,8 +50,14 @@ class SessionClient:
 
     async def create(self, sampling: Mapping[str, Any] | None = None) -> str:
         """Open a session whose turns sample with `sampling` (engine names); returns its id."""
-        body = await self._call("POST", "/sessions", {"sampling": dict(sampling or {})})
-        return str(orjson.loads(body)["session_id"])
+        body = orjson.loads(await self._call("POST", "/sessions", {"sampling": dict(sampling or {})}))
+        session_id = str(body["session_id"])
+        self._keys[session_id] = str(body["api_key"])
+        return session_id
+
+    def api_key(self, session_id: str) -> str:
+        """What an agent is given as its API key, of a session that this client opened."""
+        return self._keys.get(session_id, "")
 
     async def collect(self, session_id: str, max_seq_len: int | None = None) -> list[Sample]:
         """The session's samples, validated. May be repeated."""
@@ -66,13 +73,16 @@ class SessionClient:
 
     async def delete(self, session_id: str) -> None:
         await self._call("DELETE", f"/sessions/{session_id}")
+        self._keys.pop(session_id, None)
 
     async def _call(self, method: str, path: str, body: Any = None) -> bytes:
         if self._http is None:
             raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
         data = None if body is None else orjson.dumps(body)
+        key = self._keys.get(path.removeprefix("/sessions/").partition("/")[0])
+        headers = {"Authorization": f"Bearer {key}"} if key else None
         try:
-            async with self._http.request(method, self.url + path, data=data) as response:
+            async with self._http.request(method, self.url + path, data=data, headers=headers) as response:
                 answer = await response.read()
         except TimeoutError as error:
             message = f"{method} {self.url}{path}: no answer within {self._timeout:g} s"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import operator
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -152,8 +153,9 @@ class EngineCalls:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
                 async for event in _events(response, streaming=on_tokens is not None):
-                    _check_refused(event)
-                    if _take(done, event, base) and on_tokens is not None:
+                    piece = _piece(event)
+                    _check_refused(piece.finish)
+                    if _take(done, piece, base) and on_tokens is not None:
                         await on_tokens(done.ids)
                     if self._expert_layers and done.finish:
                         self._take_experts(done, event, rows=len(prompt) + len(done.ids) - 1 - routed)
@@ -227,32 +229,67 @@ def _object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_refused(event: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one event says: tokens so far in this attempt, and the ids and logprobs it carries."""
+
+    tokens: int
+    ids: list[int]
+    logprobs: list[float]
+    finish: Mapping[str, Any]
+    version: int
+    cached_tokens: int
+    spans: list[Span]
+
+
+def _piece(event: Mapping[str, Any]) -> _Piece:
+    """Raises _Retry for what no engine in its right mind says."""
+    try:
+        meta = event["meta_info"]
+        triples = meta.get("output_token_logprobs") or []
+        spans = meta.get("weight_versions") or ()
+        return _Piece(
+            tokens=operator.index(meta["completion_tokens"]),
+            ids=[_token(triple[1]) for triple in triples],
+            logprobs=[float(triple[0]) for triple in triples],
+            finish=dict(meta.get("finish_reason") or {}),
+            version=_version(meta.get("weight_version")),
+            cached_tokens=int(meta.get("cached_tokens") or 0),
+            spans=[(_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans],
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
+
+
+def _token(value: Any) -> int:
+    index = operator.index(value)
+    if not 0 <= index < 2**31:
+        raise ValueError(f"token id {index}")
+    return index
+
+
+def _check_refused(finish: Mapping[str, Any]) -> None:
     """A stream's status is sent before the engine looks at the request: a refusal is an abort, and its token is none.
 
     Raises ApiError 400.
     """
-    finish = event.get("meta_info", {}).get("finish_reason") or {}
-    if finish.get("type") == "abort" and 400 <= int(finish.get("status_code") or 0) < 500:
+    status = finish.get("status_code")
+    if finish.get("type") == "abort" and isinstance(status, int) and 400 <= status < 500:
         raise ApiError(400, f"the engine refused the request: {finish.get('message')}")
 
 
-def _take(done: Generation, event: dict[str, Any], base: int) -> bool:
+def _take(done: Generation, piece: _Piece, base: int) -> bool:
     """Add what is new in an event; `base` is how many ids earlier attempts brought. Streams may repeat all ids."""
-    meta = event["meta_info"]
-    triples = meta.get("output_token_logprobs") or []
-    new = base + int(meta["completion_tokens"]) - len(done.ids)
-    if new > len(triples):
-        raise _Retry(f"the engine sent {len(triples)} logprobs for {new} new tokens")
+    new = base + piece.tokens - len(done.ids)
+    if new > len(piece.ids):
+        raise _Retry(f"the engine sent {len(piece.ids)} logprobs for {new} new tokens")
     if new > 0:
-        done.ids += [triple[1] for triple in triples[-new:]]
-        done.logprobs += [triple[0] for triple in triples[-new:]]
-    done.finish = meta.get("finish_reason") or {}
-    done.version = _version(meta.get("weight_version"))
+        done.ids += piece.ids[-new:]
+        done.logprobs += piece.logprobs[-new:]
+    done.finish, done.version = piece.finish, piece.version
     if done.finish:
-        done.cached_tokens = done.cached_tokens or int(meta.get("cached_tokens") or 0)
-        spans = meta.get("weight_versions") or ()
-        done.spans += [(_version(span["version"]), base + span["start"], base + span["end"]) for span in spans]
+        done.cached_tokens = done.cached_tokens or piece.cached_tokens
+        done.spans += [(version, base + start, base + end) for version, start, end in piece.spans]
         _cover(done)
     return new > 0
 

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS turns (
     number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
     prompt BLOB, output BLOB, logprobs BLOB, experts BLOB, messages BLOB, facts BLOB
 );
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
 """
 _COLUMNS = "parent, dropped, caller, prompt, output, logprobs, experts, messages, facts"
@@ -62,6 +63,7 @@ class Journal:
         """Raises UserError when the file cannot be used."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)
             connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -127,6 +129,15 @@ class Journal:
             _forget(db, stale)
             db.execute("DELETE FROM deleted WHERE at < ?", (before,))
             return len(stale)
+
+        return self._do(work)
+
+    def keep(self, name: str, value: str) -> asyncio.Future[str]:
+        """The value kept under a name: this one, when there was none."""
+
+        def work(db: sqlite3.Connection) -> str:
+            db.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
+            return str(db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
 
         return self._do(work)
 

@@ -22,15 +22,21 @@ def openapi() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "miles_lite session server", "version": "1"},
+        "components": {"securitySchemes": {"session": {"type": "http", "scheme": "bearer"}}},
         "paths": {
             "/health": {"get": _operation("Counters of the server")},
+            "/metrics": {"get": _operation("Counters, as Prometheus reads them", kind="text/plain")},
             "/openapi.json": {"get": _operation("This document")},
             "/v1/models": {"get": _operation("The model")},
             "/sessions": {"post": _operation("Open a session", _object(sampling=_SAMPLING), refusals=("400", "413"))},
             "/sessions/{session_id}": {
                 "parameters": [_SESSION],
-                "get": _operation("Turns, leaves and counts", refusals=("404",)),
+                "get": _operation("Turns, leaves and counts; empty when nobody opened it", refusals=("401", "404")),
                 "delete": _deletion(),
+            },
+            "/sessions/{session_id}/turns": {
+                "parameters": [_SESSION],
+                "get": _operation("Every turn with its messages and ids", refusals=("401", "404")),
             },
             "/sessions/{session_id}/samples": {
                 "parameters": [_SESSION],
@@ -58,6 +64,11 @@ def _one_of(*values: str) -> Schema:
 
 
 _SESSION: Schema = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_REPEATS: tuple[Schema, ...] = (
+    {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
+    {"name": "X-Stainless-Retry-Count", "in": "header", "schema": {"type": "integer", "minimum": 0}},
+    {"name": "X-Agent-Name", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
+)
 _SAMPLING = _object(temperature=_NUMBER, top_p=_NUMBER, top_k={"type": "integer"}, max_new_tokens=_COUNT, stop=_STOP)
 _FUNCTION = _object("name", name=_TEXT, description=_TEXT, parameters=_ANYTHING)
 _COMMON: dict[str, Schema] = {"model": _TEXT, "stream": _FLAG, "temperature": _NUMBER, "top_p": _NUMBER}
@@ -186,7 +197,10 @@ _REFUSAL: Schema = {
 
 
 def _deletion() -> Schema:
-    return {"summary": "Forget the session", "responses": {"204": {"description": "Forgotten"}, "404": _REFUSAL}}
+    return {
+        "summary": "Forget the session",
+        "responses": {"204": {"description": "Forgotten"}, "401": _REFUSAL, "404": _REFUSAL},
+    }
 
 
 def _samples() -> Schema:
@@ -194,14 +208,14 @@ def _samples() -> Schema:
     return _operation(
         "Samples, as safetensors",
         _object(max_seq_len=limit),
-        refusals=("400", "404", "413"),
+        refusals=("400", "401", "404", "413", "422"),
         kind="application/octet-stream",
     )
 
 
 def _turn(summary: str, body: Schema, *, streams: bool = True) -> Schema:
-    made = _operation(summary, body, refusals=("400", "404", "413", "502"))
+    made = _operation(summary, body, refusals=("400", "401", "404", "413", "502", "503"))
     made["requestBody"]["required"] = True
     if streams:
         made["responses"]["200"]["content"]["text/event-stream"] = {}
-    return {"parameters": [_SESSION], "post": made}
+    return {"parameters": [_SESSION, *(_REPEATS if streams else ())], "post": made}

@@ -39,7 +39,7 @@ class Placer:
 
     def place(self, tree: Tree, request: ChatRequest) -> Placed:
         """Raises ApiError 400 for what the template or the policy refuses."""
-        caller = caller_of(request.agent, request.tools)
+        caller = caller_of(request.agent, request.tools, request.options)
         if self._linear:
             place = linear.place(tree, request.messages, caller, allowed=self._roles)
         else:

@@ -6,6 +6,7 @@ Invariant: `start` either returns a URL that answers or leaves nothing behind; `
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import tempfile
 from contextlib import AsyncExitStack
@@ -18,11 +19,12 @@ from aiohttp import web
 from miles_lite import config
 from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, network_file_system, reachable
+from miles_lite.net import bracketed, loopback, network_file_system, reachable
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
 from miles_lite.session.experts import expert_layers
 from miles_lite.session.journal import Journal
+from miles_lite.session.keys import Keys
 from miles_lite.session.match import matcher_named
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 class SessionSpec:
     """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
 
-    `routed_experts`: the engines return them, and samples carry them.
+    `routed_experts`: the engines return them, and samples carry them. `secret` makes the sessions' keys where there is
+    no journal to keep one.
 
     `keep_alive_seconds` is the longest silence of a stream. Without `run_dir` and --session-journal-dir there is no
     journal.
@@ -54,6 +57,7 @@ class SessionSpec:
     keep_alive_seconds: float = 15.0
     run_dir: str | None = None
     routed_experts: bool = False
+    secret: str = ""
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
 
@@ -93,7 +97,12 @@ class SessionServer:
             )
             self._stack.push_async_callback(self.service.close)
             await self.service.open()
-            app = build_app(self.service, model=fingerprint(spec.model_path), keep_alive=spec.keep_alive_seconds)
+            app = build_app(
+                self.service,
+                model=fingerprint(spec.model_path),
+                keys=await self._keys(journal),
+                keep_alive=spec.keep_alive_seconds,
+            )
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
             await runner.setup()
             self._stack.push_async_callback(runner.cleanup)
@@ -105,6 +114,12 @@ class SessionServer:
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+    async def _keys(self, journal: Journal | None) -> Keys:
+        secret = self.spec.secret or secrets.token_hex(32)
+        if journal is not None:
+            secret = await journal.keep("secret", secret)
+        return Keys(secret, required=not loopback(self.spec.bind_host))
 
     def _journal(self) -> Journal | None:
         path = journal_path(self.spec)

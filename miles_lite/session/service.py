@@ -21,6 +21,7 @@ import numpy as np
 from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
+from miles_lite.session.audit import MISMATCH, mismatches
 from miles_lite.session.calls import Ask, Call, OnDelta
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
@@ -31,6 +32,7 @@ from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
+from miles_lite.session.metrics import Metrics
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.sampling import Sampling, resolve
 from miles_lite.session.sessions import Session, Sessions
@@ -65,6 +67,7 @@ class Service:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
+        self._compares = options.session_compare_template
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
@@ -77,6 +80,7 @@ class Service:
             resident_bytes=int(options.session_memory_gb * 1e9),
         )
         self._counts: Counter[str] = Counter()
+        self.metrics = Metrics(self.stats)
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -120,7 +124,11 @@ class Service:
             return []
         metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
-        return collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        samples = collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        for sample in samples if self._compares else ():
+            leaf = session.tree.turns[sample.metadata["leaf"]]
+            sample.metadata[MISMATCH] = await asyncio.to_thread(mismatches, self._tito, leaf)
+        return samples
 
     async def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
@@ -140,10 +148,13 @@ class Service:
         return self._sessions.live()
 
     def stats(self) -> dict[str, float]:
-        """Counters since the start, and `sessions`, `calls`: what is there now."""
+        """Counters since the start, and what is there now: sessions, those in memory, their bytes, and calls."""
         calls = sum(call.running for session in self._sessions.resident() for call in session.calls)
         return {name: float(count) for name, count in self._counts.items()} | {
             "sessions": float(self.live()),
+            "sessions_resident": float(len(self._sessions.resident())),
+            "sessions_recreated": float(self._sessions.recreated),
+            "session_bytes": float(self._sessions.bytes),
             "calls": float(calls),
         }
 
@@ -181,6 +192,7 @@ class Service:
         except ApiError as error:
             if error.code != "rollback_failed" or prompt.place.turn is None:
                 raise
+            log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
             prompt = self._sampled(session, request, self._placer.reanchor(request))
             generation = await self._generate(session, call, prompt, watcher)
         entry = self._entry(request, prompt, generation, voice, started=started, call=call)
@@ -189,6 +201,7 @@ class Service:
         if self._detects_snap:
             forks.report(session.session_id, session.tree, turn)
         call.turn = turn.number
+        self.metrics.turn_seconds.observe(turn.output.finished - started)
         return self._told(request, turn, entry.receipt)
 
     def _entry(

@@ -7,6 +7,7 @@ is in memory beyond `resident_bytes` is only what is in use.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 import uuid
@@ -22,6 +23,8 @@ from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.tree import Tree, Turn
+
+log = logging.getLogger(__name__)
 
 _SESSION_BYTES, _TURN_BYTES = 4_000, 2_000
 """What Python spends on a session and on a turn beside arrays and text, about."""
@@ -90,7 +93,8 @@ class Sessions:
         self._resident: OrderedDict[str, Session] = OrderedDict()
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._deleted: dict[str, float] = {}
-        self._bytes = 0
+        self.bytes = 0
+        self.recreated = 0
         self._spilled = 0
 
     async def open(self) -> None:
@@ -120,6 +124,8 @@ class Sessions:
         session = await self.find(session_id)
         if session is None:
             session = Session(session_id, Tree(self._matcher), {}, recreated=True)
+            self.recreated += 1
+            log.warning("a request named a session that nobody opened: it is made, without the run's parameters")
             self._admit_new(session)
         return session
 
@@ -147,7 +153,7 @@ class Sessions:
         before = session.size
         made = session.commit(entry)
         session.used = time.time()
-        self._bytes += session.size - before
+        self.bytes += session.size - before
         self._spill()
         return made
 
@@ -187,23 +193,23 @@ class Sessions:
     def _admit(self, session: Session) -> None:
         session.used = time.time()
         self._resident[session.session_id] = session
-        self._bytes += session.size
+        self.bytes += session.size
         self._spill()
 
     def _evict(self, session: Session) -> None:
         if self._resident.pop(session.session_id, None) is not None:
-            self._bytes -= session.size
+            self.bytes -= session.size
 
     def _spill(self) -> None:
         """Leave the sessions used longest ago to the journal, until the rest fits."""
-        if self._journal is None or self._bytes <= self._resident_bytes:
+        if self._journal is None or self.bytes <= self._resident_bytes:
             return
         for session in self.resident()[:-1]:
             if not session.calls and session.session_id not in self._loading:
                 self._evict(session)
                 self._spilled += 1
                 self._journal.touch(session.session_id, session.used)
-            if self._bytes <= self._resident_bytes:
+            if self.bytes <= self._resident_bytes:
                 return
 
     async def _loaded(self, journal: Journal, session_id: str) -> bool:

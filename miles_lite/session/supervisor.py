@@ -11,12 +11,14 @@ import contextlib
 import logging
 import os
 import pickle
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -25,6 +27,7 @@ from miles_lite.errors import UserError
 from miles_lite.net import EVERYWHERE, bracketed
 from miles_lite.session.app import refusal
 from miles_lite.session.errors import ApiError
+from miles_lite.session.metrics import GAUGES
 from miles_lite.session.server import BACKLOG, SessionSpec, listen, url_of
 from miles_lite.session.worker import READY
 
@@ -33,7 +36,6 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "miles_lite.session.worker")
 START_SECONDS = 60.0
 STOP_SECONDS = 4.0
-_GAUGES = ("sessions", "calls")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -42,7 +44,7 @@ class Supervisor:
 
     def __init__(self, spec: SessionSpec, *, command: Sequence[str] = COMMAND) -> None:
         """`command` starts a worker; it is given the socket's number."""
-        self.spec = spec
+        self.spec = spec if spec.secret else replace(spec, secret=secrets.token_hex(32))
         self._command = command
         self.url = ""
         self.restarts = 0
@@ -78,7 +80,7 @@ class Supervisor:
                     if response.status == 200:
                         body = await response.json()
                         self._last = {name: value for name, value in body.items() if isinstance(value, int | float)}
-        total = {name: value + (0 if name in _GAUGES else self._past[name]) for name, value in self._last.items()}
+        total = {name: value + (0 if name in GAUGES else self._past[name]) for name, value in self._last.items()}
         return total | {"worker_restarts": float(self.restarts)}
 
     async def stop(self) -> None:
@@ -102,7 +104,7 @@ class Supervisor:
             began = time.monotonic()
             log.warning("session server %d: its worker ended (exit code %d)", self.spec.index, code)
             self.restarts += 1
-            self._past.update({name: int(value) for name, value in self._last.items() if name not in _GAUGES})
+            self._past.update({name: int(value) for name, value in self._last.items() if name not in GAUGES})
             self._last = dict.fromkeys(self._last, 0.0)
             async with _standing_in(listener):
                 self._worker = await self._relaunch(listener)

@@ -7,7 +7,6 @@ why it cannot be; everything after that goes to stderr.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import pickle
 import signal
@@ -16,22 +15,23 @@ import sys
 import threading
 from collections.abc import Callable
 
+import uvloop
+
 from miles_lite.errors import UserError
+from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 
 READY = "ready"
 
 
 def main(fd: int) -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.configure()
     spec: SessionSpec = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
     says = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        asyncio.run(_serve(spec, socket.socket(fileno=fd), lambda: print(READY, file=says, flush=True)))
+        uvloop.run(_serve(spec, socket.socket(fileno=fd), lambda: print(READY, file=says, flush=True)))
     except UserError as error:
         print(str(error), file=says, flush=True)
         return 2

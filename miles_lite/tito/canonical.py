@@ -35,7 +35,10 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a generation prompt ends in: the `header` that every assistant turn has, then what begins its reasoning."""
+    """What a generation prompt ends in: the `header` that every assistant turn has, then what begins its reasoning.
+
+    `header` is empty where it holds no control token, and so could be any text.
+    """
 
     header: str
     reasoning: str
@@ -95,6 +98,8 @@ def opening_of(tito: Tito, options: Mapping[str, Any]) -> Opening:
     pairs = zip(encoder.encode(whole), encoder.encode(_begun_turn(tito, options)), strict=False)
     common = encoder.decode([left for left, right in takewhile(lambda pair: pair[0] == pair[1], pairs)])
     size = min([*marks, len(common) if common and whole.startswith(common) else len(whole)])
+    if encoder.control_pattern.search(whole, 0, size) is None:  # nothing to find a turn by
+        return Opening("", "")
     return Opening(whole[:size], whole[size:])
 
 

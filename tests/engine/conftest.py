@@ -15,7 +15,7 @@ from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 
 
 @dataclass

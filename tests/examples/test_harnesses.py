@@ -91,11 +91,11 @@ def test_the_planners_messages_are_context_of_one_unforked_conversation(tiny_mod
     assert "assistant\nPLAN: next, edit the code." in session.context(0)
 
 
-def test_without_its_role_a_planners_message_begins_a_root_and_nothing_is_lost(tiny_model: Path) -> None:
+def test_without_its_role_a_planners_message_begins_a_root_that_collecting_joins(tiny_model: Path) -> None:
     session = play(tiny_model, planner.run, [LOOK, RIGHT, DONE], roles=("tool", "user"))
     assert session.result["reward"] == 1.0
     assert reasons(session) == {"roots_first": 1, "roots_role": 2, "forks": 2, "forks_role": 2}
-    assert sorted(session.trained()) == sorted([[LOOK], [RIGHT], [DONE]])
+    assert session.trained() == [[LOOK, RIGHT, DONE]]
 
 
 def test_a_retry_is_taken_out_of_the_conversation_and_each_reply_is_trained_once(tiny_model: Path) -> None:

@@ -134,6 +134,21 @@ def test_reward_without_and_with_missing_ones() -> None:
     assert "rollout/reward" not in rollout_metrics([a_group(None)], [])
 
 
+def test_differences_from_the_template_are_shares_of_the_rollouts_compared() -> None:
+    def compared(*entries: Any) -> Rollout:
+        samples = [a_sample(1, metadata={"tito_session_mismatch": entry}) for entry in entries]
+        return a_rollout(samples=samples)
+
+    spelled, count = {"type": "assistant_text"}, {"type": "special_token_count"}
+    groups = of(compared([]), compared([spelled, spelled], [count]), compared(None), compared(None, [spelled, 7]))
+    found = rollout_metrics([], groups)
+    assert found["rollout/tito_mismatch/assistant_text"] == pytest.approx(2 / 3)
+    assert found["rollout/tito_mismatch/special_token_count"] == pytest.approx(1 / 3)
+    assert found["rollout/tito_mismatch/non_assistant_text"] == 0.0
+    assert found["rollout/tito_mismatch/not_compared"] == pytest.approx(2 / 6)
+    assert not [name for name in rollout_metrics([], of(a_rollout(samples=[a_sample(1)]))) if "tito_mismatch" in name]
+
+
 def test_lengths_are_per_rollout_not_per_sample() -> None:
     groups = of(a_rollout(samples=[a_sample(3), a_sample(4)]), a_rollout(samples=[a_sample(1)]))
     found = rollout_metrics(groups, groups)

@@ -1,4 +1,7 @@
-"""A prefill and a decode SGLang server that move caches over TCP, beside one regular server, on one Qwen3-MoE."""
+"""A prefill and a decode SGLang server that move caches over TCP, beside one regular server, on one Qwen3-MoE.
+
+All three keep a radix cache, so that later turns of a session hit one on either side.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import requests
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.disaggregation import missing
 from miles_lite.engine.spec import EngineSpec, WorkerType
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 from tests.models import make_tiny_moe
 
@@ -92,7 +95,10 @@ def engine_spec(folder: Path, model: Path, role: WorkerType, router_url: str) ->
         context_length=1024,
         threads=1,
         max_concurrency=8,
-        sglang_args={"enable_return_routed_experts": True},
+        sglang_args={
+            "enable_return_routed_experts": True,
+            "disaggregation_decode_enable_radix_cache": role == "decode",
+        },
     )
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from miles_lite.engine.process import free_port
-from miles_lite.router.app import RouterSpec
 from miles_lite.router.replies import Limits
+from miles_lite.router.spec import RouterSpec
 from tests.router.upstream import Upstream, eventually, raw_url, routing, serving
 
 QUICK = Limits(connect=2.0, idle=0.2)
@@ -303,17 +303,18 @@ def test_5xx_in_a_row_set_a_worker_aside_and_4xx_never_does():
 
 def test_a_worker_that_comes_back_is_tried_with_one_request_first():
     async def scenario():
-        async with (
-            serving(Upstream(version="1", hangs=True)) as worker,
-            routing(worker.url, interval=0.02) as (router, client),
-        ):
+        hanging = Upstream(version="1", hangs=True)
+        async with serving(hanging) as worker, routing(worker.url, interval=60) as (router, client):
             (seen,) = router.registry
             seen.state = "unreachable"
-            await eventually(lambda: seen.state == "ready", "the probe")
+            router.registry.admit(seen, "1")
             asking = [asyncio.create_task(client.get("/x")) for _ in range(3)]
             await asyncio.wait_for(worker.arrived.wait(), 10)
             await eventually(lambda: router.admission.waiting == 2, "two to wait")
             assert seen.in_flight == 1
+            router.registry.admit(seen, "1")
+            router.admission.wake()
+            assert seen.in_flight == 3
             for task in asking:
                 task.cancel()
             await eventually(lambda: seen.in_flight + router.admission.waiting == 0, "all to be gone")

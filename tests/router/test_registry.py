@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from miles_lite.errors import UserError
-from miles_lite.router.registry import Registry, Worker, parse_worker
+from miles_lite.router.registration import parse_worker
+from miles_lite.router.registry import Registry, Worker
 
 
 def test_every_published_form_of_a_registration_is_understood():

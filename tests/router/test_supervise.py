@@ -14,7 +14,7 @@ import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 from miles_lite.session.engine_calls import EngineCalls
 from tests.router.upstream import Upstream, eventually, serving
@@ -99,7 +99,7 @@ def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
 def test_the_process_ends_with_its_parent():
     code = (
         "import asyncio, os, signal\n"
-        "from miles_lite.router.app import RouterSpec\n"
+        "from miles_lite.router.spec import RouterSpec\n"
         "from miles_lite.router.supervise import Supervisor\n"
         "async def main():\n"
         "    supervisor = Supervisor(RouterSpec())\n"

@@ -15,9 +15,10 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from miles_lite.router.app import Router, RouterSpec, listen, run_app, url_of
+from miles_lite.router.app import Router, run_app
 from miles_lite.router.registry import Worker
 from miles_lite.router.replies import Limits
+from miles_lite.router.spec import RouterSpec, listen, url_of
 
 
 @dataclass

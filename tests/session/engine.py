@@ -43,7 +43,10 @@ def failure(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 @dataclass
 class Engine:
-    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response."""
+    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response.
+
+    One that raises ConnectionResetError resets the connection.
+    """
 
     script: Callable[[dict[str, Any]], Any]
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -59,6 +62,10 @@ class Engine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        except ConnectionResetError:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         if isinstance(made, web.Response):
             return made
         if not body["stream"]:
@@ -128,6 +135,7 @@ async def bench(
     keep_alive: float = 15.0,
     run_dir: Path | None = None,
     routed_experts: bool = False,
+    bind_host: str = "127.0.0.1",
     **options: Any,
 ) -> AsyncIterator[Bench]:
     """With `run_dir` the server keeps a journal there."""
@@ -135,9 +143,8 @@ async def bench(
         settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
         served = spec(model, url, **settings | options)
         journal = None if run_dir is None else str(run_dir)
-        server = SessionServer(
-            replace(served, keep_alive_seconds=keep_alive, run_dir=journal, routed_experts=routed_experts)
-        )
+        served = replace(served, bind_host=bind_host, keep_alive_seconds=keep_alive)
+        server = SessionServer(replace(served, run_dir=journal, routed_experts=routed_experts))
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
                 yield Bench(client, engine, server, closing)

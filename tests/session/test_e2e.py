@@ -24,7 +24,7 @@ from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.router.actor import RouterActor
-from miles_lite.router.app import RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient

@@ -55,7 +55,13 @@ class Engines(EngineCalls):
         self.tito, self.log, self.mood = tito, list[Seen](), "well"
 
     async def generate(
-        self, prompt: np.ndarray, params: Mapping[str, Any], *, key: str, on_tokens: OnTokens | None = None
+        self,
+        prompt: np.ndarray,
+        params: Mapping[str, Any],
+        *,
+        key: str,
+        on_tokens: OnTokens | None = None,
+        experts_from: int = 0,
     ) -> Generation:
         mood, version = self.mood, len(self.log)
         if mood == "fails":
@@ -68,7 +74,8 @@ class Engines(EngineCalls):
         self.log.append(Seen(prompt.tolist(), said))
         await asyncio.sleep(0)
         finish = {"type": "length"} if cut else {"type": "stop", "matched": STOP}
-        return Generation(said, [-0.5] * len(said), [(version, 0, len(said))], finish)
+        spans = [(version, 0, len(said))]
+        return Generation(ids=said, logprobs=[-0.5] * len(said), spans=spans, finish=finish)
 
 
 def _text(version: int, mood: str) -> str:

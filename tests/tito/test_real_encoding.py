@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from miles_lite.tito import Tito
@@ -50,6 +50,7 @@ def test_no_message_becomes_a_control_token(name: str, data: st.DataObject) -> N
 @given(text=unicode, edge=st.sampled_from(["", "\n", "  ", "\t", "\r\n", "{", '"', "'s"]))
 def test_benign_text_is_encoded_jointly_with_the_template_around_it(name: str, text: str, edge: str) -> None:
     tito = tito_for(name)
+    assume(not tito.encoder.control_pattern.search(text))  # hypothesis tries the strings that it finds in the sources
     said = [{"role": "user", "content": f"{edge}{text}{edge}"}]
     plain = tito.renderer.render(said, tools=None, open_turn=True, options=tito.surface.kwargs)
     assert tito.encoder.guard(said)[1] == ""

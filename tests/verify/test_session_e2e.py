@@ -112,6 +112,7 @@ def test_the_command_starts_and_ends_its_own_servers(taught: Path, tmp_path: Pat
     assert_nothing_left(mark)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running(taught: Path, tmp_path: Path, mark: str) -> None:  # noqa: F811
     log = tmp_path / "log"
     flags = ["session", "--hf-checkpoint", str(taught), "--run-dir", str(tmp_path / "run"), *FLAGS]

@@ -39,13 +39,14 @@ def _use_plain_host_memory(module: Any) -> None:
 
 
 def _copy_cache_rows(module: Any) -> None:
-    """Between the cache and its host copy, both plain memory here: row src_indices[i] goes to row dst_indices[i]."""
+    """Between the cache and its host copy, both plain memory: row src_indices[i] goes to row dst_indices[i]."""
 
     def transfer(*, src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int) -> None:
         for source, target in zip(src_layers, dst_layers, strict=True):
             target[dst_indices] = source[src_indices]
 
     module.transfer_kv_direct = transfer
+    module.HostKVCache.pin_memory = property(lambda pool: False, lambda pool, value: None)
 
 
 def _send_indices_through_numpy(module: Any) -> None:

@@ -1,0 +1,31 @@
+"""The state of a router's workers as Ray gauges: they show in the Ray dashboard and in each node's Prometheus endpoint.
+
+Invariant: needs a started Ray; a worker that is gone keeps its last values at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+TAGS = ("worker", "worker_type")
+
+
+class WorkerGauges:
+    """Requests in flight and readiness by worker. Ray puts `ray_` before the names."""
+
+    def __init__(self) -> None:
+        self._load = Gauge("miles_lite_router_in_flight", description="Requests forwarded and not ended", tag_keys=TAGS)
+        self._ready = Gauge("miles_lite_router_ready", description="1 when it is given requests", tag_keys=TAGS)
+        self._known: set[tuple[str, str]] = set()
+
+    def show(self, workers: Iterable[Mapping[str, Any]]) -> None:
+        """Set the gauges to what GET /workers lists."""
+        rows = {(one["url"], one["worker_type"]): one for one in workers}
+        self._known |= rows.keys()
+        for key in self._known:
+            row, tags = rows.get(key, {}), dict(zip(TAGS, key, strict=True))
+            self._load.set(float(row.get("load", 0)), tags=tags)
+            self._ready.set(float(row.get("is_healthy", False)), tags=tags)

@@ -1,0 +1,62 @@
+"""What a registration says: every form in use, checked.
+
+Invariant: a `Worker` that comes out of here has a usable URL, a known role, and a bootstrap port where it needs one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from miles_lite.errors import UserError
+from miles_lite.router.registry import Worker, WorkerType
+
+
+async def fields_of(request: web.Request) -> dict[str, Any]:
+    """A control request's fields: the query's, else the JSON body's. Raises UserError for a body that is no object."""
+    if request.query or not await request.read():
+        return dict(request.query)
+    try:
+        fields = json.loads(await request.read())
+    except ValueError as error:
+        raise UserError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError("the body must be a JSON object")
+    return fields
+
+
+def parse_worker(fields: dict[str, Any]) -> Worker:
+    """A worker from a registration's fields: url or worker_url, worker_type, bootstrap_port. Raises UserError."""
+    role = fields.get("worker_type") or "regular"
+    if role not in get_args(WorkerType):
+        raise UserError(f"worker_type {role!r}: must be one of {', '.join(get_args(WorkerType))}")
+    bootstrap = fields.get("bootstrap_port")
+    if bootstrap in (None, "", "none"):
+        bootstrap = None
+    elif not str(bootstrap).isdecimal() or not 0 < int(bootstrap) < 65536:
+        raise UserError(f"bootstrap_port {bootstrap!r}: must be a port number")
+    if role == "prefill" and bootstrap is None:
+        raise UserError("worker_type prefill needs bootstrap_port: where decode workers fetch the cache")
+    return Worker(
+        url=parse_url(fields.get("url") or fields.get("worker_url")),
+        worker_type=cast(WorkerType, role),
+        bootstrap_port=None if bootstrap is None else int(bootstrap),
+    )
+
+
+def parse_url(value: Any) -> str:
+    """`http(s)://host[:port]` without a trailing slash. Raises UserError."""
+    if not value:
+        raise UserError("url (or worker_url) is required, in the query or in a JSON body")
+    mend = "must be http://host:port"
+    try:
+        parts = urlsplit(str(value))
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise UserError(f"url {value!r}: {mend} ({error})") from error
+    if not valid or parts.query or parts.fragment:
+        raise UserError(f"url {value!r}: {mend}")
+    return str(value).rstrip("/")

@@ -1,0 +1,62 @@
+"""What a router is asked to be, and the socket it listens on.
+
+Invariant: the socket is open before anybody is told the URL.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from miles_lite.errors import UserError
+from miles_lite.net import bracketed, reachable
+from miles_lite.router.placement import PolicyName
+from miles_lite.router.replies import Limits
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """One router.
+
+    bind_host, port   where it listens; port None: a free one
+    advertise_host    what others are told
+    timeout           seconds it waits for a worker's bytes
+    policy            who takes a request without a key, or with a new one
+    concurrency       requests in flight per worker; None: any number
+    queue_seconds     how long a request waits for a worker with room
+    state_file        workers and weight version, kept for the next start; None: nothing is kept
+    gateway_port      the Rust gateway listens there for data, and this router is its control plane; None: no gateway
+    """
+
+    bind_host: str = "127.0.0.1"
+    advertise_host: str = "127.0.0.1"
+    port: int | None = None
+    timeout: float = 600.0
+    policy: PolicyName = "least_in_flight"
+    concurrency: int | None = None
+    queue_seconds: float = 60.0
+    state_file: str | None = None
+    gateway_port: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(idle=self.timeout, queue=self.queue_seconds)
+
+
+def listen(spec: RouterSpec) -> socket.socket:
+    """A listening socket. Raises UserError when the port is in use."""
+    try:
+        family = socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET
+        return socket.create_server((spec.bind_host, spec.port or 0), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UserError(
+            f"the router cannot listen on {spec.bind_host}:{spec.port}: {error.strerror or error}.\n"
+            "  End the process that uses the port, choose another with --sglang-router-port, or leave it out."
+        ) from error
+
+
+def url_of(spec: RouterSpec, listener: socket.socket) -> str:
+    """What others are told."""
+    return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"

@@ -1,0 +1,66 @@
+"""`miles-lite serve` with a prefill and a decode engine: its router is killed in every way, and a session goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from miles_lite.engine.disaggregation import missing
+from tests.e2e.job import assert_nothing_left, marked, start, wait_for
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+
+def test_a_session_goes_on_when_the_router_is_killed(
+    tiny_model: Path, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    flags = ["--hf-checkpoint", str(tiny_model), "--run-dir", str(run_dir), "--rollout-max-context-len", "1024"]
+    flags += ["--device", "cpu", "--rollout-num-gpus", "2", "--prefill-num-servers", "1"]
+    process = start("serve", [*flags, "--engine-health-interval", "0.5"], mark=mark, log=log)
+    ready = wait_for(
+        "the servers",
+        lambda: re.search(r"^router +(\S+)\nsessions +(\S+)[^$]*^ready", log.read_text(), re.MULTILINE),
+        timeout=300,
+        process=process,
+        log=log,
+    )
+    router, sessions = ready[1], ready[2]
+    roles = {one["worker_type"] for one in httpx.get(f"{router}/workers").json()["workers"]}
+    assert roles == {"prefill", "decode"}
+    session = httpx.post(f"{sessions}/sessions", json={"sampling": {"max_new_tokens": 8}}, timeout=30).json()
+    chat = f"{sessions}/sessions/{session['session_id']}/v1/chat/completions"
+    messages = [{"role": "user", "content": "hello"}]
+    for victim in ("miles_lite.router.server", "ray::RouterActor"):
+        messages = say(chat, messages)
+        before = the_process(mark, victim)
+        before.send_signal(signal.SIGKILL)
+        messages = say(chat, messages)
+        assert the_process(mark, victim).pid != before.pid
+        assert httpx.get(f"{router}/health").json() == {"status": "ok", "workers": 2, "usable": 2}
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 0
+    assert_nothing_left(mark)
+
+
+def say(chat: str, messages: list[dict]) -> list[dict]:
+    """One more turn of the conversation."""
+    reply = httpx.post(chat, json={"model": "any", "messages": messages, "max_tokens": 8}, timeout=120)
+    assert reply.status_code == 200, reply.text
+    return [*messages, reply.json()["choices"][0]["message"], {"role": "user", "content": "and then?"}]
+
+
+def the_process(mark: str, words: str) -> psutil.Process:
+    """The one process of this run whose command line has these words."""
+    (found,) = (one for one in marked(mark) if words in " ".join(one.cmdline()))
+    return found

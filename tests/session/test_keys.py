@@ -1,0 +1,104 @@
+"""Sessions off loopback need their keys; metrics and log lines say what happened to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from miles_lite.net import loopback
+from miles_lite.session.client import SessionClient, SessionError
+from miles_lite.session.logs import SESSION, KeyValues
+from tests.session.engine import STOP, answer, bench
+
+ASK: list[Any] = [{"role": "user", "content": "go"}]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)],
+)
+def test_loopback_is_recognised(host: str, expected: bool) -> None:
+    assert loopback(host) is expected
+
+
+def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
+            session, other = await b.client.create(), await b.client.create()
+            key = b.client.api_key(session)
+            base = b.client.base_url(session)
+            async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as agent:
+                assert (await agent.chat.completions.create(model="m", messages=ASK)).choices
+            for wrong in ("none", b.client.api_key(other), key[:-1]):
+                async with openai.AsyncOpenAI(base_url=base, api_key=wrong, max_retries=0) as agent:
+                    with pytest.raises(openai.AuthenticationError, match="POST /sessions"):
+                        await agent.chat.completions.create(model="m", messages=ASK)
+            async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key=key, max_retries=0) as claude:
+                await claude.messages.create(model="m", max_tokens=5, messages=ASK)
+            async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key="x", max_retries=0) as claude:
+                with pytest.raises(anthropic.AuthenticationError) as refused:
+                    await claude.messages.create(model="m", max_tokens=5, messages=ASK)
+                body: Any = refused.value.body
+                assert body["error"]["type"] == "authentication_error"
+            assert (await b.chat(session, ASK))[0] == 401
+            assert (await b.chat("nobody", ASK))[0] == 401
+            async with SessionClient(b.client.url) as stranger:
+                for call in (stranger.collect, stranger.describe, stranger.turns, stranger.delete):
+                    with pytest.raises(SessionError, match="401"):
+                        await call(session)
+            assert len((await b.client.describe(session))["turns"]) == 2
+        async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
+            agent = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key=key, max_retries=0)
+            assert (await agent.chat.completions.create(model="m", messages=ASK)).choices, "after a restart too"
+            await agent.close()
+
+    asyncio.run(run())
+
+
+def test_metrics_are_what_prometheus_reads(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([5, STOP])) as b, aiohttp.ClientSession() as http:
+            session = await b.client.create()
+            await b.chat(session, ASK)
+            async with http.get(f"{b.client.url}/metrics") as response:
+                families = list(text_string_to_metric_families(await response.text()))
+            found = {sample.name: sample.value for family in families for sample in family.samples}
+            assert found["miles_lite_session_turns_total"] == 1
+            assert found["miles_lite_session_sessions"] == 1
+            assert found["miles_lite_session_turn_seconds_count"] == 1
+            assert found["miles_lite_session_session_bytes"] > 0
+
+    asyncio.run(run())
+
+
+def test_log_lines_name_the_session(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(KeyValues().format(record))
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+            await b.chat("lost-one", ASK)
+
+    logger, handler = logging.getLogger("miles_lite.session"), Keep()
+    logger.addHandler(handler)
+    try:
+        asyncio.run(run())
+    finally:
+        logger.removeHandler(handler)
+    assert SESSION.get() is None
+    (line,) = [line for line in lines if "nobody opened" in line]
+    assert 'session="lost-one"' in line
+    assert "level=warning" in line
+    assert json.loads(line.partition("msg=")[2]).startswith("a request named")
