@@ -87,7 +87,8 @@ class Turn:
 class Place:
     """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
 
-    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
+    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, reanchored; None for
+    no root.
     """
 
     turn: Turn | None
