@@ -197,7 +197,9 @@ class Tree:
 
     def _known(self, caller: Caller) -> Caller:
         """The caller, holding the tools and options that an earlier turn of it holds, where these are equal."""
-        known = self._callers.setdefault(caller.seed, caller)
+        known = self._callers.get(caller.seed)
+        if known is None or known.tools is None:
+            self._callers[caller.seed] = known = caller
         return known if known.options == caller.options else replace(caller, tools=known.tools)
 
     def leaves(self) -> list[Turn]:
