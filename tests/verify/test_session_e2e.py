@@ -20,8 +20,10 @@ from tests.verify.taught import make_taught_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
-FLAGS = ("--session-verify-cycles", "1", "--rollout-batch-size", "2", "--rollout-max-response-len", "64")
-FLAGS += ("--rollout-temperature", "0.2")
+FLAGS = (
+    *("--session-verify-cycles", "1", "--rollout-batch-size", "2"),
+    *("--rollout-max-response-len", "64", "--rollout-temperature", "0.2"),
+)
 ROLE_FLAGS = ("--tito-allowed-append-roles", *ROLES)
 
 
