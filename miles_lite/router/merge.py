@@ -31,8 +31,7 @@ class Prompt:
     def learn(self, meta: Json) -> None:
         """Take what a prefill worker's meta_info holds."""
         self.fields |= {name: value for name, value in meta.items() if name.startswith("input_") and value}
-        if meta.get("cached_tokens"):
-            self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
+        self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
         self.experts = base64.b64decode(meta.get("routed_experts") or "") or self.experts
         self.version = meta.get("weight_version") or self.version
 

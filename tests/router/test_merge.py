@@ -30,7 +30,7 @@ def halves(prompt: int, output: int, start: int, seed: int = 0) -> tuple[dict, d
     prefill = common | {
         "input_token_logprobs": logprobs,
         "output_token_logprobs": [[-1.0, 5, None]],
-        "cached_tokens": 3,
+        "cached_tokens": seed,
         "cached_tokens_details": None,
         "weight_versions": [{"version": "4", "start": 0, "end": 1}],
         "routed_experts": rows(true[: prompt - start]),
@@ -38,12 +38,12 @@ def halves(prompt: int, output: int, start: int, seed: int = 0) -> tuple[dict, d
     decode = common | {
         "input_token_logprobs": [],
         "output_token_logprobs": [[-1.0, 5, None]] * output,
-        "cached_tokens": 0,
+        "cached_tokens": 1,
         "cached_tokens_details": None,
         "weight_versions": [{"version": "4", "start": 0, "end": output}],
         "routed_experts": rows(stale),
     }
-    whole = decode | {"input_token_logprobs": logprobs, "cached_tokens": 3, "routed_experts": rows(true)}
+    whole = decode | {"input_token_logprobs": logprobs, "cached_tokens": seed, "routed_experts": rows(true)}
     return prefill, decode, whole
 
 
