@@ -1,6 +1,6 @@
 """What the agent's loop costs per step beyond the engine and the tool.
 
-    python benchmarks/agent_loop.py [--json]
+    python benchmarks/agent_loop.py [--json FILE]
 
 A scripted engine answers at once through a real session server, and the tool is a Python function that returns at
 once, so all of a step's time is the loop's: render, match and tokenise in the session, HTTP on loopback, read the
@@ -37,17 +37,17 @@ TOOLS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    as_json = parser.parse_args().json
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
+    file = parser.parse_args().json
     logging.disable(logging.INFO)
     from tests.models import make_tiny_model
 
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(folder)
         times = {name: _milliseconds(model, name) for name in ("python", "bash")}
-    if as_json:
-        print(json.dumps({"overhead_ms_per_step": times["python"], "bash_ms_per_step": times["bash"]}))
-        return
+    if file:
+        numbers = {"overhead_ms_per_step": times["python"], "bash_ms_per_step": times["bash"]}
+        file.write_text(json.dumps(numbers, indent=2))
     print(f"loop overhead per step     {times['python']:6.2f} ms   (at most 5 ms is the aim)")
     print(f"the same with a bash tool  {times['bash']:6.2f} ms")
 

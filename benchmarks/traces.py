@@ -1,6 +1,6 @@
 """How fast trajectory files become datasets, and whether memory stays flat.
 
-    python benchmarks/traces.py [--json]
+    python benchmarks/traces.py [--json FILE]
 
 Writes trajectory files of nine steps (1,500 tokens), converts them to every format, and reports steps per second of
 processor time, beside reading and parsing the same bytes alone. Peak memory is measured for a tenth of the files and
@@ -37,8 +37,8 @@ print(counts["steps"], time.process_time() - began, peak)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    as_json = parser.parse_args().json
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
+    file = parser.parse_args().json
     with tempfile.TemporaryDirectory() as folder:
         few, all_ = Path(folder, "few"), Path(folder, "all")
         for index in range(FILES):
@@ -50,9 +50,14 @@ def main() -> None:
         for path in all_.iterdir():
             orjson.loads(path.read_bytes())
         floor = time.process_time() - began
-    if as_json:
-        print(json.dumps({"steps_per_s": round(steps / seconds), "peak_rss_mb": round(peak, 1)}))
-        return
+    if file:
+        numbers = {
+            "steps_per_s": round(steps / seconds),
+            "floor_steps_per_s": round(steps / floor),
+            "peak_rss_mb": round(peak, 1),
+            "peak_rss_mb_of_a_tenth": round(peak_few, 1),
+        }
+        file.write_text(json.dumps(numbers, indent=2))
     print(f"to-data, all formats  {steps / seconds:10,.0f} steps/s   (at least 20,000 is the aim)")
     print(f"reading JSON alone    {steps / floor:10,.0f} steps/s")
     print(f"peak memory           {peak:10.1f} MB      ({peak_few:.1f} MB with a tenth of the files)")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from miles_lite.rollout.stack import Stack
 
 APPENDED = ("tool", "user")
+CONVERSATIONS = 8
+"""Requests in flight for which a started engine has room: more than one agent makes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,10 +47,12 @@ def main(argv: Sequence[str]) -> int:
         if options.prompt_cache_dir:
             raise UserError("--prompt-cache-dir is for a model folder; a running server keeps prompts in its memory")
         return Agent(model, options, shows_tools=False).run()
+    if not Path(model).is_dir():
+        raise UserError(f"{model} is no folder: MODEL is a Hugging Face model folder, or the URL of a session server")
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with _serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
+    with serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
@@ -87,7 +91,7 @@ def _shows_tools(model: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
+def serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
     """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
     from miles_lite.cluster import connect, disconnect
     from miles_lite.rollout.placement import place
@@ -96,7 +100,7 @@ def _serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stac
     options = StackOptions(
         topology=Topology(),
         checkpoint=Checkpoint(hf_checkpoint=model),
-        engines=Engines(sglang_args=sglang),
+        engines=Engines(sglang_args=sglang, sglang_server_concurrency=CONVERSATIONS),
         session=Session(tito_allowed_append_roles=APPENDED),
         max_context_len=None,
         seed=1234,

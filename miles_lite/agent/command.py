@@ -73,6 +73,11 @@ class Agent:
             folder=Path(options.tool_dir) if options.tool_dir else None,
             sandbox=options.sandbox,
         )
+        if options.trajectory_dir:
+            try:
+                Path(options.trajectory_dir).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--trajectory-dir: cannot make {options.trajectory_dir}: {error.strerror}") from error
         self._transcript: IO[str] | None = None
 
     @property
@@ -138,7 +143,8 @@ class Agent:
                 yield conversation
             finally:
                 if options.trajectory_dir and conversation.started:
-                    name = f"{options.trajectory_task or 'agent'}-{time.strftime('%Y%m%d-%H%M%S')}"
+                    task = (options.trajectory_task or "agent").replace("/", "-")
+                    name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
                     path = Path(options.trajectory_dir) / f"{name}-{session.session_id[:8]}{atraj.SUFFIX}"
                     atraj.write(conversation.trajectory(task=options.trajectory_task), path)
 
@@ -164,4 +170,6 @@ def _ask(prompt: str) -> str | None:
     """A line of stdin; None at its end."""
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
+    if not line:
+        print(file=sys.stderr)
     return line.removesuffix("\n") if line else None

@@ -73,7 +73,7 @@ class Conversation:
             return self._until_answer()
         except ContextFull as error:
             self.full = True
-            self.emit({"type": "context_full", "text": str(error)})
+            self.emit({"type": "context_full", "text": f"the context is full: {error}"})
             return None
 
     def _until_answer(self) -> str | None:

@@ -29,6 +29,8 @@ PAGE = 16
 """Tokens per page; what is left over at the end of the prompt is computed at every launch."""
 SAMPLE = 1 << 20
 """Bytes of a weight file, from its middle, that its fingerprint covers besides name, size and time."""
+HOST_GB = 2
+"""Memory between the engine's and the disk; bounds the prompt, at 100 KB per token to 20,000 tokens."""
 CALL_SECONDS = 300.0
 WRITE_SECONDS = 30.0
 
@@ -54,7 +56,7 @@ class PromptCache:
             "enable_hierarchical_cache": True,
             "hicache_io_backend": "direct",
             "hicache_mem_layout": "layer_first",
-            "hicache_ratio": 2,
+            "hicache_size": HOST_GB,
             "hicache_write_policy": "write_through",
             "hicache_storage_backend": "file",
             "hicache_storage_prefetch_policy": "wait_complete",

@@ -236,13 +236,26 @@ def test_the_repl_ends_with_its_input(
     assert capsys.readouterr().out == "agent> just text\n"
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_the_model_speaks(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(UserError, match="--trajectory-dir: cannot make"):
+        command(tiny_model, tmp_path, [], single="Go")
+
+
+def test_a_task_with_a_slash_names_a_file_of_the_folder(tiny_model: Path, tmp_path: Path) -> None:
+    _, kept = command(tiny_model, tmp_path, ["text"], single="Go", trajectory_task="../a/b")
+    (path,) = kept.iterdir()
+    assert path.name.startswith("..-a-b-")
+    assert atraj.read(path).task == "../a/b"
+
+
 def test_a_conversation_without_a_reply_leaves_no_file(
     tiny_model: Path, tmp_path: Path, stdin: Callable[[str], None]
 ) -> None:
     stdin(":quit\n")
     code, kept = command(tiny_model, tmp_path, [])
     assert code == 0
-    assert not kept.exists()
+    assert list(kept.iterdir()) == []
 
 
 BASH = {

@@ -173,7 +173,7 @@ def test_everything_ends_when_the_owner_dies(tmp_path: Path) -> None:
 
 def test_a_tool_that_kills_its_guard_is_an_outcome_not_a_crash() -> None:
     with Shell() as shell:
-        assert shell.run("kill -KILL $PPID; sleep 1000").exit_code == 137
+        assert shell.run("kill -KILL $PPID; exec sleep 1000").exit_code == 137
         assert shell.run("echo again").stdout == "again\n"
 
 

@@ -17,6 +17,8 @@ JOB = {
     "HF_CHECKPOINT": "/models/a model",
     "PROMPT_DATA": "/data/train.jsonl@[0:100]",
     "AGENT_FUNCTION": "agent.py:run",
+    "INSTANCES": "/data/swe.jsonl",
+    "REPOS": "/data/repos",
     "NUM_GPUS": "8",
     "MASTER_ADDR": "head-node",
     "WORKER_HOSTS": "worker-node",
@@ -46,7 +48,9 @@ def train_config(output: str) -> Config:
     return config
 
 
-@pytest.mark.parametrize("launcher", ["quickstart.sh", "run-local.sh", "run-pd.sh", "run-ray-job.sh"])
+@pytest.mark.parametrize(
+    "launcher", ["quickstart.sh", "run-local.sh", "run-pd.sh", "run-ray-job.sh", "run-swe-agent.sh"]
+)
 def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
     config = train_config(dry_run(launcher, "--lr", "0.125", **JOB))
     assert config.optimizer.lr == 0.125
@@ -97,6 +101,15 @@ def test_a_ray_job_waits_for_all_nodes_and_carries_the_environment() -> None:
     runtime_env = next(word for word in submit if word.startswith("--runtime-env-json="))
     assert f"{REPO}:/patches" in runtime_env
     assert '"MY_SETTING": "x"' in runtime_env
+
+
+def test_a_swe_agent_job_makes_prompts_and_carries_the_executor() -> None:
+    output = dry_run("run-swe-agent.sh", **JOB, SWE_EXECUTOR="docker", RUN_DIR="/runs/swe")
+    config = train_config(output)
+    assert config.data.prompt_data == "/runs/swe/prompts.jsonl"
+    assert config.rollouts.custom_agent_function_path == "examples/swe-agent/swe_bench.py:run"
+    assert "--instances /data/swe.jsonl --repos /data/repos --out /runs/swe/prompts.jsonl" in output
+    assert '"SWE_EXECUTOR": "docker"' in output.replace("\\", "")
 
 
 @pytest.mark.parametrize("launcher", [path.name for path in LAUNCHERS])

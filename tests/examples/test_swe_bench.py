@@ -1,0 +1,214 @@
+"""Instances in SWE-bench's format: generated, worked on through a real session server, judged by their own tests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import executors
+import pytest
+import swe_bench
+from executors import Executor, apptainer, docker, image_of
+from make_swe_bench import make_instances
+from prompts import SUBMIT, reply
+from tokenizers import Tokenizer
+
+from miles_lite.errors import UserError
+from tests.agent.test_shell import needs_bwrap
+from tests.session.engine import STOP, answer, bench
+
+KINDS = ["local", pytest.param("bwrap", marks=needs_bwrap)]
+
+
+@pytest.fixture(scope="module")
+def instances(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two instances, as rows' metadata."""
+    folder = tmp_path_factory.mktemp("swe")
+    made = make_instances(folder, count=2, seed=0)
+    return [row["metadata"] for row in swe_bench.prompts(made, folder / "repos")]
+
+
+@pytest.fixture(autouse=True)
+def _this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's python3 may have no pytest; ours has."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def test_the_format_is_swe_benchs(instances: list[dict[str, Any]]) -> None:
+    for instance in instances:
+        assert set(swe_bench.FIELDS) <= set(instance)
+        assert len(instance["base_commit"]) == 40
+        assert json.loads(instance["FAIL_TO_PASS"])[0].endswith("::test_it")
+        assert swe_bench.files_of(instance["patch"]) != swe_bench.files_of(instance["test_patch"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_patch_resolves_and_less_does_not(instances: list[dict[str, Any]], kind: executors.Kind) -> None:
+    instance = instances[0]
+    verdict = swe_bench.judge(instance, instance["patch"], kind)
+    assert verdict.resolved
+    untouched = swe_bench.judge(instance, _comment(instance), kind)
+    assert (list(untouched.fail_to_pass.values()), list(untouched.pass_to_pass.values())) == ([False], [True])
+    assert not untouched.resolved
+
+
+def test_a_fix_that_breaks_something_else_does_not_resolve(instances: list[dict[str, Any]]) -> None:
+    instance = instances[0]
+    with swe_bench.checkout(instance) as copy:
+        assert copy.apply(instance["patch"])
+        healthy = swe_bench.files_of(instance["test_patch"])
+        for file in copy.folder.glob("*.py"):
+            if file.name not in swe_bench.files_of(instance["patch"]) and file.name not in healthy:
+                file.write_text("raise ValueError\n")
+        verdict = swe_bench.judge(instance, copy.patch(), "local")
+    assert list(verdict.fail_to_pass.values()) == [True]
+    assert list(verdict.pass_to_pass.values()) == [False]
+    assert not verdict.resolved
+
+
+def test_a_patch_that_does_not_apply_or_edits_the_tests_passes_nothing_it_should_not(
+    instances: list[dict[str, Any]],
+) -> None:
+    instance = instances[0]
+    nonsense = swe_bench.judge(instance, "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n+b\n", "local")
+    assert not any([*nonsense.fail_to_pass.values(), *nonsense.pass_to_pass.values()])
+    with swe_bench.checkout(instance) as copy:
+        for file in swe_bench.files_of(instance["test_patch"]):
+            (copy.folder / file).write_text("def test_it():\n    pass\n")
+        forged = copy.patch()
+    assert not swe_bench.judge(instance, forged, "local").resolved
+
+
+def test_the_agent_sees_one_commit_and_its_git_settings_are_not_ours(
+    instances: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with swe_bench.checkout(instances[0]) as copy, Executor("local", copy.folder, instance_id="i", seconds=20) as run:
+        assert run.run("git log --all --oneline | wc -l").stdout == "1\n"
+        assert run.run("git status --porcelain").stdout == ""
+        mine = tmp_path / "ran"
+        run.run(f"git config filter.x.clean 'touch {mine}; cat'; echo '* filter=x' > .gitattributes; echo 1 > new.py")
+        assert "new.py" in copy.patch()
+        assert not mine.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("right", [True, False])
+def test_an_episode_is_rewarded_when_the_instance_is_resolved(
+    tiny_model: Path,
+    instances: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: executors.Kind,
+    right: bool,
+) -> None:
+    monkeypatch.setenv("SWE_EXECUTOR", kind)
+    instance = instances[1]
+    patch = instance["patch"] if right else _comment(instance)
+    replies = [reply("look", "cat *.py; id"), reply("edit", f"git apply <<'EOF'\n{patch}EOF"), reply("done", SUBMIT)]
+    result = _episode(tiny_model, instance, replies)
+    assert (result["exit_status"], result["turns"]) == ("Submitted", 3)
+    assert (result["reward"], result["fail_to_pass"], result["pass_to_pass"]) == (float(right), float(right), 1.0)
+
+
+def test_an_agent_that_changes_nothing_is_not_judged(tiny_model: Path, instances: list[dict[str, Any]]) -> None:
+    result = _episode(tiny_model, instances[0], [reply("done", SUBMIT)])
+    assert (result["reward"], result["exit_status"], result["fail_to_pass"]) == (0.0, "Submitted", 0.0)
+
+
+def test_a_missing_field_or_repository_is_named(instances: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="instance 1: it has no base_commit"):
+        swe_bench.prompts([{k: v for k, v in instances[0].items() if k != "base_commit"}], tmp_path)
+    with pytest.raises(UserError, match=r"no repository at .*; clone example/"):
+        swe_bench.prompts(instances, tmp_path)
+
+
+def test_an_executor_that_does_not_exist_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWE_EXECUTOR", "podman")
+    with pytest.raises(UserError, match="there are local, bwrap, docker, apptainer"):
+        executors.chosen()
+
+
+def test_containers_have_limits_no_network_and_swe_benchs_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWE_IMAGES", "/images")
+    folder = Path("/tmp/a copy")
+    name = "sweb.eval.x86_64.astropy_1776_astropy-12907"
+    image = image_of("astropy__astropy-12907", "docker")
+    assert image == f"swebench/{name}:latest"
+    command = docker(folder, image, seconds=60)
+    assert command[:3] == ["docker", "run", "--rm"]
+    assert command[command.index(image) :] == [image, "timeout", "--kill-after", "5", "60", "bash", "-s"]
+    pairs = list(itertools.pairwise(command))
+    for pair in [
+        ("--network", "none"),
+        ("--cap-drop", "ALL"),
+        ("--volume", "/tmp/a copy:/testbed"),
+        ("--memory", "8g"),
+    ]:
+        assert pair in pairs
+    image = image_of("astropy__astropy-12907", "apptainer")
+    assert image == f"/images/{name}.sif"
+    command = apptainer(folder, image, seconds=60)
+    assert {"--containall", "--cleanenv", "--no-home", "--net"} <= set(command)
+    assert ("--bind", "/tmp/a copy:/testbed") in list(itertools.pairwise(command))
+
+
+@pytest.mark.parametrize("kind", ["docker", "apptainer"])
+def test_a_container_gets_the_command_on_stdin_as_it_is(
+    kind: executors.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program is a stand-in that runs what follows the image; everything around it is real."""
+    bin_, copy = tmp_path / "bin", tmp_path / "a copy"
+    bin_.mkdir()
+    copy.mkdir()
+    program = bin_ / kind
+    program.write_text('#!/bin/bash\nwhile [[ $1 != timeout ]]; do shift; done\nexec "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    with Executor(kind, copy, instance_id="a__b-1", seconds=1) as executor:
+        assert executor.run("printf '%s' 'it'\"'\"'s $HOME \\ `x`'; pwd").stdout == f"it's $HOME \\ `x`{copy}\n"
+        assert executor.run("sleep 30").exit_code == 124
+
+
+def test_the_command_line_writes_prompts(instances: list[dict[str, Any]], tmp_path: Path) -> None:
+    example = Path(swe_bench.__file__).parent
+    argv = [sys.executable, "make_swe_bench.py", "--out", str(tmp_path / "swe"), "--count", "2"]
+    subprocess.run(argv, cwd=example, check=True, capture_output=True, timeout=60)
+    argv = [sys.executable, "swe_bench.py", "--instances", str(tmp_path / "swe" / "instances.jsonl")]
+    argv += ["--repos", str(tmp_path / "swe" / "repos"), "--out", str(tmp_path / "out.jsonl")]
+    subprocess.run(argv, cwd=example, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "swe" / "prompts.jsonl").read_text()
+    row = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert row["metadata"]["base_commit"] == instances[0]["base_commit"]  # the same seed makes the same commits
+    shutil.rmtree(tmp_path / "swe")
+
+
+def _comment(instance: dict[str, Any]) -> str:
+    """A patch that changes nothing that matters."""
+    with swe_bench.checkout(instance) as copy:
+        (file,) = swe_bench.files_of(instance["patch"])
+        with (copy.folder / file).open("a") as stream:
+            stream.write("# looked at\n")
+        return copy.patch()
+
+
+def _episode(model: Path, instance: dict[str, Any], replies: Sequence[str]) -> dict[str, Any]:
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    waiting = iter(replies)
+
+    def script(body: dict[str, Any]) -> dict[str, Any]:
+        return answer([*tokenizer.encode(next(waiting), add_special_tokens=False).ids, STOP])
+
+    async def play() -> dict[str, Any]:
+        async with bench(model, script) as running:
+            url = running.client.base_url(await running.client.create({"temperature": 1.0}))
+            return await swe_bench.run(url, instance["problem_statement"], {"max_tokens": 800}, instance)
+
+    return asyncio.run(play())
