@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of
+from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of, spliced
 from miles_lite.router.pairs import with_room
 from miles_lite.router.registry import Worker
 
@@ -69,6 +69,13 @@ def test_merged_halves_are_what_one_engine_says(cases, form):
         assert [orjson.loads(event[6:]) for event in events] == whole
     else:
         assert orjson.loads(merged(orjson.dumps(decode), prompts_of([prefill]))) == whole
+
+
+@given(st.binary(min_size=1), st.binary())
+def test_base64_is_spliced_at_any_byte(first, rest):
+    whole = bytes(len(first)) + rest
+    texts = [base64.b64encode(value).decode() for value in (first, whole, first + rest)]
+    assert spliced(texts[0], texts[1]) == texts[2]
 
 
 def test_the_token_that_prefill_sampled_has_its_version():
