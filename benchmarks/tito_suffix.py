@@ -38,6 +38,7 @@ from miles_lite.tito.discover import verify_best  # noqa: E402
 from tests.tito.material import encoder_for, renderer_for, save_model, templates  # noqa: E402
 
 IMPORT = "import time; t = time.perf_counter(); import miles_lite.tito; print(time.perf_counter() - t)"
+TURN = 57  # tokens of a turn beside the tool result
 TOOLS = [
     {
         "type": "function",
@@ -107,7 +108,7 @@ def _history(tito: Tito, source: Iterator[str], *, tokens: int) -> list[Message]
         if size >= tokens:
             break
         messages.append({"role": "tool", "tool_call_id": call["id"], "content": next(source)})
-        size += len(tito.encoder.encode(str(messages[-1]["content"]))) + 60
+        size += len(tito.encoder.encode(str(messages[-1]["content"]))) + TURN
     return messages
 
 

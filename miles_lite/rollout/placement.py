@@ -7,15 +7,17 @@ Invariant: what cannot be placed is refused with what was asked and what there i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from miles_lite.config import Topology
 from miles_lite.errors import UserError
+from miles_lite.net import EVERYWHERE
 
 TRAIN_SHARE = 0.4
 ENGINE_SHARE = 0.2
@@ -65,6 +67,18 @@ def place(topology: Topology, *, train: bool) -> Layout:
     step = topology.rollout_num_gpus_per_engine
     engines = tuple(range(first, first + topology.rollout_slots, step))
     return Layout(group=group, device=device, train_bundles=tuple(range(ranks)), engine_bundles=engines)
+
+
+def service_nodes(topology: Topology, *, here: str, alive: Sequence[str]) -> list[str]:
+    """The nodes that session servers are spread over: all `alive` ones when servers bind to every interface and tell
+    their own address, else the one that is `here`, whose address is told."""
+    spread = topology.bind_host in EVERYWHERE and topology.advertise_host is None
+    return [here, *sorted(set(alive) - {here})] if spread else [here]
+
+
+def pinned(node: str) -> dict[str, Any]:
+    """Ray actor options of a service that stays on `node` and claims no slot."""
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 
 
 def _device(topology: Topology, resources: dict[str, float]) -> Literal["cpu", "cuda"]:

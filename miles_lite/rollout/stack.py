@@ -26,7 +26,7 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.rollout.model import check_model_folder, context_length
-from miles_lite.rollout.placement import ENGINE_SHARE, Layout
+from miles_lite.rollout.placement import ENGINE_SHARE, Layout, pinned, service_nodes
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.client import set_weight_version
 from miles_lite.router.spec import RouterSpec
@@ -173,6 +173,8 @@ class Stack:
     async def _start_sessions(self) -> None:
         options = self._options
         first_port = options.session.session_server_port
+        alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+        nodes = service_nodes(options.topology, here=ray.get_runtime_context().get_node_id(), alive=alive)
         for index in range(options.session.num_session_servers):
             spec = SessionSpec(
                 index=index,
@@ -189,7 +191,8 @@ class Stack:
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
-            self._sessions.append(named_actor(SessionActor, f"session-{index}", num_cpus=0).remote(spec))
+            placed = pinned(nodes[index % len(nodes)])
+            self._sessions.append(named_actor(SessionActor, f"session-{index}", **placed).remote(spec))
         starts = (started(actor, "a session server", SERVICE_START_TIMEOUT) for actor in self._sessions)
         self.session_urls = list(await asyncio.gather(*starts))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection
 
@@ -83,15 +82,16 @@ class Admission:
         try:
             async with asyncio.timeout(self._patience):
                 return await waiter
-        except TimeoutError:
-            raise QueueFullError(
-                f"every worker is full; waited {self._patience:g} s for room, {self.waiting} more requests wait"
-            ) from None
-        finally:
+        except BaseException as error:
             if not waiter.done():
                 waiter.cancel()
-            elif sys.exception() is not None and not waiter.cancelled() and waiter.exception() is None:
+            elif not waiter.cancelled() and waiter.exception() is None:
                 self._release(waiter.result())  # placed, and given up in the same moment
+            if isinstance(error, TimeoutError):
+                raise QueueFullError(
+                    f"every worker is full; waited {self._patience:g} s for room, {self.waiting} more requests wait"
+                ) from None
+            raise
 
     def _next_key(self) -> str | None:
         """The key whose turn it is; who gave up waiting is dropped."""

@@ -19,6 +19,10 @@ from miles_lite.errors import UserError
 from miles_lite.router.app import Router, run_app
 from miles_lite.router.spec import RouterSpec
 
+GARBAGE = 50_000
+"""Objects between collections. Requests leave no cycles behind; with hundreds in flight the default looks for them in
+vain so often that it costs a quarter of the throughput."""
+
 
 def main(argv: list[str]) -> int:
     """Serve until told to end. Returns the exit code; 2 with a message on stderr for what a user can mend."""
@@ -27,6 +31,7 @@ def main(argv: list[str]) -> int:
     try:
         router = Router(spec)
         gc.freeze()
+        gc.set_threshold(GARBAGE, 50, 50)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(router, listener))
     except UserError as error:

@@ -157,6 +157,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
     except web.HTTPException as error:
         return refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
+    except ConnectionResetError:
+        log.info("the client of %s left while it was being answered", request.path)
+        return web.Response(status=499)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return refusal(request, ApiError(500, "internal error: see the session server's log"))

@@ -5,6 +5,8 @@ Invariant: every call ends within its bound, and an error carries the server's w
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,9 @@ import orjson
 
 from miles_lite.sample import Sample
 from miles_lite.session.codec import decode_samples
+
+RESTART_SECONDS, RETRY_PAUSE = 10.0, 0.25
+"""How long, and how often, a server that does not answer is asked again: one that is restarted is back in less."""
 
 
 class SessionError(RuntimeError):
@@ -76,6 +81,21 @@ class SessionClient:
         self._keys.pop(session_id, None)
 
     async def _call(self, method: str, path: str, body: Any = None) -> bytes:
+        """Asked again while the server is being restarted. Raises SessionError."""
+        deadline = time.monotonic() + min(self._timeout, RESTART_SECONDS)
+        again = False
+        while True:
+            try:
+                return await self._once(method, path, body)
+            except SessionError as error:
+                if again and method == "DELETE" and error.status == 404:
+                    return b""
+                if error.status != 503 or time.monotonic() > deadline:
+                    raise
+            again = True
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _once(self, method: str, path: str, body: Any) -> bytes:
         if self._http is None:
             raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
         data = None if body is None else orjson.dumps(body)

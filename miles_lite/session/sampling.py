@@ -90,7 +90,7 @@ def check_run(sampling: Any) -> dict[str, Any]:
         return {}
     if not isinstance(sampling, dict):
         raise bad_request("sampling must be an object", param="sampling")
-    for name in ("temperature", "top_p", "top_k"):
+    for name in _NUMBERS.values():
         if sampling.get(name) is not None:
             _number(sampling, name, path="sampling.")
     _limit(sampling, "max_new_tokens", path="sampling.")

@@ -143,7 +143,7 @@ class Sessions:
 
     async def commit(self, session: Session, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Journal a turn, then add it to the tree: turns join the tree in the journal's order. Raises ApiError."""
-        if self._journal is not None:
+        if self._journal is not None and not session.deleted:
             try:
                 await self._journal.append(session.session_id, entry)
             except sqlite3.Error as error:

@@ -50,6 +50,8 @@ class Stream:
             if not self._response.prepared:
                 raise
             await self._fail(error)
+        except ConnectionResetError:
+            raise
         except Exception:
             if not self._response.prepared:
                 raise

@@ -7,6 +7,7 @@ why it cannot be; everything after that goes to stderr.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -44,6 +45,8 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = SessionServer(spec, listener)
     await server.start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays; collections look at sessions alone
     try:
         ready()
         await stop.wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 
 from miles_lite.tito.boundaries import boundaries
 from miles_lite.tito.encode import Encoder
@@ -51,14 +51,19 @@ def verify_best(
 
 
 def _switches(renderer: Renderer) -> list[str]:
-    """Names the template reads that nobody sets."""
+    """Names the template reads that nobody sets; those it sets itself only where it asks whether they are given."""
     if not isinstance(renderer, JinjaRenderer):
         return []
     try:
-        names = meta.find_undeclared_variables(environment().parse(renderer.template))
+        tree = environment().parse(renderer.template)
+        names = meta.find_undeclared_variables(tree)
     except TemplateError:
         return []
-    return sorted(names - _GIVEN - set(renderer.variables) - set(environment().globals))
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
+    asked = [test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")]
+    asked += [given.node for given in tree.find_all(nodes.Filter) if given.name in ("default", "d") and given.node]
+    own -= {node.name for node in asked if isinstance(node, nodes.Name)}
+    return sorted(names - own - _GIVEN - set(renderer.variables) - set(environment().globals))
 
 
 def _stable(renderer: Renderer, form: Form, options: Mapping[str, Any]) -> frozenset[tuple[str, int]]:

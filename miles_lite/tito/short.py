@@ -1,7 +1,7 @@
 """The short context: a conversation of two messages that ends like a long one, so that a turn costs what it adds.
 
-Invariant: it depends on the names and ids of the last turn's tool calls, on whether there are tools, and on nothing
-else. Verification compares it with the real context; where the two give different suffixes it is not used.
+Invariant: it depends on the names and ids of the last turn's tool calls and on nothing else. Verification compares it
+with the real context; where the two give different suffixes it is not used.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from miles_lite.tito.messages import Form, Message, Tools, text_as
+from miles_lite.tito.messages import Form, Message, text_as
 from miles_lite.tito.render import Renderer
 from miles_lite.tito.suffix import Rest, rest_after
 
-ANY_TOOLS: Tools = (
-    {"type": "function", "function": {"name": "any", "description": "Any.", "parameters": {"type": "object"}}},
-)
 _KEPT = 512
 
 
@@ -27,10 +24,6 @@ def short_history(last: Message, form: Form) -> list[dict[str, Any]]:
     if calls := last.get("tool_calls"):
         reply["tool_calls"] = [_bare(call, form) for call in calls]
     return [{"role": "user", "content": text_as("hi", form)}, reply]
-
-
-def short_tools(tools: Tools | None) -> Tools | None:
-    return ANY_TOOLS if tools else None
 
 
 def _bare(call: Mapping[str, Any], form: Form) -> dict[str, Any]:
@@ -50,15 +43,14 @@ class ShortContexts:
     renderer: Renderer
     _rests: dict[tuple[Any, ...], tuple[str, int] | None] = field(default_factory=dict)
 
-    def rest(self, *, tools: Tools | None, options: Mapping[str, Any], key: str) -> Rest:
-        """For `suffix.cut`; `key` stands for the options."""
-        ask = partial(rest_after, self.renderer, tools=tools, options=options)
-        return partial(self._kept, ask, (key, tools is None))
+    def rest(self, *, options: Mapping[str, Any], key: str) -> Rest:
+        """For `suffix.cut` without tools; `key` stands for the options."""
+        return partial(self._kept, partial(rest_after, self.renderer, tools=None, options=options), key)
 
-    def _kept(self, ask: Rest, kind: tuple[Any, ...], anchored: Sequence[Message], anchor: str) -> tuple[str, int]:
+    def _kept(self, ask: Rest, options: str, anchored: Sequence[Message], anchor: str) -> tuple[str, int]:
         last = anchored[-1]
         calls = tuple(str(call["function"]) for call in last.get("tool_calls", ()))
-        key = (*kind, calls, str(last["content"]))
+        key = (options, calls, str(last["content"]))
         if key not in self._rests:
             if len(self._rests) >= _KEPT:
                 self._rests.clear()

@@ -24,7 +24,7 @@ from miles_lite.tito.load import ModelText, load_model_text, no_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
-from miles_lite.tito.short import ShortContexts, short_history, short_tools
+from miles_lite.tito.short import ShortContexts, short_history
 from miles_lite.tito.suffix import SuffixError, cut
 from miles_lite.tito.surface import AppendSurface
 from miles_lite.tito.verify import verify
@@ -138,9 +138,9 @@ class Tito:
         before: list[dict[str, Any]]
         rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
-            before, tools = short_history(history[-1], self.form), short_tools(tools)
+            before, tools = short_history(history[-1], self.form), None
             (before, new, kwargs), mark = self.encoder.guard((before, new, kwargs))
-            rest = self._shorts.rest(tools=tools, options=kwargs, key=_key(options) + mark)
+            rest = self._shorts.rest(options=kwargs, key=_key(options) + mark)
         else:
             before = [normalise(message, self.form) for message in history]
             (before, new, kwargs, tools), mark = self.encoder.guard((before, new, kwargs, tools))

@@ -22,7 +22,7 @@ from miles_lite.tito.boundaries import ROLES, TOOLS, Boundary, boundaries, conte
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.messages import Form, normalise
 from miles_lite.tito.render import Renderer, RenderError
-from miles_lite.tito.short import short_history, short_tools
+from miles_lite.tito.short import short_history
 from miles_lite.tito.suffix import Cut, Join, SuffixError, cut
 from miles_lite.tito.surface import AppendSurface, Context, Verdict
 
@@ -133,7 +133,7 @@ class _Laws:
         """Join and suffix in the short context."""
         history = short_history(boundary.history[-1], self.form)
         try:
-            return self.joined(self._cut(history, self._shaped(boundary.appended), short_tools(boundary.tools)))
+            return self.joined(self._cut(history, self._shaped(boundary.appended), None))
         except (SuffixError, RenderError):
             return None
 

@@ -19,21 +19,22 @@ class ChatError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Completions in one session; `base_url` is the session's OpenAI base URL."""
+    """Completions in one session; `base_url` is the session's OpenAI base URL, `api_key` its key."""
 
     http: httpx.AsyncClient
     base_url: str
     tools: Sequence[Mapping[str, Any]]
     max_tokens: int
     stream: bool = True
+    api_key: str = "-"
 
     async def __call__(self, messages: Sequence[Mapping[str, Any]], tool_choice: str) -> dict[str, Any]:
         """The reply to `messages` as an assistant message. Raises ChatError."""
         body = {"model": "default", "messages": list(messages), "tools": list(self.tools), "stream": self.stream}
         body |= {"max_tokens": self.max_tokens, "tool_choice": tool_choice}
-        url = f"{self.base_url}/chat/completions"
+        url, headers = f"{self.base_url}/chat/completions", {"Authorization": f"Bearer {self.api_key}"}
         try:
-            async with self.http.stream("POST", url, json=body) as response:
+            async with self.http.stream("POST", url, json=body, headers=headers) as response:
                 if response.status_code != 200:
                     raise ChatError(f"HTTP {response.status_code}: {(await response.aread())[:500].decode()}")
                 if not self.stream:

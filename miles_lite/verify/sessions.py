@@ -71,7 +71,8 @@ async def _one(
         async with SessionClient(url) as client:
             session = await client.create(plan.sampling)
             try:
-                chat = Chat(http, client.base_url(session), TOOLS, plan.max_tokens, plan.stream)
+                key, url = client.api_key(session), client.base_url(session)
+                chat = Chat(http, url, TOOLS, plan.max_tokens, plan.stream, key)
                 driver = Driver(chat, plan.failure_mode, lambda line: tell(f"sample {index}: {line}"))
                 try:
                     await driver.run(plan.actions)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from miles_lite.config import Topology
@@ -34,3 +36,10 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         placement._device(Topology(device="cuda"), {"CPU": 8.0})
     assert placement._device(Topology(), {"CPU": 8.0, "GPU": 1.0}) == "cuda"
     assert placement._device(Topology(device="cpu"), {"GPU": 1.0}) == "cpu"
+
+
+def test_session_servers_spread_over_nodes_that_tell_their_own_address() -> None:
+    nodes: dict[str, Any] = {"here": "n2", "alive": ["n3", "n2", "n1"]}
+    assert placement.service_nodes(Topology(), **nodes) == ["n2"]
+    assert placement.service_nodes(Topology(bind_host="0.0.0.0"), **nodes) == ["n2", "n1", "n3"]
+    assert placement.service_nodes(Topology(bind_host="0.0.0.0", advertise_host="head"), **nodes) == ["n2"]

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from miles_lite.router.spec import RouterSpec
 from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
+from miles_lite.session.server import SessionServer
 from tests.models import MOE_CONFIG, make_tiny_moe, reference_logprobs
 
 pytestmark = pytest.mark.e2e
@@ -157,6 +159,94 @@ async def _routed(stack: Stack, tokens: np.ndarray) -> np.ndarray:
     return np.frombuffer(base64.b64decode(payload), np.int32).reshape(
         len(tokens), 2, MOE_CONFIG["num_experts_per_tok"]
     )[:-1]
+
+
+@asynccontextmanager
+async def _serving(stack: Stack, **options: Any) -> AsyncIterator[SessionClient]:
+    """A session server of its own in front of the same engine."""
+    spec = SessionSpec(
+        index=1,
+        model_path=str(stack.model),
+        router_url=stack.router_url,
+        port=None,
+        options=config.Session(session_retry_seconds=30.0, **options),
+        context_length=2048,
+        bind_host="127.0.0.1",
+        advertise_host="127.0.0.1",
+    )
+    server = SessionServer(spec)
+    try:
+        async with SessionClient(await server.start()) as client:
+            yield client
+    finally:
+        await server.stop()
+
+
+async def _talk(client: SessionClient, questions: list[str]) -> tuple[str, list[Any], int]:
+    """(session, its conversation, tokens sampled) of one turn per question."""
+    session = await client.create({"temperature": 1.0, "max_new_tokens": 16})
+    agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+    messages: list[Any] = [{"role": "system", "content": "s"}]
+    spent = 0
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        got = await agent.chat.completions.create(model="m", messages=messages)
+        assert got.usage is not None
+        spent += got.usage.completion_tokens
+        messages.append(got.choices[0].message.model_dump(exclude_none=True))
+    return session, messages, spent
+
+
+@pytest.mark.parametrize("level", ["token", "text"])
+def test_timelines_of_a_real_model_merge_and_every_logprob_is_of_the_context_that_the_sample_says(
+    stack: Stack, level: Any
+) -> None:
+    """No role but tool is declared, so each turn is a root of its own; random replies seldom re-encode as sampled."""
+
+    async def run() -> None:
+        async with _serving(stack, timeline_compare_level=level) as client:
+            session, _, spent = await _talk(client, ["a", "b", "c"])
+            assert (await client.describe(session))["counts"]["roots_role"] == 2
+            samples = await client.collect(session)
+            assert sum(sample.trained_tokens for sample in samples) == spent
+            assert len(samples) == 1 or level == "token"
+            for sample in samples:
+                expected = reference_logprobs(stack.model, sample.tokens.tolist(), temperature=1.0)
+                exact = (sample.loss_mask == 1) & ~sample.off_context
+                assert np.abs(expected - sample.logprobs[1:])[exact[1:]].max() <= 1e-4
+
+    asyncio.run(run())
+
+
+def longest(samples: list[Sample], metadata: dict[str, Any]) -> list[Sample]:
+    return sorted(samples, key=len)[-1:]
+
+
+def test_a_line_and_a_picker_in_front_of_a_real_engine(stack: Stack) -> None:
+    async def run() -> None:
+        roles = ("tool", "user")
+        async with _serving(stack, use_session_server="v1", tito_allowed_append_roles=roles) as client:
+            session, messages, spent = await _talk(client, ["a", "b", "c"])
+            agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+            with pytest.raises(openai.BadRequestError, match="rollback failed: discard_count=3"):
+                await agent.chat.completions.create(model="m", messages=messages[:2])
+            got = await agent.chat.completions.create(model="m", messages=messages[:-1])
+            assert got.usage is not None
+            (sample,) = await client.collect(session)
+            described = await client.describe(session)
+            assert (
+                sample.trained_tokens
+                == spent - described["turns"][2]["completion_tokens"] + got.usage.completion_tokens
+            )
+            assert _gap(stack.model, sample, 1.0) <= 1e-4
+        picker = f"{__name__}.longest"
+        async with _serving(stack, session_sample_picker_path=picker, tito_allowed_append_roles=roles) as client:
+            session, messages, _ = await _talk(client, ["a", "b"])
+            agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+            await agent.chat.completions.create(model="m", messages=messages[:2])
+            assert [sample.metadata["leaf"] for sample in await client.collect(session)] == [1]
+
+    asyncio.run(run())
 
 
 async def _streamed(agent: openai.AsyncOpenAI, messages: list[Any]) -> tuple[str, int]:

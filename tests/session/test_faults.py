@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -136,7 +137,9 @@ async def _prompt_tokens(b: Any, session: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("journaled", [False, True])
-def test_two_thousand_sessions_leave_nothing_behind(tiny_model: Path, tmp_path: Path, journaled: bool) -> None:
+def test_two_thousand_sessions_leave_nothing_behind(
+    tiny_model: Path, tmp_path: Path, journaled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two turns each, a third of them left by their client, then deleted: memory, tasks and sockets are as before."""
     process = psutil.Process(os.getpid())
 
@@ -187,5 +190,7 @@ def test_two_thousand_sessions_leave_nothing_behind(tiny_model: Path, tmp_path: 
             assert after[0] <= before[0] * 1.15
             held = b.server.service._sessions
             assert (held.bytes, len(held.resident())) == (0, 0)
+            ours = [record for record in caplog.records if record.name.startswith("miles_lite")]
+            assert [record.getMessage() for record in ours if record.levelno >= logging.WARNING] == []
 
     asyncio.run(run())

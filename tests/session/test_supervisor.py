@@ -40,17 +40,7 @@ class Served:
         return openai.AsyncOpenAI(base_url=self.client.base_url(session), api_key="-", max_retries=8)
 
     async def turns(self, session: str) -> list[dict[str, Any]]:
-        async with contextlib.aclosing(_attempts(self.client, session)) as attempts:
-            async for described in attempts:
-                return list(described["turns"])
-        raise AssertionError("unreachable")
-
-
-async def _attempts(client: SessionClient, session: str) -> AsyncIterator[dict[str, Any]]:
-    while True:
-        with contextlib.suppress(Exception):
-            yield await client.describe(session)
-        await asyncio.sleep(0.1)
+        return list((await self.client.describe(session))["turns"])
 
 
 @contextlib.asynccontextmanager
@@ -171,8 +161,11 @@ def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path
             assert refused
             assert {(status, after) for status, after, _ in refused} == {(503, "1")}
             assert refused[0][2]["type"] == "error", "in the route's own dialect"
+            os.kill(served.supervisor.worker_pid, signal.SIGKILL)
+            assert await served.client.collect(session) == [], "the rollout's own client waits for the worker"
+            await served.client.delete(session)
             stats = await served.supervisor.stats()
-            assert stats["worker_restarts"] == 1
+            assert stats["worker_restarts"] == 2
 
     asyncio.run(run())
 
@@ -264,5 +257,28 @@ def test_a_worker_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
         broken = Supervisor(spec(tiny_model), command=(sys.executable, "-c", "raise SystemExit(3)"))
         with pytest.raises(UserError, match="exit code 3"):
             await broken.start()
+
+    asyncio.run(run())
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
+    command = "import sys; from miles_lite.cli import main; sys.exit(main())"
+
+    async def run() -> None:
+        async with scripted(lambda body: answer([40, STOP])) as (_, url):
+            for turns in (1, 2):
+                arguments = ("--hf-checkpoint", tiny_model, "--router-url", url, "--run-dir", tmp_path)
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-c", command, "session", *map(str, arguments)),
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                assert process.stdout is not None
+                told = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+                async with openai.AsyncOpenAI(base_url=f"{told[1]}/sessions/mine/v1", api_key="-") as agent:
+                    await agent.chat.completions.create(model="m", messages=ASK)
+                async with SessionClient(told[1]) as client:
+                    assert len((await client.describe("mine"))["turns"]) == turns
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 10) == 0
 
     asyncio.run(run())
