@@ -57,6 +57,7 @@ class Gate:
                 body = await reply.read()
             if reply.status >= 500:
                 raise ValueError(f"{url}{path} answered {reply.status}")
-            if reply.status == 200 and (version := orjson.loads(body).get("weight_version")) is not None:
+            told = orjson.loads(body) if reply.status == 200 else None
+            if isinstance(told, dict) and (version := told.get("weight_version")) is not None:
                 return str(version)
         return None

@@ -115,7 +115,7 @@ class Gateway:
 
     async def _step(self, urls: set[str]) -> bool:
         """Ask for what is missing; True when the gateway serves exactly `urls`."""
-        listed = {one["url"].rstrip("/"): one for one in (await self._call("GET", "/workers"))["workers"]}
+        listed = {one["url"].rstrip("/"): one for one in (await self._call("GET", "/workers")).get("workers", ())}
         for url in urls - listed.keys():
             entry = {"url": url, "worker_type": "regular", "health": {"drain_settle_secs": 0}}
             await self._call("POST", "/workers", entry)
@@ -125,7 +125,7 @@ class Gateway:
         return listed.keys() == urls and all(one.get("status") == "ready" for one in listed.values())
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The gateway's JSON; an empty list of workers while it does not answer."""
+        """The gateway's JSON object; an empty one while it does not answer."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=TIMEOUT) as client,
@@ -135,7 +135,7 @@ class Gateway:
                 return answer
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             log.warning("gateway: %s %s: %s", method, path, error or type(error).__name__)
-            return {"workers": []}
+            return {}
 
     async def _launch(self) -> None:
         libc = ctypes.CDLL(None)

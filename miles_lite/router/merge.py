@@ -22,26 +22,24 @@ FROM_PROMPT = ("cached_tokens", "cached_tokens_details")
 
 @dataclass
 class Prompt:
-    """What a prefill worker says of one prompt: meta_info fields, bytes of expert rows, weight version."""
+    """What a prefill worker says of one prompt: meta_info fields, expert rows in base64, weight version."""
 
     fields: Json = field(default_factory=dict)
-    experts: bytes = b""
+    experts: str = ""
     version: str | None = None
 
     def learn(self, meta: Json) -> None:
         """Take what a prefill worker's meta_info holds."""
         self.fields |= {name: value for name, value in meta.items() if name.startswith("input_") and value}
-        if meta.get("cached_tokens"):
-            self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
-        self.experts = base64.b64decode(meta.get("routed_experts") or "") or self.experts
+        self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
+        self.experts = meta.get("routed_experts") or self.experts
         self.version = meta.get("weight_version") or self.version
 
     def complete(self, meta: Json) -> bool:
         """Complete a decode worker's meta_info in place; True when that changed it."""
         told = {name: value for name, value in self.fields.items() if meta.get(name, value) != value}
         if self.experts and meta.get("routed_experts"):
-            rows = base64.b64decode(meta["routed_experts"])
-            told["routed_experts"] = base64.b64encode(self.experts + rows[len(self.experts) :]).decode()
+            told["routed_experts"] = spliced(self.experts, meta["routed_experts"])
         spans = meta.get("weight_versions")
         if spans and self.version is not None and spans[0]["version"] != self.version:
             first = {"version": self.version, "start": 0, "end": 1}
@@ -49,6 +47,17 @@ class Prompt:
             told["weight_versions"] = [first, *rest]
         meta |= told
         return bool(told)
+
+
+def spliced(first: str, whole: str) -> str:
+    """base64 of the bytes of `first`, then those of `whole` behind as many (RFC 4648, section 4).
+
+    Four characters are three bytes, so only those at the seam are decoded: replies with experts are long.
+    """
+    seam = len(first) - 4 if first.endswith("=") else len(first)
+    ahead = base64.b64decode(first[seam:])
+    across = ahead + base64.b64decode(whole[seam : seam + 4])[len(ahead) :]
+    return first[:seam] + base64.b64encode(across).decode() + whole[seam + 4 :]
 
 
 def prompts_of(replies: Iterable[Json | list[Json]]) -> dict[int, Prompt]:

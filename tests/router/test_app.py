@@ -198,6 +198,23 @@ def test_registering_again_does_not_open_the_gate():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("answer", [[1], {"weight_version": None}, {}])
+def test_a_worker_that_says_no_version_does_not_pass_the_gate(answer):
+    async def scenario():
+        async with (
+            serving(Upstream(status=200, answer=answer, model=answer)) as worker,
+            routing(worker.url, interval=0.01) as (_, client),
+        ):
+            await ask(client, "PUT", "/weight_version", json={"version": 2})
+            if isinstance(answer, dict):
+                assert await states(client) == {worker.url: "stale"}
+            worker.model = {"weight_version": 2}
+            while (await states(client))[worker.url] != "ready":
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
 def test_a_version_is_required():
     async def scenario():
         async with routing() as (_, client):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of
+from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of, spliced
 from miles_lite.router.pairs import with_room
 from miles_lite.router.registry import Worker
 
@@ -30,7 +30,7 @@ def halves(prompt: int, output: int, start: int, seed: int = 0) -> tuple[dict, d
     prefill = common | {
         "input_token_logprobs": logprobs,
         "output_token_logprobs": [[-1.0, 5, None]],
-        "cached_tokens": 3,
+        "cached_tokens": seed,
         "cached_tokens_details": None,
         "weight_versions": [{"version": "4", "start": 0, "end": 1}],
         "routed_experts": rows(true[: prompt - start]),
@@ -38,12 +38,12 @@ def halves(prompt: int, output: int, start: int, seed: int = 0) -> tuple[dict, d
     decode = common | {
         "input_token_logprobs": [],
         "output_token_logprobs": [[-1.0, 5, None]] * output,
-        "cached_tokens": 0,
+        "cached_tokens": 1,
         "cached_tokens_details": None,
         "weight_versions": [{"version": "4", "start": 0, "end": output}],
         "routed_experts": rows(stale),
     }
-    whole = decode | {"input_token_logprobs": logprobs, "cached_tokens": 3, "routed_experts": rows(true)}
+    whole = decode | {"input_token_logprobs": logprobs, "cached_tokens": seed, "routed_experts": rows(true)}
     return prefill, decode, whole
 
 
@@ -69,6 +69,13 @@ def test_merged_halves_are_what_one_engine_says(cases, form):
         assert [orjson.loads(event[6:]) for event in events] == whole
     else:
         assert orjson.loads(merged(orjson.dumps(decode), prompts_of([prefill]))) == whole
+
+
+@given(st.binary(min_size=1), st.binary())
+def test_base64_is_spliced_at_any_byte(first, rest):
+    whole = bytes(len(first)) + rest
+    texts = [base64.b64encode(value).decode() for value in (first, whole, first + rest)]
+    assert spliced(texts[0], texts[1]) == texts[2]
 
 
 def test_the_token_that_prefill_sampled_has_its_version():

@@ -27,6 +27,7 @@ class Upstream:
 
     url: str = ""
     version: str | None = None
+    model: Any = None
     status: int = 418
     answer: dict[str, Any] | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -53,7 +54,8 @@ class Upstream:
         return app
 
     async def model_info(self, _request: web.Request) -> web.Response:
-        return web.json_response({"weight_version": self.version}, status=200 if self.status < 500 else self.status)
+        told = {"weight_version": self.version} if self.model is None else self.model
+        return web.json_response(told, status=200 if self.status < 500 else self.status)
 
     async def echo(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
