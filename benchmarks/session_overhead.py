@@ -11,6 +11,8 @@ rps_256, p99_ms_256              256 concurrent sessions x 8 turns              
 direct_rps_256                   the same bodies straight to the engine
 bytes_per_token, kib_per_session resident memory: a line over sessions of 1 turn and of 16                  (<= 16, 20)
 rss_after_delete                 resident memory when all is deleted, over that before                       (<= 1.05)
+journal_cost                     share of rps_256 that the journal takes                                      (<= 0.15)
+restart_seconds                  from killing the worker process to the next answer                              (<= 5)
 collect_ms                       collecting a session of 128 turns and 65k tokens                               (<= 20)
 """
 
@@ -21,6 +23,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -77,7 +80,40 @@ def _measure(folder: Path, *, quick: bool) -> dict[str, float]:
         with _process("session_server.py", "--model", str(model), "--router-url", url, core=0) as server:
             numbers |= uvloop.run(_memory(server, words, sessions=64 if quick else 256))
             numbers["collect_ms"] = uvloop.run(_collect(server.port, words))
+        journal = ("--run-dir", str(folder / "run"))
+        with _process("session_server.py", "--model", str(model), "--router-url", url, *journal, core=0) as server:
+            journaled = uvloop.run(_throughput(server, engine.port, words, rounds=1 if quick else 3))
+        numbers["journal_cost"] = 1 - journaled["rps_256"] / numbers["rps_256"]
+        numbers["restart_seconds"] = asyncio.run(_restart(model, url, folder / "supervised"))
     return numbers
+
+
+async def _restart(model: Path, router_url: str, run_dir: Path) -> float:
+    """Seconds from killing a server's worker process to the next 200; the median of three."""
+    from benchmarks.session_server import session_spec
+    from miles_lite.session.supervisor import Supervisor
+
+    supervisor, seconds = Supervisor(session_spec(str(model), router_url, str(run_dir))), []
+    port = int((await supervisor.start()).rpartition(":")[2])
+    try:
+        for _ in range(3):
+            assert supervisor.worker_pid is not None
+            os.kill(supervisor.worker_pid, signal.SIGKILL)
+            began = time.perf_counter()
+            while not await _healthy(port):
+                await asyncio.sleep(0.01)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        await supervisor.stop()
+    return statistics.median(seconds)
+
+
+async def _healthy(port: int) -> bool:
+    try:
+        await (await Connection.open(port)).request(b"GET", "/health")
+    except (OSError, RuntimeError, asyncio.IncompleteReadError):
+        return False
+    return True
 
 
 async def _lengths(server: int, engine: int, words: Words, turns: int, appended: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 
 import uvloop
@@ -16,13 +17,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--router-url", required=True)
+    parser.add_argument("--run-dir", help="keep a journal there")
     args = parser.parse_args()
     logging.disable(logging.INFO)
-    uvloop.run(_serve(args.model, args.router_url))
+    uvloop.run(_serve(args.model, args.router_url, args.run_dir))
 
 
-async def _serve(model: str, router_url: str) -> None:
-    spec = SessionSpec(
+async def _serve(model: str, router_url: str, run_dir: str | None) -> None:
+    spec = session_spec(model, router_url, run_dir)
+    url = await SessionServer(spec).start()
+    gc.collect()
+    gc.freeze()  # as the worker process does
+    print(url.rpartition(":")[2], flush=True)
+    await asyncio.Event().wait()
+
+
+def session_spec(model: str, router_url: str, run_dir: str | None) -> SessionSpec:
+    return SessionSpec(
         index=0,
         model_path=model,
         router_url=router_url,
@@ -31,9 +42,8 @@ async def _serve(model: str, router_url: str) -> None:
         port=None,
         options=config.Session(tito_allowed_append_roles=("tool", "user")),
         context_length=262_144,
+        run_dir=run_dir,
     )
-    print((await SessionServer(spec).start()).rpartition(":")[2], flush=True)
-    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

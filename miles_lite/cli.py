@@ -93,7 +93,7 @@ def _router(argv: Sequence[str]) -> int:
 
 
 def _session(argv: Sequence[str]) -> int:
-    from miles_lite.serve import session
+    from miles_lite.session_main import main as session
 
     return session(argv)
 

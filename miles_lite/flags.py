@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_group(parser: argparse.ArgumentParser, group: type) -> None:
     """Add one flag per field of the option dataclass `group`."""
-    title = (group.__doc__ or group.__name__).strip().splitlines()[0]
+    title = (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
     section = parser.add_argument_group(title)
     hints = typing.get_type_hints(group)
     for item in dataclasses.fields(group):

@@ -1,4 +1,4 @@
-"""`miles-lite serve`, `miles-lite router` and `miles-lite session`: the serving parts alone, until Ctrl-C.
+"""`miles-lite serve` and `miles-lite router`: the serving parts alone, until Ctrl-C.
 
 Invariant: what is printed as ready answers; Ctrl-C or SIGTERM ends everything that was started, within seconds.
 """
@@ -10,20 +10,15 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
-from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
-from miles_lite.rollout.model import context_length
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack, StackOptions
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
-from miles_lite.session.server import SessionSpec
-from miles_lite.session.supervisor import Supervisor as SessionSupervisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +44,6 @@ class RouterOptions:
     router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
     sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     state_file: str | None = option(None, help="keep the workers in this file for the next start")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """session server: what it serves, and where."""
-
-    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read")
-    router_url: str = option(help="router, or a single engine: where /generate is")
-    bind_host: str = option("127.0.0.1", help="interface to bind to; off loopback each session needs its key")
-    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
-    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    run_dir: str = option("runs/session", help="folder of the journal")
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -137,36 +119,6 @@ def router(argv: Sequence[str]) -> int:
     return 0
 
 
-def session(argv: Sequence[str]) -> int:
-    """One session server in front of a router that runs, until Ctrl-C. Raises UserError."""
-    parser = Parser(prog="miles-lite session", allow_abbrev=False)
-    for group in (SessionOptions, Session):
-        add_group(parser, group)
-    namespace, unknown = parser.parse_known_args(list(argv))
-    sglang = sort_leftovers(parser, unknown).sglang
-    options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
-    folder = Path(options.hf_checkpoint).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--hf-checkpoint {folder}: has no config.json, so it is not a Hugging Face model folder")
-    spec = SessionSpec(
-        index=0,
-        model_path=str(folder),
-        router_url=options.router_url,
-        bind_host=options.bind_host,
-        advertise_host=options.advertise_host or options.bind_host,
-        port=session.session_server_port,
-        options=session,
-        context_length=context_length(folder, options.rollout_max_context_len),
-        call_seconds=options.router_timeout,
-        run_dir=str(Path(options.run_dir).resolve()),
-        routed_experts=bool(sglang.get("enable_return_routed_experts")),
-        reasoning_parser=sglang.get("reasoning_parser"),
-        tool_call_parser=sglang.get("tool_call_parser"),
-    )
-    asyncio.run(_hold(SessionSupervisor(spec)))
-    return 0
-
-
 async def _route(supervisor: Supervisor) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -175,18 +127,6 @@ async def _route(supervisor: Supervisor) -> None:
         url = await supervisor.start()
         told = f", and the gateway for generation: {supervisor.data_url}" if supervisor.data_url != url else ""
         print(f"router: {url}{told}", flush=True)
-        await stop.wait()
-    finally:
-        await supervisor.stop()
-
-
-async def _hold(supervisor: SessionSupervisor) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        url = await supervisor.start()
-        print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
         await stop.wait()
     finally:
         await supervisor.stop()

@@ -101,5 +101,27 @@ def execute(workspace: Workspace, command: str) -> tuple[str, int]:
     return observation(result.output, result.returncode), result.returncode
 
 
+def work(
+    messages: list[Message],
+    chat: Callable[[list[Message]], Message],
+    act: Callable[[str], tuple[str, int]],
+    *,
+    limit: int,
+    after: Callable[[int], list[Message]] = lambda done: [],
+) -> str:
+    """Command after command until the model submits, or `limit` replies; how it ended. `after(n)` are messages that
+    follow the n-th result."""
+    for done in range(1, limit + 1):
+        reply = chat(messages)
+        command = command_of(reply)
+        if command is None:
+            return FORMAT_ERROR
+        if submits(command):
+            return SUBMITTED
+        shown, _ = act(command)
+        messages += [reply, {"role": "user", "content": shown}, *after(done)]
+    return LIMITS_EXCEEDED
+
+
 def submits(command: str) -> bool:
     return command == SUBMIT

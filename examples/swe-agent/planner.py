@@ -7,30 +7,22 @@ Invariant: what the planner says is context. The policy reads it in the assistan
 
 from __future__ import annotations
 
-from harness import FORMAT_ERROR, LIMITS_EXCEEDED, SUBMITTED, Model, command_of, execute, opening, submits, trainable
+from functools import partial
+
+from harness import Message, Model, execute, opening, trainable, work
 from workspace import Workspace
 
 STEP_LIMIT = 4
 PLAN = ("look at the code", "edit the code", "submit")
 
 
-def note(done: int) -> str:
+def note(done: int) -> list[Message]:
     """What the planner says after `done` commands."""
-    return f"PLAN: next, {PLAN[min(done, len(PLAN) - 1)]}."
+    return [{"role": "assistant", "content": f"PLAN: next, {PLAN[min(done, len(PLAN) - 1)]}."}]
 
 
 def play(task: str, model: Model, workspace: Workspace) -> str:
-    messages = opening(task)
-    for step in range(STEP_LIMIT):
-        reply = model.chat(messages)
-        command = command_of(reply)
-        if command is None:
-            return FORMAT_ERROR
-        if submits(command):
-            return SUBMITTED
-        shown, _ = execute(workspace, command)
-        messages += [reply, {"role": "user", "content": shown}, {"role": "assistant", "content": note(step + 1)}]
-    return LIMITS_EXCEEDED
+    return work(opening(task), model.chat, partial(execute, workspace), limit=STEP_LIMIT, after=note)
 
 
 run = trainable(play)

@@ -8,7 +8,9 @@ the episode.
 
 from __future__ import annotations
 
-from harness import FORMAT_ERROR, LIMITS_EXCEEDED, SUBMITTED, Model, command_of, execute, opening, submits, trainable
+from functools import partial
+
+from harness import Model, command_of, execute, opening, trainable, work
 from workspace import Workspace
 
 STEP_LIMIT = 4
@@ -18,7 +20,8 @@ READER_STEPS = 2
 
 def play(task: str, model: Model, workspace: Workspace) -> str:
     report = read(task, model, workspace)
-    return fix(f"{task}\nReport: {report}", model, workspace)
+    fixer = partial(model.chat, agent="fixer")
+    return work(opening(f"{task}\nReport: {report}"), fixer, partial(execute, workspace), limit=STEP_LIMIT)
 
 
 def read(task: str, model: Model, workspace: Workspace) -> str:
@@ -32,20 +35,6 @@ def read(task: str, model: Model, workspace: Workspace) -> str:
         shown, _ = execute(workspace, command)
         messages += [reply, {"role": "user", "content": shown}]
     return str(reply.get("content") or "").strip()
-
-
-def fix(task: str, model: Model, workspace: Workspace) -> str:
-    messages = opening(task)
-    for _ in range(STEP_LIMIT):
-        reply = model.chat(messages, agent="fixer")
-        command = command_of(reply)
-        if command is None:
-            return FORMAT_ERROR
-        if submits(command):
-            return SUBMITTED
-        shown, _ = execute(workspace, command)
-        messages += [reply, {"role": "user", "content": shown}]
-    return LIMITS_EXCEEDED
 
 
 run = trainable(play)

@@ -25,11 +25,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from executors import Executor, Kind, chosen
-from harness import AGENTS, FORMAT_ERROR, LIMITS_EXCEEDED, SUBMITTED, Model, command_of, opening, submits
+from harness import AGENTS, SUBMITTED, Model, opening, work
 from make_tasks import write_jsonl
 from prompts import observation
 
@@ -71,7 +72,8 @@ def episode(base_url: str, request: Mapping[str, Any], instance: Mapping[str, An
         began = time.perf_counter()
         with Executor(kind, copy.folder, instance_id=instance["instance_id"], seconds=COMMAND_SECONDS) as executor:
             try:
-                exit_status = play(str(instance["problem_statement"]), model, executor)
+                task = opening(str(instance["problem_statement"]))
+                exit_status = work(task, model.chat, partial(act, executor), limit=STEP_LIMIT)
             except ContextFull:
                 exit_status = "ContextWindowExceeded"
         acted = time.perf_counter() - began - model.seconds
@@ -90,19 +92,10 @@ def episode(base_url: str, request: Mapping[str, Any], instance: Mapping[str, An
         }
 
 
-def play(task: str, model: Model, executor: Executor) -> str:
-    messages = opening(task)
-    for _ in range(STEP_LIMIT):
-        reply = model.chat(messages)
-        command = command_of(reply)
-        if command is None:
-            return FORMAT_ERROR
-        if submits(command):
-            return SUBMITTED
-        outcome = executor.run(command)
-        shown = observation(outcome.stdout + outcome.stderr, outcome.exit_code)
-        messages += [reply, {"role": "user", "content": shown}]
-    return LIMITS_EXCEEDED
+def act(executor: Executor, command: str) -> tuple[str, int]:
+    """(what the agent is shown, the exit code) of a command."""
+    outcome = executor.run(command)
+    return observation(outcome.stdout + outcome.stderr, outcome.exit_code), outcome.exit_code
 
 
 def judge(instance: Mapping[str, Any], patch: str, kind: Kind) -> Verdict:

@@ -18,7 +18,8 @@ from miles_lite.tito.messages import Message
 LATEST = 8
 """How many of the earlier siblings a turn is compared with."""
 
-REASONS = ("parallel", "retry", "shorter", "reply", "edit", "system", "tools", "agent", "role", "no_suffix")
+_UNCHANGED = ("role", "no_suffix", "reanchored")
+"""Reasons to begin a root although the request changed nothing that the session holds."""
 
 _REPLAY = MATCHERS["replay"]
 
@@ -32,7 +33,8 @@ class Fork:
     `message` is the index in the request at which it differs, `field` what differs there. `reason`: parallel (the
     sibling was still being answered), retry (the same request again), shorter (the request ends where the sibling's
     goes on), reply or edit (a reply, or a message of the harness, was changed), system (another system prompt), tools
-    and agent (another caller), role and no_suffix (nothing was changed, but the template cannot append it).
+    and agent (another caller); role and no_suffix (nothing was changed, but the template cannot append it) and
+    reanchored (nothing was changed, but a hop refused the history that the session holds).
     """
 
     turn: int
@@ -45,20 +47,21 @@ class Fork:
 
 def fork_of(tree: Tree, turn: Turn) -> Fork | None:
     """How the turn forked; None when it did not."""
-    siblings = [other for other in tree.children(turn.parent)[-LATEST:] if other.number < turn.number]
+    siblings = [other for other in tree.children(turn.parent) if other.number < turn.number][-LATEST:]
     if not siblings:
         return None
     closest = max(siblings, key=lambda other: (other.caller == turn.caller, _shared(tree, other, turn), other.number))
-    at = _shared(tree, closest, turn)
+    shared = _shared(tree, closest, turn)
     parent = turn.parent.number if turn.parent else None
     offset = sum(len(step.messages) + 1 for step in turn.parent.path()) if turn.parent else 0
-    field, reason = _difference(closest, turn, at)
+    at = _known(tree, turn) if turn.root in _UNCHANGED else offset + shared
+    field, reason = _difference(closest, turn, shared)
     overlaps = reason in ("retry", "shorter", "edit") and closest.output.finished > turn.output.started
     return Fork(
         turn=turn.number,
         parent=parent,
         sibling=closest.number,
-        message=None if reason in ("retry", "tools", "agent") else offset + at,
+        message=None if reason in ("retry", "tools", "agent") else at,
         field=field,
         reason="parallel" if overlaps else reason,
     )
@@ -98,9 +101,21 @@ def _shared(tree: Tree, other: Turn, turn: Turn) -> int:
     return len(turn.messages)
 
 
+def _known(tree: Tree, root: Turn) -> int:
+    """How many messages of the root replay a path of its caller's earlier turns."""
+    longest, found = 0, [(turn, 0) for turn in tree.children(None) if turn.caller == root.caller]
+    while found:
+        turn, at = found.pop()
+        end = tree.replayed(turn, root.messages, at) if turn.number < root.number else 0
+        if end:
+            longest = max(longest, end)
+            found += [(child, end) for child in tree.children(turn)]
+    return longest
+
+
 def _difference(other: Turn, turn: Turn, at: int) -> tuple[str | None, str]:
     """(the field, the reason) for which `turn` does not follow `other`, from message `at` of what both added."""
-    if turn.root in ("role", "no_suffix"):
+    if turn.root in _UNCHANGED:
         return "role" if turn.root == "role" else None, turn.root
     if other.caller != turn.caller:
         return ("agent", "agent") if other.caller.name != turn.caller.name else ("tools", "tools")

@@ -53,7 +53,8 @@ class Placer:
     def reanchor(self, request: ChatRequest) -> Placed:
         """The whole conversation as a new root, for an engine that refuses to go on from where it was."""
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Placed(Place(None, 0, caller_of(request.agent, request.tools), root="reanchored"), suffix, suffix.ids)
+        caller = caller_of(request.agent, request.tools, request.options)
+        return Placed(Place(None, 0, caller, root="reanchored"), suffix, suffix.ids)
 
     def _suffix(self, tree: Tree, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""

@@ -12,43 +12,32 @@ import sqlite3
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
 from miles_lite.session.audit import MISMATCH, mismatches
-from miles_lite.session.calls import Ask, Call, OnDelta
+from miles_lite.session.calls import Ask, Call
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.engine_calls import EngineCalls, Generation
-from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
+from miles_lite.session.exchange import ChatAnswer, ChatRequest
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
 from miles_lite.session.match import Matcher
 from miles_lite.session.metrics import Metrics
 from miles_lite.session.placing import Placed, Placer
-from miles_lite.session.sampling import Sampling, resolve
+from miles_lite.session.reading import Prompt, Reader
+from miles_lite.session.sampling import resolve
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
-from miles_lite.session.tree import Output, Tree, Turn, describe
+from miles_lite.session.tree import Tree, Turn, describe
 from miles_lite.tito import Tito
 from miles_lite.tito.messages import Message
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt(Placed):
-    """A request placed in the tree, and how it is sampled."""
-
-    sampling: Sampling
 
 
 class Service:
@@ -65,6 +54,7 @@ class Service:
         journal: Journal | None = None,
     ) -> None:
         self._tito, self._engines, self._matcher = tito, engines, matcher
+        self._reader = Reader(tito)
         self._plan = Plan.of(options, appender(tito))
         self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
         self._compares = options.session_compare_template
@@ -118,7 +108,7 @@ class Service:
         return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
-        """None for a session that nobody opened."""
+        """No samples for a session that nobody opened. Raises ApiError 404, 422."""
         session = await self._sessions.find(session_id)
         if session is None:
             return []
@@ -178,15 +168,15 @@ class Service:
         else:
             self._count(session, retries_replayed=1)
             call.turn = turn.number
-            call.tell(self._told(request, turn, receipt))
+            call.tell(self._reader.told(request, turn, receipt))
         return call
 
     async def _answer(self, session: Session, call: Call, request: ChatRequest) -> ChatAnswer:
         """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
         prompt = self._place(session, request)
         started = time.time()
-        voice = Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning))
-        watcher = _watcher(self._tito, voice, call.say, prompt.sampling.stop) if request.stream else None
+        voice = self._reader.voice(request, prompt)
+        watcher = self._reader.watcher(voice, prompt, call.say) if request.stream else None
         try:
             generation = await self._generate(session, call, prompt, watcher)
         except ApiError as error:
@@ -195,60 +185,14 @@ class Service:
             log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
             prompt = self._sampled(session, request, self._placer.reanchor(request))
             generation = await self._generate(session, call, prompt, watcher)
-        entry = self._entry(request, prompt, generation, voice, started=started, call=call)
+        entry = self._reader.entry(request, prompt, generation, voice, started=started, call=call)
         turn, counts = await self._sessions.commit(session, entry)
         self._counts.update(counts)
         if self._detects_snap:
             forks.report(session.session_id, session.tree, turn)
         call.turn = turn.number
         self.metrics.turn_seconds.observe(turn.output.finished - started)
-        return self._told(request, turn, entry.receipt)
-
-    def _entry(
-        self, request: ChatRequest, prompt: _Prompt, generation: Generation, voice: Voice, *, started: float, call: Call
-    ) -> Entry:
-        """What was generated, read."""
-        stop, text = self._read(generation)
-        in_reasoning = prompt.suffix.opens_reasoning
-        reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
-        voice.feed(text)
-        matched = generation.finish.get("matched")
-        return Entry(
-            parent=prompt.place.turn.number if prompt.place.turn else None,
-            caller=prompt.place.caller,
-            root=prompt.place.root,
-            messages=tuple(request.messages[prompt.place.matched :]),
-            reply=voice.message(reply),
-            prompt_ids=prompt.suffix.ids,
-            drop=prompt.suffix.drop,
-            output=_output(prompt.sampling, generation, stop=stop, started=started),
-            receipt=Receipt(
-                identity=call.identity,
-                stamp=call.stamp,
-                cached_tokens=generation.cached_tokens,
-                lead=voice.lead,
-                stop_sequence=matched if isinstance(matched, str) else None,
-            ),
-            counts=_counts_of(prompt, generation),
-        )
-
-    def _told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
-        """A turn as the answer to its request."""
-        output = turn.output
-        called = output.finish_reason == "stop" and turn.reply.get("tool_calls")
-        return ChatAnswer(
-            answer_id=receipt.stamp.answer_id,
-            created=receipt.stamp.created,
-            model=request.model,
-            message=dict(turn.reply),
-            finish_reason="tool_calls" if called else output.finish_reason,
-            prompt_tokens=turn.end - len(output.ids),
-            completion_tokens=len(output.ids),
-            cached_tokens=receipt.cached_tokens,
-            logprobs=self._token_logprobs(output) if request.logprobs else None,
-            lead=receipt.lead,
-            stop_sequence=receipt.stop_sequence,
-        )
+        return self._reader.told(request, turn, entry.receipt)
 
     async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
@@ -256,11 +200,11 @@ class Service:
         tree = Tree(self._matcher) if session is None else session.tree
         return len(self._placer.place(tree, request).ids)
 
-    def _place(self, session: Session, request: ChatRequest) -> _Prompt:
+    def _place(self, session: Session, request: ChatRequest) -> Prompt:
         """Attach the request and build its ids; reads only."""
         return self._sampled(session, request, self._placer.place(session.tree, request))
 
-    def _sampled(self, session: Session, request: ChatRequest, placed: Placed) -> _Prompt:
+    def _sampled(self, session: Session, request: ChatRequest, placed: Placed) -> Prompt:
         """With the parameters it is sampled under."""
         sampling = resolve(
             session.sampling,
@@ -277,9 +221,9 @@ class Service:
                 in_reasoning=placed.suffix.opens_reasoning,
             )
         )
-        return _Prompt(placed.place, placed.suffix, placed.ids, sampling)
+        return Prompt(placed.place, placed.suffix, placed.ids, sampling)
 
-    async def _generate(self, session: Session, call: Call, prompt: _Prompt, watcher: Any) -> Generation:
+    async def _generate(self, session: Session, call: Call, prompt: Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(
                 prompt.ids,
@@ -298,20 +242,6 @@ class Service:
             if session.deleted:
                 raise unknown_session(session.session_id) from None
             raise ApiError(499, "nobody waited for this answer any longer", code="abandoned") from None
-
-    def _read(self, generation: Generation) -> tuple[int | None, str]:
-        """(the stop token if it was sampled, the text without what stopped it)."""
-        matched = generation.finish.get("matched") if generation.finish_reason == "stop" else None
-        ids = generation.ids
-        if isinstance(matched, str):
-            text = self._tito.encoder.decode(ids)
-            return None, text[: text.rfind(matched)] if matched in text else text
-        sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
-        return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
-
-    def _token_logprobs(self, output: Output) -> list[tuple[str, float]]:
-        texts = [self._tito.encoder.decode([token]) for token in output.ids.tolist()]
-        return list(zip(texts, map(float, output.logprobs), strict=True))
 
     def _count(self, session: Session, **counts: int) -> None:
         session.counts.update(counts)
@@ -332,49 +262,3 @@ def _release(session: Session, call: Call) -> None:
         session.calls.remove(call)
     if call.delivered and call.turn is not None:
         session.unheard.discard(call.turn)
-
-
-def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
-    return Output(
-        ids=np.asarray(generation.ids, np.int32),
-        logprobs=np.asarray(generation.logprobs, np.float32),
-        spans=tuple(generation.spans),
-        temperature=sampling.temperature,
-        finish_reason=generation.finish_reason,
-        stop=stop,
-        started=started,
-        finished=time.time(),
-        params=sampling.params,
-        experts=np.concatenate(generation.experts) if generation.experts else None,
-    )
-
-
-def _counts_of(prompt: _Prompt, generation: Generation) -> dict[str, int]:
-    return {
-        "turns": 1,
-        "prompt_tokens": len(prompt.ids),
-        "completion_tokens": len(generation.ids),
-        "sampling_overridden": prompt.sampling.overridden,
-        "engine_retries": generation.retries,
-    }
-
-
-def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
-    """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
-
-    written = tito.encoder.stream()
-
-    async def watch(ids: list[int]) -> None:
-        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
-        for stop in stops:
-            text = text.partition(stop)[0]
-        held = max((_overlap(text, stop) for stop in stops), default=0)
-        if delta := voice.feed(text[: len(text) - held]):
-            await on_delta(delta)
-
-    return watch
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -127,6 +127,7 @@ class Supervisor:
             str(listener.fileno()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )

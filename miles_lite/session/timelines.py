@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from miles_lite.session.caller import Caller
 from miles_lite.session.tree import Tree, Turn
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from miles_lite.tito.messages import Message
 
-Append = Callable[[Sequence[Message], Sequence[Message], int | None], Suffix | None]
-"""(history, appended messages, the stop token that ended the history) to what follows; None where nothing is proved."""
+Append = Callable[[Sequence[Message], Sequence[Message], int | None, Caller], Suffix | None]
+"""(history, appended messages, the stop token that ended the history, who asks) to what follows; None where nothing is
+proved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +89,17 @@ def merge(tree: Tree, merging: Merging) -> Timelines:
 
 
 def appender(tito: Tito) -> Append:
-    """Appending as a request would, under the template's own options."""
+    """Appending as a request would, with the caller's tools and template options."""
 
-    def append(history: Sequence[Message], messages: Sequence[Message], stop: int | None) -> Suffix | None:
+    def append(
+        history: Sequence[Message], messages: Sequence[Message], stop: int | None, caller: Caller
+    ) -> Suffix | None:
         roles = {"system" if message["role"] == "developer" else message["role"] for message in messages}
-        if not tito.proved(sorted(roles)):
+        options = caller.options or {}
+        if not tito.proved(sorted(roles), options):
             return None
         try:
-            return tito.append(history, messages, stop=stop)
+            return tito.append(history, messages, stop=stop, tools=caller.tools, options=options)
         except (RenderError, SuffixError):
             return None
 
@@ -156,7 +161,7 @@ def _by_text(tree: Tree, root: Turn, host: Turn, end: int, merging: Merging) -> 
     """The root's prompt ends with what its further messages append to the host; what is before may be spelled anew."""
     if merging.append is None or not merging.fix_drift:
         return None
-    suffix = merging.append(tree.history(host), root.messages[end:], host.output.stop)
+    suffix = merging.append(tree.history(host), root.messages[end:], host.output.stop, root.caller)
     if suffix is None or not len(suffix.ids):
         return None
     if not np.array_equal(root.prompt_ids[-len(suffix.ids) :], suffix.ids):

@@ -8,7 +8,7 @@ request walks the turns that it replays, comparing as they stand the messages th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -87,7 +87,8 @@ class Turn:
 class Place:
     """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
 
-    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix; None for no root.
+    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, reanchored; None for
+    no root.
     """
 
     turn: Turn | None
@@ -104,6 +105,7 @@ class Tree:
         self.turns: list[Turn] = []
         self._children: dict[int, tuple[Turn, ...]] = {}
         self._sent: list[tuple[Message, ...]] = []
+        self._callers: dict[bytes, Caller] = {}
 
     def attach(self, messages: Sequence[Message], caller: Caller) -> Place:
         """The caller's deepest turn whose path begins `messages`; of equals the latest."""
@@ -178,7 +180,7 @@ class Tree:
         turn = Turn(
             number=len(self.turns),
             parent=parent,
-            caller=place.caller,
+            caller=self._known(place.caller),
             messages=tuple(messages),
             reply=reply,
             request=_digest(b"".join(map(self.matcher.digest, messages))),
@@ -192,6 +194,13 @@ class Tree:
         self._sent.append((*messages, reply))
         self._children[_number(parent)] = (*self.children(parent), turn)
         return turn
+
+    def _known(self, caller: Caller) -> Caller:
+        """The caller, holding the tools and options that an earlier turn of it holds, where these are equal."""
+        known = self._callers.get(caller.seed)
+        if known is None or known.tools is None:
+            self._callers[caller.seed] = known = caller
+        return known if known.options == caller.options else replace(caller, tools=known.tools)
 
     def leaves(self) -> list[Turn]:
         return [turn for turn in self.turns if turn.number not in self._children]

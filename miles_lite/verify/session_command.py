@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -74,6 +75,7 @@ class Options:
 def main(argv: Sequence[str], prog: str = "miles-lite verify session") -> int:
     """Parse flags and verify; the exit code. Raises UserError."""
     options = _parse(argv, prog)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     tito = _load(options)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     reports = _run(options, tito)

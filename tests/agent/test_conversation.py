@@ -6,6 +6,7 @@ import asyncio
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from miles_lite.agent.formats import FORMATS, PREAMBLE, SUBMIT
 from miles_lite.agent.session import AgentSession
 from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
+from miles_lite.agent_main import main
 from miles_lite.errors import UserError
 from tests.session.engine import STOP, Bench, answer, bench
 
@@ -234,6 +236,23 @@ def test_the_repl_ends_with_its_input(
     stdin("hello")
     assert command(tiny_model, tmp_path, ["just text"])[0] == 0
     assert capsys.readouterr().out == "agent> just text\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nomodel"], "nomodel is no folder: MODEL is"),
+        (["http://127.0.0.1:9", "--prompt-cache-dir", "cache"], "--prompt-cache-dir is for a model folder"),
+        (["http://127.0.0.1:9", "--sglang-dtype", "float32"], "--sglang flags are for a model folder"),
+        (["http://127.0.0.1:9", "--tool-format", "bash"], "needs a tool called bash"),
+        (["http://127.0.0.1:9", "--max-tokens", "0"], "--max-tokens at least 1"),
+        (["http://127.0.0.1:9", "--single", "Go"], "no answer from the session server at http://127.0.0.1:9"),
+    ],
+)
+def test_a_mistake_is_named_before_servers_start(tmp_path: Path, argv: list[str], words: str) -> None:
+    (tmp_path / "tools.json").write_text(json.dumps([ECHO]))
+    with pytest.raises(UserError, match=re.escape(words)):
+        main([*argv, "--tools", str(tmp_path / "tools.json")])
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_the_model_speaks(tiny_model: Path, tmp_path: Path) -> None:

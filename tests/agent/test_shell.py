@@ -116,6 +116,7 @@ def test_clipping_keeps_whole_characters_and_counts_bytes(text: str, times: int)
         "background": "sleep 1000 & sleep 1000",
         "leaves the session": "setsid sh -c 'trap \"\" TERM; sleep 1000; :' mark-{mark} & sleep 1000",
         "double fork": "(setsid sh -c '(trap \"\" TERM; sleep 1000; :) & ' &) ; sleep 1000",
+        "forks for ever": "while :; do (trap '' TERM; sleep 1000) & sleep 0.01; done",
         "writes for ever": "yes",
         "writes to both for ever": "yes & yes >&2",
         "stops itself": "kill -STOP $$",

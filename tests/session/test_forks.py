@@ -5,12 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from miles_lite.session.caller import caller_of
 from miles_lite.session.forks import all_forks, fork_of
+from miles_lite.session.tree import Place
 from tests.session.engine import STOP, answer, bench
-from tests.session.trees import grow, new_tree, said, user
+from tests.session.trees import NOBODY, grow, new_tree, output, said, user
 
 S: dict[str, Any] = {"role": "system", "content": "s"}
 A, B, C = user("a"), user("b"), user("c")
@@ -41,6 +43,26 @@ def test_a_fork_says_where_and_why(messages: list[dict[str, Any]], options: dict
     found = fork and (fork.parent, fork.message, fork.field, fork.reason)
     assert found == expected
     assert len(all_forks(tree)) == (expected is not None)
+
+
+def test_a_root_that_changed_nothing_forked_where_what_is_known_ends() -> None:
+    tree = new_tree()
+    grow(tree, [S, A], "one", at=0.0)
+    grow(tree, [S, A, said("one"), B], "two", at=2.0)
+    for number in range(20):
+        messages = (S, A, said("one"), B, said("two"), {"role": "system", "content": f"rule {number}"})
+        turn = tree.commit(
+            Place(None, 0, NOBODY, "role"),
+            messages,
+            reply=said("x"),
+            prompt_ids=np.arange(3, dtype=np.int32),
+            drop=0,
+            output=output(at=4.0 + number),
+        )
+        fork = fork_of(tree, turn)
+        assert fork is not None
+        assert (fork.message, fork.field, fork.reason) == (5, "role", "role")
+    assert [fork["reason"] for fork in all_forks(tree)] == ["role"] * 20
 
 
 def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:

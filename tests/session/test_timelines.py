@@ -61,7 +61,7 @@ def turn(
 def suffix(*ids: int) -> Any:
     """Appending that always gives these ids."""
 
-    def append(history: Sequence[Message], messages: Sequence[Message], stop: int | None) -> Suffix:
+    def append(history: Sequence[Message], messages: Sequence[Message], stop: int | None, caller: Caller) -> Suffix:
         return Suffix(np.array(ids, np.int32))
 
     return append
@@ -111,7 +111,7 @@ def test_2_what_follows_an_off_context_turn_is_off_context_too() -> None:
 
 
 def test_2_a_reply_that_followed_other_ids_is_never_moved() -> None:
-    for unproved in (suffix(13), lambda history, messages, stop: None, None):
+    for unproved in (suffix(13), lambda history, messages, stop, caller: None, None):
         assert len(gathered(drifted(), level="text", append=unproved)) == 2
     assert len(gathered(drifted(), level="text", append=suffix(12), fix_drift=False)) == 2
 

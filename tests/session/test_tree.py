@@ -125,3 +125,13 @@ def test_a_form_in_which_a_reply_was_sent_before_is_known_and_changes_nothing_el
         for changed in ({**form, "content": "y"}, {**form, "role": "user"}, {**form, "reasoning_content": "other"}):
             assert tree.attach([A, changed, B], NOBODY).turn is None
     assert (tree.history(turn), fingerprint(tree)) == ([A, reply], before)
+
+
+def test_turns_of_one_caller_share_its_tools() -> None:
+    tree, tools = new_tree(), [{"type": "function", "function": {"name": "f"}}]
+    first = grow(tree, [A], "one", caller=caller_of(None, tools, {}))
+    again = grow(tree, [A, said("one"), B], "two", caller=caller_of(None, [dict(tools[0])], {}))
+    thinking = grow(tree, [C], "three", caller=caller_of(None, [dict(tools[0])], {"enable_thinking": True}))
+    assert again.parent is first
+    assert again.caller.tools is thinking.caller.tools is first.caller.tools
+    assert (again.caller.options, thinking.caller.options) == ({}, {"enable_thinking": True})

@@ -21,7 +21,7 @@ from miles_lite.verify.schedule import schedule
 from miles_lite.verify.trajectories import TOOLS
 
 CITIES = ("Paris", "Rome", "Oslo", "Cairo")
-STEPS = 60
+STEPS = 90
 
 
 async def oracle(messages: Sequence[dict[str, Any]], tool_choice: str) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from tests.verify.taught import make_taught_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
-FLAGS = ("--session-verify-cycles", "1", "--rollout-batch-size", "2", "--rollout-max-response-len", "64")
+FLAGS = (
+    *("--session-verify-cycles", "1", "--rollout-batch-size", "2"),
+    *("--rollout-max-response-len", "64", "--rollout-temperature", "0.2"),
+)
 ROLE_FLAGS = ("--tito-allowed-append-roles", *ROLES)
 
 
@@ -66,13 +69,10 @@ def test_sessions_of_a_running_server_pass(
         report = json.loads(line)
         assert report["tito_session_mismatch"] == []
         assert report["roots"] == {"first": 1}
-        assert report["events"] == {
-            "append_tool": 5,
-            "append_user": 3,
-            "append_system": 1,
-            "append_assistant": 2,
-            "rollback": 2,
-        }
+        events = report["events"]
+        assert (events["append_user"], events["append_system"], events["append_assistant"]) == (3, 1, 2)
+        assert events["append_tool"] >= 2
+        assert events["rollback"] >= 2
 
 
 def test_a_template_that_is_not_the_servers_fails(

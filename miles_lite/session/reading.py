@@ -1,0 +1,150 @@
+"""What engines generate, read: piece by piece while it grows, as the turn to commit, and as the answer to its request.
+
+Invariant: reads only. The pieces of a reply are the beginning of its answer, and a turn gives the same answer whenever
+it is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from miles_lite.session.calls import Call, OnDelta
+from miles_lite.session.engine_calls import Generation, OnTokens
+from miles_lite.session.entry import Entry, Receipt
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
+from miles_lite.session.placing import Placed
+from miles_lite.session.sampling import Sampling
+from miles_lite.session.tree import Output, Turn
+from miles_lite.tito import Tito
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt(Placed):
+    """A request placed in the tree, and how it is sampled."""
+
+    sampling: Sampling
+
+
+class Reader:
+    """Reads in one model's text."""
+
+    def __init__(self, tito: Tito) -> None:
+        self._tito = tito
+
+    def voice(self, request: ChatRequest, prompt: Prompt) -> Voice:
+        """Speaks the reply while it grows."""
+        in_reasoning = prompt.suffix.opens_reasoning
+        return Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=in_reasoning))
+
+    def watcher(self, voice: Voice, prompt: Prompt, on_delta: OnDelta) -> OnTokens:
+        """Takes ids so far, and tells what can be shown of them."""
+        return _watcher(self._tito, voice, on_delta, prompt.sampling.stop)
+
+    def entry(
+        self, request: ChatRequest, prompt: Prompt, generation: Generation, voice: Voice, *, started: float, call: Call
+    ) -> Entry:
+        """The turn that a finished generation makes."""
+        stop, text = self._read(generation)
+        in_reasoning = prompt.suffix.opens_reasoning
+        reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
+        voice.feed(text)
+        matched = generation.finish.get("matched")
+        return Entry(
+            parent=prompt.place.turn.number if prompt.place.turn else None,
+            caller=prompt.place.caller,
+            root=prompt.place.root,
+            messages=tuple(request.messages[prompt.place.matched :]),
+            reply=voice.message(reply),
+            prompt_ids=prompt.suffix.ids,
+            drop=prompt.suffix.drop,
+            output=_output(prompt.sampling, generation, stop=stop, started=started),
+            receipt=Receipt(
+                identity=call.identity,
+                stamp=call.stamp,
+                cached_tokens=generation.cached_tokens,
+                lead=voice.lead,
+                stop_sequence=matched if isinstance(matched, str) else None,
+            ),
+            counts=_counts_of(prompt, generation),
+        )
+
+    def told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
+        """A turn as the answer to its request."""
+        output = turn.output
+        called = output.finish_reason == "stop" and turn.reply.get("tool_calls")
+        return ChatAnswer(
+            answer_id=receipt.stamp.answer_id,
+            created=receipt.stamp.created,
+            model=request.model,
+            message=dict(turn.reply),
+            finish_reason="tool_calls" if called else output.finish_reason,
+            prompt_tokens=turn.end - len(output.ids),
+            completion_tokens=len(output.ids),
+            cached_tokens=receipt.cached_tokens,
+            logprobs=self._token_logprobs(output) if request.logprobs else None,
+            lead=receipt.lead,
+            stop_sequence=receipt.stop_sequence,
+        )
+
+    def _read(self, generation: Generation) -> tuple[int | None, str]:
+        """(the stop token if it was sampled, the text without what stopped it)."""
+        matched = generation.finish.get("matched") if generation.finish_reason == "stop" else None
+        ids = generation.ids
+        if isinstance(matched, str):
+            text = self._tito.encoder.decode(ids)
+            return None, text[: text.rfind(matched)] if matched in text else text
+        sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
+        return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
+
+    def _token_logprobs(self, output: Output) -> list[tuple[str, float]]:
+        texts = [self._tito.encoder.decode([token]) for token in output.ids.tolist()]
+        return list(zip(texts, map(float, output.logprobs), strict=True))
+
+
+def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
+    return Output(
+        ids=np.asarray(generation.ids, np.int32),
+        logprobs=np.asarray(generation.logprobs, np.float32),
+        spans=tuple(generation.spans),
+        temperature=sampling.temperature,
+        finish_reason=generation.finish_reason,
+        stop=stop,
+        started=started,
+        finished=time.time(),
+        params=sampling.params,
+        experts=np.concatenate(generation.experts) if generation.experts else None,
+    )
+
+
+def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
+    return {
+        "turns": 1,
+        "prompt_tokens": len(prompt.ids),
+        "completion_tokens": len(generation.ids),
+        "sampling_overridden": prompt.sampling.overridden,
+        "engine_retries": generation.retries,
+    }
+
+
+def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
+    """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
+    written = tito.encoder.stream()
+
+    async def watch(ids: list[int]) -> None:
+        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
+        for stop in stops:
+            text = text.partition(stop)[0]
+        held = max((_overlap(text, stop) for stop in stops), default=0)
+        if delta := voice.feed(text[: len(text) - held]):
+            await on_delta(delta)
+
+    return watch
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,74 @@
+"""`miles-lite session`: one session server in front of a router that runs, until Ctrl-C.
+
+Invariant: no Ray and no SGLang; what is printed answers, and Ctrl-C or SIGTERM ends it, journal closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from miles_lite.config import Session
+from miles_lite.errors import UserError
+from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.rollout.model import context_length
+from miles_lite.session.server import SessionSpec
+from miles_lite.session.supervisor import Supervisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """session server: what it serves, and where."""
+
+    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read")
+    router_url: str = option(help="router, or a single engine: where /generate is")
+    bind_host: str = option("127.0.0.1", help="interface to bind to; off loopback each session needs its key")
+    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
+    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
+    run_dir: str = option("runs/session", help="folder of the journal")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse flags and serve; the exit code. Raises UserError."""
+    parser = Parser(prog="miles-lite session", allow_abbrev=False)
+    for group in (SessionOptions, Session):
+        add_group(parser, group)
+    namespace, unknown = parser.parse_known_args(list(argv))
+    sglang = sort_leftovers(parser, unknown).sglang
+    options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
+    folder = Path(options.hf_checkpoint).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--hf-checkpoint {folder}: has no config.json, so it is not a Hugging Face model folder")
+    spec = SessionSpec(
+        index=0,
+        model_path=str(folder),
+        router_url=options.router_url,
+        bind_host=options.bind_host,
+        advertise_host=options.advertise_host or options.bind_host,
+        port=session.session_server_port,
+        options=session,
+        context_length=context_length(folder, options.rollout_max_context_len),
+        call_seconds=options.router_timeout,
+        run_dir=str(Path(options.run_dir).resolve()),
+        routed_experts=bool(sglang.get("enable_return_routed_experts")),
+        reasoning_parser=sglang.get("reasoning_parser"),
+        tool_call_parser=sglang.get("tool_call_parser"),
+    )
+    asyncio.run(_serve(Supervisor(spec)))
+    return 0
+
+
+async def _serve(supervisor: Supervisor) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        url = await supervisor.start()
+        print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
+        await stop.wait()
+    finally:
+        await supervisor.stop()
