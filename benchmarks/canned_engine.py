@@ -69,6 +69,7 @@ class _Connection(asyncio.Protocol):
         self._answers, self._parts, self._have, self._need = answers, [b""], 0, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

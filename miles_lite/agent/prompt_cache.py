@@ -69,7 +69,8 @@ class PromptCache:
         tokens it loaded instead of computing them: `tokens`, or fewer. Raises UserError."""
         with httpx.Client(base_url=engine_url, timeout=CALL_SECONDS, trust_env=False) as http:
             sampling = {"max_new_tokens": 1, "temperature": 0.0}
-            answer = _call(http, "POST", "/generate", json={"input_ids": list(self.ids), "sampling_params": sampling})
+            body = {"input_ids": list(self.ids), "sampling_params": sampling}
+            answer = _call(http, "POST", "/generate", json=body).json()
             self._wait_until_written()
             _call(http, "DELETE", "/hicache/storage-backend", headers={"Authorization": f"Bearer {self.admin_key}"})
         return int(answer["meta_info"]["cached_tokens"])
@@ -130,11 +131,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _call(http: httpx.Client, method: str, path: str, **options: Any) -> Any:
+def _call(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
     try:
         answer = http.request(method, path, **options)
     except httpx.HTTPError as error:
         raise UserError(f"--prompt-cache-dir: no answer from the engine to {method} {path}: {error}") from error
     if answer.status_code != 200:
         raise UserError(f"--prompt-cache-dir: {method} {path} answered {answer.status_code}: {answer.text[:500]}")
-    return answer.json()
+    return answer

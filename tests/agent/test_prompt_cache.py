@@ -68,14 +68,14 @@ def engine(folder: Path, *, pages: int, cached: int) -> Iterator[tuple[str, list
             asked.append(f"POST {self.path} {len(body['input_ids'])}")
             for page in range(pages):
                 (folder / f"{page}.bin").touch()
-            self._answer({"meta_info": {"cached_tokens": cached}})
+            self._answer(json.dumps({"meta_info": {"cached_tokens": cached}}))
 
         def do_DELETE(self) -> None:
             asked.append(f"DELETE {self.path} {self.headers['Authorization']}")
-            self._answer({})
+            self._answer("Detached.\n")
 
-        def _answer(self, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
+        def _answer(self, text: str) -> None:
+            data = text.encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

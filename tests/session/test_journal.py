@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import tempfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,14 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.net import network_file_system
+from miles_lite.session import server
 from miles_lite.session.caller import Caller
 from miles_lite.session.client import SessionError
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.entry import Entry, Receipt, from_row, to_row
 from miles_lite.session.tree import Output
 from miles_lite.tito import Tito
-from tests.session.engine import STOP, Bench, answer, bench
+from tests.session.engine import STOP, Bench, answer, bench, spec
 from tests.session.replies import CHAT_TOOLS, saying
 from tests.session.trees import new_tree
 
@@ -234,3 +239,34 @@ def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:
     assert network_file_system(tmp_path / "far" / "sessions", mounts=mounts) == "nfs4"
     assert network_file_system(tmp_path / "far" / "near" / "s", mounts=mounts) is None
     assert network_file_system(tmp_path, mounts=mounts) is None
+
+
+def test_the_journal_lies_on_the_nodes_own_disk(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_run = replace(spec(tiny_model), run_dir=str(tmp_path), index=2)
+    chosen = replace(spec(tiny_model, session_journal_dir=str(tmp_path / "j")), run_dir=str(tmp_path))
+    assert server.journal_path(in_run) == tmp_path / "sessions" / "sessions-2.sqlite"
+    assert server.journal_path(chosen) == tmp_path / "j" / "sessions-0.sqlite"
+    assert server.journal_path(spec(tiny_model)) is None
+    assert server.journal_path(replace(spec(tiny_model, session_journal=False), run_dir=str(tmp_path))) is None
+    monkeypatch.setattr(server, "network_file_system", lambda folder: "nfs4")
+    elsewhere = server.journal_path(in_run)
+    assert elsewhere is not None
+    assert elsewhere.is_relative_to(tempfile.gettempdir())
+    assert not elsewhere.is_relative_to(tmp_path)
+    assert server.journal_path(chosen) == tmp_path / "j" / "sessions-0.sqlite"
+    assert "is on nfs4: commits are slow" in caplog.text
+
+
+def test_a_journal_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sessions").mkdir()
+    with closing(sqlite3.connect(tmp_path / "sessions" / "sessions-0.sqlite")) as db:
+        db.execute("PRAGMA user_version = 99")
+
+    async def run() -> None:
+        with pytest.raises(UserError, match="of version 99"):
+            async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
+                pass
+
+    asyncio.run(run())

@@ -123,6 +123,6 @@ def test_a_model_that_only_talks_fails(tiny_model: Path, tito: Tito) -> None:
 
 
 def test_a_server_that_refuses_fails(tiny_model: Path, tito: Tito) -> None:
-    found = failure(verified(tiny_model, tito, writing(tito, CALL * 60)))
+    found = failure(verified(tiny_model, tito, writing(tito, CALL * 30)))
     assert str(found).startswith("ChatError: sample 0: HTTP 400: ")
     assert "context" in str(found)
