@@ -13,7 +13,7 @@ rps_256, p99_ms_256              256 concurrent sessions x 8 turns              
 cpu_ms_per_request               processor time of the session server in that
 direct_rps_256                   the same bodies straight to the engine
 journal_cost                     share of rps_256 that journaling every turn costs                             (<= 0.15)
-bytes_per_token, kib_per_session resident memory: a line over sessions of 1 turn and of 16                  (<= 16, 20)
+bytes_per_token, kib_per_session resident memory of sessions of 32 to 64 turns, and of sessions of one turn  (<= 16, 20)
 rss_after_delete                 resident memory when all is deleted, over that before                       (<= 1.05)
 collect_ms                       collecting a session of 128 turns and 65k tokens                               (<= 20)
 restart_seconds                  from SIGKILL of the worker to the next turn of a session that it held           (<= 5)
@@ -155,28 +155,33 @@ async def _restart(server: Process, words: Words) -> float:
 
 
 async def _memory(server: Process, words: Words, *, sessions: int) -> dict[str, float]:
-    """Resident bytes over sessions of 1 turn and of 16; what is left when they are deleted."""
-    warm = [Agent(await Connection.open(server.port), words) for _ in range(4)]
-    for agent in warm:
-        await agent.open()
-        await agent.talk(16)
-        await agent.close()
-    before, points = server.memory(), []
-    short = [Agent(await Connection.open(server.port), words) for _ in range(sessions)]
-    for turns in (1, 15):
-        for agent in short:
-            if turns == 1:
-                await agent.open()
+    """Resident bytes per token and per session, measured on top of sessions that use up what start-up left free."""
+
+    async def grown(agents: list[Agent], turns: int) -> tuple[int, int]:
+        """(tokens, bytes) that further turns of the agents add."""
+        tokens, memory = sum(agent.tokens for agent in agents), server.memory()
+        for agent in agents:
             await agent.talk(turns)
-        tokens = sum(agent.tokens for agent in short)
-        points.append((tokens / sessions, (server.memory() - before) / sessions))
-    (few, small), (many, large) = points
-    per_token = (large - small) / (many - few)
-    for agent in short:
+        return sum(agent.tokens for agent in agents) - tokens, server.memory() - memory
+
+    async def opened(count: int) -> list[Agent]:
+        agents = [Agent(await Connection.open(server.port), words) for _ in range(count)]
+        for agent in agents:
+            await agent.open()
+        return agents
+
+    before, many = server.memory(), await opened(sessions)
+    await grown(many, 32)
+    tokens, memory = await grown(many, 32)
+    per_token, held = memory / tokens, server.memory()
+    new = await opened(4 * sessions)
+    tokens, _ = await grown(new, 1)
+    per_session = (server.memory() - held - tokens * per_token) / len(new)
+    for agent in (*many, *new):
         await agent.close()
     return {
         "bytes_per_token": per_token,
-        "kib_per_session": (small - per_token * few) / 1024,
+        "kib_per_session": per_session / 1024,
         "rss_after_delete": server.memory() / before,
     }
 
