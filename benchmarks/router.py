@@ -2,7 +2,7 @@
 
     python benchmarks/router.py [--json] [--seconds 2] [--rounds 3]
 
-Needs wrk (the load) and gcc (the workers: fake_worker.c, which answers at once). Everything runs on loopback and shares
+Needs wrk (the load) and gcc (the workers: servers/fake_worker.c, which answers at once). Everything runs on loopback and shares
 this machine's cores, one system under test at a time, each a single process; of several rounds the best counts. Bodies
 are of the same size both ways.
 """
@@ -59,7 +59,7 @@ class Bench:
         self._folder = folder
         self._seconds = seconds
         self._worker = folder / "fake_worker"
-        subprocess.run(["gcc", "-O2", "-o", self._worker, HERE.with_name("fake_worker.c")], check=True)
+        subprocess.run(["gcc", "-O2", "-o", self._worker, HERE.with_name("servers") / "fake_worker.c"], check=True)
 
     def load(self, url: str, body: bytes, connections: int) -> Load:
         """One second to warm up, then the run that counts. Raises RuntimeError when a request failed."""

@@ -305,7 +305,7 @@ class Process:
 
 
 def _engine(folder: Path, *arguments: str) -> AbstractContextManager[Process]:
-    script = str(ROOT / "benchmarks" / "canned_engine.py")
+    script = str(ROOT / "benchmarks" / "servers" / "canned_engine.py")
     return _process(script, "--ids", str(folder / "ids.json"), *arguments, core=1)
 
 

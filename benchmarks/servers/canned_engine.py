@@ -1,6 +1,6 @@
 """An engine that answers every POST with the same generation at once: the floor beneath the session benchmarks.
 
-    python benchmarks/canned_engine.py --ids FILE.json [--experts LAYERS TOPK]
+    python benchmarks/servers/canned_engine.py --ids FILE.json [--experts LAYERS TOPK]
 
 Prints its port, then serves until it is ended. `GET /last` returns the body of the request before. Bodies are not
 parsed, unless routed experts are asked for: a request is its headers, Content-Length and as many bytes.
