@@ -25,7 +25,8 @@ FUNCTION = {"name": "run", "parameters": PARAMETERS}
 CHAT_TOOLS: Any = [{"type": "function", "function": FUNCTION}]
 RESPONSES_TOOLS: Any = [{"type": "function", **FUNCTION, "strict": True}]
 ANTHROPIC_TOOLS: Any = [{"name": "run", "input_schema": PARAMETERS}]
-RUN = {"temperature": 1.0, "max_new_tokens": 120}
+RUN = {"temperature": 5.0, "max_new_tokens": 120}
+"""Hot, so that what a random model prefers does not matter."""
 ATTEMPTS = 8
 """A random model thinks without end in half of its attempts."""
 
