@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from miles_lite.config import Topology
 from miles_lite.errors import UserError
 from miles_lite.rollout.placement import ENGINE_SHARE, TRAIN_SHARE, Layout, place
+from tests.engine.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 GPUS = 4
@@ -27,6 +28,12 @@ def two_nodes() -> Iterator[None]:
     yield
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def all_free(two_nodes: None) -> None:
+    """What a test removed, and nodes that have just come, take a moment to be free."""
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.available_resources().get("GPU") == 2 * GPUS, "GPUs")
 
 
 @ray.remote
@@ -56,6 +63,7 @@ def test_trainers_and_engines_share_gpus_or_have_their_own(two_nodes: None):
         assert len(set(nodes)) == 1
         assert list(gpus) == list(range(GPUS))
     shared.remove()
+    wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
 
     apart = place(Topology(actor_num_gpus_per_node=4, rollout_num_gpus=4), train=True)
     train, engines = places(apart, apart.train_bundles, TRAIN_SHARE), places(apart, apart.engine_slots, ENGINE_SHARE)
@@ -71,5 +79,6 @@ def test_an_actor_of_each_fits_into_one_slot_and_more_slots_than_gpus_are_refuse
     first, second = ray.get([actor.look.remote() for actor in both], timeout=60)
     assert first == second
     layout.remove()
-    with pytest.raises(UserError, match="asked for 9 slots of 1 GPU"):
+    wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
+    with pytest.raises(UserError, match="asked for 9 slots of 1 CPU"):
         place(Topology(rollout_num_gpus=9), train=False)
