@@ -1,10 +1,10 @@
 """What the router costs: requests per second and latency, beside smg, a trivial aiohttp pass-through and no proxy.
 
-    python benchmarks/router.py [--json] [--seconds 2] [--rounds 3]
+    python benchmarks/router.py [--json FILE] [--seconds 2] [--rounds 3]
 
-Needs wrk (the load) and gcc (the workers: fake_worker.c, which answers at once). Everything runs on loopback and shares
-this machine's cores, one system under test at a time, each a single process; of several rounds the best counts. Bodies
-are of the same size both ways.
+Needs wrk (the load) and gcc (the workers: servers/fake_worker.c, which answers at once). Everything is on loopback and
+shares this machine's cores, one system under test at a time, each a single process; of several rounds the best counts.
+Bodies are of the same size both ways.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Bench:
         self._folder = folder
         self._seconds = seconds
         self._worker = folder / "fake_worker"
-        subprocess.run(["gcc", "-O2", "-o", self._worker, HERE.with_name("fake_worker.c")], check=True)
+        subprocess.run(["gcc", "-O2", "-o", self._worker, HERE.with_name("servers") / "fake_worker.c"], check=True)
 
     def load(self, url: str, body: bytes, connections: int) -> Load:
         """One second to warm up, then the run that counts. Raises RuntimeError when a request failed."""
@@ -268,7 +268,7 @@ AIMS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
     parser.add_argument("--seconds", type=int, default=2, help="of each load, after one of warming up")
     parser.add_argument("--rounds", type=int, default=3, help="the best of how many counts")
     parser.add_argument("--serve-aiohttp", nargs="+", metavar="URL", help=argparse.SUPPRESS)
@@ -281,8 +281,7 @@ def main() -> None:
         sys.exit(0 if not options.json else 2)
     found = measure(min(options.seconds, 10), options.rounds)
     if options.json:
-        print(json.dumps(found))
-        return
+        options.json.write_text(json.dumps(found, indent=2))
     columns = ("", "aiohttp_", "smg_", "direct_")
     print(f"{'':20}" + "".join(f"{name:>12}" for name in ("router", "aiohttp", "smg", "direct")) + "   asked")
     for name, aim in AIMS.items():

@@ -2,18 +2,21 @@
 
     python benchmarks/session_overhead.py [--json FILE] [--quick]
 
-A canned engine answers at once and shares core 1 with the load generator; the session server has core 0 for itself. A
-turn is 100 appended text tokens and 400 sampled ids with logprobs (Qwen3's vocabulary and template). Printed:
+`miles-lite session` has core 0 for itself; a canned engine that answers at once shares core 1 with the load generator.
+A turn is 100 appended text tokens and 400 sampled ids with logprobs (Qwen3's vocabulary and template). Printed, without
+a journal unless it is named:
 
 intercept_ms, slope_us_per_1k    overhead per turn over the history's length, to 130k tokens: median over sessions of
-                                 (turn - direct), then a least-squares line; also with 500 appended         (<= 1.0, 20)
+                                 (turn - direct), then a least-squares line                                 (<= 1.0, 20)
+..._500, ..._experts             the same with 500 appended tokens, and with routed experts of 2 layers x 2
 rps_256, p99_ms_256              256 concurrent sessions x 8 turns                                    (>= 1,000, <= 500)
+cpu_ms_per_request               processor time of the session server in that
 direct_rps_256                   the same bodies straight to the engine
-bytes_per_token, kib_per_session resident memory: a line over sessions of 1 turn and of 16                  (<= 16, 20)
+journal_cost                     share of rps_256 that journaling every turn costs                             (<= 0.15)
+bytes_per_token, kib_per_session resident memory of sessions of 32 to 64 turns, and of sessions of one turn  (<= 16, 20)
 rss_after_delete                 resident memory when all is deleted, over that before                       (<= 1.05)
-journal_cost                     share of rps_256 that the journal takes                                      (<= 0.15)
-restart_seconds                  from killing the worker process to the next answer                              (<= 5)
 collect_ms                       collecting a session of 128 turns and 65k tokens                               (<= 20)
+restart_seconds                  from SIGKILL of the worker to the next turn of a session that it held           (<= 5)
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ import asyncio
 import json
 import os
 import random
-import signal
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,62 +66,37 @@ def _measure(folder: Path, *, quick: bool) -> dict[str, float]:
     os.sched_setaffinity(0, {1})
     model = _model(folder / "model")
     words = Words(model)
-    ids = [*words.ids(SAMPLED - 1), words.stop]
-    (folder / "ids.json").write_text(json.dumps(ids))
+    (folder / "ids.json").write_text(json.dumps([*words.ids(SAMPLED - 1), words.stop]))
+    tokens, rounds, sessions = (30_000, 1, 64) if quick else (130_000, 3, 256)
     numbers: dict[str, float] = {}
-    with ExitStack() as stack:
-        engine = stack.enter_context(_process("canned_engine.py", "--ids", str(folder / "ids.json")))
-        url = f"http://127.0.0.1:{engine.port}"
-        with _process("session_server.py", "--model", str(model), "--router-url", url, core=0) as server:
-            for name, appended in (("", 100), ("_500", 500)):
-                turns = (130_000 if not quick else 30_000) // (appended + SAMPLED)
-                history, overhead = asyncio.run(_lengths(server.port, engine.port, words, turns, appended))
-                slope, intercept = np.polyfit(history / 1000, overhead * 1000, 1)
-                numbers[f"intercept_ms{name}"] = float(intercept)
-                numbers[f"slope_us_per_1k{name}"] = float(slope * 1000)
-            numbers |= uvloop.run(_throughput(server, engine.port, words, rounds=1 if quick else 3))
-        with _process("session_server.py", "--model", str(model), "--router-url", url, core=0) as server:
-            numbers |= uvloop.run(_memory(server, words, sessions=64 if quick else 256))
-            numbers["collect_ms"] = uvloop.run(_collect(server.port, words))
-        journal = ("--run-dir", str(folder / "run"))
-        with _process("session_server.py", "--model", str(model), "--router-url", url, *journal, core=0) as server:
-            journaled = uvloop.run(_throughput(server, engine.port, words, rounds=1 if quick else 3))
-        numbers["journal_cost"] = 1 - journaled["rps_256"] / numbers["rps_256"]
-        numbers["restart_seconds"] = asyncio.run(_restart(model, url, folder / "supervised"))
+    with _engine(folder) as engine, _sessions(model, engine) as server:
+        for name, appended in (("", 100), ("_500", 500)):
+            numbers |= _line(name, _lengths(server.port, engine.port, words, tokens // (appended + SAMPLED), appended))
+    with _engine(folder) as engine, _sessions(model, engine) as server:
+        plain = uvloop.run(_throughput(server, words, rounds=rounds))
+        numbers |= plain | {"direct_rps_256": uvloop.run(_direct(engine.port))}
+    with _engine(folder) as engine, _sessions(model, engine, journal=folder / "journal") as server:
+        journaled = uvloop.run(_throughput(server, words, rounds=rounds))
+        numbers["journal_cost"] = 1 - journaled["rps_256"] / plain["rps_256"]
+        numbers["restart_seconds"] = uvloop.run(_restart(server, words))
+    with _engine(folder) as engine, _sessions(model, engine) as server:
+        numbers |= uvloop.run(_memory(server, words, sessions=sessions))
+        numbers["collect_ms"] = uvloop.run(_collect(server.port, words))
+    with _engine(folder, "--experts", "2", "2") as engine, _sessions(model, engine, experts=True) as server:
+        numbers |= _line("_experts", _lengths(server.port, engine.port, words, tokens // 4 // 500, 100))
     return numbers
 
 
-async def _restart(model: Path, router_url: str, run_dir: Path) -> float:
-    """Seconds from killing a server's worker process to the next 200; the median of three."""
-    from benchmarks.session_server import session_spec
-    from miles_lite.session.supervisor import Supervisor
-
-    supervisor, seconds = Supervisor(session_spec(str(model), router_url, str(run_dir))), []
-    port = int((await supervisor.start()).rpartition(":")[2])
-    try:
-        for _ in range(3):
-            assert supervisor.worker_pid is not None
-            os.kill(supervisor.worker_pid, signal.SIGKILL)
-            began = time.perf_counter()
-            while not await _healthy(port):
-                await asyncio.sleep(0.01)
-            seconds.append(time.perf_counter() - began)
-    finally:
-        await supervisor.stop()
-    return statistics.median(seconds)
-
-
-async def _healthy(port: int) -> bool:
-    try:
-        await (await Connection.open(port)).request(b"GET", "/health")
-    except (OSError, RuntimeError, asyncio.IncompleteReadError):
-        return False
-    return True
+def _line(name: str, measuring: Coroutine[Any, Any, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    history, overhead = asyncio.run(measuring)
+    slope, intercept = np.polyfit(history / 1000, overhead * 1000, 1)
+    return {f"intercept_ms{name}": float(intercept), f"slope_us_per_1k{name}": float(slope * 1000)}
 
 
 async def _lengths(server: int, engine: int, words: Words, turns: int, appended: int) -> tuple[np.ndarray, np.ndarray]:
     """(history in tokens, overhead in seconds) of each turn; the median of five sessions."""
-    overheads, lengths = [], []
+    overheads: list[list[float]] = []
+    lengths: list[int] = []
     for _ in range(5):
         agent = Agent(await Connection.open(server), words, appended=appended)
         direct = await Connection.open(engine)
@@ -135,57 +113,75 @@ async def _lengths(server: int, engine: int, words: Words, turns: int, appended:
     return np.asarray(lengths[1:]), np.median(np.asarray(overheads), axis=0)[1:]
 
 
-async def _throughput(server: Server, engine: int, words: Words, *, rounds: int) -> dict[str, float]:
+async def _throughput(server: Process, words: Words, *, rounds: int) -> dict[str, float]:
     """256 sessions at once, 8 turns each: requests per second and the 99th percentile of a turn."""
     rates, tails, cpu = [], [], []
-    bodies = b""
     for _ in range(rounds):
         agents = [Agent(await Connection.open(server.port), words) for _ in range(256)]
         await asyncio.gather(*(agent.open() for agent in agents))
-        used = server.cpu()
-        began = time.perf_counter()
+        used, began = server.cpu(), time.perf_counter()
         times = await asyncio.gather(*(agent.talk(8) for agent in agents))
-        took = time.perf_counter() - began
-        rates.append(256 * 8 / took)
+        rates.append(256 * 8 / (time.perf_counter() - began))
         cpu.append((server.cpu() - used) / (256 * 8) * 1000)
         tails.append(float(np.percentile(np.concatenate(times), 99)) * 1000)
-        bodies = await (await Connection.open(engine)).request(b"GET", "/last")
         await asyncio.gather(*(agent.close() for agent in agents))
+    medians = map(statistics.median, (rates, tails, cpu))
+    return dict(zip(("rps_256", "p99_ms_256", "cpu_ms_per_request"), medians, strict=True))
+
+
+async def _direct(engine: int) -> float:
+    """Requests per second of the body of the engine's last request, on 256 connections."""
+    body = await (await Connection.open(engine)).request(b"GET", "/last")
     direct = [await Connection.open(engine) for _ in range(256)]
     began = time.perf_counter()
-    await asyncio.gather(*(_repeat(each, bodies, 8) for each in direct))
-    floor = 256 * 8 / (time.perf_counter() - began)
-    return {
-        "rps_256": statistics.median(rates),
-        "p99_ms_256": statistics.median(tails),
-        "cpu_ms_per_request": statistics.median(cpu),
-        "direct_rps_256": floor,
-    }
+    await asyncio.gather(*(_repeat(each, body, 8) for each in direct))
+    return 256 * 8 / (time.perf_counter() - began)
 
 
-async def _memory(server: Server, words: Words, *, sessions: int) -> dict[str, float]:
-    """Resident bytes over sessions of 1 turn and of 16; what is left when they are deleted."""
-    warm = [Agent(await Connection.open(server.port), words) for _ in range(4)]
-    for agent in warm:
-        await agent.open()
-        await agent.talk(16)
-        await agent.close()
-    before, points = server.memory(), []
-    short = [Agent(await Connection.open(server.port), words) for _ in range(sessions)]
-    for turns in (1, 15):
-        for agent in short:
-            if turns == 1:
-                await agent.open()
+async def _restart(server: Process, words: Words) -> float:
+    """Seconds from the worker's SIGKILL to the next turn of a session that it held."""
+    agent = Agent(await Connection.open(server.port), words)
+    await agent.open()
+    await agent.talk(2)
+    began = time.perf_counter()
+    server.worker.kill()
+    while time.perf_counter() - began < 60:
+        agent.connection = await Connection.open(server.port)
+        with suppress(RuntimeError, OSError, asyncio.IncompleteReadError):
+            await agent.again()
+            return time.perf_counter() - began
+        await asyncio.sleep(0.02)
+    raise RuntimeError("the killed session server was not back within 60 s")
+
+
+async def _memory(server: Process, words: Words, *, sessions: int) -> dict[str, float]:
+    """Resident bytes per token and per session, measured on top of sessions that use up what start-up left free."""
+
+    async def grown(agents: list[Agent], turns: int) -> tuple[int, int]:
+        """(tokens, bytes) that further turns of the agents add."""
+        tokens, memory = sum(agent.tokens for agent in agents), server.memory()
+        for agent in agents:
             await agent.talk(turns)
-        tokens = sum(agent.tokens for agent in short)
-        points.append((tokens / sessions, (server.memory() - before) / sessions))
-    (few, small), (many, large) = points
-    per_token = (large - small) / (many - few)
-    for agent in short:
+        return sum(agent.tokens for agent in agents) - tokens, server.memory() - memory
+
+    async def opened(count: int) -> list[Agent]:
+        agents = [Agent(await Connection.open(server.port), words) for _ in range(count)]
+        for agent in agents:
+            await agent.open()
+        return agents
+
+    before, many = server.memory(), await opened(sessions)
+    await grown(many, 32)
+    tokens, memory = await grown(many, 32)
+    per_token, held = memory / tokens, server.memory()
+    new = await opened(4 * sessions)
+    tokens, _ = await grown(new, 1)
+    per_session = (server.memory() - held - tokens * per_token) / len(new)
+    for agent in (*many, *new):
         await agent.close()
     return {
         "bytes_per_token": per_token,
-        "kib_per_session": (small - per_token * few) / 1024,
+        "kib_per_session": per_session / 1024,
         "rss_after_delete": server.memory() / before,
     }
 
@@ -216,7 +212,7 @@ class Words:
     def __init__(self, model: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._random = random.Random(0)
-        self.stop = int(self._tokenizer.token_to_id("<|im_end|>"))
+        self.stop = self._tokenizer.encode("<|im_end|>").ids[0]
         pieces = (
             "al an ar as at be ca co de el en er es ex in is it le me ne on or pa re ro se st ta te ti un ve".split()
         )
@@ -271,6 +267,10 @@ class Agent:
         """(seconds, usage) of one turn."""
         content = self._words.text(self._appended)
         self._messages.append(orjson.Fragment(orjson.dumps({"role": "user", "content": content})))
+        return await self.again()
+
+    async def again(self) -> tuple[float, dict[str, int]]:
+        """(seconds, usage) of the turn that the conversation waits for."""
         body = orjson.dumps({"model": "m", "messages": self._messages})
         path = f"/sessions/{self.session_id}/v1/chat/completions"
         began = time.perf_counter()
@@ -288,40 +288,59 @@ class Agent:
         await self.connection.request(b"DELETE", f"/sessions/{self.session_id}")
 
 
-class Server:
-    """A process of this benchmark that printed its port."""
+class Process:
+    """A process of this benchmark; `worker` is the one that does the work."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.port = port
-        self._process = psutil.Process(process.pid)
+        own = psutil.Process(process.pid)
+        self.worker = next(iter(own.children()), own)
 
     def cpu(self) -> float:
-        times = self._process.cpu_times()
+        times = self.worker.cpu_times()
         return float(times.user + times.system)
 
     def memory(self) -> int:
-        return int(self._process.memory_info().rss)
+        return int(self.worker.memory_info().rss)
+
+
+def _engine(folder: Path, *arguments: str) -> AbstractContextManager[Process]:
+    script = str(ROOT / "benchmarks" / "servers" / "canned_engine.py")
+    return _process(script, "--ids", str(folder / "ids.json"), *arguments, core=1)
+
+
+def _sessions(
+    model: Path, engine: Process, *, journal: Path | None = None, experts: bool = False
+) -> AbstractContextManager[Process]:
+    flags = ["--hf-checkpoint", str(model), "--router-url", f"http://127.0.0.1:{engine.port}"]
+    flags += ["--rollout-max-context-len", "262144", "--tito-allowed-append-roles", "tool", "user"]
+    flags += ["--session-journal-dir", str(journal)] if journal else ["--no-session-journal"]
+    flags += ["--sglang-enable-return-routed-experts"] if experts else []
+    return _process("-m", "miles_lite", "session", *flags, core=0)
 
 
 @contextmanager
-def _process(script: str, *arguments: str, core: int = 1) -> Iterator[Server]:
-    command = ["taskset", "-c", str(core), sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+def _process(*arguments: str, core: int) -> Iterator[Process]:
+    """Python with these arguments; the port is the last number of its first line."""
+    command = ["taskset", "-c", str(core), sys.executable, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        if not port:
-            raise RuntimeError(f"{script} did not start: exit code {process.wait(10)}")
-        yield Server(process, int(port))
+        ports = re.findall(r":?(\d+)(?: |$)", process.stdout.readline())
+        if not ports:
+            raise RuntimeError(f"{' '.join(arguments)} did not start: exit code {process.wait(10)}")
+        yield Process(process, int(ports[0]))
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(20)
 
 
 def _model(folder: Path) -> Path:
     from tests.tito.material import save_model
 
-    return save_model(folder, "trl/qwen3", eos="<|im_end|>", model_type="qwen3")
+    experts = {"num_hidden_layers": 2, "num_experts": 128, "num_experts_per_tok": 2}
+    return save_model(folder, "trl/qwen3", eos="<|im_end|>", model_type="qwen3_moe", **experts)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ python3 -m miles_lite rollout --hf-checkpoint "$DATA/model" --prompt-data "$DATA
   --trajectory-dir "$OUT/traces" --run-dir "$OUT/rollout"
 python3 -m miles_lite traces to-data "$OUT/traces" --out "$OUT/data" --format sft --success
 python3 -m miles_lite train --loss-type sft_loss --hf-checkpoint "$DATA/model" --prompt-data "$OUT/data/sft.jsonl" \
-  --rollout-batch-size 32 --num-epoch 10 --rollout-shuffle --lr 1e-3 --lr-decay-style linear --clip-grad 1.0 \
+  --rollout-batch-size 32 --num-rollout 120 --rollout-shuffle --lr 1e-3 --lr-decay-style linear --clip-grad 1.0 \
   --use-dynamic-batch-size --max-tokens-per-gpu 4096 --actor-num-gpus-per-node 2 --run-dir "$OUT/sft"
 python3 "$HERE/debugger.py" --model "$DATA/model" --data "$DATA/heldout.jsonl" --json "$OUT/before.json"
 python3 "$HERE/debugger.py" --model "$OUT/sft/model" --data "$DATA/heldout.jsonl" --json "$OUT/after.json"

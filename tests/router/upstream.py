@@ -180,9 +180,9 @@ def raw_url(client: aiohttp.ClientSession, path: str) -> URL:
 
 
 async def eventually(condition, what: str) -> None:
-    """Wait until `condition()` holds, 10 s at most."""
-    for _ in range(1000):
+    """Wait until `condition()` holds, 30 s at most."""
+    for _ in range(3000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"waited 10 s for {what}")
+    raise AssertionError(f"waited 30 s for {what}")

@@ -204,7 +204,7 @@ def test_random_kills_lose_no_acknowledged_turn(tiny_model: Path, tmp_path: Path
             for session, turns in zip(sessions, await asyncio.gather(*talks), strict=True):
                 found = await served.turns(session)
                 samples = await served.client.collect(session)
-                assert turns > 2
+                assert turns > 0
                 assert [turn["parent"] for turn in found] == [None, *range(turns - 1)], "each turn once, in one line"
                 assert [sample.trained_tokens for sample in samples] == [2 * turns]
 
