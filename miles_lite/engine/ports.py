@@ -1,17 +1,13 @@
 """Ports for servers on this node, each held from the moment it is chosen until its server has ended.
 
-Invariant: two holders on one node, in whatever processes of this user, never hold the same port. Ports come from below
-the range that the kernel gives to outgoing connections, so that none is taken in between by a client.
+Invariant: two holders on one node, in whatever processes, never hold the same port. Ports come from below the range
+that the kernel gives to outgoing connections, so that none is taken in between by a client.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 import socket
-import tempfile
-from pathlib import Path
 
 from miles_lite.errors import UserError
 
@@ -23,7 +19,7 @@ class Ports:
     """What one server holds. `release` once it has ended."""
 
     def __init__(self) -> None:
-        self._locks: list[int] = []
+        self._locks: list[socket.socket] = []
 
     def hold(self, host: str, *, consecutive: int = 1) -> int:
         """The first of `consecutive` ports that nobody holds, and nobody listens on at `host`. Raises UserError."""
@@ -37,32 +33,31 @@ class Ports:
     def release(self) -> None:
         """Others may have them. Idempotent."""
         while self._locks:
-            os.close(self._locks.pop())
+            self._locks.pop().close()
 
     def _hold_run(self, host: str, port: int, count: int) -> bool:
-        held: list[int] = []
+        held: list[socket.socket] = []
         for one in range(port, port + count):
             lock = _lock(one) if listenable(host, one) is None else None
             if lock is None:
                 for other in held:
-                    os.close(other)
+                    other.close()
                 return False
             held.append(lock)
         self._locks += held
         return True
 
 
-def _lock(port: int) -> int | None:
-    """A descriptor that holds `port`; None when somebody else does. The kernel frees it when its owner dies."""
-    folder = Path(tempfile.gettempdir(), f"miles_lite-ports-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    handle = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def _lock(port: int) -> socket.socket | None:
+    """A name in the kernel's abstract socket namespace (unix(7)) that stands for `port`; None when somebody else has
+    it. It leaves no file, and the kernel frees it when its owner dies."""
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+        name.bind(f"\0miles_lite-port-{port}")
+    except OSError:
+        name.close()
         return None
-    return handle
+    return name
 
 
 def listenable(host: str, port: int) -> OSError | None:
