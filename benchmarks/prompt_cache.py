@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, root = Path(scratch, "model"), Path(scratch, "cache")
         init_model(model, **SIZE, context=2 * given.tokens, seed=0, corpus=["a benchmark " * 200])
-        ids = [10 + number * 7 % 480 for number in range(given.tokens)]
+        ids = [10 + number * 7 % 240 for number in range(given.tokens)]
         cache = prompt_cache(root, model=model, ids=ids, system="", tools=[], flags={})
         cold, loaded_cold, _ = _launch(model, cache, Path(scratch, "run"))
         warm, loaded_warm, floor = _launch(model, cache, Path(scratch, "run"))
