@@ -27,6 +27,9 @@ class Topology:
     rollout_num_gpus: int | None = option(None, help="slots for engines; with --colocate the trainers' slots")
     rollout_num_gpus_per_engine: int = option(1, help="slots per engine")
     num_gpus_per_node: int = option(8, help="GPUs a node has")
+    rollout_external_engine_addrs: tuple[str, ...] = option(
+        (), help="host:port of SGLang servers that run already, instead of starting any"
+    )
     colocate: bool = option(False, help="engines and trainers share slots")
     bind_host: str = option("127.0.0.1", help="interface every server binds to")
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
@@ -37,6 +40,8 @@ class Topology:
 
     @property
     def rollout_slots(self) -> int:
+        if self.rollout_external_engine_addrs:
+            return 0
         if self.rollout_num_gpus is not None:
             return self.rollout_num_gpus
         return self.train_ranks if self.colocate else self.rollout_num_gpus_per_engine
@@ -168,14 +173,24 @@ class Engines:
     )
     router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer")
     router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
+    sglang_config: str | None = option(None, help="YAML file of engine groups: roles, sizes, SGLang options of each")
     prefill_num_servers: int = option(0, help="how many of the engines only prefill; the others then only decode")
     engine_start_timeout: float = option(300.0, help="seconds an engine may take to start")
-    engine_health_interval: float = option(2.0, help="seconds between checks that engine processes live")
+    engine_health_interval: float = option(2.0, help="seconds between two probes of an engine")
+    engine_health_timeout: float = option(10.0, help="seconds without a token after which an idle processor is a hang")
+    engine_hang_timeout: float = option(300.0, help="seconds without a token that are a hang whatever is computed")
     engine_restarts: int = option(3, help="how often a dead engine is replaced")
     pause_generation_mode: Literal["retract", "in_place", "abort"] = option(
         "retract", help="what a weight update does to requests in flight"
     )
-    update_weight_transfer_mode: Literal["disk"] = option("disk", help="how weights travel to the engines")
+    update_weight_transfer_mode: Literal["disk", "tensor", "distributed"] = option(
+        "disk", help="how weights travel to the engines: in a folder, in shared memory of one node, or by broadcast"
+    )
+    offload_rollout: bool = option(False, help="engines free their memory while the trainer works (with --colocate)")
+    update_weight_buffer_size: int = option(512 << 20, help="bytes per bucket of modes tensor and distributed")
+    check_weight_update_equal: bool = option(
+        False, help="after each update, compare every tensor the engines serve with the folder of that version"
+    )
     sglang_args: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

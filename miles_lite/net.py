@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 EVERYWHERE = ("", "0.0.0.0", "::")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def reachable(host: str) -> str:

@@ -7,12 +7,14 @@ last saved is complete.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,6 +23,7 @@ import ray
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
+from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
@@ -29,10 +32,11 @@ from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
 from miles_lite.observe.terminal import eval_line, step_line
+from miles_lite.rollout.actors import named_actor
+from miles_lite.rollout.fleet import Delivered
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
 from miles_lite.rollout.precheck import check_inputs
-from miles_lite.rollout.stack import named_actor
 from miles_lite.train.group import TrainGroup
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ class Run:
         self._progress: Progress | None = None
         self._trained: int | None = None
         self._saved: int | None = None
+        self._exporting: tuple[Path, list[ray.ObjectRef]] | None = None
         self._training = False
         self.num_rollout = 0
 
@@ -162,6 +167,8 @@ class Run:
         assert self._trainer is not None
         assert self._progress is not None
         self._progress.begin("train")
+        if self._config.engines.offload_rollout:
+            self._call("offload")
         began = time.time()
         self._training = True
         metrics = self._trainer.train(generated.batches)
@@ -174,15 +181,50 @@ class Run:
         self._log({name: metrics[name] for name in metrics.keys() - times.keys()}, rollout_id, names.TRAIN_STEP)
 
     def sync(self, version: int) -> None:
-        """Export the trainer's weights and bring every engine to `version`."""
+        """Bring every engine to the trainer's weights, as `version`; the folder that holds them too is written before
+        (mode disk), or while the next rollout runs, for engines that start anew."""
         assert self._trainer is not None
+        self._finish_export()
+        if self._config.engines.offload_rollout:
+            self._call("onload")
         folder = self._run_dir / "weights" / f"v{version}"
-        export_seconds = self._trainer.export_weights(folder)
-        update_seconds = self._call("update_weights", str(folder), version)
+        options = self._config.engines
+        update = WeightUpdate(str(folder), version, options.pause_generation_mode)
+        if options.update_weight_transfer_mode == "disk":
+            self._begin_export(folder)
+            self._finish_export()
+            delivered: Delivered = self._call("update_weights", update)
+        else:
+            buckets, sender = self._trainer.offer_weights()
+            streamed = dataclasses.replace(update, buckets=tuple(buckets))
+            delivered = self._call("update_weights", streamed, sender)
+            self._trainer.withdraw_weights()
+            self._begin_export(folder)
+            if delivered.behind:
+                log.warning("version %d did not reach %s: loading its folder instead", version, delivered.behind)
+                self._finish_export()
+                delivered = self._call("update_weights", update)
+        if options.check_weight_update_equal:
+            self._finish_export()
+            self._call("verify_weights")
+        self._log({names.UPDATE_WEIGHTS_TIME: delivered.seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
+
+    def _begin_export(self, folder: Path) -> None:
+        assert self._trainer is not None
+        self._exporting = (folder, self._trainer.begin_export(folder))
+
+    def _finish_export(self) -> None:
+        """Wait for the folder that is being written, if any, and remove those before the last two."""
+        exporting, self._exporting = self._exporting, None
+        if exporting is None:
+            return
+        assert self._trainer is not None
+        folder, calls = exporting
+        seconds = self._trainer.finish_export(calls)
         for old in sorted(folder.parent.glob("v*"), key=lambda path: int(path.name[1:]))[:-KEPT_WEIGHTS]:
             shutil.rmtree(old)
-        metrics = {"perf/export_weights_time": export_seconds, names.UPDATE_WEIGHTS_TIME: update_seconds}
-        self._log(metrics, max(version - 1, 0), names.ROLLOUT_STEP)
+        version = int(folder.name[1:])
+        self._log({"perf/export_weights_time": seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
 
     def evaluate(self, version: int) -> None:
         """Run the held-out prompts with the weights of `version`."""
@@ -219,6 +261,7 @@ class Run:
 
     def summary(self) -> Summary:
         """Write summary.json and the reward curve; returns the summary."""
+        self._finish_export()
         booked = self._call("accounts")
         counts = Counts(
             prompts_started=booked["started"],

@@ -15,8 +15,9 @@ from typing import Literal
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.rollout.fleet import StackOptions
 from miles_lite.rollout.placement import Layout, place
-from miles_lite.rollout.stack import Stack, StackOptions
+from miles_lite.rollout.stack import Stack
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
 

@@ -35,7 +35,12 @@ def read_shapes(folder: Path) -> Shapes:
 
 def check_fits(folder: Path, served: Shapes) -> None:
     """Every tensor of `folder` must be one of `served`, with its shape; an empty `served` allows all. WeightsError."""
-    for name, shape in read_shapes(folder).items():
+    check_shapes(read_shapes(folder), served, where=str(folder))
+
+
+def check_shapes(offered: Shapes, served: Shapes, *, where: str) -> None:
+    """The same for shapes that are known already; `where` they come from is named in the WeightsError."""
+    for name, shape in offered.items():
         if served and served.get(name) != shape:
             expected = f"expected {list(served[name])}" if name in served else "the served model has no such tensor"
-            raise WeightsError(f"{folder}: {name} has shape {list(shape)}, {expected}")
+            raise WeightsError(f"{where}: {name} has shape {list(shape)}, {expected}")

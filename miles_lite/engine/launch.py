@@ -14,6 +14,7 @@ from miles_lite.engine import disaggregation
 from miles_lite.engine.profile import with_profile
 from miles_lite.engine.sglang_flags import check_options
 from miles_lite.engine.spec import EngineSpec
+from miles_lite.net import LOOPBACK
 
 POOL_REQUESTS = 64
 """A CPU server's cache holds this many requests of full context length (at most a fifth of the memory)."""
@@ -47,11 +48,13 @@ longer than clients keep them, so that none closes under a request."""
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What is known only on the machine the server starts on."""
+    """What is known only on the machine the server starts on. `dist_init_addr` is where the nodes of an engine meet:
+    host:port of the first; None for an engine on one node."""
 
     port: int
     bootstrap_port: int | None = None
     base_gpu_id: int | None = None
+    dist_init_addr: str | None = None
 
 
 def command(spec: EngineSpec, place: Placement, *, known: Set[str]) -> list[str]:
@@ -60,6 +63,8 @@ def command(spec: EngineSpec, place: Placement, *, known: Set[str]) -> list[str]
     check_options(given, known)
     options = {**_defaults(spec, place, known), **given}
     options |= {"host": spec.bind_host, "port": place.port}
+    if spec.nodes > 1:
+        options |= {"nnodes": spec.nodes, "node_rank": spec.node_rank, "dist_init_addr": place.dist_init_addr}
     if place.bootstrap_port is not None:
         options["disaggregation_bootstrap_port"] = place.bootstrap_port
     return [sys.executable, "-m", "sglang.launch_server", *_argv(options)]
@@ -70,6 +75,8 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
     env = {**ENVIRONMENT, **inherited}
     if spec.device == "cpu":
         env |= CPU_ENVIRONMENT
+        if spec.bind_host in LOOPBACK:
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if spec.threads is not None:
             env["OMP_NUM_THREADS"] = str(spec.threads)
     if profile:
@@ -83,8 +90,12 @@ def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, 
         "random_seed": spec.seed + spec.index,
         "log_level_http": "warning",
     }
+    if spec.admin_key is not None:
+        options["admin_api_key"] = spec.admin_key
     optional = {"weight_version": spec.weight_version, "incremental_streaming_output": True}
     options |= {name: value for name, value in optional.items() if not known or name in known}
+    if spec.offload and spec.device == "cuda":
+        options |= {"enable_memory_saver": True, "enable_weights_cpu_backup": True}
     if spec.slots > 1:
         options["tp_size"] = spec.slots
     if spec.context_length is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,10 +67,8 @@ class ServerProcess:
         client = aiohttp.ClientTimeout(total=5.0)
         async with aiohttp.ClientSession(timeout=client) as session:
             while self.exit_code is None:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{url}/health") as reply:
-                        if reply.status == 200:
-                            return
+                if await _healthy(session, url):
+                    return
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
@@ -85,6 +84,25 @@ class ServerProcess:
         """True when the server ended because another process had taken its port."""
         log = "\n".join(self._lines()).lower()
         return self.exit_code is not None and any(words in log for words in LOST_PORT)
+
+    async def wait(self) -> None:
+        """Return as soon as the server itself has ended; the guard may still be ending what it spawned."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        loop.add_reader(handle, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+
+    def kill(self) -> None:
+        """End the server's process group at once: what hangs heeds nothing else."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End the server and everything it spawned. Idempotent; takes at most a few seconds."""
@@ -109,23 +127,22 @@ class ServerProcess:
         return f"  Last lines of {self.log_path}:\n{shown}"
 
 
-def free_port(host: str) -> int:
-    """A port that nobody listens on at `host` now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+async def wait_healthy(url: str, timeout: float) -> None:
+    """The same for a server that somebody else started."""
+    deadline = time.monotonic() + timeout
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
+        while not await _healthy(session, url):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no SGLang server answered at {url}/health within {timeout:g} s.\n"
+                    "  Start it, correct --rollout-external-engine-addrs, or raise --engine-start-timeout."
+                )
+            await asyncio.sleep(0.5)
 
 
-def require_free(host: str, port: int, flag: str) -> int:
-    """`port`, when it is free at `host`. Raises UserError naming `flag` otherwise."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{flag} {port}: cannot listen on {host}:{port}: {error.strerror}.\n"
-                f"  End the process that uses it, choose another port, or leave {flag} out: a free one is found."
-            ) from error
-    return port
+async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/health") as reply:
+            return reply.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from miles_lite.transfer import TransferMode
+
 WorkerType = Literal["regular", "prefill", "decode"]
 
 
@@ -17,11 +19,21 @@ class EngineSpec:
     router_url       where it registers once healthy; None: nowhere
     log_path         file that takes the server's stdout and stderr
     start_timeout    seconds until it must be healthy
-    slots            tensor-parallel size
+    health_interval  seconds between two probes of its liveness
+    health_timeout   seconds in which a token must come out, or something be computed
+    hang_timeout     seconds in which a token must come out whatever is computed
+    slots            tensor-parallel size, over all nodes
+    nodes            how many nodes it spans; each has an actor and a server process
+    node_rank        which of them this one is; only the first answers requests
+    external_url     where a server runs that somebody else started; None: one is started
+    admin_key        what opens the server's weight endpoints; None: they are open
     weight_version   what it reports until the first weight update
     context_length   tokens; None: the model's own
     threads          OMP threads of a CPU server; None: what the environment says
     max_concurrency  requests that run at once on a CPU server
+    transfer_mode    how weights will come
+    check_weights    whether checksums will be asked for
+    offload          whether its memory will be freed between rollouts
     sglang_args      SGLang's own options (underscored names), win over every default; True is a bare flag, False and
                      None leave the flag out, a list gives several values
     """
@@ -35,18 +47,28 @@ class EngineSpec:
     worker_type: WorkerType = "regular"
     router_url: str | None = None
     start_timeout: float = 300.0
+    health_interval: float = 2.0
+    health_timeout: float = 10.0
+    hang_timeout: float = 300.0
     seed: int = 0
     slots: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    external_url: str | None = None
+    admin_key: str | None = field(default=None, repr=False)
     weight_version: int = 0
     context_length: int | None = None
     threads: int | None = None
     max_concurrency: int = 64
+    transfer_mode: TransferMode = "disk"
+    check_weights: bool = False
+    offload: bool = False
     sglang_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """A running server. `pid` is SGLang's own; `bootstrap_port` is set for prefill workers."""
+    """A running server. `pid` is SGLang's own, 0 for an external one; `bootstrap_port` is set for prefill workers."""
 
     url: str
     worker_type: WorkerType

@@ -19,15 +19,18 @@ from typing import Any
 import ray
 
 from miles_lite.config import Config
+from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.hooks import load_hook
+from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.failures import note_failures
+from miles_lite.rollout.fleet import Delivered, StackOptions
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.placement import Layout
-from miles_lite.rollout.stack import Stack, StackOptions, end_actor, named_actor, started
+from miles_lite.rollout.stack import Stack
 from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
 from miles_lite.sample import Batch, Group, Rollout
 
@@ -146,9 +149,21 @@ class RolloutManager:
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
 
-    async def update_weights(self, path: str, version: int) -> float:
-        """Bring every engine to `version`; seconds, pause included."""
-        return await self._stack.update_weights(path, version)
+    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
+        """Bring every engine to `update`; `sender` is who holds its buckets. See Stack.update_weights."""
+        return await self._stack.update_weights(update, sender)
+
+    async def offload(self) -> None:
+        """Free the engines' memory while the trainer works."""
+        await self._stack.offload()
+
+    async def onload(self) -> None:
+        """Take it back."""
+        await self._stack.onload()
+
+    async def verify_weights(self) -> None:
+        """Raises UserError when an engine serves something else than its folder holds."""
+        await self._stack.verify_weights()
 
     async def status(self) -> Progress:
         step = self._generator.step

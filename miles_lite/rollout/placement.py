@@ -7,12 +7,18 @@ Invariant: what cannot be placed is refused with what was asked and what there i
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from miles_lite.config import Topology
@@ -26,15 +32,16 @@ PLACEMENT_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Layout:
-    """A ready placement group and who gets which of its bundles."""
+    """A ready placement group and who gets which of its bundles: neighbours are on one node as far as can be."""
 
-    group: PlacementGroup
+    group: PlacementGroup | None
     device: Literal["cpu", "cuda"]
     train_bundles: tuple[int, ...]
-    engine_bundles: tuple[int, ...]
+    engine_slots: tuple[int, ...]
 
     def options(self, bundle: int, share: float) -> dict[str, Any]:
         """Ray actor options that claim `share` of the slot `bundle`."""
+        assert self.group is not None, "there is a group wherever there is a bundle"
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self.group,
             placement_group_bundle_index=bundle,
@@ -44,7 +51,8 @@ class Layout:
         return {"num_cpus": share, "num_gpus": gpus, "scheduling_strategy": strategy}
 
     def remove(self) -> None:
-        remove_placement_group(self.group)
+        if self.group is not None:
+            remove_placement_group(self.group)
 
 
 def place(topology: Topology, *, train: bool) -> Layout:
@@ -54,6 +62,8 @@ def place(topology: Topology, *, train: bool) -> Layout:
     ranks = topology.train_ranks if train else 0
     shared = topology.colocate or not train
     slots = max(ranks, topology.rollout_slots) if shared else ranks + topology.rollout_slots
+    if slots == 0:  # external engines alone
+        return Layout(group=None, device=device, train_bundles=(), engine_slots=())
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if device == "cuda" else {})
     _check_room(bundle, slots, ray.available_resources(), resources)
     group = placement_group([bundle] * slots, strategy="PACK", name=f"miles_lite-{slots}-slots")
@@ -64,9 +74,38 @@ def place(topology: Topology, *, train: bool) -> Layout:
             f"has them in total ({resources}): no node has a whole bundle free. See the dashboard."
         )
     first = 0 if shared else ranks
-    step = topology.rollout_num_gpus_per_engine
-    engines = tuple(range(first, first + topology.rollout_slots, step))
-    return Layout(group=group, device=device, train_bundles=tuple(range(ranks)), engine_bundles=engines)
+    bundles = _in_order(group, device)
+    engines = tuple(bundles[first : first + topology.rollout_slots])
+    return Layout(group=group, device=device, train_bundles=tuple(bundles[:ranks]), engine_slots=engines)
+
+
+def _in_order(group: PlacementGroup, device: str) -> list[int]:
+    """The group's bundles by their nodes' addresses and, there, by GPU: neighbours in the list are neighbours."""
+    count = group.bundle_count
+    homes = placement_group_table(group)["bundles_to_node_id"]
+    addresses = {node["NodeID"]: _octets(node["NodeManagerAddress"]) for node in ray.nodes()}
+    gpus = _gpus(group) if device == "cuda" else [0] * count
+    return sorted(range(count), key=lambda bundle: (addresses[homes[bundle]], homes[bundle], gpus[bundle]))
+
+
+def _octets(address: str) -> tuple[int, ...]:
+    """An IP address as numbers, so that .9 comes before .10."""
+    return tuple(ipaddress.ip_address(address).packed)
+
+
+def _gpus(group: PlacementGroup) -> list[int]:
+    """The GPU that each bundle has on its node, as Ray numbers them."""
+    strategies = [
+        PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
+        for bundle in range(group.bundle_count)
+    ]
+    looks = [_look.options(num_gpus=1, scheduling_strategy=strategy).remote() for strategy in strategies]
+    return list(ray.get(looks, timeout=PLACEMENT_TIMEOUT))
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def _look() -> int:
+    return int(ray.get_runtime_context().get_accelerator_ids()["GPU"][0])
 
 
 def service_nodes(topology: Topology, *, here: str, alive: Sequence[str]) -> list[str]:

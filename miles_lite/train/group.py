@@ -20,6 +20,7 @@ from miles_lite.errors import UserError
 from miles_lite.sample import Batch
 from miles_lite.train.parallel import LOOPBACK
 from miles_lite.train.worker import TrainWorker, WorkerSpec
+from miles_lite.transfer import Bucket
 
 CALL_TIMEOUT = 3600.0
 """Seconds a training step, a checkpoint or an export may take."""
@@ -96,8 +97,25 @@ class TrainGroup:
 
     def export_weights(self, folder: Path) -> float:
         """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
-        seconds: float = max(self._all("export", folder.absolute(), timeout=CALL_TIMEOUT, doing="exporting weights"))
+        return self.finish_export(self.begin_export(folder))
+
+    def begin_export(self, folder: Path) -> list[ray.ObjectRef]:
+        """The same without waiting: the ranks do it before whatever they are told next. Pass it to `finish_export`."""
+        return [worker.export.remote(folder.absolute()) for worker in self._workers]
+
+    def finish_export(self, calls: list[ray.ObjectRef]) -> float:
+        """Wait for `begin_export`; seconds it took."""
+        seconds: float = max(self._wait(calls, timeout=CALL_TIMEOUT, doing="exporting weights"))
         return seconds
+
+    def offer_weights(self) -> tuple[list[Bucket], Any]:
+        """Gather the weights on rank 0; their buckets, and rank 0's handle, from which engines get them."""
+        buckets: list[Bucket] = self._all("offer", timeout=CALL_TIMEOUT, doing="gathering weights")[0]
+        return buckets, self._workers[0]
+
+    def withdraw_weights(self) -> None:
+        """Free what `offer_weights` gathered."""
+        self._wait([self._workers[0].withdraw.remote()], timeout=CALL_TIMEOUT, doing="freeing weights")
 
     def save(self, rollout_id: int) -> None:
         """Write `iter_…` under `--save`."""

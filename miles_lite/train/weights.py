@@ -24,11 +24,17 @@ def write_folder(model: Any, state: Mapping[str, Tensor], folder: Path, *, dtype
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    tensors = {
-        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-    }
-    model.save_pretrained(partial, state_dict=tensors)
+    model.save_pretrained(partial, state_dict=prepared(model, state, dtype))
     replace_folder(partial, folder)
+
+
+def prepared(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """`state` with floats in `dtype`, and without the weights that are tied to others: files do not hold them."""
+    return {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name not in model.all_tied_weights_keys
+    }
 
 
 def replace_folder(source: Path, target: Path) -> None:

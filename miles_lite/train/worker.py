@@ -23,6 +23,8 @@ from miles_lite.train import checkpoint, weights
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
 from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.transfer import Group, Sender, published_state
+from miles_lite.transfer import Bucket, Meeting
 
 COLLECTIVE_TIMEOUT = 600.0
 """Seconds one rank may keep the others waiting."""
@@ -49,6 +51,8 @@ class TrainWorker:
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         self._store: Any = None
+        self._sender: Sender | None = None
+        self._group: Group | None = None
 
     def __repr__(self) -> str:
         return f"TrainWorker({self._spec.rank}/{self._spec.ranks}, {self._spec.device})"
@@ -86,9 +90,58 @@ class TrainWorker:
         policy = self._learner.policy
         state = self._learner.strategy.full_state(policy)
         if self._spec.rank == 0:
-            dtype = torch.float32 if self._spec.device == "cpu" else torch.bfloat16
-            weights.write_folder(policy.model, state, folder, dtype=dtype)
+            weights.write_folder(policy.model, state, folder, dtype=self._dtype())
         return time.perf_counter() - begin
+
+    def offer(self) -> list[Bucket]:
+        """Gather the weights on rank 0, to be sent from there; its buckets, [] elsewhere. Collective."""
+        policy = self._learner.policy
+        state = self._learner.strategy.full_state(policy)
+        if self._spec.rank != 0:
+            return []
+        published = published_state(policy.model, state, self._dtype())
+        limit = self._spec.config.engines.update_weight_buffer_size
+        self._sender = Sender(published, device=self._device, bucket_bytes=limit)
+        return self._sender.buckets
+
+    def share_bucket(self, index: int, copies: int) -> list[bytes]:
+        """Rank 0, after `offer`: see Sender.share."""
+        return self._offered().share(index, copies=copies)
+
+    def broadcast_bucket(self, index: int) -> None:
+        """Rank 0, after `offer` and `join_group`: see Sender.broadcast."""
+        assert self._group is not None, "join_group comes first"
+        self._offered().broadcast(index, self._group)
+
+    def open_group(self, world_size: int) -> Meeting:
+        """Rank 0: a group for `broadcast_bucket`, to be joined by engines with the ranks from 1."""
+        self.close_group()
+        host = self._spec.host or str(ray.util.get_node_ip_address())
+        self._group = Group(host=host, world_size=world_size, device=self._device)
+        return self._group.meeting
+
+    def join_group(self) -> None:
+        """Rank 0: wait until all are in the group."""
+        assert self._group is not None, "open_group comes first"
+        self._group.join()
+
+    def close_group(self) -> None:
+        """Rank 0: leave it."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+    def withdraw(self) -> None:
+        """Forget what was offered."""
+        self._sender = None
+
+    def _offered(self) -> Sender:
+        assert self._sender is not None, "offer comes first"
+        return self._sender
+
+    def _dtype(self) -> torch.dtype:
+        """What engines compute in."""
+        return torch.float32 if self._spec.device == "cpu" else torch.bfloat16
 
     def save(self, folder: Path, rollout_id: int) -> None:
         """Write a checkpoint. Collective."""

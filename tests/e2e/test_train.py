@@ -44,7 +44,8 @@ def test_a_few_steps_train_and_a_resumed_run_continues(
     zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
     assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
 
-    again = prepared.flags(run_dir, *common, "--load", str(save), "--num-rollout", "3")
+    shared = ["--update-weight-transfer-mode", "tensor", "--check-weight-update-equal"]
+    again = prepared.flags(run_dir, *common, *shared, "--load", str(save), "--num-rollout", "3")
     run("train", again, mark=mark, log=tmp_path / "log2")
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["prompts_started"] == summary["prompts_trained"] == 12
@@ -56,7 +57,9 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    flags = prepared.flags(run_dir, "--num-rollout", "3", "--rollout-num-gpus", "2", "--rollout-batch-size", "8")
+    sizes = ["--num-rollout", "3", "--rollout-num-gpus", "2", "--rollout-batch-size", "8"]
+    broadcast = ["--update-weight-transfer-mode", "distributed", "--check-weight-update-equal"]
+    flags = prepared.flags(run_dir, *sizes, *broadcast)
     process = start("train", flags, mark=mark, log=log)
     wait_for("the first step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
     victims = [one for one in marked(mark) if "sglang.launch_server" in " ".join(one.cmdline())]

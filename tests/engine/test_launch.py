@@ -68,6 +68,21 @@ def test_prefill_and_decode_roles_are_passed_on():
     assert "--disaggregation-bootstrap-port" not in decode
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_node_of_a_big_engine_gets_its_rank_and_the_meeting_point(rank):
+    spec = dataclasses.replace(SPEC, device="cuda", slots=16, nodes=2, node_rank=rank)
+    arguments = argv(spec, Placement(port=1, base_gpu_id=0, dist_init_addr="node7:20000"))
+    expected = {"--tp-size": "16", "--nnodes": "2", "--node-rank": str(rank), "--dist-init-addr": "node7:20000"}
+    assert {flag: value(arguments, flag) for flag in expected} == expected
+    assert "--nnodes" not in argv()
+
+
+def test_an_admin_key_reaches_the_server_and_is_not_shown():
+    spec = dataclasses.replace(SPEC, admin_key="secret")
+    assert value(argv(spec), "--admin-api-key") == "secret"
+    assert "secret" not in repr(spec)
+
+
 def test_the_users_options_win():
     arguments = argv(dtype="bfloat16", sleep_on_idle=False, cuda_graph_bs=["1", "2"], enable_metrics=True)
     assert value(arguments, "--dtype") == "bfloat16"

@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from miles_lite.engine.process import ServerProcess, free_port, require_free
+from miles_lite.engine.ports import require_free
+from miles_lite.engine.process import ServerProcess
 from miles_lite.errors import UserError
 from tests.engine.waiting import wait_until
+from tests.ports import free_port
 
 STUBBORN_TREE = """
 import os, signal, subprocess, sys, time

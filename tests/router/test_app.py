@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from miles_lite.engine.process import free_port
 from miles_lite.errors import UserError
 from miles_lite.router.app import Router
 from miles_lite.router.spec import RouterSpec, listen
+from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, raw_url, reachable_urls, routing, serving
 
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from miles_lite.engine.process import free_port
 from miles_lite.router.registry import Worker
+from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, routing, serving
 
 PREFILL_META = {"input_token_logprobs": [[None, 1, None], [-0.5, 2, None]], "weight_version": "1"}

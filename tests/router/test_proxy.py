@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from miles_lite.engine.process import free_port
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec
+from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, raw_url, routing, serving
 
 QUICK = Limits(connect=2.0, idle=0.2)

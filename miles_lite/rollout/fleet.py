@@ -1,0 +1,356 @@
+"""The engines of a stack: started together, watched one by one, replaced while the others go on.
+
+Invariant: an engine is registered with the router only when it serves the current weights; one that has ended or hangs
+is taken out of the router before its replacement starts. Only the moment between loading and registering excludes
+weight updates, not the replacement's start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import ray
+
+from miles_lite.config import Checkpoint, Engines, Session, Topology
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.checkpoint import WeightsError
+from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
+from miles_lite.engine.weights import EngineError, WeightUpdate
+from miles_lite.errors import UserError, plain
+from miles_lite.net import LOOPBACK
+from miles_lite.rollout.actors import end_actor, named_actor, started
+from miles_lite.rollout.groups import EnginePlan, plan_engines
+from miles_lite.rollout.placement import ENGINE_SHARE, Layout
+from miles_lite.rollout.weight_sync import Receiver, WeightSync
+from miles_lite.router.client import set_weight_version
+
+log = logging.getLogger(__name__)
+
+FOLDER_TIMEOUT = 600.0
+"""Seconds a replacement waits for the folder of the current version to be written."""
+ADMIN_KEY = "MILES_LITE_ADMIN_KEY"
+"""Environment variable with the key of engines that listen off loopback; without it one is made up for each run."""
+DEREGISTER_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """The option groups a stack needs."""
+
+    topology: Topology
+    checkpoint: Checkpoint
+    engines: Engines
+    session: Session
+    max_context_len: int | None
+    seed: int
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How a weight update went: seconds, pause included, and the engines that did not take it, with the reason."""
+
+    seconds: float
+    behind: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """An engine that was replaced: when it was missed and when the other one served, in seconds since the epoch."""
+
+    index: int
+    reason: str
+    noticed: float
+    serving: float
+
+
+@dataclass
+class _Slot:
+    """One engine's place: the actor that fills it now, those of its other nodes, what it serves once it does, and how
+    often it was replaced."""
+
+    plan: EnginePlan
+    actor: Any = None
+    others: list[Any] = field(default_factory=list)
+    info: EngineInfo | None = None
+    restarts: int = 0
+    given_up: bool = False
+
+    @property
+    def index(self) -> int:
+        return self.plan.index
+
+    @property
+    def role(self) -> WorkerType:
+        return self.plan.role
+
+    async def end(self) -> None:
+        """End whatever fills it, on all its nodes."""
+        actors = [actor for actor in (self.actor, *self.others) if actor is not None]
+        await asyncio.gather(*(end_actor(actor) for actor in actors))
+
+
+class Fleet:
+    """All engines of one model. Lives in one asyncio loop."""
+
+    def __init__(self, options: StackOptions, layout: Layout, *, model: Path, context_length: int) -> None:
+        self._options = options
+        self._layout = layout
+        self._model = model
+        self._context = context_length
+        self._slots = [_Slot(plan) for plan in plan_engines(options.topology, options.engines)]
+        self._weights = WeightUpdate(str(model), 0, options.engines.pause_generation_mode)
+        self._sync = WeightSync(options.engines.update_weight_transfer_mode)
+        self._changing = asyncio.Lock()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._router_url = ""
+        self._admin_key = _admin_key(options)
+        self.recoveries: list[Recovery] = []
+        self.failure: UserError | None = None
+
+    @property
+    def weight_version(self) -> int:
+        return self._weights.version
+
+    @property
+    def restarts(self) -> int:
+        return sum(slot.restarts for slot in self._slots)
+
+    @property
+    def engines(self) -> list[EngineInfo]:
+        """Those that serve."""
+        return [slot.info for slot in self._slots if slot.info]
+
+    async def start(self, router_url: str) -> None:
+        """Start all engines at once and watch them. Raises UserError when one does not come up."""
+        self._router_url = router_url
+        await asyncio.gather(*(self._fill(slot) for slot in self._slots))
+        self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
+
+    async def stop(self) -> None:
+        """End all engines within a bound."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*(slot.end() for slot in self._slots))
+
+    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
+        """Bring every engine to `update`.
+
+        Without buckets the engines load its folder; one that refuses is ended, and replaced by one that starts from it.
+        With buckets they get them from `sender`, the trainer's rank 0; those that could not take them serve what they
+        served before and are named in the answer.
+        """
+        async with self._changing:
+            began, before = time.perf_counter(), self._weights
+            await set_weight_version(self._router_url, update.version, previous=before.version)
+            behind: dict[int, str] = {}
+            if update.buckets:
+                receivers = [
+                    Receiver(slot.index, slot.actor, slot.info.pid, self._ranks(slot))
+                    for slot in self._slots
+                    if slot.info
+                ]
+                behind = await self._sync.deliver(update, sender, receivers)
+                self._weights = before if receivers and len(behind) == len(receivers) else update
+            else:
+                self._weights = update
+                await asyncio.gather(
+                    *(self._do(slot, slot.actor.update_weights.remote(update)) for slot in self._slots if slot.info)
+                )
+            if not behind:
+                for url in await set_weight_version(self._router_url, update.version):
+                    log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
+            return Delivered(time.perf_counter() - began, behind)
+
+    async def verify_weights(self) -> None:
+        """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
+        async with self._changing:
+            actors = [slot.actor for slot in self._slots if slot.info]
+            try:
+                counts = await asyncio.gather(*(actor.verify_weights.remote() for actor in actors))
+            except WeightsError as error:
+                raise UserError(f"--check-weight-update-equal: {plain(error)}") from error
+            log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
+
+    async def offload(self) -> None:
+        """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""
+        async with self._changing:
+            await asyncio.gather(*(self._do(slot, slot.actor.offload.remote()) for slot in self._slots if slot.info))
+
+    async def onload(self) -> None:
+        """Take the memory back."""
+        async with self._changing:
+            await asyncio.gather(*(self._do(slot, slot.actor.onload.remote()) for slot in self._slots if slot.info))
+
+    # ---- starting ------------------------------------------------------------------------------------------------
+
+    async def _fill(self, slot: _Slot) -> None:
+        """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
+        WeightsError or RayError when it cannot be; nothing is left of it then."""
+        await _written(self._weights)
+        spec = self._engine_spec(slot)
+        nodes = [dataclasses.replace(spec, node_rank=rank) for rank in range(spec.nodes)]
+        slot.actor, *slot.others = [self._actor(slot, each) for each in nodes]
+        try:
+            info = await self._started(slot)
+            async with self._changing:
+                if self._weights.version != spec.weight_version or (slot.plan.external_url and slot.restarts):
+                    await _written(self._weights)
+                    await slot.actor.update_weights.remote(dataclasses.replace(self._weights, buckets=()))
+                await slot.actor.register.remote()
+                slot.info = info
+        except BaseException:
+            await asyncio.shield(slot.end())
+            raise
+
+    def _ranks(self, slot: _Slot) -> int:
+        return slot.plan.slots if self._layout.device == "cuda" else 1
+
+    async def _started(self, slot: _Slot) -> EngineInfo:
+        what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
+        meeting = await slot.actor.meet.remote() if slot.others else None
+        starts = [
+            started(actor, what, timeout, register=False, meeting=meeting) for actor in (slot.actor, *slot.others)
+        ]
+        info: EngineInfo = (await asyncio.gather(*starts))[0]
+        return info
+
+    def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
+        """An actor for one node of an engine, in the first of the slots that it fills there."""
+        name = f"engine-{slot.index}" + (f"-node-{spec.node_rank}" if spec.node_rank else "")
+        name += f"-restart-{slot.restarts}" if slot.restarts else ""
+        where: dict[str, Any] = {"num_cpus": 0}
+        if not slot.plan.external_url:
+            first = slot.plan.first_slot + spec.node_rank * self._options.topology.num_gpus_per_node
+            where = self._layout.options(self._layout.engine_slots[first], ENGINE_SHARE)
+        return named_actor(EngineActor, name, gpu=self._layout.device == "cuda", **where).remote(spec)
+
+    def _engine_spec(self, slot: _Slot) -> EngineSpec:
+        options, engines, plan = self._options, self._options.engines, slot.plan
+        cuda = self._layout.device == "cuda"
+        cores = os.cpu_count() or 1
+        return EngineSpec(
+            index=slot.index,
+            model_path=self._weights.path,
+            device=self._layout.device,
+            bind_host=options.topology.bind_host,
+            advertise_host=options.topology.public_host,
+            router_url=self._router_url,
+            log_path=str(options.run_dir / "logs" / f"engine-{slot.index}.{slot.restarts}.log"),
+            worker_type=plan.role,
+            start_timeout=engines.engine_start_timeout,
+            health_interval=engines.engine_health_interval,
+            health_timeout=engines.engine_health_timeout,
+            hang_timeout=engines.engine_hang_timeout,
+            seed=options.seed,
+            slots=plan.slots if cuda else 1,
+            nodes=-(-plan.slots // options.topology.num_gpus_per_node) if cuda else 1,
+            external_url=plan.external_url,
+            admin_key=self._admin_key,
+            weight_version=self._weights.version,
+            context_length=self._context,
+            threads=max(1, cores // (2 * len(self._slots))),
+            max_concurrency=engines.sglang_server_concurrency,
+            transfer_mode=engines.update_weight_transfer_mode,
+            check_weights=engines.check_weight_update_equal,
+            offload=engines.offload_rollout,
+            sglang_args={"tokenizer_path": str(self._model), **engines.sglang_args, **plan.overrides},
+        )
+
+    # ---- keeping alive -------------------------------------------------------------------------------------------
+
+    async def _keep(self, slot: _Slot) -> None:
+        """Replace the engine of `slot` whenever it ends or hangs, as often as --engine-restarts allows."""
+        limit = self._options.engines.engine_restarts
+        while slot.info is not None:
+            reason = await _ailment(slot.actor, *slot.others)
+            noticed = time.time()
+            log.warning("engine %d: %s; replacing it (%d so far)", slot.index, reason, slot.restarts)
+            info, slot.info = slot.info, None
+            await asyncio.gather(self._deregister(info.url), slot.end())
+            while slot.info is None and slot.restarts < limit:
+                slot.restarts += 1
+                try:
+                    await self._fill(slot)
+                except (UserError, EngineError, WeightsError, ray.exceptions.RayError) as error:
+                    log.warning("engine %d, restart %d of %d: %s", slot.index, slot.restarts, limit, plain(error))
+                    reason = str(plain(error))
+                else:
+                    self.recoveries.append(Recovery(slot.index, reason, noticed, time.time()))
+        self._give_up(slot, reason)
+
+    def _give_up(self, slot: _Slot, reason: str) -> None:
+        """The run ends when this was the last engine of its role."""
+        limit = self._options.engines.engine_restarts
+        slot.given_up = True
+        log.error("engine %d is given up after %d restarts: %s", slot.index, limit, reason)
+        if all(other.given_up for other in self._slots if other.role == slot.role):
+            self.failure = UserError(
+                f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
+                f"Last reason: {reason}\n  See {self._options.run_dir / 'logs'}."
+            )
+
+    async def _do(self, slot: _Slot, call: Any) -> None:
+        """Wait for a call that leaves the engine in a known state, or end the engine: its watcher replaces it, and a
+        fresh one starts from the current weights."""
+        try:
+            await call
+        except (EngineError, WeightsError, ray.exceptions.RayError) as error:
+            log.warning("engine %d, version %d: %s", slot.index, self.weight_version, plain(error))
+            await slot.end()
+
+    async def _deregister(self, url: str) -> None:
+        """An engine that ended could not do it itself. A router that is away forgets it by its own probes."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with (
+                aiohttp.ClientSession(timeout=DEREGISTER_TIMEOUT) as client,
+                client.post(f"{self._router_url}/remove_worker", params={"url": url}),
+            ):
+                pass
+
+
+def _admin_key(options: StackOptions) -> str | None:
+    """What opens the engines' weight endpoints; None on loopback, where they are open."""
+    given = options.engines.sglang_args.get("admin_api_key")
+    if given is not None or options.topology.bind_host in LOOPBACK:
+        return given
+    return os.environ.get(ADMIN_KEY) or secrets.token_urlsafe(24)
+
+
+async def _ailment(*nodes: Any) -> str:
+    """What is wrong with an engine, as soon as something is on any of its nodes."""
+    watches = [asyncio.ensure_future(_watched(node)) for node in nodes]
+    try:
+        done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for watch in watches:
+            watch.cancel()
+
+
+async def _watched(actor: Any) -> str:
+    try:
+        reason: str = await actor.watch.remote()
+        return reason
+    except ray.exceptions.RayActorError:
+        return "its actor has died"
+
+
+async def _written(weights: WeightUpdate) -> None:
+    """Wait for the folder of `weights` that came in buckets: it is written later, and complete once it is there. Raises
+    UserError after FOLDER_TIMEOUT."""
+    deadline = time.monotonic() + FOLDER_TIMEOUT
+    while weights.buckets and not Path(weights.path).is_dir():
+        if time.monotonic() > deadline:
+            raise UserError(f"waited {FOLDER_TIMEOUT:.0f} s for {weights.path}: the trainer did not write it")
+        await asyncio.sleep(0.1)

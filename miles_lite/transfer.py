@@ -1,0 +1,36 @@
+"""What the trainer tells the engines about weights that travel without a folder.
+
+Invariant: a bucket's tensors lie one behind the other, without gaps, in the order of `names`; they have one dtype, so
+that each is aligned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TransferMode = Literal["disk", "tensor", "distributed"]
+"""disk: a Hugging Face folder; tensor: memory that both processes see; distributed: broadcasts in a process group."""
+
+GROUP_TIMEOUT = 60.0
+"""Seconds the trainer waits for engines to join its group, and for one bucket to be received."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that travel together. `dtype` is torch's name without `torch.`."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the trainer, rank 0, and the engines' ranks meet: a TCP store and the group's name in it."""
+
+    host: str
+    port: int
+    name: str
+    backend: Literal["gloo", "nccl"]
+    world_size: int

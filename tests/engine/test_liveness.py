@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from miles_lite.engine.liveness import Liveness, activity
+from tests.engine.waiting import wait_until
+
+SERVER = """
+import http.server, subprocess, sys, threading
+
+work = {"busy": "while True: pass", "idle": "import time; time.sleep(600)"}[sys.argv[1]]
+child = subprocess.Popen([sys.executable, "-c", "print(flush=True)\\n" + work], stdout=subprocess.PIPE)
+child.stdout.readline()
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if sys.argv[2] == "silent":
+            threading.Event().wait(600)
+        self.send_response(200)
+        self.end_headers()
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, child.pid, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[tuple[int, str, int]]:
+    """A process whose child computes or not, and whose endpoint answers or not: pid, URL, the child's pid."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, *request.param], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port, child = process.stdout.readline().split()
+    yield process.pid, f"http://127.0.0.1:{port}", int(child)
+    os.kill(int(child), signal.SIGKILL)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def judge(server: tuple[int, str, int], *, patience: float = 60.0, probes: int = 1) -> str | None:
+    async def probe() -> str | None:
+        liveness = Liveness(server[0], server[1], timeout=0.5, patience=patience)
+        return [await liveness.probe() for _ in range(probes)][-1]
+
+    return asyncio.run(probe())
+
+
+@pytest.mark.parametrize("server", [("idle", "answers"), ("busy", "answers")], indirect=True)
+def test_a_server_that_answers_lives(server):
+    assert judge(server) is None
+
+
+@pytest.mark.parametrize("server", [("busy", "silent")], indirect=True)
+def test_one_that_computes_without_an_answer_lives_until_patience_ends(server):
+    assert judge(server) is None
+    assert "no token for" in str(judge(server, patience=1.0, probes=3))
+
+
+@pytest.mark.parametrize("server", [("busy", "silent")], indirect=True)
+def test_one_whose_child_is_stopped_hangs(server):
+    os.kill(server[2], signal.SIGSTOP)
+    time.sleep(0.1)
+    assert "it hangs" in str(judge(server))
+
+
+@pytest.mark.parametrize("server", [("idle", "silent")], indirect=True)
+def test_one_that_neither_answers_nor_computes_hangs(server):
+    wait_until(lambda: not activity(server[0]).ready, "the child to fall asleep")
+    assert "it hangs" in str(judge(server))
+
+
+@pytest.mark.parametrize("server", [("busy", "answers")], indirect=True)
+def test_activity_is_that_of_the_children(server):
+    before = activity(server[0])
+    time.sleep(0.3)
+    assert activity(server[0]).seconds > before.seconds
+    assert activity(server[2]).seconds == 0
+
+
+@pytest.mark.parametrize("server", [("busy", "silent")], indirect=True)
+def test_time_in_which_a_server_was_told_to_be_still_does_not_count(server):
+    async def probe() -> list[str | None]:
+        liveness = Liveness(server[0], server[1], timeout=0.3, patience=0.5)
+        await asyncio.sleep(0.4)
+        liveness.rest()
+        return [await liveness.probe(), await liveness.probe()]
+
+    first, second = asyncio.run(probe())
+    assert first is None
+    assert "no token for" in str(second)

@@ -1,0 +1,67 @@
+"""Weights from a trainer's GPU into SGLang on GPUs: CUDA IPC on one, NCCL with a second one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.environment import actor_env
+from miles_lite.engine.spec import EngineInfo, EngineSpec
+from miles_lite.engine.weights import WeightUpdate
+from miles_lite.rollout.weight_sync import Receiver, WeightSync
+from tests.engine.sender import FolderTrainer
+from tests.models import make_tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, EngineInfo]]:
+    """One server on GPU 0."""
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    spec = EngineSpec(
+        index=0,
+        model_path=str(tiny_model),
+        device="cuda",
+        bind_host="127.0.0.1",
+        advertise_host="127.0.0.1",
+        log_path=str(tmp_path_factory.mktemp("logs") / "log"),
+        context_length=2048,
+        sglang_args={"mem_fraction_static": "0.3", "dtype": "bfloat16"},
+    )
+    actor = ray.remote(EngineActor).options(num_gpus=0.2, runtime_env={"env_vars": actor_env(gpu=True)}).remote(spec)
+    yield actor, ray.get(actor.start.remote(), timeout=600)
+    ray.get(actor.stop.remote(), timeout=60)
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("mode", "device"),
+    [
+        ("tensor", "cuda:0"),
+        pytest.param(
+            "distributed", "cuda:1", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+        ),
+    ],
+)
+def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo], tmp_path: Path, mode, device):
+    actor, info = engine
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    environment = {"env_vars": actor_env(gpu=True)}
+    trainer = ray.remote(FolderTrainer).options(num_gpus=0.2, runtime_env=environment).remote(device)
+    buckets = ray.get(trainer.load.remote(str(other), 100_000))
+    update = WeightUpdate(str(other), 1, "retract", tuple(buckets))
+    receivers = [Receiver(0, actor, info.pid, 1)]
+    assert asyncio.run(WeightSync(mode).deliver(update, trainer, receivers)) == {}
+    assert ray.get(actor.verify_weights.remote()) > 10
+    ray.kill(trainer)

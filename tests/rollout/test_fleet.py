@@ -1,0 +1,150 @@
+"""The fleet's decisions, with real engine actors in this process and a server that only lives and dies."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from miles_lite.engine.weights import WeightUpdate
+from miles_lite.rollout import fleet
+from miles_lite.rollout.fleet import Fleet
+from tests.models import make_tiny_weights
+from tests.rollout.chats import stack_options, until
+
+Calls = list[tuple[str, str]]
+
+
+class Method:
+    def __init__(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._call = call
+
+    def remote(self, *args: Any, **options: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._call(*args, **options))
+
+
+class Here:
+    """An actor in this process; `.remote(...)` makes it, as Ray's does."""
+
+    def __init__(self, actor_class: type) -> None:
+        self._class = actor_class
+        self._actor: Any = None
+
+    def remote(self, *args: Any) -> Here:
+        self._actor = self._class(*args)
+        return self
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(getattr(self._actor, name))
+
+
+class Slots:
+    """A layout without Ray."""
+
+    device = "cpu"
+    engine_slots = (0, 1)
+
+    def options(self, bundle: int, share: float) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def end(actor: Any) -> None:
+        await actor.stop.remote()
+
+    monkeypatch.setattr(fleet, "named_actor", lambda actor_class, name, **options: Here(actor_class))
+    monkeypatch.setattr(fleet, "end_actor", end)
+    fake = str(Path(__file__).parent / "fake_sglang")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([fake, os.environ.get("PYTHONPATH", "")]))
+
+
+@asynccontextmanager
+async def engines(folder: Path, *, external: tuple[str, ...] = (), **flags: Any) -> AsyncIterator[tuple[Fleet, Calls]]:
+    """Two engines, or `external` ones, and what the router was told."""
+    calls: Calls = []
+
+    async def note(request: web.Request) -> web.Response:
+        calls.append((request.path, request.query.get("url", "")))
+        return web.json_response({"stale": []})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    model = make_tiny_weights(folder / "model", 0)
+    options = stack_options(model, folder, engine_health_interval=0.2, engine_health_timeout=1.0, **flags)
+    topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=external)
+    options = dataclasses.replace(options, topology=topology)
+    running = Fleet(options, Slots(), model=model, context_length=2048)  # type: ignore[arg-type]
+    try:
+        await running.start(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        yield running, calls
+    finally:
+        await running.stop()
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_enters(tmp_path: Path, how: signal.Signals):
+    async def run() -> None:
+        async with engines(tmp_path) as (running, calls):
+            lost, other = running.engines
+            calls.clear()
+            os.kill(lost.pid, how)
+            await until(lambda: running.recoveries, "a replacement")
+            replacement, same = running.engines
+            assert same == other
+            paths = [path for path, url in calls if url in (lost.url, replacement.url)]
+            assert paths[0] == "/remove_worker"
+            assert paths[-1] == "/add_worker"
+            assert ("hangs" if how is signal.SIGSTOP else "ended") in running.recoveries[0].reason
+
+    asyncio.run(run())
+
+
+def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_it_is_registered(tmp_path: Path):
+    async def run() -> None:
+        other = make_tiny_weights(tmp_path / "other", 1)
+        async with engines(tmp_path) as (running, _):
+            os.kill(running.engines[0].pid, signal.SIGKILL)
+            await until(lambda: len(running.engines) == 1, "the loss")
+            await running.update_weights(WeightUpdate(str(other), 1))
+            await until(lambda: len(running.engines) == 2, "the replacement")
+            served = [slot.actor._actor._served.version for slot in running._slots]
+            assert served == [1, 1]
+
+    asyncio.run(run())
+
+
+def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_that_none_is_left(tmp_path: Path):
+    async def run() -> None:
+        async with engines(tmp_path, engine_restarts=0) as (running, _):
+            await running.update_weights(WeightUpdate(str(tmp_path / "missing"), 1))
+            await until(lambda: running.failure, "the failure")
+            assert "no regular engine is left" in str(running.failure)
+
+    asyncio.run(run())
+
+
+def test_an_external_engine_is_used_and_left_alone(tmp_path: Path):
+    async def run() -> None:
+        async with engines(tmp_path / "a") as (owner, _):
+            address = owner.engines[0].url.removeprefix("http://")
+            async with engines(tmp_path / "b", external=(address,)) as (user, calls):
+                assert [engine.url for engine in user.engines] == [owner.engines[0].url]
+                assert ("/add_worker", owner.engines[0].url) in calls
+                assert (await user.update_weights(WeightUpdate(str(tmp_path / "a" / "model"), 1))).behind == {}
+            assert Path(f"/proc/{owner.engines[0].pid}").exists()
+            assert owner.recoveries == []
+
+    asyncio.run(run())

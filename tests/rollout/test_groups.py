@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config import Engines, Topology
+from miles_lite.errors import UserError
+from miles_lite.rollout.groups import plan_engines
+
+GROUPS = """
+sglang:
+  - name: default
+    num_gpus_per_engine: 1
+    server_groups:
+      - {worker_type: prefill, num_gpus: 2, overrides: {chunked-prefill-size: 4096}}
+      - {worker_type: placeholder, num_gpus: 2, num_gpus_per_engine: 2}
+      - {worker_type: decode, num_gpus: 4, num_gpus_per_engine: 2}
+"""
+
+
+def written(folder: Path, text: str) -> Engines:
+    (folder / "groups.yaml").write_text(text)
+    return Engines(sglang_config=str(folder / "groups.yaml"))
+
+
+def test_engines_are_alike_by_default_and_divided_on_request():
+    topology = Topology(rollout_num_gpus=6, rollout_num_gpus_per_engine=2)
+    plain = plan_engines(topology, Engines())
+    assert [(plan.role, plan.slots, plan.first_slot) for plan in plain] == [("regular", 2, at) for at in (0, 2, 4)]
+    divided = plan_engines(topology, Engines(prefill_num_servers=1))
+    assert [plan.role for plan in divided] == ["prefill", "decode", "decode"]
+
+
+def test_groups_of_a_file_fill_the_slots_in_order(tmp_path: Path):
+    plans = plan_engines(Topology(rollout_num_gpus=8), written(tmp_path, GROUPS))
+    seen = [(plan.index, plan.role, plan.slots, plan.first_slot) for plan in plans]
+    assert seen == [(0, "prefill", 1, 0), (1, "prefill", 1, 1), (2, "decode", 2, 4), (3, "decode", 2, 6)]
+    assert plans[0].overrides == {"chunked_prefill_size": 4096}
+    assert plans[3].overrides == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GROUPS.replace("num_gpus: 4", "num_gpus: 2"), "groups have 6 GPUs, --rollout-num-gpus gives 8"),
+        (GROUPS.replace("num_gpus: 4", "num_gpus: 3"), "num_gpus 3 must be a multiple of num_gpus_per_engine 2"),
+        (GROUPS.replace("decode", "decoder"), "worker_type 'decoder'"),
+        (GROUPS.replace("overrides", "override"), "unknown keys override"),
+        ("sglang: [{}, {}]", "one model is served"),
+        ("sglang: [{name: a}]", "expected a list `server_groups`"),
+        ("a: [", "groups.yaml: while parsing"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_place(tmp_path: Path, text: str, words: str):
+    with pytest.raises(UserError, match=words):
+        plan_engines(Topology(rollout_num_gpus=8), written(tmp_path, text))
+
+
+def test_external_engines_take_no_slots():
+    topology = Topology(rollout_external_engine_addrs=("10.0.0.7:30000", "http://node:1"))
+    assert topology.rollout_slots == 0
+    plans = plan_engines(topology, Engines())
+    assert [plan.external_url for plan in plans] == ["http://10.0.0.7:30000", "http://node:1"]
+    with pytest.raises(UserError, match="exclude each other"):
+        plan_engines(topology, Engines(prefill_num_servers=1))
