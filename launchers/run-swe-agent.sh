@@ -28,6 +28,7 @@ export PROMPT_DATA="$RUN_DIR/prompts.jsonl" AGENT_FUNCTION=examples/swe-agent/sw
 export FORWARD_ENV="SWE_EXECUTOR SWE_IMAGES ${FORWARD_ENV:-}"
 
 run mkdir -p "$RUN_DIR"
+# shellcheck disable=SC2153  # `need` has seen to it that REPOS is set
 run python3 examples/swe-agent/swe_bench.py --instances "$INSTANCES" --repos "$REPOS" --out "$PROMPT_DATA"
 show_env SWE_EXECUTOR SWE_IMAGES
 exec "$REPO/launchers/run-ray-job.sh" --tito-allowed-append-roles tool user --rollout-timeout 3600 "${EXTRA_ARGS[@]}"
