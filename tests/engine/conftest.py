@@ -1,4 +1,4 @@
-"""One real SGLang server behind a real router, in real Ray actors, for the whole folder."""
+"""One real SGLang server behind a real router, in real Ray actors, for each module; one Ray cluster for the folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     router = remote(RouterActor).remote(RouterSpec())
     router_url = ray.get(router.start.remote(), timeout=30)
