@@ -128,6 +128,7 @@ def test_an_offloaded_engine_lets_requests_wait_and_serves_the_same_afterwards(r
     assert gap(tiny_model, answer) < 1e-4
 
 
+@pytest.mark.slow
 def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, tmp_path: Path
 ):

@@ -18,10 +18,10 @@ from miles_lite.rollout.stack import Stack
 from tests.models import make_tiny_model
 from tests.rollout.chats import Chats, scheduler_of, stack_options, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("how", ["its scheduler is stopped", pytest.param("it is killed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["its scheduler is stopped", "it is killed"])
 def test_sessions_go_on_and_the_replacement_serves_the_current_weights(tiny_model: Path, tmp_path: Path, how: str):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
     options = stack_options(tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0)
