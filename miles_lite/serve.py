@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
+from miles_lite.stopping import stop_requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,7 @@ def serve(argv: Sequence[str]) -> int:
 
 
 async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_requested()
     stack = Stack(options, layout)
     stopping = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(stack.start())
@@ -121,9 +119,7 @@ def router(argv: Sequence[str]) -> int:
 
 
 async def _route(supervisor: Supervisor) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_requested()
     try:
         url = await supervisor.start()
         told = f", and the gateway for generation: {supervisor.data_url}" if supervisor.data_url != url else ""

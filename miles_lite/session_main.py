@@ -6,7 +6,6 @@ Invariant: no Ray and no SGLang; what is printed answers, and Ctrl-C or SIGTERM 
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_gro
 from miles_lite.rollout.model import context_length
 from miles_lite.session.server import SessionSpec
 from miles_lite.session.supervisor import Supervisor
+from miles_lite.stopping import stop_requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _serve(supervisor: Supervisor) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_requested()
     try:
         url = await supervisor.start()
         print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)

@@ -11,13 +11,13 @@ import dataclasses
 import gc
 import json
 import os
-import signal
 import socket
 import sys
 
 from miles_lite.errors import UserError
 from miles_lite.router.app import Router, run_app
 from miles_lite.router.spec import RouterSpec
+from miles_lite.stopping import stop_requested
 
 GARBAGE = 50_000
 """Objects between collections. Requests leave no cycles behind; with hundreds in flight the default looks for them in
@@ -41,9 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 async def _serve(router: Router, listener: socket.socket) -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    loop, ended = asyncio.get_running_loop(), stop_requested()
     loop.add_reader(sys.stdin.fileno(), os._exit, 1)  # at once: the next router may want the port
     runner = await run_app(router, listener)
     print("ready", flush=True)

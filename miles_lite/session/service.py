@@ -196,9 +196,7 @@ class Service:
 
     async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
-        session = await self._sessions.find(session_id)
-        tree = Tree(self._matcher) if session is None else session.tree
-        return len(self._placer.place(tree, request).ids)
+        return len(self._placer.place(await self.tree(session_id), request).ids)
 
     def _place(self, session: Session, request: ChatRequest) -> Prompt:
         """Attach the request and build its ids; reads only."""

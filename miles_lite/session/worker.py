@@ -6,11 +6,9 @@ why it cannot be; everything after that goes to stderr.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import pickle
-import signal
 import socket
 import sys
 import threading
@@ -21,6 +19,7 @@ import uvloop
 from miles_lite.errors import UserError
 from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
+from miles_lite.stopping import stop_requested
 
 READY = "ready"
 
@@ -40,9 +39,7 @@ def main(fd: int) -> int:
 
 
 async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[], None]) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_requested()
     server = SessionServer(spec, listener)
     await server.start()
     gc.collect()
