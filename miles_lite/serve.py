@@ -6,7 +6,6 @@ Invariant: what is printed as ready answers; Ctrl-C or SIGTERM ends everything t
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,11 +55,9 @@ def serve(argv: Sequence[str]) -> int:
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
     serving, logging = take_group(namespace, Serving), take_group(namespace, Logging)
-    options = StackOptions(
-        topology=take_group(namespace, Topology),
-        checkpoint=take_group(namespace, Checkpoint),
-        engines=dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang),
-        session=take_group(namespace, Session),
+    options = StackOptions.taken(
+        namespace,
+        leftovers,
         max_context_len=serving.rollout_max_context_len,
         seed=serving.seed,
         run_dir=logging.path,

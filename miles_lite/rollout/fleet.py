@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import time
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from miles_lite.engine.checkpoint import WeightsError
 from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
+from miles_lite.flags import Leftovers, take_group
 from miles_lite.net import LOOPBACK
 from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
@@ -54,6 +56,21 @@ class StackOptions:
     max_context_len: int | None
     seed: int
     run_dir: Path
+
+    @classmethod
+    def taken(
+        cls, namespace: Namespace, leftovers: Leftovers, *, max_context_len: int | None, seed: int, run_dir: Path
+    ) -> StackOptions:
+        """From a command line whose parser has the four groups; `leftovers` are its --sglang-FLAGs."""
+        return cls(
+            topology=take_group(namespace, Topology),
+            checkpoint=take_group(namespace, Checkpoint),
+            engines=dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang),
+            session=take_group(namespace, Session),
+            max_context_len=max_context_len,
+            seed=seed,
+            run_dir=run_dir,
+        )
 
 
 @dataclass(frozen=True)

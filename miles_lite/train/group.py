@@ -17,8 +17,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
+from miles_lite.net import LOOPBACK
 from miles_lite.sample import Batch
-from miles_lite.train.parallel import LOOPBACK
 from miles_lite.train.worker import TrainWorker, WorkerSpec
 from miles_lite.transfer import Bucket
 

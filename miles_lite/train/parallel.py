@@ -24,9 +24,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from miles_lite.net import LOOPBACK
 from miles_lite.train.policy import Policy
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Strategy(Protocol):

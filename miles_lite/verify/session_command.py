@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -95,11 +94,9 @@ def _parse(argv: Sequence[str], prog: str) -> Options:
     verification, logging = take_group(namespace, Verification), take_group(namespace, Logging)
     if min(verification.session_verify_cycles, verification.rollout_batch_size, verification.n_samples_per_prompt) < 1:
         raise UserError("--session-verify-cycles, --rollout-batch-size and --n-samples-per-prompt must be at least 1")
-    stack = StackOptions(
-        topology=take_group(namespace, Topology),
-        checkpoint=take_group(namespace, Checkpoint),
-        engines=dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang),
-        session=take_group(namespace, Session),
+    stack = StackOptions.taken(
+        namespace,
+        leftovers,
         max_context_len=verification.rollout_max_context_len,
         seed=verification.seed,
         run_dir=logging.path,
