@@ -23,21 +23,23 @@ from miles_lite.session.errors import ApiError, upstream_failed
 from miles_lite.session.experts import decode_experts
 from miles_lite.session.tree import Span
 
-OnTokens = Callable[[list[int]], Awaitable[None]]
+OnTokens = Callable[[np.ndarray], Awaitable[None]]
 
+_NO_IDS, _NO_LOGPROBS = np.empty(0, np.int32), np.empty(0, np.float32)
 _RETRIED = (429, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 @dataclass(slots=True)
 class Generation:
-    """Output ids, natural-log probabilities under the sampling distribution (logits / temperature), version spans.
+    """Output ids (int32), natural-log probabilities (float32) under the sampling distribution (logits / temperature),
+    version spans.
 
     `experts` are rows of routed experts, one array per engine that had a part in it.
     """
 
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    ids: np.ndarray = field(default_factory=lambda: _NO_IDS)
+    logprobs: np.ndarray = field(default_factory=lambda: _NO_LOGPROBS)
     spans: list[Span] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
     finish: Mapping[str, Any] = field(default_factory=dict)
@@ -136,7 +138,7 @@ class EngineCalls:
             done.finish = {"type": "length", "length": len(done.ids)}
             return
         body = {
-            "input_ids": np.concatenate([prompt, np.asarray(done.ids, np.int32)]) if done.ids else prompt,
+            "input_ids": np.concatenate([prompt, done.ids]) if len(done.ids) else prompt,
             "sampling_params": {**params, "max_new_tokens": left},
             "return_logprob": True,
             "stream": on_tokens is not None,
@@ -234,8 +236,8 @@ class _Piece:
     """What one event says: tokens so far in this attempt, and the ids and logprobs it carries."""
 
     tokens: int
-    ids: list[int]
-    logprobs: list[float]
+    ids: np.ndarray
+    logprobs: np.ndarray
     finish: Mapping[str, Any]
     version: int
     cached_tokens: int
@@ -250,8 +252,8 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
         spans = meta.get("weight_versions") or ()
         return _Piece(
             tokens=operator.index(meta["completion_tokens"]),
-            ids=[_token(triple[1]) for triple in triples],
-            logprobs=[float(triple[0]) for triple in triples],
+            ids=_ids([triple[1] for triple in triples]),
+            logprobs=_logprobs([triple[0] for triple in triples]),
             finish=dict(meta.get("finish_reason") or {}),
             version=_version(meta.get("weight_version")),
             cached_tokens=int(meta.get("cached_tokens") or 0),
@@ -261,11 +263,18 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
         raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
 
 
-def _token(value: Any) -> int:
-    index = operator.index(value)
-    if not 0 <= index < 2**31:
-        raise ValueError(f"token id {index}")
-    return index
+def _ids(column: list[Any]) -> np.ndarray:
+    ids = np.asarray(column or _NO_IDS)
+    if ids.dtype.kind != "i" or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**31):
+        raise ValueError(f"token ids {column[:5]}...")
+    return ids.astype(np.int32)
+
+
+def _logprobs(column: list[Any]) -> np.ndarray:
+    logprobs = np.asarray(column or _NO_LOGPROBS)
+    if logprobs.dtype.kind not in "fi" or logprobs.ndim != 1:
+        raise ValueError(f"logprobs {column[:5]}...")
+    return logprobs.astype(np.float32)
 
 
 def _check_refused(finish: Mapping[str, Any]) -> None:
@@ -284,8 +293,8 @@ def _take(done: Generation, piece: _Piece, base: int) -> bool:
     if new > len(piece.ids):
         raise _Retry(f"the engine sent {len(piece.ids)} logprobs for {new} new tokens")
     if new > 0:
-        done.ids += piece.ids[-new:]
-        done.logprobs += piece.logprobs[-new:]
+        done.ids = np.concatenate([done.ids, piece.ids[-new:]])
+        done.logprobs = np.concatenate([done.logprobs, piece.logprobs[-new:]])
     done.finish, done.version = piece.finish, piece.version
     if done.finish:
         done.cached_tokens = done.cached_tokens or piece.cached_tokens

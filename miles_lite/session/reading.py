@@ -7,7 +7,6 @@ it is asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,8 +96,9 @@ class Reader:
         if isinstance(matched, str):
             text = self._tito.encoder.decode(ids)
             return None, text[: text.rfind(matched)] if matched in text else text
-        sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
-        return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
+        sampled = len(ids) > 0 and generation.finish_reason == "stop" and ids[-1] == matched
+        text = self._tito.encoder.decode(ids[:-1] if sampled else ids)
+        return int(ids[-1]) if sampled else None, text
 
     def _token_logprobs(self, output: Output) -> list[tuple[str, float]]:
         texts = [self._tito.encoder.decode([token]) for token in output.ids.tolist()]
@@ -107,8 +107,8 @@ class Reader:
 
 def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
     return Output(
-        ids=np.asarray(generation.ids, np.int32),
-        logprobs=np.asarray(generation.logprobs, np.float32),
+        ids=generation.ids,
+        logprobs=generation.logprobs,
         spans=tuple(generation.spans),
         temperature=sampling.temperature,
         finish_reason=generation.finish_reason,
@@ -130,11 +130,11 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
     }
 
 
-def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
+def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> OnTokens:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
     written = tito.encoder.stream()
 
-    async def watch(ids: list[int]) -> None:
+    async def watch(ids: np.ndarray) -> None:
         text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
         for stop in stops:
             text = text.partition(stop)[0]

@@ -75,7 +75,8 @@ class Engines(EngineCalls):
         await asyncio.sleep(0)
         finish = {"type": "length"} if cut else {"type": "stop", "matched": STOP}
         spans = [(version, 0, len(said))]
-        return Generation(ids=said, logprobs=[-0.5] * len(said), spans=spans, finish=finish)
+        ids_of, logprobs = np.asarray(said, np.int32), np.full(len(said), -0.5, np.float32)
+        return Generation(ids=ids_of, logprobs=logprobs, spans=spans, finish=finish)
 
 
 def _text(version: int, mood: str) -> str:
