@@ -87,15 +87,17 @@ class EngineCalls:
 
     async def generate(
         self,
-        prompt: np.ndarray,
+        prompt: bytes,
         params: Mapping[str, Any],
         *,
+        tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
         experts_from: int = 0,
     ) -> Generation:
-        """Sample after `prompt` (int32 ids). With `on_tokens` the engine streams, and it is told of all ids so far.
+        """Sample after `prompt`, so many `tokens` as JSON numbers with commas between them.
 
+        With `on_tokens` the engine streams, and it is told of all ids so far.
         Routed experts are those of the tokens from `experts_from` on.
 
         Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
@@ -105,7 +107,7 @@ class EngineCalls:
         while True:
             before = len(done.ids)
             try:
-                await self._attempt(done, prompt, params, key, on_tokens, experts_from)
+                await self._attempt(done, prompt, tokens, params, key, on_tokens, experts_from)
                 return done
             except _Retry as retry:
                 done.retries += 1
@@ -125,7 +127,8 @@ class EngineCalls:
     async def _attempt(
         self,
         done: Generation,
-        prompt: np.ndarray,
+        prompt: bytes,
+        tokens: int,
         params: Mapping[str, Any],
         key: str,
         on_tokens: OnTokens | None,
@@ -138,7 +141,6 @@ class EngineCalls:
             done.finish = {"type": "length", "length": len(done.ids)}
             return
         body = {
-            "input_ids": np.concatenate([prompt, done.ids]) if len(done.ids) else prompt,
             "sampling_params": {**params, "max_new_tokens": left},
             "return_logprob": True,
             "stream": on_tokens is not None,
@@ -148,9 +150,7 @@ class EngineCalls:
             body |= {"return_routed_experts": True, "routed_experts_start_len": routed}
         headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
         try:
-            async with self._http.post(
-                self._url, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers
-            ) as response:
+            async with self._http.post(self._url, data=_with_ids(body, prompt, done.ids), headers=headers) as response:
                 if response.status != 200:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
@@ -160,7 +160,7 @@ class EngineCalls:
                     if _take(done, piece, base) and on_tokens is not None:
                         await on_tokens(done.ids)
                     if self._expert_layers and done.finish:
-                        self._take_experts(done, event, rows=len(prompt) + len(done.ids) - 1 - routed)
+                        self._take_experts(done, event, rows=tokens + len(done.ids) - 1 - routed)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise _Retry(str(error) or type(error).__name__) from error
         if done.finish_reason in ("", "abort"):
@@ -175,6 +175,13 @@ class EngineCalls:
             done.experts.append(decode_experts(payload, rows=rows, layers=self._expert_layers))
         except ValueError as error:
             raise upstream_failed(f"the engine returned {error}") from error
+
+
+def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes:
+    """The request, its `input_ids` being the prompt and `more`. They come first: a long text is copied once."""
+    comma = b"," if len(more) else b""
+    ids = orjson.dumps(more, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return b'{"input_ids":[%b%b%b],%b' % (prompt, comma, ids, orjson.dumps(body)[1:])
 
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:

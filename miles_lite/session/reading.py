@@ -23,9 +23,10 @@ from miles_lite.tito import Tito
 
 @dataclass(frozen=True, slots=True)
 class Prompt(Placed):
-    """A request placed in the tree, and how it is sampled."""
+    """A request placed in the tree, how it is sampled, and `text`, the ids of its whole context as JSON."""
 
     sampling: Sampling
+    text: bytes
 
 
 class Reader:
@@ -123,7 +124,7 @@ def _output(sampling: Sampling, generation: Generation, *, stop: int | None, sta
 def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
     return {
         "turns": 1,
-        "prompt_tokens": len(prompt.ids),
+        "prompt_tokens": prompt.tokens,
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
