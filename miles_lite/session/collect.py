@@ -102,14 +102,11 @@ def unsuperseded(tree: Tree) -> list[Turn]:
 
     Siblings that overlap in time are parallel agents, and stay.
     """
+    asked = [tree.asked(turn) for turn in tree.turns]
     latest: dict[tuple[int | bytes, bytes], float] = {}
-    for turn in tree.turns:
-        latest[_request(turn)] = max(latest.get(_request(turn), turn.output.started), turn.output.started)
-    return [leaf for leaf in tree.leaves() if latest[_request(leaf)] <= leaf.output.finished]
-
-
-def _request(turn: Turn) -> tuple[int | bytes, bytes]:
-    return (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
+    for turn, request in zip(tree.turns, asked, strict=True):
+        latest[request] = max(latest.get(request, turn.output.started), turn.output.started)
+    return [leaf for leaf in tree.leaves() if latest[asked[leaf.number]] <= leaf.output.finished]
 
 
 def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidate | None:

@@ -6,6 +6,7 @@ it is asked.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -106,16 +107,18 @@ class Reader:
 
 
 def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
+    params = dict(sampling.params)
+    limit = params.pop("max_new_tokens")
     return Output(
         ids=np.asarray(generation.ids, np.int32),
         logprobs=np.asarray(generation.logprobs, np.float32),
         spans=tuple(generation.spans),
-        temperature=sampling.temperature,
-        finish_reason=generation.finish_reason,
+        finish_reason=sys.intern(generation.finish_reason),
         stop=stop,
         started=started,
         finished=time.time(),
-        params=sampling.params,
+        params=params,
+        limit=limit,
         experts=np.concatenate(generation.experts) if generation.experts else None,
     )
 

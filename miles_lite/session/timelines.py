@@ -77,7 +77,7 @@ def merge(tree: Tree, merging: Merging) -> Timelines:
     hosts = [(lengths[turn.number], turn) for turn in deepest]
     moves = {turn.number: move for turn in tree.children(None) if (move := _move(tree, turn, hosts, merging))}
     if not moves:
-        return Timelines(tree.turns, repeats=frozenset(_repeats(tree.turns)))
+        return Timelines(tree.turns, repeats=frozenset(_repeats(tree, tree.turns)))
     turns = _rebuilt(reversed(deepest), moves)
     off: set[int] = set()
     for turn in turns:
@@ -85,7 +85,7 @@ def merge(tree: Tree, merging: Merging) -> Timelines:
         if drifted or (turn.parent is not None and turn.parent.number in off):
             off.add(turn.number)
     turns.sort(key=lambda turn: turn.number)
-    return Timelines(turns, frozenset(moves), frozenset(off), frozenset(_repeats(turns)))
+    return Timelines(turns, frozenset(moves), frozenset(off), frozenset(_repeats(tree, turns)))
 
 
 def appender(tito: Tito) -> Append:
@@ -183,14 +183,13 @@ def _rebuilt(turns: Iterable[Turn], moves: dict[int, _Move]) -> list[Turn]:
     return list(made.values())
 
 
-def _repeats(turns: Sequence[Turn]) -> list[int]:
+def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
     """Leaves that were asked for what an earlier turn, which went on, had been asked, and said the same ids."""
     went_on = {turn.parent.number for turn in turns if turn.parent}
     said: dict[tuple[int | bytes, bytes], list[Turn]] = {}
     repeats = []
     for turn in turns:
-        place = (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
-        earlier = said.setdefault(place, [])
+        earlier = said.setdefault(tree.asked(turn), [])
         if turn.number not in went_on and any(
             other.number in went_on
             and other.output.finished <= turn.output.started

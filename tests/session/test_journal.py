@@ -44,11 +44,12 @@ def _entries(draw: st.DrawFn) -> Entry:
         ids=np.asarray(ids, np.int32),
         logprobs=np.asarray(logprobs, np.float32),
         spans=((draw(st.integers(0, 9)), 0, len(logprobs)),),
-        temperature=draw(st.floats(0, 2)),
         finish_reason=draw(st.sampled_from(["stop", "length"])),
         stop=draw(st.none() | st.integers(0, 9)),
         started=draw(st.floats(0, 1e10)),
         finished=draw(st.floats(0, 1e10)),
+        params=draw(st.dictionaries(st.sampled_from(["temperature", "top_p"]), st.floats(0, 2))),
+        limit=draw(st.none() | st.integers(1, 2**31)),
     )
     receipt = Receipt(
         identity=draw(st.binary(min_size=16, max_size=16)),
@@ -77,13 +78,13 @@ def test_a_row_holds_a_turn_bit_for_bit(entry: Entry) -> None:
     again = from_row(to_row(entry))
     assert (again.receipt, again.counts) == (entry.receipt, entry.counts)
     one, other = entry.commit(new_tree()), again.commit(new_tree())
-    for name in ("messages", "reply", "request", "start", "drop", "number", "caller", "root"):
+    for name in ("said", "start", "drop", "number", "caller", "root"):
         assert getattr(one, name) == getattr(other, name)
     for ours, theirs in ((one.prompt_ids, other.prompt_ids), (one.output.ids, other.output.ids)):
         assert ours.dtype == theirs.dtype == np.int32
         assert ours.tobytes() == theirs.tobytes()
     assert one.output.logprobs.tobytes() == other.output.logprobs.tobytes()
-    for name in ("spans", "temperature", "finish_reason", "stop", "started", "finished"):
+    for name in ("spans", "params", "limit", "finish_reason", "stop", "started", "finished"):
         assert getattr(one.output, name) == getattr(other.output, name)
 
 

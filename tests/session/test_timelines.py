@@ -49,7 +49,6 @@ def turn(
             ids=np.array(ids, np.int32),
             logprobs=np.full(len(ids), -0.5, np.float32),
             spans=((1, 0, len(ids)),),
-            temperature=1.0,
             finish_reason="stop" if stop else "length",
             stop=stop,
             started=began,
