@@ -14,7 +14,7 @@ import orjson
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.dialects import Stamp
-from miles_lite.session.tree import Output, Place, Tree, Turn, sampling
+from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, sampling
 from miles_lite.tito.messages import Message
 
 Row = tuple[Any, ...]
@@ -83,9 +83,9 @@ def to_row(entry: Entry) -> Row:
         entry.parent,
         entry.drop,
         entry.caller.seed,
-        entry.prompt_ids.astype("<i4").tobytes(),
-        output.ids.astype("<i4").tobytes(),
-        output.logprobs.astype("<f4").tobytes(),
+        pack_ids(entry.prompt_ids),
+        output.id_bytes,
+        output.logprob_bytes,
         None if output.experts is None else np.ascontiguousarray(output.experts).tobytes(),
         orjson.dumps([entry.messages, entry.reply]),
         orjson.dumps(facts),
@@ -97,8 +97,8 @@ def from_row(row: Sequence[Any]) -> Entry:
     said, reply = orjson.loads(messages)
     known = orjson.loads(facts)
     output = Output(
-        ids=np.frombuffer(ids, "<i4").astype(np.int32),
-        logprobs=np.frombuffer(logprobs, "<f4").astype(np.float32),
+        id_bytes=ids,
+        logprob_bytes=logprobs,
         spans=tuple((version, start, end) for version, start, end in known["spans"]),
         finish_reason=known["finish_reason"],
         stop=known["stop"],
@@ -121,7 +121,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         root=known["root"],
         messages=tuple(said),
         reply=reply,
-        prompt_ids=np.frombuffer(prompt, "<i4").astype(np.int32),
+        prompt_ids=np.frombuffer(prompt, "<i4"),
         drop=drop,
         output=output,
         receipt=receipt,

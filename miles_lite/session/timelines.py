@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from miles_lite.session.caller import Caller
-from miles_lite.session.tree import Tree, Turn
+from miles_lite.session.tree import Tree, Turn, pack_ids
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from miles_lite.tito.messages import Message
 
@@ -177,7 +177,7 @@ def _rebuilt(turns: Iterable[Turn], moves: dict[int, _Move]) -> list[Turn]:
         before = move.host if move else turn.parent
         parent = made[before.number] if before else None
         drop = move.drop if move else turn.drop
-        changes: dict[str, Any] = {"prompt_ids": move.ids} if move else {}
+        changes: dict[str, Any] = {"prompt_bytes": pack_ids(move.ids)} if move else {}
         start = (parent.end if parent else 0) - drop
         made[turn.number] = replace(turn, parent=parent, start=start, drop=drop, **changes)
     return list(made.values())
@@ -193,8 +193,8 @@ def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
         if turn.number not in went_on and any(
             other.number in went_on
             and other.output.finished <= turn.output.started
-            and np.array_equal(other.output.ids, turn.output.ids)
-            and np.array_equal(other.prompt_ids, turn.prompt_ids)
+            and other.output.id_bytes == turn.output.id_bytes
+            and other.prompt_bytes == turn.prompt_bytes
             for other in earlier
         ):
             repeats.append(turn.number)

@@ -3,6 +3,9 @@
 Invariant: a turn never changes once committed; the context of a turn is the context of its parent, without the last
 `drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer. Attaching a
 request walks the turns that it replays, comparing as they stand the messages that each of them added.
+
+Ids and logprobs are held as the bytes of little-endian numbers, as the journal writes them: there may be a million
+turns, and an array object for a short piece is a third of its size. The arrays that they are read as are read-only.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
 _NOTHING = np.empty(0, np.int32)
+_ID, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
 
 Span = tuple[int, int, int]
 """(weight version, start, end): which version sampled output tokens start..end-1."""
@@ -34,8 +39,8 @@ class Output:
     `session.experts`.
     """
 
-    ids: np.ndarray
-    logprobs: np.ndarray
+    id_bytes: bytes
+    logprob_bytes: bytes
     spans: tuple[Span, ...]
     finish_reason: str
     stop: int | None
@@ -44,6 +49,19 @@ class Output:
     params: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     experts: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Sampled tokens."""
+        return len(self.id_bytes) // _ID.itemsize
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.frombuffer(self.id_bytes, _ID)
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        return np.frombuffer(self.logprob_bytes, _LOGPROB)
 
     @property
     def temperature(self) -> float:
@@ -63,9 +81,14 @@ class Turn:
     said: tuple[Message, ...]
     start: int
     drop: int
-    prompt_ids: np.ndarray
+    prompt_bytes: bytes
     output: Output
     root: str | None = None
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """int32 ids that stand before the output: what the template prints for the messages."""
+        return np.frombuffer(self.prompt_bytes, _ID)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -79,7 +102,7 @@ class Turn:
     @property
     def end(self) -> int:
         """Tokens of the whole context, this turn's output included."""
-        return self.start + len(self.prompt_ids) + len(self.output.ids)
+        return self.start + len(self.prompt_bytes) // _ID.itemsize + self.output.size
 
     @property
     def experts(self) -> np.ndarray | None:
@@ -159,14 +182,14 @@ class Tree:
 
     def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
         """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
-        parts, cut = [suffix], drop
+        parts, cut = [pack_ids(suffix)], drop
         while turn is not None:
-            ids = turn.output.ids
-            parts.append(ids[: len(ids) - cut] if cut else ids)
-            parts.append(turn.prompt_ids)
+            ids = turn.output.id_bytes
+            parts.append(ids[: len(ids) - cut * _ID.itemsize] if cut else ids)
+            parts.append(turn.prompt_bytes)
             cut, turn = turn.drop, turn.parent
         parts.reverse()
-        return np.concatenate(parts)
+        return np.frombuffer(b"".join(parts), _ID)
 
     def sent(self) -> list[Message]:
         """The latest turn's path, each message in the form in which a client sent it last."""
@@ -201,7 +224,7 @@ class Tree:
             said=(*messages, reply),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
-            prompt_ids=prompt_ids,
+            prompt_bytes=pack_ids(prompt_ids),
             output=self._sampled(output),
             root=place.root,
         )
@@ -234,6 +257,14 @@ def _sharing(known: Message, sent: Message) -> Message:
     return {key: known[key] if key in known and known[key] == value else value for key, value in sent.items()}
 
 
+def pack_ids(ids: ArrayLike) -> bytes:
+    return np.asarray(ids, _ID).tobytes()
+
+
+def pack_logprobs(logprobs: ArrayLike) -> bytes:
+    return np.asarray(logprobs, _LOGPROB).tobytes()
+
+
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
@@ -258,8 +289,8 @@ def describe(tree: Tree) -> list[Mapping[str, object]]:
             "turn": turn.number,
             "parent": turn.parent.number if turn.parent else None,
             "messages": len(turn.messages),
-            "prompt_tokens": turn.end - len(turn.output.ids),
-            "completion_tokens": len(turn.output.ids),
+            "prompt_tokens": turn.end - turn.output.size,
+            "completion_tokens": turn.output.size,
             "finish_reason": turn.output.finish_reason,
             "weight_versions": [list(span) for span in turn.output.spans],
             "sampling": sampling(turn.output),

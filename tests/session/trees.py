@@ -9,7 +9,7 @@ import numpy as np
 
 from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.match import MATCHERS
-from miles_lite.session.tree import Output, Tree, Turn
+from miles_lite.session.tree import Output, Tree, Turn, pack_ids, pack_logprobs
 
 NOBODY = caller_of(None, None)
 
@@ -32,8 +32,8 @@ def output(
     first: int = 100,
 ) -> Output:
     return Output(
-        ids=np.arange(first, first + size, dtype=np.int32),
-        logprobs=np.full(size, -0.25, np.float32),
+        id_bytes=pack_ids(range(first, first + size)),
+        logprob_bytes=pack_logprobs([-0.25] * size),
         spans=((version, 0, size),),
         finish_reason=finish,
         stop=first + size - 1 if finish == "stop" else None,
