@@ -215,4 +215,6 @@ def _session_id(request: web.Request) -> str:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+    """In a copy: a waiting connection keeps its last answer, and orjson leaves its bytes in a far larger buffer."""
+    data = bytes(memoryview(orjson.dumps(body)))
+    return web.Response(body=data, status=status, content_type="application/json")

@@ -20,6 +20,7 @@ from miles_lite.session import forks
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.tree import Tree, Turn
@@ -93,6 +94,7 @@ class Sessions:
         self._resident: OrderedDict[str, Session] = OrderedDict()
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._deleted: dict[str, float] = {}
+        self._heap = Heap()
         self.bytes = 0
         self.recreated = 0
         self._spilled = 0
@@ -199,6 +201,7 @@ class Sessions:
     def _evict(self, session: Session) -> None:
         if self._resident.pop(session.session_id, None) is not None:
             self.bytes -= session.size
+            self._heap.left()
 
     def _spill(self) -> None:
         """Leave the sessions used longest ago to the journal, until the rest fits."""

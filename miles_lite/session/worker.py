@@ -17,7 +17,7 @@ from collections.abc import Callable
 import uvloop
 
 from miles_lite.errors import UserError
-from miles_lite.session import logs
+from miles_lite.session import heap, logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
@@ -44,6 +44,7 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # what was loaded stays; collections look at sessions alone
+    heap.give_back()
     try:
         ready()
         await stop.wait()
