@@ -23,6 +23,7 @@ from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
+from miles_lite.session.prompts import Prompts
 from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Sessions:
         self._deleted: dict[str, float] = {}
         self._heap = Heap()
         self.bytes = 0
+        self.prompts = Prompts()
         self.recreated = 0
         self._spilled = 0
 
@@ -202,6 +204,7 @@ class Sessions:
         if self._resident.pop(session.session_id, None) is not None:
             self.bytes -= session.size
             self._heap.left()
+            self.prompts.forget(session.session_id)
 
     def _spill(self) -> None:
         """Leave the sessions used longest ago to the journal, until the rest fits."""

@@ -10,7 +10,7 @@ turns, and an array object for a short piece is a third of its size. The arrays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -182,14 +182,10 @@ class Tree:
 
     def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
         """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
-        parts, cut = [pack_ids(suffix)], drop
-        while turn is not None:
-            ids = turn.output.id_bytes
-            parts.append(ids[: len(ids) - cut * _ID.itemsize] if cut else ids)
-            parts.append(turn.prompt_bytes)
-            cut, turn = turn.drop, turn.parent
-        parts.reverse()
-        return np.frombuffer(b"".join(parts), _ID)
+        parts = [suffix]
+        for step, sampled in backwards(turn, drop):
+            parts += [sampled, step.prompt_ids]
+        return np.concatenate(parts[::-1])
 
     def sent(self) -> list[Message]:
         """The latest turn's path, each message in the form in which a client sent it last."""
@@ -248,6 +244,17 @@ class Tree:
 
     def leaves(self) -> list[Turn]:
         return [turn for turn in self.turns if not self.children(turn)]
+
+
+def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]:
+    """The turns of a path from the last to the first, each with what a context keeps of its output ids.
+
+    The last turn is without its last `drop` ids.
+    """
+    while turn is not None:
+        ids = turn.output.ids
+        yield turn, ids[: len(ids) - drop]
+        drop, turn = turn.drop, turn.parent
 
 
 def _sharing(known: Message, sent: Message) -> Message:
