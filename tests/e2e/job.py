@@ -91,8 +91,8 @@ def left_running(mark: str, *, within: float = 10.0) -> list[psutil.Process]:
     return left
 
 
-def assert_nothing_left(mark: str) -> None:
-    left = left_running(mark)
+def assert_nothing_left(mark: str, *, within: float = 10.0) -> None:
+    left = left_running(mark, within=within)
     assert not left, "still running: " + "\n".join(" ".join(process.cmdline())[:200] for process in left)
 
 
