@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class Tree:
             number=len(self.turns),
             parent=parent,
             caller=self._known(place.caller),
-            said=(*messages, reply),
+            said=(*map(_kept, messages), reply),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
             prompt_bytes=pack_ids(prompt_ids),
@@ -255,6 +256,11 @@ def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]
         ids = turn.output.ids
         yield turn, ids[: len(ids) - drop]
         drop, turn = turn.drop, turn.parent
+
+
+def _kept(message: Message) -> Message:
+    """The message, holding the one text of its role that there is."""
+    return {**message, "role": intern(message["role"])}
 
 
 def _sharing(known: Message, sent: Message) -> Message:

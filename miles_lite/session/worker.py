@@ -47,7 +47,7 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     gc.collect()
     gc.freeze()  # what was loaded stays; collections look at sessions alone
     gc.set_threshold(_YOUNG)
-    heap.give_back()
+    heap.set_apart()
     try:
         ready()
         await stop.wait()
