@@ -22,8 +22,6 @@ from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
 READY = "ready"
-_YOUNG = 50_000
-"""New containers between collections: an engine's answer alone is thousands of lists, one per token."""
 
 
 def main(fd: int) -> int:
@@ -46,7 +44,6 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # what was loaded stays; collections look at sessions alone
-    gc.set_threshold(_YOUNG)
     heap.give_back()
     try:
         ready()
