@@ -25,8 +25,8 @@ PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
 
 
 @contextlib.asynccontextmanager
-async def supervised(spec: RouterSpec, *, gateway: bool = False):
-    supervisor = Supervisor(spec, gateway=gateway)
+async def supervised(spec: RouterSpec, *, gateway: bool = False, silence: float = 30.0):
+    supervisor = Supervisor(spec, gateway=gateway, silence=silence)
     try:
         async with aiohttp.ClientSession(await supervisor.start()) as client:
             yield supervisor, client
@@ -67,6 +67,22 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
             assert listed["weight_versions"] == ["3"]
 
     asyncio.run(scenario())
+
+
+def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered(tmp_path, caplog):
+    async def scenario():
+        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+        async with serving(Upstream()) as worker, supervised(spec, silence=3.0) as (supervisor, client):
+            await client.post("/add_worker", params={"url": worker.url})
+            hung = supervisor.pid
+            os.kill(hung, signal.SIGSTOP)
+            async with aiohttp.ClientSession() as other, other.post(f"{supervisor.url}/generate", data=b"x") as reply:
+                assert reply.status == 418
+            assert not psutil.pid_exists(hung)
+
+    asyncio.run(scenario())
+    assert "the router (process" in caplog.text
+    assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
 def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
