@@ -38,7 +38,7 @@ from miles_lite.engine.weights import (
     update_from_disk,
 )
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, reachable
+from miles_lite.net import bracketed, local, reachable
 from miles_lite.transfer import Meeting
 
 logger = logging.getLogger(__name__)
@@ -319,9 +319,7 @@ class EngineActor:
     def _local_url(self, info: EngineInfo) -> str:
         if self._spec.external_url:
             return self._spec.external_url
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        host = everywhere.get(self._spec.bind_host, self._spec.bind_host)
-        return f"http://{bracketed(host)}:{info.url.rsplit(':', 1)[1]}"
+        return f"http://{bracketed(local(self._spec.bind_host))}:{info.url.rsplit(':', 1)[1]}"
 
     def _headers(self) -> dict[str, str]:
         arguments = self._spec.sglang_args

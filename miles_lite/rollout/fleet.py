@@ -29,7 +29,7 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
 from miles_lite.flags import Leftovers, take_group
-from miles_lite.net import LOOPBACK
+from miles_lite.net import loopback
 from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
@@ -339,7 +339,7 @@ class Fleet:
 def _admin_key(options: StackOptions) -> str | None:
     """What opens the engines' weight endpoints; None on loopback, where they are open."""
     given = options.engines.sglang_args.get("admin_api_key")
-    if given is not None or options.topology.bind_host in LOOPBACK:
+    if given is not None or loopback(options.topology.bind_host):
         return given
     return os.environ.get(ADMIN_KEY) or secrets.token_urlsafe(24)
 

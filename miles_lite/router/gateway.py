@@ -24,6 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from miles_lite.errors import UserError
+from miles_lite.net import bracketed, local
 
 log = logging.getLogger(__name__)
 START_SECONDS = 30.0
@@ -74,7 +75,7 @@ class Gateway:
     def __init__(self, *, host: str, port: int, timeout: float) -> None:
         """Listens on host:port; `timeout`: seconds a request may take. Raises UserError when smg is not installed."""
         self._command = command(host=host, port=port, metrics_port=free_port(), timeout=timeout)
-        self._url = f"http://127.0.0.1:{port}"
+        self._url = f"http://{bracketed(local(host))}:{port}"
         self._process: asyncio.subprocess.Process | None = None
         self._changing = asyncio.Lock()
         self.restarts = 0

@@ -17,7 +17,7 @@ from dataclasses import replace
 import aiohttp
 from aiohttp import web
 
-from miles_lite.net import EVERYWHERE, bracketed
+from miles_lite.net import bracketed, local
 from miles_lite.session.app import refusal
 from miles_lite.session.errors import ApiError
 from miles_lite.session.metrics import GAUGES
@@ -55,8 +55,7 @@ class Supervisor:
     async def start(self) -> str:
         """Bind, and wait for the first worker; returns the URL. Raises UserError."""
         listener = listen(self.spec)
-        host = "127.0.0.1" if self.spec.bind_host in EVERYWHERE else self.spec.bind_host
-        self._local_url = f"http://{bracketed(host)}:{listener.getsockname()[1]}"
+        self._local_url = f"http://{bracketed(local(self.spec.bind_host))}:{listener.getsockname()[1]}"
         await self._supervised.start(listener)
         self.url = url_of(self.spec, listener)
         return self.url

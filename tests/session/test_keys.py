@@ -22,12 +22,9 @@ from tests.session.engine import STOP, answer, bench
 ASK: list[Any] = [{"role": "user", "content": "go"}]
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)],
-)
-def test_loopback_is_recognised(host: str, expected: bool) -> None:
-    assert loopback(host) is expected
+def test_loopback_is_recognised() -> None:
+    assert all(map(loopback, ("127.0.0.1", "127.0.0.2", "::1", "localhost")))
+    assert not any(map(loopback, ("", "0.0.0.0", "::", "10.0.0.1", "host")))
 
 
 def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Path) -> None:
