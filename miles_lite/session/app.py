@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
+from xxhash import xxh3_128
 
 from miles_lite.session.caller import agent_name
 from miles_lite.session.calls import Ask
@@ -124,7 +124,7 @@ class _Routes:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            raw = await request.read()
+            raw = await _content(request)
             parsed = self._parsed(request, dialect, raw)
             call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
             with call.listener():
@@ -139,7 +139,7 @@ class _Routes:
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = self._parsed(request, _MESSAGES, await request.read())
+        parsed = self._parsed(request, _MESSAGES, await _content(request))
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
     def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
@@ -178,14 +178,25 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
 def _ask(request: web.Request, raw: bytes) -> Ask:
     """The same bytes to the same route with the same idempotency key are the same request."""
     key = request.headers.get("Idempotency-Key", "")
-    digest = sha256(f"{request.path}\0{key}\0".encode())
+    digest = xxh3_128(f"{request.path}\0{key}\0".encode())
     digest.update(raw)
     retries = request.headers.get("X-Stainless-Retry-Count", "")
-    return Ask(digest.digest()[:16], keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
+    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
+
+
+async def _content(request: web.Request) -> bytes:
+    """The body, which `request.read` would keep until the connection's next request."""
+    pieces, size = [], 0
+    async for piece in request.content.iter_chunked(MAX_BODY_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, size)
+    return b"".join(pieces)
 
 
 async def _body(request: web.Request) -> Any:
-    body = _object(await request.read())
+    body = _object(await _content(request))
     check_limits(body)
     return body
 
@@ -205,4 +216,6 @@ def _session_id(request: web.Request) -> str:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+    """In a copy: a waiting connection keeps its last answer, and orjson leaves its bytes in a far larger buffer."""
+    data = bytes(memoryview(orjson.dumps(body)))
+    return web.Response(body=data, status=status, content_type="application/json")
