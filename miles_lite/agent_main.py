@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miles_lite.admin import known_key
 from miles_lite.agent.command import Agent, AgentOptions
 from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
 from miles_lite.config import Checkpoint, Engines, Session, Topology
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
         if options.prompt_cache_dir:
             raise UserError("--prompt-cache-dir is for a model folder; a running server keeps prompts in its memory")
-        return Agent(model, options, shows_tools=False).run()
+        return Agent(model, options, shows_tools=False, admin_key=known_key()).run()
     if not Path(model).is_dir():
         raise UserError(f"{model} is no folder: MODEL is a Hugging Face model folder, or the URL of a session server")
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start

@@ -34,11 +34,18 @@ class AgentSession:
     """One session at a server's `url`; a context manager that opens and deletes it."""
 
     def __init__(
-        self, url: str, *, sampling: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        *,
+        sampling: Mapping[str, Any] | None = None,
+        request: Mapping[str, Any] | None = None,
+        admin_key: str | None = None,
     ) -> None:
-        """`sampling` in the engines' names: temperature, top_p, ...; `request`: more fields of every chat request."""
+        """`sampling` in the engines' names: temperature, top_p, ...; `request`: more fields of every chat request;
+        `admin_key`: what the server wants for opening a session."""
         self._url, self._sampling, self._request = url.rstrip("/"), dict(sampling or {}), dict(request or {})
         self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False, verify=_tls())
+        self._http.headers["Authorization"] = f"Bearer {admin_key or '-'}"
         self.session_id, self._owned = "", True
 
     @classmethod
