@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from miles_lite.errors import UserError
 
 FORMAT, VERSION = "atraj", 1
 SUFFIX = ".atraj"
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 NOTHING_SAID: Mapping[str, Any] = {"role": "assistant", "content": ""}
 """Stands for the messages of a turn that added none, to hold what the template put between two outputs."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -102,7 +104,7 @@ class Trajectory:
             paths.append([step for number in reversed(turns) for step in by_turn[number]])
         return paths
 
-    def sequences(self) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    def sequences(self) -> Iterator[Arrays]:
         """See `sequences`."""
         return sequences(self.paths())
 
@@ -111,24 +113,23 @@ class Trajectory:
         return [message for path in self.paths()[:1] for message in messages(path)]
 
 
-def sequences(paths: Sequence[Sequence[Step]]) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Per path: ids, loss mask and logprobs, all of one length. A turn that paths share is masked after the first;
-    greedy turns (temperature 0) are not masked in."""
+def sequences(paths: Sequence[Sequence[Step]]) -> Iterator[Arrays]:
+    """Per path: ids (int32), loss mask (uint8) and logprobs (float32), all of one length, as a Sample has them. A turn
+    that paths share is masked after the first; greedy turns (temperature 0) are not masked in."""
     trained: set[int] = set()
     for path in paths:
-        ids: list[int] = []
-        mask: list[int] = []
-        logprobs: list[float] = []
+        size = sum(len(step.ids) for step in path)
+        ids, mask, logprobs = (np.zeros(size, dtype) for dtype in (np.int32, np.uint8, np.float32))
+        end = 0
         for step in path:
-            if step.drop:
-                del ids[-step.drop :], mask[-step.drop :], logprobs[-step.drop :]
-            new = step.ids
+            start = max(0, end - step.drop)
+            end = start + len(step.ids)
             keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
-            ids += new
-            mask += [int(keep)] * len(new)
-            logprobs += step.logprobs if keep else [0.0] * len(new)
+            ids[start:end] = step.ids
+            mask[start:end] = keep
+            logprobs[start:end] = step.logprobs if keep else 0.0
         trained.update(step.turn for step in path)
-        yield ids, mask, logprobs
+        yield ids[:end], mask[:end], logprobs[:end]
 
 
 def messages(path: Sequence[Step]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -64,9 +65,9 @@ def test_reading_and_writing_gives_the_same_bytes(
 def test_sequences_are_the_ids_end_to_end_masked_where_sampled(data: dict[str, Any]) -> None:
     trajectory = atraj.parse(data)
     for path, (tokens, mask, logprobs) in zip(trajectory.paths(), trajectory.sequences(), strict=True):
-        assert tokens == [token for step in path for token in step.ids]
+        assert tokens.tolist() == [token for step in path for token in step.ids]
         assert len(tokens) == len(mask) == len(logprobs)
-        assert sum(mask) == sum(len(step.ids) for step in path if step.sampled)
+        assert mask.sum() == sum(len(step.ids) for step in path if step.sampled)
 
 
 def test_a_dropped_stop_token_is_in_no_sequence() -> None:
@@ -91,7 +92,11 @@ def test_a_dropped_stop_token_is_in_no_sequence() -> None:
             ],
         }
     )
-    assert list(trajectory.sequences()) == [([1, 2, 4, 5], [0, 1, 0, 1], [0.0, -1.0, 0.0, -3.0])]
+    ((ids, mask, logprobs),) = trajectory.sequences()
+    assert (ids.dtype, mask.dtype, logprobs.dtype) == (np.int32, np.uint8, np.float32)
+    assert ids.tolist() == [1, 2, 4, 5]
+    assert mask.tolist() == [0, 1, 0, 1]
+    assert logprobs.tolist() == [0.0, -1.0, 0.0, -3.0]
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def test_a_tool_runs_and_its_result_leads_to_the_answer(tiny_model: Path) -> Non
     assert steps[3]["sent_as"] == "user"
     assert [message["role"] for message in trajectory.messages()][3] == "user"
     ((ids, mask, _),) = trajectory.sequences()
-    assert ids[: len(requests[-1]["input_ids"])] == requests[-1]["input_ids"]
-    assert sum(mask) == sum(len(step.ids) for step in trajectory.steps if step.sampled)
+    assert ids[: len(requests[-1]["input_ids"])].tolist() == requests[-1]["input_ids"]
+    assert mask.sum() == sum(len(step.ids) for step in trajectory.steps if step.sampled)
 
 
 def test_native_calls_are_answered_with_tool_messages(tiny_model: Path) -> None:
