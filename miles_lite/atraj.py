@@ -122,10 +122,10 @@ def sequences(paths: Sequence[Sequence[Step]]) -> Iterator[Arrays]:
         ids, mask, logprobs = (np.zeros(size, dtype) for dtype in (np.int32, np.uint8, np.float32))
         end = 0
         for step in path:
-            start = max(0, end - step.drop)
-            end = start + len(step.ids)
+            new, start = step.ids, max(0, end - step.drop)
+            end = start + len(new)
             keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
-            ids[start:end] = step.ids
+            ids[start:end] = new
             mask[start:end] = keep
             logprobs[start:end] = step.logprobs if keep else 0.0
         trained.update(step.turn for step in path)

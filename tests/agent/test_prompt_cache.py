@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from miles_lite.agent.prompt_cache import PAGE, PromptCache, prompt_cache
 from miles_lite.errors import UserError
+from tests.http_server import Request, http_server
 
 
 @pytest.fixture
@@ -62,37 +61,17 @@ def engine(folder: Path, *, pages: int, cached: int) -> Iterator[tuple[str, list
     """An engine that writes `pages` and says that `cached` tokens were; and what it was asked."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(f"POST {self.path} {len(body['input_ids'])}")
-            for page in range(pages):
-                (folder / f"{page}.bin").touch()
-            self._answer(json.dumps({"meta_info": {"cached_tokens": cached}}))
+    def reply(request: Request) -> Any:
+        if request.method == "DELETE":
+            asked.append(f"DELETE {request.path} {request.headers['Authorization']}")
+            return "Detached."
+        asked.append(f"POST {request.path} {len(request.body['input_ids'])}")
+        for page in range(pages):
+            (folder / f"{page}.bin").touch()
+        return {"meta_info": {"cached_tokens": cached}}
 
-        def do_DELETE(self) -> None:
-            asked.append(f"DELETE {self.path} {self.headers['Authorization']}")
-            self._answer("Detached.\n")
-
-        def _answer(self, text: str) -> None:
-            data = text.encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_server(reply) as url:
+        yield url, asked
 
 
 def test_the_storage_is_taken_away_once_the_prompt_is_written(tmp_path: Path) -> None:
