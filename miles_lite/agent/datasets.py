@@ -7,11 +7,12 @@ prompt lie in one split.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -69,23 +70,26 @@ class Writer(Protocol):
     def add(self, trace: Trace) -> None: ...
 
 
-def files(folder: Path) -> Iterator[Path]:
+def files(folder: Path) -> list[Path]:
     """Every .atraj file below `folder`, in the order of their names. Raises UserError when there is none."""
-    found = sorted(folder.rglob(f"*{atraj.SUFFIX}")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the folder that holds the {atraj.SUFFIX} files")
+    found = sorted(folder.rglob(f"*{atraj.SUFFIX}"))
     if not found:
         raise UserError(f"{folder}: no {atraj.SUFFIX} files there; --trajectory-dir of train or agent writes them")
-    yield from found
+    return found
 
 
-def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Trace]:
-    """The trajectories that count; `counts` says what became of each file. Raises UserError for a broken one."""
+def traces(found: Sequence[Path], folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Trace]:
+    """The trajectories that count of the files `found` below `folder`; `counts` says what became of each. Raises
+    UserError for a broken one."""
     seen: set[bytes] = set()
-    for path in files(folder):
+    for path in found:
         trajectory = atraj.read(path)
         counts["read"] += 1
         counts["steps"] += len(trajectory.data["steps"])
         paths = trajectory.paths()
-        sequences = list(atraj.sequences(paths))
+        sequences = list(atraj.sequences(paths, where=str(path)))
         if not sequences:
             counts["empty"] += 1
             continue
@@ -149,7 +153,8 @@ class Rlvr(JsonLines):
         if trace.prompt in self._seen:
             return
         self._seen.add(trace.prompt)
-        prompt = trace.trajectory.data.get("metadata", {}).get("prompt") or {}
+        stored = trace.trajectory.data.get("metadata", {}).get("prompt")
+        prompt = stored if isinstance(stored, dict) else {}
         sent = atraj.messages(trace.paths[0][: _first_sampled(trace.paths[0])])
         row = {"input": prompt.get("input", sent), "label": prompt.get("label"), "metadata": prompt.get("metadata", {})}
         self.write(row | {"task": trace.trajectory.task})
@@ -201,10 +206,12 @@ class _Candidate(NamedTuple):
 class Parquet:
     """One row per path, with everything that training needs: ids, mask, logprobs, reward."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
+    def __init__(self, path: Path, stack: contextlib.ExitStack) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise UserError("--format parquet: pyarrow is not installed; install it, or take sft dpo rlvr") from error
         self.rows = 0
         self._arrow = pyarrow
         self._schema = pyarrow.schema(
@@ -247,20 +254,18 @@ class Parquet:
 def to_data(
     folder: Path, out: Path, *, formats: Sequence[str], filters: Filters, splits: Mapping[str, float]
 ) -> tuple[Counter[str], dict[str, int]]:
-    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet.
+    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet, all of them or, after an error, none.
 
-    Returns what became of the files, and the rows of each file written.
+    Returns what became of the trajectories, and the rows of each file written. Raises UserError.
     """
-    names = splits or {"": 1.0}
+    found, shares = files(folder), splits or {"": 1.0}
     counts: Counter[str] = Counter()
     writers: dict[tuple[str, str], Writer] = {}
-    out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for name in names:
-            for kind in formats:
-                writers[name, kind] = _open(out / _file_name(kind, name), kind, stack)
-        for trace in traces(folder, filters, counts):
-            split = split_of(trace.prompt, names)
+    with _drafts(out) as draft, contextlib.ExitStack() as stack:
+        for name, kind in itertools.product(shares, formats):
+            writers[name, kind] = _open(draft / _file_name(kind, name), kind, stack)
+        for trace in traces(found, folder, filters, counts):
+            split = split_of(trace.prompt, shares)
             if split is None:
                 counts["in_no_split"] += 1
                 continue
@@ -272,7 +277,21 @@ def to_data(
     return counts, {_file_name(kind, name): writer.rows for (name, kind), writer in writers.items()}
 
 
-def _open(path: Path, kind: str, stack: ExitStack) -> Writer:
+@contextlib.contextmanager
+def _drafts(out: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `out` at the end, unless there was an error."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            draft = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".draft-")))
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {out}: {error.strerror}") from error
+        yield draft
+        for file in draft.iterdir():
+            file.replace(out / file.name)
+
+
+def _open(path: Path, kind: str, stack: contextlib.ExitStack) -> Writer:
     if kind == "parquet":
         return Parquet(path, stack)
     file = stack.enter_context(path.open("wb"))

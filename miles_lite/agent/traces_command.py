@@ -13,7 +13,7 @@ from statistics import fmean
 
 from miles_lite import atraj
 from miles_lite.agent.datasets import Filters, files, to_data
-from miles_lite.atraj import Step
+from miles_lite.atraj import Step, Trajectory
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, take_group
 
@@ -98,7 +98,7 @@ def _show(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--width", type=int, default=400, help="characters of a step that are shown (default: 400)")
     options = parser.parse_args(list(argv))
-    trajectory = atraj.read(options.file)
+    trajectory = _read(options.file)
     print(
         f"task {trajectory.task or '-'}   reward {_number(trajectory.reward)}   paths {len(trajectory.data['leaves'])}"
     )
@@ -143,7 +143,7 @@ def _diff(argv: Sequence[str]) -> None:
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     options = parser.parse_args(list(argv))
-    one, other = atraj.read(options.one), atraj.read(options.other)
+    one, other = _read(options.one), _read(options.other)
     print(f"reward {_number(one.reward)} | {_number(other.reward)}")
     equal = 0
     for left, right in zip(one.steps, other.steps, strict=False):
@@ -161,6 +161,17 @@ def _diff(argv: Sequence[str]) -> None:
         pairs = enumerate(zip(ours, theirs, strict=False))
         same = next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         print(f"ids part at {same} of {len(ours)} | {len(theirs)}: {ours[same:][:8]} | {theirs[same:][:8]}")
+
+
+def _read(file: Path) -> Trajectory:
+    """One file, whose ids and logprobs are numbers."""
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give one {atraj.SUFFIX} file of it, or see miles-lite traces stats")
+    trajectory = atraj.read(file)
+    for number, step in enumerate(trajectory.steps):
+        if not all(isinstance(value, (int, float)) for value in [*step.ids, *step.logprobs]):
+            raise UserError(f"{file}: steps[{number}] has an id or a logprob that is no number")
+    return trajectory
 
 
 def _headline(step: Step) -> str:

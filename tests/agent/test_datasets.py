@@ -142,6 +142,16 @@ def test_a_prompt_is_in_one_split_or_in_none(prompt: bytes, share: float) -> Non
         assert split_of(prompt, {"a": share + 0.1}) == "a"
 
 
+def test_a_broken_file_is_named_and_leaves_the_datasets_as_they_were(folder: Path) -> None:
+    out = convert(folder)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert sorted(before) == ["dpo.jsonl", "rlvr.jsonl", "sft.jsonl", "tokens.parquet"]
+    (folder / "5.atraj").write_bytes((folder / "5.atraj").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"5\.atraj is no trajectory: not JSON"):
+        convert(folder)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
 def test_show_stats_and_diff_say_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["show", str(folder / "0.atraj")])
     shown = capsys.readouterr().out
@@ -163,6 +173,9 @@ def test_show_stats_and_diff_say_what_is_there(folder: Path, capsys: pytest.Capt
     ("flags", "message"),
     [
         (["to-data", "EMPTY", "--out", "x"], "no .atraj files"),
+        (["to-data", "EMPTY/none", "--out", "x"], "none is no folder"),
+        (["stats", "EMPTY/none"], "none is no folder"),
+        (["show", "EMPTY"], "is a folder"),
         (["to-data", "EMPTY", "--out", "x", "--split", "a"], "NAME=SHARE"),
         (["to-data", "EMPTY", "--out", "x", "--split", "a=0.9", "b=0.2"], "add up to at most 1"),
         (["nosuch"], "no command 'nosuch'"),
