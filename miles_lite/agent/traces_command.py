@@ -5,6 +5,9 @@ Invariant: nothing here changes a trajectory file.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,9 @@ USAGE = """usage: miles-lite traces COMMAND ...
   stats DIR               counts, rewards, tokens, tools
   diff FILE FILE          where two trajectories part
 """
+
+
+READER_GONE = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,12 @@ def main(argv: Sequence[str]) -> int:
     }
     if name not in commands:
         raise UserError(f"miles-lite traces: no command '{name}'; there are {', '.join(commands)}")
-    commands[name](rest)
+    try:
+        commands[name](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, `head` say, has seen enough; the interpreter's own flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     return 0
 
 
@@ -98,6 +109,8 @@ def _show(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--width", type=int, default=400, help="characters of a step that are shown (default: 400)")
     options = parser.parse_args(list(argv))
+    if options.width < 0:
+        raise UserError("--width must be at least 0")
     trajectory = _read(options.file)
     print(
         f"task {trajectory.task or '-'}   reward {_number(trajectory.reward)}   paths {len(trajectory.data['leaves'])}"
