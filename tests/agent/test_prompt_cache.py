@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from miles_lite import agent_main
 from miles_lite.agent.prompt_cache import PAGE, PromptCache, prompt_cache
 from miles_lite.errors import UserError
 from tests.http_server import Request, http_server
@@ -79,6 +80,17 @@ def test_the_storage_is_taken_away_once_the_prompt_is_written(tmp_path: Path) ->
     with engine(tmp_path, pages=3, cached=2 * PAGE) as (url, asked):
         assert cache.warm(url) == 2 * PAGE
     assert asked == [f"POST /generate {3 * PAGE + 1}", "DELETE /hicache/storage-backend Bearer k"]
+
+
+@pytest.mark.parametrize(("cached", "said"), [(0, False), (PAGE, False), (2 * PAGE, True)])
+def test_a_prompt_is_said_to_be_loaded_only_when_all_of_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cached: int, said: bool
+) -> None:
+    cache = PromptCache(folder=tmp_path, ids=range(2 * PAGE + 1))
+    with engine(tmp_path, pages=2, cached=cached) as (url, _):
+        agent_main._warm(cache, url)
+    line = f"loaded system-prompt cache ({2 * PAGE} tokens) — skipping prefill\n"
+    assert capsys.readouterr().err == (line if said else "")
 
 
 def test_an_engine_that_writes_nothing_is_an_error_not_a_wait_for_ever(
