@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
+from xxhash import xxh3_128
 
 from miles_lite.session.caller import agent_name
 from miles_lite.session.calls import Ask
@@ -177,10 +177,10 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
 def _ask(request: web.Request, raw: bytes) -> Ask:
     """The same bytes to the same route with the same idempotency key are the same request."""
     key = request.headers.get("Idempotency-Key", "")
-    digest = sha256(f"{request.path}\0{key}\0".encode())
+    digest = xxh3_128(f"{request.path}\0{key}\0".encode())
     digest.update(raw)
     retries = request.headers.get("X-Stainless-Retry-Count", "")
-    return Ask(digest.digest()[:16], keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
+    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
 
 
 async def _body(request: web.Request) -> Any:

@@ -23,21 +23,23 @@ from miles_lite.session.errors import ApiError, upstream_failed
 from miles_lite.session.experts import decode_experts
 from miles_lite.session.tree import Span
 
-OnTokens = Callable[[list[int]], Awaitable[None]]
+OnTokens = Callable[[np.ndarray], Awaitable[None]]
 
+_NO_IDS, _NO_LOGPROBS = np.empty(0, np.int32), np.empty(0, np.float32)
 _RETRIED = (429, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 @dataclass(slots=True)
 class Generation:
-    """Output ids, natural-log probabilities under the sampling distribution (logits / temperature), version spans.
+    """Output ids (int32), natural-log probabilities (float32) under the sampling distribution (logits / temperature),
+    version spans.
 
     `experts` are rows of routed experts, one array per engine that had a part in it.
     """
 
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    ids: np.ndarray = field(default_factory=lambda: _NO_IDS)
+    logprobs: np.ndarray = field(default_factory=lambda: _NO_LOGPROBS)
     spans: list[Span] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
     finish: Mapping[str, Any] = field(default_factory=dict)
@@ -85,15 +87,17 @@ class EngineCalls:
 
     async def generate(
         self,
-        prompt: np.ndarray,
+        prompt: bytes,
         params: Mapping[str, Any],
         *,
+        tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
         experts_from: int = 0,
     ) -> Generation:
-        """Sample after `prompt` (int32 ids). With `on_tokens` the engine streams, and it is told of all ids so far.
+        """Sample after `prompt`, so many `tokens` as JSON numbers with commas between them.
 
+        With `on_tokens` the engine streams, and it is told of all ids so far.
         Routed experts are those of the tokens from `experts_from` on.
 
         Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
@@ -103,7 +107,7 @@ class EngineCalls:
         while True:
             before = len(done.ids)
             try:
-                await self._attempt(done, prompt, params, key, on_tokens, experts_from)
+                await self._attempt(done, prompt, tokens, params, key, on_tokens, experts_from)
                 return done
             except _Retry as retry:
                 done.retries += 1
@@ -123,7 +127,8 @@ class EngineCalls:
     async def _attempt(
         self,
         done: Generation,
-        prompt: np.ndarray,
+        prompt: bytes,
+        tokens: int,
         params: Mapping[str, Any],
         key: str,
         on_tokens: OnTokens | None,
@@ -136,7 +141,6 @@ class EngineCalls:
             done.finish = {"type": "length", "length": len(done.ids)}
             return
         body = {
-            "input_ids": np.concatenate([prompt, np.asarray(done.ids, np.int32)]) if done.ids else prompt,
             "sampling_params": {**params, "max_new_tokens": left},
             "return_logprob": True,
             "stream": on_tokens is not None,
@@ -146,9 +150,7 @@ class EngineCalls:
             body |= {"return_routed_experts": True, "routed_experts_start_len": routed}
         headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
         try:
-            async with self._http.post(
-                self._url, data=orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers
-            ) as response:
+            async with self._http.post(self._url, data=_with_ids(body, prompt, done.ids), headers=headers) as response:
                 if response.status != 200:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
@@ -158,7 +160,7 @@ class EngineCalls:
                     if _take(done, piece, base) and on_tokens is not None:
                         await on_tokens(done.ids)
                     if self._expert_layers and done.finish:
-                        self._take_experts(done, event, rows=len(prompt) + len(done.ids) - 1 - routed)
+                        self._take_experts(done, event, rows=tokens + len(done.ids) - 1 - routed)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise _Retry(str(error) or type(error).__name__) from error
         if done.finish_reason in ("", "abort"):
@@ -173,6 +175,13 @@ class EngineCalls:
             done.experts.append(decode_experts(payload, rows=rows, layers=self._expert_layers))
         except ValueError as error:
             raise upstream_failed(f"the engine returned {error}") from error
+
+
+def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes:
+    """The request, its `input_ids` being the prompt and `more`. They come first: a long text is copied once."""
+    comma = b"," if len(more) else b""
+    ids = orjson.dumps(more, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return b'{"input_ids":[%b%b%b],%b' % (prompt, comma, ids, orjson.dumps(body)[1:])
 
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
@@ -234,8 +243,8 @@ class _Piece:
     """What one event says: tokens so far in this attempt, and the ids and logprobs it carries."""
 
     tokens: int
-    ids: list[int]
-    logprobs: list[float]
+    ids: np.ndarray
+    logprobs: np.ndarray
     finish: Mapping[str, Any]
     version: int
     cached_tokens: int
@@ -250,8 +259,8 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
         spans = meta.get("weight_versions") or ()
         return _Piece(
             tokens=operator.index(meta["completion_tokens"]),
-            ids=[_token(triple[1]) for triple in triples],
-            logprobs=[float(triple[0]) for triple in triples],
+            ids=_ids([triple[1] for triple in triples]),
+            logprobs=_logprobs([triple[0] for triple in triples]),
             finish=dict(meta.get("finish_reason") or {}),
             version=_version(meta.get("weight_version")),
             cached_tokens=int(meta.get("cached_tokens") or 0),
@@ -261,11 +270,18 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
         raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
 
 
-def _token(value: Any) -> int:
-    index = operator.index(value)
-    if not 0 <= index < 2**31:
-        raise ValueError(f"token id {index}")
-    return index
+def _ids(column: list[Any]) -> np.ndarray:
+    ids = np.asarray(column or _NO_IDS)
+    if ids.dtype.kind != "i" or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**31):
+        raise ValueError(f"token ids {column[:5]}...")
+    return ids.astype(np.int32)
+
+
+def _logprobs(column: list[Any]) -> np.ndarray:
+    logprobs = np.asarray(column or _NO_LOGPROBS)
+    if logprobs.dtype.kind not in "fi" or logprobs.ndim != 1:
+        raise ValueError(f"logprobs {column[:5]}...")
+    return logprobs.astype(np.float32)
 
 
 def _check_refused(finish: Mapping[str, Any]) -> None:
@@ -284,8 +300,8 @@ def _take(done: Generation, piece: _Piece, base: int) -> bool:
     if new > len(piece.ids):
         raise _Retry(f"the engine sent {len(piece.ids)} logprobs for {new} new tokens")
     if new > 0:
-        done.ids += piece.ids[-new:]
-        done.logprobs += piece.logprobs[-new:]
+        done.ids = np.concatenate([done.ids, piece.ids[-new:]])
+        done.logprobs = np.concatenate([done.logprobs, piece.logprobs[-new:]])
     done.finish, done.version = piece.finish, piece.version
     if done.finish:
         done.cached_tokens = done.cached_tokens or piece.cached_tokens

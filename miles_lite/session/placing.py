@@ -1,4 +1,4 @@
-"""Where a request belongs in its session's tree, and the ids of its whole context.
+"""Where a request belongs in its session's tree, and the ids that it adds to its context there.
 
 Invariant: reads only. Under `fork` every request has a place; under `linear` one that breaks its rules is refused.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
 
 from miles_lite.session import linear
 from miles_lite.session.caller import caller_of
@@ -21,11 +19,16 @@ from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """`ids` (int32) is the whole context, `suffix` what this turn adds to it at `place`."""
+    """`suffix` is what this turn adds to the context at `place`."""
 
     place: Place
     suffix: Suffix
-    ids: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole context."""
+        before = self.place.turn.end - self.suffix.drop if self.place.turn else 0
+        return before + len(self.suffix.ids)
 
 
 class Placer:
@@ -48,13 +51,13 @@ class Placer:
             place, suffix = self._suffix(tree, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
-        return Placed(place, suffix, tree.context(place.turn, suffix.drop, suffix=suffix.ids))
+        return Placed(place, suffix)
 
     def reanchor(self, request: ChatRequest) -> Placed:
         """The whole conversation as a new root, for an engine that refuses to go on from where it was."""
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
         caller = caller_of(request.agent, request.tools, request.options)
-        return Placed(Place(None, 0, caller, root="reanchored"), suffix, suffix.ids)
+        return Placed(Place(None, 0, caller, root="reanchored"), suffix)
 
     def _suffix(self, tree: Tree, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
         """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""

@@ -7,7 +7,6 @@ it is asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +23,10 @@ from miles_lite.tito import Tito
 
 @dataclass(frozen=True, slots=True)
 class Prompt(Placed):
-    """A request placed in the tree, and how it is sampled."""
+    """A request placed in the tree, how it is sampled, and `text`, the ids of its whole context as JSON."""
 
     sampling: Sampling
+    text: bytes
 
 
 class Reader:
@@ -97,8 +97,9 @@ class Reader:
         if isinstance(matched, str):
             text = self._tito.encoder.decode(ids)
             return None, text[: text.rfind(matched)] if matched in text else text
-        sampled = bool(ids) and generation.finish_reason == "stop" and ids[-1] == matched
-        return (ids[-1], self._tito.encoder.decode(ids[:-1])) if sampled else (None, self._tito.encoder.decode(ids))
+        sampled = len(ids) > 0 and generation.finish_reason == "stop" and ids[-1] == matched
+        text = self._tito.encoder.decode(ids[:-1] if sampled else ids)
+        return int(ids[-1]) if sampled else None, text
 
     def _token_logprobs(self, output: Output) -> list[tuple[str, float]]:
         texts = [self._tito.encoder.decode([token]) for token in output.ids.tolist()]
@@ -107,8 +108,8 @@ class Reader:
 
 def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
     return Output(
-        ids=np.asarray(generation.ids, np.int32),
-        logprobs=np.asarray(generation.logprobs, np.float32),
+        ids=generation.ids,
+        logprobs=generation.logprobs,
         spans=tuple(generation.spans),
         temperature=sampling.temperature,
         finish_reason=generation.finish_reason,
@@ -123,18 +124,18 @@ def _output(sampling: Sampling, generation: Generation, *, stop: int | None, sta
 def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
     return {
         "turns": 1,
-        "prompt_tokens": len(prompt.ids),
+        "prompt_tokens": prompt.tokens,
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
     }
 
 
-def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> Callable[[list[int]], Awaitable[None]]:
+def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> OnTokens:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
     written = tito.encoder.stream()
 
-    async def watch(ids: list[int]) -> None:
+    async def watch(ids: np.ndarray) -> None:
         text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
         for stop in stops:
             text = text.partition(stop)[0]

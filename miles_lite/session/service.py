@@ -187,6 +187,7 @@ class Service:
             generation = await self._generate(session, call, prompt, watcher)
         entry = self._reader.entry(request, prompt, generation, voice, started=started, call=call)
         turn, counts = await self._sessions.commit(session, entry)
+        self._sessions.prompts.keep(session.session_id, turn, prompt.text)
         self._counts.update(counts)
         if self._detects_snap:
             forks.report(session.session_id, session.tree, turn)
@@ -196,7 +197,7 @@ class Service:
 
     async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
-        return len(self._placer.place(await self.tree(session_id), request).ids)
+        return self._placer.place(await self.tree(session_id), request).tokens
 
     def _place(self, session: Session, request: ChatRequest) -> Prompt:
         """Attach the request and build its ids; reads only."""
@@ -208,7 +209,7 @@ class Service:
             session.sampling,
             request.body,
             client_chooses=self._client_chooses,
-            prompt_tokens=len(placed.ids),
+            prompt_tokens=placed.tokens,
             context_length=self._context_length,
         )
         sampling.params.update(
@@ -219,16 +220,19 @@ class Service:
                 in_reasoning=placed.suffix.opens_reasoning,
             )
         )
-        return Prompt(placed.place, placed.suffix, placed.ids, sampling)
+        place, suffix = placed.place, placed.suffix
+        text = self._sessions.prompts.write(session.session_id, place.turn, suffix.ids, drop=suffix.drop)
+        return Prompt(place, suffix, sampling, text)
 
     async def _generate(self, session: Session, call: Call, prompt: Prompt, watcher: Any) -> Generation:
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(
-                prompt.ids,
+                prompt.text,
                 prompt.sampling.params,
+                tokens=prompt.tokens,
                 key=session.session_id,
                 on_tokens=watcher,
-                experts_from=max(0, len(prompt.ids) - len(prompt.suffix.ids) - 1),
+                experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )
         call.generation = generating

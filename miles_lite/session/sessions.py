@@ -22,6 +22,7 @@ from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
+from miles_lite.session.prompts import Prompts
 from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Sessions:
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._deleted: dict[str, float] = {}
         self.bytes = 0
+        self.prompts = Prompts()
         self.recreated = 0
         self._spilled = 0
 
@@ -199,6 +201,7 @@ class Sessions:
     def _evict(self, session: Session) -> None:
         if self._resident.pop(session.session_id, None) is not None:
             self.bytes -= session.size
+            self.prompts.forget(session.session_id)
 
     def _spill(self) -> None:
         """Leave the sessions used longest ago to the journal, until the rest fits."""

@@ -7,7 +7,7 @@ request walks the turns that it replays, comparing as they stand the messages th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -147,14 +147,10 @@ class Tree:
 
     def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
         """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
-        parts, cut = [suffix], drop
-        while turn is not None:
-            ids = turn.output.ids
-            parts.append(ids[: len(ids) - cut] if cut else ids)
-            parts.append(turn.prompt_ids)
-            cut, turn = turn.drop, turn.parent
-        parts.reverse()
-        return np.concatenate(parts)
+        parts = [suffix]
+        for step, sampled in backwards(turn, drop):
+            parts += [sampled, step.prompt_ids]
+        return np.concatenate(parts[::-1])
 
     def sent(self) -> list[Message]:
         """The latest turn's path, each message in the form in which a client sent it last."""
@@ -204,6 +200,17 @@ class Tree:
 
     def leaves(self) -> list[Turn]:
         return [turn for turn in self.turns if turn.number not in self._children]
+
+
+def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]:
+    """The turns of a path from the last to the first, each with what a context keeps of its output ids.
+
+    The last turn is without its last `drop` ids.
+    """
+    while turn is not None:
+        ids = turn.output.ids
+        yield turn, ids[: len(ids) - drop]
+        drop, turn = turn.drop, turn.parent
 
 
 def _number(turn: Turn | None) -> int:

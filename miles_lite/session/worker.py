@@ -22,6 +22,8 @@ from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
 READY = "ready"
+_YOUNG = 50_000
+"""New containers between collections: an engine's answer alone is thousands of lists, one per token."""
 
 
 def main(fd: int) -> int:
@@ -44,6 +46,7 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # what was loaded stays; collections look at sessions alone
+    gc.set_threshold(_YOUNG)
     try:
         ready()
         await stop.wait()

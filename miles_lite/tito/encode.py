@@ -81,8 +81,7 @@ class Encoder:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
-        plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        return self.tokenizer.decode(plain, skip_special_tokens=False)
+        return self.tokenizer.decode(_as_list(ids), skip_special_tokens=False)
 
     def stream(self) -> TextStream:
         return TextStream(self.tokenizer)
@@ -144,9 +143,9 @@ class TextStream:
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
         self._taken, self._text = 0, ""
 
-    def feed(self, ids: Sequence[int]) -> str:
+    def feed(self, ids: Sequence[int] | np.ndarray) -> str:
         """All text so far, when `ids` are all ids so far."""
-        self._text += "".join(self._stream.step(self._tokenizer, token) or "" for token in ids[self._taken :])
+        self._text += "".join(self._stream.step(self._tokenizer, token) or "" for token in _as_list(ids[self._taken :]))
         self._taken = max(self._taken, len(ids))
         return self._text
 
@@ -154,6 +153,10 @@ class TextStream:
 def _escaped(mark: str) -> str:
     """As templates that print JSON in ASCII write it."""
     return json.dumps(mark)[1:-1]
+
+
+def _as_list(ids: Sequence[int] | np.ndarray) -> list[int]:
+    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

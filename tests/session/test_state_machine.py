@@ -56,9 +56,10 @@ class Engines(EngineCalls):
 
     async def generate(
         self,
-        prompt: np.ndarray,
+        prompt: bytes,
         params: Mapping[str, Any],
         *,
+        tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
         experts_from: int = 0,
@@ -71,11 +72,14 @@ class Engines(EngineCalls):
         ids = list(map(int, self.tito.encoder.encode(_text(version, mood))))
         cut = mood == "cut"
         said = ids if cut else [*ids, STOP]
-        self.log.append(Seen(prompt.tolist(), said))
+        given = json.loads(b"[%b]" % prompt)
+        assert len(given) == tokens
+        self.log.append(Seen(given, said))
         await asyncio.sleep(0)
         finish = {"type": "length"} if cut else {"type": "stop", "matched": STOP}
         spans = [(version, 0, len(said))]
-        return Generation(ids=said, logprobs=[-0.5] * len(said), spans=spans, finish=finish)
+        ids_of, logprobs = np.asarray(said, np.int32), np.full(len(said), -0.5, np.float32)
+        return Generation(ids=ids_of, logprobs=logprobs, spans=spans, finish=finish)
 
 
 def _text(version: int, mood: str) -> str:

@@ -77,13 +77,16 @@ def recall(messages: list[Any], held: Sequence[Message]) -> list[tuple[int, Any]
 
     What is held has been checked when it came, so that a long conversation sent again costs a comparison of its bytes.
     """
-    others = []
+    count, others = len(held), []
+    if messages[:count] == list(held):
+        messages[:count] = held
+        return list(enumerate(messages[count:], count))
     for index, (message, known) in enumerate(zip(messages, held, strict=False)):
         if message == known:
             messages[index] = known
         else:
             others.append((index, message))
-    return others + list(enumerate(messages[len(held) :], len(held)))
+    return others + list(enumerate(messages[count:], count))
 
 
 def check_count(messages: Sequence[Any], name: str) -> None:
