@@ -191,19 +191,12 @@ def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
         )
     _check(data, _FIELDS, where, required=("steps", "leaves"))
     for index, step in enumerate(data["steps"]):
-        at = f"{where}: steps[{index}]"
-        _check(step, _STEP_FIELDS, at, required=("role", "content", "turn"))
-        if "output_ids" not in step and "input_ids" not in step:
-            raise UserError(f"{at} needs input_ids or output_ids")
-        if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
-            raise UserError(f"{at} has {len(step.get('output_ids', ()))} output_ids but not as many output_logprobs")
-        if "tool_call" in step or "tool_calls" in step or "tool_result" in step:
-            _check_tools(step, at)
-    known = {step["turn"]: step.get("parent") for step in data["steps"] if "output_ids" in step}
-    for turn in [*data["leaves"], *(parent for parent in known.values() if parent is not None)]:
-        if not isinstance(turn, int) or turn not in known:
+        _check_step(step, f"{where}: steps[{index}]")
+    parents = {step["turn"]: step.get("parent") for step in data["steps"] if "output_ids" in step}
+    for turn in [*data["leaves"], *(parent for parent in parents.values() if parent is not None)]:
+        if not isinstance(turn, int) or turn not in parents:
             raise UserError(f"{where}: turn {turn} is named, but no step is its output")
-    if any(parent is not None and parent >= turn for turn, parent in known.items()):
+    if any(parent is not None and parent >= turn for turn, parent in parents.items()):
         raise UserError(f"{where}: a turn's parent must come before it")
     return Trajectory(data)
 
@@ -283,7 +276,12 @@ def _check(data: Any, kinds: Mapping[str, tuple[type, ...]], where: str, *, requ
             raise UserError(f"{where} has no {name}")
 
 
-def _check_tools(step: Mapping[str, Any], where: str) -> None:
+def _check_step(step: Any, where: str) -> None:
+    _check(step, _STEP_FIELDS, where, required=("role", "content", "turn"))
+    if "output_ids" not in step and "input_ids" not in step:
+        raise UserError(f"{where} needs input_ids or output_ids")
+    if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
+        raise UserError(f"{where} has {len(step.get('output_ids', ()))} output_ids but not as many output_logprobs")
     for call in [*step.get("tool_calls", ()), *([step["tool_call"]] if "tool_call" in step else ())]:
         _check(call, _CALL_FIELDS, f"{where}: a tool call", required=tuple(_CALL_FIELDS))
     if "tool_result" in step:
