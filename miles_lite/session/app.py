@@ -123,7 +123,7 @@ class _Routes:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            raw = await request.read()
+            raw = await _content(request)
             parsed = self._parsed(request, dialect, raw)
             call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
             with call.listener():
@@ -138,7 +138,7 @@ class _Routes:
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = self._parsed(request, _MESSAGES, await request.read())
+        parsed = self._parsed(request, _MESSAGES, await _content(request))
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
     def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
@@ -183,8 +183,19 @@ def _ask(request: web.Request, raw: bytes) -> Ask:
     return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
 
 
+async def _content(request: web.Request) -> bytes:
+    """The body, which `request.read` would keep until the connection's next request."""
+    pieces, size = [], 0
+    async for piece in request.content.iter_chunked(MAX_BODY_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, size)
+    return b"".join(pieces)
+
+
 async def _body(request: web.Request) -> Any:
-    body = _object(await request.read())
+    body = _object(await _content(request))
     check_limits(body)
     return body
 
@@ -204,4 +215,6 @@ def _session_id(request: web.Request) -> str:
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+    """In a copy: a waiting connection keeps its last answer, and orjson leaves its bytes in a far larger buffer."""
+    data = bytes(memoryview(orjson.dumps(body)))
+    return web.Response(body=data, status=status, content_type="application/json")

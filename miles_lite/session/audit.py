@@ -43,7 +43,7 @@ def _timeline(leaf: Turn) -> tuple[list[Any], list[int], list[Sampled]]:
             sampled[-1] = replace(sampled[-1], end=min(sampled[-1].end, len(ids)))
         messages += turn.messages
         ids += turn.prompt_ids.tolist()
-        written = len(turn.output.ids) - (turn.output.stop is not None)
+        written = turn.output.size - (turn.output.stop is not None)
         sampled.append(Sampled(len(messages), len(ids), len(ids) + written))
         ids += turn.output.ids.tolist()
         messages.append(turn.reply)

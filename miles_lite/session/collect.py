@@ -102,14 +102,11 @@ def unsuperseded(tree: Tree) -> list[Turn]:
 
     Siblings that overlap in time are parallel agents, and stay.
     """
+    asked = [tree.asked(turn) for turn in tree.turns]
     latest: dict[tuple[int | bytes, bytes], float] = {}
-    for turn in tree.turns:
-        latest[_request(turn)] = max(latest.get(_request(turn), turn.output.started), turn.output.started)
-    return [leaf for leaf in tree.leaves() if latest[_request(leaf)] <= leaf.output.finished]
-
-
-def _request(turn: Turn) -> tuple[int | bytes, bytes]:
-    return (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
+    for turn, request in zip(tree.turns, asked, strict=True):
+        latest[request] = max(latest.get(request, turn.output.started), turn.output.started)
+    return [leaf for leaf in tree.leaves() if latest[asked[leaf.number]] <= leaf.output.finished]
 
 
 def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidate | None:
@@ -131,7 +128,7 @@ def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidat
 def _merged(path: Sequence[Turn], timelines: Timelines) -> dict[str, Any]:
     """What merging did to a path: `merged` roots, and the [start, end) of outputs sampled in another context."""
     merged = sum(turn.number in timelines.moved for turn in path)
-    spans = [[turn.end - len(turn.output.ids), turn.end] for turn in path if turn.number in timelines.off_context]
+    spans = [[turn.end - turn.output.size, turn.end] for turn in path if turn.number in timelines.off_context]
     return ({"merged": merged} if merged else {}) | ({"merged_offcontext": spans} if spans else {})
 
 
@@ -152,7 +149,7 @@ def _train_once(candidates: Sequence[_Candidate]) -> None:
     for candidate in candidates:
         for turn, following in zip(candidate.path, [*candidate.path[1:], None], strict=True):
             first, done = turn.start + len(turn.prompt_ids), trained.get(turn.number, 0)
-            kept = len(turn.output.ids) - (following.drop if following else 0)
+            kept = turn.output.size - (following.drop if following else 0)
             candidate.sample.loss_mask[first : first + min(done, kept)] = 0
             candidate.sample.logprobs[first : first + min(done, kept)] = 0.0
             trained[turn.number] = max(done, kept)
@@ -184,12 +181,12 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
     versions = np.full(size, NOT_SAMPLED, np.int32)
     for turn, following in zip(path, [*path[1:], None], strict=True):
         output, first = turn.output, turn.start + len(turn.prompt_ids)
-        kept = len(output.ids) - (following.drop if following else 0)
+        kept = output.size - (following.drop if following else 0)
         tokens[turn.start : first] = turn.prompt_ids
         sampled = slice(first, first + kept)
         tokens[sampled] = output.ids[:kept]
         temperatures[sampled] = output.temperature
-        versions[sampled] = versions_per_token(output.spans, len(output.ids))[:kept]
+        versions[sampled] = versions_per_token(output.spans, output.size)[:kept]
         if output.temperature > 0:
             loss_mask[sampled] = 1
             logprobs[sampled] = output.logprobs[:kept]

@@ -14,7 +14,7 @@ import orjson
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.dialects import Stamp
-from miles_lite.session.tree import Output, Place, Tree, Turn
+from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, sampling
 from miles_lite.tito.messages import Message
 
 Row = tuple[Any, ...]
@@ -65,7 +65,6 @@ def to_row(entry: Entry) -> Row:
         "agent": entry.caller.name,
         "root": entry.root,
         "spans": output.spans,
-        "temperature": output.temperature,
         "finish_reason": output.finish_reason,
         "stop": output.stop,
         "started": output.started,
@@ -77,16 +76,16 @@ def to_row(entry: Entry) -> Row:
         "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
         "counts": entry.counts,
-        "params": output.params,
+        "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
     }
     return (
         entry.parent,
         entry.drop,
         entry.caller.seed,
-        entry.prompt_ids.astype("<i4").tobytes(),
-        output.ids.astype("<i4").tobytes(),
-        output.logprobs.astype("<f4").tobytes(),
+        pack_ids(entry.prompt_ids),
+        output.id_bytes,
+        output.logprob_bytes,
         None if output.experts is None else np.ascontiguousarray(output.experts).tobytes(),
         orjson.dumps([entry.messages, entry.reply]),
         orjson.dumps(facts),
@@ -98,14 +97,14 @@ def from_row(row: Sequence[Any]) -> Entry:
     said, reply = orjson.loads(messages)
     known = orjson.loads(facts)
     output = Output(
-        ids=np.frombuffer(ids, "<i4").astype(np.int32),
-        logprobs=np.frombuffer(logprobs, "<f4").astype(np.float32),
+        id_bytes=ids,
+        logprob_bytes=logprobs,
         spans=tuple((version, start, end) for version, start, end in known["spans"]),
-        temperature=known["temperature"],
         finish_reason=known["finish_reason"],
         stop=known["stop"],
         started=known["started"],
         finished=known["finished"],
+        limit=known["params"].pop("max_new_tokens", None),
         params=known["params"],
         experts=_experts(experts, known["experts"]),
     )
@@ -122,7 +121,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         root=known["root"],
         messages=tuple(said),
         reply=reply,
-        prompt_ids=np.frombuffer(prompt, "<i4").astype(np.int32),
+        prompt_ids=np.frombuffer(prompt, "<i4"),
         drop=drop,
         output=output,
         receipt=receipt,

@@ -12,8 +12,9 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,9 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROW
 CREATE INDEX IF NOT EXISTS turns_of_session ON turns (session);
 """
 _COLUMNS = "parent, dropped, caller, prompt, output, logprobs, experts, messages, facts"
-_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_TURN = f"INSERT INTO turns (session, at, {_COLUMNS})"
+_ROWS = 64
+"""Of one statement, at most."""
 _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions.id), 0)) < ?"
 
 
@@ -56,7 +59,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._jobs: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Work | _Row, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
@@ -91,15 +94,18 @@ class Journal:
 
     def create(self, session_id: str, sampling: Mapping[str, Any], *, recreated: bool) -> asyncio.Future[None]:
         row = (session_id, orjson.dumps(sampling), recreated, time.time())
-        return self._do(_statement("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", row))
+        return self._do(_Row("INSERT OR REPLACE INTO sessions", row))
 
     def append(self, session_id: str, entry: Entry) -> asyncio.Future[None]:
-        row = (session_id, entry.output.finished, *to_row(entry))
-        return self._do(_statement(_ADD_TURN, row))
+        return self._do(_Row(_ADD_TURN, (session_id, entry.output.finished, *to_row(entry))))
 
     def touch(self, session_id: str, used: float) -> asyncio.Future[None]:
         """Remember when a session was last asked for, in seconds since the epoch."""
-        return self._do(_statement("UPDATE sessions SET used = ? WHERE id = ?", (used, session_id)))
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE sessions SET used = ? WHERE id = ?", (used, session_id))
+
+        return self._do(work)
 
     def load(self, session_id: str) -> asyncio.Future[Stored | None]:
         def work(db: sqlite3.Connection) -> Stored | None:
@@ -149,7 +155,7 @@ class Journal:
 
         return self._do(work)
 
-    def _do(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+    def _do(self, work: Callable[[sqlite3.Connection], T] | _Row) -> asyncio.Future[T]:
         if self._thread is None:
             raise RuntimeError("the journal is not open")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -167,7 +173,7 @@ class Journal:
             results: list[Any] | Exception
             try:
                 connection.execute("BEGIN")
-                results = [work(connection) for work, _ in jobs]
+                results = _done(connection, [work for work, _ in jobs])
                 connection.execute("COMMIT")
             except (sqlite3.Error, ValueError) as error:
                 log.exception("the session journal %s failed", self.path)
@@ -178,11 +184,34 @@ class Journal:
         connection.close()
 
 
-def _statement(sql: str, row: tuple[Any, ...]) -> Callable[[sqlite3.Connection], None]:
-    def work(db: sqlite3.Connection) -> None:
-        db.execute(sql, row)
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row to add; `insert` says where, without values."""
 
-    return work
+    insert: str
+    values: tuple[Any, ...]
+
+
+def _done(db: sqlite3.Connection, works: Sequence[Work | _Row]) -> list[Any]:
+    """What all of them answer, done in their order.
+
+    Neighbouring rows of one table are one statement: with each one this thread waits to have the interpreter again.
+    """
+    results: list[Any] = []
+    for _, group in groupby(works, key=lambda work: work.insert if isinstance(work, _Row) else None):
+        neighbours = list(group)
+        results += [work(db) for work in neighbours if not isinstance(work, _Row)]
+        results += _add(db, [work for work in neighbours if isinstance(work, _Row)])
+    return results
+
+
+def _add(db: sqlite3.Connection, rows: list[_Row]) -> list[None]:
+    """Rows of one table; an answer for each."""
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        marks = ", ".join([f"({', '.join('?' * len(part[0].values))})"] * len(part))
+        db.execute(f"{part[0].insert} VALUES {marks}", [value for row in part for value in row.values])
+    return [None] * len(rows)
 
 
 def _forget(db: sqlite3.Connection, session_ids: list[str]) -> None:

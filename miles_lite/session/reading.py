@@ -6,6 +6,7 @@ it is asked.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.placing import Placed
 from miles_lite.session.sampling import Sampling
-from miles_lite.session.tree import Output, Turn
+from miles_lite.session.tree import Output, Turn, pack_ids, pack_logprobs
 from miles_lite.tito import Tito
 
 
@@ -82,8 +83,8 @@ class Reader:
             model=request.model,
             message=dict(turn.reply),
             finish_reason="tool_calls" if called else output.finish_reason,
-            prompt_tokens=turn.end - len(output.ids),
-            completion_tokens=len(output.ids),
+            prompt_tokens=turn.end - output.size,
+            completion_tokens=output.size,
             cached_tokens=receipt.cached_tokens,
             logprobs=self._token_logprobs(output) if request.logprobs else None,
             lead=receipt.lead,
@@ -107,16 +108,18 @@ class Reader:
 
 
 def _output(sampling: Sampling, generation: Generation, *, stop: int | None, started: float) -> Output:
+    params = dict(sampling.params)
+    limit = params.pop("max_new_tokens")
     return Output(
-        ids=generation.ids,
-        logprobs=generation.logprobs,
+        id_bytes=pack_ids(generation.ids),
+        logprob_bytes=pack_logprobs(generation.logprobs),
         spans=tuple(generation.spans),
-        temperature=sampling.temperature,
-        finish_reason=generation.finish_reason,
+        finish_reason=sys.intern(generation.finish_reason),
         stop=stop,
         started=started,
         finished=time.time(),
-        params=sampling.params,
+        params=params,
+        limit=limit,
         experts=np.concatenate(generation.experts) if generation.experts else None,
     )
 

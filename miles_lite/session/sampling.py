@@ -43,10 +43,6 @@ class Sampling:
     overridden: int
 
     @property
-    def temperature(self) -> float:
-        return float(self.params["temperature"])
-
-    @property
     def stop(self) -> list[str]:
         return list(self.params.get("stop", ()))
 

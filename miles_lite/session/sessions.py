@@ -20,6 +20,7 @@ from miles_lite.session import forks
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.prompts import Prompts
@@ -94,6 +95,7 @@ class Sessions:
         self._resident: OrderedDict[str, Session] = OrderedDict()
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._deleted: dict[str, float] = {}
+        self._heap = Heap()
         self.bytes = 0
         self.prompts = Prompts()
         self.recreated = 0
@@ -201,6 +203,7 @@ class Sessions:
     def _evict(self, session: Session) -> None:
         if self._resident.pop(session.session_id, None) is not None:
             self.bytes -= session.size
+            self._heap.left()
             self.prompts.forget(session.session_id)
 
     def _spill(self) -> None:
@@ -241,7 +244,7 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
 
 def _size(entry: Entry) -> int:
     """Bytes of memory, about."""
-    arrays = entry.prompt_ids.nbytes + entry.output.ids.nbytes + entry.output.logprobs.nbytes
+    arrays = entry.prompt_ids.nbytes + len(entry.output.id_bytes) + len(entry.output.logprob_bytes)
     arrays += 0 if entry.output.experts is None else entry.output.experts.nbytes
     return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from miles_lite.session.caller import Caller
-from miles_lite.session.tree import Tree, Turn
+from miles_lite.session.tree import Tree, Turn, pack_ids
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from miles_lite.tito.messages import Message
 
@@ -77,7 +77,7 @@ def merge(tree: Tree, merging: Merging) -> Timelines:
     hosts = [(lengths[turn.number], turn) for turn in deepest]
     moves = {turn.number: move for turn in tree.children(None) if (move := _move(tree, turn, hosts, merging))}
     if not moves:
-        return Timelines(tree.turns, repeats=frozenset(_repeats(tree.turns)))
+        return Timelines(tree.turns, repeats=frozenset(_repeats(tree, tree.turns)))
     turns = _rebuilt(reversed(deepest), moves)
     off: set[int] = set()
     for turn in turns:
@@ -85,7 +85,7 @@ def merge(tree: Tree, merging: Merging) -> Timelines:
         if drifted or (turn.parent is not None and turn.parent.number in off):
             off.add(turn.number)
     turns.sort(key=lambda turn: turn.number)
-    return Timelines(turns, frozenset(moves), frozenset(off), frozenset(_repeats(turns)))
+    return Timelines(turns, frozenset(moves), frozenset(off), frozenset(_repeats(tree, turns)))
 
 
 def appender(tito: Tito) -> Append:
@@ -177,25 +177,24 @@ def _rebuilt(turns: Iterable[Turn], moves: dict[int, _Move]) -> list[Turn]:
         before = move.host if move else turn.parent
         parent = made[before.number] if before else None
         drop = move.drop if move else turn.drop
-        changes: dict[str, Any] = {"prompt_ids": move.ids} if move else {}
+        changes: dict[str, Any] = {"prompt_bytes": pack_ids(move.ids)} if move else {}
         start = (parent.end if parent else 0) - drop
         made[turn.number] = replace(turn, parent=parent, start=start, drop=drop, **changes)
     return list(made.values())
 
 
-def _repeats(turns: Sequence[Turn]) -> list[int]:
+def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
     """Leaves that were asked for what an earlier turn, which went on, had been asked, and said the same ids."""
     went_on = {turn.parent.number for turn in turns if turn.parent}
     said: dict[tuple[int | bytes, bytes], list[Turn]] = {}
     repeats = []
     for turn in turns:
-        place = (turn.parent.number if turn.parent else turn.caller.seed, turn.request)
-        earlier = said.setdefault(place, [])
+        earlier = said.setdefault(tree.asked(turn), [])
         if turn.number not in went_on and any(
             other.number in went_on
             and other.output.finished <= turn.output.started
-            and np.array_equal(other.output.ids, turn.output.ids)
-            and np.array_equal(other.prompt_ids, turn.prompt_ids)
+            and other.output.id_bytes == turn.output.id_bytes
+            and other.prompt_bytes == turn.prompt_bytes
             for other in earlier
         ):
             repeats.append(turn.number)

@@ -3,6 +3,9 @@
 Invariant: a turn never changes once committed; the context of a turn is the context of its parent, without the last
 `drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer. Attaching a
 request walks the turns that it replays, comparing as they stand the messages that each of them added.
+
+Ids and logprobs are held as the bytes of little-endian numbers, as the journal writes them: there may be a million
+turns, and an array object for a short piece is a third of its size. The arrays that they are read as are read-only.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
 _NOTHING = np.empty(0, np.int32)
+_ID, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
 
 Span = tuple[int, int, int]
 """(weight version, start, end): which version sampled output tokens start..end-1."""
@@ -30,44 +35,74 @@ class Output:
 
     ids int32 [n], logprobs float32 [n] under the distribution sampled from, spans covering 0..n; `stop` is the stop
     token when it was sampled (it is then the last id). `started` and `finished` are seconds of one clock. `params` are
-    the sampling parameters the engine was sent; `experts` see `session.experts`.
+    the sampling parameters the engine was sent, but for max_new_tokens, which is `limit`; `experts` see
+    `session.experts`.
     """
 
-    ids: np.ndarray
-    logprobs: np.ndarray
+    id_bytes: bytes
+    logprob_bytes: bytes
     spans: tuple[Span, ...]
-    temperature: float
     finish_reason: str
     stop: int | None
     started: float
     finished: float
     params: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
     experts: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Sampled tokens."""
+        return len(self.id_bytes) // _ID.itemsize
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.frombuffer(self.id_bytes, _ID)
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        return np.frombuffer(self.logprob_bytes, _LOGPROB)
+
+    @property
+    def temperature(self) -> float:
+        return float(self.params.get("temperature", 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Turn:
-    """One request and its reply. `messages` are those this turn adds, `start` is where its prompt ids begin.
+    """One request and its reply. `said` is what this turn adds: messages, then the reply.
 
-    `request` digests `messages`. `root` says why the turn begins a new root (see `Place`).
+    `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`).
     """
 
     number: int
     parent: Turn | None
     caller: Caller
-    messages: tuple[Message, ...]
-    reply: Message
-    request: bytes
+    said: tuple[Message, ...]
     start: int
     drop: int
-    prompt_ids: np.ndarray
+    prompt_bytes: bytes
     output: Output
     root: str | None = None
 
     @property
+    def prompt_ids(self) -> np.ndarray:
+        """int32 ids that stand before the output: what the template prints for the messages."""
+        return np.frombuffer(self.prompt_bytes, _ID)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Those of the request that its place had not matched."""
+        return self.said[:-1]
+
+    @property
+    def reply(self) -> Message:
+        return self.said[-1]
+
+    @property
     def end(self) -> int:
         """Tokens of the whole context, this turn's output included."""
-        return self.start + len(self.prompt_ids) + len(self.output.ids)
+        return self.start + len(self.prompt_bytes) // _ID.itemsize + self.output.size
 
     @property
     def experts(self) -> np.ndarray | None:
@@ -103,7 +138,7 @@ class Tree:
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self.turns: list[Turn] = []
-        self._children: dict[int, tuple[Turn, ...]] = {}
+        self._children: list[tuple[Turn, ...]] = [()]
         self._sent: list[tuple[Message, ...]] = []
         self._callers: dict[bytes, Caller] = {}
 
@@ -118,7 +153,7 @@ class Tree:
             if end:
                 if end > matched or (end == matched and turn.number > number):
                     best, matched, number = turn, end, turn.number
-                for child in self._children.get(turn.number, ()):
+                for child in self.children(turn):
                     found.append((child, end))
         return Place(best, matched, caller)
 
@@ -143,7 +178,7 @@ class Tree:
 
     def children(self, turn: Turn | None) -> tuple[Turn, ...]:
         """Turns that come right after `turn`, or begin a root, earliest first."""
-        return self._children.get(_number(turn), ())
+        return self._children[0 if turn is None else turn.number + 1]
 
     def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
         """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
@@ -159,7 +194,12 @@ class Tree:
 
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
-        return [message for step in turn.path() for message in (*step.messages, step.reply)]
+        return [message for step in turn.path() for message in step.said]
+
+    def asked(self, turn: Turn) -> tuple[int | bytes, bytes]:
+        """What the turn was asked, and where: equal for the same request at the same place."""
+        place = turn.caller.seed if turn.parent is None else turn.parent.number
+        return place, _digest(b"".join(map(self.matcher.digest, turn.messages)))
 
     def commit(
         self,
@@ -177,29 +217,33 @@ class Tree:
             number=len(self.turns),
             parent=parent,
             caller=self._known(place.caller),
-            messages=tuple(messages),
-            reply=reply,
-            request=_digest(b"".join(map(self.matcher.digest, messages))),
+            said=(*messages, reply),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
-            prompt_ids=prompt_ids,
-            output=output,
+            prompt_bytes=pack_ids(prompt_ids),
+            output=self._sampled(output),
             root=place.root,
         )
         self.turns.append(turn)
-        self._sent.append((*messages, reply))
-        self._children[_number(parent)] = (*self.children(parent), turn)
+        self._sent.append(turn.said)
+        self._children[0 if parent is None else parent.number + 1] += (turn,)
+        self._children.append(())
         return turn
 
     def _known(self, caller: Caller) -> Caller:
         """The caller, holding the tools and options that an earlier turn of it holds, where these are equal."""
         known = self._callers.get(caller.seed)
-        if known is None or known.tools is None:
+        if known is None or known.options is None:
             self._callers[caller.seed] = known = caller
         return known if known.options == caller.options else replace(caller, tools=known.tools)
 
+    def _sampled(self, output: Output) -> Output:
+        """The output, holding the parameters that the turn before holds, where these are equal."""
+        params = self.turns[-1].output.params if self.turns else None
+        return replace(output, params=params) if params == output.params else output
+
     def leaves(self) -> list[Turn]:
-        return [turn for turn in self.turns if turn.number not in self._children]
+        return [turn for turn in self.turns if not self.children(turn)]
 
 
 def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]:
@@ -213,13 +257,19 @@ def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]
         drop, turn = turn.drop, turn.parent
 
 
-def _number(turn: Turn | None) -> int:
-    return -1 if turn is None else turn.number
-
-
 def _sharing(known: Message, sent: Message) -> Message:
     """`sent`, holding the values of `known` wherever they are equal, so that a text is kept once."""
+    if known == sent:
+        return known
     return {key: known[key] if key in known and known[key] == value else value for key, value in sent.items()}
+
+
+def pack_ids(ids: ArrayLike) -> bytes:
+    return np.asarray(ids, _ID).tobytes()
+
+
+def pack_logprobs(logprobs: ArrayLike) -> bytes:
+    return np.asarray(logprobs, _LOGPROB).tobytes()
 
 
 def _digest(data: bytes) -> bytes:
@@ -234,6 +284,11 @@ def versions_per_token(spans: Sequence[Span], size: int) -> np.ndarray:
     return versions
 
 
+def sampling(output: Output) -> dict[str, Any]:
+    """All sampling parameters the engine was sent."""
+    return {**output.params} | ({} if output.limit is None else {"max_new_tokens": output.limit})
+
+
 def describe(tree: Tree) -> list[Mapping[str, object]]:
     """The turns as plain data, for people to look at."""
     return [
@@ -241,11 +296,11 @@ def describe(tree: Tree) -> list[Mapping[str, object]]:
             "turn": turn.number,
             "parent": turn.parent.number if turn.parent else None,
             "messages": len(turn.messages),
-            "prompt_tokens": turn.end - len(turn.output.ids),
-            "completion_tokens": len(turn.output.ids),
+            "prompt_tokens": turn.end - turn.output.size,
+            "completion_tokens": turn.output.size,
             "finish_reason": turn.output.finish_reason,
             "weight_versions": [list(span) for span in turn.output.spans],
-            "sampling": turn.output.params,
+            "sampling": sampling(turn.output),
         }
         for turn in tree.turns
     ]

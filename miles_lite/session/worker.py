@@ -17,7 +17,7 @@ from collections.abc import Callable
 import uvloop
 
 from miles_lite.errors import UserError
-from miles_lite.session import logs
+from miles_lite.session import heap, logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
@@ -47,6 +47,7 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     gc.collect()
     gc.freeze()  # what was loaded stays; collections look at sessions alone
     gc.set_threshold(_YOUNG)
+    heap.give_back()
     try:
         ready()
         await stop.wait()

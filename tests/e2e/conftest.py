@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, marked
+from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, left_running
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def mark() -> Iterator[str]:
     """A mark for this test's processes; what is still there at the end is ended and fails the test."""
     value = uuid.uuid4().hex
     yield value
-    left = marked(value)
+    left = left_running(value)
     for process in left:
         process.kill()
     assert not left, f"{MARK}={value}: {len(left)} processes were left running"

@@ -108,10 +108,16 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def assert_nothing_left(mark: str, *, within: float = 10.0) -> None:
+def left_running(mark: str, *, within: float = 10.0) -> list[psutil.Process]:
+    """Those that have not ended within so many seconds."""
     deadline = time.monotonic() + within
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
+    return left
+
+
+def assert_nothing_left(mark: str, *, within: float = 10.0) -> None:
+    left = left_running(mark, within=within)
     assert not left, "still running: " + "\n".join(" ".join(process.cmdline())[:200] for process in left)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from miles_lite.session.audit import MISMATCH, mismatches
 from miles_lite.session.caller import Caller
+from miles_lite.session.tree import pack_ids
 from miles_lite.tito import Tito
 from tests.session.engine import bench
 from tests.session.replies import CHAT_TOOLS, ids_of, saying
@@ -63,7 +64,7 @@ def test_a_foreign_token_is_found_and_what_cannot_be_compared_is_none(tiny_model
             assert mismatches(tito, turn) == []
             changed = turn.prompt_ids.copy()
             changed[len(ids_of(tito, "<|im_start|>user\n"))] = ids_of(tito, "X")[0]
-            (found,) = mismatches(tito, replace(turn, prompt_ids=changed)) or []
+            (found,) = mismatches(tito, replace(turn, prompt_bytes=pack_ids(changed))) or []
             assert found["type"] == "non_assistant_text"
             assert mismatches(tito, replace(turn, caller=Caller(None, turn.caller.seed))) is None
 

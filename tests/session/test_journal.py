@@ -22,7 +22,7 @@ from miles_lite.session.caller import Caller
 from miles_lite.session.client import SessionError
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.entry import Entry, Receipt, from_row, to_row
-from miles_lite.session.tree import Output
+from miles_lite.session.tree import Output, pack_ids, pack_logprobs
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, spec
 from tests.session.replies import CHAT_TOOLS, saying
@@ -41,14 +41,15 @@ def _entries(draw: st.DrawFn) -> Entry:
     logprobs = draw(st.lists(_floats, max_size=6))
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=len(logprobs), max_size=len(logprobs)))
     output = Output(
-        ids=np.asarray(ids, np.int32),
-        logprobs=np.asarray(logprobs, np.float32),
+        id_bytes=pack_ids(ids),
+        logprob_bytes=pack_logprobs(logprobs),
         spans=((draw(st.integers(0, 9)), 0, len(logprobs)),),
-        temperature=draw(st.floats(0, 2)),
         finish_reason=draw(st.sampled_from(["stop", "length"])),
         stop=draw(st.none() | st.integers(0, 9)),
         started=draw(st.floats(0, 1e10)),
         finished=draw(st.floats(0, 1e10)),
+        params=draw(st.dictionaries(st.sampled_from(["temperature", "top_p"]), st.floats(0, 2))),
+        limit=draw(st.none() | st.integers(1, 2**31)),
     )
     receipt = Receipt(
         identity=draw(st.binary(min_size=16, max_size=16)),
@@ -77,13 +78,13 @@ def test_a_row_holds_a_turn_bit_for_bit(entry: Entry) -> None:
     again = from_row(to_row(entry))
     assert (again.receipt, again.counts) == (entry.receipt, entry.counts)
     one, other = entry.commit(new_tree()), again.commit(new_tree())
-    for name in ("messages", "reply", "request", "start", "drop", "number", "caller", "root"):
+    for name in ("said", "start", "drop", "number", "caller", "root"):
         assert getattr(one, name) == getattr(other, name)
     for ours, theirs in ((one.prompt_ids, other.prompt_ids), (one.output.ids, other.output.ids)):
         assert ours.dtype == theirs.dtype == np.int32
         assert ours.tobytes() == theirs.tobytes()
     assert one.output.logprobs.tobytes() == other.output.logprobs.tobytes()
-    for name in ("spans", "temperature", "finish_reason", "stop", "started", "finished"):
+    for name in ("spans", "params", "limit", "finish_reason", "stop", "started", "finished"):
         assert getattr(one.output, name) == getattr(other.output, name)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.match import MATCHERS
-from miles_lite.session.tree import Output, Tree, Turn
+from miles_lite.session.tree import Output, Tree, Turn, pack_ids, pack_logprobs
 
 NOBODY = caller_of(None, None)
 
@@ -32,14 +32,14 @@ def output(
     first: int = 100,
 ) -> Output:
     return Output(
-        ids=np.arange(first, first + size, dtype=np.int32),
-        logprobs=np.full(size, -0.25, np.float32),
+        id_bytes=pack_ids(range(first, first + size)),
+        logprob_bytes=pack_logprobs([-0.25] * size),
         spans=((version, 0, size),),
-        temperature=temperature,
         finish_reason=finish,
         stop=first + size - 1 if finish == "stop" else None,
         started=at,
         finished=at + 1.0,
+        params={"temperature": temperature},
     )
 
 
@@ -75,8 +75,8 @@ def fingerprint(tree: Tree) -> str:
     for turn in tree.turns:
         output = turn.output
         digest.update(repr((turn.number, turn.parent and turn.parent.number, turn.caller, turn.root)).encode())
-        digest.update(repr((turn.messages, turn.reply, turn.request, turn.start, turn.drop)).encode())
-        digest.update(repr((output.spans, output.temperature, output.finish_reason, output.stop)).encode())
+        digest.update(repr((turn.messages, turn.reply, turn.start, turn.drop)).encode())
+        digest.update(repr((output.spans, output.params, output.limit, output.finish_reason, output.stop)).encode())
         digest.update(repr((output.started, output.finished, [leaf.number for leaf in tree.leaves()])).encode())
         for array in (turn.prompt_ids, output.ids, output.logprobs):
             digest.update(array.dtype.str.encode() + array.tobytes())
