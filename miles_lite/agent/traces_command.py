@@ -6,6 +6,7 @@ Invariant: nothing here changes a trajectory file.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -92,15 +93,20 @@ def _to_data(argv: Sequence[str]) -> None:
 
 
 def _splits(given: Sequence[str]) -> dict[str, float]:
-    splits = {}
+    splits: dict[str, float] = {}
     for text in given:
         name, _, share = text.partition("=")
         try:
-            splits[name] = float(share)
+            value = float(share)
         except ValueError:
-            raise UserError(f"--split {text}: give NAME=SHARE, such as train=0.9 test=0.1") from None
-    if any(not name or share <= 0 for name, share in splits.items()) or sum(splits.values()) > 1 + 1e-9:
-        raise UserError(f"--split {' '.join(given)}: shares must be above 0 and add up to at most 1")
+            value = 0.0
+        if not re.fullmatch(r"[\w-]+", name) or not value > 0:
+            raise UserError(f"--split {text}: give NAME=SHARE, such as train=0.9 test=0.1; a share is above 0")
+        if name in splits:
+            raise UserError(f"--split: {name} is there twice; give each split another name")
+        splits[name] = value
+    if sum(splits.values()) > 1 + 1e-9:
+        raise UserError(f"--split {' '.join(given)}: shares must add up to at most 1")
     return splits
 
 
