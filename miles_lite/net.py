@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 EVERYWHERE = ("", "0.0.0.0", "::")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def reachable(host: str) -> str:
@@ -28,6 +27,11 @@ def loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def local(host: str) -> str:
+    """Where this machine's own processes reach what is bound to `host`."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def bracketed(host: str) -> str:

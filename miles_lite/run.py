@@ -34,6 +34,7 @@ from miles_lite.observe.summary import Counts, Summary, build_summary, write_sum
 from miles_lite.observe.terminal import eval_line, step_line
 from miles_lite.rollout.actors import named_actor
 from miles_lite.rollout.fleet import Delivered
+from miles_lite.rollout.groups import in_words, plan_engines
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
 from miles_lite.rollout.precheck import check_inputs
@@ -101,7 +102,8 @@ class Run:
         self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
         starting = self._manager.start.remote()
         ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
-        log.info("starting %d engine(s)%s; logs in %s", config.topology.num_engines, ranks, self._run_dir / "logs")
+        engines = in_words(plan_engines(config.topology, config.engines))
+        log.info("%s%s; logs in %s", engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
         info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from miles_lite.admin import admin_key, announced
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
@@ -85,6 +86,7 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
                 print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
             for url in stack.engine_urls:
                 print(f"engine    {url}")
+            print(announced(stack.admin_key, options.engines.sglang_args.get("admin_api_key")), end="")
             print("ready; Ctrl-C ends it", flush=True)
         while not stop.is_set():
             if stack.failure is not None:
@@ -110,7 +112,9 @@ def router(argv: Sequence[str]) -> int:
         concurrency=options.sglang_server_concurrency,
         queue_seconds=options.router_queue_seconds,
         state_file=options.state_file,
+        admin_key=admin_key(options.bind_host),
     )
+    print(announced(spec.admin_key), end="")
     asyncio.run(_route(Supervisor(spec, gateway=options.router == "gateway")))
     return 0
 

@@ -4,7 +4,7 @@ import pytest
 
 from miles_lite.cli import COMMANDS, main
 from miles_lite.errors import UserError, plain
-from miles_lite.net import bracketed, reachable
+from miles_lite.net import bracketed, local, reachable
 
 
 @pytest.mark.parametrize(
@@ -47,5 +47,6 @@ def test_a_remote_error_is_shown_without_its_traceback() -> None:
 def test_an_address_for_every_interface_becomes_one_that_others_reach() -> None:
     assert reachable("10.0.0.7") == "10.0.0.7"
     assert reachable("0.0.0.0") not in ("", "0.0.0.0")
+    assert [local(host) for host in ("", "0.0.0.0", "::", "10.0.0.7")] == ["127.0.0.1", "127.0.0.1", "::1", "10.0.0.7"]
     assert bracketed("::1") == "[::1]"
     assert bracketed("host") == "host"

@@ -59,11 +59,16 @@ class AgentOptions:
 class Agent:
     """One run of the command against the session server at `url`. Raises UserError for bad tools or folders."""
 
-    def __init__(self, url: str, options: AgentOptions, *, shows_tools: bool) -> None:
-        """`shows_tools`: the model's chat template does, so that calls are native where the user did not choose."""
-        if options.max_steps < 0 or options.max_tokens < 1 or options.tool_timeout <= 0:
-            raise UserError("--max-steps must be at least 0, --max-tokens at least 1, --tool-timeout above 0")
-        self.url, self._options = url, options
+    def __init__(self, url: str, options: AgentOptions, *, shows_tools: bool, admin_key: str | None = None) -> None:
+        """`shows_tools`: the model's chat template does, so that calls are native where the user did not choose.
+        `admin_key`: what the server wants for opening a session."""
+        if options.max_steps < 0 or options.max_tokens < 1 or options.temperature < 0 or options.tool_timeout <= 0:
+            raise UserError(
+                "--max-steps and --temperature must be at least 0, --max-tokens at least 1, --tool-timeout above 0"
+            )
+        if options.single is not None and not options.single.strip():
+            raise UserError("--single: there is no text; give what the user says, or leave the flag out to talk")
+        self.url, self._options, self._admin_key = url, options, admin_key
         self._tools: list[Tool] = load_tools(options.tools)
         chosen = options.tool_format
         self._format: Format = FORMATS[("native" if shows_tools else "portable") if chosen == "auto" else chosen]
@@ -128,7 +133,9 @@ class Agent:
     def _conversation(self) -> Iterator[Conversation]:
         """A conversation in a session of its own, whose trajectory is kept however it ends."""
         options = self._options
-        with AgentSession(self.url, sampling={"temperature": options.temperature}) as session:
+        with AgentSession(
+            self.url, sampling={"temperature": options.temperature}, admin_key=self._admin_key
+        ) as session:
             conversation = Conversation(
                 session,
                 self._tools,
@@ -171,5 +178,5 @@ def _ask(prompt: str) -> str | None:
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        print(file=sys.stderr)
+        print("(end of input)", file=sys.stderr)
     return line.removesuffix("\n") if line else None

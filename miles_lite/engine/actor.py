@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import ray
 
+from miles_lite.admin import VARIABLE, bearer
 from miles_lite.engine import disaggregation
 from miles_lite.engine.checkpoint import Shapes, WeightsError, check_fits, check_shapes, read_shapes
 from miles_lite.engine.features import check, probe
@@ -38,7 +39,7 @@ from miles_lite.engine.weights import (
     update_from_disk,
 )
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, reachable
+from miles_lite.net import bracketed, local, reachable
 from miles_lite.transfer import Meeting
 
 logger = logging.getLogger(__name__)
@@ -319,43 +320,45 @@ class EngineActor:
     def _local_url(self, info: EngineInfo) -> str:
         if self._spec.external_url:
             return self._spec.external_url
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        host = everywhere.get(self._spec.bind_host, self._spec.bind_host)
-        return f"http://{bracketed(host)}:{info.url.rsplit(':', 1)[1]}"
+        return f"http://{bracketed(local(self._spec.bind_host))}:{info.url.rsplit(':', 1)[1]}"
 
     def _headers(self) -> dict[str, str]:
         arguments = self._spec.sglang_args
         key = arguments.get("admin_api_key") or self._spec.admin_key or arguments.get("api_key")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return bearer(key)
 
     async def _register(self, info: EngineInfo) -> None:
         query = {"url": info.url, "worker_type": info.worker_type}
         if info.bootstrap_port is not None:
             query["bootstrap_port"] = str(info.bootstrap_port)
         try:
-            await _post(f"{self._spec.router_url}/add_worker", query)
+            await self._tell_router("add_worker", query)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UserError(
                 f"engine {self._spec.index} is healthy but the router at {self._spec.router_url} did not accept it: "
-                f"{error}.\n  Check --sglang-router-ip and --sglang-router-port, or leave them out: one is started."
+                f"{error}.\n  Check --sglang-router-ip and --sglang-router-port, or leave them out: one is started. A "
+                f"router off loopback wants its admin key: set {VARIABLE} as it was when the router was started."
             ) from error
 
     async def _deregister(self, info: EngineInfo) -> None:
         try:
-            await _post(f"{self._spec.router_url}/remove_worker", {"url": info.url})
+            await self._tell_router("remove_worker", {"url": info.url})
         except (aiohttp.ClientError, TimeoutError) as error:
             logger.warning("%r: could not deregister from %s: %s", self, self._spec.router_url, error)
+
+    async def _tell_router(self, path: str, query: dict[str, str]) -> None:
+        url = f"{self._spec.router_url}/{path}"
+        async with (
+            aiohttp.ClientSession(timeout=ROUTER_TIMEOUT, headers=bearer(self._spec.router_key)) as session,
+            session.post(url, params=query) as reply,
+        ):
+            if reply.status != 200:
+                message = (await reply.text()).strip()
+                raise aiohttp.ClientError(f"{url} answered {reply.status}: {message}")
 
 
 async def _never() -> None:
     await asyncio.Event().wait()
-
-
-async def _post(url: str, query: dict[str, str]) -> None:
-    async with aiohttp.ClientSession(timeout=ROUTER_TIMEOUT) as session, session.post(url, params=query) as reply:
-        if reply.status != 200:
-            message = (await reply.text()).strip()
-            raise aiohttp.ClientError(f"{url} answered {reply.status}: {message}")
 
 
 def _first_gpu() -> int | None:

@@ -14,7 +14,7 @@ from miles_lite.engine import disaggregation
 from miles_lite.engine.profile import with_profile
 from miles_lite.engine.sglang_flags import check_options
 from miles_lite.engine.spec import EngineSpec
-from miles_lite.net import LOOPBACK
+from miles_lite.net import loopback
 
 POOL_REQUESTS = 64
 """A CPU server's cache holds this many requests of full context length (at most a fifth of the memory)."""
@@ -75,7 +75,7 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
     env = {**ENVIRONMENT, **inherited}
     if spec.device == "cpu":
         env |= CPU_ENVIRONMENT
-        if spec.bind_host in LOOPBACK:
+        if loopback(spec.bind_host):
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if spec.threads is not None:
             env["OMP_NUM_THREADS"] = str(spec.threads)

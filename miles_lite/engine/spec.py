@@ -27,6 +27,7 @@ class EngineSpec:
     node_rank        which of them this one is; only the first answers requests
     external_url     where a server runs that somebody else started; None: one is started
     admin_key        what opens the server's weight endpoints; None: they are open
+    router_key       the router's admin key; None: it has none
     weight_version   what it reports until the first weight update
     context_length   tokens; None: the model's own
     threads          OMP threads of a CPU server; None: what the environment says
@@ -56,6 +57,7 @@ class EngineSpec:
     node_rank: int = 0
     external_url: str | None = None
     admin_key: str | None = field(default=None, repr=False)
+    router_key: str | None = field(default=None, repr=False)
     weight_version: int = 0
     context_length: int | None = None
     threads: int | None = None

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import secrets
 import time
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import aiohttp
 import ray
 
+from miles_lite.admin import bearer
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.checkpoint import WeightsError
@@ -29,7 +29,6 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
 from miles_lite.flags import Leftovers, take_group
-from miles_lite.net import LOOPBACK
 from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
@@ -40,8 +39,6 @@ log = logging.getLogger(__name__)
 
 FOLDER_TIMEOUT = 600.0
 """Seconds a replacement waits for the folder of the current version to be written."""
-ADMIN_KEY = "MILES_LITE_ADMIN_KEY"
-"""Environment variable with the key of engines that listen off loopback; without it one is made up for each run."""
 DEREGISTER_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -120,7 +117,17 @@ class _Slot:
 class Fleet:
     """All engines of one model. Lives in one asyncio loop."""
 
-    def __init__(self, options: StackOptions, layout: Layout, *, model: Path, context_length: int) -> None:
+    def __init__(
+        self,
+        options: StackOptions,
+        layout: Layout,
+        *,
+        model: Path,
+        context_length: int,
+        admin_key: str | None = None,
+        router_key: str | None = None,
+    ) -> None:
+        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open."""
         self._options = options
         self._layout = layout
         self._model = model
@@ -131,7 +138,7 @@ class Fleet:
         self._changing = asyncio.Lock()
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
-        self._admin_key = _admin_key(options)
+        self._admin_key, self._router_key = admin_key, router_key
         self.recoveries: list[Recovery] = []
         self.failure: UserError | None = None
 
@@ -169,7 +176,7 @@ class Fleet:
         """
         async with self._changing:
             began, before = time.perf_counter(), self._weights
-            await set_weight_version(self._router_url, update.version, previous=before.version)
+            await self._admit(update.version, previous=before.version)
             behind: dict[int, str] = {}
             if update.buckets:
                 receivers = [
@@ -185,9 +192,13 @@ class Fleet:
                     *(self._do(slot, slot.actor.update_weights.remote(update)) for slot in self._slots if slot.info)
                 )
             if not behind:
-                for url in await set_weight_version(self._router_url, update.version):
+                for url in await self._admit(update.version):
                     log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
             return Delivered(time.perf_counter() - began, behind)
+
+    async def _admit(self, version: int, *, previous: int | None = None) -> list[str]:
+        """Tell the router which versions may serve; returns the engines that have none of them."""
+        return await set_weight_version(self._router_url, version, previous=previous, key=self._router_key)
 
     async def verify_weights(self) -> None:
         """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
@@ -274,6 +285,7 @@ class Fleet:
             nodes=-(-plan.slots // options.topology.num_gpus_per_node) if cuda else 1,
             external_url=plan.external_url,
             admin_key=self._admin_key,
+            router_key=self._router_key,
             weight_version=self._weights.version,
             context_length=self._context,
             threads=max(1, cores // (2 * len(self._slots))),
@@ -331,17 +343,9 @@ class Fleet:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with (
                 aiohttp.ClientSession(timeout=DEREGISTER_TIMEOUT) as client,
-                client.post(f"{self._router_url}/remove_worker", params={"url": url}),
+                client.post(f"{self._router_url}/remove_worker", params={"url": url}, headers=bearer(self._router_key)),
             ):
                 pass
-
-
-def _admin_key(options: StackOptions) -> str | None:
-    """What opens the engines' weight endpoints; None on loopback, where they are open."""
-    given = options.engines.sglang_args.get("admin_api_key")
-    if given is not None or options.topology.bind_host in LOOPBACK:
-        return given
-    return os.environ.get(ADMIN_KEY) or secrets.token_urlsafe(24)
 
 
 async def _ailment(*nodes: Any) -> str:

@@ -5,7 +5,7 @@ Invariant: the plans of engines that are started fill the slots of --rollout-num
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -47,6 +47,12 @@ def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]
     count, size, prefill = topology.num_engines, topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
     roles = ["prefill"] * prefill + ["decode"] * (count - prefill) if prefill else ["regular"] * count
     return _number([(role, size, {}) for role in roles])
+
+
+def in_words(plans: Sequence[EnginePlan]) -> str:
+    """What becomes of them at the start of a run, for its log."""
+    joined = sum(plan.external_url is not None for plan in plans)
+    return f"joining {joined} engine(s) that run already" if joined else f"starting {len(plans)} engine(s)"
 
 
 def _refuse_both(engines: Engines, flag: str) -> None:

@@ -221,7 +221,7 @@ class RolloutManager:
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
             worker = named_actor(AgentWorker, f"agent-worker-{index}", num_cpus=0, max_restarts=-1).remote(
-                index, self._config
+                index, self._config, self._stack.admin_key
             )
             self._workers.append(worker)
         waits = (started(worker, "an agent worker", WORKER_START_TIMEOUT) for worker in self._workers)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import ray
 
+from miles_lite.admin import admin_key, known_key
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
@@ -37,7 +38,16 @@ class Stack:
         self._options = options
         self._model = check_model_folder(options.checkpoint.hf_checkpoint)
         self._context = context_length(self._model, options.max_context_len)
-        self._fleet = Fleet(options, layout, model=self._model, context_length=self._context)
+        engines = options.engines
+        self.admin_key = admin_key(options.topology.bind_host, engines.sglang_args.get("admin_api_key"))
+        self._fleet = Fleet(
+            options,
+            layout,
+            model=self._model,
+            context_length=self._context,
+            admin_key=self.admin_key,
+            router_key=known_key() if engines.sglang_router_ip else self.admin_key,
+        )
         self._watcher: asyncio.Task[None] | None = None
         self._router: Any = None
         self._router_restarts = 0
@@ -143,6 +153,7 @@ class Stack:
             concurrency=engines.sglang_server_concurrency,
             queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
+            admin_key=self.admin_key,
             gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,
         )
         name = "router" + (f"-restart-{self._router_restarts}" if self._router_restarts else "")
@@ -178,6 +189,7 @@ class Stack:
                 bind_host=options.topology.bind_host,
                 advertise_host=options.topology.public_host,
                 port=None if first_port is None else first_port + index,
+                admin_key=self.admin_key,
                 options=options.session,
                 context_length=self._context,
                 call_seconds=options.engines.router_timeout,

@@ -41,9 +41,11 @@ class Task:
 class AgentWorker:
     """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently."""
 
-    def __init__(self, index: int, config: Config) -> None:
+    def __init__(self, index: int, config: Config, admin_key: str | None = None) -> None:
+        """`admin_key`: what opening a session takes; None: nothing."""
         self._index = index
         self._config = config
+        self._admin_key = admin_key
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
         self._running = 0
@@ -90,7 +92,7 @@ class AgentWorker:
 
     async def _client(self, url: str) -> SessionClient:
         if url not in self._clients:
-            self._clients[url] = SessionClient(url)
+            self._clients[url] = SessionClient(url, admin_key=self._admin_key)
             await self._exits.enter_async_context(self._clients[url])
         return self._clients[url]
 

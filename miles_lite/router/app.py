@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
+from miles_lite.admin import VARIABLE, shows
 from miles_lite.errors import UserError
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
@@ -36,6 +37,9 @@ NO_PAIRS = (
     "batches nor streams, and drops the prefill worker's routed experts. Use --router python"
 )
 
+NO_KEY = f"this needs the admin key as Authorization: Bearer; clients of miles_lite take it from {VARIABLE}"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 class Router:
     """The state of one router and its handlers."""
@@ -44,6 +48,7 @@ class Router:
         """Raises UserError when `spec.state_file` is not a router's."""
         limits = limits or spec.limits
         self._interval = interval
+        self._admin_key = spec.admin_key
         self.registry = Registry(Path(spec.state_file) if spec.state_file else None)
         self.placement = Placement(spec.policy, most=spec.concurrency)
         self.admission = Admission(self.registry, self.placement, patience=limits.queue)
@@ -54,6 +59,16 @@ class Router:
         if spec.gateway_port is not None:
             self._gateway = Gateway(host=spec.bind_host, port=spec.gateway_port, timeout=spec.timeout)
         self._collector = RouterCollector(self.registry, self.admission)
+
+    def keyed(self, handler: Handler) -> Handler:
+        """`handler`, for requests that show the admin key where there is one."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if self._admin_key is not None and not shows(request.headers, self._admin_key):
+                return failure(401, NO_KEY, kind="unauthorized")
+            return await handler(request)
+
+        return handle
 
     async def lifetime(self, _app: web.Application) -> AsyncIterator[None]:
         """Probing, connections and the gateway live as long as the app. Raises UserError: no gateway."""
@@ -173,14 +188,14 @@ def build_app(router: Router) -> web.Application:
     """The aiohttp application of `router`."""
     app = web.Application(client_max_size=MAX_BODY)
     app.cleanup_ctx.append(router.lifetime)
-    app.router.add_post("/add_worker", router.add)
-    app.router.add_post("/workers", router.add)
+    app.router.add_post("/add_worker", router.keyed(router.add))
+    app.router.add_post("/workers", router.keyed(router.add))
     app.router.add_get("/workers", router.workers)
-    app.router.add_delete("/workers", router.remove)
-    app.router.add_delete("/workers/{name:.+}", router.remove)
+    app.router.add_delete("/workers", router.keyed(router.remove))
+    app.router.add_delete("/workers/{name:.+}", router.keyed(router.remove))
     app.router.add_get("/list_workers", router.urls)
-    app.router.add_post("/remove_worker", router.remove)
-    app.router.add_put("/weight_version", router.set_version)
+    app.router.add_post("/remove_worker", router.keyed(router.remove))
+    app.router.add_put("/weight_version", router.keyed(router.set_version))
     app.router.add_get("/weight_version", router.version)
     app.router.add_get("/health", router.health)
     app.router.add_get("/metrics", router.metrics)

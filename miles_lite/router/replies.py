@@ -102,6 +102,6 @@ def end_to_end(headers: CIMultiDictProxy[str], gone: frozenset[str] = HOP_BY_HOP
 
 def failure(status: int, message: str, *, kind: str) -> web.Response:
     """An error of the router's own, in the form of OpenAI's."""
-    headers = {"Retry-After": RETRY_AFTER} if status in (502, 503, 504) else {}
+    headers = {"Retry-After": RETRY_AFTER} if status in (429, 502, 503, 504) else {}
     body = {"error": {"message": f"router: {message}", "type": kind, "code": status}}
     return web.json_response(body, status=status, headers=headers)

@@ -6,7 +6,7 @@ Invariant: the socket is open before anybody is told the URL.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from miles_lite.errors import UserError
 from miles_lite.net import bracketed, reachable
@@ -28,6 +28,7 @@ class RouterSpec:
     queue_seconds     how long a request waits for a worker with room
     state_file        workers and weight version, kept for the next start; None: nothing is kept
     gateway_port      the Rust gateway listens there for data, and this router is its control plane; None: no gateway
+    admin_key         what a request must show that changes workers or weight versions; None: nothing
     """
 
     bind_host: str = "127.0.0.1"
@@ -39,6 +40,7 @@ class RouterSpec:
     queue_seconds: float = 60.0
     state_file: str | None = None
     gateway_port: int | None = None
+    admin_key: str | None = field(default=None, repr=False)
 
     @property
     def limits(self) -> Limits:

@@ -95,6 +95,7 @@ class _Routes:
         return _json(openapi())
 
     async def create(self, request: web.Request) -> web.Response:
+        self._keys.check_opening(request.headers)
         body = await _body(request)
         session_id = await self._service.create(check_run(body.get("sampling")))
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from miles_lite.admin import bearer
 from miles_lite.sample import Sample
 from miles_lite.session.codec import decode_samples
 
@@ -32,10 +33,11 @@ class SessionError(RuntimeError):
 class SessionClient:
     """One server at `url`; an async context manager."""
 
-    def __init__(self, url: str, *, timeout: float = 120.0) -> None:
-        """`timeout` bounds each call, in seconds."""
+    def __init__(self, url: str, *, timeout: float = 120.0, admin_key: str | None = None) -> None:
+        """`timeout` bounds each call, in seconds; `admin_key` is what the server wants for opening a session."""
         self.url = url.rstrip("/")
         self._timeout = timeout
+        self._admin_key = admin_key
         self._http: aiohttp.ClientSession | None = None
         self._keys: dict[str, str] = {}
 
@@ -99,8 +101,8 @@ class SessionClient:
         if self._http is None:
             raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
         data = None if body is None else orjson.dumps(body)
-        key = self._keys.get(path.removeprefix("/sessions/").partition("/")[0])
-        headers = {"Authorization": f"Bearer {key}"} if key else None
+        session_id = path.removeprefix("/sessions").strip("/").partition("/")[0]
+        headers = bearer(self._keys.get(session_id) if session_id else self._admin_key)
         try:
             async with self._http.request(method, self.url + path, data=data, headers=headers) as response:
                 answer = await response.read()

@@ -28,7 +28,9 @@ def openapi() -> dict[str, Any]:
             "/metrics": {"get": _operation("Counters, as Prometheus reads them", kind="text/plain")},
             "/openapi.json": {"get": _operation("This document")},
             "/v1/models": {"get": _operation("The model")},
-            "/sessions": {"post": _operation("Open a session", _object(sampling=_SAMPLING), refusals=("400", "413"))},
+            "/sessions": {
+                "post": _operation("Open a session", _object(sampling=_SAMPLING), refusals=("400", "401", "413"))
+            },
             "/sessions/{session_id}": {
                 "parameters": [_SESSION],
                 "get": _operation("Turns, leaves and counts; empty when nobody opened it", refusals=("401", "404")),

@@ -10,7 +10,7 @@ import secrets
 import socket
 import tempfile
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class SessionSpec:
     """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
+    `admin_key` is what opening a session takes; None: nothing.
 
     `routed_experts`: the engines return them, and samples carry them. `secret` makes the sessions' keys where there is
     no journal to keep one.
@@ -57,7 +58,8 @@ class SessionSpec:
     keep_alive_seconds: float = 15.0
     run_dir: str | None = None
     routed_experts: bool = False
-    secret: str = ""
+    secret: str = field(default="", repr=False)
+    admin_key: str | None = field(default=None, repr=False)
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
 
@@ -119,7 +121,7 @@ class SessionServer:
         secret = self.spec.secret or secrets.token_hex(32)
         if journal is not None:
             secret = await journal.keep("secret", secret)
-        return Keys(secret, required=not loopback(self.spec.bind_host))
+        return Keys(secret, required=not loopback(self.spec.bind_host), admin=self.spec.admin_key)
 
     def _journal(self) -> Journal | None:
         path = journal_path(self.spec)

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
-from miles_lite.net import LOOPBACK
+from miles_lite.net import loopback
 from miles_lite.sample import Batch
 from miles_lite.train.worker import TrainWorker, WorkerSpec
 from miles_lite.transfer import Bucket
@@ -76,7 +76,7 @@ class TrainGroup:
         deadline = time.monotonic() + timeout
         places = self._all("whereabouts", timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
-        if len(hosts) > 1 and self._config.topology.bind_host in LOOPBACK:
+        if len(hosts) > 1 and loopback(self._config.topology.bind_host):
             raise UserError(
                 f"train ranks are on several nodes ({', '.join(hosts)}) but --bind-host is "
                 f"{self._config.topology.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
@@ -157,7 +157,7 @@ class TrainGroup:
 
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
     cores = len(os.sched_getaffinity(0))
-    local = config.topology.bind_host in LOOPBACK
+    local = loopback(config.topology.bind_host)
     return WorkerSpec(
         config=config,
         rank=rank,

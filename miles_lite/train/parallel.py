@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from miles_lite.net import LOOPBACK
+from miles_lite.net import loopback
 from miles_lite.train.policy import Policy
 
 
@@ -140,7 +140,7 @@ def reach_store(host: str, port: int, *, ranks: int, timeout: float) -> Any:
 
 def join(store: Any, *, rank: int, ranks: int, device: torch.device, host: str, timeout: float) -> None:
     """Enter the process group: gloo for CPU tensors, NCCL for CUDA ones. Every collective waits at most `timeout` s."""
-    if host in LOOPBACK:
+    if loopback(host):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     bound = timedelta(seconds=timeout)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.errors import UserError
@@ -120,7 +121,7 @@ def _load(options: Options) -> Tito:
 def _run(options: Options, tito: Tito) -> list[Report]:
     url = options.verification.session_url
     if url is not None:
-        return asyncio.run(_drive([url.rstrip("/")], options, tito))
+        return asyncio.run(_drive([url.rstrip("/")], options, tito, known_key()))
     connect(options.ray_address)
     try:
         return asyncio.run(_drive_own(options, tito))
@@ -129,22 +130,22 @@ def _run(options: Options, tito: Tito) -> list[Report]:
 
 
 async def _drive_own(options: Options, tito: Tito) -> list[Report]:
-    async with _serving(options.stack) as urls:
-        return await _drive(urls, options, tito)
+    async with _serving(options.stack) as stack:
+        return await _drive(stack.session_urls, options, tito, stack.admin_key)
 
 
 @contextlib.asynccontextmanager
-async def _serving(options: StackOptions) -> AsyncIterator[list[str]]:
+async def _serving(options: StackOptions) -> AsyncIterator[Stack]:
     """Engines, router and session servers, as `miles-lite serve` starts them."""
     stack = Stack(options, place(options.topology, train=False))
     try:
         await stack.start()
-        yield stack.session_urls
+        yield stack
     finally:
         await stack.stop()
 
 
-async def _drive(urls: Sequence[str], options: Options, tito: Tito) -> list[Report]:
+async def _drive(urls: Sequence[str], options: Options, tito: Tito, admin_key: str | None) -> list[Report]:
     chosen = options.verification
     plan = Plan(
         actions=schedule(options.roles, cycles=chosen.session_verify_cycles),
@@ -153,6 +154,7 @@ async def _drive(urls: Sequence[str], options: Options, tito: Tito) -> list[Repo
         failure_mode=chosen.session_verify_failure_mode,
         call_seconds=options.stack.engines.router_timeout + 60,
         stream=chosen.session_verify_stream,
+        admin_key=admin_key,
     )
     print("schedule: " + " ".join(action.value for action in plan.actions), flush=True)
     return await verify_sessions(urls, tito, plan, samples=options.samples, tell=lambda line: print(line, flush=True))

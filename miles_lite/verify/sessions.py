@@ -43,7 +43,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How every session is driven. `call_seconds` bounds one completion."""
+    """How every session is driven. `call_seconds` bounds one completion; `admin_key` opens sessions."""
 
     actions: Sequence[Action]
     sampling: Mapping[str, Any]
@@ -51,6 +51,7 @@ class Plan:
     failure_mode: FailureMode
     call_seconds: float
     stream: bool = True
+    admin_key: str | None = None
 
 
 async def verify_sessions(
@@ -68,7 +69,7 @@ async def _one(
 ) -> Report:
     report = Report(index)
     try:
-        async with SessionClient(url) as client:
+        async with SessionClient(url, admin_key=plan.admin_key) as client:
             session = await client.create(plan.sampling)
             try:
                 key, url = client.api_key(session), client.base_url(session)

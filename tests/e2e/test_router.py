@@ -1,7 +1,8 @@
-"""`miles-lite serve` with a prefill and a decode engine: its router is killed in every way, and a session goes on."""
+"""`miles-lite serve` with a pair of engines, or the gateway: its router is killed in every way, a session goes on."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -14,20 +15,44 @@ import pytest
 from miles_lite.engine.disaggregation import missing
 from tests.e2e.job import assert_nothing_left, marked, start, wait_for
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+PAIR = ["--rollout-num-gpus", "2", "--prefill-num-servers", "1"]
+GATEWAY = ["--rollout-num-gpus", "1", "--router", "gateway"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "roles", "victims"),
+    [
+        pytest.param(
+            PAIR,
+            ["decode", "prefill"],
+            ("miles_lite.router.server", "ray::RouterActor"),
+            marks=pytest.mark.skipif(missing() is not None, reason=str(missing())),
+            id="pair",
+        ),
+        pytest.param(
+            GATEWAY,
+            ["regular"],
+            ("smg.launch_router", "miles_lite.router.server", "ray::RouterActor"),
+            marks=pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),
+            id="gateway",
+        ),
+    ],
+)
 def test_a_session_goes_on_when_the_router_is_killed(
-    tiny_model: Path, run_dir: Path, mark: str, tmp_path: Path
+    flags: list[str],
+    roles: list[str],
+    victims: tuple[str, ...],
+    tiny_model: Path,
+    run_dir: Path,
+    mark: str,
+    tmp_path: Path,
 ) -> None:
     log = tmp_path / "log"
-    flags = ["--hf-checkpoint", str(tiny_model), "--run-dir", str(run_dir), "--rollout-max-context-len", "1024"]
-    flags += ["--device", "cpu", "--rollout-num-gpus", "2", "--prefill-num-servers", "1"]
-    process = start("serve", [*flags, "--engine-health-interval", "0.5"], mark=mark, log=log)
+    common = ["--hf-checkpoint", str(tiny_model), "--run-dir", str(run_dir), "--rollout-max-context-len", "1024"]
+    process = start(
+        "serve", [*common, "--device", "cpu", "--engine-health-interval", "0.5", *flags], mark=mark, log=log
+    )
     ready = wait_for(
         "the servers",
         lambda: re.search(r"^router +(\S+)\nsessions +(\S+)[^$]*^ready", log.read_text(), re.MULTILINE),
@@ -36,21 +61,28 @@ def test_a_session_goes_on_when_the_router_is_killed(
         log=log,
     )
     router, sessions = ready[1], ready[2]
-    roles = {one["worker_type"] for one in httpx.get(f"{router}/workers").json()["workers"]}
-    assert roles == {"prefill", "decode"}
+    workers = known(router)
+    assert sorted(one["worker_type"] for one in workers.values()) == roles
     session = httpx.post(f"{sessions}/sessions", json={"sampling": {"max_new_tokens": 8}}, timeout=30).json()
     chat = f"{sessions}/sessions/{session['session_id']}/v1/chat/completions"
     messages = [{"role": "user", "content": "hello"}]
-    for victim in ("miles_lite.router.server", "ray::RouterActor"):
+    for victim in victims:
         messages = say(chat, messages)
         before = the_process(mark, victim)
         before.send_signal(signal.SIGKILL)
+        psutil.wait_procs([before], timeout=10)
         messages = say(chat, messages)
         assert the_process(mark, victim).pid != before.pid
-        assert httpx.get(f"{router}/health").json() == {"status": "ok", "workers": 2, "usable": 2}
+        assert known(router).keys() == workers.keys()
+        assert all(one["state"] == "ready" for one in known(router).values())
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == 0
     assert_nothing_left(mark)
+
+
+def known(router: str) -> dict[str, dict]:
+    """The router's workers by URL."""
+    return {one["url"]: one for one in httpx.get(f"{router}/workers").json()["workers"]}
 
 
 def say(chat: str, messages: list[dict]) -> list[dict]:

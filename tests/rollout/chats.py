@@ -36,17 +36,19 @@ class Chats:
     url: str
     count: int = 4
     tokens: int = 32
+    admin_key: str | None = None
     replies: list[tuple[int, float]] = field(default_factory=list)
     stopped: bool = False
 
     async def run(self) -> list[list[Any]]:
         """Chat until `stopped`; each session's samples. A reply that is an error ends it."""
-        async with SessionClient(self.url) as client:
+        async with SessionClient(self.url, admin_key=self.admin_key) as client:
             return list(await asyncio.gather(*(self._chat(client, index) for index in range(self.count))))
 
     async def _chat(self, client: SessionClient, index: int) -> list[Any]:
         session = await client.create({"temperature": 1.0, "max_new_tokens": self.tokens})
-        agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0, timeout=120)
+        base, key = client.base_url(session), client.api_key(session)
+        agent = openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0, timeout=120)
         messages: list[Any] = [{"role": "user", "content": f"hello {index}"}]
         while not self.stopped:
             got = await agent.chat.completions.create(model="m", messages=messages)

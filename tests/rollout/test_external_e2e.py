@@ -61,7 +61,8 @@ def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, t
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
         options = stack_options(tiny_model, tmp_path, sglang_args={"admin_api_key": KEY})
-        topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,))
+        everywhere = {"bind_host": "0.0.0.0", "advertise_host": "127.0.0.1"}
+        topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,), **everywhere)
         options = dataclasses.replace(options, topology=topology)
         other = make_tiny_model(tmp_path / "other", seed=1)
         asyncio.run(chat_across_an_update(Stack(options, place(topology, train=False)), other))
@@ -73,7 +74,10 @@ def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, t
 async def chat_across_an_update(stack: Stack, other: Path) -> None:
     await stack.start()
     try:
-        chats = Chats(stack.session_urls[0], count=2)
+        assert stack.admin_key == KEY
+        for url in (f"{stack.router_url}/remove_worker", f"{stack.session_urls[0]}/sessions"):
+            assert requests.post(url, timeout=10).status_code == 401, "off loopback all of it needs the key"
+        chats = Chats(stack.session_urls[0], count=2, admin_key=KEY)
         chatting = asyncio.create_task(chats.run())
         await until(lambda: len(chats.replies) > 4, "replies before the update")
         assert (await stack.update_weights(WeightUpdate(str(other), 1))).behind == {}

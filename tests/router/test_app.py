@@ -8,8 +8,10 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from miles_lite.admin import bearer
 from miles_lite.errors import UserError
 from miles_lite.router.app import Router
+from miles_lite.router.client import set_weight_version
 from miles_lite.router.spec import RouterSpec, listen
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, raw_url, reachable_urls, routing, serving
@@ -47,6 +49,42 @@ def test_workers_are_added_listed_and_removed_in_every_form():
                 assert (await ask(client, "POST", "/remove_worker", json={"url": urls[3]}))[0] == 404
 
     asyncio.run(scenario())
+
+
+def test_what_changes_workers_or_versions_needs_the_admin_key_where_there_is_one():
+    async def scenario():
+        spec = RouterSpec(admin_key="k")
+        upstream = Upstream(status=200, version="1", answer={})
+        async with serving(upstream) as one, routing(one.url, spec=spec) as (router, client):
+            named = {"url": one.url}
+            changes = [
+                ("PUT", "/weight_version", {"version": 1}),
+                ("POST", "/add_worker", named),
+                ("POST", "/workers", named),
+                ("DELETE", "/workers", named),
+                ("POST", "/workers", named),
+                ("DELETE", f"/workers/{quote(one.url, safe='')}", {}),
+                ("POST", "/workers", named),
+                ("POST", "/remove_worker", named),
+                ("POST", "/workers", named),
+            ]
+            for headers in ({}, {"Authorization": "Bearer other"}):
+                for method, path, body in changes:
+                    status, told = await ask(client, method, path, json=body, headers=headers)
+                    assert (status, told["error"]["type"]) == (401, "unauthorized")
+            assert await set_weight_version(url_of_client(client), 1, key="other") == []
+            assert (await states(client), router.registry.accepted) == ({one.url: "ready"}, ())
+            assert (await ask(client, "POST", "/generate", json={}))[0] == 200
+            for method, path, body in changes:
+                assert (await ask(client, method, path, json=body, headers=bearer("k")))[0] == 200
+            assert await set_weight_version(url_of_client(client), 2, key="k") == [one.url]
+            assert router.registry.accepted == ("2",)
+
+    asyncio.run(scenario())
+
+
+def url_of_client(client: aiohttp.ClientSession) -> str:
+    return str(client._base_url).rstrip("/")
 
 
 def test_a_percent_encoded_url_names_a_worker():

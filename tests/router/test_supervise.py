@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import aiohttp
-import numpy as np
 import psutil
 import pytest
 
@@ -25,8 +24,8 @@ PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
 
 
 @contextlib.asynccontextmanager
-async def supervised(spec: RouterSpec, *, gateway: bool = False):
-    supervisor = Supervisor(spec, gateway=gateway)
+async def supervised(spec: RouterSpec, *, gateway: bool = False, silence: float = 30.0):
+    supervisor = Supervisor(spec, gateway=gateway, silence=silence)
     try:
         async with aiohttp.ClientSession(await supervisor.start()) as client:
             yield supervisor, client
@@ -69,6 +68,22 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
     asyncio.run(scenario())
 
 
+def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered(tmp_path, caplog):
+    async def scenario():
+        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+        async with serving(Upstream()) as worker, supervised(spec, silence=3.0) as (supervisor, client):
+            await client.post("/add_worker", params={"url": worker.url})
+            hung = supervisor.pid
+            os.kill(hung, signal.SIGSTOP)
+            async with aiohttp.ClientSession() as other, other.post(f"{supervisor.url}/generate", data=b"x") as reply:
+                assert reply.status == 418
+            assert not psutil.pid_exists(hung)
+
+    asyncio.run(scenario())
+    assert "the router (process" in caplog.text
+    assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
+
+
 def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
     meta = {
         "completion_tokens": 2,
@@ -85,13 +100,18 @@ def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
             await client.post("/add_worker", params={"url": engine.url})
             async with EngineCalls(supervisor.url, retry_seconds=30, call_seconds=30) as calls:
                 params = {"max_new_tokens": 2}
-                asking = asyncio.create_task(calls.generate(np.arange(3, dtype=np.int32), params, key="s"))
+                asking = asyncio.create_task(calls.generate(b"0,1,2", params, tokens=3, key="s"))
                 await eventually(lambda: len(engine.seen) == 1, "the request to reach the engine")
                 os.kill(supervisor.pid, signal.SIGKILL)
                 await eventually(lambda: len(engine.seen) == 2, "the session to ask again")
                 engine.release.set()
                 done = await asking
-        assert (done.ids, done.logprobs, done.spans, done.retries) == ([11, 12], [-0.5, -0.25], [(3, 0, 2)], 1)
+        assert (list(done.ids), list(done.logprobs), done.spans, done.retries) == (
+            [11, 12],
+            [-0.5, -0.25],
+            [(3, 0, 2)],
+            1,
+        )
 
     asyncio.run(scenario())
 
@@ -132,16 +152,15 @@ def test_the_actor_starts_once_stops_twice_and_a_port_in_use_says_so():
     asyncio.run(scenario())
 
 
-def test_a_router_that_cannot_start_says_why(tmp_path, capfd):
+def test_a_router_that_cannot_start_says_why(tmp_path):
     file = tmp_path / "state.json"
     file.write_text("{")
 
     async def scenario():
-        with pytest.raises(UserError, match="exit code 2"):
+        with pytest.raises(UserError, match="not the state of a router"):
             await Supervisor(RouterSpec(state_file=str(file))).start()
 
     asyncio.run(scenario())
-    assert "not the state of a router" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -160,10 +179,22 @@ def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path)
     spec = RouterSpec(state_file=str(tmp_path / "state.json"))
     body = b'{"input_ids": [1],  "odd": 1.50, "return_routed_experts": true}'
 
-    async def generate(client: aiohttp.ClientSession, supervisor: Supervisor) -> int:
-        async with client.post(f"{supervisor.data_url}/generate", data=body, headers=JSON) as reply:
+    async def generate(supervisor: Supervisor) -> int:
+        async with (
+            aiohttp.ClientSession() as client,
+            client.post(f"{supervisor.data_url}/generate", data=body, headers=JSON) as reply,
+        ):
             await reply.read()
+            assert reply.status != 503 or reply.headers["Retry-After"] == "1"
             return reply.status
+
+    async def serves_again(supervisor: Supervisor, url: str) -> None:
+        status = 0
+        while status != 200:
+            with contextlib.suppress(aiohttp.ClientError):
+                status = await generate(supervisor)
+            await asyncio.sleep(0.05)
+        assert supervisor.data_url == url
 
     async def scenario():
         async with (
@@ -171,29 +202,34 @@ def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path)
             serving(Upstream(status=200, answer={}, version="2")) as two,
             supervised(spec, gateway=True) as (supervisor, client),
         ):
-            assert supervisor.data_url != supervisor.url
-            assert await generate(client, supervisor) in (404, 503)
+            url = supervisor.data_url
+            assert url != supervisor.url
+            assert [await generate(supervisor) for _ in range(20)] == [503] * 20, "come again, there is no engine yet"
             for worker in (one, two, one):
                 async with client.post("/add_worker", params={"url": worker.url}) as reply:
                     assert reply.status == 200, await reply.text()
             async with client.put("/weight_version", json={"version": 2}) as reply:
                 assert (await reply.json())["stale"] == [one.url]
-            assert [await generate(client, supervisor) for _ in range(4)] == [200] * 4
+            assert [await generate(supervisor) for _ in range(4)] == [200] * 4
             assert generations(one) == []
             assert generations(two) == [body] * 4
             async with client.post("/workers", json=PREFILL | {"url": one.url}) as reply:
                 assert reply.status == 400
                 assert "--router python" in await reply.text()
-            for child in psutil.Process(supervisor.pid).children():
-                child.kill()
-            status = 0
-            while status != 200:
-                with contextlib.suppress(aiohttp.ClientError):
-                    status = await generate(client, supervisor)
-                await asyncio.sleep(0.05)
-            async with client.post("/remove_worker", params={"url": two.url}) as reply:
-                assert reply.status == 200
-            assert await generate(client, supervisor) in (404, 503)
+            (gateway,) = psutil.Process(supervisor.pid).children()
+            gateway.kill()
+            await serves_again(supervisor, url)
+            routing = psutil.Process(supervisor.pid)
+            routing.kill()
+            await eventually(lambda: supervisor.pid != routing.pid, "the routing process to be replaced")
+            await serves_again(supervisor, url)
+            assert generations(one) == [], "the weight gate has outlived the router"
+            async with aiohttp.ClientSession() as again, again.get(f"{supervisor.url}/workers") as reply:
+                states = {one["url"]: one["state"] for one in (await reply.json())["workers"]}
+            assert states == {one.url: "stale", two.url: "ready"}
+            async with aiohttp.ClientSession() as again:
+                await again.post(f"{supervisor.url}/remove_worker", params={"url": two.url})
+            assert await generate(supervisor) == 503
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

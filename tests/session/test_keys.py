@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from miles_lite.agent.session import AgentSession
+from miles_lite.errors import UserError
 from miles_lite.net import loopback
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.session.logs import SESSION, KeyValues
-from tests.session.engine import STOP, answer, bench
+from miles_lite.session.server import SessionServer
+from tests.session.engine import STOP, answer, bench, spec
 
 ASK: list[Any] = [{"role": "user", "content": "go"}]
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)],
-)
-def test_loopback_is_recognised(host: str, expected: bool) -> None:
-    assert loopback(host) is expected
+def test_loopback_is_recognised() -> None:
+    assert all(map(loopback, ("127.0.0.1", "127.0.0.2", "::1", "localhost")))
+    assert not any(map(loopback, ("", "0.0.0.0", "::", "10.0.0.1", "host")))
 
 
 def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Path) -> None:
@@ -60,6 +61,26 @@ def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Pat
             agent = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key=key, max_retries=0)
             assert (await agent.chat.completions.create(model="m", messages=ASK)).choices, "after a restart too"
             await agent.close()
+
+    asyncio.run(run())
+
+
+def test_opening_a_session_needs_the_admin_key_where_there_is_one(tiny_model: Path) -> None:
+    async def run() -> None:
+        server = SessionServer(replace(spec(tiny_model), bind_host="0.0.0.0", admin_key="k"))
+        url = await server.start()
+        try:
+            for key in (None, "other"):
+                async with SessionClient(url, admin_key=key) as stranger:
+                    with pytest.raises(SessionError, match="opening a session needs the admin key") as refused:
+                        await stranger.create()
+                assert refused.value.status == 401
+                with pytest.raises(UserError, match="opening a session needs the admin key"):
+                    await asyncio.to_thread(AgentSession(url, admin_key=key).__enter__)
+            async with SessionClient(url, admin_key="k") as client:
+                assert (await client.describe(await client.create()))["turns"] == []
+        finally:
+            await server.stop()
 
     asyncio.run(run())
 

@@ -22,7 +22,7 @@ import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.session.client import SessionClient
-from miles_lite.session.supervisor import Supervisor
+from miles_lite.session.supervisor import COMMAND, Supervisor
 from tests.session.engine import STOP, Engine, answer, scripted, spec
 
 pytestmark = pytest.mark.e2e
@@ -45,12 +45,17 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def _served(
-    model: Path, run_dir: Path, script: Callable[[dict[str, Any]], Any], *, dies: str | None = None
+    model: Path,
+    run_dir: Path,
+    script: Callable[[dict[str, Any]], Any],
+    *,
+    dies: str | None = None,
+    silence: float = 30.0,
 ) -> AsyncIterator[Served]:
     async with scripted(script) as (engine, url):
         made = replace(spec(model, url, tito_allowed_append_roles=("tool", "user")), run_dir=str(run_dir))
         dying = (sys.executable, "-m", "tests.session.dying_worker", dies or "", str(run_dir / "died"))
-        supervisor = Supervisor(made, command=dying) if dies else Supervisor(made)
+        supervisor = Supervisor(made, command=dying if dies else COMMAND, silence=silence)
         try:
             async with SessionClient(await supervisor.start()) as client:
                 yield Served(client, engine, supervisor)
@@ -168,6 +173,28 @@ def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path
             assert stats["worker_restarts"] == 2
 
     asyncio.run(run())
+
+
+def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        script = iter([40, 41])
+        async with _served(tiny_model, tmp_path, lambda body: answer([next(script), STOP]), silence=3.0) as served:
+            session = await served.client.create()
+            async with served.agent(session) as agent:
+                got = await agent.chat.completions.create(model="m", messages=ASK)
+                hung = served.supervisor.worker_pid
+                assert hung is not None
+                os.kill(hung, signal.SIGSTOP)
+                await _serves_again(served)
+                more = [*ASK, got.choices[0].message.model_dump(exclude_none=True), *ASK]
+                await agent.chat.completions.create(model="m", messages=more)
+            assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
+            assert not psutil.pid_exists(hung)
+
+    asyncio.run(run())
+    assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
 def test_random_kills_lose_no_acknowledged_turn(tiny_model: Path, tmp_path: Path) -> None:

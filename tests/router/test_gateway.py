@@ -1,0 +1,50 @@
+"""The Rust gateway on its own: who may change it, and what becomes of one that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import aiohttp
+import pytest
+
+from miles_lite.router import gateway
+from miles_lite.router.gateway import Gateway, free_port
+from tests.router.upstream import Upstream, serving
+
+pytest.importorskip("smg", reason="the Rust gateway is not installed")
+pytestmark = pytest.mark.e2e
+
+
+def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gateway, "TIMEOUT", aiohttp.ClientTimeout(total=1.0))
+
+    async def scenario() -> None:
+        async with serving(Upstream(status=200, answer={}, version="1")) as engine, aiohttp.ClientSession() as client:
+            port = free_port()
+            one = Gateway(host="0.0.0.0", port=port, timeout=60.0)
+            await one.start()
+            try:
+                url = f"http://127.0.0.1:{port}"
+                async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
+                    assert reply.status == 401
+                async with client.delete(f"{url}/workers/x") as reply:
+                    assert reply.status == 401
+                await one.follow([engine.url])
+                assert one._process is not None
+                hung = one._process.pid
+                os.kill(hung, signal.SIGSTOP)
+                while one.restarts == 0:
+                    await one.follow([engine.url], wait=False)
+                await one.follow([engine.url])
+                assert one._process.pid != hung
+                async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
+                    assert reply.status == 200
+            finally:
+                await one.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "the gateway hangs: " in caplog.text
