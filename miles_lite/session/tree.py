@@ -4,8 +4,8 @@ Invariant: a turn never changes once committed; the context of a turn is the con
 `drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer. Attaching a
 request walks the turns that it replays, comparing as they stand the messages that each of them added.
 
-Ids and logprobs are held as the bytes of little-endian numbers, as the journal writes them: there may be a million
-turns, and an array object for a short piece is a third of its size. The arrays that they are read as are read-only.
+Ids, logprobs and spans are held as the bytes of little-endian numbers, as the journal writes arrays: there may be a
+million turns, and for a short piece an array object is a third of its size. What they are read as is read-only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
 _NOTHING = np.empty(0, np.int32)
-_ID, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
+_ID, _LOGPROB, _SPAN = np.dtype("<i4"), np.dtype("<f4"), np.dtype("<i8")
 
 Span = tuple[int, int, int]
 """(weight version, start, end): which version sampled output tokens start..end-1."""
@@ -42,7 +42,7 @@ class Output:
 
     id_bytes: bytes
     logprob_bytes: bytes
-    spans: tuple[Span, ...]
+    span_bytes: bytes
     finish_reason: str
     stop: int | None
     started: float
@@ -63,6 +63,11 @@ class Output:
     @property
     def logprobs(self) -> np.ndarray:
         return np.frombuffer(self.logprob_bytes, _LOGPROB)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        version, start, end = np.frombuffer(self.span_bytes, _SPAN).reshape(-1, 3).T.tolist()
+        return tuple(zip(version, start, end, strict=True))
 
     @property
     def temperature(self) -> float:
@@ -272,6 +277,10 @@ def _sharing(known: Message, sent: Message) -> Message:
 
 def pack_ids(ids: ArrayLike) -> bytes:
     return np.asarray(ids, _ID).tobytes()
+
+
+def pack_spans(spans: Sequence[Span]) -> bytes:
+    return np.asarray(spans, _SPAN).tobytes()
 
 
 def pack_logprobs(logprobs: ArrayLike) -> bytes:
