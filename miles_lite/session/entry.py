@@ -89,8 +89,8 @@ def to_row(entry: Entry) -> Row:
         entry.drop,
         entry.caller.seed,
         pack_ids(entry.prompt_ids),
-        output.id_bytes,
-        output.logprob_bytes,
+        output.ids.tobytes(),
+        output.logprobs.tobytes(),
         None if output.experts is None else np.ascontiguousarray(output.experts).tobytes(),
         orjson.dumps([entry.messages, entry.reply]),
         orjson.dumps(facts),
@@ -102,8 +102,7 @@ def from_row(row: Sequence[Any]) -> Entry:
     said, reply = orjson.loads(messages)
     known = orjson.loads(facts)
     output = Output(
-        id_bytes=ids,
-        logprob_bytes=logprobs,
+        token_bytes=ids + logprobs,
         span_bytes=pack_spans(known["spans"]),
         finish_reason=known["finish_reason"],
         stop=known["stop"],

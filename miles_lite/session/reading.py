@@ -18,7 +18,7 @@ from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.placing import Placed
 from miles_lite.session.sampling import Sampling
-from miles_lite.session.tree import Output, Turn, pack_ids, pack_logprobs, pack_spans
+from miles_lite.session.tree import Output, Turn, pack_spans, pack_tokens
 from miles_lite.tito import Tito
 
 
@@ -112,8 +112,7 @@ def _output(sampling: Sampling, generation: Generation, *, stop: int | None, sta
     params = dict(sampling.params)
     limit = params.pop("max_new_tokens")
     return Output(
-        id_bytes=pack_ids(generation.ids),
-        logprob_bytes=pack_logprobs(generation.logprobs),
+        token_bytes=pack_tokens(generation.ids, generation.logprobs),
         span_bytes=pack_spans(generation.spans),
         finish_reason=sys.intern(generation.finish_reason),
         stop=stop,

@@ -193,7 +193,7 @@ def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
         if turn.number not in went_on and any(
             other.number in went_on
             and other.output.finished <= turn.output.started
-            and other.output.id_bytes == turn.output.id_bytes
+            and np.array_equal(other.output.ids, turn.output.ids)
             and other.prompt_bytes == turn.prompt_bytes
             for other in earlier
         ):

@@ -40,8 +40,7 @@ class Output:
     `session.experts`.
     """
 
-    id_bytes: bytes
-    logprob_bytes: bytes
+    token_bytes: bytes
     span_bytes: bytes
     finish_reason: str
     stop: int | None
@@ -54,15 +53,15 @@ class Output:
     @property
     def size(self) -> int:
         """Sampled tokens."""
-        return len(self.id_bytes) // _ID.itemsize
+        return len(self.token_bytes) // (_ID.itemsize + _LOGPROB.itemsize)
 
     @property
     def ids(self) -> np.ndarray:
-        return np.frombuffer(self.id_bytes, _ID)
+        return np.frombuffer(self.token_bytes, _ID, self.size)
 
     @property
     def logprobs(self) -> np.ndarray:
-        return np.frombuffer(self.logprob_bytes, _LOGPROB)
+        return np.frombuffer(self.token_bytes, _LOGPROB, offset=self.size * _ID.itemsize)
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -279,12 +278,13 @@ def pack_ids(ids: ArrayLike) -> bytes:
     return np.asarray(ids, _ID).tobytes()
 
 
+def pack_tokens(ids: ArrayLike, logprobs: ArrayLike) -> bytes:
+    """The ids, then as many logprobs."""
+    return pack_ids(ids) + np.asarray(logprobs, _LOGPROB).tobytes()
+
+
 def pack_spans(spans: Sequence[Span]) -> bytes:
     return np.asarray(spans, _SPAN).tobytes()
-
-
-def pack_logprobs(logprobs: ArrayLike) -> bytes:
-    return np.asarray(logprobs, _LOGPROB).tobytes()
 
 
 def _digest(data: bytes) -> bytes:

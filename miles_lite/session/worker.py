@@ -18,6 +18,7 @@ from miles_lite.stopping import stop_requested
 
 def main(fd: int) -> int:
     logs.configure()
+    heap.set_apart()
     return supervised.run(_serve, fd)
 
 
@@ -27,7 +28,6 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # collections look at sessions alone
-    heap.set_apart()
     try:
         ready()
         await stop.wait()
