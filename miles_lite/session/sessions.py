@@ -28,7 +28,7 @@ from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
 
-_SESSION_BYTES, _TURN_BYTES = 4_000, 2_000
+_SESSION_BYTES, _TURN_BYTES = 4_000, 1_500
 """What Python spends on a session and on a turn beside arrays and text, about."""
 
 
