@@ -10,6 +10,7 @@ million turns, and for a short piece an array object is a third of its size. Wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -158,7 +159,7 @@ class Tree:
             if end:
                 if end > matched or (end == matched and turn.number > number):
                     best, matched, number = turn, end, turn.number
-                for child in self.children(turn):
+                for child in self._children[turn.number + 1]:
                     found.append((child, end))
         return Place(best, matched, caller)
 
@@ -201,10 +202,14 @@ class Tree:
         """The messages of a turn's path as the session holds them, replies included."""
         return [message for step in turn.path() for message in step.said]
 
-    def asked(self, turn: Turn) -> tuple[int | bytes, bytes]:
-        """What the turn was asked, and where: equal for the same request at the same place."""
-        place = turn.caller.seed if turn.parent is None else turn.parent.number
-        return place, _digest(b"".join(map(self.matcher.digest, turn.messages)))
+    def asked(self, turns: Sequence[Turn]) -> list[tuple[int | bytes, bytes]]:
+        """What each of the turns was asked, and where: equal for the same request at the same place."""
+        places = [turn.caller.seed if turn.parent is None else turn.parent.number for turn in turns]
+        count = Counter(places)
+        return [
+            (place, _digest(b"".join(map(self.matcher.digest, turn.messages))) if count[place] > 1 else b"")
+            for place, turn in zip(places, turns, strict=True)
+        ]
 
     def commit(
         self,
