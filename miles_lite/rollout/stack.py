@@ -143,15 +143,11 @@ class Stack:
         return await self._launch_router(engines.sglang_router_port)
 
     async def _launch_router(self, port: int | None) -> str:
-        engines, topology = self._options.engines, self._options.topology
-        spec = RouterSpec(
-            bind_host=topology.bind_host,
-            advertise_host=topology.public_host,
+        engines = self._options.engines
+        spec = RouterSpec.of(
+            self._options.topology,
+            engines,
             port=port,
-            timeout=engines.router_timeout,
-            policy=engines.router_policy,
-            concurrency=engines.sglang_server_concurrency,
-            queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
             admin_key=self.admin_key,
             gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,
