@@ -4,8 +4,9 @@
 
 Launches the same engine twice on one cache folder, as the agent does. cold_ms is the first launch: the prompt is
 computed (writing to disk goes on beside it). warm_ms is the second: it is loaded. floor_ms is the same request when the
-engine has the prompt in memory. Each engine has answered a short request of other tokens before, so that what an
-engine does once is in neither. The model is random: 8 layers, 512 wide.
+engine has the prompt in memory: on CPU not little, since SGLang's torch_native attention computes a request's whole
+sequence however much of it is cached. What warm_ms has beyond it is the loading. Each engine has answered a short
+request of other tokens before, so that what an engine does once is in neither. The model is random: 8 layers, 512 wide.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import sys
 import threading
@@ -20,6 +21,7 @@ from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, sort_leftovers, take_group
+from miles_lite.rollout.model import check_model_folder
 
 if TYPE_CHECKING:
     from miles_lite.rollout.stack import Stack
@@ -42,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     options: AgentOptions = take_group(namespace, AgentOptions)
     model: str = namespace.model
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what a user pastes may be no UTF-8
     if model.startswith(("http://", "https://")):
         if sglang:
             raise UserError("--sglang flags are for a model folder; the servers at a URL run already")
@@ -50,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return Agent(model, options, shows_tools=False, admin_key=known_key()).run()
     if not Path(model).is_dir():
         raise UserError(f"{model} is no folder: MODEL is a Hugging Face model folder, or the URL of a session server")
+    check_model_folder(model, given_as="MODEL")
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
@@ -62,10 +67,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _prompt_cache(model: Path, agent: Agent, root: str, flags: dict[str, Any]) -> PromptCache:
     """The cache of the tokens with which every conversation of this agent begins."""
-    from miles_lite.rollout.model import check_model_folder
     from miles_lite.tito.tito import Tito
 
-    tito = Tito.load(check_model_folder(str(model)), append_roles=APPENDED)
+    tito = Tito.load(model.resolve(), append_roles=APPENDED)
     first, second = (
         tito.first(
             [{"role": "system", "content": agent.system}, {"role": "user", "content": text}],

@@ -15,14 +15,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from miles_lite.errors import UserError
 
 FORMAT, VERSION = "atraj", 1
 SUFFIX = ".atraj"
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 NOTHING_SAID: Mapping[str, Any] = {"role": "assistant", "content": ""}
 """Stands for the messages of a turn that added none, to hold what the template put between two outputs."""
+_NULL = type(None)
+_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "steps": (list,),
+    "leaves": (list,),
+    "task": (str, _NULL),
+    "reward": (int, float, _NULL),
+    "metadata": (dict,),
+}
+_STEP_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "role": (str,),
+    "content": (str, _NULL),
+    "turn": (int,),
+    "parent": (int, _NULL),
+    "drop": (int,),
+    "input_ids": (list,),
+    "output_ids": (list,),
+    "output_logprobs": (list,),
+    "temperature": (int, float),
+    "tool_call": (dict,),
+    "tool_calls": (list,),
+    "tool_result": (dict,),
+}
+_CALL_FIELDS: Mapping[str, tuple[type, ...]] = {"name": (str,), "arguments_json": (str,)}
+_RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {"name": (str,), "exit_code": (int,)}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 _TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 
@@ -80,7 +106,8 @@ class Trajectory:
 
     @property
     def reward(self) -> float | None:
-        return self.data.get("reward")
+        reward = self.data.get("reward")
+        return None if reward is None else float(reward)
 
     @property
     def task(self) -> str | None:
@@ -102,7 +129,7 @@ class Trajectory:
             paths.append([step for number in reversed(turns) for step in by_turn[number]])
         return paths
 
-    def sequences(self) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    def sequences(self) -> Iterator[Arrays]:
         """See `sequences`."""
         return sequences(self.paths())
 
@@ -111,24 +138,29 @@ class Trajectory:
         return [message for path in self.paths()[:1] for message in messages(path)]
 
 
-def sequences(paths: Sequence[Sequence[Step]]) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Per path: ids, loss mask and logprobs, all of one length. A turn that paths share is masked after the first;
-    greedy turns (temperature 0) are not masked in."""
+def sequences(paths: Sequence[Sequence[Step]], *, where: str = "trajectory") -> Iterator[Arrays]:
+    """Per path: ids (int32), loss mask (uint8) and logprobs (float32), all of one length, as a Sample has them. A turn
+    that paths share is masked after the first; greedy turns (temperature 0) are not masked in. Raises UserError naming
+    `where` for ids or logprobs that are no such numbers."""
     trained: set[int] = set()
     for path in paths:
-        ids: list[int] = []
-        mask: list[int] = []
-        logprobs: list[float] = []
+        size = sum(len(step.ids) for step in path)
+        ids, mask, logprobs = (np.zeros(size, dtype) for dtype in (np.int32, np.uint8, np.float32))
+        end = 0
         for step in path:
-            if step.drop:
-                del ids[-step.drop :], mask[-step.drop :], logprobs[-step.drop :]
-            new = step.ids
+            new, start = step.ids, max(0, end - step.drop)
+            end = start + len(new)
             keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
-            ids += new
-            mask += [int(keep)] * len(new)
-            logprobs += step.logprobs if keep else [0.0] * len(new)
+            try:
+                ids[start:end] = new
+                logprobs[start:end] = step.logprobs if keep else 0.0
+            except (TypeError, ValueError, OverflowError) as error:
+                raise UserError(f"{where}: turn {step.turn} has an id or a logprob that is none: {error}") from error
+            mask[start:end] = keep
+        if np.isnan(logprobs).any():  # what null becomes
+            raise UserError(f"{where}: a logprob is null")
         trained.update(step.turn for step in path)
-        yield ids, mask, logprobs
+        yield ids[:end], mask[:end], logprobs[:end]
 
 
 def messages(path: Sequence[Step]) -> list[dict[str, Any]]:
@@ -143,12 +175,13 @@ def read(path: Path | str) -> Trajectory:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} is no trajectory: not JSON ({error})") from error
+        raise UserError(f"{path} is no trajectory: not JSON ({error}); remove it, or write it again") from error
     return parse(data, where=str(path))
 
 
 def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
-    """Check what the reader relies on. Raises UserError naming `where` and the field."""
+    """Check what the reader relies on, save that ids and logprobs are numbers: `sequences` finds that. Raises UserError
+    naming `where` and the field."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f'{where} is no trajectory: its "format" is not "{FORMAT}"')
     version = data.get("version")
@@ -156,20 +189,14 @@ def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
         raise UserError(
             f"{where}: version {version} of the format; this reads up to {VERSION}: take a newer miles_lite"
         )
-    steps = data.get("steps")
-    if not isinstance(steps, list) or not isinstance(data.get("leaves"), list):
-        raise UserError(f"{where}: steps and leaves must be lists")
-    for index, step in enumerate(steps):
-        ids = step.get("output_ids", step.get("input_ids")) if isinstance(step, dict) else None
-        if not isinstance(ids, list) or not {"role", "content", "turn"} <= step.keys():
-            raise UserError(f"{where}: steps[{index}] needs role, content, turn, and input_ids or output_ids")
-        if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
-            raise UserError(f"{where}: steps[{index}] has {len(ids)} output_ids but not as many output_logprobs")
-    known = {step["turn"]: step.get("parent") for step in steps if "output_ids" in step}
-    for turn in [*data["leaves"], *(parent for parent in known.values() if parent is not None)]:
-        if turn not in known:
+    _check(data, _FIELDS, where, required=("steps", "leaves"))
+    for index, step in enumerate(data["steps"]):
+        _check_step(step, f"{where}: steps[{index}]")
+    parents = {step["turn"]: step.get("parent") for step in data["steps"] if "output_ids" in step}
+    for turn in [*data["leaves"], *(parent for parent in parents.values() if parent is not None)]:
+        if not isinstance(turn, int) or turn not in parents:
             raise UserError(f"{where}: turn {turn} is named, but no step is its output")
-    if any(parent is not None and parent >= turn for turn, parent in known.items()):
+    if any(parent is not None and parent >= turn for turn, parent in parents.items()):
         raise UserError(f"{where}: a turn's parent must come before it")
     return Trajectory(data)
 
@@ -234,6 +261,31 @@ def fingerprint(model: Path | str) -> dict[str, str]:
         "tokenizer": _digest(folder, _TOKENIZER_FILES),
         "template": _digest(folder, _TEMPLATE_FILES),
     }
+
+
+def _check(data: Any, kinds: Mapping[str, tuple[type, ...]], where: str, *, required: Sequence[str] = ()) -> None:
+    """Raises UserError for a field of another type, or one that is missing."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is no object")
+    for name, value in data.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            expected = " or ".join("null" if kind is _NULL else kind.__name__ for kind in kinds[name])
+            raise UserError(f"{where}: {name} is {str(value)[:60]!r}, expected {expected}")
+    for name in required:
+        if name not in data:
+            raise UserError(f"{where} has no {name}")
+
+
+def _check_step(step: Any, where: str) -> None:
+    _check(step, _STEP_FIELDS, where, required=("role", "content", "turn"))
+    if "output_ids" not in step and "input_ids" not in step:
+        raise UserError(f"{where} needs input_ids or output_ids")
+    if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
+        raise UserError(f"{where} has {len(step.get('output_ids', ()))} output_ids but not as many output_logprobs")
+    for call in [*step.get("tool_calls", ()), *([step["tool_call"]] if "tool_call" in step else ())]:
+        _check(call, _CALL_FIELDS, f"{where}: a tool call", required=tuple(_CALL_FIELDS))
+    if "tool_result" in step:
+        _check(step["tool_result"], _RESULT_FIELDS, f"{where}: tool_result", required=tuple(_RESULT_FIELDS))
 
 
 def _input(message: Mapping[str, Any], turn: Mapping[str, Any]) -> dict[str, Any]:

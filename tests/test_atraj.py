@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -64,9 +65,9 @@ def test_reading_and_writing_gives_the_same_bytes(
 def test_sequences_are_the_ids_end_to_end_masked_where_sampled(data: dict[str, Any]) -> None:
     trajectory = atraj.parse(data)
     for path, (tokens, mask, logprobs) in zip(trajectory.paths(), trajectory.sequences(), strict=True):
-        assert tokens == [token for step in path for token in step.ids]
+        assert tokens.tolist() == [token for step in path for token in step.ids]
         assert len(tokens) == len(mask) == len(logprobs)
-        assert sum(mask) == sum(len(step.ids) for step in path if step.sampled)
+        assert mask.sum() == sum(len(step.ids) for step in path if step.sampled)
 
 
 def test_a_dropped_stop_token_is_in_no_sequence() -> None:
@@ -91,7 +92,14 @@ def test_a_dropped_stop_token_is_in_no_sequence() -> None:
             ],
         }
     )
-    assert list(trajectory.sequences()) == [([1, 2, 4, 5], [0, 1, 0, 1], [0.0, -1.0, 0.0, -3.0])]
+    ((ids, mask, logprobs),) = trajectory.sequences()
+    assert (ids.dtype, mask.dtype, logprobs.dtype) == (np.int32, np.uint8, np.float32)
+    assert ids.tolist() == [1, 2, 4, 5]
+    assert mask.tolist() == [0, 1, 0, 1]
+    assert logprobs.tolist() == [0.0, -1.0, 0.0, -3.0]
+
+
+STEP = {"role": "a", "content": "", "turn": 0}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +107,17 @@ def test_a_dropped_stop_token_is_in_no_sequence() -> None:
     [
         ({"format": "other"}, "is no trajectory"),
         ({"version": 2}, "version 2"),
-        ({"steps": None}, "must be lists"),
-        ({"steps": [{"role": "user"}]}, r"steps\[0\] needs role"),
-        ({"steps": [{"role": "a", "content": "", "turn": 0, "output_ids": [1]}]}, "not as many output_logprobs"),
+        ({"steps": None}, "steps is 'None', expected list"),
+        ({"steps": ["x"]}, r"steps\[0\] is no object"),
+        ({"steps": [{"role": "user"}]}, r"steps\[0\] has no content"),
+        ({"steps": [STEP]}, r"steps\[0\] needs input_ids or output_ids"),
+        ({"steps": [STEP | {"turn": "0"}]}, r"steps\[0\]: turn is '0', expected int"),
+        ({"steps": [STEP | {"output_ids": [1]}]}, "not as many output_logprobs"),
+        ({"steps": [STEP | {"input_ids": [], "tool_result": {"name": "a"}}]}, "tool_result has no exit_code"),
+        ({"steps": [STEP | {"input_ids": [], "tool_calls": ["a"]}]}, "a tool call is no object"),
         ({"leaves": [3]}, "turn 3 is named"),
+        ({"leaves": [[]]}, r"turn \[\] is named"),
+        ({"reward": "1"}, "reward is '1', expected int or float or null"),
     ],
 )
 def test_what_is_no_trajectory_is_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -111,6 +126,17 @@ def test_what_is_no_trajectory_is_refused_by_name(change: dict[str, Any], messag
     with pytest.raises(UserError, match=message) as caught:
         atraj.read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"input_ids": ["a"]}, {"input_ids": [1 << 40]}, {"output_ids": [1], "output_logprobs": [None]}],
+)
+def test_ids_and_logprobs_that_are_no_numbers_are_in_no_sequence(change: dict[str, Any]) -> None:
+    last = STEP | {"output_ids": [], "output_logprobs": []}
+    data = {"format": "atraj", "version": 1, "steps": [STEP | {"input_ids": []} | change, last], "leaves": [0]}
+    with pytest.raises(UserError, match="a logprob"):
+        list(atraj.parse(data).sequences())
 
 
 def test_a_fingerprint_moves_with_its_files(tmp_path: Path) -> None:

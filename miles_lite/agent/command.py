@@ -62,8 +62,12 @@ class Agent:
     def __init__(self, url: str, options: AgentOptions, *, shows_tools: bool, admin_key: str | None = None) -> None:
         """`shows_tools`: the model's chat template does, so that calls are native where the user did not choose.
         `admin_key`: what the server wants for opening a session."""
-        if options.max_steps < 0 or options.max_tokens < 1 or options.tool_timeout <= 0:
-            raise UserError("--max-steps must be at least 0, --max-tokens at least 1, --tool-timeout above 0")
+        if options.max_steps < 0 or options.max_tokens < 1 or options.temperature < 0 or options.tool_timeout <= 0:
+            raise UserError(
+                "--max-steps and --temperature must be at least 0, --max-tokens at least 1, --tool-timeout above 0"
+            )
+        if options.single is not None and not options.single.strip():
+            raise UserError("--single: there is no text; give what the user says, or leave the flag out to talk")
         self.url, self._options, self._admin_key = url, options, admin_key
         self._tools: list[Tool] = load_tools(options.tools)
         chosen = options.tool_format
@@ -174,5 +178,5 @@ def _ask(prompt: str) -> str | None:
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        print(file=sys.stderr)
+        print("(end of input)", file=sys.stderr)
     return line.removesuffix("\n") if line else None

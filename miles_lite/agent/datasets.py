@@ -1,31 +1,33 @@
 """Trajectory files to datasets, straight from the stored ids: nothing is tokenised again.
 
 Invariant: one file is in memory at a time; what is kept of it is a few hashes (and for preference pairs its reward and
-path). The same files and options give the same rows in the same order, and rollouts of one prompt lie in one split.
+a place in a temporary file). The same files and options give the same rows in the same order, and rollouts of one
+prompt lie in one split.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 
 from miles_lite import atraj
-from miles_lite.atraj import Step, Trajectory
+from miles_lite.atraj import Arrays, Step, Trajectory
 from miles_lite.errors import UserError
 
 Row = dict[str, Any]
 PARQUET_ROWS = 512
 """Rows of a row group."""
-_PER_TOKEN = {"input_ids": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
+_PER_TOKEN = ("input_ids", "loss_mask", "logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Trace:
     source: str
     trajectory: Trajectory
     paths: list[list[Step]]
-    sequences: list[tuple[list[int], list[int], list[float]]]
+    sequences: list[Arrays]
     prompt: bytes
 
 
@@ -68,23 +70,26 @@ class Writer(Protocol):
     def add(self, trace: Trace) -> None: ...
 
 
-def files(folder: Path) -> Iterator[Path]:
+def files(folder: Path) -> list[Path]:
     """Every .atraj file below `folder`, in the order of their names. Raises UserError when there is none."""
-    found = sorted(folder.rglob(f"*{atraj.SUFFIX}")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the folder that holds the {atraj.SUFFIX} files")
+    found = sorted(folder.rglob(f"*{atraj.SUFFIX}"))
     if not found:
         raise UserError(f"{folder}: no {atraj.SUFFIX} files there; --trajectory-dir of train or agent writes them")
-    yield from found
+    return found
 
 
-def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Trace]:
-    """The trajectories that count; `counts` says what became of each file. Raises UserError for a broken one."""
+def traces(found: Sequence[Path], folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Trace]:
+    """The trajectories that count of the files `found` below `folder`; `counts` says what became of each. Raises
+    UserError for a broken one."""
     seen: set[bytes] = set()
-    for path in files(folder):
+    for path in found:
         trajectory = atraj.read(path)
         counts["read"] += 1
         counts["steps"] += len(trajectory.data["steps"])
         paths = trajectory.paths()
-        sequences = list(atraj.sequences(paths))
+        sequences = list(atraj.sequences(paths, where=str(path)))
         if not sequences:
             counts["empty"] += 1
             continue
@@ -98,13 +103,13 @@ def traces(folder: Path, filters: Filters, counts: Counter[str]) -> Iterator[Tra
                 continue
             seen.add(key)
         counts["kept"] += 1
-        yield Trace(str(path.relative_to(folder)), trajectory, paths, sequences, _hash(prompt_ids(paths[0])))
+        prompt = sequences[0][0][: prompt_length(paths[0])]
+        yield Trace(str(path.relative_to(folder)), trajectory, paths, sequences, _hash(prompt))
 
 
-def prompt_ids(path: Sequence[Step]) -> list[int]:
-    """The ids before the first sampled one."""
-    steps = itertools.takewhile(lambda step: not step.sampled, path)
-    return [token for step in steps for token in step.ids]
+def prompt_length(path: Sequence[Step]) -> int:
+    """How many ids come before the first sampled one."""
+    return sum(len(step.ids) for step in path[: _first_sampled(path)])
 
 
 def split_of(prompt: bytes, splits: Mapping[str, float]) -> str | None:
@@ -125,7 +130,7 @@ class JsonLines:
     rows: int = 0
 
     def write(self, row: Row) -> None:
-        self.file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self.file.write(_json(row) + b"\n")
         self.rows += 1
 
 
@@ -148,8 +153,9 @@ class Rlvr(JsonLines):
         if trace.prompt in self._seen:
             return
         self._seen.add(trace.prompt)
-        prompt = trace.trajectory.data.get("metadata", {}).get("prompt") or {}
-        sent, _ = _halves(trace.paths[0])
+        stored = trace.trajectory.data.get("metadata", {}).get("prompt")
+        prompt = stored if isinstance(stored, dict) else {}
+        sent = atraj.messages(trace.paths[0][: _first_sampled(trace.paths[0])])
         row = {"input": prompt.get("input", sent), "label": prompt.get("label"), "metadata": prompt.get("metadata", {})}
         self.write(row | {"task": trace.trajectory.task})
 
@@ -157,35 +163,62 @@ class Rlvr(JsonLines):
 @dataclass(slots=True)
 class Dpo(JsonLines):
     """Pairs of rollouts of one prompt: the best with the worst, the second best with the second worst, and so on,
-    while their rewards differ. Only rewards and paths are held; `finish` reads the files again."""
+    while their rewards differ. What rows are made of waits in `waiting`, a file; rewards and places in it are held."""
 
-    _by_prompt: dict[bytes, list[tuple[float, str]]] = field(default_factory=dict)
+    waiting: IO[bytes] = field(kw_only=True)
+    _by_prompt: dict[bytes, list[_Candidate]] = field(default_factory=dict)
 
     def add(self, trace: Trace) -> None:
-        if trace.trajectory.reward is not None:
-            self._by_prompt.setdefault(trace.prompt, []).append((trace.trajectory.reward, trace.source))
+        reward = trace.trajectory.reward
+        if reward is None:
+            return
+        path, (ids, mask, _) = trace.paths[0], trace.sequences[0]
+        messages, first, start = atraj.messages(path), _first_sampled(path), prompt_length(path)
+        parts = (messages[:first], ids[:start], messages[first:], ids[start:], mask[start:], reward, trace.source)
+        written = self.waiting.write(b"\n".join(map(_json, parts)))
+        candidate = _Candidate(-reward, trace.source, self.waiting.tell() - written, written)
+        self._by_prompt.setdefault(trace.prompt, []).append(candidate)
 
-    def finish(self, folder: Path) -> None:
-        for rollouts in self._by_prompt.values():
-            ranked = sorted(rollouts, key=lambda one: (-one[0], one[1]))
-            for (high, best), (low, worst) in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
-                if high > low:
-                    chosen, rejected = atraj.read(folder / best), atraj.read(folder / worst)
-                    self.write(_pair(chosen, rejected) | {"chosen_source": best, "rejected_source": worst})
+    def finish(self) -> None:
+        """Write the pairs."""
+        for candidates in self._by_prompt.values():
+            ranked = sorted(candidates)
+            for chosen, rejected in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
+                if chosen.cost < rejected.cost:
+                    self.write(self._half("chosen", chosen) | self._half("rejected", rejected))
+
+    def _half(self, name: str, candidate: _Candidate) -> Row:
+        self.waiting.seek(candidate.start)
+        parts = self.waiting.read(candidate.size).split(b"\n")
+        names = ("prompt", "prompt_ids", name, *(f"{name}_{what}" for what in ("ids", "mask", "reward", "source")))
+        return dict(zip(names, map(orjson.Fragment, parts), strict=True))
+
+
+class _Candidate(NamedTuple):
+    """A rollout of a pair: `cost` is its reward's negative, `start` and `size` are its bytes in the file."""
+
+    cost: float
+    source: str
+    start: int
+    size: int
 
 
 class Parquet:
     """One row per path, with everything that training needs: ids, mask, logprobs, reward."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
+    def __init__(self, path: Path, stack: contextlib.ExitStack) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise UserError("--format parquet: pyarrow is not installed; install it, or take sft dpo rlvr") from error
         self.rows = 0
         self._arrow = pyarrow
         self._schema = pyarrow.schema(
             [
-                *((name, pyarrow.list_(pyarrow.from_numpy_dtype(dtype))) for name, dtype in _PER_TOKEN.items()),
+                ("input_ids", pyarrow.list_(pyarrow.int32())),
+                ("loss_mask", pyarrow.list_(pyarrow.uint8())),
+                ("logprobs", pyarrow.list_(pyarrow.float32())),
                 ("reward", pyarrow.float32()),
                 ("task", pyarrow.string()),
                 ("source", pyarrow.string()),
@@ -203,6 +236,8 @@ class Parquet:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._waiting:
+            return
         columns = [self._column(field.name, field.type) for field in self._schema]
         self._file.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
         self.rows += len(self._waiting)
@@ -213,27 +248,24 @@ class Parquet:
         if name not in _PER_TOKEN:
             return self._arrow.array(values, kind)
         ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        whole = np.fromiter(itertools.chain.from_iterable(values), _PER_TOKEN[name], count=int(ends[-1]))
-        return self._arrow.ListArray.from_arrays(ends, whole)
+        return self._arrow.ListArray.from_arrays(ends, np.concatenate(values))
 
 
 def to_data(
     folder: Path, out: Path, *, formats: Sequence[str], filters: Filters, splits: Mapping[str, float]
 ) -> tuple[Counter[str], dict[str, int]]:
-    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet.
+    """Write `out`/FORMAT[.SPLIT].jsonl and tokens[.SPLIT].parquet, all of them or, after an error, none.
 
-    Returns what became of the files, and the rows of each file written.
+    Returns what became of the trajectories, and the rows of each file written. Raises UserError.
     """
-    names = splits or {"": 1.0}
+    found, shares = files(folder), splits or {"": 1.0}
     counts: Counter[str] = Counter()
     writers: dict[tuple[str, str], Writer] = {}
-    out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        for name in names:
-            for kind in formats:
-                writers[name, kind] = _open(out / _file_name(kind, name), kind, stack)
-        for trace in traces(folder, filters, counts):
-            split = split_of(trace.prompt, names)
+    with _drafts(out) as draft, contextlib.ExitStack() as stack:
+        for name, kind in itertools.product(shares, formats):
+            writers[name, kind] = _open(draft / _file_name(kind, name), kind, stack)
+        for trace in traces(found, folder, filters, counts):
+            split = split_of(trace.prompt, shares)
             if split is None:
                 counts["in_no_split"] += 1
                 continue
@@ -241,15 +273,31 @@ def to_data(
                 writers[split, kind].add(trace)
         for writer in writers.values():
             if isinstance(writer, Dpo):
-                writer.finish(folder)
+                writer.finish()
     return counts, {_file_name(kind, name): writer.rows for (name, kind), writer in writers.items()}
 
 
-def _open(path: Path, kind: str, stack: ExitStack) -> Writer:
+@contextlib.contextmanager
+def _drafts(out: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `out` at the end, unless there was an error."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            draft = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".draft-")))
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {out}: {error.strerror}") from error
+        yield draft
+        for file in draft.iterdir():
+            file.replace(out / file.name)
+
+
+def _open(path: Path, kind: str, stack: contextlib.ExitStack) -> Writer:
     if kind == "parquet":
         return Parquet(path, stack)
-    kinds: dict[str, Callable[[IO[bytes]], Writer]] = {"sft": Sft, "dpo": Dpo, "rlvr": Rlvr}
-    return kinds[kind](stack.enter_context(path.open("wb")))
+    file = stack.enter_context(path.open("wb"))
+    if kind == "dpo":
+        return Dpo(file, waiting=stack.enter_context(tempfile.TemporaryFile(dir=path.parent)))
+    return Sft(file) if kind == "sft" else Rlvr(file)
 
 
 def _file_name(kind: str, split: str) -> str:
@@ -261,24 +309,13 @@ def _about(trace: Trace) -> Row:
     return {"reward": trace.trajectory.reward, "task": trace.trajectory.task, "source": trace.source}
 
 
-def _halves(path: Sequence[Step]) -> tuple[list[Row], list[Row]]:
-    """The messages before the first sampled one, and the rest."""
-    messages = atraj.messages(path)
-    first = next((index for index, step in enumerate(path) if step.sampled), len(messages))
-    return messages[:first], messages[first:]
+def _first_sampled(path: Sequence[Step]) -> int:
+    return next((index for index, step in enumerate(path) if step.sampled), len(path))
 
 
-def _pair(chosen: Trajectory, rejected: Trajectory) -> Row:
-    row: Row = {}
-    for name, one in (("chosen", chosen), ("rejected", rejected)):
-        path = one.paths()[0]
-        ids, mask, _ = next(atraj.sequences([path]))
-        start = prompt_ids(path)
-        prompt, rest = _halves(path)
-        row |= {"prompt": prompt, "prompt_ids": start, name: rest, f"{name}_ids": ids[len(start) :]}
-        row |= {f"{name}_mask": mask[len(start) :], f"{name}_reward": one.reward}
-    return row
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _hash(ids: Any) -> bytes:
-    return hashlib.sha256(orjson.dumps(ids)).digest()[:16]
+    return hashlib.sha256(_json(ids)).digest()[:16]

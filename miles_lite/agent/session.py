@@ -18,6 +18,7 @@ from miles_lite.errors import UserError
 
 CALL_SECONDS = 660.0
 """Longer than the server's own bound on one turn."""
+WHAT_URL = "  MODEL is a model folder, or the `sessions` URL that `miles-lite serve` prints."
 
 
 @cache
@@ -65,6 +66,8 @@ class AgentSession:
             return self
         try:
             body = self._call("POST", "/sessions", {"sampling": self._sampling})
+            if not isinstance(body, dict) or "session_id" not in body:
+                raise UserError(f"{self._url} is no session server: POST /sessions gave no session_id\n{WHAT_URL}")
         except BaseException:
             self._http.close()
             raise
@@ -113,15 +116,17 @@ class AgentSession:
             answer = self._http.request(method, self._url + path, json=body)
         except httpx.HTTPError as error:
             raise UserError(
-                f"no answer from the session server at {self._url}: {error or type(error).__name__}\n"
-                "  MODEL is a model folder, or the `sessions` URL that `miles-lite serve` prints."
+                f"no answer from the session server at {self._url}: {error or type(error).__name__}\n{WHAT_URL}"
             ) from error
-        if answer.status_code < 300:
-            return answer.json() if answer.content else None
         try:
-            refusal = answer.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            refusal = {"message": answer.text[:500], "code": None}
+            body = answer.json() if answer.content else None
+        except ValueError:
+            body = answer.text[:500]
+        if answer.status_code < 300:
+            return body
+        refusal = body["error"] if isinstance(body, dict) and isinstance(body.get("error"), dict) else {}
+        message = refusal.get("message", body)
         if refusal.get("code") == "context_length_exceeded":
-            raise ContextFull(refusal["message"])
-        raise UserError(f"{self._url}{path} answered {answer.status_code}: {refusal['message']}")
+            raise ContextFull(message)
+        hint = f"\n{WHAT_URL}" if path == "/sessions" and answer.status_code in (404, 405) else ""
+        raise UserError(f"{self._url}{path} answered {answer.status_code}: {message}{hint}")

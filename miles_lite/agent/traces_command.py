@@ -5,6 +5,10 @@ Invariant: nothing here changes a trajectory file.
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from statistics import fmean
 
 from miles_lite import atraj
 from miles_lite.agent.datasets import Filters, files, to_data
-from miles_lite.atraj import Step
+from miles_lite.atraj import Step, Trajectory
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, take_group
 
@@ -24,6 +28,9 @@ USAGE = """usage: miles-lite traces COMMAND ...
   stats DIR               counts, rewards, tokens, tools
   diff FILE FILE          where two trajectories part
 """
+
+
+READER_GONE = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,12 @@ def main(argv: Sequence[str]) -> int:
     }
     if name not in commands:
         raise UserError(f"miles-lite traces: no command '{name}'; there are {', '.join(commands)}")
-    commands[name](rest)
+    try:
+        commands[name](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, `head` say, has seen enough; the interpreter's own flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     return 0
 
 
@@ -81,15 +93,20 @@ def _to_data(argv: Sequence[str]) -> None:
 
 
 def _splits(given: Sequence[str]) -> dict[str, float]:
-    splits = {}
+    splits: dict[str, float] = {}
     for text in given:
         name, _, share = text.partition("=")
         try:
-            splits[name] = float(share)
+            value = float(share)
         except ValueError:
-            raise UserError(f"--split {text}: give NAME=SHARE, such as train=0.9 test=0.1") from None
-    if any(not name or share <= 0 for name, share in splits.items()) or sum(splits.values()) > 1 + 1e-9:
-        raise UserError(f"--split {' '.join(given)}: shares must be above 0 and add up to at most 1")
+            value = 0.0
+        if not re.fullmatch(r"[\w-]+", name) or not value > 0:
+            raise UserError(f"--split {text}: give NAME=SHARE, such as train=0.9 test=0.1; a share is above 0")
+        if name in splits:
+            raise UserError(f"--split: {name} is there twice; give each split another name")
+        splits[name] = value
+    if sum(splits.values()) > 1 + 1e-9:
+        raise UserError(f"--split {' '.join(given)}: shares must add up to at most 1")
     return splits
 
 
@@ -98,7 +115,9 @@ def _show(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--width", type=int, default=400, help="characters of a step that are shown (default: 400)")
     options = parser.parse_args(list(argv))
-    trajectory = atraj.read(options.file)
+    if options.width < 0:
+        raise UserError("--width must be at least 0")
+    trajectory = _read(options.file)
     print(
         f"task {trajectory.task or '-'}   reward {_number(trajectory.reward)}   paths {len(trajectory.data['leaves'])}"
     )
@@ -143,7 +162,7 @@ def _diff(argv: Sequence[str]) -> None:
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     options = parser.parse_args(list(argv))
-    one, other = atraj.read(options.one), atraj.read(options.other)
+    one, other = _read(options.one), _read(options.other)
     print(f"reward {_number(one.reward)} | {_number(other.reward)}")
     equal = 0
     for left, right in zip(one.steps, other.steps, strict=False):
@@ -161,6 +180,17 @@ def _diff(argv: Sequence[str]) -> None:
         pairs = enumerate(zip(ours, theirs, strict=False))
         same = next((at for at, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
         print(f"ids part at {same} of {len(ours)} | {len(theirs)}: {ours[same:][:8]} | {theirs[same:][:8]}")
+
+
+def _read(file: Path) -> Trajectory:
+    """One file, whose ids and logprobs are numbers."""
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: give one {atraj.SUFFIX} file of it, or see miles-lite traces stats")
+    trajectory = atraj.read(file)
+    for number, step in enumerate(trajectory.steps):
+        if not all(isinstance(value, (int, float)) for value in [*step.ids, *step.logprobs]):
+            raise UserError(f"{file}: steps[{number}] has an id or a logprob that is no number")
+    return trajectory
 
 
 def _headline(step: Step) -> str:

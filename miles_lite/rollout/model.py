@@ -10,21 +10,21 @@ from miles_lite.errors import UserError
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
 
-def check_model_folder(folder: str) -> Path:
+def check_model_folder(folder: str, *, given_as: str = "--hf-checkpoint") -> Path:
     """The folder, when it holds a config, weights and a tokenizer. Raises UserError saying what is missing."""
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise UserError(
-            f"--hf-checkpoint {folder}: no such folder. Give a Hugging Face model folder, or make a small one with "
+            f"{given_as} {folder}: no such folder. Give a Hugging Face model folder, or make a small one with "
             "`miles-lite init-model`."
         )
     if not (path / "config.json").is_file():
-        raise UserError(f"--hf-checkpoint {folder}: has no config.json, so it is not a Hugging Face model folder")
+        raise UserError(f"{given_as} {folder}: has no config.json, so it is not a Hugging Face model folder")
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise UserError(f"--hf-checkpoint {folder}: has no weights (*.safetensors)")
+        raise UserError(f"{given_as} {folder}: has no weights (*.safetensors)")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
-            f"--hf-checkpoint {folder}: has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). Copy the tokenizer "
+            f"{given_as} {folder}: has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}). Copy the tokenizer "
             "files of the model next to its config.json."
         )
     return path

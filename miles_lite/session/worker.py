@@ -15,9 +15,6 @@ from miles_lite.session import heap, logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
-_YOUNG = 50_000
-"""New containers between collections: an engine's answer alone is thousands of lists, one per token."""
-
 
 def main(fd: int) -> int:
     logs.configure()
@@ -30,7 +27,6 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # collections look at sessions alone
-    gc.set_threshold(_YOUNG)
     heap.give_back()
     try:
         ready()

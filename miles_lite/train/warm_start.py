@@ -65,6 +65,20 @@ def warm_start(
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
     samples = [encode_transcript(tokenizer, messages) for messages in read_transcripts(transcripts_jsonl)]
     check_lengths(samples, context=policy.model.config.max_position_embeddings, path=transcripts_jsonl)
+    losses, tokens = fit(policy, samples, steps=steps, batch=batch, lr=lr, seed=seed, threads=threads)
+    replace_weights(policy, folder)
+    return WarmStart(
+        first_loss=float(np.mean(losses[:REPORTED])),
+        last_loss=float(np.mean(losses[-REPORTED:])),
+        tokens=tokens,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def fit(
+    policy: Policy, samples: Sequence[Sample], *, steps: int, batch: int, lr: float, seed: int, threads: int
+) -> tuple[list[float], int]:
+    """Train on the samples' masked tokens as `warm_start` does; the loss of each step, and the tokens processed."""
     options = Optimizer(lr=lr, lr_decay_style="cosine", lr_warmup_iters=max(1, steps // 10))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     losses = []
@@ -77,13 +91,7 @@ def warm_start(
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             tokens += sum(len(samples[index]) for index in chosen)
-    replace_weights(policy, folder)
-    return WarmStart(
-        first_loss=float(np.mean(losses[:REPORTED])),
-        last_loss=float(np.mean(losses[-REPORTED:])),
-        tokens=tokens,
-        seconds=time.perf_counter() - begin,
-    )
+    return losses, tokens
 
 
 def backward(policy: Policy, samples: list[Sample], pool: ThreadPoolExecutor, *, threads: int) -> float:

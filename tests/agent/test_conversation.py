@@ -24,6 +24,7 @@ from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
 from miles_lite.agent_main import main
 from miles_lite.errors import UserError
+from tests.http_server import http_server
 from tests.session.engine import STOP, Bench, answer, bench
 
 ECHO = {
@@ -109,8 +110,8 @@ def test_a_tool_runs_and_its_result_leads_to_the_answer(tiny_model: Path) -> Non
     assert steps[3]["sent_as"] == "user"
     assert [message["role"] for message in trajectory.messages()][3] == "user"
     ((ids, mask, _),) = trajectory.sequences()
-    assert ids[: len(requests[-1]["input_ids"])] == requests[-1]["input_ids"]
-    assert sum(mask) == sum(len(step.ids) for step in trajectory.steps if step.sampled)
+    assert ids[: len(requests[-1]["input_ids"])].tolist() == requests[-1]["input_ids"]
+    assert mask.sum() == sum(len(step.ids) for step in trajectory.steps if step.sampled)
 
 
 def test_native_calls_are_answered_with_tool_messages(tiny_model: Path) -> None:
@@ -242,17 +243,30 @@ def test_the_repl_ends_with_its_input(
     ("argv", "words"),
     [
         (["nomodel"], "nomodel is no folder: MODEL is"),
+        (["EMPTY"], "has no config.json, so it is not a Hugging Face model folder"),
         (["http://127.0.0.1:9", "--prompt-cache-dir", "cache"], "--prompt-cache-dir is for a model folder"),
         (["http://127.0.0.1:9", "--sglang-dtype", "float32"], "--sglang flags are for a model folder"),
         (["http://127.0.0.1:9", "--tool-format", "bash"], "needs a tool called bash"),
         (["http://127.0.0.1:9", "--max-tokens", "0"], "--max-tokens at least 1"),
+        (["http://127.0.0.1:9", "--temperature", "-1"], "--temperature must be at least 0"),
+        (["http://127.0.0.1:9", "--single", " "], "--single: there is no text"),
         (["http://127.0.0.1:9", "--single", "Go"], "no answer from the session server at http://127.0.0.1:9"),
     ],
 )
 def test_a_mistake_is_named_before_servers_start(tmp_path: Path, argv: list[str], words: str) -> None:
     (tmp_path / "tools.json").write_text(json.dumps([ECHO]))
     with pytest.raises(UserError, match=re.escape(words)):
-        main([*argv, "--tools", str(tmp_path / "tools.json")])
+        main([*(word.replace("EMPTY", str(tmp_path)) for word in argv), "--tools", str(tmp_path / "tools.json")])
+
+
+@pytest.mark.parametrize("reply", ["hello", {"id": "x"}, ["x"]])
+def test_a_server_of_something_else_is_named(reply: Any) -> None:
+    with (
+        http_server(lambda request: reply) as url,
+        pytest.raises(UserError, match=f"{url} is no session server"),
+        AgentSession(url),
+    ):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_the_model_speaks(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from miles_lite import atraj
 from miles_lite.agent.datasets import split_of
 from miles_lite.agent.traces_command import main
 from miles_lite.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def trajectory(prompt: int, output: Sequence[int], reward: float | None) -> atraj.Trajectory:
@@ -142,6 +147,16 @@ def test_a_prompt_is_in_one_split_or_in_none(prompt: bytes, share: float) -> Non
         assert split_of(prompt, {"a": share + 0.1}) == "a"
 
 
+def test_a_broken_file_is_named_and_leaves_the_datasets_as_they_were(folder: Path) -> None:
+    out = convert(folder)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert sorted(before) == ["dpo.jsonl", "rlvr.jsonl", "sft.jsonl", "tokens.parquet"]
+    (folder / "5.atraj").write_bytes((folder / "5.atraj").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"5\.atraj is no trajectory: not JSON"):
+        convert(folder)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
 def test_show_stats_and_diff_say_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["show", str(folder / "0.atraj")])
     shown = capsys.readouterr().out
@@ -159,12 +174,29 @@ def test_show_stats_and_diff_say_what_is_there(folder: Path, capsys: pytest.Capt
     assert "ids part at 0 of 2 | 2: [2, 9] | [3, 9]" in diff
 
 
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    """As in `traces show FILE | head -1`."""
+    argv = [sys.executable, "-m", "miles_lite", "traces", "show", str(folder / "0.atraj")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["to-data", "EMPTY", "--out", "x"], "no .atraj files"),
+        (["to-data", "EMPTY/none", "--out", "x"], "none is no folder"),
+        (["stats", "EMPTY/none"], "none is no folder"),
+        (["show", "EMPTY"], "is a folder"),
+        (["show", "EMPTY", "--width", "-1"], "--width must be at least 0"),
         (["to-data", "EMPTY", "--out", "x", "--split", "a"], "NAME=SHARE"),
         (["to-data", "EMPTY", "--out", "x", "--split", "a=0.9", "b=0.2"], "add up to at most 1"),
+        (["to-data", "EMPTY", "--out", "x", "--split", "a=nan"], "a share is above 0"),
+        (["to-data", "EMPTY", "--out", "x", "--split", "a/b=0.5"], "NAME=SHARE"),
+        (["to-data", "EMPTY", "--out", "x", "--split", "a=0.1", "a=0.2"], "a is there twice"),
         (["nosuch"], "no command 'nosuch'"),
         (["show", "EMPTY/none.atraj"], "cannot read"),
     ],

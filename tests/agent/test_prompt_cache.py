@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from miles_lite import agent_main
 from miles_lite.agent.prompt_cache import PAGE, PromptCache, prompt_cache
 from miles_lite.errors import UserError
+from tests.http_server import Request, http_server
 
 
 @pytest.fixture
@@ -62,37 +62,17 @@ def engine(folder: Path, *, pages: int, cached: int) -> Iterator[tuple[str, list
     """An engine that writes `pages` and says that `cached` tokens were; and what it was asked."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(f"POST {self.path} {len(body['input_ids'])}")
-            for page in range(pages):
-                (folder / f"{page}.bin").touch()
-            self._answer(json.dumps({"meta_info": {"cached_tokens": cached}}))
+    def reply(request: Request) -> Any:
+        if request.method == "DELETE":
+            asked.append(f"DELETE {request.path} {request.headers['Authorization']}")
+            return "Detached."
+        asked.append(f"POST {request.path} {len(request.body['input_ids'])}")
+        for page in range(pages):
+            (folder / f"{page}.bin").touch()
+        return {"meta_info": {"cached_tokens": cached}}
 
-        def do_DELETE(self) -> None:
-            asked.append(f"DELETE {self.path} {self.headers['Authorization']}")
-            self._answer("Detached.\n")
-
-        def _answer(self, text: str) -> None:
-            data = text.encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_server(reply) as url:
+        yield url, asked
 
 
 def test_the_storage_is_taken_away_once_the_prompt_is_written(tmp_path: Path) -> None:
@@ -100,6 +80,17 @@ def test_the_storage_is_taken_away_once_the_prompt_is_written(tmp_path: Path) ->
     with engine(tmp_path, pages=3, cached=2 * PAGE) as (url, asked):
         assert cache.warm(url) == 2 * PAGE
     assert asked == [f"POST /generate {3 * PAGE + 1}", "DELETE /hicache/storage-backend Bearer k"]
+
+
+@pytest.mark.parametrize(("cached", "said"), [(0, False), (PAGE, False), (2 * PAGE, True)])
+def test_a_prompt_is_said_to_be_loaded_only_when_all_of_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cached: int, said: bool
+) -> None:
+    cache = PromptCache(folder=tmp_path, ids=range(2 * PAGE + 1))
+    with engine(tmp_path, pages=2, cached=cached) as (url, _):
+        agent_main._warm(cache, url)
+    line = f"loaded system-prompt cache ({2 * PAGE} tokens) — skipping prefill\n"
+    assert capsys.readouterr().err == (line if said else "")
 
 
 def test_an_engine_that_writes_nothing_is_an_error_not_a_wait_for_ever(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +62,27 @@ def run(command: str, flags: list[str], *, mark: str, log: Path, timeout: float 
     text = log.read_text(errors="replace")
     assert code == 0, f"exit code {code}:\n{text[-6000:]}"
     return text
+
+
+@contextmanager
+def serving(model: Path, *flags: str, folder: Path, mark: str) -> Iterator[str]:
+    """The URL of the session servers of `miles-lite serve`, which writes into `folder` and ends with Ctrl-C."""
+    log = folder / "log"
+    process = start(
+        "serve", ["--hf-checkpoint", str(model), "--run-dir", str(folder / "run"), *flags], mark=mark, log=log
+    )
+
+    def sessions() -> str | None:
+        found = re.search(r"^sessions +(\S+)", log.read_text(), re.MULTILINE)
+        return found[1] if found and "ready" in log.read_text() else None
+
+    try:
+        yield wait_for("the servers", sessions, timeout=200, process=process, log=log)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(20)
+    assert code == 0
+    assert_nothing_left(mark)
 
 
 def wait_for(what: str, condition: Any, *, timeout: float, process: subprocess.Popen[bytes], log: Path) -> Any:

@@ -57,7 +57,7 @@ def test_rollout_generates_and_scores_without_training(
     assert sum(rewards) / 16 == pytest.approx(values(run_dir, "rollout/reward")[0])
     for one in trajectories:
         assert [step.role for step in one.paths()[0]][:3] == ["system", "user", "assistant"]
-        assert sum(next(one.sequences())[1]) == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
+        assert next(one.sequences())[1].sum() == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
     assert_nothing_left(mark)
 
 

@@ -7,12 +7,10 @@ import json
 import secrets
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,8 @@ from make_tasks import SPLITS, make_tasks
 from prompts import SUBMIT, reply
 from transcripts import make_transcripts, transcript
 from workspace import MAX_OUTPUT, Workspace
+
+from tests.http_server import Request, http_server
 
 BY_NAME = {bug.name: bug for bug in BUGS}
 Messages = list[dict[str, str]]
@@ -49,32 +49,16 @@ def chat_server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A canned OpenAI endpoint: its base URL, and the request bodies it got."""
     bodies: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            message = {"role": "assistant", "content": answer(bodies[-1]["messages"])}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            reply = {"id": "0", "object": "chat.completion", "created": 0, "model": "policy", "usage": usage}
-            data = json.dumps(reply | {"choices": [choice]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def complete(request: Request) -> dict[str, Any]:
+        bodies.append(request.body)
+        message = {"role": "assistant", "content": answer(request.body["messages"])}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        reply = {"id": "0", "object": "chat.completion", "created": 0, "model": "policy", "usage": usage}
+        return reply | {"choices": [choice]}
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/sessions/s/v1", bodies
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with http_server(complete) as url:
+        yield f"{url}/sessions/s/v1", bodies
 
 
 def episode(row: dict[str, Any], answer: Answer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -163,19 +147,8 @@ def test_what_the_server_does_wrong_is_raised() -> None:
         raise ConnectionResetError
 
     (row,) = make_tasks("train", count=1, seed=0)
-    with pytest.raises(litellm.exceptions.InternalServerError), _quiet():
+    with pytest.raises(litellm.exceptions.InternalServerError):
         episode(row, broken)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The canned server's own traceback is expected."""
-    before = ThreadingHTTPServer.handle_error
-    ThreadingHTTPServer.handle_error = lambda *_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ThreadingHTTPServer.handle_error = before  # type: ignore[method-assign]
 
 
 def test_a_workspace_is_a_clean_git_repository() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
@@ -20,11 +19,10 @@ import swe_bench
 from executors import Executor, apptainer, docker, image_of
 from make_swe_bench import make_instances
 from prompts import SUBMIT, reply
-from tokenizers import Tokenizer
 
 from miles_lite.errors import UserError
 from tests.agent.test_shell import needs_bwrap
-from tests.session.engine import STOP, answer, bench
+from tests.examples.episodes import play
 
 KINDS = ["local", pytest.param("bwrap", marks=needs_bwrap)]
 
@@ -200,15 +198,5 @@ def _comment(instance: dict[str, Any]) -> str:
 
 
 def _episode(model: Path, instance: dict[str, Any], replies: Sequence[str]) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    waiting = iter(replies)
-
-    def script(body: dict[str, Any]) -> dict[str, Any]:
-        return answer([*tokenizer.encode(next(waiting), add_special_tokens=False).ids, STOP])
-
-    async def play() -> dict[str, Any]:
-        async with bench(model, script) as running:
-            url = running.client.base_url(await running.client.create({"temperature": 1.0}))
-            return await swe_bench.run(url, instance["problem_statement"], {"max_tokens": 800}, instance)
-
-    return asyncio.run(play())
+    row = {"input": instance["problem_statement"], "metadata": instance}
+    return play(model, swe_bench.run, row, replies).result

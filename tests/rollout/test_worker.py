@@ -34,7 +34,8 @@ def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Pat
     made = atraj.read(path)
     ((ids, mask, logprobs),) = made.sequences()
     (sample,) = rollout.samples
-    assert (ids, mask) == (sample.tokens.tolist(), sample.loss_mask.tolist())
+    assert ids.tolist() == sample.tokens.tolist()
+    assert mask.tolist() == sample.loss_mask.tolist()
     assert np.allclose(logprobs, sample.logprobs)
     assert made.reward == rollout.reward == 0.0
     assert made.data["metadata"]["group_index"] == 2

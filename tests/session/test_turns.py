@@ -27,8 +27,8 @@ async def _talk(model: Path) -> None:
     roles = [(step.role, step.sampled) for step in made.paths()[1]]
     assert roles == [("system", False), ("user", False), ("assistant", True), ("user", False), ("assistant", True)]
     for (ids, mask, logprobs), sample in zip(made.sequences(), samples, strict=True):
-        assert ids == sample.tokens.tolist()
-        assert mask == sample.loss_mask.tolist()
+        assert ids.tolist() == sample.tokens.tolist()
+        assert mask.tolist() == sample.loss_mask.tolist()
         assert np.allclose(logprobs, sample.logprobs)
 
 

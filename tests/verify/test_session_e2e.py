@@ -15,7 +15,7 @@ import pytest
 from miles_lite.cli import main
 from miles_lite.tito.boundaries import ROLES
 from tests.e2e.conftest import mark  # noqa: F401  the fixture
-from tests.e2e.job import assert_nothing_left, start, wait_for
+from tests.e2e.job import assert_nothing_left, serving, start, wait_for
 from tests.verify.taught import make_taught_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -35,19 +35,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A session server that runs already."""
-    folder = tmp_path_factory.mktemp("served")
-    log, served = folder / "log", "verify-served"
-    flags = ["--hf-checkpoint", str(taught), "--run-dir", str(folder / "run"), *ROLE_FLAGS]
-    process = start("serve", flags, mark=served, log=log)
-
-    def sessions() -> str | None:
-        found = re.search(r"^sessions +(\S+)", log.read_text(), re.MULTILINE)
-        return found[1] if found and "ready" in log.read_text() else None
-
-    yield wait_for("the servers", sessions, timeout=200, process=process, log=log)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(20) == 0
-    assert_nothing_left(served)
+    with serving(taught, *ROLE_FLAGS, folder=tmp_path_factory.mktemp("served"), mark="verify-served") as url:
+        yield url
 
 
 def verdict(shown: str) -> str:
