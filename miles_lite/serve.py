@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from miles_lite.admin import admin_key, announced
+from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
@@ -81,7 +81,7 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
                 print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
             for url in stack.engine_urls:
                 print(f"engine    {url}")
-            print(announced(stack.admin_key, options.engines.sglang_args.get("admin_api_key")), end="")
+            print(announced(stack.admin_key, *options.given_keys), end="")
             print("ready; Ctrl-C ends it", flush=True)
         while not stop.is_set():
             if stack.failure is not None:
@@ -102,9 +102,9 @@ def router(argv: Sequence[str]) -> int:
     namespace = parser.parse_args(list(argv))
     options, engines = take_group(namespace, RouterOptions), take_group(namespace, Engines)
     topology = take_group(namespace, Topology)
-    key = admin_key(topology.bind_host)
+    key = admin_key(topology.bind_host, known_key())
     spec = RouterSpec.of(topology, engines, port=options.port, state_file=options.state_file, admin_key=key)
-    print(announced(key), end="", flush=True)
+    print(announced(key, known_key()), end="", flush=True)
     asyncio.run(_route(Supervisor(spec, gateway=engines.router == "gateway")))
     return 0
 
