@@ -34,7 +34,10 @@ GATEWAY = ["--rollout-num-gpus", "1", "--router", "gateway"]
             GATEWAY,
             ["regular"],
             ("smg::router", "miles_lite.router.server", "ray::RouterActor"),
-            marks=pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),
+            ],
             id="gateway",
         ),
     ],
