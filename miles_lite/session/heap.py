@@ -37,16 +37,4 @@ def give_back() -> None:
         _malloc_trim(0)
 
 
-def set_apart() -> None:
-    """Large buffers get pages of their own, which go as they come: among what stays they would leave holes.
-
-    So does glibc at first, but it raises the limit whenever such a buffer is freed.
-    """
-    if _mallopt is not None:
-        _mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
-
-
-_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 128 * 2**10
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

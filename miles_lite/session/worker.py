@@ -11,14 +11,13 @@ import sys
 from collections.abc import Callable
 
 from miles_lite import supervised
-from miles_lite.session import heap, logs
+from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
 
 def main(fd: int) -> int:
     logs.configure()
-    heap.set_apart()
     return supervised.run(_serve, fd)
 
 
