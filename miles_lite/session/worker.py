@@ -15,6 +15,9 @@ from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
+_YOUNG = 50_000
+"""New containers between collections: an engine's answer alone is a list per token, and all of them go at once."""
+
 
 def main(fd: int) -> int:
     logs.configure()
@@ -27,6 +30,7 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # collections look at sessions alone
+    gc.set_threshold(_YOUNG)
     try:
         ready()
         await stop.wait()
