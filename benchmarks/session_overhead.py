@@ -14,7 +14,7 @@ cpu_ms_per_request               processor time of the session server in that
 direct_rps_256                   the same bodies straight to the engine
 journal_cost                     share of rps_256 that journaling every turn costs                             (<= 0.15)
 bytes_per_token, kib_per_session resident memory of sessions of 32 to 64 turns, and of sessions of one turn  (<= 16, 20)
-rss_after_delete                 resident memory a second after all was deleted, over that before           (<= 1.05)
+rss_after_delete                 resident memory two seconds after all was deleted, over that before        (<= 1.05)
 collect_ms                       collecting a session of 128 turns and 65k tokens                               (<= 20)
 restart_seconds                  from SIGKILL of the worker to the next turn of a session that it held           (<= 5)
 """
@@ -179,7 +179,7 @@ async def _memory(server: Process, words: Words, *, sessions: int) -> dict[str, 
     per_session = (server.memory() - held - tokens * per_token) / len(new)
     for agent in (*many, *new):
         await agent.close()
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     return {
         "bytes_per_token": per_token,
         "kib_per_session": per_session / 1024,

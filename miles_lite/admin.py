@@ -1,6 +1,6 @@
 """The key that opens, off loopback, what changes a server: weights of engines, engines of a router, new sessions.
 
-Invariant: on loopback nobody is asked for it. It is never part of a URL.
+Invariant: on loopback nobody is asked for it. It is no part of a URL or of an actor's environment, which are shown.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ VARIABLE = "MILES_LITE_ADMIN_KEY"
 """Environment variable with the key; without it one is made up wherever servers are started."""
 
 
-def admin_key(bind_host: str, given: str | None = None) -> str | None:
-    """The key of servers that listen on `bind_host`: `given`, the variable's, or one of its own. None on loopback."""
-    return None if loopback(bind_host) else given or known_key() or secrets.token_urlsafe(24)
+def admin_key(bind_host: str, *given: str | None) -> str | None:
+    """The key of servers that listen on `bind_host`: the first that was given, else a new one. None on loopback."""
+    return None if loopback(bind_host) else next(filter(None, given), None) or secrets.token_urlsafe(24)
 
 
 def known_key() -> str | None:
-    """The key of servers that somebody else started."""
+    """The key that the user gave this process."""
     return os.environ.get(VARIABLE) or None
 
 
-def announced(key: str | None, given: str | None = None) -> str:
-    """A line for whoever starts servers by hand: their key where it was made up; else nothing."""
-    return f"admin key {key}    made up; {VARIABLE} sets it\n" if key and key not in (given, known_key()) else ""
+def announced(key: str | None, *given: str | None) -> str:
+    """A line for whoever starts servers by hand: their key where none was given; else nothing."""
+    return f"admin key {key}    made up; {VARIABLE} sets it\n" if key and key not in given else ""
 
 
 def bearer(key: str | None) -> dict[str, str]:

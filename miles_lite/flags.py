@@ -72,13 +72,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}\n  see: {self.prog} --help")
 
 
-def add_group(parser: argparse.ArgumentParser, group: type) -> None:
-    """Add one flag per field of the option dataclass `group`."""
-    title = (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
+def add_group(parser: argparse.ArgumentParser, group: type, *, only: Sequence[str] = (), title: str = "") -> None:
+    """Add one flag per field of the option dataclass `group`, or for those in `only` alone, under its `title`."""
+    title = title or (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
     section = parser.add_argument_group(title)
     hints = typing.get_type_hints(group)
     for item in dataclasses.fields(group):
-        if "help" not in item.metadata:
+        if "help" not in item.metadata or (only and item.name not in only):
             continue
         section.add_argument("--" + item.name.replace("_", "-"), **_argument(item, hints[item.name]))
 
@@ -108,10 +108,10 @@ def _argument(item: dataclasses.Field, hint: Any) -> dict[str, Any]:
 
 
 def take_group(namespace: argparse.Namespace, group: type[T]) -> T:
-    """Build the option dataclass `group` from parsed arguments."""
+    """Build the option dataclass `group` from parsed arguments; a field that was no flag there has its default."""
     values = {}
     for item in dataclasses.fields(group):  # type: ignore[arg-type]
-        if "help" in item.metadata:
+        if "help" in item.metadata and item.name in namespace:
             value = getattr(namespace, item.name)
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return group(**values)

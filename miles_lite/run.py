@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import ray
 
+from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
@@ -99,7 +100,8 @@ class Run:
             signal.signal(number, _interrupt)
         self._layout = place(config.topology, train=self._train)
         (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
-        self._manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0).remote(config, self._layout)
+        manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0)
+        self._manager = manager.remote(config, self._layout, known_key())
         starting = self._manager.start.remote()
         ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
         engines = in_words(plan_engines(config.topology, config.engines))

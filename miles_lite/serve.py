@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from miles_lite.admin import admin_key, announced
+from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
@@ -32,19 +31,15 @@ class Serving:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
-    """router: where it listens, whom it chooses."""
+    """router: its port, and what it keeps."""
 
-    bind_host: str = option("127.0.0.1", help="interface to bind to")
-    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
     port: int | None = option(None, help="port (default: a free one)")
-    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
-    router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
-    router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
-        "least_in_flight", help="who takes a request that sticks to no engine"
-    )
-    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
-    sglang_server_concurrency: int = option(512, help="requests in flight per engine")
     state_file: str | None = option(None, help="keep the workers in this file for the next start")
+
+
+HOSTS = ("bind_host", "advertise_host")
+ROUTING = ("sglang_server_concurrency", "router", "router_policy", "router_timeout", "router_queue_seconds")
+"""The flags of a run that `miles-lite router` has too."""
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -86,7 +81,7 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
                 print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
             for url in stack.engine_urls:
                 print(f"engine    {url}")
-            print(announced(stack.admin_key, options.engines.sglang_args.get("admin_api_key")), end="")
+            print(announced(stack.admin_key, *options.given_keys), end="")
             print("ready; Ctrl-C ends it", flush=True)
         while not stop.is_set():
             if stack.failure is not None:
@@ -102,20 +97,15 @@ def router(argv: Sequence[str]) -> int:
     """The router alone, until Ctrl-C. Raises UserError."""
     parser = Parser(prog="miles-lite router", allow_abbrev=False)
     add_group(parser, RouterOptions)
-    options = take_group(parser.parse_args(list(argv)), RouterOptions)
-    spec = RouterSpec(
-        bind_host=options.bind_host,
-        advertise_host=options.advertise_host or options.bind_host,
-        port=options.port,
-        timeout=options.router_timeout,
-        policy=options.router_policy,
-        concurrency=options.sglang_server_concurrency,
-        queue_seconds=options.router_queue_seconds,
-        state_file=options.state_file,
-        admin_key=admin_key(options.bind_host),
-    )
-    print(announced(spec.admin_key), end="")
-    asyncio.run(_route(Supervisor(spec, gateway=options.router == "gateway")))
+    add_group(parser, Topology, only=HOSTS, title="network: who reaches it")
+    add_group(parser, Engines, only=ROUTING, title="requests: who takes them, how long they wait")
+    namespace = parser.parse_args(list(argv))
+    options, engines = take_group(namespace, RouterOptions), take_group(namespace, Engines)
+    topology = take_group(namespace, Topology)
+    key = admin_key(topology.bind_host, known_key())
+    spec = RouterSpec.of(topology, engines, port=options.port, state_file=options.state_file, admin_key=key)
+    print(announced(key, known_key()), end="", flush=True)
+    asyncio.run(_route(Supervisor(spec, gateway=engines.router == "gateway")))
     return 0
 
 

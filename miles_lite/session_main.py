@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.admin import admin_key, announced
+from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.config import Session
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         routed_experts=bool(sglang.get("enable_return_routed_experts")),
         reasoning_parser=sglang.get("reasoning_parser"),
         tool_call_parser=sglang.get("tool_call_parser"),
-        admin_key=admin_key(options.bind_host),
+        admin_key=admin_key(options.bind_host, known_key()),
     )
     asyncio.run(_serve(Supervisor(spec)))
     return 0
@@ -68,7 +68,7 @@ async def _serve(supervisor: Supervisor) -> None:
     stop = stop_requested()
     try:
         url = await supervisor.start()
-        print(announced(supervisor.spec.admin_key), end="")
+        print(announced(supervisor.spec.admin_key, known_key()), end="")
         print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
         await stop.wait()
     finally:

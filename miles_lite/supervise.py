@@ -141,7 +141,7 @@ class Supervised:
             await asyncio.sleep(pause)
             try:
                 return await self._launch(listener)
-            except UserError as error:
+            except (UserError, OSError) as error:  # OSError: no memory, processes or files for it just now
                 pause = _longer(pause)
                 log.error("%s; it is tried again after %.1f s", error, pause)
 

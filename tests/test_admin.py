@@ -8,9 +8,9 @@ from miles_lite.admin import VARIABLE, admin_key, announced, bearer, known_key, 
 def test_servers_on_loopback_have_no_key_and_others_the_one_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "known")
     assert admin_key("127.0.0.1", "given") is None
-    assert admin_key("0.0.0.0", "given") == "given"
-    assert admin_key("0.0.0.0") == known_key() == "known"
-    assert announced("known") == announced("given", "given") == announced(None) == ""
+    assert admin_key("0.0.0.0", "given", known_key()) == "given"
+    assert admin_key("0.0.0.0", None, known_key()) == "known"
+    assert announced("given", "given") == announced("known", None, "known") == announced(None) == ""
 
 
 @pytest.mark.parametrize("value", [None, ""])
@@ -24,6 +24,7 @@ def test_without_a_given_key_one_is_made_up_and_told(monkeypatch: pytest.MonkeyP
     assert key != admin_key("10.0.0.1")
     assert key in announced(key)
     assert known_key() is None
+    assert announced(key, None, known_key())
 
 
 def test_a_key_is_shown_as_a_bearer_token_or_as_x_api_key() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from miles_lite import admin
+
 PROPAGATED = (
     "PYTHONPATH",
     "HF_HOME",
@@ -55,4 +57,5 @@ def actor_env(
     names = {*PROPAGATED, *(name for name in asked if not name.endswith("*"))}
     prefixes = (*PROPAGATED_PREFIXES, *(name[:-1] for name in asked if name.endswith("*")))
     carried = {name: value for name, value in source.items() if name in names or name.startswith(prefixes)}
+    carried.pop(admin.VARIABLE, None)
     return {**carried, **(KEEP_DEVICES_VISIBLE if gpu else {}), **(extra or {})}

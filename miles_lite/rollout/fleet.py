@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import ray
 
-from miles_lite.admin import bearer
+from miles_lite.admin import bearer, known_key
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.checkpoint import WeightsError
@@ -44,7 +44,7 @@ DEREGISTER_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """The option groups a stack needs."""
+    """The option groups a stack needs. `known_key` is the admin key that the user's environment names."""
 
     topology: Topology
     checkpoint: Checkpoint
@@ -53,6 +53,12 @@ class StackOptions:
     max_context_len: int | None
     seed: int
     run_dir: Path
+    known_key: str | None = field(default_factory=known_key, repr=False)
+
+    @property
+    def given_keys(self) -> tuple[str | None, str | None]:
+        """The user's admin keys: the flag's, which wins, and the environment's."""
+        return self.engines.sglang_args.get("admin_api_key"), self.known_key
 
     @classmethod
     def taken(

@@ -60,7 +60,8 @@ class Progress:
 class RolloutManager:
     """Async Ray actor. `start` first; then `generate`, `eval`, `update_weights`, `save`, `load`, `status`, `stop`."""
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
+        """`known_key`: the admin key that the driver's environment names."""
         self._config = config
         self._stack = Stack(
             StackOptions(
@@ -71,6 +72,7 @@ class RolloutManager:
                 max_context_len=config.rollouts.rollout_max_context_len,
                 seed=config.optimizer.seed,
                 run_dir=config.run_dir,
+                known_key=known_key,
             ),
             layout,
         )

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import ray
 
-from miles_lite.admin import admin_key, known_key
+from miles_lite.admin import admin_key
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
@@ -38,15 +38,14 @@ class Stack:
         self._options = options
         self._model = check_model_folder(options.checkpoint.hf_checkpoint)
         self._context = context_length(self._model, options.max_context_len)
-        engines = options.engines
-        self.admin_key = admin_key(options.topology.bind_host, engines.sglang_args.get("admin_api_key"))
+        self.admin_key = admin_key(options.topology.bind_host, *options.given_keys)
         self._fleet = Fleet(
             options,
             layout,
             model=self._model,
             context_length=self._context,
             admin_key=self.admin_key,
-            router_key=known_key() if engines.sglang_router_ip else self.admin_key,
+            router_key=options.known_key if options.engines.sglang_router_ip else self.admin_key,
         )
         self._watcher: asyncio.Task[None] | None = None
         self._router: Any = None
@@ -143,15 +142,11 @@ class Stack:
         return await self._launch_router(engines.sglang_router_port)
 
     async def _launch_router(self, port: int | None) -> str:
-        engines, topology = self._options.engines, self._options.topology
-        spec = RouterSpec(
-            bind_host=topology.bind_host,
-            advertise_host=topology.public_host,
+        engines = self._options.engines
+        spec = RouterSpec.of(
+            self._options.topology,
+            engines,
             port=port,
-            timeout=engines.router_timeout,
-            policy=engines.router_policy,
-            concurrency=engines.sglang_server_concurrency,
-            queue_seconds=engines.router_queue_seconds,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
             admin_key=self.admin_key,
             gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,

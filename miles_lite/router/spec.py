@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from miles_lite.config import Engines, Topology
 from miles_lite.errors import UserError
 from miles_lite.net import bracketed, reachable
 from miles_lite.router.placement import PolicyName
@@ -41,6 +42,31 @@ class RouterSpec:
     state_file: str | None = None
     gateway_port: int | None = None
     admin_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        topology: Topology,
+        engines: Engines,
+        *,
+        port: int | None,
+        state_file: str | None,
+        admin_key: str | None,
+        gateway_port: int | None = None,
+    ) -> RouterSpec:
+        """The router that a command line asks for."""
+        return cls(
+            bind_host=topology.bind_host,
+            advertise_host=topology.public_host,
+            port=port,
+            timeout=engines.router_timeout,
+            policy=engines.router_policy,
+            concurrency=engines.sglang_server_concurrency,
+            queue_seconds=engines.router_queue_seconds,
+            state_file=state_file,
+            gateway_port=gateway_port,
+            admin_key=admin_key,
+        )
 
     @property
     def limits(self) -> Limits:

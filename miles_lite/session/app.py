@@ -44,7 +44,11 @@ def build_app(service: Service, *, model: Mapping[str, str], keys: Keys, keep_al
     routes = _Routes(service, dict(model), keys, keep_alive)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors, routes.guard])
     app.add_routes(
-        [
+        [  # aiohttp tries them in this order
+            web.post("/sessions/{session_id}/v1/chat/completions", routes.speaking(_CHAT)),
+            web.post("/sessions/{session_id}/v1/responses", routes.speaking(_RESPONSES)),
+            web.post("/sessions/{session_id}/v1/messages", routes.speaking(_MESSAGES)),
+            web.post("/sessions/{session_id}/v1/messages/count_tokens", routes.count_tokens),
             web.get("/health", routes.health),
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi),
@@ -55,10 +59,6 @@ def build_app(service: Service, *, model: Mapping[str, str], keys: Keys, keep_al
             web.delete("/sessions/{session_id}", routes.delete),
             web.post("/sessions/{session_id}/samples", routes.samples),
             web.get("/sessions/{session_id}/v1/models", routes.models),
-            web.post("/sessions/{session_id}/v1/chat/completions", routes.speaking(_CHAT)),
-            web.post("/sessions/{session_id}/v1/responses", routes.speaking(_RESPONSES)),
-            web.post("/sessions/{session_id}/v1/messages", routes.speaking(_MESSAGES)),
-            web.post("/sessions/{session_id}/v1/messages/count_tokens", routes.count_tokens),
         ]
     )
     return app

@@ -102,7 +102,7 @@ def unsuperseded(tree: Tree) -> list[Turn]:
 
     Siblings that overlap in time are parallel agents, and stay.
     """
-    asked = [tree.asked(turn) for turn in tree.turns]
+    asked = tree.asked(tree.turns)
     latest: dict[tuple[int | bytes, bytes], float] = {}
     for turn, request in zip(tree.turns, asked, strict=True):
         latest[request] = max(latest.get(request, turn.output.started), turn.output.started)

@@ -10,6 +10,7 @@ import asyncio
 import math
 import operator
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
+from yarl import URL
 
 from miles_lite.session.errors import ApiError, upstream_failed
 from miles_lite.session.experts import decode_experts
@@ -27,6 +29,8 @@ OnTokens = Callable[[np.ndarray], Awaitable[None]]
 
 _NO_IDS, _NO_LOGPROBS = np.empty(0, np.int32), np.empty(0, np.float32)
 _RETRIED = (429, 502, 503, 504)
+NO_WORKER = "No worker available"
+"""What the Rust gateway says with a 404 while it starts and knows no engine yet."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -69,14 +73,16 @@ class EngineCalls:
         With `expert_layers` routed experts are asked for, and required.
         """
         self._expert_layers = expert_layers
-        self._url = router_url.rstrip("/") + "/generate"
+        self._url = URL(router_url.rstrip("/") + "/generate")
         self._retry_seconds = retry_seconds
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> EngineCalls:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        self._http = aiohttp.ClientSession(
+            connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
+        )
         return self
 
     async def __aexit__(
@@ -186,7 +192,7 @@ def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
     message = _message(text)
-    if response.status in _RETRIED:
+    if response.status in _RETRIED or (response.status == 404 and NO_WORKER in message):
         after = response.headers.get("Retry-After", "")
         return _Retry(f"{response.status}: {message}", float(after) if after.isdigit() else 0.0)
     if response.status in (400, 409) and "rollback failed" in message.lower():
@@ -266,22 +272,19 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
             cached_tokens=int(meta.get("cached_tokens") or 0),
             spans=[(_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans],
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
 
 
 def _ids(column: list[Any]) -> np.ndarray:
-    ids = np.asarray(column or _NO_IDS)
-    if ids.dtype.kind != "i" or ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**31):
-        raise ValueError(f"token ids {column[:5]}...")
-    return ids.astype(np.int32)
+    ids = np.asarray(array("i", column))
+    if ids.size and ids.min() < 0:
+        raise ValueError(f"token id {ids.min()}")
+    return ids
 
 
 def _logprobs(column: list[Any]) -> np.ndarray:
-    logprobs = np.asarray(column or _NO_LOGPROBS)
-    if logprobs.dtype.kind not in "fi" or logprobs.ndim != 1:
-        raise ValueError(f"logprobs {column[:5]}...")
-    return logprobs.astype(np.float32)
+    return np.asarray(array("f", column))
 
 
 def _check_refused(finish: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import orjson
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.dialects import Stamp
-from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, sampling
+from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, pack_spans, sampling
 from miles_lite.tito.messages import Message
 
 Row = tuple[Any, ...]
@@ -26,10 +26,15 @@ class Receipt:
     """What an answer has beyond its turn. `identity` is that of the request."""
 
     identity: bytes
-    stamp: Stamp
+    answer_id: str
+    created: int
     cached_tokens: int
     lead: int
     stop_sequence: str | None
+
+    @property
+    def stamp(self) -> Stamp:
+        return Stamp(self.answer_id, self.created)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +75,8 @@ def to_row(entry: Entry) -> Row:
         "started": output.started,
         "finished": output.finished,
         "identity": receipt.identity.hex(),
-        "answer_id": receipt.stamp.answer_id,
-        "created": receipt.stamp.created,
+        "answer_id": receipt.answer_id,
+        "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
         "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
@@ -84,8 +89,8 @@ def to_row(entry: Entry) -> Row:
         entry.drop,
         entry.caller.seed,
         pack_ids(entry.prompt_ids),
-        output.id_bytes,
-        output.logprob_bytes,
+        output.ids.tobytes(),
+        output.logprobs.tobytes(),
         None if output.experts is None else np.ascontiguousarray(output.experts).tobytes(),
         orjson.dumps([entry.messages, entry.reply]),
         orjson.dumps(facts),
@@ -97,9 +102,8 @@ def from_row(row: Sequence[Any]) -> Entry:
     said, reply = orjson.loads(messages)
     known = orjson.loads(facts)
     output = Output(
-        id_bytes=ids,
-        logprob_bytes=logprobs,
-        spans=tuple((version, start, end) for version, start, end in known["spans"]),
+        token_bytes=ids + logprobs,
+        span_bytes=pack_spans(known["spans"]),
         finish_reason=known["finish_reason"],
         stop=known["stop"],
         started=known["started"],
@@ -110,7 +114,8 @@ def from_row(row: Sequence[Any]) -> Entry:
     )
     receipt = Receipt(
         identity=bytes.fromhex(known["identity"]),
-        stamp=Stamp(known["answer_id"], known["created"]),
+        answer_id=known["answer_id"],
+        created=known["created"],
         cached_tokens=known["cached_tokens"],
         lead=known["lead"],
         stop_sequence=known["stop_sequence"],

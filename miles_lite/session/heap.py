@@ -10,7 +10,7 @@ import ctypes
 import time
 
 PAUSE = 0.1
-SHARE = 0.01
+SHARE = 0.02
 
 
 class Heap:

@@ -13,7 +13,7 @@ import orjson
 
 from miles_lite.session.tree import Turn, backwards
 
-_LIMIT = 16 * 2**20
+_LIMIT = 4 * 2**20
 
 
 class Prompts:

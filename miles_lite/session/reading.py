@@ -18,7 +18,7 @@ from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
 from miles_lite.session.placing import Placed
 from miles_lite.session.sampling import Sampling
-from miles_lite.session.tree import Output, Turn, pack_ids, pack_logprobs
+from miles_lite.session.tree import Output, Turn, pack_spans, pack_tokens
 from miles_lite.tito import Tito
 
 
@@ -65,7 +65,8 @@ class Reader:
             output=_output(prompt.sampling, generation, stop=stop, started=started),
             receipt=Receipt(
                 identity=call.identity,
-                stamp=call.stamp,
+                answer_id=call.stamp.answer_id,
+                created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
                 lead=voice.lead,
                 stop_sequence=matched if isinstance(matched, str) else None,
@@ -78,8 +79,8 @@ class Reader:
         output = turn.output
         called = output.finish_reason == "stop" and turn.reply.get("tool_calls")
         return ChatAnswer(
-            answer_id=receipt.stamp.answer_id,
-            created=receipt.stamp.created,
+            answer_id=receipt.answer_id,
+            created=receipt.created,
             model=request.model,
             message=dict(turn.reply),
             finish_reason="tool_calls" if called else output.finish_reason,
@@ -111,9 +112,8 @@ def _output(sampling: Sampling, generation: Generation, *, stop: int | None, sta
     params = dict(sampling.params)
     limit = params.pop("max_new_tokens")
     return Output(
-        id_bytes=pack_ids(generation.ids),
-        logprob_bytes=pack_logprobs(generation.logprobs),
-        spans=tuple(generation.spans),
+        token_bytes=pack_tokens(generation.ids, generation.logprobs),
+        span_bytes=pack_spans(generation.spans),
         finish_reason=sys.intern(generation.finish_reason),
         stop=stop,
         started=started,

@@ -28,7 +28,7 @@ from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
 
-_SESSION_BYTES, _TURN_BYTES = 4_000, 2_000
+_SESSION_BYTES, _TURN_BYTES = 4_000, 1_500
 """What Python spends on a session and on a turn beside arrays and text, about."""
 
 
@@ -244,7 +244,7 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
 
 def _size(entry: Entry) -> int:
     """Bytes of memory, about."""
-    arrays = entry.prompt_ids.nbytes + len(entry.output.id_bytes) + len(entry.output.logprob_bytes)
+    arrays = entry.prompt_ids.nbytes + len(entry.output.token_bytes)
     arrays += 0 if entry.output.experts is None else entry.output.experts.nbytes
     return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
 

@@ -188,12 +188,12 @@ def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
     went_on = {turn.parent.number for turn in turns if turn.parent}
     said: dict[tuple[int | bytes, bytes], list[Turn]] = {}
     repeats = []
-    for turn in turns:
-        earlier = said.setdefault(tree.asked(turn), [])
+    for turn, request in zip(turns, tree.asked(turns), strict=True):
+        earlier = said.setdefault(request, [])
         if turn.number not in went_on and any(
             other.number in went_on
             and other.output.finished <= turn.output.started
-            and other.output.id_bytes == turn.output.id_bytes
+            and np.array_equal(other.output.ids, turn.output.ids)
             and other.prompt_bytes == turn.prompt_bytes
             for other in earlier
         ):

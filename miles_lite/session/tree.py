@@ -4,15 +4,17 @@ Invariant: a turn never changes once committed; the context of a turn is the con
 `drop` tokens, followed by `prompt_ids` and `output_ids`. `attach` reads only; `commit` is the only writer. Attaching a
 request walks the turns that it replays, comparing as they stand the messages that each of them added.
 
-Ids and logprobs are held as the bytes of little-endian numbers, as the journal writes them: there may be a million
-turns, and an array object for a short piece is a third of its size. The arrays that they are read as are read-only.
+Ids, logprobs and spans are held as the bytes of little-endian numbers, as the journal writes arrays: there may be a
+million turns, and for a short piece an array object is a third of its size. What they are read as is read-only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
 _NOTHING = np.empty(0, np.int32)
-_ID, _LOGPROB = np.dtype("<i4"), np.dtype("<f4")
+_ID, _LOGPROB, _SPAN = np.dtype("<i4"), np.dtype("<f4"), np.dtype("<i8")
 
 Span = tuple[int, int, int]
 """(weight version, start, end): which version sampled output tokens start..end-1."""
@@ -39,9 +41,8 @@ class Output:
     `session.experts`.
     """
 
-    id_bytes: bytes
-    logprob_bytes: bytes
-    spans: tuple[Span, ...]
+    token_bytes: bytes
+    span_bytes: bytes
     finish_reason: str
     stop: int | None
     started: float
@@ -53,15 +54,20 @@ class Output:
     @property
     def size(self) -> int:
         """Sampled tokens."""
-        return len(self.id_bytes) // _ID.itemsize
+        return len(self.token_bytes) // (_ID.itemsize + _LOGPROB.itemsize)
 
     @property
     def ids(self) -> np.ndarray:
-        return np.frombuffer(self.id_bytes, _ID)
+        return np.frombuffer(self.token_bytes, _ID, self.size)
 
     @property
     def logprobs(self) -> np.ndarray:
-        return np.frombuffer(self.logprob_bytes, _LOGPROB)
+        return np.frombuffer(self.token_bytes, _LOGPROB, offset=self.size * _ID.itemsize)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        version, start, end = np.frombuffer(self.span_bytes, _SPAN).reshape(-1, 3).T.tolist()
+        return tuple(zip(version, start, end, strict=True))
 
     @property
     def temperature(self) -> float:
@@ -153,7 +159,7 @@ class Tree:
             if end:
                 if end > matched or (end == matched and turn.number > number):
                     best, matched, number = turn, end, turn.number
-                for child in self.children(turn):
+                for child in self._children[turn.number + 1]:
                     found.append((child, end))
         return Place(best, matched, caller)
 
@@ -196,10 +202,14 @@ class Tree:
         """The messages of a turn's path as the session holds them, replies included."""
         return [message for step in turn.path() for message in step.said]
 
-    def asked(self, turn: Turn) -> tuple[int | bytes, bytes]:
-        """What the turn was asked, and where: equal for the same request at the same place."""
-        place = turn.caller.seed if turn.parent is None else turn.parent.number
-        return place, _digest(b"".join(map(self.matcher.digest, turn.messages)))
+    def asked(self, turns: Sequence[Turn]) -> list[tuple[int | bytes, bytes]]:
+        """What each of the turns was asked, and where: equal for the same request at the same place."""
+        places = [turn.caller.seed if turn.parent is None else turn.parent.number for turn in turns]
+        count = Counter(places)
+        return [
+            (place, _digest(b"".join(map(self.matcher.digest, turn.messages))) if count[place] > 1 else b"")
+            for place, turn in zip(places, turns, strict=True)
+        ]
 
     def commit(
         self,
@@ -217,7 +227,7 @@ class Tree:
             number=len(self.turns),
             parent=parent,
             caller=self._known(place.caller),
-            said=(*messages, reply),
+            said=(*map(_kept, messages), reply),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
             prompt_bytes=pack_ids(prompt_ids),
@@ -257,6 +267,11 @@ def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]
         drop, turn = turn.drop, turn.parent
 
 
+def _kept(message: Message) -> Message:
+    """The message, holding the one text of its role that there is."""
+    return {**message, "role": intern(message["role"])}
+
+
 def _sharing(known: Message, sent: Message) -> Message:
     """`sent`, holding the values of `known` wherever they are equal, so that a text is kept once."""
     if known == sent:
@@ -268,8 +283,13 @@ def pack_ids(ids: ArrayLike) -> bytes:
     return np.asarray(ids, _ID).tobytes()
 
 
-def pack_logprobs(logprobs: ArrayLike) -> bytes:
-    return np.asarray(logprobs, _LOGPROB).tobytes()
+def pack_tokens(ids: ArrayLike, logprobs: ArrayLike) -> bytes:
+    """The ids, then as many logprobs."""
+    return pack_ids(ids) + np.asarray(logprobs, _LOGPROB).tobytes()
+
+
+def pack_spans(spans: Sequence[Span]) -> bytes:
+    return np.asarray(spans, _SPAN).tobytes()
 
 
 def _digest(data: bytes) -> bytes:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from miles_lite import supervised
-from miles_lite.session import heap, logs
+from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
@@ -27,7 +27,6 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     await server.start()
     gc.collect()
     gc.freeze()  # collections look at sessions alone
-    heap.give_back()
     try:
         ready()
         await stop.wait()

@@ -33,8 +33,11 @@ GATEWAY = ["--rollout-num-gpus", "1", "--router", "gateway"]
         pytest.param(
             GATEWAY,
             ["regular"],
-            ("smg.launch_router", "miles_lite.router.server", "ray::RouterActor"),
-            marks=pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),
+            ("smg::router", "miles_lite.router.server", "ray::RouterActor"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),
+            ],
             id="gateway",
         ),
     ],
@@ -75,8 +78,10 @@ def test_a_session_goes_on_when_the_router_is_killed(
         assert the_process(mark, victim).pid != before.pid
         assert known(router).keys() == workers.keys()
         assert all(one["state"] == "ready" for one in known(router).values())
+    last = [the_process(mark, victim) for victim in victims]
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == 0
+    assert psutil.wait_procs(last, timeout=10)[1] == []
     assert_nothing_left(mark)
 
 
@@ -93,6 +98,7 @@ def say(chat: str, messages: list[dict]) -> list[dict]:
 
 
 def the_process(mark: str, words: str) -> psutil.Process:
-    """The one process of this run whose command line has these words."""
-    (found,) = (one for one in marked(mark) if words in " ".join(one.cmdline()))
+    """The one process of this run, or child of one, whose command line has these words: smg hides its environment."""
+    ours = {process for one in marked(mark) for process in (one, *one.children())}
+    (found,) = (one for one in ours if words in " ".join(one.cmdline()))
     return found

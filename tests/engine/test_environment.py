@@ -9,6 +9,11 @@ def test_listed_variables_travel_and_others_stay():
     assert actor_env(driver=DRIVER) == {"PYTHONPATH": "/mine", "NCCL_DEBUG": "INFO"}
 
 
+def test_the_admin_key_stays_home():
+    driver = DRIVER | {"MILES_LITE_ADMIN_KEY": "secret", "MILES_LITE_PROPAGATE_ENV": "MILES_LITE_ADMIN_KEY,MILES_*"}
+    assert "secret" not in actor_env(driver=driver).values()
+
+
 def test_the_list_can_be_extended_by_name_and_by_prefix():
     asked = {"MILES_LITE_PROPAGATE_ENV": "MY_TOOL, MY_FLAGS_*"}
     carried = actor_env(driver=DRIVER | asked)

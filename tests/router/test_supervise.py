@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import aiohttp
+import httpx
 import psutil
 import pytest
 
+from miles_lite.admin import VARIABLE, bearer
 from miles_lite.errors import UserError
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
@@ -172,6 +174,22 @@ def test_the_command_ends_cleanly(number, tmp_path):
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_the_command_tells_the_key_that_it_made_up():
+    argv = [sys.executable, "-m", "miles_lite", "router", "--bind-host", "0.0.0.0", "--advertise-host", "127.0.0.1"]
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        key = process.stdout.readline().removeprefix("admin key ").split()[0]
+        url = process.stdout.readline().split()[1]
+        assert [httpx.delete(f"{url}/workers/x", headers=shown).status_code for shown in ({}, bearer(key))] == [
+            401,
+            404,
+        ]
+        assert httpx.get(f"{url}/workers").status_code == 200
+        process.terminate()
+        assert process.wait(timeout=30) == 0
 
 
 def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path):

@@ -20,7 +20,7 @@ def main(point: str, marker: Path, fd: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if point == "before_commit":
-        journal._statement = _dying_statement(die)
+        journal._add = _dying_after(journal._add, die)
     elif point == "after_commit":
         commit = sessions.Sessions.commit
 
@@ -41,18 +41,16 @@ def main(point: str, marker: Path, fd: int) -> int:
     return worker.main(fd)
 
 
-def _dying_statement(die: Callable[[], None]) -> Any:
-    """A statement that dies after it was written and before it is committed."""
+def _dying_after(add: Callable[[sqlite3.Connection, Any], Any], die: Callable[[], None]) -> Any:
+    """Adding rows that dies when turns were written, before they are committed."""
 
-    def statement(sql: str, row: tuple[Any, ...]) -> Callable[[sqlite3.Connection], None]:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(sql, row)
-            if sql.startswith("INSERT INTO turns"):
-                die()
+    def added(db: sqlite3.Connection, rows: Any) -> Any:
+        answers = add(db, rows)
+        if any(row.insert.startswith("INSERT INTO turns") for row in rows):
+            die()
+        return answers
 
-        return work
-
-    return statement
+    return added
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from miles_lite.net import network_file_system
 from miles_lite.session import server
 from miles_lite.session.caller import Caller
 from miles_lite.session.client import SessionError
-from miles_lite.session.dialects import Stamp
 from miles_lite.session.entry import Entry, Receipt, from_row, to_row
-from miles_lite.session.tree import Output, pack_ids, pack_logprobs
+from miles_lite.session.tree import Output, pack_spans, pack_tokens
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, spec
 from tests.session.replies import CHAT_TOOLS, saying
@@ -41,9 +40,8 @@ def _entries(draw: st.DrawFn) -> Entry:
     logprobs = draw(st.lists(_floats, max_size=6))
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=len(logprobs), max_size=len(logprobs)))
     output = Output(
-        id_bytes=pack_ids(ids),
-        logprob_bytes=pack_logprobs(logprobs),
-        spans=((draw(st.integers(0, 9)), 0, len(logprobs)),),
+        token_bytes=pack_tokens(ids, logprobs),
+        span_bytes=pack_spans([(draw(st.integers(0, 9)), 0, len(logprobs))]),
         finish_reason=draw(st.sampled_from(["stop", "length"])),
         stop=draw(st.none() | st.integers(0, 9)),
         started=draw(st.floats(0, 1e10)),
@@ -53,7 +51,8 @@ def _entries(draw: st.DrawFn) -> Entry:
     )
     receipt = Receipt(
         identity=draw(st.binary(min_size=16, max_size=16)),
-        stamp=Stamp(draw(st.text(max_size=5)), draw(st.integers(0, 2**40))),
+        answer_id=draw(st.text(max_size=5)),
+        created=draw(st.integers(0, 2**40)),
         cached_tokens=draw(st.integers(0, 99)),
         lead=draw(st.integers(0, 99)),
         stop_sequence=draw(st.none() | st.text(max_size=3)),

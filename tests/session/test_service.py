@@ -16,6 +16,7 @@ from aiohttp import web
 from miles_lite.errors import UserError
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.session.client import SessionClient, SessionError
+from miles_lite.session.engine_calls import NO_WORKER
 from miles_lite.session.server import SessionServer
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, failure, spec
@@ -200,11 +201,12 @@ def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: T
 
 def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
     async def run() -> None:
-        replies = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(502), answer([STOP])]
+        busy = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(502), failure(404, NO_WORKER)]
+        replies = [*busy, answer([STOP])]
         async with bench(tiny_model, lambda body: replies[len(b.engine.requests) - 1]) as b:
             session = await b.client.create()
             assert (await b.chat(session, HELLO))[0] == 200
-            assert (await b.client.describe(session))["counts"]["engine_retries"] == 3
+            assert (await b.client.describe(session))["counts"]["engine_retries"] == len(busy)
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.forks import all_forks, report
 from miles_lite.session.timelines import Merging, merge
-from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, pack_logprobs
+from miles_lite.session.tree import Output, Place, Tree, Turn, pack_spans, pack_tokens
 from miles_lite.tito import Suffix
 from miles_lite.tito.messages import Message
 from tests.session.trees import NOBODY, fingerprint, new_tree, said, user
@@ -46,9 +46,8 @@ def turn(
         prompt_ids=np.array(prompt, np.int32),
         drop=0,
         output=Output(
-            id_bytes=pack_ids(ids),
-            logprob_bytes=pack_logprobs([-0.5] * len(ids)),
-            spans=((1, 0, len(ids)),),
+            token_bytes=pack_tokens(ids, [-0.5] * len(ids)),
+            span_bytes=pack_spans([(1, 0, len(ids))]),
             finish_reason="stop" if stop else "length",
             stop=stop,
             started=began,

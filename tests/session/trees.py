@@ -9,7 +9,7 @@ import numpy as np
 
 from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.match import MATCHERS
-from miles_lite.session.tree import Output, Tree, Turn, pack_ids, pack_logprobs
+from miles_lite.session.tree import Output, Tree, Turn, pack_spans, pack_tokens
 
 NOBODY = caller_of(None, None)
 
@@ -32,9 +32,8 @@ def output(
     first: int = 100,
 ) -> Output:
     return Output(
-        id_bytes=pack_ids(range(first, first + size)),
-        logprob_bytes=pack_logprobs([-0.25] * size),
-        spans=((version, 0, size),),
+        token_bytes=pack_tokens(range(first, first + size), [-0.25] * size),
+        span_bytes=pack_spans([(version, 0, size)]),
         finish_reason=finish,
         stop=first + size - 1 if finish == "stop" else None,
         started=at,
