@@ -27,6 +27,8 @@ from miles_lite.errors import UserError
 Row = dict[str, Any]
 PARQUET_ROWS = 512
 """Rows of a row group."""
+WRITE_BYTES = 1 << 18
+"""Bytes that are written to a file at once."""
 _PER_TOKEN = ("input_ids", "loss_mask", "logprobs")
 
 
@@ -294,7 +296,7 @@ def _drafts(out: Path) -> Iterator[Path]:
 def _open(path: Path, kind: str, stack: contextlib.ExitStack) -> Writer:
     if kind == "parquet":
         return Parquet(path, stack)
-    file = stack.enter_context(path.open("wb"))
+    file = stack.enter_context(path.open("wb", buffering=WRITE_BYTES))
     if kind == "dpo":
         return Dpo(file, waiting=stack.enter_context(tempfile.TemporaryFile(dir=path.parent)))
     return Sft(file) if kind == "sft" else Rlvr(file)

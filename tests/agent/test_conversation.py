@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tokenizers import Tokenizer
 
@@ -289,6 +290,23 @@ def test_a_conversation_without_a_reply_leaves_no_file(
     code, kept = command(tiny_model, tmp_path, [])
     assert code == 0
     assert list(kept.iterdir()) == []
+
+
+def test_ctrl_c_in_a_tool_ends_the_session_and_keeps_what_was_said(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text("def stop():\n    raise KeyboardInterrupt\n")
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"name": "stop", "_handler": f"{tmp_path / 'stop.py'}:stop"}]))
+    given = AgentOptions(tools=str(tools), single="Go", trajectory_dir=str(tmp_path / "kept"))
+
+    def act(url: str) -> int:
+        with pytest.raises(KeyboardInterrupt):
+            Agent(url, given, shows_tools=False).run()
+        return int(httpx.get(f"{url}/health").json()["sessions"])
+
+    sessions, _ = serve(tiny_model, [call("stop")], act)
+    assert sessions == 0
+    (path,) = (tmp_path / "kept").iterdir()
+    assert [step.role for step in atraj.read(path).steps] == ["system", "user", "assistant"]
 
 
 BASH = {
