@@ -30,10 +30,6 @@ class Ask:
     retried: bool = False
 
 
-class Aborted(Exception):
-    """A generation was not wanted any longer."""
-
-
 class Call:
     """A request while it is answered, and until its answer is delivered; `turn` is the number of the turn it made."""
 
@@ -44,8 +40,7 @@ class Call:
         self.delivered = False
         self.turn: int | None = None
         self.task: asyncio.Task[ChatAnswer] | None = None
-        self._generating: asyncio.Task[Any] | None = None
-        self._aborted = False
+        self.generation: asyncio.Task[Any] | None = None
         self._grace, self._release = grace, release
         self._deltas: list[Delta] = []
         self._grown = asyncio.Event()
@@ -72,20 +67,6 @@ class Call:
             self._outcome.set_exception(error)
             self._outcome.exception()
             self._release(self)
-
-    @contextmanager
-    def generating(self) -> Iterator[None]:
-        """While the engine samples, awaited inside: `abort` ends it there. Raises Aborted then."""
-        self._generating = task = asyncio.current_task()
-        assert task is not None
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self._aborted or task.uncancel():
-                raise
-            raise Aborted from None
-        finally:
-            self._generating = None
 
     async def say(self, delta: Delta) -> None:
         self._deltas.append(delta)
@@ -124,9 +105,8 @@ class Call:
 
     def abort(self) -> None:
         """Stop generating. A reply that the engine has finished is kept."""
-        if self._generating is not None and not self._aborted:
-            self._aborted = True
-            self._generating.cancel()
+        if self.generation is not None:
+            self.generation.cancel()
 
     def _let_go(self) -> None:
         if self.listeners == 0 and not self.delivered:

@@ -18,7 +18,7 @@ from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
 from miles_lite.session.audit import MISMATCH, mismatches
-from miles_lite.session.calls import Aborted, Ask, Call
+from miles_lite.session.calls import Ask, Call
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.engine_calls import EngineCalls, Generation
@@ -225,17 +225,22 @@ class Service:
         return Prompt(place, suffix, sampling, text)
 
     async def _generate(self, session: Session, call: Call, prompt: Prompt, watcher: Any) -> Generation:
+        generating: asyncio.Task[Generation] = asyncio.ensure_future(
+            self._engines.generate(
+                prompt.text,
+                prompt.sampling.params,
+                tokens=prompt.tokens,
+                key=session.session_id,
+                on_tokens=watcher,
+                experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
+            )
+        )
+        call.generation = generating
         try:
-            with call.generating():
-                return await self._engines.generate(
-                    prompt.text,
-                    prompt.sampling.params,
-                    tokens=prompt.tokens,
-                    key=session.session_id,
-                    on_tokens=watcher,
-                    experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
-                )
-        except Aborted:
+            return await generating
+        except asyncio.CancelledError:
+            if not generating.cancelled():
+                raise
             if session.deleted:
                 raise unknown_session(session.session_id) from None
             raise ApiError(499, "nobody waited for this answer any longer", code="abandoned") from None
