@@ -120,7 +120,9 @@ def heed_interrupts() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_and_sigterm_end_job_workers_and_head(
     job: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

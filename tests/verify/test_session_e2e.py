@@ -92,6 +92,7 @@ def test_a_model_that_calls_no_tool_fails(url: str, taught: Path, capsys: pytest
     assert verdict(shown).startswith("Verdict: FAIL -- NoToolCall: sample 0: no tool call in 4 replies")
 
 
+@pytest.mark.slow
 def test_the_command_starts_and_ends_its_own_servers(taught: Path, tmp_path: Path, mark: str) -> None:  # noqa: F811
     log = tmp_path / "log"
     flags = ["session", "--hf-checkpoint", str(taught), "--run-dir", str(tmp_path / "run"), *FLAGS]
