@@ -6,6 +6,8 @@ Two engines on this machine's CPU serve 8 sessions that chat without a pause, 32
 (SIGKILL to its process group); later the scheduler of one is stopped (SIGSTOP), which leaves `/health` at 200. Printed:
 
 failover_seconds        engine killed: from its detection to the slowest session's next successful reply      (<= 1)
+reply_seconds           a reply while both engines serve, and
+reply_seconds_beside    while one serves and the other's replacement starts: the floor of failover_seconds
 detection_seconds       from the kill to the detection
 replacement_seconds     from the detection to the replacement's registration, while the other engine serves
 cold_start_seconds      one engine's start on the same machine, nothing else running but the router and sessions
@@ -96,6 +98,8 @@ async def recover(model: Path, run_dir: Path) -> dict[str, float]:
         await stack.stop()
     killed, hung = stack.recoveries
     return {
+        "reply_seconds": chats.pace(lost - 10, lost),
+        "reply_seconds_beside": chats.pace(killed.noticed, killed.serving),
         "failover_seconds": max(chats.first_after(killed.noticed)),
         "detection_seconds": killed.noticed - lost,
         "replacement_seconds": killed.serving - killed.noticed,

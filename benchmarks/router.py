@@ -172,7 +172,9 @@ def smg(urls: list[str], *, pair: bool = False) -> Iterator[str]:
     from miles_lite.router.gateway import command, free_port
 
     port = free_port()
-    argv = command(host="127.0.0.1", port=port, metrics_port=free_port(), timeout=60)
+    argv = command(host="127.0.0.1", port=port, metrics_port=free_port(), timeout=60, worker=urls[0], key=None)
+    known = argv.index("--worker-urls")
+    del argv[known : known + 2]
     if pair:
         policy = argv.index("--policy")
         argv[policy : policy + 4] = ["--policy", "round_robin"]

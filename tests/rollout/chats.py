@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +69,11 @@ class Chats:
             )
             for index in range(self.count)
         ]
+
+    def pace(self, start: float, end: float) -> float:
+        """Seconds from one reply of a session to its next, the median of those between two moments."""
+        times = [[at for one, at in self.replies if one == index and start <= at < end] for index in range(self.count)]
+        return statistics.median(later - at for each in times for at, later in itertools.pairwise(each))
 
 
 async def until(condition: Any, what: str, *, seconds: float = 120.0) -> None:
