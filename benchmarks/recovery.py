@@ -73,6 +73,7 @@ async def cold_start(model: Path, run_dir: Path) -> float:
     seconds = time.time() - began
     await stack.stop()
     layout.remove()
+    await until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], "Ray's free CPUs")
     return seconds
 
 

@@ -29,6 +29,8 @@ OnTokens = Callable[[np.ndarray], Awaitable[None]]
 
 _NO_IDS, _NO_LOGPROBS = np.empty(0, np.int32), np.empty(0, np.float32)
 _RETRIED = (429, 502, 503, 504)
+_BUSY = (429, 503)
+"""Of these Retry-After tells how long; after the others, which are about one engine, another may answer at once."""
 NO_WORKER = "No worker available"
 """What the Rust gateway says with a 404 while it starts and knows no engine yet."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -193,7 +195,7 @@ def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
     message = _message(text)
     if response.status in _RETRIED or (response.status == 404 and NO_WORKER in message):
-        after = response.headers.get("Retry-After", "")
+        after = response.headers.get("Retry-After", "") if response.status in _BUSY else ""
         return _Retry(f"{response.status}: {message}", float(after) if after.isdigit() else 0.0)
     if response.status in (400, 409) and "rollback failed" in message.lower():
         return ApiError(400, f"the engine refused the request: {message}", code="rollback_failed")
