@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
-from yarl import URL
 
 from miles_lite.session.errors import ApiError, upstream_failed
 from miles_lite.session.experts import decode_experts
+from miles_lite.session.prompts import joined, numbers
 from miles_lite.session.tree import Span
 
 OnTokens = Callable[[np.ndarray], Awaitable[None]]
@@ -75,7 +75,7 @@ class EngineCalls:
         With `expert_layers` routed experts are asked for, and required.
         """
         self._expert_layers = expert_layers
-        self._url = URL(router_url.rstrip("/") + "/generate")
+        self._url = router_url.rstrip("/") + "/generate"
         self._retry_seconds = retry_seconds
         self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
         self._http: aiohttp.ClientSession | None = None
@@ -187,9 +187,7 @@ class EngineCalls:
 
 def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes:
     """The request, its `input_ids` being the prompt and `more`. They come first: a long text is copied once."""
-    comma = b"," if len(more) else b""
-    ids = orjson.dumps(more, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-    return b'{"input_ids":[%b%b%b],%b' % (prompt, comma, ids, orjson.dumps(body)[1:])
+    return b'{"input_ids":[%b],%b' % (joined(prompt, numbers(more)), orjson.dumps(body)[1:])
 
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:

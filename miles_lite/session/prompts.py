@@ -30,9 +30,9 @@ class Prompts:
         for step, sampled in backwards(turn, drop):
             parts.append(sampled)
             if step.number == number:
-                return b",".join(filter(None, (text, _numbers(parts))))
+                return joined(text, numbers(*reversed(parts)))
             parts.append(step.prompt_ids)
-        return _numbers(parts)
+        return numbers(*reversed(parts))
 
     def keep(self, session_id: str, turn: Turn, text: bytes) -> None:
         """Remember what was written for the prompt of `turn`."""
@@ -47,6 +47,11 @@ class Prompts:
         self._bytes -= len(text)
 
 
-def _numbers(parts: list[np.ndarray]) -> bytes:
-    """Parts from the last to the first."""
-    return orjson.dumps(np.concatenate(parts[::-1]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+def joined(*texts: bytes) -> bytes:
+    """Texts of ids as one; any may be empty."""
+    return b",".join(filter(None, texts))
+
+
+def numbers(*parts: np.ndarray) -> bytes:
+    """int32 ids, one part after the other, as `1,2,3`."""
+    return orjson.dumps(np.concatenate(parts), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]

@@ -186,9 +186,9 @@ class Tree:
         """Turns that come right after `turn`, or begin a root, earliest first."""
         return self._children[0 if turn is None else turn.number + 1]
 
-    def context(self, turn: Turn | None, drop: int = 0, *, suffix: np.ndarray = _NOTHING) -> np.ndarray:
-        """int32 ids up to and including the turn's output, without the last `drop`, then `suffix`; None has no ids."""
-        parts = [suffix]
+    def context(self, turn: Turn | None, drop: int = 0) -> np.ndarray:
+        """int32 ids up to and including the turn's output, without the last `drop`; None has no ids."""
+        parts = [_NOTHING]
         for step, sampled in backwards(turn, drop):
             parts += [sampled, step.prompt_ids]
         return np.concatenate(parts[::-1])

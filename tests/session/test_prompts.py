@@ -28,7 +28,7 @@ def test_a_prompt_is_the_json_of_the_ids_of_its_context(
         drop = min(dropped, len(parent.output.ids)) if parent else 0
         suffix = np.arange(10 * len(tree.turns), 10 * len(tree.turns) + size, dtype=np.int32)
         text = prompts.write("s", parent, suffix, drop=drop)
-        assert json.loads(b"[%b]" % text) == tree.context(parent, drop, suffix=suffix).tolist()
+        assert json.loads(b"[%b]" % text) == [*tree.context(parent, drop).tolist(), *suffix.tolist()]
         turn = _commit(tree, parent, suffix, sampled=sampled, drop=drop)
         if kept:
             prompts.keep("s", turn, text)
