@@ -33,13 +33,23 @@ def test_patches_apply_and_the_users_own_sitecustomize_still_runs(tmp_path: Path
     mooncake.mkdir(parents=True)
     (tmp_path / "sglang" / "__init__.py").touch()
     (mooncake / "conn.py").write_text("class MooncakeKVSender:\n    supports_host_tensor_indices = True\n")
+    entrypoints = tmp_path / "sglang" / "srt" / "entrypoints"
+    entrypoints.mkdir()
+    (entrypoints / "engine.py").write_text(
+        "import multiprocessing\n"
+        "def _set_envs_and_config(server_args):\n"
+        "    print(server_args)\n"
+        "    multiprocessing.set_start_method('spawn', force=True)\n"
+    )
     code = (
         "from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender as sender; "
-        "print(sender.supports_host_tensor_indices); import sgl_kernel; print(sgl_kernel.__version__)"
+        "print(sender.supports_host_tensor_indices); import sgl_kernel; print(sgl_kernel.__version__); "
+        "from sglang.srt.entrypoints import engine; engine._set_envs_and_config('arguments'); "
+        "import multiprocessing; print(multiprocessing.get_start_method())"
     )
     env = {**os.environ, "PYTHONPATH": with_profile(str(tmp_path))}
     shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert shown.stdout.splitlines() == ["mine runs", "False", sgl_kernel.__version__], shown.stderr
+    assert shown.stdout.splitlines() == ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork"], shown.stderr
 
 
 def test_the_stand_in_writes_cache_slots_and_refuses_everything_else():

@@ -1,4 +1,4 @@
-"""Lets the stock SGLang wheel run on a machine without CUDA: four patches at import time, no file edited.
+"""Lets the stock SGLang wheel run on a machine without CUDA: five patches at import time, no file edited.
 
 This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/profile.py); Python runs this file at
 start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
@@ -6,6 +6,8 @@ start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize fu
 torchvision                      PyPI builds need CUDA's C++ ops; their two declarations let `import torchvision` pass.
 sglang...pool_host.common        host memory pools are plain memory, not registered with the CUDA driver.
 sglang...pool_host.mha          the hierarchical cache copies rows by index, where CUDA has a kernel for it.
+sglang...entrypoints.engine      scheduler and detokenizer are forked: SGLang is imported once, where spawning imports
+                                 it three times. No CUDA context and no thread of its own exists at that point.
 sglang...mooncake.conn           page indices go through numpy, not through pinned tensors and CUDA events.
 """
 
@@ -49,6 +51,18 @@ def _copy_cache_rows(module: Any) -> None:
     module.HostKVCache.pin_memory = property(lambda pool: False, lambda pool, value: None)
 
 
+def _fork_processes(module: Any) -> None:
+    import multiprocessing
+
+    configure = module._set_envs_and_config
+
+    def configure_and_fork(server_args: Any) -> None:
+        configure(server_args)
+        multiprocessing.set_start_method("fork", force=True)
+
+    module._set_envs_and_config = configure_and_fork
+
+
 def _send_indices_through_numpy(module: Any) -> None:
     module.MooncakeKVSender.supports_host_tensor_indices = False
 
@@ -57,6 +71,7 @@ BEFORE_IMPORT: dict[str, Callable[[], None]] = {"torchvision": _declare_torchvis
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.mem_cache.pool_host.common": _use_plain_host_memory,
     "sglang.srt.mem_cache.pool_host.mha": _copy_cache_rows,
+    "sglang.srt.entrypoints.engine": _fork_processes,
     "sglang.srt.disaggregation.mooncake.conn": _send_indices_through_numpy,
 }
 
