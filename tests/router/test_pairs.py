@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from miles_lite.router.registry import Worker
+from miles_lite.router.worker import Worker
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, routing, serving
 

@@ -4,7 +4,8 @@ import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.router.registration import parse_worker
-from miles_lite.router.registry import Registry, Worker
+from miles_lite.router.registry import Registry
+from miles_lite.router.worker import Worker
 
 
 def test_every_published_form_of_a_registration_is_understood():
@@ -22,6 +23,11 @@ def test_every_published_form_of_a_registration_is_understood():
         ({"url": "http://"}, "must be http://host:port"),
         ({"url": "http://h:99999"}, "must be http://host:port"),
         ({"url": "http://h:1?x=1"}, "must be http://host:port"),
+        ({"url": "http://h:1/a b"}, "must be http://host:port"),
+        ({"url": "http://h\n:1"}, "must be http://host:port"),
+        ({"url": "http://h:1/\0"}, "must be http://host:port"),
+        ({"url": "http://.example:1"}, "label empty"),
+        ({"url": "http://" + "a" * 64 + ":1"}, "label too long"),
         ({"url": "http://h:1", "worker_type": "encode"}, "worker_type 'encode'"),
         ({"url": "http://h:1", "worker_type": "prefill"}, "bootstrap_port"),
         ({"url": "http://h:1", "bootstrap_port": "x"}, "bootstrap_port 'x'"),

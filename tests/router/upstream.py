@@ -13,12 +13,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from miles_lite.router.app import Router, run_app
-from miles_lite.router.registry import Worker
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec, listen, url_of
+from miles_lite.router.worker import Worker
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Upstream:
     url: str = ""
     version: str | None = None
     model: Any = None
+    mute: bool = False
     status: int = 418
     answer: dict[str, Any] | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -36,7 +38,7 @@ class Upstream:
     paced: bool = False
     sent: int = 0
     connections: set[tuple[str, int]] = field(default_factory=set)
-    seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    seen: list[tuple[str, CIMultiDictProxy[str], bytes]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,13 +55,15 @@ class Upstream:
         app.router.add_route("*", "/{path:.*}", self.echo)
         return app
 
-    async def model_info(self, _request: web.Request) -> web.Response:
+    async def model_info(self, request: web.Request) -> web.Response:
+        if self.mute:
+            return await self.hang(request)
         told = {"weight_version": self.version} if self.model is None else self.model
         return web.json_response(told, status=200 if self.status < 500 else self.status)
 
     async def echo(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.seen.append((request.raw_path, dict(request.headers), body))
+        self.seen.append((request.raw_path, request.headers, body))
         self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
         if self.paced:
             await self.release.wait()
