@@ -48,7 +48,9 @@ def test_bytes_pass_both_ways_unchanged():
             assert received == body
             assert seen.getall("X-Odd") == ["kept", "twice"]
             assert (seen["X-SMG-Routing-Key"], seen["Content-Encoding"]) == ("s1", "gzip")
-            assert not {"x-mine", "x-yours", "te", "proxy-authorization", "connection"} & {name.lower() for name in seen}
+            assert not {"x-mine", "x-yours", "te", "proxy-authorization", "connection"} & {
+                name.lower() for name in seen
+            }
             assert seen["Host"] == worker.url.removeprefix("http://")
 
     asyncio.run(scenario())

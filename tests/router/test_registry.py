@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from miles_lite.errors import UserError
@@ -90,3 +93,31 @@ def test_a_worker_is_found_by_id_and_by_url_until_it_has_drained():
     registry.settle(worker)
     assert registry.find(worker.id) is None
     assert worker.gone
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from miles_lite.router.registry import Registry
+from miles_lite.router.worker import Worker
+
+path = Path(sys.argv[1])
+registry = Registry(path)
+for port in range(1, 101):
+    registry.add(Worker(f"http://h:{port}"))
+for kill in range(20):
+    if (child := os.fork()) == 0:
+        while True:
+            registry.save()
+    time.sleep(0.01 + kill / 1000)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(Registry(path)) == 100
+"""
+
+
+@pytest.mark.e2e
+def test_a_router_that_is_killed_while_it_writes_leaves_a_whole_file_and_at_most_one_draft(tmp_path):
+    path = tmp_path / "state.json"
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, timeout=60)
+    assert {file.name for file in tmp_path.iterdir()} <= {"state.json", "state.json.draft"}
