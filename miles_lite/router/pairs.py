@@ -99,8 +99,8 @@ class Pairs:
             return whole_reply(told, said)
         prompts = prompts_of(objects)
         started = open_reply(request, answer, gone=PER_REQUEST)
-        await started.prepare(request)
         try:
+            await started.prepare(request)
             async for chunk in answer.chunks():
                 if whole := events.feed(chunk):
                     await started.write(b"".join(merged_event(event, prompts) for event in whole))

@@ -32,10 +32,11 @@ class Upstream:
     mute: bool = False
     status: int = 418
     answer: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any] | str] = field(default_factory=list)
     hangs: bool = False
     drops: bool = False
     paced: bool = False
+    dies: bool = False
     sent: int = 0
     connections: set[tuple[str, int]] = field(default_factory=set)
     seen: list[tuple[str, CIMultiDictProxy[str], bytes]] = field(default_factory=list)
@@ -107,10 +108,23 @@ class Upstream:
         await reply.prepare(request)
         for number, event in enumerate(self.events):
             if number:
-                await self.release.wait()
-            await reply.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+                await self.released(request)
+            data = event if isinstance(event, str) else json.dumps(event)
+            await reply.write(f"data: {data}\n\n".encode())
         await reply.write(b"data: [DONE]\n\n")
         return reply
+
+    async def released(self, request: web.Request) -> None:
+        """Wait for `release`; a worker that then dies does so in the middle of its reply."""
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.dies:
+            assert request.transport is not None
+            request.transport.abort()
+            raise asyncio.CancelledError
 
     async def hang(self, _request: web.Request) -> web.Response:
         self.arrived.set()
