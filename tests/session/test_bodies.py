@@ -1,0 +1,104 @@
+"""What was seen of a body saves parsing it again, and never changes what the next one says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miles_lite.session.bodies import Seen, read
+
+texts = st.text(alphabet='ab"\\[]{},: \n\u00e9\u20ac', max_size=8) | st.just('","messages":[')
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.just("messages"), inner, max_size=2),
+    max_leaves=6,
+)
+messages = st.builds(lambda text, more: {"role": "user", "content": text} | more, texts, st.dictionaries(texts, values))
+members = st.lists(st.tuples(texts | st.just("messages") | st.just("tools"), values), max_size=2)
+writers = st.sampled_from([orjson.dumps, lambda value: json.dumps(value).encode(), lambda value: _spaced(value)])
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[bytes]:
+    """Bodies of one client: mostly the conversation so far and more, now and then something else."""
+    write, head, rest = draw(writers), draw(members), draw(members)
+    said: list[Any] = []
+    made = []
+    for _ in range(draw(st.integers(1, 6))):
+        change = draw(st.sampled_from(["grow", "grow", "grow", "same", "shrink", "other"]))
+        if change == "grow":
+            said = said + draw(st.lists(messages, min_size=1, max_size=3))
+        elif change == "shrink":
+            said = said[: draw(st.integers(0, len(said)))]
+        elif change == "other":
+            head, rest = draw(members), draw(members)
+        made.append(_body(write, [*head, ("messages", said), *rest]))
+    return made
+
+
+@given(bodies=conversations(), cut=st.none() | st.integers(1, 40))
+def test_a_body_says_what_the_parser_reads_in_it(bodies: list[bytes], cut: int | None) -> None:
+    """Also when the last one is broken off: then both refuse it."""
+    if cut is not None:
+        bodies.append(bodies[-1][:-cut])
+    seen: Seen | None = None
+    for raw in bodies:
+        try:
+            expected = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            with pytest.raises(orjson.JSONDecodeError):
+                read(raw, seen)
+            continue
+        body = read(raw, seen)
+        assert body == expected
+        assert not isinstance(body, dict) or list(body) == list(expected)
+        if isinstance(body, dict) and isinstance(body.get("messages"), list):
+            seen = Seen.of(raw, body["messages"], before=seen)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {},
+        {"model": "m", "temperature": 1.0},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"required": ["x"]}}}] * 20},
+    ],
+)
+def test_messages_that_were_seen_are_the_same_objects(rest: dict[str, Any]) -> None:
+    said = [{"role": "user", "content": "[1, 2]"}, {"role": "assistant", "tool_calls": [{"id": "]}"}]}]
+    first = orjson.dumps({"model": "m", "messages": said, **rest})
+    seen = Seen.of(first, said, before=None)
+    assert seen is not None
+    assert seen.size == first.index(b',{"role":"assistant"') + len(orjson.dumps(said[1])) + 1
+    second = orjson.dumps({"model": "m", "messages": [*said, {"role": "tool", "content": "]"}], **rest, "seed": 1})
+    body = read(second, seen)
+    assert body == orjson.loads(second)
+    assert all(one is other for one, other in zip(body["messages"], said, strict=False))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages":[{"a":1}],"messages":[{"b":1}]}',
+        b'{"messages":[{"a":1}],"\\u006dessages":[{"b":1}]}',
+        b'{"metadata":{"messages":[]},"messages":[{"b":1}]}',
+        b'{"messages":[],"tools":[1]}',
+        b'{"tools":[{"x":[]}],"input":[{"b":1}]}',
+    ],
+)
+def test_a_body_whose_messages_cannot_be_told_apart_is_not_remembered(raw: bytes) -> None:
+    assert Seen.of(raw, orjson.loads(raw).get("messages", []), before=None) is None
+
+
+def _body(write: Any, fields: list[tuple[str, Any]]) -> bytes:
+    """A JSON object, in which names may repeat."""
+    return b"{%b}" % b", ".join(write(name) + b":" + write(value) for name, value in fields)
+
+
+def _spaced(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode()
