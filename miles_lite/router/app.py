@@ -15,7 +15,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from miles_lite.admin import VARIABLE, shows
+from miles_lite.admin import needed, shows
 from miles_lite.errors import UserError
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
@@ -38,7 +38,6 @@ NO_PAIRS = (
     "batches nor streams, and drops the prefill worker's routed experts. Use --router python"
 )
 
-NO_KEY = f"this needs the admin key as Authorization: Bearer; clients of miles_lite take it from {VARIABLE}"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -66,7 +65,7 @@ class Router:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if self._admin_key is not None and not shows(request.headers, self._admin_key):
-                return failure(401, NO_KEY, kind="unauthorized")
+                return failure(401, needed(f"{request.method} {request.path}"), kind="unauthorized")
             return await handler(request)
 
         return handle
