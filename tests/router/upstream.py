@@ -24,7 +24,13 @@ from miles_lite.router.worker import Worker
 
 @dataclass
 class Upstream:
-    """Records what arrives; its paths misbehave in the ways real workers do."""
+    """Records what arrives; its paths misbehave in the ways real workers do.
+
+    mute     does not say its version
+    hangs    never answers; drops: breaks the connection instead
+    paced    answers after `release`
+    dies     breaks off in the middle of its events, after `release`
+    """
 
     url: str = ""
     version: str | None = None
