@@ -61,10 +61,12 @@ class Checkpoint:
 
     hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer")
     ref_load: str | None = option(None, help="reference model folder for the KL loss (default: --hf-checkpoint)")
-    load: str | None = option(None, help="run folder to continue; starts anew when it holds no checkpoint")
+    load: str | None = option(None, help="folder of --save to continue from; starts anew when it holds no checkpoint")
     save: str | None = option(None, help="folder for checkpoints, iteration-numbered")
     save_interval: int | None = option(None, help="save every N rollouts, and after the last")
-    save_hf: str | None = option(None, help="also write a Hugging Face folder; {rollout_id} is replaced")
+    save_hf: str | None = option(
+        None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Data:
     label_key: str | None = option(None, help="key of the label that rewards compare with")
     metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
     rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
-    rollout_seed: int = option(42, help="seed of the shuffle and of sampling")
+    rollout_seed: int = option(42, help="seed of the shuffle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,9 @@ class Rollouts:
     rollout_batch_size: int = option(help="prompt groups per rollout")
     n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size")
     over_sampling_batch_size: int | None = option(None, help="groups started at once (default: --rollout-batch-size)")
-    dynamic_sampling_filter_path: str | None = option(None, help="dotted path: (group) -> Keep; drops groups")
+    dynamic_sampling_filter_path: str | None = option(
+        None, help="dotted path or file.py:name of (group) -> Keep or bool: which groups are worth training on"
+    )
     rollout_max_response_len: int = option(1024, help="new tokens per model call")
     rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused")
     rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
@@ -101,7 +105,10 @@ class Rollouts:
         None,
         help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
-    custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
+    custom_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
+    )
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
     none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
     rollout_timeout: float = option(600.0, help="seconds one agent may take")
@@ -382,6 +389,10 @@ class Config:
             (
                 self.checkpoint.save_interval is not None and self.checkpoint.save is None,
                 "--save-interval needs --save",
+            ),
+            (
+                self.checkpoint.save_hf is not None and self.checkpoint.save is None,
+                "--save-hf needs --save: it is written with each checkpoint",
             ),
             (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
             (

@@ -19,6 +19,7 @@ from miles_lite.config import Config
 from miles_lite.errors import UserError
 from miles_lite.net import loopback
 from miles_lite.sample import Batch
+from miles_lite.train.weights import copy_tokenizer, replace_folder
 from miles_lite.train.worker import TrainWorker, WorkerSpec
 from miles_lite.transfer import Bucket
 
@@ -99,6 +100,16 @@ class TrainGroup:
         """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
         return self.finish_export(self.begin_export(folder))
 
+    def export_model(self, folder: Path) -> None:
+        """Write a whole model folder: the weights, and what --hf-checkpoint has beside them (tokenizer, template).
+
+        A folder that stood there is replaced at the end. `folder` must be one that rank 0 and this process see.
+        """
+        draft = folder.with_name(f".{folder.name}.draft")
+        self.export_weights(draft)
+        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft)
+        replace_folder(draft, folder)
+
     def begin_export(self, folder: Path) -> list[ray.ObjectRef]:
         """The same without waiting: the ranks do it before whatever they are told next. Pass it to `finish_export`."""
         return [worker.export.remote(folder.absolute()) for worker in self._workers]
@@ -123,6 +134,12 @@ class TrainGroup:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
         self._all("save", folder, rollout_id, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def save_hf(self, rollout_id: int) -> None:
+        """Write the model folder that `--save-hf` names for this rollout, if it names one."""
+        pattern = self._config.checkpoint.save_hf
+        if pattern is not None:
+            self.export_model(Path(pattern.replace("{rollout_id}", str(rollout_id))).expanduser().absolute())
 
     def stop(self) -> None:
         """End all ranks, within STOP_TIMEOUT; may be called twice."""
