@@ -333,18 +333,15 @@ class Config:
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""
-        for broken, message in self._rules():
-            if broken:
-                raise UserError(message)
+        refuse_broken(self._rules())
         return self
 
     def _rules(self) -> list[tuple[bool, str]]:
-        roll, algo, topo = self.rollouts, self.algorithm, self.topology
+        roll, algo = self.rollouts, self.algorithm
         total = roll.rollout_batch_size * roll.n_samples_per_prompt
         product = f"{total} rollouts (batch size x samples per prompt)"
         steps, batch = algo.num_steps_per_rollout, self.global_batch_size
         over, evaluation = roll.over_sampling_batch_size, self.evaluation
-        per_engine = topo.rollout_num_gpus_per_engine
         roles = {"tool", "user", "system", "assistant"}
         return [
             (
@@ -400,26 +397,40 @@ class Config:
                 "--eval-interval needs --eval-prompt-data",
             ),
             (
-                topo.rollout_slots % per_engine != 0,
-                f"--rollout-num-gpus {topo.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine "
-                f"{per_engine}",
-            ),
-            (
-                not 0 <= self.engines.prefill_num_servers < max(topo.num_engines, 1),
-                f"--prefill-num-servers {self.engines.prefill_num_servers}: of {topo.num_engines} engines at least one "
-                "must be left to decode",
-            ),
-            (
-                self.engines.router == "gateway"
-                and (self.engines.prefill_num_servers > 0 or self.engines.sglang_router_ip is not None),
-                "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
-                "loss, nor with --sglang-router-ip, where another router runs already",
-            ),
-            (
                 not roles.issuperset(self.session.tito_allowed_append_roles),
                 "--tito-allowed-append-roles: only tool, user, system and assistant exist",
             ),
+            *engine_rules(self.topology, self.engines),
         ]
+
+
+def refuse_broken(rules: list[tuple[bool, str]]) -> None:
+    """Raises UserError with the words of the first rule that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise UserError(message)
+
+
+def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]:
+    """What engines cannot be, and whether these are: pairs of a broken rule and its words."""
+    size, prefill = topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
+    if size < 1 or topology.num_gpus_per_node < 1:
+        return [(True, "--rollout-num-gpus-per-engine and --num-gpus-per-node must be at least 1")]
+    return [
+        (
+            topology.rollout_slots % size != 0,
+            f"--rollout-num-gpus {topology.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {size}",
+        ),
+        (
+            not 0 <= prefill < max(topology.num_engines, 1),
+            f"--prefill-num-servers {prefill}: of {topology.num_engines} engines at least one must be left to decode",
+        ),
+        (
+            engines.router == "gateway" and (prefill > 0 or engines.sglang_router_ip is not None),
+            "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
+            "loss, nor with --sglang-router-ip, where another router runs already",
+        ),
+    ]
 
 
 def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:

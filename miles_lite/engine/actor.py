@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import ray
@@ -39,8 +41,8 @@ from miles_lite.engine.weights import (
     update_from_disk,
 )
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, local, reachable
-from miles_lite.transfer import Meeting
+from miles_lite.net import bracketed, local, loopback, reachable
+from miles_lite.transfer import Meeting, memory
 
 logger = logging.getLogger(__name__)
 MEETING_PORTS = 30
@@ -87,8 +89,10 @@ class EngineActor:
             self._info = await (self._adopt(self._spec.external_url) if self._spec.external_url else self._launch())
             if self._spec.node_rank > 0:
                 return self._info
-            check(await probe(**self._address()), self._spec)
-            await self._prepare_updates(self._info)
+            features = await probe(**self._address())
+            check(features, self._spec)
+            self._info = dataclasses.replace(self._info, ranks=features.ranks(otherwise=self._spec.slots))
+            await self._prepare_updates()
             if register:
                 await self.register()
         except BaseException:
@@ -110,7 +114,8 @@ class EngineActor:
         """Return, with the reason, as soon as the server has ended or hangs; what hangs is killed."""
         assert self._info is not None, "start comes first"
         ended = asyncio.create_task(self._server.wait() if self._server else _never())
-        hanging = asyncio.create_task(self._hangs(self._local_url(self._info)))
+        first = self._spec.node_rank == 0  # only the first node of several can be asked
+        hanging = asyncio.create_task(self._hangs(self._local_url(self._info)) if first else _never())
         try:
             await asyncio.wait({ended, hanging}, return_when=asyncio.FIRST_COMPLETED)
             return "its process has ended" if ended.done() else hanging.result()
@@ -125,8 +130,6 @@ class EngineActor:
         liveness = Liveness(pid, url, timeout=spec.health_timeout, patience=spec.hang_timeout)
         while True:
             await asyncio.sleep(spec.health_interval)
-            if spec.node_rank > 0:  # only the first node of several can be asked
-                continue
             updates = self._updates
             reason = None if self._updating.locked() else await liveness.probe()
             if self._updating.locked() or self._updates != updates:
@@ -256,8 +259,14 @@ class EngineActor:
     async def _adopt(self, url: str) -> EngineInfo:
         """Wait for a server that somebody else started."""
         await wait_healthy(url, self._spec.start_timeout)
-        version = self._spec.weight_version
-        return EngineInfo(url=url, worker_type="regular", bootstrap_port=None, pid=0, weight_version=version)
+        return EngineInfo(
+            url=url,
+            worker_type="regular",
+            bootstrap_port=None,
+            pid=0,
+            weight_version=self._spec.weight_version,
+            memory=memory() if loopback(urlsplit(url).hostname or "") else None,
+        )
 
     async def _launch(self) -> EngineInfo:
         """Start the server; when another process took its port in between, once more on another port."""
@@ -275,21 +284,20 @@ class EngineActor:
                 bootstrap_port=place.bootstrap_port,
                 pid=self._server.pid,
                 weight_version=spec.weight_version,
+                memory=memory(),
             )
             try:
-                if spec.node_rank == 0:
-                    await self._server.wait_healthy(self._local_url(info), spec.start_timeout)
+                await self._server.wait_healthy(self._local_url(info), spec.start_timeout)
             except UserError:
                 if last or not self._server.lost_port():
                     raise
                 logger.warning("engine %d lost its port %d to another process: trying another", spec.index, place.port)
                 await self._server.stop()
-                self._ports.release()
             else:
                 return info
         raise AssertionError("the last attempt returns or raises")
 
-    async def _prepare_updates(self, info: EngineInfo) -> None:
+    async def _prepare_updates(self) -> None:
         """Learn the served shapes, for the check of later updates, and make cache flushes cheap."""
         with contextlib.suppress(WeightsError):  # a model in another format, or the name of one on a hub
             self._shapes = read_shapes(Path(self._spec.model_path))
@@ -357,8 +365,9 @@ class EngineActor:
                 raise aiohttp.ClientError(f"{url} answered {reply.status}: {message}")
 
 
-async def _never() -> None:
+async def _never() -> str:
     await asyncio.Event().wait()
+    raise AssertionError("nobody sets it")
 
 
 def _first_gpu() -> int | None:

@@ -30,6 +30,10 @@ class Features:
     fields: frozenset[str] | None
     settings: Mapping[str, Any]
 
+    def ranks(self, *, otherwise: int) -> int:
+        """How many processes the server's weights are divided over."""
+        return int(self.settings.get("tp_size") or otherwise)
+
 
 @dataclass(frozen=True)
 class Need:

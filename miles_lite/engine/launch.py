@@ -71,7 +71,11 @@ def command(spec: EngineSpec, place: Placement, *, known: Set[str]) -> list[str]
 
 
 def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool) -> dict[str, str]:
-    """The server's environment: `inherited`, completed; with `profile` the CPU profile leads PYTHONPATH."""
+    """The server's environment: `inherited`, completed; with `profile` the CPU profile leads PYTHONPATH.
+
+    SGLang wants to know the cores of each tensor-parallel rank where there are more ranks than NUMA nodes. It is told
+    some for the sake of its check: the profile has no kernel that binds threads to them.
+    """
     env = {**ENVIRONMENT, **inherited}
     if spec.device == "cpu":
         env |= CPU_ENVIRONMENT
@@ -81,6 +85,7 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
             env["OMP_NUM_THREADS"] = str(spec.threads)
     if profile:
         env["PYTHONPATH"] = with_profile(inherited.get("PYTHONPATH"))
+        env.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(["0"] * spec.slots))
     return env
 
 

@@ -25,6 +25,8 @@ GUARD = Path(__file__).with_name("guard.py")
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
 TAIL_LINES = 25
+LINE_LENGTH = 300
+"""Characters of a log line that are shown: SGLang prints all its settings in one of 20,000."""
 LOST_PORT = ("address already in use", "port is already in use", "is not available")
 
 
@@ -123,7 +125,8 @@ class ServerProcess:
 
     def _tail(self) -> str:
         lines = [line for line in self._lines() if line.strip()][-TAIL_LINES:]
-        shown = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
+        cut = (line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..." for line in lines)
+        shown = "\n".join(f"    {line}" for line in cut) or "    (it wrote nothing)"
         return f"  Last lines of {self.log_path}:\n{shown}"
 
 

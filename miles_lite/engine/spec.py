@@ -22,7 +22,7 @@ class EngineSpec:
     health_interval  seconds between two probes of its liveness
     health_timeout   seconds in which a token must come out, or something be computed
     hang_timeout     seconds in which a token must come out whatever is computed
-    slots            tensor-parallel size, over all nodes
+    slots            tensor-parallel size, over all nodes: GPUs, or processes of a CPU server
     nodes            how many nodes it spans; each has an actor and a server process
     node_rank        which of them this one is; only the first answers requests
     external_url     where a server runs that somebody else started; None: one is started
@@ -70,10 +70,18 @@ class EngineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """A running server. `pid` is SGLang's own, 0 for an external one; `bootstrap_port` is set for prefill workers."""
+    """A running server.
+
+    pid             SGLang's own, 0 for an external one
+    bootstrap_port  set for prefill workers
+    ranks           how many processes hold a part of its weights
+    memory          what `transfer.memory` says where they run; None: they run on different nodes, or nobody knows
+    """
 
     url: str
     worker_type: WorkerType
     bootstrap_port: int | None
     pid: int
     weight_version: int
+    ranks: int = 1
+    memory: str | None = None

@@ -22,7 +22,7 @@ import aiohttp
 import ray
 
 from miles_lite.admin import bearer, known_key
-from miles_lite.config import Checkpoint, Engines, Session, Topology
+from miles_lite.config import Checkpoint, Engines, Session, Topology, engine_rules, refuse_broken
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.checkpoint import WeightsError
 from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
@@ -30,7 +30,8 @@ from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
 from miles_lite.flags import Leftovers, take_group
 from miles_lite.rollout.actors import end_actor, named_actor, started
-from miles_lite.rollout.groups import EnginePlan, plan_engines
+from miles_lite.rollout.groups import EnginePlan, check_engines, plan_engines
+from miles_lite.rollout.model import check_model_folder
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.rollout.weight_sync import Receiver, WeightSync
 from miles_lite.router.client import set_weight_version
@@ -64,11 +65,17 @@ class StackOptions:
     def taken(
         cls, namespace: Namespace, leftovers: Leftovers, *, max_context_len: int | None, seed: int, run_dir: Path
     ) -> StackOptions:
-        """From a command line whose parser has the four groups; `leftovers` are its --sglang-FLAGs."""
+        """From a command line whose parser has the four groups; `leftovers` are its --sglang-FLAGs. Raises UserError
+        for what can be refused before anything starts."""
+        topology, checkpoint = take_group(namespace, Topology), take_group(namespace, Checkpoint)
+        engines = dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang)
+        refuse_broken(engine_rules(topology, engines))
+        check_engines(topology, engines)
+        check_model_folder(checkpoint.hf_checkpoint)
         return cls(
-            topology=take_group(namespace, Topology),
-            checkpoint=take_group(namespace, Checkpoint),
-            engines=dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang),
+            topology=topology,
+            checkpoint=checkpoint,
+            engines=engines,
             session=take_group(namespace, Session),
             max_context_len=max_context_len,
             seed=seed,
@@ -164,6 +171,10 @@ class Fleet:
     async def start(self, router_url: str) -> None:
         """Start all engines at once and watch them. Raises UserError when one does not come up."""
         self._router_url = router_url
+        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
+            for rank in range(plan.nodes):
+                bundles = self._layout.engine_slots[plan.on_node(rank)]
+                self._layout.check_neighbours(bundles, f"engine {plan.index}")
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
 
@@ -185,11 +196,7 @@ class Fleet:
             await self._admit(update.version, previous=before.version)
             behind: dict[int, str] = {}
             if update.buckets:
-                receivers = [
-                    Receiver(slot.index, slot.actor, slot.info.pid, self._ranks(slot))
-                    for slot in self._slots
-                    if slot.info
-                ]
+                receivers = [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
                 behind = await self._sync.deliver(update, sender, receivers)
                 self._weights = before if receivers and len(behind) == len(receivers) else update
             else:
@@ -232,9 +239,8 @@ class Fleet:
         """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
         WeightsError or RayError when it cannot be; nothing is left of it then."""
         await _written(self._weights)
-        spec = self._engine_spec(slot)
-        nodes = [dataclasses.replace(spec, node_rank=rank) for rank in range(spec.nodes)]
-        slot.actor, *slot.others = [self._actor(slot, each) for each in nodes]
+        spec, *others = self._engine_specs(slot)
+        slot.actor, *slot.others = [self._actor(slot, each) for each in (spec, *others)]
         try:
             info = await self._started(slot)
             async with self._changing:
@@ -247,17 +253,15 @@ class Fleet:
             await asyncio.shield(slot.end())
             raise
 
-    def _ranks(self, slot: _Slot) -> int:
-        return slot.plan.slots if self._layout.device == "cuda" else 1
-
     async def _started(self, slot: _Slot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
         meeting = await slot.actor.meet.remote() if slot.others else None
         starts = [
             started(actor, what, timeout, register=False, meeting=meeting) for actor in (slot.actor, *slot.others)
         ]
-        info: EngineInfo = (await asyncio.gather(*starts))[0]
-        return info
+        infos: list[EngineInfo] = await asyncio.gather(*starts)
+        memories = {info.memory for info in infos}
+        return dataclasses.replace(infos[0], memory=memories.pop() if len(memories) == 1 else None)
 
     def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
         """An actor for one node of an engine, in the first of the slots that it fills there."""
@@ -265,42 +269,47 @@ class Fleet:
         name += f"-restart-{slot.restarts}" if slot.restarts else ""
         where: dict[str, Any] = {"num_cpus": 0}
         if not slot.plan.external_url:
-            first = slot.plan.first_slot + spec.node_rank * self._options.topology.num_gpus_per_node
-            where = self._layout.options(self._layout.engine_slots[first], ENGINE_SHARE)
+            first, *_ = self._layout.engine_slots[slot.plan.on_node(spec.node_rank)]
+            where = self._layout.options(first, ENGINE_SHARE)
         return named_actor(EngineActor, name, gpu=self._layout.device == "cuda", **where).remote(spec)
 
-    def _engine_spec(self, slot: _Slot) -> EngineSpec:
+    def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
+        """What the engine of `slot` is to be, on each of its nodes."""
         options, engines, plan = self._options, self._options.engines, slot.plan
-        cuda = self._layout.device == "cuda"
-        cores = os.cpu_count() or 1
-        return EngineSpec(
+        logs, name = options.run_dir / "logs", f"engine-{slot.index}"
+        first = EngineSpec(
             index=slot.index,
             model_path=self._weights.path,
             device=self._layout.device,
             bind_host=options.topology.bind_host,
             advertise_host=options.topology.public_host,
             router_url=self._router_url,
-            log_path=str(options.run_dir / "logs" / f"engine-{slot.index}.{slot.restarts}.log"),
+            log_path=str(logs / f"{name}.{slot.restarts}.log"),
             worker_type=plan.role,
             start_timeout=engines.engine_start_timeout,
             health_interval=engines.engine_health_interval,
             health_timeout=engines.engine_health_timeout,
             hang_timeout=engines.engine_hang_timeout,
             seed=options.seed,
-            slots=plan.slots if cuda else 1,
-            nodes=-(-plan.slots // options.topology.num_gpus_per_node) if cuda else 1,
+            slots=plan.slots,
+            nodes=plan.nodes,
             external_url=plan.external_url,
             admin_key=self._admin_key,
             router_key=self._router_key,
             weight_version=self._weights.version,
             context_length=self._context,
-            threads=max(1, cores // (2 * len(self._slots))),
+            threads=max(1, (os.cpu_count() or 1) // (2 * sum(each.plan.slots for each in self._slots))),
             max_concurrency=engines.sglang_server_concurrency,
             transfer_mode=engines.update_weight_transfer_mode,
             check_weights=engines.check_weight_update_equal,
             offload=engines.offload_rollout,
             sglang_args={"tokenizer_path": str(self._model), **engines.sglang_args, **plan.overrides},
         )
+        others = [
+            dataclasses.replace(first, node_rank=rank, log_path=str(logs / f"{name}-node-{rank}.{slot.restarts}.log"))
+            for rank in range(1, first.nodes)
+        ]
+        return [first, *others]
 
     # ---- keeping alive -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from miles_lite.config import Engines, Topology
+from miles_lite.engine.sglang_flags import check_options, known_options
 from miles_lite.engine.spec import WorkerType
 from miles_lite.errors import UserError
 from miles_lite.router.registration import parse_url
@@ -23,14 +24,21 @@ PLACEHOLDER = "placeholder"
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One engine: its role, its slots (GPUs), the first of them, its own SGLang options; or the URL where it runs."""
+    """One engine: its role, its slots (GPUs), the first of them, over how many nodes they are, its own SGLang options;
+    or the URL where it runs, and then its slots mean nothing."""
 
     index: int
     role: WorkerType
     slots: int
     first_slot: int
+    nodes: int = 1
     overrides: Mapping[str, Any] = field(default_factory=dict)
     external_url: str | None = None
+
+    def on_node(self, rank: int) -> slice:
+        """Its slots on the node with that rank, among those of all engines."""
+        size = self.slots // self.nodes
+        return slice(self.first_slot + rank * size, self.first_slot + (rank + 1) * size)
 
 
 def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]:
@@ -39,14 +47,20 @@ def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]
     if external:
         _refuse_both(engines, "--rollout-external-engine-addrs")
         urls = [parse_url(url if "://" in url else f"http://{url}") for url in external]
-        return tuple(EnginePlan(index, "regular", 0, 0, external_url=url) for index, url in enumerate(urls))
+        return tuple(EnginePlan(index, "regular", 1, 0, external_url=url) for index, url in enumerate(urls))
     if engines.sglang_config:
         if engines.prefill_num_servers:
             raise UserError("--sglang-config names prefill and decode groups itself: leave out --prefill-num-servers")
-        return _number(_read(Path(engines.sglang_config), topology))
+        return _number(_read(Path(engines.sglang_config), topology), topology)
     count, size, prefill = topology.num_engines, topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
     roles = ["prefill"] * prefill + ["decode"] * (count - prefill) if prefill else ["regular"] * count
-    return _number([(role, size, {}) for role in roles])
+    return _number([(role, size, {}) for role in roles], topology)
+
+
+def check_engines(topology: Topology, engines: Engines) -> None:
+    """Raises UserError for a layout that does not fit and for an SGLang option that does not exist."""
+    for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
+        check_options(options, known_options())
 
 
 def in_words(plans: Sequence[EnginePlan]) -> str:
@@ -62,12 +76,15 @@ def _refuse_both(engines: Engines, flag: str) -> None:
             raise UserError(f"{flag} and {other} exclude each other")
 
 
-def _number(described: list[tuple[str, int, dict[str, Any]]]) -> tuple[EnginePlan, ...]:
+def _number(described: list[tuple[str, int, dict[str, Any]]], topology: Topology) -> tuple[EnginePlan, ...]:
     plans: list[EnginePlan] = []
-    first = 0
+    first, per_node = 0, topology.num_gpus_per_node
     for role, size, overrides in described:
+        nodes = -(-size // per_node)
+        if nodes > 1 and size % per_node:
+            raise UserError(f"an engine of {size} GPUs fills its nodes: --num-gpus-per-node {per_node} must divide it")
         if role != PLACEHOLDER:
-            plans.append(EnginePlan(len(plans), cast(WorkerType, role), size, first, overrides))
+            plans.append(EnginePlan(len(plans), cast(WorkerType, role), size, first, nodes, overrides))
         first += size
     return tuple(plans)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.util.placement_group import (
@@ -30,6 +30,14 @@ ENGINE_SHARE = 0.2
 PLACEMENT_TIMEOUT = 60.0
 
 
+class Home(NamedTuple):
+    """Where a bundle is: the node's address and id, and the GPU's number there; 0 for a CPU."""
+
+    address: tuple[int, ...]
+    node: str
+    gpu: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """A ready placement group and who gets which of its bundles: neighbours are on one node as far as can be."""
@@ -38,6 +46,8 @@ class Layout:
     device: Literal["cpu", "cuda"]
     train_bundles: tuple[int, ...]
     engine_slots: tuple[int, ...]
+    homes: Sequence[Home] = field(default=(), repr=False)
+    """Of each bundle."""
 
     def options(self, bundle: int, share: float) -> dict[str, Any]:
         """Ray actor options that claim `share` of the slot `bundle`."""
@@ -49,6 +59,18 @@ class Layout:
         )
         gpus = share if self.device == "cuda" else 0
         return {"num_cpus": share, "num_gpus": gpus, "scheduling_strategy": strategy}
+
+    def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
+        """A server takes the GPUs from its first on: raises UserError, naming `what`, when `bundles` are not those."""
+        first, *others = (self.homes[bundle] for bundle in bundles)
+        for at, home in enumerate(others, 1):
+            if home.node != first.node or (self.device == "cuda" and home.gpu != first.gpu + at):
+                places = ", ".join(f"{self.homes[bundle].node[:8]}:{self.homes[bundle].gpu}" for bundle in bundles)
+                raise UserError(
+                    f"{what} needs {len(bundles)} neighbouring slots of one node, Ray gave it (node:GPU) {places}.\n"
+                    "  Make --rollout-num-gpus-per-engine and --num-gpus-per-node fit the nodes, or free what other "
+                    "jobs hold there."
+                )
 
     def remove(self) -> None:
         if self.group is not None:
@@ -74,18 +96,18 @@ def place(topology: Topology, *, train: bool) -> Layout:
             f"has them in total ({resources}): no node has a whole bundle free. See the dashboard."
         )
     first = 0 if shared else ranks
-    bundles = _in_order(group, device)
+    homes = _homes(group, device)
+    bundles = sorted(range(slots), key=homes.__getitem__)
     engines = tuple(bundles[first : first + topology.rollout_slots])
-    return Layout(group=group, device=device, train_bundles=tuple(bundles[:ranks]), engine_slots=engines)
+    return Layout(group, device, train_bundles=tuple(bundles[:ranks]), engine_slots=engines, homes=homes)
 
 
-def _in_order(group: PlacementGroup, device: str) -> list[int]:
-    """The group's bundles by their nodes' addresses and, there, by GPU: neighbours in the list are neighbours."""
-    count = group.bundle_count
-    homes = placement_group_table(group)["bundles_to_node_id"]
+def _homes(group: PlacementGroup, device: str) -> list[Home]:
+    """Where each of the group's bundles is."""
+    nodes = placement_group_table(group)["bundles_to_node_id"]
     addresses = {node["NodeID"]: _octets(node["NodeManagerAddress"]) for node in ray.nodes()}
-    gpus = _gpus(group) if device == "cuda" else [0] * count
-    return sorted(range(count), key=lambda bundle: (addresses[homes[bundle]], homes[bundle], gpus[bundle]))
+    gpus = _gpus(group) if device == "cuda" else [0] * group.bundle_count
+    return [Home(addresses[nodes[bundle]], nodes[bundle], gpu) for bundle, gpu in enumerate(gpus)]
 
 
 def _octets(address: str) -> tuple[int, ...]:

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from miles_lite.config import Config
-from miles_lite.engine.sglang_flags import check_options, known_options
 from miles_lite.errors import UserError
 from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
+from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.rewards import BUILT_IN
 from miles_lite.tito import Tito
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def check_inputs(config: Config) -> None:
-    """Model folder, template, prompts and their lengths, hook files, SGLang flags. Raises UserError at a flaw."""
+    """Model folder, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
     model = check_model_folder(config.checkpoint.hf_checkpoint)
     limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
@@ -28,7 +28,7 @@ def check_inputs(config: Config) -> None:
     rule = config.rollouts.rm_type
     if rule is not None and rule not in BUILT_IN:
         raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
-    check_options(config.engines.sglang_args, known_options())
+    check_engines(config.topology, config.engines)
     roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
     tito = Tito.load(model, append_roles=roles, family=family)
     log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.surface.table())

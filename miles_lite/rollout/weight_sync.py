@@ -14,21 +14,25 @@ from typing import Any
 
 import ray
 
+from miles_lite.engine.spec import EngineInfo
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import plain
-from miles_lite.transfer import Meeting, TransferMode
+from miles_lite.transfer import Meeting, TransferMode, memory
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Receiver:
-    """An engine: its index, actor, the server's process id and the number of its ranks."""
+    """An engine: its index, its actor and what runs there."""
 
     index: int
     actor: Any
-    pid: int
-    ranks: int
+    info: EngineInfo
+
+    @property
+    def ranks(self) -> int:
+        return self.info.ranks
 
 
 class WeightSync:
@@ -45,6 +49,12 @@ class WeightSync:
             failures = await self._meet(sender, receivers)
             if failures:
                 return failures
+        elif self._mode == "tensor":
+            here = await sender.__ray_call__.remote(lambda _: memory())
+            failures = {
+                one.index: "it does not share the trainer's memory" for one in receivers if one.info.memory != here
+            }
+            receivers = [one for one in receivers if one.index not in failures]
         began = await self._each(receivers, lambda one: one.actor.begin_update.remote(update), failures)
         try:
             if self._mode == "tensor":
@@ -96,7 +106,7 @@ class WeightSync:
 
     async def _meet(self, sender: Any, receivers: Sequence[Receiver]) -> dict[int, str]:
         """One group of the trainer and all receivers, kept for as long as they are the same processes."""
-        members = tuple((one.index, one.pid) for one in receivers)
+        members = tuple((one.index, one.info.pid) for one in receivers)
         if members == self._members:
             return {}
         self._members = ()

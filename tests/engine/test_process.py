@@ -87,8 +87,10 @@ def launch_and_wait(code: str, log: Path, timeout: float) -> None:
 def test_a_server_that_dies_shows_its_last_lines_and_its_log(tmp_path: Path):
     log = tmp_path / "logs" / "engine.log"
     with pytest.raises(UserError) as caught:
-        launch_and_wait("import sys; print('boom: no memory'); sys.exit(7)", log, 30)
+        launch_and_wait("import sys; print('s' * 20_000); print('boom: no memory'); sys.exit(7)", log, 30)
     assert "exit code 7" in str(caught.value)
+    assert "sss ..." in str(caught.value)
+    assert max(map(len, str(caught.value).splitlines())) < 400
     assert "boom: no memory" in str(caught.value)
     assert str(log) in str(caught.value)
 

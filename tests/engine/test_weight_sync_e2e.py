@@ -41,7 +41,7 @@ def trainer(cluster: None) -> Iterator[Any]:
 
 
 def receivers(*engines: tuple[Any, Any]) -> list[Receiver]:
-    return [Receiver(at, actor, info.pid, 1) for at, (actor, info) in enumerate(engines)]
+    return [Receiver(at, actor, info) for at, (actor, info) in enumerate(engines)]
 
 
 def send(sync: WeightSync, trainer: Any, to: list[Receiver], folder: Path, version: int, mode="retract"):
@@ -111,6 +111,16 @@ def test_after_a_failed_update_the_old_weights_serve_on(
     assert gap(tiny_model, answer) < 1e-4
     assert send(sync, trainer, to, other_model, 32) == {}
     assert gap(other_model, running.generate(PROMPT)) < 1e-4
+
+
+def test_an_engine_on_another_machine_is_left_alone_by_memory_that_it_cannot_open(
+    running: Running, trainer: Any, tiny_model: Path, other_model: Path
+):
+    assert send(WeightSync("tensor"), trainer, receivers((running.engine, running.info)), tiny_model, 33) == {}
+    far = [Receiver(0, running.engine, dataclasses.replace(running.info, memory=None))]
+    failures = send(WeightSync("tensor"), trainer, far, other_model, 34)
+    assert failures == {0: "it does not share the trainer's memory"}
+    assert running.generate(PROMPT)["meta_info"]["weight_version"] == "33"
 
 
 def test_an_offloaded_engine_lets_requests_wait_and_serves_the_same_afterwards(running: Running, tiny_model: Path):

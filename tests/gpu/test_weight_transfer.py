@@ -61,7 +61,7 @@ def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo],
     trainer = ray.remote(FolderTrainer).options(num_gpus=0.2, runtime_env=environment).remote(device)
     buckets = ray.get(trainer.load.remote(str(other), 100_000))
     update = WeightUpdate(str(other), 1, "retract", tuple(buckets))
-    receivers = [Receiver(0, actor, info.pid, 1)]
+    receivers = [Receiver(0, actor, info)]
     assert asyncio.run(WeightSync(mode).deliver(update, trainer, receivers)) == {}
     assert ray.get(actor.verify_weights.remote()) > 10
     ray.kill(trainer)

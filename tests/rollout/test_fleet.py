@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ class Slots:
 
     def options(self, bundle: int, share: float) -> dict[str, Any]:
         return {}
+
+    def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
+        pass
 
 
 @pytest.fixture(autouse=True)

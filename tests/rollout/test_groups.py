@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from miles_lite.config import Engines, Topology
 from miles_lite.errors import UserError
-from miles_lite.rollout.groups import in_words, plan_engines
+from miles_lite.rollout.groups import check_engines, in_words, plan_engines
 
 GROUPS = """
 sglang:
@@ -39,6 +40,24 @@ def test_groups_of_a_file_fill_the_slots_in_order(tmp_path: Path):
     assert seen == [(0, "prefill", 1, 0), (1, "prefill", 1, 1), (2, "decode", 2, 4), (3, "decode", 2, 6)]
     assert plans[0].overrides == {"chunked_prefill_size": 4096}
     assert plans[3].overrides == {}
+
+
+def test_an_engine_bigger_than_a_node_fills_its_nodes():
+    topology = Topology(rollout_num_gpus=8, rollout_num_gpus_per_engine=4, num_gpus_per_node=2)
+    _, second = plan_engines(topology, Engines())
+    assert second.nodes == 2
+    assert [second.on_node(rank) for rank in range(2)] == [slice(4, 6), slice(6, 8)]
+    with pytest.raises(UserError, match="--num-gpus-per-node 3 must divide it"):
+        plan_engines(dataclasses.replace(topology, num_gpus_per_node=3), Engines())
+
+
+def test_an_option_that_sglang_does_not_have_is_refused_also_in_a_group(tmp_path: Path):
+    check_engines(Topology(rollout_num_gpus=8), written(tmp_path, GROUPS))
+    with pytest.raises(UserError, match="did you mean --sglang-chunked-prefill-size"):
+        check_engines(
+            Topology(rollout_num_gpus=8),
+            written(tmp_path, GROUPS.replace("chunked", "chunk")),
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -29,6 +29,19 @@ def test_too_few_slots_are_refused_with_what_was_asked_and_what_there_is() -> No
         UserError, match=r"asked for 8 slots of 1 CPU \(8 CPU\), this Ray cluster has 4, of which 2 free"
     ):
         placement._check_room({"CPU": 1.0}, 8, {"CPU": 2.0}, {"CPU": 4.0})
+
+
+def layout(*homes: tuple[str, int], device: Literal["cpu", "cuda"] = "cuda") -> placement.Layout:
+    places = [placement.Home((10, 0, 0, 1), node, gpu) for node, gpu in homes]
+    return placement.Layout(None, device, train_bundles=(), engine_slots=tuple(range(len(homes))), homes=places)
+
+
+def test_the_gpus_of_a_server_are_neighbours_on_one_node() -> None:
+    layout(("a", 2), ("a", 3), ("b", 0)).check_neighbours([0, 1], "engine 0")
+    layout(("a", 0), ("a", 0), device="cpu").check_neighbours([0, 1], "engine 0")
+    for homes in ([("a", 1), ("a", 3)], [("a", 3), ("b", 0)], [("a", 1), ("a", 0)]):
+        with pytest.raises(UserError, match=r"engine 0 needs 2 neighbouring slots of one node, Ray gave it .* a:"):
+            layout(*homes).check_neighbours([0, 1], "engine 0")
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

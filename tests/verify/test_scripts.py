@@ -30,7 +30,7 @@ def test_the_template_script_gives_the_commands_verdict() -> None:
     ("script", "flags", "message"),
     [
         ("verify_chat_template.py", ["--model", "/no/such"], "/no/such does not exist"),
-        ("verify_session_tito_tokenizer.py", ["--hf-checkpoint", "/no/such"], "/no/such does not exist"),
+        ("verify_session_tito_tokenizer.py", ["--hf-checkpoint", "/no/such"], "/no/such: no such folder"),
         ("verify_session_tito_tokenizer.py", ["--session-verify-cycles", "2"], "--hf-checkpoint"),
     ],
 )
