@@ -125,6 +125,7 @@ def test_help_says_what_it_reads(launcher: str) -> None:
         [REPO / "launchers" / launcher, "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert f"launchers/{launcher}" in done.stdout
+    assert "SBATCH" not in done.stdout
 
 
 @pytest.mark.parametrize("launcher", ["run-local.sh", "run-ray-job.sh"])
