@@ -36,10 +36,12 @@ class Topology:
 
     @property
     def train_ranks(self) -> int:
+        """Data-parallel ranks of the trainer."""
         return self.actor_num_nodes * self.actor_num_gpus_per_node
 
     @property
     def rollout_slots(self) -> int:
+        """GPUs (on CPU: processes) of all engines; 0 where they run already."""
         if self.rollout_external_engine_addrs:
             return 0
         if self.rollout_num_gpus is not None:
@@ -52,6 +54,7 @@ class Topology:
 
     @property
     def public_host(self) -> str:
+        """What others are told to reach."""
         return self.advertise_host or self.bind_host
 
 
@@ -264,6 +267,7 @@ class Evaluation:
 
     @property
     def datasets(self) -> dict[str, str]:
+        """Prompt file by name, in the order given."""
         return dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))
 
 
@@ -284,6 +288,7 @@ class Logging:
 
     @property
     def path(self) -> Path:
+        """The run folder, absolute."""
         return Path(self.run_dir).expanduser().resolve()
 
 
@@ -329,6 +334,7 @@ class Config:
         return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
+        """Every option by group, as config.json has it."""
         return dataclasses.asdict(self)
 
     def check(self) -> Config:
@@ -434,6 +440,7 @@ def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]
 
 
 def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:
+    """The flags of all groups."""
     parser = Parser(prog=prog, allow_abbrev=False)
     for group in GROUPS.values():
         add_group(parser, group)

@@ -52,6 +52,7 @@ class TrainGroup:
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """Raises UserError for a schedule without an end. `strategies` are Ray's, `run_dir` is named in errors."""
         if config.optimizer.lr_decay_style != "constant" and config.rollouts.num_rollout is None:
             raise UserError(f"--lr-decay-style {config.optimizer.lr_decay_style} needs --num-rollout: where decay ends")
         self._config = config
@@ -73,7 +74,10 @@ class TrainGroup:
         return f"TrainGroup({len(self._workers)} ranks)"
 
     def start(self, timeout: float) -> int:
-        """Build process group, model and optimizer, restore `--load`; the first rollout id to run."""
+        """Build process group, model and optimizer, restore `--load`; the first rollout id to run.
+
+        `timeout` in seconds. Raises TrainError, UserError.
+        """
         deadline = time.monotonic() + timeout
         places = self._all("whereabouts", timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
@@ -89,7 +93,7 @@ class TrainGroup:
         return first
 
     def train(self, batches: Sequence[ray.ObjectRef | Batch]) -> dict[str, float]:
-        """One batch per rank; metrics `train/…` and `perf/…` over all ranks."""
+        """One batch per rank; metrics `train/…` and `perf/…` over all ranks. Raises TrainError, UserError."""
         if len(batches) != len(self._workers):
             raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
         calls = [worker.train.remote(batch) for worker, batch in zip(self._workers, batches, strict=True)]
@@ -173,6 +177,7 @@ class TrainGroup:
 
 
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
+    """What one rank is told; without --train-threads the ranks of a node share its cores."""
     cores = len(os.sched_getaffinity(0))
     local = loopback(config.topology.bind_host)
     return WorkerSpec(
