@@ -128,6 +128,12 @@ def test_help_says_what_it_reads(launcher: str) -> None:
     assert "SBATCH" not in done.stdout
 
 
+def test_the_examples_script_has_help_too() -> None:
+    script = REPO / "examples" / "swe-agent" / "imitate.sh"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "imitate.sh RUN_DIR" in done.stdout
+
+
 @pytest.mark.parametrize("launcher", ["run-local.sh", "run-ray-job.sh"])
 def test_a_missing_variable_is_named(launcher: str) -> None:
     environment = {name: value for name, value in JOB.items() if name != "PROMPT_DATA"}
