@@ -83,6 +83,13 @@ def test_messages_that_were_seen_are_the_same_objects(rest: dict[str, Any]) -> N
         assert same == [number > 0] * 2
 
 
+def test_a_second_list_of_messages_replaces_the_first() -> None:
+    """As for the parser, of whose two names the last counts."""
+    bodies = Bodies()
+    bodies.keep(b'{"messages":[{"a":1}]}', [{"a": 1}])
+    assert bodies.read(b'{"messages":[{"a":1}],"messages":[{"b":1}]}') == {"messages": [{"b": 1}]}
+
+
 @pytest.mark.parametrize(
     "raw",
     [
