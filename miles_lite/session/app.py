@@ -16,7 +16,6 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from xxhash import xxh3_128
 
-from miles_lite.session import bodies
 from miles_lite.session.caller import agent_name
 from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
@@ -144,8 +143,8 @@ class _Routes:
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
     def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
-        held, seen = self._service.held(_session_id(request))
-        body = _object(raw, seen)
+        held, bodies = self._service.held(_session_id(request))
+        body = _object(raw, bodies.read)
         parsed = dialect.parse(body, held=held)
         return replace(parsed, agent=agent_name(request.headers, body))
 
@@ -203,9 +202,9 @@ async def _body(request: web.Request) -> Any:
     return body
 
 
-def _object(data: bytes, seen: bodies.Seen | None = None) -> Any:
+def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
     try:
-        body = bodies.read(data, seen) if data else {}
+        body = read(data) if data else {}
     except orjson.JSONDecodeError as error:
         raise bad_request(f"the request body is not JSON: {error}") from error
     if not isinstance(body, dict):

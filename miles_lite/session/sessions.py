@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miles_lite.session import forks
-from miles_lite.session.bodies import Seen
+from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
@@ -38,8 +38,7 @@ class Session:
     """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
 
     `receipts` belong to the tree's turns, one each. `unheard` are the numbers of turns whose answer no client is known
-    to have. `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch. `seen` is
-    of the latest answered request.
+    to have. `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
     """
 
     session_id: str
@@ -53,7 +52,7 @@ class Session:
     receipts: list[Receipt] = field(default_factory=list)
     unheard: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
-    seen: Seen | None = None
+    bodies: Bodies = field(default_factory=Bodies)
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted.

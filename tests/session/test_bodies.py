@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.session.bodies import Seen, read
+from miles_lite.session.bodies import Bodies
 
 texts = st.text(alphabet='ab"\\[]{},: \n\u00e9\u20ac', max_size=8) | st.just('","messages":[')
 values = st.recursive(
@@ -41,24 +41,24 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return made
 
 
-@given(bodies=conversations(), cut=st.none() | st.integers(1, 40))
-def test_a_body_says_what_the_parser_reads_in_it(bodies: list[bytes], cut: int | None) -> None:
-    """Also when the last one is broken off: then both refuse it."""
-    if cut is not None:
-        bodies.append(bodies[-1][:-cut])
-    seen: Seen | None = None
-    for raw in bodies:
+@given(sent=st.lists(conversations(), min_size=1, max_size=3), cut=st.none() | st.integers(1, 40), data=st.data())
+def test_a_body_says_what_the_parser_reads_in_it(sent: list[list[bytes]], cut: int | None, data: st.DataObject) -> None:
+    """Conversations mixed, the last body broken off: then both refuse it."""
+    turns = data.draw(st.permutations([number for number, made in enumerate(sent) for _ in made]))
+    order = [sent[number].pop(0) for number in turns]
+    bodies = Bodies()
+    for raw in [*order, order[-1][:-cut]] if cut else order:
         try:
             expected = orjson.loads(raw)
         except orjson.JSONDecodeError:
             with pytest.raises(orjson.JSONDecodeError):
-                read(raw, seen)
+                bodies.read(raw)
             continue
-        body = read(raw, seen)
+        body = bodies.read(raw)
         assert body == expected
         assert not isinstance(body, dict) or list(body) == list(expected)
         if isinstance(body, dict) and isinstance(body.get("messages"), list):
-            seen = Seen.of(raw, body["messages"], before=seen)
+            bodies.keep(raw, body["messages"])
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,24 @@ def test_a_body_says_what_the_parser_reads_in_it(bodies: list[bytes], cut: int |
     ],
 )
 def test_messages_that_were_seen_are_the_same_objects(rest: dict[str, Any]) -> None:
-    said = [{"role": "user", "content": "[1, 2]"}, {"role": "assistant", "tool_calls": [{"id": "]}"}]}]
-    first = orjson.dumps({"model": "m", "messages": said, **rest})
-    seen = Seen.of(first, said, before=None)
-    assert seen is not None
-    assert seen.size == first.index(b',{"role":"assistant"') + len(orjson.dumps(said[1])) + 1
-    second = orjson.dumps({"model": "m", "messages": [*said, {"role": "tool", "content": "]"}], **rest, "seed": 1})
-    body = read(second, seen)
-    assert body == orjson.loads(second)
-    assert all(one is other for one, other in zip(body["messages"], said, strict=False))
+    """Of the conversations that were sent last."""
+    bodies = Bodies()
+    talks = [[{"role": "user", "content": f"[1, 2] {n}"}, {"role": "assistant", "content": "]}"}] for n in range(5)]
+    for said in talks:
+        bodies.keep(orjson.dumps({"model": "m", "messages": said, **rest}), said)
+    for number, said in enumerate(talks):
+        further = {"model": "m", "messages": [*said, {"role": "tool", "content": "]"}], **rest, "seed": 1}
+        body = bodies.read(orjson.dumps(further))
+        assert body == further
+        same = [one is other for one, other in zip(body["messages"], said, strict=False)]
+        assert same == [number > 0] * 2
+
+
+def test_a_second_list_of_messages_replaces_the_first() -> None:
+    """As for the parser, of whose two names the last counts."""
+    bodies = Bodies()
+    bodies.keep(b'{"messages":[{"a":1}]}', [{"a": 1}])
+    assert bodies.read(b'{"messages":[{"a":1}],"messages":[{"b":1}]}') == {"messages": [{"b": 1}]}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,9 @@ def test_messages_that_were_seen_are_the_same_objects(rest: dict[str, Any]) -> N
     ],
 )
 def test_a_body_whose_messages_cannot_be_told_apart_is_not_remembered(raw: bytes) -> None:
-    assert Seen.of(raw, orjson.loads(raw).get("messages", []), before=None) is None
+    bodies = Bodies()
+    bodies.keep(raw, orjson.loads(raw).get("messages", []))
+    assert not bodies._seen
 
 
 def _body(write: Any, fields: list[tuple[str, Any]]) -> bytes:
