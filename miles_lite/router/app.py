@@ -1,6 +1,7 @@
 """The router's HTTP face: registration in every form in use; everything else goes to a worker.
 
-Invariant: a running app asks the workers that were set aside again, and readmits those that may serve.
+Invariant: a running app asks the workers that were set aside again, and readmits those that may serve; it keeps no
+connection to one that is gone.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ class Router:
         """Probing, connections and the gateway live as long as the app. Raises UserError: no gateway."""
         if self._gateway:
             await self._gateway.start()
-        probing = asyncio.create_task(self._probe_for_ever())
+        probing = asyncio.create_task(self._look_after_workers())
         yield
         probing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await probing
-        self._pool.close()
+        self._pool.forget_all_but(set())
         if self._gateway:
             await self._gateway.stop()
 
@@ -119,7 +120,6 @@ class Router:
             return failure(404, f"no worker has the id or url {name!r}", kind="unknown_worker")
         self.registry.drain(worker)
         self.placement.forget(worker)
-        self._pool.forget(worker.url)
         if refused := await self._changed():
             return refused
         return web.json_response(
@@ -175,10 +175,11 @@ class Router:
                 return failure(503, str(error), kind="gateway")
         return None
 
-    async def _probe_for_ever(self) -> None:
+    async def _look_after_workers(self) -> None:
         while True:
             await self._gate.check(one for one in self.registry if one.trial or one.state in ("unreachable", "stale"))
             await self._changed(wait=False)
+            self._pool.forget_all_but({one.url for one in self.registry})
             await asyncio.sleep(self._interval)
 
 

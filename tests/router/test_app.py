@@ -212,6 +212,7 @@ def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
                 worker.release.set()
                 assert await reply.content.read() == b"data: 2\n\n"
             await eventually(lambda: len(router.registry) == 0, "the worker to be forgotten")
+            await eventually(lambda: not router._pool._kept, "its connection to be closed")
 
     asyncio.run(scenario())
 
