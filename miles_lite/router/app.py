@@ -1,4 +1,4 @@
-"""The router's HTTP face: registration in every form in use; everything else goes to a worker.
+"""The state of a router, and what it answers by itself: registrations, weight versions, health, metrics.
 
 Invariant: a running app asks the workers that were set aside again, and readmits those that may serve; it keeps no
 connection to one that is gone.
@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from miles_lite.admin import needed, shows
 from miles_lite.errors import UserError
@@ -27,12 +25,11 @@ from miles_lite.router.proxy import Proxy
 from miles_lite.router.registration import fields_of, parse_worker
 from miles_lite.router.registry import Registry
 from miles_lite.router.replies import Limits, failure
-from miles_lite.router.spec import BACKLOG, RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.upstream import Pool, UnreachableError
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 1 << 30
 PROBE_INTERVAL = 1.0
 NO_PAIRS = (
     "prefill/decode is not possible with --router gateway: in that mode the gateway parses bodies, merges neither "
@@ -46,7 +43,7 @@ class Router:
     """The state of one router and its handlers."""
 
     def __init__(self, spec: RouterSpec, *, limits: Limits | None = None, interval: float = PROBE_INTERVAL) -> None:
-        """Raises UserError when `spec.state_file` is not a router's."""
+        """Raises UserError when `spec.state_file` is not a router's, or cannot be one."""
         limits = limits or spec.limits
         self._interval = interval
         self._admin_key = spec.admin_key
@@ -85,6 +82,7 @@ class Router:
             await self._gateway.stop()
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Any other path, by any method."""
         return await self._proxy.handle(request)
 
     async def add(self, request: web.Request) -> web.Response:
@@ -176,69 +174,9 @@ class Router:
         return None
 
     async def _look_after_workers(self) -> None:
+        """Every so often: readmit who may serve again, place who waits, let go of who is gone."""
         while True:
             await self._gate.check(one for one in self.registry if one.trial or one.state in ("unreachable", "stale"))
             await self._changed(wait=False)
             self._pool.forget_all_but({one.url for one in self.registry})
             await asyncio.sleep(self._interval)
-
-
-def build_app(router: Router) -> web.Application:
-    """The aiohttp application of `router`."""
-    app = web.Application(client_max_size=MAX_BODY)
-    app.cleanup_ctx.append(router.lifetime)
-    add, remove, set_version = map(router.keyed, (router.add, router.remove, router.set_version))
-    control: dict[str, dict[str, Handler]] = {
-        "/add_worker": {"POST": add},
-        "/remove_worker": {"POST": remove},
-        "/list_workers": {"GET": router.urls},
-        "/workers": {"GET": router.workers, "POST": add, "DELETE": remove},
-        "/workers/{name:.+}": {"DELETE": remove},
-        "/weight_version": {"GET": router.version, "PUT": set_version},
-        "/health": {"GET": router.health},
-        "/metrics": {"GET": router.metrics},
-    }
-    for path, handlers in control.items():
-        for spelled in (path, f"{path}/"):
-            resource = app.router.add_resource(spelled)
-            for method, handler in handlers.items():
-                resource.add_route(method, handler)
-            resource.add_route("*", _only(handlers))
-    app.router.add_route("*", "/{path:.*}", router.forward)
-    return app
-
-
-def _only(handlers: Mapping[str, Handler]) -> Handler:
-    """Answers other methods than those of `handlers`, but for HEAD, which is a GET without its body."""
-    allowed = ", ".join(handlers)
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        if request.method == "HEAD" and "GET" in handlers:
-            return await handlers["GET"](request)
-        told = failure(405, f"{request.method} {request.path}: only {allowed} here", kind="method_not_allowed")
-        told.headers["Allow"] = allowed
-        return told
-
-    return handle
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a logged error is the router's. Who sends something else than HTTP is told, with 400; the log is not."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
-    """Serve on `listener`; returns the runner, to be cleaned up."""
-    server_log = logging.getLogger(f"{__name__}.server")
-    server_log.addFilter(_is_ours)
-    runner = web.AppRunner(
-        build_app(router),
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        logger=server_log,
-        shutdown_timeout=1.0,
-    )
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
-    return runner

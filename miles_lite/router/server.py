@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 
 from miles_lite import supervised
-from miles_lite.router.app import Router, run_app
+from miles_lite.router.app import Router
+from miles_lite.router.paths import run_app
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stopping import stop_requested
 
