@@ -208,6 +208,7 @@ def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
                 status, answer = await ask(client, "POST", "/remove_worker", params={"url": worker.url})
                 assert (status, answer["in_flight"]) == (200, 1)
                 assert await states(client) == {worker.url: "draining"}
+                assert (await ask(client, "DELETE", f"/workers/{answer['worker_id']}"))[1] == answer
                 assert (await ask(client, "POST", "/generate"))[0] == 503
                 worker.release.set()
                 assert await reply.content.read() == b"data: 2\n\n"
