@@ -22,7 +22,7 @@ from miles_lite.router.gateway import Gateway
 from miles_lite.router.metrics import RouterCollector, render
 from miles_lite.router.placement import Placement
 from miles_lite.router.proxy import Proxy
-from miles_lite.router.registration import fields_of, parse_worker
+from miles_lite.router.registration import fields_of, parse_versions, parse_worker
 from miles_lite.router.registry import Registry
 from miles_lite.router.replies import Limits, failure
 from miles_lite.router.spec import RouterSpec
@@ -137,13 +137,10 @@ class Router:
     async def set_version(self, request: web.Request) -> web.Response:
         """PUT /weight_version: `version`, and `previous` while an update runs."""
         try:
-            fields = await fields_of(request)
-            if not isinstance(fields.get("version"), int | str):
-                raise UserError("version is required: the weight version that workers must report, a number or a word")
+            version, before = parse_versions(await fields_of(request))
         except UserError as error:
             return failure(400, str(error), kind="bad_version")
-        before = fields.get("previous")
-        stale = await self._gate.set_version(str(fields["version"]), None if before is None else str(before))
+        stale = await self._gate.set_version(version, before)
         if refused := await self._changed():
             return refused
         return web.json_response({"weight_versions": list(self.registry.accepted), "stale": stale})

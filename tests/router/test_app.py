@@ -389,8 +389,9 @@ def test_a_worker_that_says_no_version_does_not_pass_the_gate(answer):
 def test_a_version_is_required():
     async def scenario():
         async with routing() as (_, client):
-            assert (await ask(client, "PUT", "/weight_version", json={}))[0] == 400
-            assert (await ask(client, "PUT", "/weight_version", json={"version": [1]}))[0] == 400
+            for fields in ({}, {"version": [1]}, {"version": ""}, {"version": 1, "previous": [0]}):
+                assert (await ask(client, "PUT", "/weight_version", json=fields))[0] == 400
+            assert (await ask(client, "GET", "/weight_version"))[1] == {"weight_versions": []}
 
     asyncio.run(scenario())
 
