@@ -269,12 +269,14 @@ class EngineActor:
         )
 
     async def _launch(self) -> EngineInfo:
-        """Start the server; when another process took its port in between, once more on another port."""
-        spec, chosen = self._spec, "port" in self._spec.sglang_args
+        """Start the server; when another process took its port in between, once more on another port, where the user
+        chose none and no other node waits."""
+        spec = self._spec
+        only = "port" in spec.sglang_args or spec.nodes > 1
         if spec.worker_type != "regular" and spec.device == "cpu" and (reason := disaggregation.missing()):
             raise UserError(f"engine {spec.index} is to {spec.worker_type}, but {reason}")
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
-        for last in (chosen, True):
+        for last in (only, True):
             place = self._place()
             argv = command(spec, place, known=known_options())
             self._server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))

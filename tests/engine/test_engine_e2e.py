@@ -19,6 +19,7 @@ import requests
 from safetensors.numpy import load_file, save_file
 
 from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.features import check, probe
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from tests.engine.conftest import Running, remote
@@ -62,6 +63,18 @@ def test_the_engine_registers_and_answers_through_the_router(running: Running):
     assert answer["meta_info"]["weight_versions"] == [{"version": "3", "start": 0, "end": 16}]
     assert ray.get(running.engine.alive.remote())
     assert psutil.Process(running.info.pid).is_running()
+
+
+def test_what_the_server_says_of_itself_is_understood(running: Running):
+    features = asyncio.run(probe(url=running.info.url, headers={}))
+    assert features.paths is not None
+    assert features.fields is not None
+    assert {"/begin_weight_update", "/weights_checker"} <= features.paths
+    assert {"input_ids", "return_routed_experts", "bootstrap_room"} <= features.fields
+    assert features.ranks(otherwise=7) == 1
+    lacking = dataclasses.replace(running.spec, sglang_args={"enable_return_routed_experts": True})
+    with pytest.raises(UserError, match=r"routed experts .*is off in the server"):
+        check(features, lacking)
 
 
 def test_an_sse_stream_carries_each_token_once(running: Running):
