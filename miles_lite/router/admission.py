@@ -12,7 +12,8 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection
 
 from miles_lite.router.placement import NoWorkerError, Placement, Target
-from miles_lite.router.registry import Registry, Worker
+from miles_lite.router.registry import Registry
+from miles_lite.router.worker import Worker
 
 Waiter = asyncio.Future[Target]
 

@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from miles_lite.admin import VARIABLE, shows
 from miles_lite.errors import UserError
@@ -98,7 +99,7 @@ class Router:
         except UnreachableError as error:
             return failure(400, f"url {error.url!r}: cannot be reached: {error}", kind="unreachable_worker")
         worker = self.registry.add(worker)
-        if worker.state == "stale":
+        if self.registry.accepted:
             await self._gate.check([worker])
         if refused := await self._changed():
             return refused
@@ -177,10 +178,8 @@ class Router:
 
     async def _probe_for_ever(self) -> None:
         while True:
-            aside = [one for one in self.registry if one.trial or one.state in ("unreachable", "stale")]
-            await self._gate.check(aside)
-            if aside or self._gateway:
-                await self._changed(wait=False)
+            await self._gate.check(one for one in self.registry if one.trial or one.state in ("unreachable", "stale"))
+            await self._changed(wait=False)
             await asyncio.sleep(self._interval)
 
 
@@ -188,25 +187,57 @@ def build_app(router: Router) -> web.Application:
     """The aiohttp application of `router`."""
     app = web.Application(client_max_size=MAX_BODY)
     app.cleanup_ctx.append(router.lifetime)
-    app.router.add_post("/add_worker", router.keyed(router.add))
-    app.router.add_post("/workers", router.keyed(router.add))
-    app.router.add_get("/workers", router.workers)
-    app.router.add_delete("/workers", router.keyed(router.remove))
-    app.router.add_delete("/workers/{name:.+}", router.keyed(router.remove))
-    app.router.add_get("/list_workers", router.urls)
-    app.router.add_post("/remove_worker", router.keyed(router.remove))
-    app.router.add_put("/weight_version", router.keyed(router.set_version))
-    app.router.add_get("/weight_version", router.version)
-    app.router.add_get("/health", router.health)
-    app.router.add_get("/metrics", router.metrics)
+    add, remove, set_version = map(router.keyed, (router.add, router.remove, router.set_version))
+    control: dict[str, dict[str, Handler]] = {
+        "/add_worker": {"POST": add},
+        "/remove_worker": {"POST": remove},
+        "/list_workers": {"GET": router.urls},
+        "/workers": {"GET": router.workers, "POST": add, "DELETE": remove},
+        "/workers/{name:.+}": {"DELETE": remove},
+        "/weight_version": {"GET": router.version, "PUT": set_version},
+        "/health": {"GET": router.health},
+        "/metrics": {"GET": router.metrics},
+    }
+    for path, handlers in control.items():
+        for spelled in (path, f"{path}/"):
+            resource = app.router.add_resource(spelled)
+            for method, handler in handlers.items():
+                resource.add_route(method, handler)
+            resource.add_route("*", _only(handlers))
     app.router.add_route("*", "/{path:.*}", router.forward)
     return app
 
 
+def _only(handlers: Mapping[str, Handler]) -> Handler:
+    """Answers other methods than those of `handlers`, but for HEAD, which is a GET without its body."""
+    allowed = ", ".join(handlers)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.method == "HEAD" and "GET" in handlers:
+            return await handlers["GET"](request)
+        told = failure(405, f"{request.method} {request.path}: only {allowed} here", kind="method_not_allowed")
+        told.headers["Allow"] = allowed
+        return told
+
+    return handle
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a logged error is the router's. Who sends something else than HTTP is told, with 400; the log is not."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
     """Serve on `listener`; returns the runner, to be cleaned up."""
+    server_log = logging.getLogger(f"{__name__}.server")
+    server_log.addFilter(_is_ours)
     runner = web.AppRunner(
-        build_app(router), handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1.0
+        build_app(router),
+        handler_cancellation=True,
+        auto_decompress=False,
+        access_log=None,
+        logger=server_log,
+        shutdown_timeout=1.0,
     )
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG).start()

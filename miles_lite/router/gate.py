@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 import orjson
 
-from miles_lite.router.registry import Registry, Worker
+from miles_lite.router.registry import Registry
 from miles_lite.router.upstream import BROKEN, Pool, Request, UnreachableError
+from miles_lite.router.worker import Worker
 
 SAYS_VERSION = ("/model_info", "/get_model_info", "/server_info", "/get_server_info")
 
@@ -29,20 +30,21 @@ class Gate:
     async def set_version(self, version: str, before: str | None) -> list[str]:
         """Accept `version`, and `before` while an update runs; returns the URLs of workers that have neither.
 
-        With one version alone every worker is asked, and those with another are set aside at once.
+        Every worker is asked, and those with another version are set aside at once.
         """
         self._registry.accept(version, *([before] if before is not None and before != version else []))
         await self.check(self._registry)
         return [worker.url for worker in self._registry if worker.state == "stale"]
 
     async def check(self, workers: Iterable[Worker]) -> None:
-        """Ask `workers`, at once. Who does not answer stays what it is."""
+        """Ask `workers`, at once. Who does not answer is taken at its last word."""
         await asyncio.gather(*(self._check(worker) for worker in workers if worker.state != "draining"))
 
     async def _check(self, worker: Worker) -> None:
         try:
             version = await self.version_of(worker.url)
         except (*BROKEN, TimeoutError, UnreachableError, ValueError):
+            self._registry.doubt(worker)
             return
         if not worker.gone:
             self._registry.admit(worker, version)

@@ -21,9 +21,9 @@ from aiohttp import web
 from miles_lite.net import bracketed
 from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of
 from miles_lite.router.placement import Target
-from miles_lite.router.registry import Worker
 from miles_lite.router.replies import PER_REQUEST, Limits, WorkerError, cut, failure, judge, open_reply, whole_reply
 from miles_lite.router.upstream import BROKEN, Pool, Reply, Request
+from miles_lite.router.worker import Worker
 
 GENERATING = ("/generate", "/v1/chat/completions", "/v1/completions")
 MOST_ROOMS = 1 << 62
@@ -62,9 +62,9 @@ class Pairs:
                 told, answer = await _together(*(self._open(stack, worker, both) for worker in target))
             except _RefusedError as refused:
                 return refused.response
-            if "event-stream" in answer.headers.get("Content-Type", ""):
-                return await self._stream(request, target, told, answer)
             try:
+                if "event-stream" in answer.headers.get("Content-Type", ""):
+                    return await self._stream(request, target, told, answer)
                 said, body = await _together(self._read(prefill, told), self._read(decode, answer))
                 return whole_reply(answer, merged(body, prompts_of([orjson.loads(said)])))
             except orjson.JSONDecodeError as error:
@@ -73,13 +73,14 @@ class Pairs:
     async def _open(self, stack: contextlib.AsyncExitStack, worker: Worker, sent: Request) -> Reply:
         """A worker's 200. Raises _RefusedError for any other reply."""
         reply = await self._guarded(worker, stack.enter_async_context(self._pool.send(worker.url, sent)))
-        judge(worker, reply.status, self._limits)
         if reply.status != 200:
             raise _RefusedError(whole_reply(reply, await self._read(worker, reply)))
         return reply
 
     async def _read(self, worker: Worker, reply: Reply) -> bytes:
-        return await self._guarded(worker, reply.read())
+        body = await self._guarded(worker, reply.read())
+        judge(worker, reply.status, self._limits)
+        return body
 
     async def _guarded(self, worker: Worker, doing: Awaitable[T]) -> T:
         """The result of an exchange with `worker`. Raises WorkerError when it breaks off."""
@@ -91,20 +92,24 @@ class Pairs:
 
     async def _stream(self, request: web.Request, target: Target, told: Reply, answer: Reply) -> web.StreamResponse:
         """Decode's events as they come, completed with what prefill's, which ended when the first could begin, said."""
-        events, said = Events(), await self._read(target[0], told)
+        prefill, decode = target
+        events, said = Events(), await self._read(prefill, told)
         objects = [orjson.loads(data) for event in Events().feed(said) if (data := payload(event)) is not None]
         if any("error" in one for one in objects):
             return whole_reply(told, said)
         prompts = prompts_of(objects)
         started = open_reply(request, answer, gone=PER_REQUEST)
-        await started.prepare(request)
         try:
+            await started.prepare(request)
             async for chunk in answer.chunks():
                 if whole := events.feed(chunk):
                     await started.write(b"".join(merged_event(event, prompts) for event in whole))
+            judge(decode, answer.status, self._limits)
             await started.write(events.rest)
             await started.write_eof()
         except (*BROKEN, TimeoutError, orjson.JSONDecodeError):
+            if answer.broken:
+                decode.failed(self._limits.patience)
             return cut(request, started)
         return started
 
@@ -131,7 +136,8 @@ def with_room(body: bytes, prefill: Worker) -> bytes:
 def _choices(body: dict[str, Any]) -> int:
     sampling = body.get("sampling_params") or {}
     each = [body, *(sampling if isinstance(sampling, list) else [sampling])]
-    return max(int(one.get("n") or 1) for one in each)
+    counts = [one.get("n") for one in each if isinstance(one, dict)]
+    return max([1, *(count for count in counts if isinstance(count, int))])
 
 
 async def _together(*doing: Coroutine[Any, Any, T]) -> list[T]:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
-from miles_lite.router.registry import Worker
+from miles_lite.router.worker import Worker
 
 PolicyName = Literal["least_in_flight", "round_robin", "power_of_two"]
 Policy: TypeAlias = Callable[[Sequence[Worker]], Worker]

@@ -12,7 +12,6 @@ from aiohttp import web
 from miles_lite.router.admission import Admission, QueueFullError
 from miles_lite.router.pairs import Pairs, needs_pair
 from miles_lite.router.placement import NoWorkerError
-from miles_lite.router.registry import Worker
 from miles_lite.router.replies import (
     PER_REQUEST,
     Limits,
@@ -25,6 +24,7 @@ from miles_lite.router.replies import (
     whole_reply,
 )
 from miles_lite.router.upstream import BROKEN, Pool, Request, UnreachableError
+from miles_lite.router.worker import Worker
 
 ROUTING_KEY = "X-SMG-Routing-Key"
 
@@ -56,30 +56,32 @@ class Proxy:
                 worker = next(one for one in target if one.url == error.url)
                 worker.failed(self._limits.patience)
                 refused.append(worker)
-                tried = f" (could not connect to {', '.join(one.url for one in refused)}: {error})"
+                tried = f"could not connect to {', '.join(one.url for one in refused)}: {error}; besides, "
             except WorkerError as error:
                 return failure(error.status, str(error), kind=error.kind)
             except NoWorkerError as error:
-                return failure(503, f"{error}{tried}", kind="no_worker")
+                return failure(503, f"{tried}{error}", kind="no_worker")
             except QueueFullError as error:
-                return failure(503, f"{error}{tried}", kind="queue_timeout")
+                return failure(503, f"{tried}{error}", kind="queue_timeout")
 
     async def _forward(self, request: web.Request, worker: Worker, onward: Request) -> web.StreamResponse:
         """One exchange with `worker`. Raises UnreachableError when not a byte was sent, else WorkerError."""
         started: web.StreamResponse | None = None
         try:
             async with self._pool.send(worker.url, onward) as upstream:
-                judge(worker, upstream.status, self._limits)
                 if upstream.whole and request.method != "HEAD":
+                    judge(worker, upstream.status, self._limits)
                     return whole_reply(upstream, await upstream.read())
                 started = open_reply(request, upstream)
                 await started.prepare(request)
                 async for chunk in upstream.chunks():
                     await started.write(chunk)
+                judge(worker, upstream.status, self._limits)
                 await started.write_eof()
                 return started
         except (*BROKEN, TimeoutError) as error:
-            if started is not None:
-                return cut(request, started)
-            worker.failed(self._limits.patience)
-            raise WorkerError(worker.url, error, self._limits) from error
+            if started is None or upstream.broken:
+                worker.failed(self._limits.patience)
+            if started is None:
+                raise WorkerError(worker.url, error, self._limits) from error
+            return cut(request, started)

@@ -5,27 +5,25 @@ Invariant: a `Worker` that comes out of here has a usable URL, a known role, and
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
+import orjson
 from aiohttp import web
 
 from miles_lite.errors import UserError
-from miles_lite.router.registry import Worker, WorkerType
+from miles_lite.router.worker import Worker, WorkerType
 
 
 async def fields_of(request: web.Request) -> dict[str, Any]:
-    """A control request's fields: the query's, else the JSON body's. Raises UserError for a body that is no object."""
-    if request.query or not await request.read():
-        return dict(request.query)
+    """A control request's fields, the query's before the JSON body's. Raises UserError for a body that is no object."""
     try:
-        fields = json.loads(await request.read())
+        fields = orjson.loads(await request.read() or b"{}")
     except ValueError as error:
         raise UserError(f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UserError("the body must be a JSON object")
-    return fields
+    return fields | dict(request.query)
 
 
 def parse_worker(fields: dict[str, Any]) -> Worker:
@@ -51,12 +49,13 @@ def parse_url(value: Any) -> str:
     """`http(s)://host[:port]` without a trailing slash. Raises UserError."""
     if not value:
         raise UserError("url (or worker_url) is required, in the query or in a JSON body")
-    mend = "must be http://host:port"
+    url, mend = str(value), "must be http://host:port"
     try:
-        parts = urlsplit(str(value))
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        parts = urlsplit(url)
+        named = parts.port != 0 and (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise UserError(f"url {value!r}: {mend} ({error})") from error
-    if not valid or parts.query or parts.fragment:
+    plain = url.isprintable() and not set(url) & set(" ?#")
+    if not (named and plain and parts.scheme in ("http", "https")):
         raise UserError(f"url {value!r}: {mend}")
-    return str(value).rstrip("/")
+    return url.rstrip("/")

@@ -1,84 +1,22 @@
-"""Which workers there are, how they do, and which of them may serve.
+"""Which workers there are, and which weight versions may serve.
 
-Invariant: a URL is registered at most once; a worker's `in_flight` is the number of requests forwarded to it that have
-not ended. Only a `ready` worker is given requests, and one that is on trial gets one at a time. A worker whose weights
-have another version than the accepted ones is never made ready.
+Invariant: a URL is registered at most once. A worker whose weights have another version than the accepted ones is never
+made ready, nor left ready when the accepted ones change.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from miles_lite.errors import UserError
+from miles_lite.router.registration import parse_worker
+from miles_lite.router.worker import State, Worker
 
-WorkerType = Literal["regular", "prefill", "decode"]
-State = Literal["ready", "unreachable", "stale", "draining"]
+log = logging.getLogger(__name__)
 STORED = ("id", "url", "worker_type", "bootstrap_port")
-
-
-@dataclass(eq=False, slots=True)
-class Worker:
-    """One engine, seen from the router.
-
-    turn       number of the last request placed on it
-    failures   in a row
-    served     requests that it answered; broken: requests that it failed
-    trial      came back from a failure: one request at a time until one is answered, or runs while it is asked again
-    version    the weight version it reported last
-    gone       no longer registered
-    """
-
-    url: str
-    worker_type: WorkerType = "regular"
-    bootstrap_port: int | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    state: State = "ready"
-    in_flight: int = 0
-    turn: int = 0
-    failures: int = 0
-    served: int = 0
-    broken: int = 0
-    trial: bool = False
-    version: str | None = None
-    gone: bool = False
-
-    def room(self, most: int | None) -> bool:
-        """True when one more request may be given to it, `most` being allowed at once."""
-        limit = 1 if self.trial else most
-        return self.state == "ready" and (limit is None or self.in_flight < limit)
-
-    def failed(self, patience: int) -> None:
-        """It could not be reached, broke off or answered with an error of its own; `patience` of these set it aside."""
-        self.failures += 1
-        self.broken += 1
-        if self.state == "ready" and (self.trial or self.failures >= patience):
-            self.state = "unreachable"
-
-    def answered(self) -> None:
-        """It answered a request, if only to refuse it."""
-        self.failures = 0
-        self.served += 1
-        self.trial = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form of GET /workers."""
-        shown: dict[str, Any] = {"id": self.id, "url": self.url, "worker_type": self.worker_type}
-        if self.bootstrap_port is not None:
-            shown["bootstrap_port"] = self.bootstrap_port
-        return shown | {
-            "is_healthy": self.state == "ready",
-            "state": "trial" if self.trial and self.state == "ready" else self.state,
-            "load": self.in_flight,
-            "failures": self.failures,
-            "served": self.served,
-            "weight_version": self.version,
-        }
 
 
 class Registry:
@@ -88,11 +26,12 @@ class Registry:
     """
 
     def __init__(self, path: Path | None = None) -> None:
+        """Raises UserError when `path` holds something else, or cannot be written."""
         self._path = path
         self._workers: dict[str, Worker] = {}
         self.accepted: tuple[str, ...] = ()
-        if path is not None and path.exists():
-            self._load(path)
+        if path is not None:
+            self._open(path)
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -122,8 +61,8 @@ class Registry:
 
     def find(self, name: str) -> Worker | None:
         """The worker with this id or URL."""
-        by_url = self._workers.get(name.rstrip("/"))
-        return by_url or next((worker for worker in self if worker.id == name), None)
+        name = name.rstrip("/")
+        return self._workers.get(name) or next((worker for worker in self if worker.id == name), None)
 
     def drain(self, worker: Worker) -> None:
         """Give `worker` no more requests; it is forgotten when those in flight have ended."""
@@ -147,7 +86,7 @@ class Registry:
         worker.version = version
         if worker.state == "draining":
             return
-        if self.accepted and version not in self.accepted:
+        if not self._current(version):
             worker.state = "stale"
         elif worker.state != "ready":
             worker.trial = worker.state == "unreachable"
@@ -155,26 +94,51 @@ class Registry:
         elif worker.in_flight:  # its request runs, and it still answers
             worker.trial = False
 
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        if self._path is None:
-            return
-        kept = [worker for worker in self if worker.state != "draining"]
-        rows = [{name: getattr(one, name) for name in STORED} for one in kept]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"workers": rows, "weight_versions": self.accepted}, indent=1))
-        draft.replace(self._path)
+    def doubt(self, worker: Worker) -> None:
+        """A worker does not say its version: it serves on only if the one it said last is accepted."""
+        if worker.state == "ready" and not self._current(worker.version):
+            worker.state = "stale"
 
-    def _load(self, path: Path) -> None:
+    def save(self) -> None:
+        """Write the file, whole or not at all. A disk that fails stops nobody from serving: it is logged."""
         try:
-            stored = json.loads(path.read_text())
-            self.accepted = tuple(map(str, stored["weight_versions"]))
-            for row in stored["workers"]:
-                worker = Worker(**{name: row[name] for name in STORED})
-                worker.state = "stale" if self.accepted else "ready"
-                self._workers[worker.url] = worker
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            if self._path is not None:
+                self._write(self._path)
+        except OSError as error:
+            log.error("%s: workers and weight version are not kept: %s", self._path, error)
+
+    def _open(self, path: Path) -> None:
+        """Go on from what the file holds, and see that it can be written."""
+        try:
+            if path.exists():
+                self._load(path)
+            self._write(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"{path}: the workers cannot be kept there: {reason}.\n  Name a file that can be written."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not the state of a router ({error!r}).\n  Remove the file: the engines register again."
             ) from error
+
+    def _current(self, version: str | None) -> bool:
+        return not self.accepted or version in self.accepted
+
+    def _write(self, path: Path) -> None:
+        kept = [worker for worker in self if worker.state != "draining"]
+        rows = [{name: getattr(one, name) for name in STORED} for one in kept]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_text(json.dumps({"workers": rows, "weight_versions": self.accepted}, indent=1))
+        draft.replace(path)
+
+    def _load(self, path: Path) -> None:
+        stored = json.loads(path.read_text())
+        self.accepted = tuple(map(str, stored["weight_versions"]))
+        for row in stored["workers"]:
+            worker = parse_worker(row)
+            worker.id = str(row["id"])
+            worker.state = "stale" if self.accepted else "ready"
+            self._workers[worker.url] = worker

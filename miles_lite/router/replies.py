@@ -11,8 +11,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from miles_lite.router.registry import Worker
 from miles_lite.router.upstream import Reply
+from miles_lite.router.worker import Worker
 
 HOP_BY_HOP = frozenset(
     name.lower()
@@ -62,7 +62,7 @@ class WorkerError(Exception):
 
 
 def judge(worker: Worker, status: int, limits: Limits) -> None:
-    """A reply's status line arrived: 5xx is the worker's failure, anything else is an answer."""
+    """A whole reply arrived: 5xx is the worker's failure, anything else is an answer."""
     if status >= 500:
         worker.failed(limits.patience)
     else:
@@ -95,8 +95,9 @@ def cut(request: web.Request, started: web.StreamResponse) -> web.StreamResponse
 
 def end_to_end(headers: CIMultiDictProxy[str], gone: frozenset[str] = HOP_BY_HOP) -> CIMultiDict[str]:
     """`headers` without those that concern one connection only, including those that Connection names."""
-    if connection := headers.get("Connection"):
-        gone = gone | {name.strip().lower() for name in connection.split(",")}
+    if "Connection" in headers:
+        named = ",".join(headers.getall("Connection")).split(",")
+        gone = gone | {name.strip().lower() for name in named}
     return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in gone])
 
 

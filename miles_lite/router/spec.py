@@ -5,6 +5,7 @@ Invariant: the socket is open before anybody is told the URL.
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass, field
 
@@ -54,7 +55,16 @@ class RouterSpec:
         admin_key: str | None,
         gateway_port: int | None = None,
     ) -> RouterSpec:
-        """The router that a command line asks for."""
+        """The router that a command line asks for. Raises UserError for what no router can be."""
+        rules = {
+            "--sglang-server-concurrency must be at least 1": engines.sglang_server_concurrency >= 1,
+            "--router-timeout must be above 0": engines.router_timeout > 0,
+            "--router-queue-seconds must not be negative": engines.router_queue_seconds >= 0,
+            f"port {port}: the router's port is a number up to 65535": port is None or 0 <= port < 65536,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise UserError(rule)
         return cls(
             bind_host=topology.bind_host,
             advertise_host=topology.public_host,
@@ -74,15 +84,15 @@ class RouterSpec:
 
 
 def listen(spec: RouterSpec) -> socket.socket:
-    """A listening socket. Raises UserError when the port is in use."""
+    """A listening socket. Raises UserError when there can be none, as on a port in use."""
     try:
         family = socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET
         return socket.create_server((spec.bind_host, spec.port or 0), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise UserError(
-            f"the router cannot listen on {spec.bind_host}:{spec.port}: {error.strerror or error}.\n"
-            "  End the process that uses the port, choose another with --sglang-router-port, or leave it out."
-        ) from error
+        mend = "Give --bind-host an address of this machine."
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            mend = "Choose another port (--port, in a run --sglang-router-port), or none: then a free one is taken."
+        raise UserError(f"the router cannot listen: {error.strerror or error}.\n  {mend}") from error
 
 
 def url_of(spec: RouterSpec, listener: socket.socket) -> str:

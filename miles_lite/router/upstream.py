@@ -74,6 +74,11 @@ class Reply:
         """True when the end of the body has arrived: reading it does not wait."""
         return self._payload.is_eof()
 
+    @property
+    def broken(self) -> bool:
+        """True when the worker broke off in the middle of the body, or fell silent."""
+        return self._payload.exception() is not None
+
     async def read(self) -> bytes:
         """All of the body that is left. Raises one of BROKEN or TimeoutError when the rest does not come."""
         return await self._payload.read()

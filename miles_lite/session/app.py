@@ -129,12 +129,12 @@ class _Routes:
             call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
             with call.listener():
                 if parsed.stream:
-                    return await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
-                response = _json(dialect.answer(parsed, await call.hear()))
-                await response.prepare(request)
-                await response.write_eof()
-                call.deliver()
-                return response
+                    response = await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
+                else:
+                    response = await _whole(request, dialect.answer(parsed, await call.hear()))
+                    call.deliver()
+            self._service.saw(_session_id(request), raw, parsed)
+            return response
 
         return handle
 
@@ -143,8 +143,9 @@ class _Routes:
         return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
 
     def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
-        body = _object(raw)
-        parsed = dialect.parse(body, held=self._service.held(_session_id(request)))
+        held, bodies = self._service.held(_session_id(request))
+        body = _object(raw, bodies.read)
+        parsed = dialect.parse(body, held=held)
         return replace(parsed, agent=agent_name(request.headers, body))
 
 
@@ -201,9 +202,9 @@ async def _body(request: web.Request) -> Any:
     return body
 
 
-def _object(data: bytes) -> Any:
+def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
     try:
-        body = orjson.loads(data) if data else {}
+        body = read(data) if data else {}
     except orjson.JSONDecodeError as error:
         raise bad_request(f"the request body is not JSON: {error}") from error
     if not isinstance(body, dict):
@@ -213,6 +214,14 @@ def _object(data: bytes) -> Any:
 
 def _session_id(request: web.Request) -> str:
     return request.match_info["session_id"]
+
+
+async def _whole(request: web.Request, body: Any) -> web.StreamResponse:
+    """The answer, written out to its last byte."""
+    response = _json(body)
+    await response.prepare(request)
+    await response.write_eof()
+    return response
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:

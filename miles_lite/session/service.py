@@ -18,6 +18,7 @@ from miles_lite import config
 from miles_lite.sample import Sample
 from miles_lite.session import forks
 from miles_lite.session.audit import MISMATCH, mismatches
+from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
@@ -125,10 +126,19 @@ class Service:
         session = await self._sessions.find(session_id)
         return Tree(self._matcher) if session is None else session.tree
 
-    def held(self, session_id: str) -> list[Message]:
-        """The conversation of the session's latest turn, as a client sent it last; empty if it is not in memory."""
+    def held(self, session_id: str) -> tuple[list[Message], Bodies]:
+        """The conversation of the session's latest turn, as a client sent it last, and what is known of its bodies.
+
+        Nothing, if the session is not in memory.
+        """
         session = self._sessions.peek(session_id)
-        return session.tree.sent() if session is not None else []
+        return ([], Bodies()) if session is None else (session.tree.sent(), session.bodies)
+
+    def saw(self, session_id: str, raw: bytes, request: ChatRequest) -> None:
+        """`raw` said `request`, and the session's next body may begin like it."""
+        session = self._sessions.peek(session_id)
+        if session is not None and request.body.get("messages") is request.messages:
+            session.bodies.keep(raw, request.messages)
 
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""

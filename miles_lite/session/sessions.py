@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miles_lite.session import forks
+from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
@@ -51,6 +52,7 @@ class Session:
     receipts: list[Receipt] = field(default_factory=list)
     unheard: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
+    bodies: Bodies = field(default_factory=Bodies)
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted.

@@ -49,9 +49,8 @@ def test_patches_apply_and_the_users_own_sitecustomize_still_runs(tmp_path: Path
     )
     env = {**os.environ, "PYTHONPATH": with_profile(str(tmp_path))}
     shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    assert shown.stdout.splitlines() == ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork"], (
-        shown.stderr
-    )
+    expected = ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork"]
+    assert shown.stdout.splitlines() == expected, shown.stderr
 
 
 def test_the_stand_in_writes_cache_slots_and_refuses_everything_else():

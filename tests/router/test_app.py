@@ -9,9 +9,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from miles_lite.admin import bearer
+from miles_lite.config import Engines, Topology
 from miles_lite.errors import UserError
 from miles_lite.router.app import Router
 from miles_lite.router.client import set_weight_version
+from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec, listen
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, raw_url, reachable_urls, routing, serving
@@ -27,26 +29,91 @@ async def states(client: aiohttp.ClientSession) -> dict[str, str]:
     return {one["url"]: one["state"] for one in listed["workers"]}
 
 
-def test_workers_are_added_listed_and_removed_in_every_form():
+PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "role"),
+    [
+        ("/add_worker?url={url}", None, {}),
+        ("/add_worker?worker_url={url}", None, {}),
+        ("/add_worker?url={url}&worker_type=prefill&bootstrap_port=8998", None, PREFILL),
+        ("/add_worker?url={url}&worker_type=decode", None, {"worker_type": "decode"}),
+        ("/add_worker?url={url}", PREFILL, PREFILL),
+        ("/add_worker", {"url": "{url}"}, {}),
+        ("/add_worker", {"worker_url": "{url}"}, {}),
+        ("/add_worker/", {"worker_url": "{url}", "worker_type": "decode"}, {"worker_type": "decode"}),
+        ("/workers", {"url": "{url}", "worker_type": "regular", "bootstrap_port": None}, {}),
+        ("/workers", {"url": "{url}", "worker_type": "decode"}, {"worker_type": "decode"}),
+        ("/workers/", {"url": "{url}", **PREFILL}, PREFILL),
+    ],
+)
+def test_a_worker_is_registered_in_every_form_as_often_as_one_likes(path, body, role):
     async def scenario():
-        with reachable_urls(4) as urls:
+        with reachable_urls(1) as (url,):
             async with routing() as (_, client):
-                prefill = {"url": urls[1], "worker_type": "prefill", "bootstrap_port": 8998}
-                assert (await ask(client, "POST", f"/add_worker?url={urls[0]}"))[0] == 200
-                assert (await ask(client, "POST", "/workers", json=prefill))[0] == 200
-                query = f"worker_url={urls[2]}&worker_type=prefill&bootstrap_port=9"
-                assert (await ask(client, "POST", f"/add_worker?{query}"))[0] == 200
-                decode = {"worker_url": urls[3], "worker_type": "decode"}
-                assert (await ask(client, "POST", "/add_worker", json=decode))[0] == 200
-                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": urls}
-                listed = (await ask(client, "GET", "/workers"))[1]["workers"]
-                assert [one["worker_type"] for one in listed] == ["regular", "prefill", "prefill", "decode"]
-                assert [one.get("bootstrap_port") for one in listed] == [None, 8998, 9, None]
-                assert (await ask(client, "DELETE", f"/workers/{listed[0]['id']}"))[0] == 200
-                assert (await ask(client, "DELETE", f"/workers?url={urls[1]}"))[0] == 200
-                assert (await ask(client, "POST", "/remove_worker", params={"url": urls[2]}))[0] == 200
-                assert (await ask(client, "POST", "/remove_worker", json={"url": urls[3]}))[0] == 200
-                assert (await ask(client, "POST", "/remove_worker", json={"url": urls[3]}))[0] == 404
+                filled = body and {name: url if value == "{url}" else value for name, value in body.items()}
+                for _ in range(2):
+                    told = {} if filled is None else {"json": filled}
+                    status, answer = await ask(client, "POST", path.format(url=url), **told)
+                    assert (status, answer["worker_urls"]) == (200, {url: 0})
+                (row,) = (await ask(client, "GET", "/workers"))[1]["workers"]
+                expected = {"url": url, "worker_type": "regular", "id": answer["worker_id"]} | role
+                assert {name: row.get(name) for name in (*expected, "bootstrap_port")} == {
+                    "bootstrap_port": None,
+                    **expected,
+                }
+                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [url]}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", "/workers/{id}", None),
+        ("DELETE", "/workers/{id}/", None),
+        ("DELETE", "/workers/{quoted}", None),
+        ("DELETE", "/workers?url={url}", None),
+        ("DELETE", "/workers", "url"),
+        ("POST", "/remove_worker?url={url}", None),
+        ("POST", "/remove_worker?worker_url={url}", None),
+        ("POST", "/remove_worker", "url"),
+        ("POST", "/remove_worker/", "worker_url"),
+    ],
+)
+def test_a_worker_is_removed_in_every_form(method, path, body):
+    async def scenario():
+        with reachable_urls(2) as (url, other):
+            async with routing(url, other) as (router, client):
+                names = {"id": router.registry.find(url).id, "quoted": quote(url, safe=""), "url": url}
+                told = {} if body is None else {"json": {body: url}}
+                gone = raw_url(client, path.format(**names))
+                assert [(await ask(client, method, gone, **told))[0] for _ in range(2)] == [200, 404]
+                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [other]}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/add_worker?url=http://h:1", "POST"),
+        ("PUT", "/workers", "GET, POST, DELETE"),
+        ("POST", "/list_workers/", "GET"),
+        ("GET", "/workers/x", "DELETE"),
+        ("POST", "/weight_version", "GET, PUT"),
+    ],
+)
+def test_another_method_on_a_path_of_the_routers_own_is_405(method, path, allowed):
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            async with client.request(method, path) as reply:
+                assert (reply.status, reply.headers["Allow"]) == (405, allowed)
+                assert (await reply.json())["error"]["type"] == "method_not_allowed"
+            async with client.head("/workers") as reply:
+                assert (reply.status, await reply.read()) == (200, b"")
+            assert not worker.seen
 
     asyncio.run(scenario())
 
@@ -87,22 +154,12 @@ def url_of_client(client: aiohttp.ClientSession) -> str:
     return str(client._base_url).rstrip("/")
 
 
-def test_a_percent_encoded_url_names_a_worker():
-    async def scenario():
-        with reachable_urls(1) as (url,):
-            async with routing(url) as (router, client):
-                async with client.delete(raw_url(client, "/workers/" + quote(url, safe=""))) as reply:
-                    assert reply.status == 200
-                assert len(router.registry) == 0
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (b"{", "not JSON"),
         (b"[1]", "JSON object"),
+        (b"[" * 5000, "not JSON"),
         (b'{"url": "nonsense"}', "must be http"),
         (b'{"url": "http://h:1", "worker_type": "x"}', "worker_type"),
         (b'{"url": "http://h:1", "worker_type": "prefill"}', "bootstrap_port"),
@@ -191,11 +248,55 @@ def test_workers_and_versions_survive_a_restart(tmp_path):
     asyncio.run(scenario())
 
 
-def test_a_state_file_of_something_else_is_refused(tmp_path):
+ROW = {"id": "a", "url": "http://h:1", "worker_type": "regular", "bootstrap_port": None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"workers": [',
+        "[]",
+        "\0",
+        json.dumps({"workers": 3, "weight_versions": []}),
+        json.dumps({"workers": [3], "weight_versions": []}),
+        json.dumps({"workers": [ROW | {"url": "nonsense"}], "weight_versions": []}),
+        json.dumps({"workers": [ROW | {"worker_type": "encode"}], "weight_versions": []}),
+        json.dumps({"workers": [{"url": "http://h:1"}], "weight_versions": []}),
+        json.dumps({"workers": [ROW]}),
+    ],
+)
+def test_a_state_file_of_something_else_is_refused_and_left_alone(tmp_path, text):
     file = tmp_path / "state.json"
-    file.write_text(json.dumps({"workers": 3}))
+    file.write_text(text)
     with pytest.raises(UserError, match="not the state of a router"):
         Router(RouterSpec(state_file=str(file)))
+    assert file.read_text() == text
+
+
+def test_a_state_file_that_cannot_be_written_is_refused_at_start(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "state.json", tmp_path):
+        with pytest.raises(UserError, match="cannot be kept there"):
+            Router(RouterSpec(state_file=str(path)))
+
+
+def test_a_disk_that_fails_later_stops_no_registration_and_is_said(tmp_path, caplog):
+    folder = tmp_path / "folder"
+
+    async def scenario():
+        with reachable_urls(2) as urls:
+            async with routing(spec=RouterSpec(state_file=str(folder / "state.json"))) as (_, client):
+                (folder / "state.json").unlink()
+                folder.rmdir()
+                folder.touch()
+                assert (await ask(client, "POST", "/add_worker", params={"url": urls[0]}))[0] == 200
+                assert "state.json: workers and weight version are not kept: " in caplog.text
+                folder.unlink()
+                assert (await ask(client, "POST", "/add_worker", params={"url": urls[1]}))[0] == 200
+                assert [row["url"] for row in json.loads((folder / "state.json").read_text())["workers"]] == urls
+
+    asyncio.run(scenario())
 
 
 def test_both_versions_pass_during_an_update_and_one_after_it():
@@ -215,6 +316,36 @@ def test_both_versions_pass_during_an_update_and_one_after_it():
             assert not old.seen
             old.version = "2"
             while (await states(client))[old.url] != "ready":
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_returns_to_its_url_with_other_weights_is_noticed_when_it_registers():
+    async def scenario():
+        async with serving(Upstream(version="2")) as worker, routing(worker.url, interval=60) as (_, client):
+            await ask(client, "PUT", "/weight_version", json={"version": 2})
+            assert await states(client) == {worker.url: "ready"}
+            worker.version = "1"
+            await ask(client, "POST", "/add_worker", params={"url": worker.url})
+            assert await states(client) == {worker.url: "stale"}
+
+    asyncio.run(scenario())
+
+
+def test_who_does_not_say_its_version_is_taken_at_its_last_word():
+    async def scenario():
+        limits = Limits(connect=0.2, idle=20.0)
+        async with serving(Upstream(version="1")) as worker, routing(worker.url, limits=limits) as (_, client):
+            await ask(client, "PUT", "/weight_version", json={"version": 1})
+            worker.mute = True
+            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
+            assert answer["stale"] == []
+            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
+            assert answer["stale"] == [worker.url]
+            assert await states(client) == {worker.url: "stale"}
+            worker.mute, worker.version = False, "2"
+            while (await states(client))[worker.url] != "ready":
                 await asyncio.sleep(0.02)
 
     asyncio.run(scenario())
@@ -284,5 +415,25 @@ def test_prometheus_can_read_the_state():
 
 
 def test_a_port_in_use_says_so():
-    with listen(RouterSpec()) as listener, pytest.raises(UserError, match="--sglang-router-port"):
+    with listen(RouterSpec()) as listener, pytest.raises(UserError, match=r"in use.*\n.*--port.*--sglang-router-port"):
         listen(RouterSpec(port=listener.getsockname()[1]))
+
+
+def test_a_host_of_others_says_so():
+    with pytest.raises(UserError, match=r"192\.0\.2\.1.*\n.*--bind-host"):
+        listen(RouterSpec(bind_host="192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("engines", "port", "words"),
+    [
+        ({"sglang_server_concurrency": 0}, None, "--sglang-server-concurrency must be at least 1"),
+        ({"router_timeout": 0.0}, None, "--router-timeout must be above 0"),
+        ({"router_queue_seconds": -1.0}, None, "--router-queue-seconds must not be negative"),
+        ({}, -1, "port -1"),
+        ({}, 65536, "port 65536"),
+    ],
+)
+def test_what_no_router_can_be_is_refused(engines, port, words):
+    with pytest.raises(UserError, match=words):
+        RouterSpec.of(Topology(), Engines(**engines), port=port, state_file=None, admin_key=None)

@@ -1,4 +1,4 @@
-"""The Rust gateway on its own: who may change it, and what becomes of one that hangs."""
+"""The Rust gateway on its own: what it must pass, who may change it, and what becomes of one that hangs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import aiohttp
 import pytest
 
+from miles_lite.errors import UserError
 from miles_lite.router import gateway
 from miles_lite.router.gateway import Gateway, free_port
 from tests.router.upstream import Upstream, serving
@@ -48,3 +49,38 @@ def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "the gateway hangs: " in caplog.text
+
+
+def test_a_gateway_that_changes_what_passes_is_refused_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "VERBATIM", ("--policy", "cache_aware", "--disable-tokenizer-autoload"))
+
+    async def scenario() -> None:
+        one = Gateway(host="127.0.0.1", port=free_port(), timeout=60.0)
+        with pytest.raises(UserError, match="changes what passes"):
+            await one.start()
+        assert one._process is None
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_worker_that_returns_while_the_gateway_still_drains_it_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gateway.HEALTH, "drain_settle_secs", 1)
+
+    async def scenario() -> None:
+        async with serving(Upstream(status=200, answer={}, version="1")) as engine, aiohttp.ClientSession() as client:
+            port = free_port()
+            one = Gateway(host="127.0.0.1", port=port, timeout=60.0)
+            await one.start()
+            try:
+                url = f"http://127.0.0.1:{port}"
+                await one.follow([engine.url])
+                await one.follow([], wait=False)
+                async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
+                    assert reply.status == 409
+                await one.follow([engine.url])
+                async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
+                    assert reply.status == 200
+            finally:
+                await one.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of, spliced
 from miles_lite.router.pairs import with_room
-from miles_lite.router.registry import Worker
+from miles_lite.router.worker import Worker
 
 PREFILL = Worker("http://10.0.0.7:1", "prefill", 8998)
 
@@ -113,7 +113,15 @@ def test_events_are_found_however_the_stream_is_cut(events, data):
     assert payload(b'data: {"a": 1}') == b'{"a": 1}'
 
 
-@pytest.mark.parametrize("body", [b"{}", b'  {"input_ids": [1, 2], "x": 0.10}\n', b'{"a": {"n": 3}, "n": 1}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'  {"input_ids": [1, 2], "x": 0.10}\n',
+        b'{"a": {"n": 3}, "n": 1}',
+        b'{"n": "2", "sampling_params": [null, {"n": [2]}]}',
+    ],
+)
 def test_a_body_gets_a_room_and_keeps_every_byte(body):
     sent = with_room(body, PREFILL)
     assert sent.startswith(body.strip()[:-1])

@@ -7,9 +7,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 
-from miles_lite.router.registry import Worker
+from miles_lite.router.worker import Worker
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, routing, serving
 
@@ -118,6 +119,42 @@ def test_a_client_that_leaves_cancels_both():
     asyncio.run(scenario())
 
 
+def test_a_client_that_leaves_a_stream_cancels_it():
+    async def scenario():
+        async with (
+            serving(Upstream(events=[{"meta_info": PREFILL_META}])) as prefill,
+            serving(Upstream(events=[{"meta_info": DECODE_META}] * 2)) as decode,
+            paired(prefill, decode) as (router, client),
+        ):
+            async with client.post("/generate", json={"stream": True}) as reply:
+                await reply.content.readuntil(b"\n\n")
+            await asyncio.wait_for(decode.cancelled.wait(), 10)
+            await eventually(lambda: not any(one.in_flight for one in router.registry), "the counts to return to 0")
+            assert not any(one.failures for one in router.registry)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_breaks_off_is_cut_and_is_the_decode_workers_failure():
+    async def scenario():
+        async with (
+            serving(Upstream(events=[{"meta_info": PREFILL_META}])) as prefill,
+            serving(Upstream(events=[{"meta_info": DECODE_META}] * 2, dies=True)) as decode,
+            paired(prefill, decode) as (router, client),
+        ):
+            for _ in range(3):
+                decode.release.clear()
+                async with client.post("/generate", json={"stream": True}) as reply:
+                    await reply.content.readuntil(b"\n\n")
+                    decode.release.set()
+                    with pytest.raises(aiohttp.ClientError):
+                        await reply.content.read()
+            states = {one.worker_type: (one.state, one.served) for one in router.registry}
+            assert states == {"prefill": ("ready", 3), "decode": ("unreachable", 0)}
+
+    asyncio.run(scenario())
+
+
 def test_a_half_that_cannot_be_reached_is_replaced_and_the_session_stays_with_the_new_pair():
     async def scenario():
         async with serving(half(PREFILL_META)) as prefill, serving(half(DECODE_META)) as decode:
@@ -162,11 +199,15 @@ def test_what_generates_nothing_is_asked_of_decode_alone_and_nonsense_is_refused
     asyncio.run(scenario())
 
 
-def test_a_reply_that_is_no_json_is_502():
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_reply_that_is_no_json_is_502(streamed):
     async def scenario():
+        good, bad = half(PREFILL_META), Upstream(status=200)
+        if streamed:
+            good, bad = Upstream(events=[{"meta_info": DECODE_META}]), Upstream(events=["{no"])
         async with (
-            serving(half(PREFILL_META)) as prefill,
-            serving(Upstream(status=200)) as decode,
+            serving(bad) as prefill,
+            serving(good) as decode,
             paired(prefill, decode) as (_, client),
             client.post("/generate", json={}) as reply,
         ):

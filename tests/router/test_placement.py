@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.router.placement import NoWorkerError, Placement, power_of_two
-from miles_lite.router.registry import Worker
+from miles_lite.router.worker import Worker
 
 MOVES = st.lists(
     st.tuples(st.sampled_from(["place", "end", "fail", "heal"]), st.integers(0, 3), st.sampled_from(list("abcde"))),

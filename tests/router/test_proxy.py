@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import random
+import socket
 
 import aiohttp
 import pytest
@@ -23,13 +24,18 @@ def test_bytes_pass_both_ways_unchanged():
     async def scenario():
         async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
             body = gzip.compress(bytes(range(256)) * 50)
-            headers = {
-                "X-Odd": "kept",
-                "X-SMG-Routing-Key": "s1",
-                "Content-Encoding": "gzip",
-                "Connection": "X-Mine",
-                "X-Mine": "1",
-            }
+            headers = [
+                ("X-Odd", "kept"),
+                ("X-Odd", "twice"),
+                ("X-SMG-Routing-Key", "s1"),
+                ("Content-Encoding", "gzip"),
+                ("Connection", "X-Mine, keep-alive"),
+                ("Connection", "X-Yours"),
+                ("X-Mine", "1"),
+                ("X-Yours", "1"),
+                ("TE", "trailers"),
+                ("Proxy-Authorization", "Basic eDp5"),
+            ]
             url = raw_url(client, "/odd%2Fpath//x?b=2&a=%20+1&b=")
             async with client.post(url, data=body, headers=headers) as reply:
                 assert (reply.status, reply.reason) == (418, "As It Is")
@@ -40,8 +46,11 @@ def test_bytes_pass_both_ways_unchanged():
             path, seen, received = worker.seen[0]
             assert path == "/odd%2Fpath//x?b=2&a=%20+1&b="
             assert received == body
-            assert (seen["X-Odd"], seen["X-SMG-Routing-Key"], seen["Content-Encoding"]) == ("kept", "s1", "gzip")
-            assert "X-Mine" not in seen
+            assert seen.getall("X-Odd") == ["kept", "twice"]
+            assert (seen["X-SMG-Routing-Key"], seen["Content-Encoding"]) == ("s1", "gzip")
+            assert not {"x-mine", "x-yours", "te", "proxy-authorization", "connection"} & {
+                name.lower() for name in seen
+            }
             assert seen["Host"] == worker.url.removeprefix("http://")
 
     asyncio.run(scenario())
@@ -97,8 +106,10 @@ def test_a_key_sticks_to_its_worker_and_others_spread():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("path", "status"), [("/hang", 504), ("/drop", 502)])
-def test_a_worker_that_fails_gives_a_reason_and_a_time_to_retry(path, status):
+@pytest.mark.parametrize(
+    ("path", "status", "kind"), [("/hang", 504, "worker_timeout"), ("/drop", 502, "worker_connection")]
+)
+def test_a_worker_that_fails_gives_a_reason_and_a_time_to_retry(path, status, kind):
     async def scenario():
         async with (
             serving(Upstream()) as worker,
@@ -108,7 +119,7 @@ def test_a_worker_that_fails_gives_a_reason_and_a_time_to_retry(path, status):
             assert reply.status == status
             assert reply.headers["Retry-After"] == "1"
             error = (await reply.json())["error"]
-            assert error["code"] == status
+            assert (error["code"], error["type"]) == (status, kind)
             assert worker.url in error["message"]
 
     asyncio.run(scenario())
@@ -120,6 +131,41 @@ def test_a_reply_that_breaks_off_does_not_pass_for_a_whole_one():
             with pytest.raises(aiohttp.ClientError):
                 async with client.post("/cut") as reply:
                     await reply.read()
+
+    asyncio.run(scenario())
+
+
+def test_replies_that_break_off_in_a_row_set_a_worker_aside_and_clients_that_leave_do_not():
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url, interval=60) as (router, client):
+            (seen,) = router.registry
+            for _ in range(4):
+                async with client.get("/flood") as reply:
+                    await reply.content.readany()
+                await eventually(lambda: seen.in_flight == 0, "the request to end")
+            assert (seen.state, seen.failures) == ("ready", 0)
+            for _ in range(3):
+                with pytest.raises(aiohttp.ClientError):
+                    async with client.post("/cut") as reply:
+                        await reply.read()
+            assert (seen.state, seen.served) == ("unreachable", 0)
+
+    asyncio.run(scenario())
+
+
+def test_waiting_for_a_connection_has_an_end():
+    async def scenario():
+        with contextlib.ExitStack() as stack:
+            full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            for _ in range(4):  # the kernel takes one or two of them; the others fill its queue
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            async with routing(url, limits=Limits(connect=0.2)) as (_, client), client.post("/x") as reply:
+                assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+                message = (await reply.json())["error"]["message"]
+                assert message.startswith(f"router: could not connect to {url}: no connection within 0.2 s; besides, ")
 
     asyncio.run(scenario())
 
@@ -217,6 +263,39 @@ def test_a_chunked_body_arrives_whole_and_expectations_are_met_here():
             assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 418")
             assert [body for _, _, body in worker.seen] == [b"abcde", b"xyz"]
             assert all("Expect" not in headers and "Transfer-Encoding" not in headers for _, headers, _ in worker.seen)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_no_http_or_too_long_is_refused_without_a_word_in_the_log(caplog):
+    async def scenario():
+        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+            for head in (
+                b"\x16\x03\x01 hello\r\n\r\n",
+                b"FROB /x HTTP/1.1\r\nHost: r\r\n\r\n",
+                b"GET /x HTTP/1.1\r\nHost : r\r\n\r\n",
+                b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: r\r\n\r\n",
+                b"GET /x HTTP/1.1\r\nHost: r\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+                b"POST /x HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            ):
+                assert b" 400 Bad Request" in (await raw(client, head)).split(b"\r\n")[0]
+            assert not worker.seen
+
+    asyncio.run(scenario())
+    assert not caplog.records
+
+
+def test_an_upgrade_is_not_passed_on_and_its_connection_goes_on_as_http():
+    async def scenario():
+        async with serving(Upstream(status=404)) as worker, routing(worker.url) as (_, client):
+            upgrade = (
+                b"GET /ws HTTP/1.1\r\nHost: r\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            answer = await raw(client, upgrade, b"GET /then HTTP/1.1\r\nHost: r\r\n\r\n")
+            assert answer.count(b"HTTP/1.1 404 As It Is\r\n") == 2
+            assert [path for path, _, _ in worker.seen] == ["/ws", "/then"]
+            assert "Upgrade" not in worker.seen[0][1]
 
     asyncio.run(scenario())
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.router.registration import parse_worker
-from miles_lite.router.registry import Registry, Worker
+from miles_lite.router.registry import Registry
+from miles_lite.router.worker import Worker
 
 
 def test_every_published_form_of_a_registration_is_understood():
@@ -22,6 +26,11 @@ def test_every_published_form_of_a_registration_is_understood():
         ({"url": "http://"}, "must be http://host:port"),
         ({"url": "http://h:99999"}, "must be http://host:port"),
         ({"url": "http://h:1?x=1"}, "must be http://host:port"),
+        ({"url": "http://h:1/a b"}, "must be http://host:port"),
+        ({"url": "http://h\n:1"}, "must be http://host:port"),
+        ({"url": "http://h:1/\0"}, "must be http://host:port"),
+        ({"url": "http://.example:1"}, "label empty"),
+        ({"url": "http://" + "a" * 64 + ":1"}, "label too long"),
         ({"url": "http://h:1", "worker_type": "encode"}, "worker_type 'encode'"),
         ({"url": "http://h:1", "worker_type": "prefill"}, "bootstrap_port"),
         ({"url": "http://h:1", "bootstrap_port": "x"}, "bootstrap_port 'x'"),
@@ -84,3 +93,31 @@ def test_a_worker_is_found_by_id_and_by_url_until_it_has_drained():
     registry.settle(worker)
     assert registry.find(worker.id) is None
     assert worker.gone
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from miles_lite.router.registry import Registry
+from miles_lite.router.worker import Worker
+
+path = Path(sys.argv[1])
+registry = Registry(path)
+for port in range(1, 101):
+    registry.add(Worker(f"http://h:{port}"))
+for kill in range(20):
+    if (child := os.fork()) == 0:
+        while True:
+            registry.save()
+    time.sleep(0.01 + kill / 1000)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(Registry(path)) == 100
+"""
+
+
+@pytest.mark.e2e
+def test_a_router_that_is_killed_while_it_writes_leaves_a_whole_file_and_at_most_one_draft(tmp_path):
+    path = tmp_path / "state.json"
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, timeout=60)
+    assert {file.name for file in tmp_path.iterdir()} <= {"state.json", "state.json.draft"}

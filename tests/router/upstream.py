@@ -13,12 +13,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from miles_lite.router.app import Router, run_app
-from miles_lite.router.registry import Worker
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec, listen, url_of
+from miles_lite.router.worker import Worker
 
 
 @dataclass
@@ -28,15 +29,17 @@ class Upstream:
     url: str = ""
     version: str | None = None
     model: Any = None
+    mute: bool = False
     status: int = 418
     answer: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any] | str] = field(default_factory=list)
     hangs: bool = False
     drops: bool = False
     paced: bool = False
+    dies: bool = False
     sent: int = 0
     connections: set[tuple[str, int]] = field(default_factory=set)
-    seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    seen: list[tuple[str, CIMultiDictProxy[str], bytes]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,13 +56,15 @@ class Upstream:
         app.router.add_route("*", "/{path:.*}", self.echo)
         return app
 
-    async def model_info(self, _request: web.Request) -> web.Response:
+    async def model_info(self, request: web.Request) -> web.Response:
+        if self.mute:
+            return await self.hang(request)
         told = {"weight_version": self.version} if self.model is None else self.model
         return web.json_response(told, status=200 if self.status < 500 else self.status)
 
     async def echo(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.seen.append((request.raw_path, dict(request.headers), body))
+        self.seen.append((request.raw_path, request.headers, body))
         self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
         if self.paced:
             await self.release.wait()
@@ -103,10 +108,23 @@ class Upstream:
         await reply.prepare(request)
         for number, event in enumerate(self.events):
             if number:
-                await self.release.wait()
-            await reply.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+                await self.released(request)
+            data = event if isinstance(event, str) else json.dumps(event)
+            await reply.write(f"data: {data}\n\n".encode())
         await reply.write(b"data: [DONE]\n\n")
         return reply
+
+    async def released(self, request: web.Request) -> None:
+        """Wait for `release`; a worker that then dies does so in the middle of its reply."""
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.dies:
+            assert request.transport is not None
+            request.transport.abort()
+            raise asyncio.CancelledError
 
     async def hang(self, _request: web.Request) -> web.Response:
         self.arrived.set()

@@ -1,0 +1,114 @@
+"""Request bodies as JSON. Of a conversation that is sent again, only what follows the messages already seen is parsed.
+
+Invariant: `read` gives what the parser gives for the whole body, whatever was kept before. Where a list of messages
+begins and ends is not guessed: the parser has accepted what stands on either side of the cut.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from xxhash import xxh3_128_digest
+
+_OPENING = re.compile(rb'"messages"\s*:\s*\[')
+_MARK = uuid.uuid4().hex
+"""Stands for the messages that were seen; no client knows it."""
+_TRIES = 256
+"""Brackets looked at, from the end of a body, for the one that closes its messages: those of tools come later."""
+_CONVERSATIONS = 4
+"""Of this many a session may have at once, as those of an agent and its sub-agents, without being parsed as a whole."""
+
+
+class Bodies:
+    """The bodies of one session."""
+
+    def __init__(self) -> None:
+        self._seen: list[_Seen] = []
+
+    def read(self, raw: bytes) -> Any:
+        """What `raw` says; messages that were seen are the objects that were kept. Raises orjson.JSONDecodeError."""
+        seen = self._beginning(raw)
+        if seen is not None:
+            body = _parsed(b'%b"%b"%b' % (seen.head, _MARK.encode(), raw[seen.size :])) or {}
+            messages = body.get("messages")
+            if isinstance(messages, list) and messages[:1] == [_MARK]:
+                messages[:1] = seen.messages
+                return body
+        return orjson.loads(raw)
+
+    def keep(self, raw: bytes, messages: Sequence[Any]) -> None:
+        """Know `raw`, which says `messages`, when the next body comes; not one whose messages cannot be told apart."""
+        before = self._beginning(raw)
+        start = before or _opening(raw)
+        size = None if start is None or not messages else _end(raw, start)
+        if start is not None and size is not None:
+            seen = _Seen(size, _digest(raw, size), start.head, tuple(messages), len(raw) - size)
+            self._seen = [seen, *(one for one in self._seen if one is not before)][:_CONVERSATIONS]
+
+    def _beginning(self, raw: bytes) -> _Seen | None:
+        return next((seen for seen in self._seen if seen.begins(raw)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The first `size` bytes of a body, to the end of its last message, by their digest (128 bits of xxh3).
+
+    They are `head` and then `messages`; `rest` bytes followed them.
+    """
+
+    size: int
+    digest: bytes
+    head: bytes
+    messages: Sequence[Any]
+    rest: int
+
+    def begins(self, raw: bytes) -> bool:
+        return len(raw) > self.size and _digest(raw, self.size) == self.digest
+
+
+def _opening(raw: bytes) -> _Seen | None:
+    """The beginning of a body up to the bracket that opens its messages."""
+    found = _OPENING.search(raw)
+    if found is None or _parsed(raw[: found.end()] + b"]}") is None:
+        return None
+    head = raw[: found.end()]
+    return _Seen(len(head), b"", head, (), 0)
+
+
+def _end(raw: bytes, start: _Seen) -> int | None:
+    """Where the list of messages ends: as far from the body's end as last time, or at a bracket.
+
+    From the last one back; None if it is not among those looked at.
+    """
+    size = max(start.size, len(raw) - start.rest)
+    for _ in range(_TRIES):
+        if _ends(raw, start, size):
+            return size
+        size = raw.rfind(b"]", start.size, size)
+        if size < 0:
+            break
+    return None
+
+
+def _ends(raw: bytes, start: _Seen, size: int) -> bool:
+    """The bytes from `start` to `size` are elements of the list, and what follows ends it and does not replace it."""
+    after = _parsed(b'{"":[' + raw[size:])
+    if after is None or "messages" in after:
+        return False
+    return _parsed(b"[%b%b]" % (b'""' if start.messages else b"", raw[start.size : size])) is not None
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _digest(raw: bytes, size: int) -> bytes:
+    return xxh3_128_digest(memoryview(raw)[:size])
