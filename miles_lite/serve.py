@@ -14,8 +14,8 @@ from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
-from miles_lite.rollout.fleet import StackOptions
 from miles_lite.rollout.groups import in_words, plan_engines
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack
 from miles_lite.router.spec import RouterSpec

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from miles_lite.engine.ports import Ports
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.rollout import fleet
@@ -133,6 +135,24 @@ def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_w
             assert not Path(f"/proc/{before[0].pid}").exists()
 
     asyncio.run(run())
+
+
+def test_a_server_whose_port_another_process_took_starts_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, choose = [other.getsockname()[1]], Ports.hold
+
+        def hold(ports: Ports, host: str, *, consecutive: int = 1) -> int:
+            return taken.pop() if taken else choose(ports, host, consecutive=consecutive)
+
+        monkeypatch.setattr(Ports, "hold", hold)
+
+        async def run() -> None:
+            async with engines(tmp_path) as (running, _):
+                assert len(running.engines) == 2
+                assert running.restarts == 0
+
+        asyncio.run(run())
+        assert not taken
 
 
 def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
