@@ -27,7 +27,7 @@ say() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 # The comment block at the head of the launcher is its help.
-usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }
+usage() { sed -n '2,/^[^#]/{/^#SBATCH/d;/^#/s/^# \{0,1\}//p}' "$0"; }
 
 take_common_args() {
   while (($#)); do

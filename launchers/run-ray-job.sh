@@ -15,6 +15,7 @@
 # RAY_PORT           the head's port (6379); RAY_DASHBOARD_PORT (8265)
 # RAY_START_ARGS     more flags for every `ray start`; RAY_HEAD_ARGS for the head's only
 # START_SECONDS      how long to wait for the head and for the nodes (300)
+# BIND_HOST          interface of engines, router and sessions (default 0.0.0.0)
 # FORWARD_ENV        names of more variables that every process of the job gets
 # ENTRYPOINT         another command than `miles-lite train ...`
 #

@@ -6,13 +6,14 @@
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --output=runs/slurm-%j.log
-#
 # Trains on the nodes of a Slurm allocation: run-ray-job.sh as head on the first, as worker on the others.
 #
 #   HF_CHECKPOINT=... PROMPT_DATA=... AGENT_FUNCTION=... sbatch launchers/run-slurm.sh [miles-lite flags...]
 #   launchers/run-slurm.sh --dry-run                                what it would do on two nodes
 #
-# Everything run-ray-job.sh reads from the environment holds here too. Submit from the repository's folder.
+# Two nodes of eight GPUs, unless sbatch is told otherwise: sbatch --nodes=4 launchers/run-slurm.sh ...
+# Everything run-ray-job.sh reads from the environment holds here too, but MASTER_ADDR, NUM_NODES and WORKER_HOSTS, which
+# come from Slurm. Submit from the repository's folder.
 # Ray's token reaches the nodes in the environment of the job steps.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"

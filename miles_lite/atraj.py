@@ -79,6 +79,7 @@ class Step:
 
     @property
     def ids(self) -> list[int]:
+        """`output_ids` of a sampled step, `input_ids` of any other."""
         ids: list[int] = self.data["output_ids" if self.sampled else "input_ids"]
         return ids
 
@@ -106,6 +107,7 @@ class Trajectory:
 
     @property
     def reward(self) -> float | None:
+        """The rollout's; None when there is none."""
         reward = self.data.get("reward")
         return None if reward is None else float(reward)
 

@@ -36,10 +36,12 @@ class Topology:
 
     @property
     def train_ranks(self) -> int:
+        """Data-parallel ranks of the trainer."""
         return self.actor_num_nodes * self.actor_num_gpus_per_node
 
     @property
     def rollout_slots(self) -> int:
+        """GPUs (on CPU: processes) of all engines; 0 where they run already."""
         if self.rollout_external_engine_addrs:
             return 0
         if self.rollout_num_gpus is not None:
@@ -52,6 +54,7 @@ class Topology:
 
     @property
     def public_host(self) -> str:
+        """What others are told to reach."""
         return self.advertise_host or self.bind_host
 
 
@@ -61,10 +64,12 @@ class Checkpoint:
 
     hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer")
     ref_load: str | None = option(None, help="reference model folder for the KL loss (default: --hf-checkpoint)")
-    load: str | None = option(None, help="run folder to continue; starts anew when it holds no checkpoint")
+    load: str | None = option(None, help="folder of --save to continue from; starts anew when it holds no checkpoint")
     save: str | None = option(None, help="folder for checkpoints, iteration-numbered")
     save_interval: int | None = option(None, help="save every N rollouts, and after the last")
-    save_hf: str | None = option(None, help="also write a Hugging Face folder; {rollout_id} is replaced")
+    save_hf: str | None = option(
+        None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class Data:
     label_key: str | None = option(None, help="key of the label that rewards compare with")
     metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
     rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
-    rollout_seed: int = option(42, help="seed of the shuffle and of sampling")
+    rollout_seed: int = option(42, help="seed of the shuffle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,9 @@ class Rollouts:
     rollout_batch_size: int = option(help="prompt groups per rollout")
     n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size")
     over_sampling_batch_size: int | None = option(None, help="groups started at once (default: --rollout-batch-size)")
-    dynamic_sampling_filter_path: str | None = option(None, help="dotted path: (group) -> Keep; drops groups")
+    dynamic_sampling_filter_path: str | None = option(
+        None, help="dotted path or file.py:name of (group) -> Keep or bool: which groups are worth training on"
+    )
     rollout_max_response_len: int = option(1024, help="new tokens per model call")
     rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused")
     rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
@@ -101,7 +108,10 @@ class Rollouts:
         None,
         help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
-    custom_rm_path: str | None = option(None, help="dotted path of async (sample, label, metadata) -> float")
+    custom_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
+    )
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
     none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
     rollout_timeout: float = option(600.0, help="seconds one agent may take")
@@ -257,6 +267,7 @@ class Evaluation:
 
     @property
     def datasets(self) -> dict[str, str]:
+        """Prompt file by name, in the order given."""
         return dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))
 
 
@@ -277,6 +288,7 @@ class Logging:
 
     @property
     def path(self) -> Path:
+        """The run folder, absolute."""
         return Path(self.run_dir).expanduser().resolve()
 
 
@@ -322,6 +334,7 @@ class Config:
         return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
+        """Every option by group, as config.json has it."""
         return dataclasses.asdict(self)
 
     def check(self) -> Config:
@@ -380,6 +393,10 @@ class Config:
                 self.checkpoint.save_interval is not None and self.checkpoint.save is None,
                 "--save-interval needs --save",
             ),
+            (
+                self.checkpoint.save_hf is not None and self.checkpoint.save is None,
+                "--save-hf needs --save: it is written with each checkpoint",
+            ),
             (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
             (
                 evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
@@ -423,6 +440,7 @@ def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]
 
 
 def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:
+    """The flags of all groups."""
     parser = Parser(prog=prog, allow_abbrev=False)
     for group in GROUPS.values():
         add_group(parser, group)

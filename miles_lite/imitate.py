@@ -18,7 +18,6 @@ from miles_lite.rollout.examples import Examples
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.placement import TRAIN_SHARE, place
 from miles_lite.train.group import TrainGroup
-from miles_lite.train.weights import copy_tokenizer
 
 START_TIMEOUT = 900.0
 
@@ -49,8 +48,7 @@ def imitate(config: Config) -> Path:
         )
         folder = run_dir / "model"
         _train(config, trainer, examples, ranks)
-        trainer.export_weights(folder)
-        copy_tokenizer(model, folder)
+        trainer.export_model(folder)
         return folder
     finally:
         if trainer is not None:
@@ -69,5 +67,6 @@ def _train(config: Config, trainer: TrainGroup, examples: Examples, ranks: int) 
             last, interval = step == examples.steps - 1, config.checkpoint.save_interval
             if config.checkpoint.save and (last or (interval and (step + 1) % interval == 0)):
                 trainer.save(step)
+                trainer.save_hf(step)
     finally:
         sinks.close()

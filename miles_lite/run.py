@@ -243,12 +243,13 @@ class Run:
         self._progress.say(eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets))
 
     def save(self, rollout_id: int) -> None:
-        """Checkpoint trainer and rollout state of `rollout_id`."""
+        """Checkpoint trainer and rollout state of `rollout_id`; then the model folder of --save-hf."""
         assert self._trainer is not None
         assert self._config.checkpoint.save is not None
         self._call("save", self._config.checkpoint.save, rollout_id)
         self._trainer.save(rollout_id)
         self._saved = rollout_id
+        self._trainer.save_hf(rollout_id)
 
     def eval_is_due(self, *, before: int | None = None, after: int | None = None) -> bool:
         """Before the first step, every --eval-interval rollouts, and after the last."""

@@ -80,7 +80,10 @@ class Sample:
         return marked
 
     def truncate(self, length: int) -> Sample:
-        """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut."""
+        """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut.
+
+        The arrays are views of this sample's. Raises ValueError for a negative length.
+        """
         if length < 0:
             raise ValueError(f"Sample.truncate: length must be >= 0, got {length}")
         if length >= len(self.tokens):
@@ -98,7 +101,7 @@ class Sample:
         )
 
     def validate(self, where: str = "sample") -> Sample:
-        """Check the invariants of this class; returns self. Raises ValueError naming `where` and the field."""
+        """Check shapes, dtypes and invariants; returns self. Raises ValueError naming `where` and the field."""
         size = len(self.tokens)
         dtypes = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
         dtypes |= {"temperatures": np.float32, "weight_versions": np.int32}
@@ -135,7 +138,14 @@ class Sample:
 
 @dataclass(slots=True)
 class Rollout:
-    """One execution of an agent on one prompt. It may fan out to several samples (sub-agents, compaction)."""
+    """One execution of an agent on one prompt. It may fan out to several samples (sub-agents, compaction).
+
+    index                    its number in the run; group_index: that of its prompt's group
+    reward                   None where nobody gave one, or it failed
+    error                    what went wrong, in a word: `timeout`, `no_samples`, the name of an exception
+    metadata                 what the agent function returned; `error_detail`, the error's text
+    started_at, finished_at  seconds since the epoch; 0 before
+    """
 
     index: int
     group_index: int
@@ -149,12 +159,16 @@ class Rollout:
 
     @property
     def trained_tokens(self) -> int:
+        """The sum of the loss masks of all its samples."""
         return sum(sample.trained_tokens for sample in self.samples)
 
 
 @dataclass(slots=True)
 class Group:
-    """All rollouts of one prompt; statistics (baseline, zero-std) are over its rollouts."""
+    """All rollouts of one prompt; statistics (baseline, zero-std) are over its rollouts.
+
+    `prompt` holds `row`, the prompt's line in its file, and in training its `label`.
+    """
 
     index: int
     prompt: dict[str, Any]

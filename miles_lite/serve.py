@@ -39,6 +39,8 @@ class RouterOptions:
     state_file: str | None = option(None, help="keep the workers in this file for the next start")
 
 
+SERVED: dict[type, tuple[str, ...]] = {Checkpoint: ("hf_checkpoint",), Logging: ("run_dir", "ray_address")}
+"""Of these groups, the flags that `miles-lite serve` has too; nothing is trained, saved or logged there."""
 HOSTS = ("bind_host", "advertise_host")
 ROUTING = ("sglang_server_concurrency", "router", "router_policy", "router_timeout", "router_queue_seconds")
 """The flags of a run that `miles-lite router` has too."""
@@ -47,9 +49,8 @@ ROUTING = ("sglang_server_concurrency", "router", "router_policy", "router_timeo
 def serve(argv: Sequence[str]) -> int:
     """Engines, router and session servers of one model, until Ctrl-C. Raises UserError."""
     parser = Parser(prog="miles-lite serve", allow_abbrev=False)
-    groups = (Topology, Checkpoint, Session, Engines, Serving, Logging)
-    for group in groups:
-        add_group(parser, group)
+    for group in (Topology, Checkpoint, Session, Engines, Serving, Logging):
+        add_group(parser, group, only=SERVED.get(group, ()))
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
     serving, logging = take_group(namespace, Serving), take_group(namespace, Logging)

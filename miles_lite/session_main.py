@@ -33,11 +33,15 @@ class SessionOptions:
     run_dir: str = option("runs/session", help="folder of the journal")
 
 
+OF_ONE_SERVER = tuple(name for name in Session.__dataclass_fields__ if name != "num_session_servers")
+"""The flags of a run's session servers that this one has too."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Parse flags and serve; the exit code. Raises UserError."""
     parser = Parser(prog="miles-lite session", allow_abbrev=False)
-    for group in (SessionOptions, Session):
-        add_group(parser, group)
+    add_group(parser, SessionOptions)
+    add_group(parser, Session, only=OF_ONE_SERVER)
     namespace, unknown = parser.parse_known_args(list(argv))
     sglang = sort_leftovers(parser, unknown).sglang
     options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)

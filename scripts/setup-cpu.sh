@@ -19,6 +19,7 @@ dev=0
 case "${1:-}" in
   "") ;;
   --dev) dev=1 ;;
+  -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "scripts/$(basename "$0")"; exit 0 ;;
   *) fail "unknown argument '$1' (usage: scripts/setup-cpu.sh [--dev])" ;;
 esac
 

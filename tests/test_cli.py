@@ -13,9 +13,14 @@ from miles_lite.net import bracketed, local, reachable
         (["trian"], "no command 'trian'; there are train, rollout"),
         (["train", "--hf-checkpont", "m"], "--hf-checkpoint"),
         (["rollout", "--num-rollout", "x"], "invalid int value"),
+        (
+            ["session", "--hf-checkpoint", "m", "--router-url", "u", "--num-session-servers", "2"],
+            "unknown flag --num-session-servers",
+        ),
         (["router", "--prot", "1"], "unrecognized arguments: --prot"),
         (["init-model", "--out", "m", "--corpus", "/no/such/file"], "--corpus: cannot read /no/such/file"),
         (["serve", "--hf-checkpoint", "m", "--sglng-x"], "unknown flag --sglng-x"),
+        (["serve", "--hf-checkpoint", "m", "--save", "x"], "unknown flag --save"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(

@@ -53,6 +53,7 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         (["--use-tis", "--use-rollout-logprobs"], "exclude each other"),
         (["--use-dynamic-batch-size"], "needs --max-tokens-per-gpu"),
         (["--save-interval", "2"], "needs --save"),
+        (["--save-hf", "hf"], "--save-hf needs --save"),
         (["--eval-interval", "2"], "needs --eval-prompt-data"),
         (["--eval-prompt-data", "one"], "takes pairs"),
         (["--loss-type", "sft_loss", "--n-samples-per-prompt", "2"], "runs no engines"),

@@ -1,18 +1,68 @@
-"""Documentation: every link leads to a file of the repository."""
+"""Documentation: every link leads to a file and a heading of the repository, and every flag that is named exists."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from miles_lite import agent_main, make_model, serve, session_main
+from miles_lite.agent import traces_command
+from miles_lite.config import GROUPS
+from miles_lite.verify import session_command, template_command
+
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md")), *REPO.glob("examples/*/*.md")]
+OPTIONS = (
+    *GROUPS.values(),
+    agent_main.AgentOptions,
+    make_model.InitModel,
+    serve.RouterOptions,
+    serve.Serving,
+    session_main.SessionOptions,
+    session_command.Verification,
+    template_command.TemplateOptions,
+    traces_command.ToData,
+)
+OF_OTHERS = {"--no-deps", "--nodes"}
+"""Flags of pip and sbatch."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def name(page: Path) -> str:
+    return str(page.relative_to(REPO))
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@cache
+def flags() -> frozenset[str]:
+    """Of every command, launcher, script, example and benchmark."""
+    fields = (field.name.replace("_", "-") for group in OPTIONS for field in dataclasses.fields(group))
+    own = {f"--{prefix}{field}" for field in fields for prefix in ("", "no-")}
+    scripts = [*REPO.glob("launchers/*.sh"), *REPO.glob("scripts/*.sh"), REPO / "pyproject.toml"]
+    told = re.findall(r"--[a-z][\w-]+", "".join(path.read_text(encoding="utf-8") for path in scripts))
+    sources = [path for folder in ("miles_lite", "examples", "benchmarks") for path in (REPO / folder).rglob("*.py")]
+    added = re.findall(r'add_argument\(\s*"(--[\w-]+)', "".join(path.read_text(encoding="utf-8") for path in sources))
+    return frozenset({*own, *told, *added, "--help"} | OF_OTHERS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert not missing
+    for link in re.findall(r"\]\((?!https?:)([^)]+)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_flags_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", page.read_text(encoding="utf-8")))
+    assert {flag for flag in named - flags() if not flag.startswith("--sglang")} == set()

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from prompts import ACTION_REGEX, SUBMIT, SYSTEM, observation
@@ -53,20 +54,23 @@ def trainable(play: Play) -> Run:
     """The agent function of a harness. A row's metadata holds `files` and `hidden_tests`, as make_tasks.py writes."""
 
     async def run(
-        base_url: str, prompt: Any, request_kwargs: Mapping[str, Any], metadata: Mapping[str, Any], **_: Any
+        base_url: str,
+        prompt: Any,
+        request_kwargs: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        *,
+        api_key: str | None = None,
+        **_: Any,
     ) -> dict[str, Any]:
         task = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        return await asyncio.get_running_loop().run_in_executor(
-            AGENTS, _episode, play, base_url, task, request_kwargs, metadata
-        )
+        join = partial(Model.joining, base_url, api_key=api_key, request=request_kwargs)
+        return await asyncio.get_running_loop().run_in_executor(AGENTS, _episode, play, join, task, metadata)
 
     return run
 
 
-def _episode(
-    play: Play, base_url: str, task: str, request: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> dict[str, Any]:
-    with Model.joining(base_url, request=request) as model, Workspace(metadata["files"]) as workspace:
+def _episode(play: Play, join: Callable[[], Model], task: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    with join() as model, Workspace(metadata["files"]) as workspace:
         began = time.perf_counter()
         try:
             exit_status = play(task, model, workspace)

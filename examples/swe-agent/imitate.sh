@@ -9,7 +9,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$HERE/../.." && pwd)
 [[ -x "$REPO/.venv/bin/python" ]] && PATH="$REPO/.venv/bin:$PATH"
 export PATH PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-(($# == 1)) || { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }
+[[ "${1:-}" != -h && "${1:-}" != --help ]] || { usage; exit 0; }
+(($# == 1)) || { usage >&2; exit 2; }
 DATA=$1/data OUT=$1/imitate
 [[ -d "$DATA/model" ]] || python3 "$HERE/prepare.py" --out "$DATA"
 rm -rf "$OUT"

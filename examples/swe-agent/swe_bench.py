@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,16 +59,22 @@ class Verdict:
 
 
 async def run(
-    base_url: str, prompt: Any, request_kwargs: Mapping[str, Any], metadata: Mapping[str, Any], **_: Any
+    base_url: str,
+    prompt: Any,
+    request_kwargs: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    api_key: str | None = None,
+    **_: Any,
 ) -> dict[str, Any]:
     """One episode. `metadata` is an instance with `repository`, the git repository's folder. Reward 1 when resolved."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(AGENTS, episode, base_url, dict(request_kwargs), dict(metadata))
+    join = partial(Model.joining, base_url, api_key=api_key, request=request_kwargs)
+    return await asyncio.get_running_loop().run_in_executor(AGENTS, episode, join, dict(metadata))
 
 
-def episode(base_url: str, request: Mapping[str, Any], instance: Mapping[str, Any]) -> dict[str, Any]:
+def episode(join: Callable[[], Model], instance: Mapping[str, Any]) -> dict[str, Any]:
     kind = chosen()
-    with Model.joining(base_url, request=request) as model, checkout(instance) as copy:
+    with join() as model, checkout(instance) as copy:
         began = time.perf_counter()
         with Executor(kind, copy.folder, instance_id=instance["instance_id"], seconds=COMMAND_SECONDS) as executor:
             try:

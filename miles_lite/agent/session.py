@@ -50,14 +50,15 @@ class AgentSession:
         self.session_id, self._owned = "", True
 
     @classmethod
-    def joining(cls, base_url: str, *, request: Mapping[str, Any] | None = None) -> Self:
-        """A session that somebody else opened and will delete, by its OpenAI base URL, `.../sessions/ID/v1`.
-        Raises UserError."""
+    def joining(cls, base_url: str, *, api_key: str | None = None, request: Mapping[str, Any] | None = None) -> Self:
+        """A session that somebody else opened and will delete, by its OpenAI base URL, `.../sessions/ID/v1`, and its
+        key, which servers off loopback want. Raises UserError."""
         url, found, rest = base_url.rstrip("/").rpartition("/sessions/")
         session_id, _, version = rest.partition("/")
         if not found or not session_id or version != "v1":
             raise UserError(f"{base_url} is no base URL of a session: it ends in /sessions/ID/v1")
         session = cls(url, request=request)
+        session._http.headers["Authorization"] = f"Bearer {api_key or '-'}"
         session.session_id, session._owned = session_id, False
         return session
 

@@ -36,6 +36,7 @@ class Gauges:
             gauge.set_default_tags({"run": run})
 
     def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
+        """Set the gauges of those metrics that have one."""
         for name, value in {**metrics, step_key: float(step)}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)

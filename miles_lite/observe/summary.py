@@ -48,6 +48,9 @@ def build_summary(
 
     seconds   wall time of the run; chance: the expected reward of an agent that guesses
     heldout   name of the evaluation dataset that heldout_first and heldout_last are about
+
+    Rewards are means before filtering, over the first and last EDGE rollouts; logprob_gap_max is over all trained
+    tokens, in nats; weight_update_seconds the median, pause included; overhead_share a share of all steps' time.
     """
     rows = read_history(metrics_jsonl)
     rewards = list(series(rows, names.REWARD, step_key=names.ROLLOUT_STEP).values())

@@ -68,7 +68,10 @@ def save(learner: Learner, folder: Path, *, iteration: int) -> None:
 
 
 def load(learner: Learner, folder: Path) -> int | None:
-    """Restore the latest checkpoint of `folder` and return its iteration, or None; collective."""
+    """Restore the latest checkpoint of `folder` and return its iteration, or None; collective.
+
+    Random numbers go on where this rank stopped, if there was one. Raises UserError as `latest_iteration` does.
+    """
     iteration = latest_iteration(folder)
     if iteration is None:
         return None
@@ -89,6 +92,7 @@ def load(learner: Learner, folder: Path) -> int | None:
 
 
 def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, CUDA included."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -99,6 +103,7 @@ def rng_name() -> str:
 
 
 def rng_state() -> dict[str, Any]:
+    """What `restore_rng` takes: of Python, NumPy, torch, and every CUDA device."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

@@ -19,6 +19,7 @@ from miles_lite.config import Config
 from miles_lite.errors import UserError
 from miles_lite.net import loopback
 from miles_lite.sample import Batch
+from miles_lite.train.weights import copy_tokenizer, replace_folder
 from miles_lite.train.worker import TrainWorker, WorkerSpec
 from miles_lite.transfer import Bucket
 
@@ -51,6 +52,7 @@ class TrainGroup:
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        """Raises UserError for a schedule without an end. `strategies` are Ray's, `run_dir` is named in errors."""
         if config.optimizer.lr_decay_style != "constant" and config.rollouts.num_rollout is None:
             raise UserError(f"--lr-decay-style {config.optimizer.lr_decay_style} needs --num-rollout: where decay ends")
         self._config = config
@@ -72,7 +74,10 @@ class TrainGroup:
         return f"TrainGroup({len(self._workers)} ranks)"
 
     def start(self, timeout: float) -> int:
-        """Build process group, model and optimizer, restore `--load`; the first rollout id to run."""
+        """Build process group, model and optimizer, restore `--load`; the first rollout id to run.
+
+        `timeout` in seconds. Raises TrainError, UserError.
+        """
         deadline = time.monotonic() + timeout
         places = self._all("whereabouts", timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
@@ -88,7 +93,7 @@ class TrainGroup:
         return first
 
     def train(self, batches: Sequence[ray.ObjectRef | Batch]) -> dict[str, float]:
-        """One batch per rank; metrics `train/…` and `perf/…` over all ranks."""
+        """One batch per rank; metrics `train/…` and `perf/…` over all ranks. Raises TrainError, UserError."""
         if len(batches) != len(self._workers):
             raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
         calls = [worker.train.remote(batch) for worker, batch in zip(self._workers, batches, strict=True)]
@@ -98,6 +103,16 @@ class TrainGroup:
     def export_weights(self, folder: Path) -> float:
         """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
         return self.finish_export(self.begin_export(folder))
+
+    def export_model(self, folder: Path) -> None:
+        """Write a whole model folder: the weights, and what --hf-checkpoint has beside them (tokenizer, template).
+
+        A folder that stood there is replaced at the end. `folder` must be one that rank 0 and this process see.
+        """
+        draft = folder.with_name(f".{folder.name}.draft")
+        self.export_weights(draft)
+        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft)
+        replace_folder(draft, folder)
 
     def begin_export(self, folder: Path) -> list[ray.ObjectRef]:
         """The same without waiting: the ranks do it before whatever they are told next. Pass it to `finish_export`."""
@@ -123,6 +138,12 @@ class TrainGroup:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
         self._all("save", folder, rollout_id, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def save_hf(self, rollout_id: int) -> None:
+        """Write the model folder that `--save-hf` names for this rollout, if it names one."""
+        pattern = self._config.checkpoint.save_hf
+        if pattern is not None:
+            self.export_model(Path(pattern.replace("{rollout_id}", str(rollout_id))).expanduser().absolute())
 
     def stop(self) -> None:
         """End all ranks, within STOP_TIMEOUT; may be called twice."""
@@ -156,6 +177,7 @@ class TrainGroup:
 
 
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
+    """What one rank is told; without --train-threads the ranks of a node share its cores."""
     cores = len(os.sched_getaffinity(0))
     local = loopback(config.topology.bind_host)
     return WorkerSpec(

@@ -70,7 +70,10 @@ class Learner:
         )
 
     def train(self, batch: Batch) -> dict[str, float]:
-        """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks."""
+        """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks.
+
+        Raises ValueError for a batch that breaks its contract, UserError for a gradient that is not finite.
+        """
         tally = self._tally()
         steps = self._prepare(check(batch))
         begin = time.perf_counter()

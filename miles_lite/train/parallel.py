@@ -37,7 +37,8 @@ class Strategy(Protocol):
     def rounds(self, passes: Sequence[int]) -> list[int]:
         """How many forward passes each step must make on this rank, given how many it needs."""
 
-    def zero_grad(self, policy: Policy) -> None: ...
+    def zero_grad(self, policy: Policy) -> None:
+        """Before the first backward pass of a step."""
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         """Sum gradients over ranks and clip them to `max_norm` (0: off); the global L2 norm before clipping."""
@@ -117,6 +118,7 @@ class Sharded:
 
 
 def trainable(policy: Policy) -> Iterable[nn.Parameter]:
+    """The parameters that get gradients, in the policy's order."""
     return (parameter for parameter in policy.parameters() if parameter.requires_grad)
 
 

@@ -47,6 +47,7 @@ class Policy(nn.Module):
     def score(
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
+        """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
         logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
         distribution = torch.log_softmax(logits, dim=-1)
         logprobs = -functional.nll_loss(distribution, targets, reduction="none")

@@ -136,6 +136,7 @@ def draws(size: int, batch: int, *, seed: int) -> Iterator[list[int]]:
 
 
 def check_lengths(samples: Sequence[Sample], *, context: int, path: Path | str) -> None:
+    """Raises UserError for a transcript of more than `context` tokens."""
     longest = max(map(len, samples))
     if longest > context:
         raise UserError(f"{path}: a transcript has {longest} tokens, the model's context is {context}")

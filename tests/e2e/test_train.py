@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.rollout.model import check_model_folder
 from tests.e2e.job import Prepared, assert_nothing_left, marked, rows, run, start, values, wait_for
+from tests.metric_names import undocumented
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -26,6 +28,7 @@ def test_a_few_steps_train_and_a_resumed_run_continues(
     save = tmp_path / "checkpoints"
     heldout = f"{prepared.folder / 'heldout.jsonl'}@[0:4]"
     common = ["--save", str(save), "--save-interval", "1", "--use-wandb", "--wandb-mode", "offline"]
+    common += ["--save-hf", str(tmp_path / "hf-{rollout_id}")]
     evaluation = ["--eval-interval", "2", "--eval-prompt-data", "heldout", heldout]
     flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2")
     output = run("train", flags, mark=mark, log=tmp_path / "log")
@@ -38,9 +41,12 @@ def test_a_few_steps_train_and_a_resumed_run_continues(
     assert (run_dir / "reward.png").stat().st_size > 10_000
     assert str(run_dir) in output
     assert list(run_dir.glob("wandb/offline-run-*"))
+    model, served = check_model_folder(str(tmp_path / "hf-1")), run_dir / "weights" / "v2"
+    assert (model / "model.safetensors").read_bytes() == (served / "model.safetensors").read_bytes()
     assert values(run_dir, "rollout/weight_version/mean") == [0.0, 1.0]
     assert len(values(run_dir, "eval/heldout")) == 2
     logged = [set(row) for row in rows(run_dir)]
+    assert undocumented(set().union(*logged)) == set()
     zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
     assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
 

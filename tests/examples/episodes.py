@@ -46,7 +46,13 @@ def _runs(sample: Sample) -> list[np.ndarray]:
 
 
 def play(
-    model: Path, run: Run, row: dict[str, Any], replies: Sequence[str], *, roles: Sequence[str] = ROLES
+    model: Path,
+    run: Run,
+    row: dict[str, Any],
+    replies: Sequence[str],
+    *,
+    roles: Sequence[str] = ROLES,
+    bind_host: str = "127.0.0.1",
 ) -> Session:
     """An episode in which the engine says `replies` in turn, every one of which is used."""
     tokenizer = load_tokenizer(model)
@@ -56,7 +62,7 @@ def play(
         return answer([*tokenizer.encode(next(waiting), add_special_tokens=False).ids, STOP])
 
     async def play_one() -> Session:
-        async with bench(model, script, tito_allowed_append_roles=tuple(roles)) as running:
+        async with bench(model, script, tito_allowed_append_roles=tuple(roles), bind_host=bind_host) as running:
             return await episode(running.client, tokenizer, run, row, temperature=1.0)
 
     session = asyncio.run(play_one())
@@ -70,7 +76,8 @@ async def episode(
 ) -> Session:
     """One episode on a task in a session of its own."""
     session_id = await client.create({"temperature": temperature})
-    result = await run(client.base_url(session_id), row["input"], {"max_tokens": 800}, row["metadata"])
+    base_url, api_key = client.base_url(session_id), client.api_key(session_id)
+    result = await run(base_url, row["input"], {"max_tokens": 800}, row["metadata"], api_key=api_key)
     counts, samples = await client.describe(session_id), await client.collect(session_id)
     await client.delete(session_id)
     return Session(result, counts, samples, tokenizer)

@@ -32,6 +32,11 @@ def test_the_planners_messages_are_context_of_one_unforked_conversation(tiny_mod
     assert "assistant\nPLAN: next, edit the code." in session.context(0)
 
 
+def test_off_loopback_a_harness_shows_its_sessions_key(tiny_model: Path) -> None:
+    session = play(tiny_model, planner.run, ROW, [LOOK, RIGHT, DONE], bind_host="0.0.0.0")
+    assert session.result["reward"] == 1.0
+
+
 def test_without_its_role_a_planners_message_begins_a_root_that_collecting_joins(tiny_model: Path) -> None:
     session = play(tiny_model, planner.run, ROW, [LOOK, RIGHT, DONE], roles=("tool", "user"))
     assert session.result["reward"] == 1.0

@@ -125,6 +125,13 @@ def test_help_says_what_it_reads(launcher: str) -> None:
         [REPO / "launchers" / launcher, "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert f"launchers/{launcher}" in done.stdout
+    assert "SBATCH" not in done.stdout
+
+
+def test_the_examples_script_has_help_too() -> None:
+    script = REPO / "examples" / "swe-agent" / "imitate.sh"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "imitate.sh RUN_DIR" in done.stdout
 
 
 @pytest.mark.parametrize("launcher", ["run-local.sh", "run-ray-job.sh"])

@@ -51,6 +51,13 @@ def setup(venv: Path, says: str, ends: int = 0, **environment: str) -> subproces
     )
 
 
+def test_help_says_what_it_reads_and_installs_nothing(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "VENV": str(tmp_path / "venv")}
+    done = subprocess.run([SCRIPT, "--help"], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert all(name in done.stdout for name in ("--dev", "VENV", "PYTHON", "TORCH_INDEX_URL"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_planned_complaints_become_one_line_and_done_steps_are_skipped(venv: Path) -> None:
     done = setup(venv, HEADER + PLANNED)
     assert done.returncode == 0

@@ -11,6 +11,7 @@ import pytest
 from miles_lite.session.caller import caller_of
 from miles_lite.session.forks import all_forks, fork_of
 from miles_lite.session.tree import Place
+from tests.metric_names import undocumented
 from tests.session.engine import STOP, answer, bench
 from tests.session.trees import NOBODY, grow, new_tree, output, said, user
 
@@ -75,7 +76,9 @@ def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pyt
             await b.chat(session, [S, A, got["choices"][0]["message"], B])
             await b.chat(session, [S, B], metadata={"agent": "helper"})
             assert b.server.service is not None
-            assert b.server.service.stats()["forks"] == 2
+            stats = b.server.service.stats()
+            assert stats["forks"] == 2
+            assert undocumented(f"session/{name}" for name in stats) == set()
             return await b.client.describe(session)
 
     caplog.set_level(logging.WARNING)

@@ -23,6 +23,7 @@ import pytest
 from miles_lite.errors import UserError
 from miles_lite.session.client import SessionClient
 from miles_lite.session.supervisor import COMMAND, Supervisor
+from tests.metric_names import undocumented
 from tests.session.engine import STOP, Engine, answer, scripted, spec
 
 pytestmark = pytest.mark.e2e
@@ -171,6 +172,7 @@ def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path
             await served.client.delete(session)
             stats = await served.supervisor.stats()
             assert stats["worker_restarts"] == 2
+            assert undocumented(f"session/{name}" for name in stats) == set()
 
     asyncio.run(run())
 

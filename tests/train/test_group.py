@@ -40,7 +40,8 @@ def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:
 
 def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path, tmp_path: Path) -> None:
     saved = str(tmp_path / "checkpoints")
-    config = make_config(model_dir, "--save", saved, "--load", saved, "--lr", "1e-2")
+    hf = str(tmp_path / "hf-{rollout_id}")
+    config = make_config(model_dir, "--save", saved, "--load", saved, "--save-hf", hf, "--lr", "1e-2")
     samples = make_samples(11, 6)
     signs = [1, -1, 1, -1, 1, -1]
     halves = [make_batch(samples[:3], signs[:3], rollouts=[6]), make_batch(samples[3:], signs[3:], rollouts=[6])]
@@ -50,6 +51,8 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
         metrics = group.train([halves[0], ray.put(halves[1])])
     group.save(2)
     assert group.export_weights(tmp_path / "weights") > 0
+    for _ in range(2):  # the second replaces what the first wrote
+        group.save_hf(2)
     group.stop()
     group.stop()
     assert {"train/loss", "train/grad_norm", "train/lr", "perf/actor_train_tok_per_s"} <= set(metrics)
@@ -57,6 +60,11 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
     with torch.no_grad():
         before, after = ([naive_logprobs(model, sample).sum().item() for sample in samples] for model in models)
     assert [np.sign(b - a) for a, b in zip(before, after, strict=True)] == signs
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "hf-2").iterdir()}
+    assert whole.keys() == {path.name for path in model_dir.iterdir()}
+    assert whole["model.safetensors"] == (tmp_path / "weights" / "model.safetensors").read_bytes()
+    assert whole["tokenizer.json"] == (model_dir / "tokenizer.json").read_bytes()
+    assert not list(tmp_path.glob(".hf-2*"))
 
     group, first = start(config, tmp_path)
     assert first == 3

@@ -12,6 +12,7 @@ from miles_lite.errors import UserError
 from miles_lite.sample import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.worker import build_learner
+from tests.metric_names import undocumented, unlogged
 from tests.train.helpers import make_batch, make_config, make_samples
 from tests.train.test_packing import naive_logprobs
 
@@ -75,6 +76,12 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
     for _ in range(5):
         last = trainer.train(batch)
     assert last["train/loss"] < first["train/loss"] - 0.05
+
+
+def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path) -> None:
+    metrics = learner(model_dir, "--use-tis", "--use-kl-loss").train(make_batch(make_samples(2, 2), [1.0, -1.0]))
+    assert undocumented(metrics) == set()
+    assert unlogged("train/", metrics) == set()
 
 
 @pytest.mark.parametrize("flags", [(), ("--calculate-per-token-loss",), ("--entropy-coef", "0.1", "--use-tis")])

@@ -1,0 +1,57 @@
+"""docs/metrics.md names what is logged, and nothing else; of the trainer, tests/train/test_learner.py shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from miles_lite.rollout.metrics import AGENT_TIMES, AGENT_TOTALS, MISMATCHES, eval_metrics, passrate_metrics
+from miles_lite.rollout.metrics import rollout_metrics as of_groups
+from miles_lite.sample import Status
+from tests.metric_names import undocumented, unlogged
+from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
+
+PACKAGE = Path(__file__).parents[1] / "miles_lite"
+COUNTING = ("service.py", "sessions.py", "reading.py", "forks.py", "supervisor.py")
+
+
+def computed() -> set[str]:
+    """Everything that groups give: all end in all ways, and every agent reports everything."""
+    differing = a_sample(4, [0, 1], metadata={"tito_session_mismatch": [{"type": kind} for kind in MISMATCHES]})
+    unknown = a_sample(4, metadata={"tito_session_mismatch": None})
+    reports = dict.fromkeys((*AGENT_TOTALS, *AGENT_TIMES), 1.0)
+    groups = [
+        a_group(0, 0),
+        a_group(1, 1),
+        *of(a_rollout(samples=[differing, unknown], metadata=reports)),
+        *of(a_rollout(status=Status.FAILED, error="timeout: 600 s"), a_rollout(status=Status.ABORTED)),
+    ]
+    return {*of_groups(groups, groups), *eval_metrics("heldout", groups), *passrate_metrics(groups)}
+
+
+def spelled_out() -> set[str]:
+    """The names that stand in the source of the run, the manager and the trainer; a variable part is `x`."""
+    sources = ("run.py", "rollout/manager.py", "observe/names.py", "train/learner.py")
+    text = "".join((PACKAGE / source).read_text(encoding="utf-8") for source in sources)
+    found = re.findall(r'"((?:rollout|train|eval|perf)/[^"\s]+)"', text)
+    return {re.sub(r"\{\w+\}", "x", name) for name in found} - {"train/x"}
+
+
+def test_every_metric_is_on_the_page() -> None:
+    assert undocumented(computed() | spelled_out()) == set()
+    assert undocumented({"rollout/no_such_name", "train/loss"}) == {"rollout/no_such_name"}
+
+
+def test_the_page_names_no_other() -> None:
+    logged = computed() | spelled_out()
+    for family in ("rollout/", "agent/", "passrate/", "eval/", "perf/"):
+        assert unlogged(family, logged) == set()
+    assert "eval/duration_seconds" in logged
+    assert unlogged("perf/", logged - {"perf/step_time"}) == {"perf/step_time"}
+
+
+def test_the_sessions_count_what_the_page_says() -> None:
+    text = "".join((PACKAGE / "session" / source).read_text(encoding="utf-8") for source in COUNTING)
+    words = set(re.findall(r'"(\w+)"|(\w+)=1\b|f"(\w+_)\{', text))
+    counted = {f"session/{quoted or keyword or prefix + 'x'}" for quoted, keyword, prefix in words}
+    assert unlogged("session/", counted) == set()
