@@ -26,6 +26,7 @@ from miles_lite.engine.registration import deregister
 from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
+from miles_lite.net import loopback
 from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
 from miles_lite.rollout.options import StackOptions
@@ -127,10 +128,7 @@ class Fleet:
     async def start(self, router_url: str) -> None:
         """Start all engines at once and watch them. Raises UserError when one does not come up."""
         self._router_url = router_url
-        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
-            for rank in range(plan.nodes):
-                bundles = self._layout.engine_slots[plan.on_node(rank)]
-                self._layout.check_neighbours(bundles, f"engine {plan.index}")
+        self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
 
@@ -190,6 +188,19 @@ class Fleet:
             await asyncio.gather(*(self._do(slot, slot.actor.onload.remote()) for slot in self._slots if slot.info))
 
     # ---- starting ------------------------------------------------------------------------------------------------
+
+    def _check_layout(self) -> None:
+        """Raises UserError when servers could not work in the slots that Ray gave."""
+        bundles, host = self._layout.engine_slots, self._options.topology.bind_host
+        machines = self._layout.machines(bundles)
+        if loopback(host) and machines > 1:
+            raise UserError(
+                f"--bind-host {host}: the engines are on {machines} machines, and others do not reach them there.\n"
+                "  Give --bind-host 0.0.0.0."
+            )
+        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
+            for rank in range(plan.nodes):
+                self._layout.check_neighbours(bundles[plan.on_node(rank)], f"engine {plan.index}")
 
     async def _fill(self, slot: _Slot) -> None:
         """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,

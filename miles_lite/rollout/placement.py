@@ -61,6 +61,10 @@ class Layout:
         gpus = share if self.device == "cuda" else 0
         return {"num_cpus": share, "num_gpus": gpus, "scheduling_strategy": strategy}
 
+    def machines(self, bundles: Sequence[int]) -> int:
+        """How many machines `bundles` are on."""
+        return len({self.homes[bundle].address for bundle in bundles})
+
     def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
         """A server takes the GPUs from its first on: raises UserError, naming `what`, when `bundles` are not those."""
         first, *others = (self.homes[bundle] for bundle in bundles)

@@ -58,6 +58,9 @@ class Slots:
     def options(self, bundle: int, share: float) -> dict[str, Any]:
         return {}
 
+    def machines(self, bundles: Sequence[int]) -> int:
+        return 1
+
     def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
         pass
 
@@ -135,6 +138,17 @@ def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_w
             assert not Path(f"/proc/{before[0].pid}").exists()
 
     asyncio.run(run())
+
+
+def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Slots, "machines", lambda slots, bundles: len(bundles))
+
+    async def run() -> None:
+        async with engines(tmp_path):
+            pass
+
+    with pytest.raises(UserError, match=r"engines are on 2 machines, .*\n.*--bind-host 0\.0\.0\.0"):
+        asyncio.run(run())
 
 
 def test_a_server_whose_port_another_process_took_starts_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
