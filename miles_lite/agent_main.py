@@ -99,7 +99,7 @@ def _shows_tools(model: Path) -> bool:
 def serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
     """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
     from miles_lite.cluster import connect, disconnect
-    from miles_lite.rollout.fleet import StackOptions
+    from miles_lite.rollout.options import StackOptions
     from miles_lite.rollout.placement import place
     from miles_lite.rollout.stack import Stack
 

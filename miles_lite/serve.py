@@ -1,6 +1,7 @@
 """`miles-lite serve` and `miles-lite router`: the serving parts alone, until Ctrl-C.
 
-Invariant: what is printed as ready answers; Ctrl-C or SIGTERM ends everything that was started, within seconds.
+Invariant: what is printed as ready answers; Ctrl-C or SIGTERM ends everything that was started, within seconds, also
+before it is ready.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
-from miles_lite.rollout.fleet import StackOptions
+from miles_lite.rollout.groups import in_words, plan_engines
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack
 from miles_lite.router.spec import RouterSpec
@@ -69,21 +71,18 @@ def serve(argv: Sequence[str]) -> int:
 
 
 async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
+    """Raises KeyboardInterrupt when it ends before anything is ready, UserError when no engine is left."""
     stop = stop_requested()
     stack = Stack(options, layout)
     stopping = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(stack.start())
+    print(f"{in_words(plan_engines(options.topology, options.engines))}; logs: {options.run_dir / 'logs'}", flush=True)
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-            print(f"router    {stack.router_url}")
-            for url in stack.session_urls:
-                print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
-            for url in stack.engine_urls:
-                print(f"engine    {url}")
-            print(announced(stack.admin_key, *options.given_keys), end="")
-            print("ready; Ctrl-C ends it", flush=True)
+        if not starting.done():
+            raise KeyboardInterrupt
+        await starting
+        _announce(stack, options)
         while not stop.is_set():
             if stack.failure is not None:
                 raise stack.failure
@@ -92,6 +91,16 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
         starting.cancel()
         stopping.cancel()
         await stack.stop()
+
+
+def _announce(stack: Stack, options: StackOptions) -> None:
+    print(f"router    {stack.router_url}")
+    for url in stack.session_urls:
+        print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
+    for url in stack.engine_urls:
+        print(f"engine    {url}")
+    print(announced(stack.admin_key, *options.given_keys), end="")
+    print("ready; Ctrl-C ends it", flush=True)
 
 
 def router(argv: Sequence[str]) -> int:

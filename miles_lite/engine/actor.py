@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 
-from miles_lite.admin import VARIABLE, bearer
+from miles_lite.admin import bearer
 from miles_lite.engine import disaggregation
 from miles_lite.engine.checkpoint import Shapes, WeightsError, check_fits, check_shapes, read_shapes
 from miles_lite.engine.features import check, probe
@@ -26,6 +26,7 @@ from miles_lite.engine.liveness import Liveness
 from miles_lite.engine.ports import Ports, require_free
 from miles_lite.engine.process import ServerProcess, wait_healthy
 from miles_lite.engine.profile import needs_profile
+from miles_lite.engine.registration import deregister, register
 from miles_lite.engine.sglang_flags import known_options
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.engine.weights import (
@@ -47,7 +48,6 @@ from miles_lite.transfer import Meeting, memory
 logger = logging.getLogger(__name__)
 MEETING_PORTS = 30
 """SGLang's ranks take ports above the one they meet at."""
-ROUTER_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 
 
 class EngineActor:
@@ -63,6 +63,7 @@ class EngineActor:
         self._served = WeightUpdate(spec.model_path, spec.weight_version)
         self._streamed: StreamedUpdate | None = None
         self._offloaded = False
+        self._registered = False
         self._meeting: Meeting | None = None
         self._meeting_address: str | None = None
         self._shapes: Shapes = {}
@@ -104,7 +105,8 @@ class EngineActor:
         """Tell the router, if there is one. Raises UserError when it refuses."""
         assert self._info is not None, "start comes first"
         if self._spec.router_url:
-            await self._register(self._info)
+            self._registered = True
+            await register(self._info, router_url=self._spec.router_url, key=self._spec.router_key)
 
     async def alive(self) -> bool:
         """True while the server's process lives."""
@@ -115,7 +117,7 @@ class EngineActor:
         assert self._info is not None, "start comes first"
         ended = asyncio.create_task(self._server.wait() if self._server else _never())
         first = self._spec.node_rank == 0  # only the first node of several can be asked
-        hanging = asyncio.create_task(self._hangs(self._local_url(self._info)) if first else _never())
+        hanging = asyncio.create_task(self._hangs(self._own_url()) if first else _never())
         try:
             await asyncio.wait({ended, hanging}, return_when=asyncio.FIRST_COMPLETED)
             return "its process has ended" if ended.done() else hanging.result()
@@ -244,8 +246,11 @@ class EngineActor:
         """Deregister and end the server. Idempotent."""
         info, server = self._info, self._server
         self._info = self._server = None
-        if info and self._spec.router_url:
-            await self._deregister(info)
+        if info and self._spec.router_url and self._registered:
+            try:
+                await deregister(info.url, router_url=self._spec.router_url, key=self._spec.router_key)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                logger.warning("%r: could not deregister from %s: %s", self, self._spec.router_url, error)
         if server:
             await server.stop()
         self._ports.release()
@@ -254,7 +259,7 @@ class EngineActor:
         """Where the server's own endpoints are, and the key to them."""
         if self._info is None:
             raise RuntimeError(f"{self!r}: weights cannot be updated before start")
-        return {"url": self._local_url(self._info), "headers": self._headers()}
+        return {"url": self._own_url(), "headers": self._headers()}
 
     async def _adopt(self, url: str) -> EngineInfo:
         """Wait for a server that somebody else started."""
@@ -269,33 +274,36 @@ class EngineActor:
         )
 
     async def _launch(self) -> EngineInfo:
-        """Start the server; when another process took its port in between, once more on another port."""
-        spec, chosen = self._spec, "port" in self._spec.sglang_args
+        """Start the server; once more on another port when another process took the one that was chosen for it."""
+        spec = self._spec
         if spec.worker_type != "regular" and spec.device == "cpu" and (reason := disaggregation.missing()):
             raise UserError(f"engine {spec.index} is to {spec.worker_type}, but {reason}")
+        try:
+            return await self._serve()
+        except UserError:
+            server = self._server
+            others_wait = spec.nodes > 1
+            if server is None or "port" in spec.sglang_args or others_wait or not server.lost_port():
+                raise
+        logger.warning("engine %d lost its port to another process: trying another", spec.index)
+        await server.stop()
+        return await self._serve()
+
+    async def _serve(self) -> EngineInfo:
+        """Start the server and wait until it is healthy. Raises UserError."""
+        spec, place = self._spec, self._place()
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
-        for last in (chosen, True):
-            place = self._place()
-            argv = command(spec, place, known=known_options())
-            self._server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))
-            info = EngineInfo(
-                url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",
-                worker_type=spec.worker_type,
-                bootstrap_port=place.bootstrap_port,
-                pid=self._server.pid,
-                weight_version=spec.weight_version,
-                memory=memory(),
-            )
-            try:
-                await self._server.wait_healthy(self._local_url(info), spec.start_timeout)
-            except UserError:
-                if last or not self._server.lost_port():
-                    raise
-                logger.warning("engine %d lost its port %d to another process: trying another", spec.index, place.port)
-                await self._server.stop()
-            else:
-                return info
-        raise AssertionError("the last attempt returns or raises")
+        argv = command(spec, place, known=known_options())
+        self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))
+        await server.wait_healthy(self._local_url(place.port), spec.start_timeout)
+        return EngineInfo(
+            url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",
+            worker_type=spec.worker_type,
+            bootstrap_port=place.bootstrap_port,
+            pid=server.pid,
+            weight_version=spec.weight_version,
+            memory=memory(),
+        )
 
     async def _prepare_updates(self) -> None:
         """Learn the served shapes, for the check of later updates, and make cache flushes cheap."""
@@ -325,44 +333,18 @@ class EngineActor:
             raise UserError(f"{flag} {given}: a port is a number")
         return require_free(self._spec.bind_host, int(given) + self._spec.index, flag)
 
-    def _local_url(self, info: EngineInfo) -> str:
-        if self._spec.external_url:
-            return self._spec.external_url
-        return f"http://{bracketed(local(self._spec.bind_host))}:{info.url.rsplit(':', 1)[1]}"
+    def _own_url(self) -> str:
+        """Where this actor reaches its server."""
+        assert self._info is not None, "start comes first"
+        return self._spec.external_url or self._local_url(int(self._info.url.rpartition(":")[2]))
+
+    def _local_url(self, port: int) -> str:
+        return f"http://{bracketed(local(self._spec.bind_host))}:{port}"
 
     def _headers(self) -> dict[str, str]:
         arguments = self._spec.sglang_args
         key = arguments.get("admin_api_key") or self._spec.admin_key or arguments.get("api_key")
         return bearer(key)
-
-    async def _register(self, info: EngineInfo) -> None:
-        query = {"url": info.url, "worker_type": info.worker_type}
-        if info.bootstrap_port is not None:
-            query["bootstrap_port"] = str(info.bootstrap_port)
-        try:
-            await self._tell_router("add_worker", query)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UserError(
-                f"engine {self._spec.index} is healthy but the router at {self._spec.router_url} did not accept it: "
-                f"{error}.\n  Check --sglang-router-ip and --sglang-router-port, or leave them out: one is started. A "
-                f"router off loopback wants its admin key: set {VARIABLE} as it was when the router was started."
-            ) from error
-
-    async def _deregister(self, info: EngineInfo) -> None:
-        try:
-            await self._tell_router("remove_worker", {"url": info.url})
-        except (aiohttp.ClientError, TimeoutError) as error:
-            logger.warning("%r: could not deregister from %s: %s", self, self._spec.router_url, error)
-
-    async def _tell_router(self, path: str, query: dict[str, str]) -> None:
-        url = f"{self._spec.router_url}/{path}"
-        async with (
-            aiohttp.ClientSession(timeout=ROUTER_TIMEOUT, headers=bearer(self._spec.router_key)) as session,
-            session.post(url, params=query) as reply,
-        ):
-            if reply.status != 200:
-                message = (await reply.text()).strip()
-                raise aiohttp.ClientError(f"{url} answered {reply.status}: {message}")
 
 
 async def _never() -> str:

@@ -6,13 +6,15 @@ Invariant: this process exits only when no descendant of it is left. It runs COM
 its output appended to LOG, prints the command's pid, and ends the group (SIGTERM to the command, which may end its
 children in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies,
 when it gets SIGTERM, or when COMMAND exits by itself.
-As a child subreaper it inherits, and ends, orphans that left the group. It imports nothing of miles_lite.
+As a child subreaper it inherits, and ends, orphans that left the group; what they left in shared memory it removes. It
+imports nothing of miles_lite.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import select
 import signal
@@ -64,11 +66,18 @@ def end_descendants(group: int, grace: float) -> None:
 def _has_children() -> bool:
     """Reap whatever has ended; True while a child lives."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            remove_shared_memory(pid)
     except ChildProcessError:
         return False
     return True
+
+
+def remove_shared_memory(pid: int) -> None:
+    """SGLang names its segments after the process that made them, which removes them only when it is not killed."""
+    for segment in glob.glob(f"/dev/shm/sgl_shm_*_{pid}_*"):
+        with contextlib.suppress(OSError):
+            os.unlink(segment)
 
 
 def _children() -> list[int]:

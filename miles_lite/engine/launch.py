@@ -37,6 +37,10 @@ CPU_ENVIRONMENT: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
+PROFILE_ENVIRONMENT: Mapping[str, str] = {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(["0"] * 64)}
+"""SGLang refuses more ranks than NUMA nodes unless each is given cores. Here each is, for the sake of that check: the
+profile has no kernel that would bind threads to them."""
+
 ENVIRONMENT: Mapping[str, str] = {
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
     "SGLANG_TIMEOUT_KEEP_ALIVE": "75",
@@ -71,11 +75,7 @@ def command(spec: EngineSpec, place: Placement, *, known: Set[str]) -> list[str]
 
 
 def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool) -> dict[str, str]:
-    """The server's environment: `inherited`, completed; with `profile` the CPU profile leads PYTHONPATH.
-
-    SGLang wants to know the cores of each tensor-parallel rank where there are more ranks than NUMA nodes. It is told
-    some for the sake of its check: the profile has no kernel that binds threads to them.
-    """
+    """The server's environment: `inherited`, completed; with `profile` the CPU profile leads PYTHONPATH."""
     env = {**ENVIRONMENT, **inherited}
     if spec.device == "cpu":
         env |= CPU_ENVIRONMENT
@@ -85,7 +85,7 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
             env["OMP_NUM_THREADS"] = str(spec.threads)
     if profile:
         env["PYTHONPATH"] = with_profile(inherited.get("PYTHONPATH"))
-        env.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(["0"] * spec.slots))
+        env = {**PROFILE_ENVIRONMENT, **env}
     return env
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import os
 import time
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,16 @@ from typing import Any
 import aiohttp
 import ray
 
-from miles_lite.admin import bearer, known_key
-from miles_lite.config import Checkpoint, Engines, Session, Topology, engine_rules, refuse_broken
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.checkpoint import WeightsError
+from miles_lite.engine.registration import deregister
 from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
-from miles_lite.flags import Leftovers, take_group
+from miles_lite.net import loopback
 from miles_lite.rollout.actors import end_actor, named_actor, started
-from miles_lite.rollout.groups import EnginePlan, check_engines, plan_engines
-from miles_lite.rollout.model import check_model_folder
+from miles_lite.rollout.groups import EnginePlan, plan_engines
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
 from miles_lite.rollout.weight_sync import Receiver, WeightSync
 from miles_lite.router.client import set_weight_version
@@ -40,47 +38,6 @@ log = logging.getLogger(__name__)
 
 FOLDER_TIMEOUT = 600.0
 """Seconds a replacement waits for the folder of the current version to be written."""
-DEREGISTER_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackOptions:
-    """The option groups a stack needs. `known_key` is the admin key that the user's environment names."""
-
-    topology: Topology
-    checkpoint: Checkpoint
-    engines: Engines
-    session: Session
-    max_context_len: int | None
-    seed: int
-    run_dir: Path
-    known_key: str | None = field(default_factory=known_key, repr=False)
-
-    @property
-    def given_keys(self) -> tuple[str | None, str | None]:
-        """The user's admin keys: the flag's, which wins, and the environment's."""
-        return self.engines.sglang_args.get("admin_api_key"), self.known_key
-
-    @classmethod
-    def taken(
-        cls, namespace: Namespace, leftovers: Leftovers, *, max_context_len: int | None, seed: int, run_dir: Path
-    ) -> StackOptions:
-        """From a command line whose parser has the four groups; `leftovers` are its --sglang-FLAGs. Raises UserError
-        for what can be refused before anything starts."""
-        topology, checkpoint = take_group(namespace, Topology), take_group(namespace, Checkpoint)
-        engines = dataclasses.replace(take_group(namespace, Engines), sglang_args=leftovers.sglang)
-        refuse_broken(engine_rules(topology, engines))
-        check_engines(topology, engines)
-        check_model_folder(checkpoint.hf_checkpoint)
-        return cls(
-            topology=topology,
-            checkpoint=checkpoint,
-            engines=engines,
-            session=take_group(namespace, Session),
-            max_context_len=max_context_len,
-            seed=seed,
-            run_dir=run_dir,
-        )
 
 
 @dataclass(frozen=True)
@@ -171,10 +128,7 @@ class Fleet:
     async def start(self, router_url: str) -> None:
         """Start all engines at once and watch them. Raises UserError when one does not come up."""
         self._router_url = router_url
-        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
-            for rank in range(plan.nodes):
-                bundles = self._layout.engine_slots[plan.on_node(rank)]
-                self._layout.check_neighbours(bundles, f"engine {plan.index}")
+        self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
 
@@ -234,6 +188,19 @@ class Fleet:
             await asyncio.gather(*(self._do(slot, slot.actor.onload.remote()) for slot in self._slots if slot.info))
 
     # ---- starting ------------------------------------------------------------------------------------------------
+
+    def _check_layout(self) -> None:
+        """Raises UserError when servers could not work in the slots that Ray gave."""
+        bundles, host = self._layout.engine_slots, self._options.topology.bind_host
+        machines = self._layout.machines(bundles)
+        if loopback(host) and machines > 1:
+            raise UserError(
+                f"--bind-host {host}: the engines are on {machines} machines, and others do not reach them there.\n"
+                "  Give --bind-host 0.0.0.0."
+            )
+        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
+            for rank in range(plan.nodes):
+                self._layout.check_neighbours(bundles[plan.on_node(rank)], f"engine {plan.index}")
 
     async def _fill(self, slot: _Slot) -> None:
         """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
@@ -356,11 +323,7 @@ class Fleet:
     async def _deregister(self, url: str) -> None:
         """An engine that ended could not do it itself. A router that is away forgets it by its own probes."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with (
-                aiohttp.ClientSession(timeout=DEREGISTER_TIMEOUT) as client,
-                client.post(f"{self._router_url}/remove_worker", params={"url": url}, headers=bearer(self._router_key)),
-            ):
-                pass
+            await deregister(url, router_url=self._router_url, key=self._router_key)
 
 
 async def _ailment(*nodes: Any) -> str:

@@ -26,9 +26,10 @@ from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.failures import note_failures
-from miles_lite.rollout.fleet import Delivered, StackOptions
+from miles_lite.rollout.fleet import Delivered
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout
 from miles_lite.rollout.stack import Stack
 from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout

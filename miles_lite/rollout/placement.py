@@ -22,6 +22,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from miles_lite.config import Topology
+from miles_lite.engine.environment import actor_env
 from miles_lite.errors import UserError
 from miles_lite.net import EVERYWHERE
 
@@ -59,6 +60,10 @@ class Layout:
         )
         gpus = share if self.device == "cuda" else 0
         return {"num_cpus": share, "num_gpus": gpus, "scheduling_strategy": strategy}
+
+    def machines(self, bundles: Sequence[int]) -> int:
+        """How many machines `bundles` are on."""
+        return len({self.homes[bundle].address for bundle in bundles})
 
     def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
         """A server takes the GPUs from its first on: raises UserError, naming `what`, when `bundles` are not those."""
@@ -121,7 +126,11 @@ def _gpus(group: PlacementGroup) -> list[int]:
         PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
         for bundle in range(group.bundle_count)
     ]
-    looks = [_look.options(num_gpus=1, scheduling_strategy=strategy).remote() for strategy in strategies]
+    runtime_env = {"env_vars": actor_env()}
+    looks = [
+        _look.options(num_gpus=1, scheduling_strategy=strategy, runtime_env=runtime_env).remote()
+        for strategy in strategies
+    ]
     return list(ray.get(looks, timeout=PLACEMENT_TIMEOUT))
 
 

@@ -19,8 +19,9 @@ from miles_lite.engine.spec import EngineInfo
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.rollout.actors import end_actor, lives, named_actor, started
-from miles_lite.rollout.fleet import Delivered, Fleet, Recovery, StackOptions
+from miles_lite.rollout.fleet import Delivered, Fleet, Recovery
 from miles_lite.rollout.model import check_model_folder, context_length
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, pinned, service_nodes
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec

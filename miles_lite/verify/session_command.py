@@ -21,7 +21,7 @@ from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.errors import UserError
 from miles_lite.flags import Leftovers, Parser, add_group, option, sort_leftovers, take_group
-from miles_lite.rollout.fleet import StackOptions
+from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import place
 from miles_lite.rollout.stack import Stack
 from miles_lite.tito import RenderError, Tito

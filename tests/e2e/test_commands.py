@@ -39,6 +39,21 @@ def test_serve_answers_openai_chat_until_ctrl_c(prepared: Prepared, run_dir: Pat
     assert_nothing_left(mark)
 
 
+def test_ctrl_c_while_engines_start_ends_them(tiny_model: Path, run_dir: Path, mark: str, tmp_path: Path) -> None:
+    log, engine = tmp_path / "log", run_dir / "logs" / "engine-0.0.log"
+    flags = ["--hf-checkpoint", str(tiny_model), "--device", "cpu", "--run-dir", str(run_dir)]
+    process = start("serve", flags, mark=mark, log=log)
+    wait_for("the engine's log", engine.is_file, timeout=100, process=process, log=log)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130
+    text = log.read_text()
+    assert "starting 1 engine(s)" in text
+    assert "\ninterrupted" in text
+    assert "ready" not in text
+    assert "Traceback" not in text
+    assert_nothing_left(mark)
+
+
 def test_rollout_generates_and_scores_without_training(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:

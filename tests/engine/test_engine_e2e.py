@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ import requests
 from safetensors.numpy import load_file, save_file
 
 from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.features import check, probe
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from tests.engine.conftest import Running, remote
@@ -62,6 +64,18 @@ def test_the_engine_registers_and_answers_through_the_router(running: Running):
     assert answer["meta_info"]["weight_versions"] == [{"version": "3", "start": 0, "end": 16}]
     assert ray.get(running.engine.alive.remote())
     assert psutil.Process(running.info.pid).is_running()
+
+
+def test_what_the_server_says_of_itself_is_understood(running: Running):
+    features = asyncio.run(probe(url=running.info.url, headers={}))
+    assert features.paths is not None
+    assert features.fields is not None
+    assert {"/begin_weight_update", "/weights_checker"} <= features.paths
+    assert {"input_ids", "return_routed_experts", "bootstrap_room"} <= features.fields
+    assert features.ranks(otherwise=7) == 1
+    lacking = dataclasses.replace(running.spec, sglang_args={"enable_return_routed_experts": True})
+    with pytest.raises(UserError, match=r"routed experts .*is off in the server"):
+        check(features, lacking)
 
 
 def test_an_sse_stream_carries_each_token_once(running: Running):
@@ -146,6 +160,30 @@ def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_
     with pytest.raises(UserError, match="invalid choice: 'float33'"):
         ray.get(engine.start.remote(), timeout=120)
     assert not ray.get(engine.alive.remote())
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Running, tmp_path: Path):
+    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(tmp_path / "log"))
+    engine = remote(EngineActor).remote(spec)
+    starting = engine.start.remote()
+    pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
+
+    def scheduler() -> psutil.Process | None:
+        for one in descendants(pid):
+            with contextlib.suppress(psutil.Error):  # short-lived helpers come and go
+                if "sglang::scheduler" in " ".join(one.cmdline()):
+                    return one
+        return None
+
+    wait_until(scheduler, "the scheduler to be forked", seconds=120)
+    processes = descendants(pid)[1:]
+    victim = scheduler()
+    assert victim is not None
+    victim.kill()
+    with pytest.raises(UserError, match=r"(?s)Last lines of .*scheduler died during initialization"):
+        ray.get(starting, timeout=60)
+    wait_gone(processes)
 
 
 def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):

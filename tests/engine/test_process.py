@@ -62,6 +62,20 @@ def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
         assert not members(mark)
 
 
+def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
+    code = "import os, time; open(f'/dev/shm/sgl_shm_test_{os.getpid()}_0', 'w').close(); time.sleep(600)"
+    tree = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    server = ServerProcess.launch([sys.executable, "-c", tree], env=os.environ, log_path=tmp_path / "log")
+    other = Path(f"/dev/shm/sgl_shm_test_{os.getpid()}_0")
+    other.touch()
+    try:
+        wait_until(lambda: len(list(other.parent.glob("sgl_shm_test_*"))) == 2, "the segment")
+        asyncio.run(server.stop())
+        assert list(other.parent.glob("sgl_shm_test_*")) == [other]
+    finally:
+        other.unlink()
+
+
 def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
     mark = f"tree-{os.getpid()}-exit"
     code = STUBBORN_TREE.removesuffix("time.sleep(600)\n") + "sys.exit(3)"

@@ -14,7 +14,7 @@ import openai
 import psutil
 
 from miles_lite.config import Checkpoint, Engines, Session, Topology
-from miles_lite.rollout.fleet import StackOptions
+from miles_lite.rollout.options import StackOptions
 from miles_lite.session.client import SessionClient
 
 

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from miles_lite.engine.ports import Ports
 from miles_lite.engine.weights import WeightUpdate
+from miles_lite.errors import UserError
 from miles_lite.rollout import fleet
 from miles_lite.rollout.fleet import Fleet
 from tests.models import make_tiny_weights
@@ -55,6 +58,9 @@ class Slots:
     def options(self, bundle: int, share: float) -> dict[str, Any]:
         return {}
 
+    def machines(self, bundles: Sequence[int]) -> int:
+        return 1
+
     def check_neighbours(self, bundles: Sequence[int], what: str) -> None:
         pass
 
@@ -71,8 +77,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def engines(folder: Path, *, external: tuple[str, ...] = (), **flags: Any) -> AsyncIterator[tuple[Fleet, Calls]]:
-    """Two engines, or `external` ones, and what the router was told."""
+async def engines(
+    folder: Path, *, topology: Mapping[str, Any] | None = None, **flags: Any
+) -> AsyncIterator[tuple[Fleet, Calls]]:
+    """Two engines, or what `topology` says, and what the router was told."""
     calls: Calls = []
 
     async def note(request: web.Request) -> web.Response:
@@ -86,8 +94,7 @@ async def engines(folder: Path, *, external: tuple[str, ...] = (), **flags: Any)
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     model = make_tiny_weights(folder / "model", 0)
     options = stack_options(model, folder, engine_health_interval=0.2, engine_health_timeout=1.0, **flags)
-    topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=external)
-    options = dataclasses.replace(options, topology=topology)
+    options = dataclasses.replace(options, topology=dataclasses.replace(options.topology, **(topology or {})))
     running = Fleet(options, Slots(), model=model, context_length=2048)  # type: ignore[arg-type]
     try:
         await running.start(f"http://127.0.0.1:{runner.addresses[0][1]}")
@@ -115,6 +122,66 @@ def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_enters(tm
     asyncio.run(run())
 
 
+TWO_NODES = {"rollout_num_gpus_per_engine": 2, "num_gpus_per_node": 1}
+
+
+def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_when_one_is_lost(tmp_path: Path):
+    async def run() -> None:
+        async with engines(tmp_path, topology=TWO_NODES) as (running, calls):
+            [slot] = running._slots
+            before = [actor._actor._info for actor in (slot.actor, *slot.others)]
+            assert [url for path, url in calls if path == "/add_worker"] == [before[0].url]
+            os.kill(before[1].pid, signal.SIGKILL)
+            await until(lambda: running.recoveries, "a replacement")
+            after = [actor._actor._info for actor in (slot.actor, *slot.others)]
+            assert not {info.pid for info in before} & {info.pid for info in after}
+            assert not Path(f"/proc/{before[0].pid}").exists()
+
+    asyncio.run(run())
+
+
+def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Slots, "machines", lambda slots, bundles: len(bundles))
+
+    async def run() -> None:
+        async with engines(tmp_path):
+            pass
+
+    with pytest.raises(UserError, match=r"engines are on 2 machines, .*\n.*--bind-host 0\.0\.0\.0"):
+        asyncio.run(run())
+
+
+def test_a_server_whose_port_another_process_took_starts_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, choose = [other.getsockname()[1]], Ports.hold
+
+        def hold(ports: Ports, host: str, *, consecutive: int = 1) -> int:
+            return taken.pop() if taken else choose(ports, host, consecutive=consecutive)
+
+        monkeypatch.setattr(Ports, "hold", hold)
+
+        async def run() -> None:
+            async with engines(tmp_path) as (running, _):
+                assert len(running.engines) == 2
+                assert running.restarts == 0
+
+        asyncio.run(run())
+        assert not taken
+
+
+def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAKE_SGLANG_BROKEN_NODE", "1")
+
+    async def run() -> None:
+        async with engines(tmp_path, topology=TWO_NODES):
+            pass
+
+    with pytest.raises(UserError, match=r"(?s)engine-0-node-1\.0\.log.*node 1 is out of memory"):
+        asyncio.run(run())
+
+
 def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_it_is_registered(tmp_path: Path):
     async def run() -> None:
         other = make_tiny_weights(tmp_path / "other", 1)
@@ -139,11 +206,14 @@ def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_that_non
     asyncio.run(run())
 
 
-def test_an_external_engine_is_used_and_left_alone(tmp_path: Path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_external_engine_is_used_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str):
     async def run() -> None:
         async with engines(tmp_path / "a") as (owner, _):
             address = owner.engines[0].url.removeprefix("http://")
-            async with engines(tmp_path / "b", external=(address,)) as (user, calls):
+            monkeypatch.setattr(Slots, "device", device)
+            topology = {"rollout_external_engine_addrs": (address,)}
+            async with engines(tmp_path / "b", topology=topology) as (user, calls):
                 assert [engine.url for engine in user.engines] == [owner.engines[0].url]
                 assert ("/add_worker", owner.engines[0].url) in calls
                 assert (await user.update_weights(WeightUpdate(str(tmp_path / "a" / "model"), 1))).behind == {}

@@ -39,6 +39,7 @@ def layout(*homes: tuple[str, int], device: Literal["cpu", "cuda"] = "cuda") -> 
 def test_the_gpus_of_a_server_are_neighbours_on_one_node() -> None:
     layout(("a", 2), ("a", 3), ("b", 0)).check_neighbours([0, 1], "engine 0")
     layout(("a", 0), ("a", 0), device="cpu").check_neighbours([0, 1], "engine 0")
+    assert layout(("a", 0), ("b", 0)).machines([0, 1]) == 1  # two Ray nodes at one address
     for homes in ([("a", 1), ("a", 3)], [("a", 3), ("b", 0)], [("a", 1), ("a", 0)]):
         with pytest.raises(UserError, match=r"engine 0 needs 2 neighbouring slots of one node, Ray gave it .* a:"):
             layout(*homes).check_neighbours([0, 1], "engine 0")

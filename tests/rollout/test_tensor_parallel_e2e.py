@@ -71,7 +71,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
 
         trainer = remote(FolderTrainer).remote()
         for version, (mode, folder) in enumerate([("disk", other), ("tensor", model), ("distributed", other)], 1):
-            asking = asyncio.create_task(generate(url, tokens=800))
+            asking = asyncio.create_task(generate(url, tokens=300))
             await asyncio.sleep(0.5)
             update = WeightUpdate(str(folder), version)
             if mode == "disk":

@@ -1,8 +1,12 @@
-"""Stands in for SGLang's server where only its life and death matter: every request is answered with {}."""
+"""Stands in for SGLang's server where only its life and death matter: every request is answered with {}.
+
+With FAKE_SGLANG_BROKEN_NODE=N the server of node N does not come up.
+"""
 
 from __future__ import annotations
 
 import http.server
+import os
 import sys
 
 
@@ -21,5 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    node = sys.argv[sys.argv.index("--node-rank") + 1] if "--node-rank" in sys.argv else "0"
+    if node == os.environ.get("FAKE_SGLANG_BROKEN_NODE"):
+        sys.exit(f"node {node} is out of memory")
     host, port = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--host", "--port"))
     http.server.ThreadingHTTPServer((host, int(port)), Handler).serve_forever()

@@ -1,0 +1,44 @@
+"""Tells a router of an engine that it comes, or goes.
+
+Invariant: a call ends within TIMEOUT seconds, which is less than an actor has to stop.
+"""
+
+from __future__ import annotations
+
+import aiohttp
+
+from miles_lite.admin import VARIABLE, bearer
+from miles_lite.engine.spec import EngineInfo
+from miles_lite.errors import UserError
+
+TIMEOUT = 5.0
+
+
+async def register(info: EngineInfo, *, router_url: str, key: str | None) -> None:
+    """Requests may come from now on. Raises UserError when the router refuses or does not answer."""
+    query = {"url": info.url, "worker_type": info.worker_type}
+    if info.bootstrap_port is not None:
+        query["bootstrap_port"] = str(info.bootstrap_port)
+    try:
+        await _post(f"{router_url}/add_worker", query, key)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise UserError(
+            f"the engine at {info.url} is healthy but the router at {router_url} did not accept it: "
+            f"{error or 'no answer'}.\n  Check --sglang-router-ip and --sglang-router-port, or leave them out: one is "
+            f"started. A router off loopback wants its admin key: set {VARIABLE} as it was when the router was started."
+        ) from error
+
+
+async def deregister(url: str, *, router_url: str, key: str | None) -> None:
+    """No request shall come any more. Raises aiohttp.ClientError and TimeoutError."""
+    await _post(f"{router_url}/remove_worker", {"url": url}, key)
+
+
+async def _post(url: str, query: dict[str, str], key: str | None) -> None:
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, headers=bearer(key)) as session,
+        session.post(url, params=query) as reply,
+    ):
+        if reply.status != 200:
+            raise aiohttp.ClientError(f"{url} answered {reply.status}: {(await reply.text()).strip()}")
