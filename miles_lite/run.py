@@ -22,7 +22,7 @@ import ray
 
 from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
-from miles_lite.config import Config
+from miles_lite.config import Config, check_folder
 from miles_lite.engine.environment import actor_env
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
@@ -72,6 +72,8 @@ class Run:
         self.num_rollout = 0
 
     def __enter__(self) -> Self:
+        """Raises UserError for a run folder that cannot be made."""
+        check_folder("--run-dir", self._run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._began = time.time()
         self._seen: dict[str, float] = {}
@@ -251,8 +253,8 @@ class Run:
         self._saved = rollout_id
         self._trainer.save_hf(rollout_id)
 
-    def eval_is_due(self, *, before: int | None = None, after: int | None = None) -> bool:
-        """Before the first step, every --eval-interval rollouts, and after the last."""
+    def eval_is_due(self, *, after: int | None = None) -> bool:
+        """Before the first step (no `after`), every --eval-interval rollouts, and after the last."""
         options = self._config.evaluation
         if options.eval_interval is None:
             return False

@@ -24,13 +24,13 @@ from miles_lite.stopping import stop_requested
 class SessionOptions:
     """session server: what it serves, and where."""
 
-    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read")
+    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read", path=True)
     router_url: str = option(help="router, or a single engine: where /generate is")
     bind_host: str = option("127.0.0.1", help="interface to bind to; off loopback each session needs its key")
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
-    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    run_dir: str = option("runs/session", help="folder of the journal")
+    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer", above=0)
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    run_dir: str = option("runs/session", help="folder of the journal", path=True)
 
 
 OF_ONE_SERVER = tuple(name for name in Session.__dataclass_fields__ if name != "num_session_servers")

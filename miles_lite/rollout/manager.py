@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from miles_lite.config import Config
+from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.hooks import load_hook
@@ -97,7 +97,7 @@ class RolloutManager:
         self._generator = Generator(
             self._config.rollouts,
             take_prompt=self._source.take,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, self._sampling()),
+            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_hook(filter_path, flag="--dynamic-sampling-filter-path") if filter_path else None,
             accounts=self._accounts,
         )
@@ -137,10 +137,11 @@ class RolloutManager:
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
         count = self._config.evaluation.n_samples_per_eval_prompt
+        sampled = sampling(self._config.rollouts) | eval_sampling(self._config.evaluation)
         for name, prompts in self._eval_sets.items():
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
-                self._run_rollout(prompt, group.index, self._eval_sampling())
+                self._run_rollout(prompt, group.index, sampled)
                 for prompt, group in zip(prompts, groups, strict=True)
                 for _ in range(count)
             ]
@@ -250,24 +251,26 @@ class RolloutManager:
                 self._worker_load[worker] -= 1
                 self._session_load[session_url] -= 1
 
-    def _sampling(self) -> dict[str, Any]:
-        options = self._config.rollouts
-        return {
-            "temperature": options.rollout_temperature,
-            "top_p": options.rollout_top_p,
-            "top_k": options.rollout_top_k,
-            "max_new_tokens": options.rollout_max_response_len,
-            "stop": list(options.rollout_stop),
-        }
 
-    def _eval_sampling(self) -> dict[str, Any]:
-        options, training = self._config.evaluation, self._sampling()
-        given = {
-            "temperature": options.eval_temperature,
-            "top_p": options.eval_top_p,
-            "max_new_tokens": options.eval_max_response_len,
-        }
-        return training | {name: value for name, value in given.items() if value is not None}
+def sampling(options: Rollouts) -> dict[str, Any]:
+    """SGLang's sampling parameters of the run."""
+    return {
+        "temperature": options.rollout_temperature,
+        "top_p": options.rollout_top_p,
+        "top_k": options.rollout_top_k,
+        "max_new_tokens": options.rollout_max_response_len,
+        "stop": list(options.rollout_stop),
+    }
+
+
+def eval_sampling(options: Evaluation) -> dict[str, Any]:
+    """Those that differ on held-out prompts."""
+    given = {
+        "temperature": options.eval_temperature,
+        "top_p": options.eval_top_p,
+        "max_new_tokens": options.eval_max_response_len,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _state_path(folder: str, rollout_id: int) -> Path:

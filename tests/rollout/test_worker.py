@@ -14,7 +14,9 @@ from miles_lite.rollout.worker import AgentWorker, Task
 from miles_lite.sample import Rollout, Status
 from tests.session.engine import STOP, answer, bench
 
-FLAGS = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --rm-type contains".split()
+FLAGS = (
+    "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --rm-type contains --label-key l".split()
+)
 
 
 def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
