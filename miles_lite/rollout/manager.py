@@ -51,10 +51,8 @@ class Progress:
     """Where a running step stands."""
 
     groups_done: int
-    groups_needed: int
     rollouts_done: int
     rollouts_started: int
-    engine_restarts: int
 
 
 class RolloutManager:
@@ -172,15 +170,13 @@ class RolloutManager:
         step = self._generator.step
         return Progress(
             groups_done=len(step.groups),
-            groups_needed=self._config.rollouts.rollout_batch_size,
             rollouts_done=step.rollouts_done,
             rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
-            engine_restarts=self._stack.engine_restarts,
         )
 
     async def accounts(self) -> dict[str, Any]:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts) | {"in_flight": self._accounts.in_flight}
+        return dataclasses.asdict(self._accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.
