@@ -12,6 +12,7 @@ import difflib
 import math
 import operator
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,12 @@ class Leftovers:
 
     sglang: dict[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+
+    def show_ignored(self) -> None:
+        """Say on stderr which flags were accepted and change nothing."""
+        if self.ignored:
+            names = ", ".join(f"--{name}" for name in self.ignored)
+            print(f"ignored (the checkpoint or this trainer decides): {names}", file=sys.stderr)
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **extra: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from miles_lite.config import check_folder
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, option, take_group
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="miles-lite init-model", allow_abbrev=False)
     add_group(parser, InitModel)
     options = take_group(parser.parse_args(list(argv)), InitModel)
+    check_folder("--out", options.out)
+    if options.warm_start is not None and not Path(options.warm_start).is_file():
+        raise UserError(f"--warm-start {options.warm_start}: no such file")
     texts = [text for path in options.corpus for text in read_corpus(Path(path))]
     from miles_lite.train.init_model import init_model
     from miles_lite.train.warm_start import warm_start

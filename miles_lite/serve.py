@@ -49,6 +49,7 @@ def serve(argv: Sequence[str]) -> int:
         add_group(parser, group, only=SERVED.get(group, ()))
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
     serving, logging = take_group(namespace, Serving), take_group(namespace, Logging)
     options = StackOptions.taken(
         namespace,

@@ -37,13 +37,22 @@ OF_ONE_SERVER = tuple(name for name in Session.__dataclass_fields__ if name != "
 """The flags of a run's session servers that this one has too."""
 
 
+OF_SGLANG = ("enable_return_routed_experts", "reasoning_parser", "tool_call_parser")
+"""What a session server must know of how its engines were started."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Parse flags and serve; the exit code. Raises UserError."""
     parser = Parser(prog="miles-lite session", allow_abbrev=False)
     add_group(parser, SessionOptions)
     add_group(parser, Session, only=OF_ONE_SERVER)
     namespace, unknown = parser.parse_known_args(list(argv))
-    sglang = sort_leftovers(parser, unknown).sglang
+    leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
+    sglang = leftovers.sglang
+    if without := [f"--sglang-{name.replace('_', '-')}" for name in sglang if name not in OF_SGLANG]:
+        known = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in OF_SGLANG)
+        raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
     options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
     folder = Path(options.hf_checkpoint).expanduser().resolve()
     if not (folder / "config.json").is_file():

@@ -20,7 +20,7 @@ from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology, check_folder
 from miles_lite.errors import UserError
-from miles_lite.flags import Leftovers, Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
 from miles_lite.rollout.fleet import StackOptions
 from miles_lite.rollout.placement import place
 from miles_lite.rollout.stack import Stack
@@ -91,7 +91,8 @@ def _parse(argv: Sequence[str], prog: str) -> Options:
     for group in (Verification, Topology, Checkpoint, Session, Engines, Logging):
         add_group(parser, group, only=SERVED.get(group, ()))
     namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers: Leftovers = sort_leftovers(parser, unknown)
+    leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
     verification, logging = take_group(namespace, Verification), take_group(namespace, Logging)
     check_folder("--run-dir", logging.path)
     stack = StackOptions.taken(
