@@ -31,6 +31,11 @@ def announced(key: str | None, *given: str | None) -> str:
     return f"admin key {key}    made up; {VARIABLE} sets it\n" if key and key not in given else ""
 
 
+def needed(what: str) -> str:
+    """What a request is told that does not show the key, where `what` takes it."""
+    return f"{what} needs the admin key as Authorization: Bearer; clients of miles_lite take it from {VARIABLE}"
+
+
 def bearer(key: str | None) -> dict[str, str]:
     """The header that shows `key` (RFC 6750, section 2.1); none without a key."""
     return {"Authorization": f"Bearer {key}"} if key else {}

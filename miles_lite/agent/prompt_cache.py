@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from miles_lite import atraj
+from miles_lite.admin import bearer
 from miles_lite.errors import UserError
 
 PAGE = 16
@@ -72,7 +73,7 @@ class PromptCache:
             body = {"input_ids": list(self.ids), "sampling_params": sampling}
             answer = _call(http, "POST", "/generate", json=body).json()
             self._wait_until_written()
-            _call(http, "DELETE", "/hicache/storage-backend", headers={"Authorization": f"Bearer {self.admin_key}"})
+            _call(http, "DELETE", "/hicache/storage-backend", headers=bearer(self.admin_key))
         return int(answer["meta_info"]["cached_tokens"])
 
     def _wait_until_written(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+from miles_lite.admin import bearer
 from miles_lite.errors import UserError
 
 CALL_SECONDS = 660.0
@@ -46,7 +47,7 @@ class AgentSession:
         `admin_key`: what the server wants for opening a session."""
         self._url, self._sampling, self._request = url.rstrip("/"), dict(sampling or {}), dict(request or {})
         self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False, verify=_tls())
-        self._http.headers["Authorization"] = f"Bearer {admin_key or '-'}"
+        self._http.headers.update(bearer(admin_key or "-"))
         self.session_id, self._owned = "", True
 
     @classmethod
@@ -73,7 +74,7 @@ class AgentSession:
             self._http.close()
             raise
         self.session_id = str(body["session_id"])
-        self._http.headers["Authorization"] = f"Bearer {body.get('api_key') or '-'}"
+        self._http.headers.update(bearer(body.get("api_key") or "-"))
         return self
 
     def __exit__(

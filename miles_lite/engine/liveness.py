@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
+from miles_lite.probe import answers
 
 BUSY_SHARE = 0.05
 """Of one processor's time: less than this, and no process ready to run, means that nothing is computed."""
@@ -73,7 +73,7 @@ class Liveness:
     async def probe(self) -> str | None:
         """None while the server works, else what is wrong. Takes at most `timeout` seconds."""
         before, began = self._activity(), time.monotonic()
-        if await self._generates():
+        if await answers(f"{self._url}/health_generate", seconds=self._timeout):
             self.rest()
             return None
         after, now = self._activity(), time.monotonic()
@@ -87,14 +87,3 @@ class Liveness:
 
     def _activity(self) -> Activity:
         return Activity(0.0, ready=True) if self._pid is None else activity(self._pid)
-
-    async def _generates(self) -> bool:
-        timeout = aiohttp.ClientTimeout(total=self._timeout)
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as client,
-                client.get(f"{self._url}/health_generate") as reply,
-            ):
-                return reply.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import aiohttp
-
 from miles_lite.errors import UserError
+from miles_lite.probe import answers
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
+HEALTH_SECONDS = 5.0
 TAIL_LINES = 25
 LINE_LENGTH = 300
 """Characters of a log line that are shown: SGLang prints all its settings in one of 20,000."""
@@ -66,17 +66,15 @@ class ServerProcess:
     async def wait_healthy(self, url: str, timeout: float) -> None:
         """Return when GET {url}/health says 200. Raises UserError when the server ends or `timeout` seconds pass."""
         deadline = time.monotonic() + timeout
-        client = aiohttp.ClientTimeout(total=5.0)
-        async with aiohttp.ClientSession(timeout=client) as session:
-            while self.exit_code is None:
-                if await _healthy(session, url):
-                    return
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
-                        "  A slow machine or a big model: raise --engine-start-timeout."
-                    )
-                await asyncio.sleep(0.1)
+        while self.exit_code is None:
+            if await answers(f"{url}/health", seconds=HEALTH_SECONDS):
+                return
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
+                    "  A slow machine or a big model: raise --engine-start-timeout."
+                )
+            await asyncio.sleep(0.1)
         raise UserError(
             f"the SGLang server ended with exit code {self.exit_code} before it was healthy.\n{self._tail()}\n"
             "  The last lines say why; SGLang's own options are passed as --sglang-NAME."
@@ -133,19 +131,10 @@ class ServerProcess:
 async def wait_healthy(url: str, timeout: float) -> None:
     """The same for a server that somebody else started."""
     deadline = time.monotonic() + timeout
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
-        while not await _healthy(session, url):
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no SGLang server answered at {url}/health within {timeout:g} s.\n"
-                    "  Start it, correct --rollout-external-engine-addrs, or raise --engine-start-timeout."
-                )
-            await asyncio.sleep(0.5)
-
-
-async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(f"{url}/health") as reply:
-            return reply.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
+    while not await answers(f"{url}/health", seconds=HEALTH_SECONDS):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"no SGLang server answered at {url}/health within {timeout:g} s.\n"
+                "  Start it, correct --rollout-external-engine-addrs, or raise --engine-start-timeout."
+            )
+        await asyncio.sleep(0.5)

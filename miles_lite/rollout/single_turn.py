@@ -6,6 +6,8 @@ from typing import Any
 
 import aiohttp
 
+from miles_lite.admin import bearer
+
 
 async def run(
     base_url: str,
@@ -20,7 +22,7 @@ async def run(
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with (
-        aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {api_key}"}) as client,
+        aiohttp.ClientSession(timeout=timeout, headers=bearer(api_key)) as client,
         client.post(f"{base_url}/chat/completions", json={"messages": messages, **request_kwargs}) as answer,
     ):
         body = await answer.json()

@@ -1,6 +1,7 @@
-"""The router's HTTP face: registration in every form in use; everything else goes to a worker.
+"""The state of a router, and what it answers by itself: registrations, weight versions, health, metrics.
 
-Invariant: a running app asks the workers that were set aside again, and readmits those that may serve.
+Invariant: a running app asks the workers that were set aside again, and readmits those that may serve; it keeps no
+connection to one that is gone.
 """
 
 from __future__ import annotations
@@ -8,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
-from miles_lite.admin import VARIABLE, shows
+from miles_lite.admin import needed, shows
 from miles_lite.errors import UserError
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
@@ -23,22 +22,20 @@ from miles_lite.router.gateway import Gateway
 from miles_lite.router.metrics import RouterCollector, render
 from miles_lite.router.placement import Placement
 from miles_lite.router.proxy import Proxy
-from miles_lite.router.registration import fields_of, parse_worker
+from miles_lite.router.registration import fields_of, parse_versions, parse_worker
 from miles_lite.router.registry import Registry
 from miles_lite.router.replies import Limits, failure
-from miles_lite.router.spec import BACKLOG, RouterSpec
+from miles_lite.router.spec import RouterSpec
 from miles_lite.router.upstream import Pool, UnreachableError
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 1 << 30
 PROBE_INTERVAL = 1.0
 NO_PAIRS = (
     "prefill/decode is not possible with --router gateway: in that mode the gateway parses bodies, merges neither "
     "batches nor streams, and drops the prefill worker's routed experts. Use --router python"
 )
 
-NO_KEY = f"this needs the admin key as Authorization: Bearer; clients of miles_lite take it from {VARIABLE}"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -46,7 +43,7 @@ class Router:
     """The state of one router and its handlers."""
 
     def __init__(self, spec: RouterSpec, *, limits: Limits | None = None, interval: float = PROBE_INTERVAL) -> None:
-        """Raises UserError when `spec.state_file` is not a router's."""
+        """Raises UserError when `spec.state_file` is not a router's, or cannot be one."""
         limits = limits or spec.limits
         self._interval = interval
         self._admin_key = spec.admin_key
@@ -66,7 +63,7 @@ class Router:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if self._admin_key is not None and not shows(request.headers, self._admin_key):
-                return failure(401, NO_KEY, kind="unauthorized")
+                return failure(401, needed(f"{request.method} {request.path}"), kind="unauthorized")
             return await handler(request)
 
         return handle
@@ -75,16 +72,17 @@ class Router:
         """Probing, connections and the gateway live as long as the app. Raises UserError: no gateway."""
         if self._gateway:
             await self._gateway.start()
-        probing = asyncio.create_task(self._probe_for_ever())
+        probing = asyncio.create_task(self._look_after_workers())
         yield
         probing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await probing
-        self._pool.close()
+        self._pool.forget_all_but(set())
         if self._gateway:
             await self._gateway.stop()
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
+        """Any other path, by any method."""
         return await self._proxy.handle(request)
 
     async def add(self, request: web.Request) -> web.Response:
@@ -120,7 +118,6 @@ class Router:
             return failure(404, f"no worker has the id or url {name!r}", kind="unknown_worker")
         self.registry.drain(worker)
         self.placement.forget(worker)
-        self._pool.forget(worker.url)
         if refused := await self._changed():
             return refused
         return web.json_response(
@@ -140,13 +137,10 @@ class Router:
     async def set_version(self, request: web.Request) -> web.Response:
         """PUT /weight_version: `version`, and `previous` while an update runs."""
         try:
-            fields = await fields_of(request)
-            if not isinstance(fields.get("version"), int | str):
-                raise UserError("version is required: the weight version that workers must report, a number or a word")
+            version, before = parse_versions(await fields_of(request))
         except UserError as error:
             return failure(400, str(error), kind="bad_version")
-        before = fields.get("previous")
-        stale = await self._gate.set_version(str(fields["version"]), None if before is None else str(before))
+        stale = await self._gate.set_version(version, before)
         if refused := await self._changed():
             return refused
         return web.json_response({"weight_versions": list(self.registry.accepted), "stale": stale})
@@ -176,69 +170,10 @@ class Router:
                 return failure(503, str(error), kind="gateway")
         return None
 
-    async def _probe_for_ever(self) -> None:
+    async def _look_after_workers(self) -> None:
+        """Every so often: readmit who may serve again, place who waits, let go of who is gone."""
         while True:
             await self._gate.check(one for one in self.registry if one.trial or one.state in ("unreachable", "stale"))
             await self._changed(wait=False)
+            self._pool.forget_all_but({one.url for one in self.registry})
             await asyncio.sleep(self._interval)
-
-
-def build_app(router: Router) -> web.Application:
-    """The aiohttp application of `router`."""
-    app = web.Application(client_max_size=MAX_BODY)
-    app.cleanup_ctx.append(router.lifetime)
-    add, remove, set_version = map(router.keyed, (router.add, router.remove, router.set_version))
-    control: dict[str, dict[str, Handler]] = {
-        "/add_worker": {"POST": add},
-        "/remove_worker": {"POST": remove},
-        "/list_workers": {"GET": router.urls},
-        "/workers": {"GET": router.workers, "POST": add, "DELETE": remove},
-        "/workers/{name:.+}": {"DELETE": remove},
-        "/weight_version": {"GET": router.version, "PUT": set_version},
-        "/health": {"GET": router.health},
-        "/metrics": {"GET": router.metrics},
-    }
-    for path, handlers in control.items():
-        for spelled in (path, f"{path}/"):
-            resource = app.router.add_resource(spelled)
-            for method, handler in handlers.items():
-                resource.add_route(method, handler)
-            resource.add_route("*", _only(handlers))
-    app.router.add_route("*", "/{path:.*}", router.forward)
-    return app
-
-
-def _only(handlers: Mapping[str, Handler]) -> Handler:
-    """Answers other methods than those of `handlers`, but for HEAD, which is a GET without its body."""
-    allowed = ", ".join(handlers)
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        if request.method == "HEAD" and "GET" in handlers:
-            return await handlers["GET"](request)
-        told = failure(405, f"{request.method} {request.path}: only {allowed} here", kind="method_not_allowed")
-        told.headers["Allow"] = allowed
-        return told
-
-    return handle
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a logged error is the router's. Who sends something else than HTTP is told, with 400; the log is not."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
-    """Serve on `listener`; returns the runner, to be cleaned up."""
-    server_log = logging.getLogger(f"{__name__}.server")
-    server_log.addFilter(_is_ours)
-    runner = web.AppRunner(
-        build_app(router),
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        logger=server_log,
-        shutdown_timeout=1.0,
-    )
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
-    return runner

@@ -30,6 +30,7 @@ from aiohttp import web
 from miles_lite.admin import bearer
 from miles_lite.errors import UserError
 from miles_lite.net import bracketed, local, loopback
+from miles_lite.probe import answers
 from miles_lite.router.replies import failure
 
 log = logging.getLogger(__name__)
@@ -207,22 +208,12 @@ class Gateway:
     async def _until(self, process: asyncio.subprocess.Process, deadline: float, *, well: bool) -> None:
         """Wait until our own worker is known as `well`, or as not. Raises UserError at the deadline."""
         while process.returncode is None and time.monotonic() < deadline:
-            if await self._lives():
+            if await answers(f"{self._url}/liveness", seconds=CALL_SECONDS):
                 known = (await self._listed()).get(self._own.url)
                 if known is not None and (known.get("status") == "ready") is well:
                     return
             await asyncio.sleep(0.05)
         raise UserError(f"the gateway did not start within {START_SECONDS:g} s; its words are on stderr")
-
-    async def _lives(self) -> bool:
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=TIMEOUT) as client,
-                client.get(f"{self._url}/liveness") as reply,
-            ):
-                return reply.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            return False
 
     async def _prove(self) -> None:
         """Send the canary through the gateway to our own worker. Raises UserError when a byte differs."""

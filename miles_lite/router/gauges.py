@@ -1,6 +1,6 @@
 """The state of a router's workers as Ray gauges: they show in the Ray dashboard and in each node's Prometheus endpoint.
 
-Invariant: needs a started Ray; a worker that is gone keeps its last values at 0.
+Invariant: needs a started Ray; a worker that is gone shows 0.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class _RefusedError(Exception):
 
 def needs_pair(request: Request) -> bool:
     """True for what generates; anything else a decode worker answers alone."""
-    return request.method == "POST" and request.target.partition("?")[0] in GENERATING
+    return request.method in ("POST", "PUT") and request.target.partition("?")[0] in GENERATING
 
 
 class Pairs:

@@ -1,4 +1,4 @@
-"""What a registration says: every form in use, checked.
+"""What control requests say: registrations in every form in use, and weight versions, checked.
 
 Invariant: a `Worker` that comes out of here has a usable URL, a known role, and a bootstrap port where it needs one.
 """
@@ -43,6 +43,16 @@ def parse_worker(fields: dict[str, Any]) -> Worker:
         worker_type=cast(WorkerType, role),
         bootstrap_port=None if bootstrap is None else int(bootstrap),
     )
+
+
+def parse_versions(fields: dict[str, Any]) -> tuple[str, str | None]:
+    """The weight version that workers must report, and the one that will also do meanwhile. Raises UserError."""
+    version, before = fields.get("version"), fields.get("previous")
+    if version in (None, "") or not isinstance(version, int | str):
+        raise UserError("version is required: the weight version that workers must report, a number or a word")
+    if not isinstance(before, int | str | None):
+        raise UserError(f"previous {before!r}: must be a weight version, a number or a word")
+    return str(version), None if before is None else str(before)
 
 
 def parse_url(value: Any) -> str:

@@ -5,28 +5,21 @@ Invariant: it serves on the listening socket it inherited as FD until it is told
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
 from collections.abc import Callable
 
 from miles_lite import supervised
-from miles_lite.router.app import Router, run_app
+from miles_lite.router.app import Router
+from miles_lite.router.paths import run_app
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stopping import stop_requested
-
-GARBAGE = 50_000
-"""Objects between collections. Requests leave no cycles behind; with hundreds in flight the default looks for them in
-vain so often that it costs a quarter of the throughput."""
 
 
 async def _serve(spec: RouterSpec, listener: socket.socket, ready: Callable[[], None]) -> None:
     ended = stop_requested()
-    router = Router(spec)
-    gc.freeze()
-    gc.set_threshold(GARBAGE, 50, 50)
-    runner = await run_app(router, listener)
+    runner = await run_app(Router(spec), listener)
     ready()
     await ended.wait()
     await runner.cleanup()

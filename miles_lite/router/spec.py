@@ -28,7 +28,7 @@ class RouterSpec:
     policy            who takes a request without a key, or with a new one
     concurrency       requests in flight per worker; None: any number
     queue_seconds     how long a request waits for a worker with room
-    state_file        workers and weight version, kept for the next start; None: nothing is kept
+    state_file        workers and weight version, kept for the next start; None: only as long as it is supervised
     gateway_port      the Rust gateway listens there for data, and this router is its control plane; None: no gateway
     admin_key         what a request must show that changes workers or weight versions; None: nothing
     """

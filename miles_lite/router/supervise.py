@@ -1,12 +1,17 @@
 """A router that is kept alive on one port, and where its clients find it.
 
-Invariant: while the routing process is started again clients wait in the socket's backlog instead of being refused.
+Invariant: while the routing process is started again clients wait in the socket's backlog instead of being refused, and
+the next one knows the workers and the weight version of the last.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
+import uuid
 from dataclasses import replace
+from pathlib import Path
 
 from miles_lite.router.gateway import free_port
 from miles_lite.router.spec import RouterSpec, listen, url_of
@@ -21,7 +26,10 @@ class Supervisor:
     def __init__(self, spec: RouterSpec, *, gateway: bool = False, silence: float = SILENCE_SECONDS) -> None:
         """gateway: data goes through the Rust gateway, on `spec.gateway_port`, or on one that is chosen here once. A
         process that shows no life for `silence` seconds is replaced."""
-        self._spec = replace(spec, gateway_port=spec.gateway_port or free_port()) if gateway else spec
+        self._scratch = Path(tempfile.gettempdir(), f"miles-lite-router-{uuid.uuid4().hex}")
+        port = spec.gateway_port or free_port() if gateway else None
+        state_file = spec.state_file or str(self._scratch / "state.json")
+        self._spec = replace(spec, gateway_port=port, state_file=state_file)
         self._supervised = Supervised(Program(name="the router", command=COMMAND, spec=self._spec), silence=silence)
         self.url = ""
 
@@ -52,3 +60,4 @@ class Supervisor:
     async def stop(self) -> None:
         """End the process and release the port; requests in flight are cut. Idempotent."""
         await self._supervised.stop()
+        shutil.rmtree(self._scratch, ignore_errors=True)

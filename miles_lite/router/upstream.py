@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -154,15 +154,11 @@ class Pool:
         """Return when a connection to `url` could be made; it is kept. Raises UnreachableError."""
         self._keep(url, await self.connect(url))
 
-    def forget(self, url: str) -> None:
-        """Close the kept connections to `url`."""
-        for connection, _ in self._kept.pop(url, []):
-            connection.close()
-
-    def close(self) -> None:
-        """Close every kept connection."""
-        for url in list(self._kept):
-            self.forget(url)
+    def forget_all_but(self, urls: Set[str]) -> None:
+        """Close the kept connections to any other URL."""
+        for url in self._kept.keys() - urls:
+            for connection, _ in self._kept.pop(url):
+                connection.close()
 
     def _take(self, url: str) -> ResponseHandler | None:
         """The connection that was used last; those that were idle for too long are closed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 
-from miles_lite.admin import VARIABLE, shows
+from miles_lite.admin import needed, shows
 from miles_lite.session.errors import ApiError
 
 PREFIX = "sk-session-"
@@ -38,9 +38,4 @@ class Keys:
     def check_opening(self, headers: Mapping[str, str]) -> None:
         """Raises ApiError 401 unless the admin key is shown, where there is one."""
         if self._admin is not None and not shows(headers, self._admin):
-            raise ApiError(
-                401,
-                f"opening a session needs the admin key as Authorization: Bearer; clients of miles_lite take it from "
-                f"{VARIABLE}",
-                code="invalid_api_key",
-            )
+            raise ApiError(401, needed("opening a session"), code="invalid_api_key")

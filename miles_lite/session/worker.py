@@ -1,11 +1,10 @@
 """The process that serves sessions: `python -m miles_lite.session.worker FD`, kept alive by supervisor.py.
 
-Invariant: what was loaded before it is ready is never looked at by the garbage collector again.
+Invariant: it serves on the listening socket it inherited as FD until it is told to end.
 """
 
 from __future__ import annotations
 
-import gc
 import socket
 import sys
 from collections.abc import Callable
@@ -14,9 +13,6 @@ from miles_lite import supervised
 from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
-
-_YOUNG = 50_000
-"""New containers between collections: an engine's answer alone is a list per token, and all of them go at once."""
 
 
 def main(fd: int) -> int:
@@ -28,9 +24,6 @@ async def _serve(spec: SessionSpec, listener: socket.socket, ready: Callable[[],
     stop = stop_requested()
     server = SessionServer(spec, listener)
     await server.start()
-    gc.collect()
-    gc.freeze()  # collections look at sessions alone
-    gc.set_threshold(_YOUNG)
     try:
         ready()
         await stop.wait()

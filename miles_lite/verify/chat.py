@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from miles_lite.admin import bearer
+
 
 class ChatError(RuntimeError):
     """The session server answered with anything but 200, or its stream ended in an error or too early."""
@@ -32,7 +34,7 @@ class Chat:
         """The reply to `messages` as an assistant message. Raises ChatError."""
         body = {"model": "default", "messages": list(messages), "tools": list(self.tools), "stream": self.stream}
         body |= {"max_tokens": self.max_tokens, "tool_choice": tool_choice}
-        url, headers = f"{self.base_url}/chat/completions", {"Authorization": f"Bearer {self.api_key}"}
+        url, headers = f"{self.base_url}/chat/completions", bearer(self.api_key)
         try:
             async with self.http.stream("POST", url, json=body, headers=headers) as response:
                 if response.status_code != 200:

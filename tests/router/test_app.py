@@ -208,10 +208,12 @@ def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
                 status, answer = await ask(client, "POST", "/remove_worker", params={"url": worker.url})
                 assert (status, answer["in_flight"]) == (200, 1)
                 assert await states(client) == {worker.url: "draining"}
+                assert (await ask(client, "DELETE", f"/workers/{answer['worker_id']}"))[1] == answer
                 assert (await ask(client, "POST", "/generate"))[0] == 503
                 worker.release.set()
                 assert await reply.content.read() == b"data: 2\n\n"
             await eventually(lambda: len(router.registry) == 0, "the worker to be forgotten")
+            await eventually(lambda: not router._pool._kept, "its connection to be closed")
 
     asyncio.run(scenario())
 
@@ -387,8 +389,9 @@ def test_a_worker_that_says_no_version_does_not_pass_the_gate(answer):
 def test_a_version_is_required():
     async def scenario():
         async with routing() as (_, client):
-            assert (await ask(client, "PUT", "/weight_version", json={}))[0] == 400
-            assert (await ask(client, "PUT", "/weight_version", json={"version": [1]}))[0] == 400
+            for fields in ({}, {"version": [1]}, {"version": ""}, {"version": 1, "previous": [0]}):
+                assert (await ask(client, "PUT", "/weight_version", json=fields))[0] == 400
+            assert (await ask(client, "GET", "/weight_version"))[1] == {"weight_versions": []}
 
     asyncio.run(scenario())
 

@@ -33,14 +33,16 @@ async def paired(prefill: Upstream, *decodes: Upstream) -> AsyncIterator[tuple]:
         yield router, client
 
 
-def test_both_halves_get_the_same_body_and_the_client_one_reply():
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_both_halves_get_the_same_body_and_the_client_one_reply(method):
     async def scenario():
         async with (
             serving(half(PREFILL_META)) as prefill,
             serving(half(DECODE_META)) as decode,
             paired(prefill, decode) as (_, client),
         ):
-            async with client.post("/generate?x=1", data=b'{"input_ids": [1, 2], "odd":1.50}') as reply:
+            sent = b'{"input_ids": [1, 2], "odd":1.50}'
+            async with client.request(method, "/generate?x=1", data=sent) as reply:
                 assert reply.status == 200
                 assert (await reply.json())["meta_info"] == MERGED
             (path, _, one), (other_path, _, other) = prefill.seen[0], decode.seen[0]

@@ -11,6 +11,7 @@ import json
 import random
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ import requests
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.disaggregation import missing
 from miles_lite.engine.spec import EngineSpec, WorkerType
+from miles_lite.router.pairs import with_room
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
+from miles_lite.router.worker import Worker
 from tests.models import make_tiny_moe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
@@ -156,6 +159,18 @@ def test_turns_of_a_session_hit_the_radix_cache_and_keep_their_experts(fleet: Fl
         seen.append(pair["meta_info"]["cached_tokens"])
         prompt = [*prompt, *pair["output_ids"], *PROMPT[turn * 7 : turn * 7 + 7]]
     assert seen[0] < seen[1] < seen[2]
+    for half in both_halves(fleet, body(prompt, logprob_start_len=-1)):
+        assert half["meta_info"]["cached_tokens"] > 100
+
+
+def both_halves(fleet: Fleet, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """What prefill and decode worker say by themselves, unmerged."""
+    listed = requests.get(f"{fleet.pair}/workers", timeout=10).json()["workers"]
+    known = {one["worker_type"]: one for one in listed}
+    meeting = Worker(known["prefill"]["url"], "prefill", known["prefill"]["bootstrap_port"])
+    sent = json.loads(with_room(json.dumps(asked).encode(), meeting))
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda role: ask(f"{known[role]['url']}/generate", **sent), ("prefill", "decode")))
 
 
 def ask_without_cache(fleet: Fleet, asked: dict[str, Any]) -> dict[str, Any]:

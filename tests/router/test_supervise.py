@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import aiohttp
 import httpx
@@ -70,10 +71,13 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
     asyncio.run(scenario())
 
 
-def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered(tmp_path, caplog):
+def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered_though_no_file_was_named(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     async def scenario():
-        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
-        async with serving(Upstream()) as worker, supervised(spec, silence=3.0) as (supervisor, client):
+        async with serving(Upstream()) as worker, supervised(RouterSpec(), silence=3.0) as (supervisor, client):
             await client.post("/add_worker", params={"url": worker.url})
             hung = supervisor.pid
             os.kill(hung, signal.SIGSTOP)
@@ -82,6 +86,7 @@ def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered(tmp_path, cap
             assert not psutil.pid_exists(hung)
 
     asyncio.run(scenario())
+    assert not list(tmp_path.iterdir())
     assert "the router (process" in caplog.text
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
@@ -118,7 +123,7 @@ def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
     asyncio.run(scenario())
 
 
-def test_the_process_ends_with_its_parent():
+def test_the_process_ends_with_its_parent(tmp_path):
     code = (
         "import asyncio, os, signal\n"
         "from miles_lite.router.spec import RouterSpec\n"
@@ -130,7 +135,8 @@ def test_the_process_ends_with_its_parent():
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # what a killed parent kept stays there
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == -signal.SIGKILL
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(timeout=20)

@@ -16,7 +16,8 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from miles_lite.router.app import Router, run_app
+from miles_lite.router.app import Router
+from miles_lite.router.paths import run_app
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec, listen, url_of
 from miles_lite.router.worker import Worker
@@ -24,7 +25,13 @@ from miles_lite.router.worker import Worker
 
 @dataclass
 class Upstream:
-    """Records what arrives; its paths misbehave in the ways real workers do."""
+    """Records what arrives; its paths misbehave in the ways real workers do.
+
+    mute     does not say its version
+    hangs    never answers; drops: breaks the connection instead
+    paced    answers after `release`
+    dies     breaks off in the middle of its events, after `release`
+    """
 
     url: str = ""
     version: str | None = None

@@ -1,0 +1,81 @@
+"""Which path is whose: the router's own control paths, and every other one a worker's.
+
+Invariant: a path of the router's own never reaches a worker, whatever the method.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from miles_lite.router.app import Handler, Router
+from miles_lite.router.replies import failure
+from miles_lite.router.spec import BACKLOG
+
+MAX_BODY = 1 << 30
+"""Bytes of a request's body."""
+
+
+def build_app(router: Router) -> web.Application:
+    """The aiohttp application of `router`."""
+    app = web.Application(client_max_size=MAX_BODY)
+    app.cleanup_ctx.append(router.lifetime)
+    add, remove, set_version = map(router.keyed, (router.add, router.remove, router.set_version))
+    control: dict[str, dict[str, Handler]] = {
+        "/add_worker": {"POST": add},
+        "/remove_worker": {"POST": remove},
+        "/list_workers": {"GET": router.urls},
+        "/workers": {"GET": router.workers, "POST": add, "DELETE": remove},
+        "/workers/{name:.+}": {"DELETE": remove},
+        "/weight_version": {"GET": router.version, "PUT": set_version},
+        "/health": {"GET": router.health},
+        "/metrics": {"GET": router.metrics},
+    }
+    for path, handlers in control.items():
+        for spelled in (path, f"{path}/"):
+            resource = app.router.add_resource(spelled)
+            for method, handler in handlers.items():
+                resource.add_route(method, handler)
+            resource.add_route("*", _only(handlers))
+    app.router.add_route("*", "/{path:.*}", router.forward)
+    return app
+
+
+def _only(handlers: Mapping[str, Handler]) -> Handler:
+    """Answers other methods than those of `handlers`, but for HEAD, which is a GET without its body."""
+    allowed = ", ".join(handlers)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.method == "HEAD" and "GET" in handlers:
+            return await handlers["GET"](request)
+        told = failure(405, f"{request.method} {request.path}: only {allowed} here", kind="method_not_allowed")
+        told.headers["Allow"] = allowed
+        return told
+
+    return handle
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a logged error is the router's. Who sends something else than HTTP is told, with 400; the log is not."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
+    """Serve on `listener`; returns the runner, to be cleaned up."""
+    server_log = logging.getLogger(f"{__name__}.server")
+    server_log.addFilter(_is_ours)
+    runner = web.AppRunner(
+        build_app(router),
+        handler_cancellation=True,
+        auto_decompress=False,
+        access_log=None,
+        logger=server_log,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    return runner
