@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from miles_lite.errors import UserError
 from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
+from miles_lite.rules import contradictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,101 +384,8 @@ class Config:
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""
-        refuse_broken(self._rules())
+        refuse_broken([*contradictions(self), *engine_rules(self.topology, self.engines)])
         return self
-
-    def _rules(self) -> list[tuple[bool, str]]:
-        roll, algo = self.rollouts, self.algorithm
-        total = roll.rollout_batch_size * roll.n_samples_per_prompt
-        product = f"{total} rollouts (batch size x samples per prompt)"
-        steps, batch = algo.num_steps_per_rollout, self.global_batch_size
-        over, evaluation = roll.over_sampling_batch_size, self.evaluation
-        decay, names = self.optimizer.lr_decay_style, evaluation.eval_prompt_data[::2]
-        roles = {"tool", "user", "system", "assistant"}
-        return [
-            (
-                roll.num_rollout is None and roll.num_epoch is None,
-                "give --num-rollout or --num-epoch: how long to train",
-            ),
-            (
-                roll.num_rollout is None and decay != "constant",
-                f"--lr-decay-style {decay} needs --num-rollout: where decay ends",
-            ),
-            (
-                self.optimizer.min_lr > self.optimizer.lr,
-                f"--min-lr {self.optimizer.min_lr} is above --lr {self.optimizer.lr}",
-            ),
-            (
-                over is not None and over < roll.rollout_batch_size,
-                f"--over-sampling-batch-size {over} is below --rollout-batch-size {roll.rollout_batch_size}",
-            ),
-            (
-                batch < 1 or total % batch != 0 or (steps is not None and batch * steps != total),
-                f"--global-batch-size {batch} or --num-steps-per-rollout {steps} does not divide {product}",
-            ),
-            (
-                steps is not None and algo.global_batch_size not in (None, batch),
-                "--global-batch-size contradicts --num-steps-per-rollout: give one of them",
-            ),
-            (
-                algo.use_rollout_logprobs and algo.use_tis,
-                "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
-                "to correct",
-            ),
-            (
-                algo.use_dynamic_batch_size and algo.max_tokens_per_gpu is None,
-                "--use-dynamic-batch-size needs --max-tokens-per-gpu",
-            ),
-            (
-                algo.loss_type == "sft_loss"
-                and (roll.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
-                "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
-            ),
-            (
-                algo.loss_type == "sft_loss" and (algo.use_tis or algo.use_rollout_logprobs),
-                "--loss-type sft_loss has no rollouts whose logprobs --use-tis or --use-rollout-logprobs could take",
-            ),
-            (
-                algo.kl_loss_coef > 0 and not algo.use_kl_loss,
-                f"--kl-loss-coef {algo.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
-            ),
-            (
-                algo.tis_clip_low > algo.tis_clip,
-                f"--tis-clip-low {algo.tis_clip_low} is above --tis-clip {algo.tis_clip}",
-            ),
-            (roll.rollout_top_k == 0, "--rollout-top-k 0: give -1 (off) or at least 1"),
-            (
-                roll.rm_type is not None and roll.custom_rm_path is not None,
-                "--rm-type and --custom-rm-path exclude each other: one of them gives the reward",
-            ),
-            (
-                roll.rm_type in ("exact_match", "contains") and self.data.label_key is None,
-                f"--rm-type {roll.rm_type} needs --label-key: what responses are compared with",
-            ),
-            (
-                roll.rollout_temperature <= 0,
-                "--rollout-temperature must be above 0: greedy tokens have no policy gradient",
-            ),
-            (
-                self.checkpoint.save_interval is not None and self.checkpoint.save is None,
-                "--save-interval needs --save",
-            ),
-            (
-                self.checkpoint.save_hf is not None and self.checkpoint.save is None,
-                "--save-hf needs --save: it is written with each checkpoint",
-            ),
-            (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
-            (len(set(names)) < len(names), "--eval-prompt-data: a name is there twice; give each file another name"),
-            (
-                evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
-                "--eval-interval needs --eval-prompt-data",
-            ),
-            (
-                not roles.issuperset(self.session.tito_allowed_append_roles),
-                "--tito-allowed-append-roles: only tool, user, system and assistant exist",
-            ),
-            *engine_rules(self.topology, self.engines),
-        ]
 
 
 def refuse_broken(rules: list[tuple[bool, str]]) -> None:
@@ -510,16 +417,6 @@ def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]
             "loss, nor with --sglang-router-ip, where another router runs already",
         ),
     ]
-
-
-def check_folder(flag: str, path: str | Path) -> None:
-    """Refuse a folder that could not be made or written into. Nothing is made. Raises UserError naming `flag`."""
-    folder = Path(path).expanduser().absolute()
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    if not there.is_dir():
-        raise UserError(f"{flag} {path}: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {path}: {there} cannot be written into")
 
 
 def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:

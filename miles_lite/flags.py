@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from miles_lite.errors import UserError
@@ -141,6 +142,16 @@ def take_group(namespace: argparse.Namespace, group: type[T]) -> T:
 def absolute(path: str) -> str:
     """The path from where the command was started; `~` is the user's home."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def check_folder(flag: str, path: str | Path) -> None:
+    """Refuse a folder that could not be made or written into. Nothing is made. Raises UserError naming `flag`."""
+    folder = Path(path).expanduser().absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"{flag} {path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: {there} cannot be written into")
 
 
 BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {

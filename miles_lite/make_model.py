@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.config import check_folder
 from miles_lite.errors import UserError
-from miles_lite.flags import Parser, add_group, option, take_group
+from miles_lite.flags import Parser, add_group, check_folder, option, take_group
 
 
 @dataclass(frozen=True, kw_only=True)

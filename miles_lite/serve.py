@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
-from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology, check_folder
-from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology
+from miles_lite.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
 from miles_lite.rollout.fleet import StackOptions
 from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack

@@ -86,7 +86,8 @@ class RolloutManager:
         return f"RolloutManager(version={self._stack.weight_version}, groups={self._accounts.started})"
 
     async def start(self) -> dict[str, Any]:
-        """Read the data, start the stack and the agent workers. Returns URLs and the rollouts of one epoch."""
+        """Read the data, start the stack and the agent workers. Returns URLs, the rollouts of one epoch and those of
+        one evaluation."""
         self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
         self._eval_sets = {
             name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
@@ -100,10 +101,12 @@ class RolloutManager:
             accounts=self._accounts,
         )
         await asyncio.gather(self._stack.start(), self._start_workers())
+        held_out = sum(len(prompts) for prompts in self._eval_sets.values())
         return {
             "router_url": self._stack.router_url,
             "session_urls": self._stack.session_urls,
             "engine_urls": self._stack.engine_urls,
+            "eval_rollouts": held_out * self._config.evaluation.n_samples_per_eval_prompt,
             "rollouts_per_epoch": max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
         }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from miles_lite.config import Config, check_folder
+from miles_lite.config import Config
 from miles_lite.errors import UserError
+from miles_lite.flags import check_folder
 from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
 from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder, context_length

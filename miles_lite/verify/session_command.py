@@ -18,9 +18,9 @@ from typing import Literal
 
 from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
-from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology, check_folder
+from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.errors import UserError
-from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
 from miles_lite.rollout.fleet import StackOptions
 from miles_lite.rollout.placement import place
 from miles_lite.rollout.stack import Stack

@@ -90,7 +90,7 @@ def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.Monkey
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
     async def run() -> dict[str, float]:
-        await manager.start()
+        assert (await manager.start())["eval_rollouts"] == 12
         return (await manager.eval())[0]
 
     assert asyncio.run(run())["eval/held"] == 0.5

@@ -7,7 +7,7 @@ import pytest
 from miles_lite.config import Config, parse
 from miles_lite.errors import UserError
 from miles_lite.rollout.precheck import check_inputs
-from miles_lite.run import Run
+from miles_lite.run import CALL_TIMEOUT, Run
 
 
 def config(model: Path, folder: Path, *flags: str) -> Config:
@@ -65,3 +65,9 @@ def test_evaluation_is_due_before_the_first_step_unless_skipped(tiny_model: Path
         assert run.eval_is_due() is due
         assert [run.eval_is_due(after=at) for at in range(5)] == [False, True, False, True, True]
     assert not Run(config(tiny_model, tmp_path)).eval_is_due()
+
+
+def test_an_evaluation_is_waited_for_as_long_as_its_agents_may_take(tiny_model: Path, tmp_path: Path) -> None:
+    run = Run(config(tiny_model, tmp_path, "--rollout-timeout", "100", "--agent-concurrency", "4"))
+    run._eval_rollouts = 9
+    assert run._eval_timeout() - CALL_TIMEOUT == 300
