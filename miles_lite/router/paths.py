@@ -5,13 +5,12 @@ Invariant: a path of the router's own never reaches a worker, whatever the metho
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Mapping
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
+from miles_lite.http_log import server_log
 from miles_lite.router.app import Handler, Router
 from miles_lite.router.replies import failure
 from miles_lite.router.spec import BACKLOG
@@ -59,21 +58,14 @@ def _only(handlers: Mapping[str, Handler]) -> Handler:
     return handle
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a logged error is the router's. Who sends something else than HTTP is told, with 400; the log is not."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
 async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
     """Serve on `listener`; returns the runner, to be cleaned up."""
-    server_log = logging.getLogger(f"{__name__}.server")
-    server_log.addFilter(_is_ours)
     runner = web.AppRunner(
         build_app(router),
         handler_cancellation=True,
         auto_decompress=False,
         access_log=None,
-        logger=server_log,
+        logger=server_log(__name__),
         shutdown_timeout=1.0,
     )
     await runner.setup()

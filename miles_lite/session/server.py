@@ -19,6 +19,7 @@ from aiohttp import web
 from miles_lite import config
 from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError
+from miles_lite.http_log import server_log
 from miles_lite.net import bracketed, loopback, network_file_system, reachable
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
@@ -105,7 +106,9 @@ class SessionServer:
                 keys=await self._keys(journal),
                 keep_alive=spec.keep_alive_seconds,
             )
-            runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+            runner = web.AppRunner(
+                app, access_log=None, logger=server_log(__name__), handler_cancellation=True, shutdown_timeout=2.0
+            )
             await runner.setup()
             self._stack.push_async_callback(runner.cleanup)
             await web.SockSite(runner, listener, backlog=BACKLOG).start()
