@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--run-dir", default="runs/agent", help="folder for the engine's log (default: %(default)s)")
     add_group(parser, AgentOptions)
     namespace, unknown = parser.parse_known_args(list(argv))
-    sglang = sort_leftovers(parser, unknown).sglang
+    leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
+    sglang = leftovers.sglang
     options: AgentOptions = take_group(namespace, AgentOptions)
     model: str = namespace.model
     logging.getLogger("httpx").setLevel(logging.WARNING)

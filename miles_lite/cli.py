@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from miles_lite.errors import UserError, plain
-from miles_lite.flags import Leftovers
 
 USAGE = """usage: miles-lite COMMAND [flags]
 
@@ -56,7 +55,7 @@ def _train(argv: Sequence[str]) -> int:
     from miles_lite.observe.summary import print_summary
 
     config, leftovers = parse(argv)
-    _show_ignored(leftovers)
+    leftovers.show_ignored()
     if config.algorithm.loss_type == "sft_loss":
         from miles_lite.imitate import imitate
 
@@ -72,7 +71,7 @@ def _rollout(argv: Sequence[str]) -> int:
     from miles_lite.loop import rollout
 
     config, leftovers = parse(argv, prog="miles-lite rollout")
-    _show_ignored(leftovers)
+    leftovers.show_ignored()
     metrics = rollout(config)
     for name in sorted(metrics):
         print(f"{name:50s} {metrics[name]:.4g}")
@@ -120,12 +119,6 @@ def _verify(argv: Sequence[str]) -> int:
     from miles_lite.verify.command import main as verify
 
     return verify(argv)
-
-
-def _show_ignored(leftovers: Leftovers) -> None:
-    if leftovers.ignored:
-        names = ", ".join(f"--{name}" for name in leftovers.ignored)
-        print(f"ignored (the checkpoint or this trainer decides): {names}", file=sys.stderr)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -1,6 +1,7 @@
 """Every option of a run: typed, frozen groups whose names and defaults are those of the launchers this field uses.
 
-Invariant: a `Config` that exists is consistent; `Config.check` refuses contradictions before anything is started.
+Invariant: a `Config` that `parse` gives is consistent: each value within its option's bounds (`flags.take_group`), and
+no contradictions between them (`Config.check`), before anything is started.
 Rooms receive the groups they need, never an argparse Namespace.
 """
 
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miles_lite.errors import UserError
-from miles_lite.flags import Leftovers, Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
+from miles_lite.rules import contradictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,11 @@ class Topology:
     """topology: how many trainers and engines, and where."""
 
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="what a slot is; auto: cuda where there is a GPU")
-    actor_num_nodes: int = option(1, help="nodes that train")
-    actor_num_gpus_per_node: int = option(1, help="train ranks per node (on CPU: processes)")
-    rollout_num_gpus: int | None = option(None, help="slots for engines; with --colocate the trainers' slots")
-    rollout_num_gpus_per_engine: int = option(1, help="slots per engine")
-    num_gpus_per_node: int = option(8, help="GPUs a node has")
+    actor_num_nodes: int = option(1, help="nodes that train", least=1)
+    actor_num_gpus_per_node: int = option(1, help="train ranks per node (on CPU: processes)", least=1)
+    rollout_num_gpus: int | None = option(None, help="slots for engines; with --colocate the trainers' slots", least=1)
+    rollout_num_gpus_per_engine: int = option(1, help="slots per engine", least=1)
+    num_gpus_per_node: int = option(8, help="GPUs a node has", least=1)
     rollout_external_engine_addrs: tuple[str, ...] = option(
         (), help="host:port of SGLang servers that run already, instead of starting any"
     )
@@ -62,13 +64,17 @@ class Topology:
 class Checkpoint:
     """checkpoints: where the model comes from and where the run goes."""
 
-    hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer")
-    ref_load: str | None = option(None, help="reference model folder for the KL loss (default: --hf-checkpoint)")
-    load: str | None = option(None, help="folder of --save to continue from; starts anew when it holds no checkpoint")
-    save: str | None = option(None, help="folder for checkpoints, iteration-numbered")
-    save_interval: int | None = option(None, help="save every N rollouts, and after the last")
+    hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer", path=True)
+    ref_load: str | None = option(
+        None, help="reference model folder for the KL loss (default: --hf-checkpoint)", path=True
+    )
+    load: str | None = option(
+        None, help="folder of --save to continue from; starts anew when it holds no checkpoint", path=True
+    )
+    save: str | None = option(None, help="folder for checkpoints, iteration-numbered", path=True)
+    save_interval: int | None = option(None, help="save every N rollouts, and after the last", least=1)
     save_hf: str | None = option(
-        None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number"
+        None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number", path=True
     )
 
 
@@ -76,33 +82,35 @@ class Checkpoint:
 class Data:
     """data: the prompts."""
 
-    prompt_data: str = option(help="JSONL file of prompts, one object per line; path@[a:b] takes a slice")
+    prompt_data: str = option(help="JSONL file of prompts, one object per line; path@[a:b] takes a slice", path=True)
     input_key: str = option("input", help="key of the prompt: a string or a list of chat messages")
     label_key: str | None = option(None, help="key of the label that rewards compare with")
     metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
     rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
-    rollout_seed: int = option(42, help="seed of the shuffle")
+    rollout_seed: int = option(42, help="seed of the shuffle", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """rollouts: what is generated, and by whom."""
 
-    num_rollout: int | None = option(None, help="training steps; or give --num-epoch")
-    num_epoch: int | None = option(None, help="passes over the prompts")
-    rollout_batch_size: int = option(help="prompt groups per rollout")
-    n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size")
-    over_sampling_batch_size: int | None = option(None, help="groups started at once (default: --rollout-batch-size)")
+    num_rollout: int | None = option(None, help="training steps; or give --num-epoch", least=1)
+    num_epoch: int | None = option(None, help="passes over the prompts, where --num-rollout is not given", least=1)
+    rollout_batch_size: int = option(help="prompt groups per rollout", least=1)
+    n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size", least=1)
+    over_sampling_batch_size: int | None = option(
+        None, help="groups started at once (default: --rollout-batch-size)", least=1
+    )
     dynamic_sampling_filter_path: str | None = option(
         None, help="dotted path or file.py:name of (group) -> Keep or bool: which groups are worth training on"
     )
-    rollout_max_response_len: int = option(1024, help="new tokens per model call")
-    rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused")
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    max_seq_len: int | None = option(None, help="cut collected samples to this many tokens")
+    rollout_max_response_len: int = option(1024, help="new tokens per model call", least=1)
+    rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused", least=1)
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    max_seq_len: int | None = option(None, help="cut collected samples to this many tokens", least=1)
     rollout_temperature: float = option(1.0, help="sampling temperature")
-    rollout_top_p: float = option(1.0, help="nucleus sampling")
-    rollout_top_k: int = option(-1, help="top-k sampling; -1: off")
+    rollout_top_p: float = option(1.0, help="nucleus sampling", above=0, most=1)
+    rollout_top_k: int = option(-1, help="top-k sampling; -1: off", least=-1)
     rollout_stop: tuple[str, ...] = option((), help="stop strings")
     custom_agent_function_path: str | None = option(
         None,
@@ -114,9 +122,9 @@ class Rollouts:
     )
     rm_type: str | None = option(None, help="built-in reward: exact_match, contains, random")
     none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
-    rollout_timeout: float = option(600.0, help="seconds one agent may take")
-    num_agent_workers: int = option(1, help="agent worker processes")
-    agent_concurrency: int = option(64, help="agents at once per worker")
+    rollout_timeout: float = option(600.0, help="seconds one agent may take", above=0)
+    num_agent_workers: int = option(1, help="agent worker processes", least=1)
+    agent_concurrency: int = option(64, help="agents at once per worker", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +134,8 @@ class Session:
     use_session_server: Literal["v1", "v2"] = option(
         "v2", help="history policy: v2 forks, v1 is linear", nargs="?", const="v1"
     )
-    num_session_servers: int = option(1, help="session actors")
-    session_server_port: int | None = option(None, help="first port (default: a free one each)")
+    num_session_servers: int = option(1, help="session actors", least=1)
+    session_server_port: int | None = option(None, help="first port (default: a free one each)", least=1, most=65535)
     tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
     tito_allowed_append_roles: tuple[str, ...] = option(
         ("tool",), help="roles the harness appends: tool user system assistant"
@@ -159,37 +167,55 @@ class Session:
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
     session_journal_dir: str | None = option(
-        None, help="node-local folder of the journals (default: sessions/ in the run folder, or the node's temp folder)"
+        None,
+        help="node-local folder of the journals (default: sessions/ in the run folder, or the node's temp folder)",
+        path=True,
     )
-    session_disconnect_grace: float = option(60.0, help="seconds a turn goes on after its client has disconnected")
-    session_idle_seconds: float = option(7200.0, help="forget a session that nobody has asked for in this time")
-    session_memory_gb: float = option(8.0, help="memory for sessions, per server; more than that waits in the journal")
+    session_disconnect_grace: float = option(
+        60.0, help="seconds a turn goes on after its client has disconnected", least=0
+    )
+    session_idle_seconds: float = option(
+        7200.0, help="forget a session that nobody has asked for in this time", above=0
+    )
+    session_memory_gb: float = option(
+        8.0, help="memory for sessions, per server; more than that waits in the journal", above=0
+    )
     session_logprob_inexact: Literal["keep", "mask"] = option(
         "keep", help="what becomes of turns sampled under top_p, top_k, min_p, penalties or a grammar"
     )
-    session_retry_seconds: float = option(120.0, help="how long a turn is retried on other engines before it fails")
+    session_retry_seconds: float = option(
+        120.0, help="how long a turn is retried on other engines before it fails", least=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
     """engines and router: SGLang servers; any --sglang-FLAG is passed on to SGLang."""
 
-    sglang_server_concurrency: int = option(512, help="requests in flight per engine")
+    sglang_server_concurrency: int = option(512, help="requests in flight per engine", least=1)
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
-    sglang_router_port: int | None = option(None, help="the router's port (default: a free one)")
+    sglang_router_port: int | None = option(None, help="the router's port (default: a free one)", least=1, most=65535)
     router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
         "least_in_flight", help="who takes a request that sticks to no engine"
     )
-    router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer")
-    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room")
-    sglang_config: str | None = option(None, help="YAML file of engine groups: roles, sizes, SGLang options of each")
-    prefill_num_servers: int = option(0, help="how many of the engines only prefill; the others then only decode")
-    engine_start_timeout: float = option(300.0, help="seconds an engine may take to start")
-    engine_health_interval: float = option(2.0, help="seconds between two probes of an engine")
-    engine_health_timeout: float = option(10.0, help="seconds without a token after which an idle processor is a hang")
-    engine_hang_timeout: float = option(300.0, help="seconds without a token that are a hang whatever is computed")
-    engine_restarts: int = option(3, help="how often a dead engine is replaced")
+    router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer", above=0)
+    router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room", least=0)
+    sglang_config: str | None = option(
+        None, help="YAML file of engine groups: roles, sizes, SGLang options of each", path=True
+    )
+    prefill_num_servers: int = option(
+        0, help="how many of the engines only prefill; the others then only decode", least=0
+    )
+    engine_start_timeout: float = option(300.0, help="seconds an engine may take to start", above=0)
+    engine_health_interval: float = option(2.0, help="seconds between two probes of an engine", above=0)
+    engine_health_timeout: float = option(
+        10.0, help="seconds without a token after which an idle processor is a hang", above=0
+    )
+    engine_hang_timeout: float = option(
+        300.0, help="seconds without a token that are a hang whatever is computed", above=0
+    )
+    engine_restarts: int = option(3, help="how often a dead engine is replaced", least=0)
     pause_generation_mode: Literal["retract", "in_place", "abort"] = option(
         "retract", help="what a weight update does to requests in flight"
     )
@@ -197,7 +223,7 @@ class Engines:
         "disk", help="how weights travel to the engines: in a folder, in shared memory of one node, or by broadcast"
     )
     offload_rollout: bool = option(False, help="engines free their memory while the trainer works (with --colocate)")
-    update_weight_buffer_size: int = option(512 << 20, help="bytes per bucket of modes tensor and distributed")
+    update_weight_buffer_size: int = option(512 << 20, help="bytes per bucket of modes tensor and distributed", least=1)
     check_weight_update_equal: bool = option(
         False, help="after each update, compare every tensor the engines serve with the folder of that version"
     )
@@ -214,11 +240,11 @@ class Algorithm:
     advantage_estimator: Literal["grpo"] = option("grpo", help="how rewards become advantages")
     disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
     disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)")
-    eps_clip: float = option(0.2, help="lower clip range of the importance ratio")
-    eps_clip_high: float | None = option(None, help="upper clip range (default: --eps-clip)")
-    eps_clip_c: float | None = option(None, help="dual clip: bound for negative advantages, > 1")
+    eps_clip: float = option(0.2, help="lower clip range of the importance ratio", least=0)
+    eps_clip_high: float | None = option(None, help="upper clip range (default: --eps-clip)", least=0)
+    eps_clip_c: float | None = option(None, help="dual clip: bound for negative advantages, > 1", above=1)
     use_kl_loss: bool = option(False, help="add a KL loss to the reference model")
-    kl_loss_coef: float = option(0.0, help="its weight; 0 only logs it")
+    kl_loss_coef: float = option(0.0, help="its weight; 0 only logs it", least=0)
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = option("k1", help="its estimator")
     entropy_coef: float = option(0.0, help="entropy bonus")
     use_rollout_logprobs: bool = option(False, help="old logprobs are the engine's, not the trainer's recomputation")
@@ -226,43 +252,47 @@ class Algorithm:
         False, help="engines return the experts that routed each token, and samples carry them"
     )
     use_tis: bool = option(False, help="truncated importance sampling between trainer and engine")
-    tis_clip: float = option(2.0, help="its upper bound")
-    tis_clip_low: float = option(0.0, help="its lower bound")
+    tis_clip: float = option(2.0, help="its upper bound", above=0)
+    tis_clip_low: float = option(0.0, help="its lower bound", least=0)
     calculate_per_token_loss: bool = option(False, help="average over tokens, not over rollouts")
-    global_batch_size: int | None = option(None, help="rollouts per optimizer step (default: all of a rollout)")
-    num_steps_per_rollout: int | None = option(None, help="optimizer steps per rollout; sets --global-batch-size")
-    micro_batch_size: int = option(1, help="samples per forward pass")
+    global_batch_size: int | None = option(
+        None, help="rollouts per optimizer step (default: all of a rollout)", least=1
+    )
+    num_steps_per_rollout: int | None = option(
+        None, help="optimizer steps per rollout; sets --global-batch-size", least=1
+    )
+    micro_batch_size: int = option(1, help="samples per forward pass", least=1)
     use_dynamic_batch_size: bool = option(False, help="pack samples into micro-batches by token budget")
-    max_tokens_per_gpu: int | None = option(None, help="that budget, tokens per micro-batch")
+    max_tokens_per_gpu: int | None = option(None, help="that budget, tokens per micro-batch", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """optimizer: AdamW."""
 
-    lr: float = option(1e-6, help="learning rate")
+    lr: float = option(1e-6, help="learning rate", least=0)
     lr_decay_style: Literal["constant", "linear", "cosine"] = option("constant", help="its schedule")
-    lr_warmup_iters: int = option(0, help="optimizer steps of linear warm-up")
-    min_lr: float = option(0.0, help="where decay ends")
-    weight_decay: float = option(0.1, help="decoupled weight decay")
-    adam_beta1: float = option(0.9, help="AdamW beta1")
-    adam_beta2: float = option(0.98, help="AdamW beta2")
-    adam_eps: float = option(1e-8, help="AdamW epsilon")
-    clip_grad: float = option(1.0, help="gradient norm clip; 0: off")
-    seed: int = option(1234, help="seed of torch, numpy and the engines")
-    train_threads: int | None = option(None, help="CPU threads per train rank (default: cores / ranks)")
+    lr_warmup_iters: int = option(0, help="optimizer steps of linear warm-up", least=0)
+    min_lr: float = option(0.0, help="where decay ends", least=0)
+    weight_decay: float = option(0.1, help="decoupled weight decay", least=0)
+    adam_beta1: float = option(0.9, help="AdamW beta1", least=0, below=1)
+    adam_beta2: float = option(0.98, help="AdamW beta2", least=0, below=1)
+    adam_eps: float = option(1e-8, help="AdamW epsilon", above=0)
+    clip_grad: float = option(1.0, help="gradient norm clip; 0: off", least=0)
+    seed: int = option(1234, help="seed of torch, numpy and the engines", least=0, most=2**31 - 1)
+    train_threads: int | None = option(None, help="CPU threads per train rank (default: cores / ranks)", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """evaluation: held-out prompts."""
 
-    eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after")
+    eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after", least=1)
     eval_prompt_data: tuple[str, ...] = option((), help="NAME PATH [NAME PATH ...]")
-    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt")
-    eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len")
-    eval_temperature: float | None = option(None, help="default: --rollout-temperature")
-    eval_top_p: float | None = option(None, help="default: --rollout-top-p")
+    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1)
+    eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len", least=1)
+    eval_temperature: float | None = option(None, help="default: --rollout-temperature", least=0)
+    eval_top_p: float | None = option(None, help="default: --rollout-top-p", above=0, most=1)
     skip_eval_before_train: bool = option(False, help="no evaluation before the first step")
 
     @property
@@ -275,7 +305,7 @@ class Evaluation:
 class Logging:
     """logging: the run folder, wandb, tensorboard."""
 
-    run_dir: str = option("runs/latest", help="folder for metrics.jsonl, logs, plots, weights, summary.json")
+    run_dir: str = option("runs/latest", help="folder for metrics.jsonl, logs, plots, weights, summary.json", path=True)
     use_wandb: bool = option(False, help="log to wandb")
     wandb_project: str = option("miles_lite", help="wandb project")
     wandb_group: str | None = option(None, help="wandb group")
@@ -283,7 +313,7 @@ class Logging:
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
     reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")
-    trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here")
+    trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here", path=True)
     ray_address: str | None = option(None, help="join this Ray cluster (default: RAY_ADDRESS, else a local one)")
 
     @property
@@ -304,6 +334,21 @@ GROUPS: dict[str, type] = {
     "evaluation": Evaluation,
     "logging": Logging,
 }
+
+
+WEIGHT_UPDATES = (
+    "pause_generation_mode",
+    "update_weight_transfer_mode",
+    "offload_rollout",
+    "update_weight_buffer_size",
+    "check_weight_update_equal",
+)
+SERVED: dict[type, tuple[str, ...]] = {
+    Checkpoint: ("hf_checkpoint",),
+    Engines: tuple(name for name in Engines.__dataclass_fields__ if name not in WEIGHT_UPDATES),
+    Logging: ("run_dir", "ray_address"),
+}
+"""Of these groups, the flags of commands that only serve; nothing is trained, updated, saved or logged there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,75 +384,8 @@ class Config:
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""
-        refuse_broken(self._rules())
+        refuse_broken([*contradictions(self), *engine_rules(self.topology, self.engines)])
         return self
-
-    def _rules(self) -> list[tuple[bool, str]]:
-        roll, algo = self.rollouts, self.algorithm
-        total = roll.rollout_batch_size * roll.n_samples_per_prompt
-        product = f"{total} rollouts (batch size x samples per prompt)"
-        steps, batch = algo.num_steps_per_rollout, self.global_batch_size
-        over, evaluation = roll.over_sampling_batch_size, self.evaluation
-        roles = {"tool", "user", "system", "assistant"}
-        return [
-            (
-                min(roll.rollout_batch_size, roll.n_samples_per_prompt) < 1,
-                "--rollout-batch-size and --n-samples-per-prompt must be at least 1",
-            ),
-            (
-                roll.num_rollout is None and roll.num_epoch is None,
-                "give --num-rollout or --num-epoch: how long to train",
-            ),
-            (
-                over is not None and over < roll.rollout_batch_size,
-                f"--over-sampling-batch-size {over} is below --rollout-batch-size {roll.rollout_batch_size}",
-            ),
-            (
-                batch < 1 or total % batch != 0 or (steps is not None and batch * steps != total),
-                f"--global-batch-size {batch} or --num-steps-per-rollout {steps} does not divide {product}",
-            ),
-            (
-                steps is not None and algo.global_batch_size not in (None, batch),
-                "--global-batch-size contradicts --num-steps-per-rollout: give one of them",
-            ),
-            (
-                algo.use_rollout_logprobs and algo.use_tis,
-                "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
-                "to correct",
-            ),
-            (
-                algo.use_dynamic_batch_size and algo.max_tokens_per_gpu is None,
-                "--use-dynamic-batch-size needs --max-tokens-per-gpu",
-            ),
-            (
-                algo.loss_type == "sft_loss"
-                and (roll.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
-                "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
-            ),
-            (algo.eps_clip_c is not None and algo.eps_clip_c <= 1, "--eps-clip-c must be above 1"),
-            (
-                roll.rollout_temperature <= 0,
-                "--rollout-temperature must be above 0: greedy tokens have no policy gradient",
-            ),
-            (
-                self.checkpoint.save_interval is not None and self.checkpoint.save is None,
-                "--save-interval needs --save",
-            ),
-            (
-                self.checkpoint.save_hf is not None and self.checkpoint.save is None,
-                "--save-hf needs --save: it is written with each checkpoint",
-            ),
-            (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
-            (
-                evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
-                "--eval-interval needs --eval-prompt-data",
-            ),
-            (
-                not roles.issuperset(self.session.tito_allowed_append_roles),
-                "--tito-allowed-append-roles: only tool, user, system and assistant exist",
-            ),
-            *engine_rules(self.topology, self.engines),
-        ]
 
 
 def refuse_broken(rules: list[tuple[bool, str]]) -> None:
@@ -420,15 +398,17 @@ def refuse_broken(rules: list[tuple[bool, str]]) -> None:
 def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]:
     """What engines cannot be, and whether these are: pairs of a broken rule and its words."""
     size, prefill = topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
-    if size < 1 or topology.num_gpus_per_node < 1:
-        return [(True, "--rollout-num-gpus-per-engine and --num-gpus-per-node must be at least 1")]
     return [
+        (
+            engines.sglang_router_ip is not None and engines.sglang_router_port is None,
+            "--sglang-router-ip needs --sglang-router-port: where that router runs",
+        ),
         (
             topology.rollout_slots % size != 0,
             f"--rollout-num-gpus {topology.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {size}",
         ),
         (
-            not 0 <= prefill < max(topology.num_engines, 1),
+            prefill >= max(topology.num_engines, 1),
             f"--prefill-num-servers {prefill}: of {topology.num_engines} engines at least one must be left to decode",
         ),
         (
@@ -454,5 +434,8 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     leftovers = sort_leftovers(parser, unknown)
     groups: dict[str, Any] = {name: take_group(namespace, group) for name, group in GROUPS.items()}
     routed = {"enable_return_routed_experts": True} if groups["algorithm"].use_rollout_routing_replay else {}
+    pairs = groups["evaluation"].eval_prompt_data
+    located = tuple(absolute(each) if at % 2 else each for at, each in enumerate(pairs))
+    groups["evaluation"] = dataclasses.replace(groups["evaluation"], eval_prompt_data=located)
     groups["engines"] = dataclasses.replace(groups["engines"], sglang_args=leftovers.sglang | routed)
     return Config(**groups).check(), leftovers

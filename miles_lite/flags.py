@@ -9,10 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
+import operator
+import os
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from miles_lite.errors import UserError
@@ -56,9 +61,19 @@ class Leftovers:
     sglang: dict[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
+    def show_ignored(self) -> None:
+        """Say on stderr which flags were accepted and change nothing."""
+        if self.ignored:
+            names = ", ".join(f"--{name}" for name in self.ignored)
+            print(f"ignored (the checkpoint or this trainer decides): {names}", file=sys.stderr)
+
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **extra: Any) -> Any:
-    """A dataclass field that is also a command-line flag. `extra`: choices, metavar."""
+    """A dataclass field that is also a command-line flag.
+
+    `extra`: nargs, choices, metavar, const; least, above, most and below bound a number; empty=True allows "";
+    path=True makes a path absolute, from where the command was started, because actors may run elsewhere.
+    """
     metadata = {"help": help, **extra}
     if isinstance(default, (list, dict)):
         raise TypeError("defaults are immutable: use a tuple")
@@ -108,13 +123,54 @@ def _argument(item: dataclasses.Field, hint: Any) -> dict[str, Any]:
 
 
 def take_group(namespace: argparse.Namespace, group: type[T]) -> T:
-    """Build the option dataclass `group` from parsed arguments; a field that was no flag there has its default."""
+    """Build the option dataclass `group` from parsed arguments; a field that was no flag there has its default.
+
+    Raises UserError for a number out of its bounds, one that is not finite, and an empty text.
+    """
     values = {}
     for item in dataclasses.fields(group):  # type: ignore[arg-type]
         if "help" in item.metadata and item.name in namespace:
             value = getattr(namespace, item.name)
+            for each in value if isinstance(value, list) else [value]:
+                _refuse_absurd("--" + item.name.replace("_", "-"), each, item.metadata)
+            if item.metadata.get("path") and value is not None:
+                value = absolute(value)
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return group(**values)
+
+
+def absolute(path: str) -> str:
+    """The path from where the command was started; `~` is the user's home."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def check_folder(flag: str, path: str | Path) -> None:
+    """Refuse a folder that could not be made or written into. Nothing is made. Raises UserError naming `flag`."""
+    folder = Path(path).expanduser().absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"{flag} {path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: {there} cannot be written into")
+
+
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+"""What an option may say of its number, and in which words."""
+
+
+def _refuse_absurd(flag: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if value == "" and not metadata.get("empty"):
+        raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} {value}: must be a finite number")
+    bounds = [(BOUNDS[name], bound) for name, bound in metadata.items() if name in BOUNDS]
+    if value is not None and not all(holds(value, bound) for (holds, _), bound in bounds):
+        raise UserError(f"{flag} {value}: must be " + " and ".join(f"{words} {bound}" for (_, words), bound in bounds))
 
 
 def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> Leftovers:

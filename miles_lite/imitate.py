@@ -15,8 +15,9 @@ from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
 from miles_lite.observe.sinks import open_sinks
 from miles_lite.rollout.examples import Examples
-from miles_lite.rollout.model import check_model_folder, context_length
+from miles_lite.rollout.model import context_length
 from miles_lite.rollout.placement import TRAIN_SHARE, place
+from miles_lite.rollout.precheck import check_folders
 from miles_lite.train.group import TrainGroup
 
 START_TIMEOUT = 900.0
@@ -24,7 +25,7 @@ START_TIMEOUT = 900.0
 
 def imitate(config: Config) -> Path:
     """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError."""
-    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    model = check_folders(config)
     examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
     run_dir = config.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ def train(config: Config) -> Summary:
     with Run(config) as run:
         first = run.start()
         run.sync(first)
-        if run.eval_is_due(before=first):
+        if run.eval_is_due():
             run.evaluate(first)
         for rollout_id in range(first, run.num_rollout):
             with run.step(rollout_id):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.flags import Parser, add_group, option, take_group
+from miles_lite.flags import Parser, add_group, check_folder, option, take_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +20,19 @@ class InitModel:
 
     out: str = option(help="folder to write")
     corpus: tuple[str, ...] = option(help="text files, or JSONL of {'messages': [...]}, the tokenizer learns from")
-    hidden_size: int = option(128, help="width")
-    num_layers: int = option(4, help="layers")
-    num_attention_heads: int = option(4, help="attention heads")
-    num_query_groups: int = option(2, help="key/value heads")
-    ffn_hidden_size: int = option(256, help="width of the feed-forward layer")
-    vocab_size: int = option(768, help="upper bound of the vocabulary")
-    max_position_embeddings: int = option(2048, help="context length in tokens")
-    seed: int = option(1234, help="seed of the weights and of the warm start")
+    hidden_size: int = option(128, help="width", least=1)
+    num_layers: int = option(4, help="layers", least=1)
+    num_attention_heads: int = option(4, help="attention heads", least=1)
+    num_query_groups: int = option(2, help="key/value heads", least=1)
+    ffn_hidden_size: int = option(256, help="width of the feed-forward layer", least=1)
+    vocab_size: int = option(768, help="upper bound of the vocabulary", least=1)
+    max_position_embeddings: int = option(2048, help="context length in tokens", least=1)
+    seed: int = option(1234, help="seed of the weights and of the warm start", least=0, most=2**31 - 1)
     warm_start: str | None = option(None, help="JSONL of {'messages': [...]}: train on its assistant turns")
-    warm_start_steps: int = option(300, help="steps of that")
-    warm_start_batch: int = option(32, help="transcripts per step")
-    warm_start_lr: float = option(3e-3, help="its learning rate")
-    threads: int = option(2, help="CPU threads")
+    warm_start_steps: int = option(300, help="steps of that", least=1)
+    warm_start_batch: int = option(32, help="transcripts per step", least=1)
+    warm_start_lr: float = option(3e-3, help="its learning rate", above=0)
+    threads: int = option(2, help="CPU threads", least=1)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +40,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="miles-lite init-model", allow_abbrev=False)
     add_group(parser, InitModel)
     options = take_group(parser.parse_args(list(argv)), InitModel)
+    check_folder("--out", options.out)
+    if options.warm_start is not None and not Path(options.warm_start).is_file():
+        raise UserError(f"--warm-start {options.warm_start}: no such file")
     texts = [text for path in options.corpus for text in read_corpus(Path(path))]
     from miles_lite.train.init_model import init_model
     from miles_lite.train.warm_start import warm_start

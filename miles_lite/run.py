@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import shutil
 import signal
 import time
@@ -26,6 +27,7 @@ from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
+from miles_lite.flags import check_folder
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.plots import reward_curve
@@ -69,9 +71,12 @@ class Run:
         self._saved: int | None = None
         self._exporting: tuple[Path, list[ray.ObjectRef]] | None = None
         self._training = False
+        self._eval_rollouts = 0
         self.num_rollout = 0
 
     def __enter__(self) -> Self:
+        """Raises UserError for a run folder that cannot be made."""
+        check_folder("--run-dir", self._run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._began = time.time()
         self._seen: dict[str, float] = {}
@@ -108,7 +113,9 @@ class Run:
         log.info("%s%s; logs in %s", engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
-        info = self._wait(starting, "the rollout manager to start its engines", START_TIMEOUT)
+        limit = START_TIMEOUT + config.engines.engine_start_timeout
+        info = self._wait(starting, "the rollout manager to start its engines", limit)
+        self._eval_rollouts = info["eval_rollouts"]
         log.info("router %s, sessions %s, engines %s", info["router_url"], info["session_urls"], info["engine_urls"])
         self.num_rollout = config.rollouts.num_rollout or info["rollouts_per_epoch"] * (config.rollouts.num_epoch or 1)
         if first > 0:
@@ -251,8 +258,8 @@ class Run:
         self._saved = rollout_id
         self._trainer.save_hf(rollout_id)
 
-    def eval_is_due(self, *, before: int | None = None, after: int | None = None) -> bool:
-        """Before the first step, every --eval-interval rollouts, and after the last."""
+    def eval_is_due(self, *, after: int | None = None) -> bool:
+        """Before the first step (no `after`), every --eval-interval rollouts, and after the last."""
         options = self._config.evaluation
         if options.eval_interval is None:
             return False
@@ -322,7 +329,10 @@ class Run:
         return self._wait(ref, "the rollout's batches", CALL_TIMEOUT)  # type: ignore[no-any-return]
 
     def _eval_timeout(self) -> float:
-        return CALL_TIMEOUT + self._config.rollouts.rollout_timeout
+        """As many times --rollout-timeout as agents have to wait for one another, and a margin; seconds."""
+        options = self._config.rollouts
+        waves = math.ceil(self._eval_rollouts / (options.num_agent_workers * options.agent_concurrency))
+        return CALL_TIMEOUT + waves * options.rollout_timeout
 
     def _log(self, metrics: dict[str, float], step: int, step_key: str) -> None:
         assert self._sinks is not None

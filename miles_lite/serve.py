@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from miles_lite.admin import admin_key, announced, known_key
 from miles_lite.cluster import connect, disconnect
-from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
-from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology
+from miles_lite.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
 from miles_lite.rollout.groups import in_words, plan_engines
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, place
@@ -27,20 +27,18 @@ from miles_lite.stopping import stop_requested
 class Serving:
     """serving: limits and seed of the engines."""
 
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    seed: int = option(1234, help="seed of the engines")
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    seed: int = option(1234, help="seed of the engines", least=0, most=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterOptions:
     """router: its port, and what it keeps."""
 
-    port: int | None = option(None, help="port (default: a free one)")
-    state_file: str | None = option(None, help="keep the workers in this file for the next start")
+    port: int | None = option(None, help="port (default: a free one)", least=1, most=65535)
+    state_file: str | None = option(None, help="keep the workers in this file for the next start", path=True)
 
 
-SERVED: dict[type, tuple[str, ...]] = {Checkpoint: ("hf_checkpoint",), Logging: ("run_dir", "ray_address")}
-"""Of these groups, the flags that `miles-lite serve` has too; nothing is trained, saved or logged there."""
 HOSTS = ("bind_host", "advertise_host")
 ROUTING = ("sglang_server_concurrency", "router", "router_policy", "router_timeout", "router_queue_seconds")
 """The flags of a run that `miles-lite router` has too."""
@@ -53,6 +51,7 @@ def serve(argv: Sequence[str]) -> int:
         add_group(parser, group, only=SERVED.get(group, ()))
     namespace, unknown = parser.parse_known_args(list(argv))
     leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
     serving, logging = take_group(namespace, Serving), take_group(namespace, Logging)
     options = StackOptions.taken(
         namespace,
@@ -61,6 +60,7 @@ def serve(argv: Sequence[str]) -> int:
         seed=serving.seed,
         run_dir=logging.path,
     )
+    check_folder("--run-dir", logging.path)
     connect(logging.ray_address)
     try:
         layout = place(options.topology, train=False)

@@ -24,17 +24,21 @@ from miles_lite.stopping import stop_requested
 class SessionOptions:
     """session server: what it serves, and where."""
 
-    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read")
+    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read", path=True)
     router_url: str = option(help="router, or a single engine: where /generate is")
     bind_host: str = option("127.0.0.1", help="interface to bind to; off loopback each session needs its key")
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
-    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer")
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    run_dir: str = option("runs/session", help="folder of the journal")
+    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer", above=0)
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    run_dir: str = option("runs/session", help="folder of the journal", path=True)
 
 
 OF_ONE_SERVER = tuple(name for name in Session.__dataclass_fields__ if name != "num_session_servers")
 """The flags of a run's session servers that this one has too."""
+
+
+OF_SGLANG = ("enable_return_routed_experts", "reasoning_parser", "tool_call_parser")
+"""What a session server must know of how its engines were started."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +47,12 @@ def main(argv: Sequence[str]) -> int:
     add_group(parser, SessionOptions)
     add_group(parser, Session, only=OF_ONE_SERVER)
     namespace, unknown = parser.parse_known_args(list(argv))
-    sglang = sort_leftovers(parser, unknown).sglang
+    leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
+    sglang = leftovers.sglang
+    if without := [f"--sglang-{name.replace('_', '-')}" for name in sglang if name not in OF_SGLANG]:
+        known = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in OF_SGLANG)
+        raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
     options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
     folder = Path(options.hf_checkpoint).expanduser().resolve()
     if not (folder / "config.json").is_file():

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from miles_lite.cli import COMMANDS, main
 from miles_lite.errors import UserError, plain
 from miles_lite.net import bracketed, local, reachable
+
+JOB = ["--hf-checkpoint", "/no/such/m", "--prompt-data", "p", "--rollout-batch-size", "1", "--num-rollout", "1"]
 
 
 @pytest.mark.parametrize(
@@ -19,18 +23,53 @@ from miles_lite.net import bracketed, local, reachable
         ),
         (["router", "--prot", "1"], "unrecognized arguments: --prot"),
         (["init-model", "--out", "m", "--corpus", "/no/such/file"], "--corpus: cannot read /no/such/file"),
+        (["init-model", "--out", __file__, "--corpus", __file__], f"--out {__file__}: {__file__} is no folder"),
+        (
+            ["init-model", "--out", "m", "--corpus", __file__, "--warm-start", "/no/such/file"],
+            "--warm-start /no/such/file: no such file",
+        ),
+        (["init-model", "--out", "m", "--corpus", __file__, "--num-layers", "0"], "--num-layers 0: must be at least 1"),
+        (["train", *JOB, "--lr", "nan"], "--lr nan: must be a finite number"),
+        (["train", *JOB, "--num-rollout", "0"], "--num-rollout 0: must be at least 1"),
+        (["train", *JOB, "--run-dir", ""], "--run-dir is empty"),
+        (["train", *JOB, "--run-dir", f"{__file__}/run"], f"--run-dir {__file__}/run: {__file__} is no folder"),
+        (["rollout", *JOB], "m: no such folder"),
+        (["train", *JOB, "--loss-type", "sft_loss"], "m: no such folder"),
+        (["router", "--router-timeout", "-1"], "--router-timeout -1.0: must be above 0"),
+        (["router", "--port", "70000"], "--port 70000: must be at least 1 and at most 65535"),
+        (
+            ["session", "--hf-checkpoint", "m", "--router-url", "u", "--session-memory-gb", "nan"],
+            "--session-memory-gb nan: must be a finite number",
+        ),
+        (
+            ["session", "--hf-checkpoint", "m", "--router-url", "u", "--sglang-tp-size", "2"],
+            "--sglang-tp-size: no engine is started here",
+        ),
+        (["verify", "session", "--hf-checkpoint", "m", "--use-wandb"], "unknown flag --use-wandb"),
+        (["verify", "session", "--hf-checkpoint", "m", "--session-verify-cycles", "0"], "must be at least 1"),
+        (["serve", "--hf-checkpoint", "m", "--pause-generation-mode", "abort"], "unknown flag --pause-generation-mode"),
+        (["serve", "--hf-checkpoint", "m", "--engine-restarts", "-1"], "--engine-restarts -1: must be at least 0"),
         (["serve", "--hf-checkpoint", "m", "--sglng-x"], "unknown flag --sglng-x"),
         (["serve", "--hf-checkpoint", "m", "--save", "x"], "unknown flag --save"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
     assert "Traceback" not in error
+
+
+def test_flags_that_change_nothing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "serve", "verify session"):
+        needed = JOB if command == "train" else JOB[:2]
+        assert main([*command.split(), *needed, "--swiglu", "--num-layers", "3"]) == 2, "the model folder is missing"
+        assert "ignored" in (shown := capsys.readouterr().err)
+        assert "--swiglu, --num-layers" in shown
 
 
 def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from miles_lite.config import build_parser, parse
 from miles_lite.errors import UserError
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
+UNBOUNDED = ("--entropy-coef", "--reward-chance")
 SURFACE = Path(__file__).parent / "cli_surface.txt"
 
 
@@ -33,7 +35,10 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
     )
     assert config.global_batch_size == 16
     assert config.session.use_session_server == "v1"
-    assert config.evaluation.datasets == {"aime": "a.jsonl", "gpqa": "g.jsonl"}
+    assert config.evaluation.datasets == {
+        "aime": str(Path("a.jsonl").absolute()),
+        "gpqa": str(Path("g.jsonl").absolute()),
+    }
     assert leftovers.sglang == {"mem_fraction_static": "0.7", "enable_dp_attention": True, "cuda_graph_bs": "8"}
     assert leftovers.ignored == ("tensor-model-parallel-size", "num-layers", "moe-router-topk", "swiglu")
 
@@ -60,6 +65,16 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         (["--rollout-temperature", "0"], "no policy gradient"),
         (["--tito-allowed-append-roles", "robot"], "only tool, user, system"),
         (["--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"], "is not a multiple"),
+        (["--prefill-num-servers", "1"], "at least one must be left to decode"),
+        (["--sglang-router-ip", "10.0.0.1"], "--sglang-router-ip needs --sglang-router-port"),
+        (["--eval-prompt-data", "a", "x", "a", "y"], "a name is there twice"),
+        (["--min-lr", "1"], "--min-lr 1.0 is above --lr"),
+        (["--kl-loss-coef", "0.1"], "needs --use-kl-loss"),
+        (["--tis-clip-low", "3"], "is above --tis-clip 2.0"),
+        (["--rollout-top-k", "0"], "give -1 .off. or at least 1"),
+        (["--rm-type", "contains"], "needs --label-key"),
+        (["--rm-type", "random", "--custom-rm-path", "a.b"], "exclude each other"),
+        (["--loss-type", "sft_loss", "--use-tis"], "has no rollouts"),
     ],
 )
 def test_bad_flags_get_one_clear_message(flags: list[str], message: str) -> None:
@@ -67,8 +82,57 @@ def test_bad_flags_get_one_clear_message(flags: list[str], message: str) -> None
         parse([*NEEDED, *flags])
 
 
+NUMBERS = [action for action in build_parser()._actions if action.type in (int, float)]
+
+
+@pytest.mark.parametrize("action", NUMBERS, ids=lambda action: str(action.option_strings[0]))
+def test_every_number_has_bounds(action: argparse.Action) -> None:
+    """What no run could mean is refused by name, before anything is started."""
+    flag = action.option_strings[0]
+    absurd = ["-2"] if action.type is int else ["-2", "nan", "inf", "-inf"]
+    for value in absurd if flag not in UNBOUNDED else absurd[1:]:
+        with pytest.raises(UserError, match=f"^{flag} {value}(.0)?: must be|^{flag} must be"):
+            parse([*NEEDED, f"{flag}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--num-rollout", "0", "must be at least 1"),
+        ("--global-batch-size", "0", "must be at least 1"),
+        ("--session-server-port", "65536", "must be at least 1 and at most 65535"),
+        ("--rollout-top-p", "1.1", "must be above 0 and at most 1"),
+        ("--adam-beta2", "1", "must be at least 0 and below 1"),
+        ("--eps-clip-c", "1", "must be above 1"),
+        ("--seed", str(2**31), "at most 2147483647"),
+    ],
+)
+def test_bounds_hold_at_their_edge(flag: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"{flag} {value}.*{message}"):
+        parse([*NEEDED, flag, value])
+
+
+def test_an_empty_text_is_refused() -> None:
+    for flag in ("--run-dir", "--hf-checkpoint", "--label-key", "--rollout-stop"):
+        with pytest.raises(UserError, match=f"{flag} is empty"):
+            parse([*NEEDED, flag, ""])
+
+
+def test_a_path_means_the_same_wherever_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An actor's working folder may be another one, and bash leaves the ~ of --save=~/x alone."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    config, _ = parse([*NEEDED, "--save=~/x", "--load", "x", "--save-hf", "hf/{rollout_id}", "--run-dir", "../r"])
+    assert (config.checkpoint.save, config.checkpoint.load) == ("/home/me/x", str(tmp_path / "x"))
+    assert config.checkpoint.save_hf == str(tmp_path / "hf" / "{rollout_id}")
+    assert config.run_dir == tmp_path.parent / "r"
+    assert config.data.prompt_data == str(tmp_path / "p")
+
+
 def test_a_missing_flag_is_named() -> None:
     with pytest.raises(UserError, match="--hf-checkpoint"):
         parse(NEEDED[2:])
     with pytest.raises(UserError, match="--num-rollout or --num-epoch"):
         parse(NEEDED[:-2])
+    with pytest.raises(UserError, match="--lr-decay-style linear needs --num-rollout"):
+        parse([*NEEDED[:-2], "--num-epoch", "1", "--lr-decay-style", "linear"])

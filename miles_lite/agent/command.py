@@ -36,17 +36,17 @@ class AgentOptions:
     single: str | None = option(None, help="one user turn: print the answer and exit")
     json_out: bool = option(False, help="events on stdout, one JSON object per line")
     transcript: str | None = option(None, help="file for the same events, and tool results")
-    max_steps: int = option(8, help="tool rounds per user turn")
-    max_tokens: int = option(256, help="new tokens per reply")
-    temperature: float = option(1.0, help="sampling temperature")
-    system: str = option(PREAMBLE, help="beginning of the system prompt; the tools follow it")
+    max_steps: int = option(8, help="tool rounds per user turn", least=0)
+    max_tokens: int = option(256, help="new tokens per reply", least=1)
+    temperature: float = option(1.0, help="sampling temperature", least=0)
+    system: str = option(PREAMBLE, help="beginning of the system prompt; the tools follow it", empty=True)
     tool_format: Literal["auto", "native", "portable", "bash"] = option(
         "auto",
         help="how calls are written: native to the chat template; portable JSON; fenced bash blocks, which call the "
         "tool bash, and --system as it is; auto: native where the template shows tools, else portable",
     )
     confirm_tools: bool = option(False, help="ask before each call")
-    tool_timeout: float = option(30.0, help="seconds one call may take")
+    tool_timeout: float = option(30.0, help="seconds one call may take", above=0)
     tool_dir: str | None = option(None, help="folder that tools work in, writable in the sandbox (default: this one)")
     sandbox: Literal["none", "bwrap"] = option("none", help="bwrap: read-only root, private /tmp, no network, limits")
     prompt_cache_dir: str | None = option(
@@ -62,10 +62,6 @@ class Agent:
     def __init__(self, url: str, options: AgentOptions, *, shows_tools: bool, admin_key: str | None = None) -> None:
         """`shows_tools`: the model's chat template does, so that calls are native where the user did not choose.
         `admin_key`: what the server wants for opening a session."""
-        if options.max_steps < 0 or options.max_tokens < 1 or options.temperature < 0 or options.tool_timeout <= 0:
-            raise UserError(
-                "--max-steps and --temperature must be at least 0, --max-tokens at least 1, --tool-timeout above 0"
-            )
         if options.single is not None and not options.single.strip():
             raise UserError("--single: there is no text; give what the user says, or leave the flag out to talk")
         self.url, self._options, self._admin_key = url, options, admin_key

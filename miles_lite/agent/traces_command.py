@@ -44,7 +44,7 @@ class ToData:
     min_reward: float | None = option(None, help="leave out trajectories below this reward, or without one")
     max_reward: float | None = option(None, help="leave out those above it, or without one")
     success: bool = option(False, help="only reward 1: the same as --min-reward 1")
-    max_seq_len: int | None = option(None, help="leave out those longer than this many tokens")
+    max_seq_len: int | None = option(None, help="leave out those longer than this many tokens", least=1)
     dedup: bool = option(True, help="leave out trajectories with the same ids as an earlier one")
     split: tuple[str, ...] = option((), help="NAME=SHARE ...: by prompt, the same for ever", metavar="NAME=SHARE")
 

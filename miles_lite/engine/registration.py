@@ -1,6 +1,6 @@
 """Tells a router of an engine that it comes, or goes.
 
-Invariant: a call ends within TIMEOUT seconds, which is less than an actor has to stop.
+Invariant: a call ends within seconds; `deregister` within fewer than an actor has to stop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from miles_lite.admin import VARIABLE, bearer
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.errors import UserError
 
-TIMEOUT = 5.0
+REGISTERING, DEREGISTERING = 15.0, 5.0
+"""Seconds. A router connects to whoever registers, and asks it for its weight version."""
 
 
 async def register(info: EngineInfo, *, router_url: str, key: str | None) -> None:
@@ -20,7 +21,7 @@ async def register(info: EngineInfo, *, router_url: str, key: str | None) -> Non
     if info.bootstrap_port is not None:
         query["bootstrap_port"] = str(info.bootstrap_port)
     try:
-        await _post(f"{router_url}/add_worker", query, key)
+        await _post(f"{router_url}/add_worker", query, key, seconds=REGISTERING)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise UserError(
             f"the engine at {info.url} is healthy but the router at {router_url} did not accept it: "
@@ -31,11 +32,11 @@ async def register(info: EngineInfo, *, router_url: str, key: str | None) -> Non
 
 async def deregister(url: str, *, router_url: str, key: str | None) -> None:
     """No request shall come any more. Raises aiohttp.ClientError and TimeoutError."""
-    await _post(f"{router_url}/remove_worker", {"url": url}, key)
+    await _post(f"{router_url}/remove_worker", {"url": url}, key, seconds=DEREGISTERING)
 
 
-async def _post(url: str, query: dict[str, str], key: str | None) -> None:
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+async def _post(url: str, query: dict[str, str], key: str | None, *, seconds: float) -> None:
+    timeout = aiohttp.ClientTimeout(total=seconds)
     async with (
         aiohttp.ClientSession(timeout=timeout, headers=bearer(key)) as session,
         session.post(url, params=query) as reply,

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from miles_lite.config import Config
+from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.hooks import load_hook
@@ -52,10 +52,8 @@ class Progress:
     """Where a running step stands."""
 
     groups_done: int
-    groups_needed: int
     rollouts_done: int
     rollouts_started: int
-    engine_restarts: int
 
 
 class RolloutManager:
@@ -89,7 +87,8 @@ class RolloutManager:
         return f"RolloutManager(version={self._stack.weight_version}, groups={self._accounts.started})"
 
     async def start(self) -> dict[str, Any]:
-        """Read the data, start the stack and the agent workers. Returns URLs and the rollouts of one epoch."""
+        """Read the data, start the stack and the agent workers. Returns URLs, the rollouts of one epoch and those of
+        one evaluation."""
         self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
         self._eval_sets = {
             name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
@@ -98,15 +97,17 @@ class RolloutManager:
         self._generator = Generator(
             self._config.rollouts,
             take_prompt=self._source.take,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, self._sampling()),
+            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_hook(filter_path, flag="--dynamic-sampling-filter-path") if filter_path else None,
             accounts=self._accounts,
         )
         await asyncio.gather(self._stack.start(), self._start_workers())
+        held_out = sum(len(prompts) for prompts in self._eval_sets.values())
         return {
             "router_url": self._stack.router_url,
             "session_urls": self._stack.session_urls,
             "engine_urls": self._stack.engine_urls,
+            "eval_rollouts": held_out * self._config.evaluation.n_samples_per_eval_prompt,
             "rollouts_per_epoch": max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
         }
 
@@ -138,10 +139,11 @@ class RolloutManager:
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
         count = self._config.evaluation.n_samples_per_eval_prompt
+        sampled = sampling(self._config.rollouts) | eval_sampling(self._config.evaluation)
         for name, prompts in self._eval_sets.items():
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
-                self._run_rollout(prompt, group.index, self._eval_sampling())
+                self._run_rollout(prompt, group.index, sampled)
                 for prompt, group in zip(prompts, groups, strict=True)
                 for _ in range(count)
             ]
@@ -172,15 +174,13 @@ class RolloutManager:
         step = self._generator.step
         return Progress(
             groups_done=len(step.groups),
-            groups_needed=self._config.rollouts.rollout_batch_size,
             rollouts_done=step.rollouts_done,
             rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
-            engine_restarts=self._stack.engine_restarts,
         )
 
     async def accounts(self) -> dict[str, Any]:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts) | {"in_flight": self._accounts.in_flight}
+        return dataclasses.asdict(self._accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.
@@ -251,24 +251,26 @@ class RolloutManager:
                 self._worker_load[worker] -= 1
                 self._session_load[session_url] -= 1
 
-    def _sampling(self) -> dict[str, Any]:
-        options = self._config.rollouts
-        return {
-            "temperature": options.rollout_temperature,
-            "top_p": options.rollout_top_p,
-            "top_k": options.rollout_top_k,
-            "max_new_tokens": options.rollout_max_response_len,
-            "stop": list(options.rollout_stop),
-        }
 
-    def _eval_sampling(self) -> dict[str, Any]:
-        options, training = self._config.evaluation, self._sampling()
-        given = {
-            "temperature": options.eval_temperature,
-            "top_p": options.eval_top_p,
-            "max_new_tokens": options.eval_max_response_len,
-        }
-        return training | {name: value for name, value in given.items() if value is not None}
+def sampling(options: Rollouts) -> dict[str, Any]:
+    """SGLang's sampling parameters of the run."""
+    return {
+        "temperature": options.rollout_temperature,
+        "top_p": options.rollout_top_p,
+        "top_k": options.rollout_top_k,
+        "max_new_tokens": options.rollout_max_response_len,
+        "stop": list(options.rollout_stop),
+    }
+
+
+def eval_sampling(options: Evaluation) -> dict[str, Any]:
+    """Those that differ on held-out prompts."""
+    given = {
+        "temperature": options.eval_temperature,
+        "top_p": options.eval_top_p,
+        "max_new_tokens": options.eval_max_response_len,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _state_path(folder: str, rollout_id: int) -> Path:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
+from miles_lite.flags import check_folder
 from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
 from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.rewards import BUILT_IN
+from miles_lite.session.match import matcher_named
 from miles_lite.tito import Tito
 
 log = logging.getLogger(__name__)
 
 
 def check_inputs(config: Config) -> None:
-    """Model folder, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
-    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
+    model = check_folders(config)
     limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
     for flag, hook in _hooks(config).items():
@@ -28,6 +30,8 @@ def check_inputs(config: Config) -> None:
     rule = config.rollouts.rm_type
     if rule is not None and rule not in BUILT_IN:
         raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
+    if "." not in config.session.session_message_matcher:
+        matcher_named(config.session.session_message_matcher)
     check_engines(config.topology, config.engines)
     roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
     tito = Tito.load(model, append_roles=roles, family=family)
@@ -40,10 +44,31 @@ def check_inputs(config: Config) -> None:
         check_lengths(load_prompts(source, config.data), count, limit=limit, source=source)
 
 
+def check_folders(config: Config) -> Path:
+    """The folders that are read and those that will be written; returns the model's. Raises UserError."""
+    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    if config.algorithm.use_kl_loss and config.checkpoint.ref_load is not None:
+        check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
+    written = {
+        "--run-dir": config.logging.run_dir,
+        "--load": config.checkpoint.load,
+        "--save": config.checkpoint.save,
+        "--save-hf": config.checkpoint.save_hf,
+        "--trajectory-dir": config.logging.trajectory_dir,
+    }
+    for flag, path in written.items():
+        if path is not None:
+            check_folder(flag, path)
+    return model
+
+
 def _hooks(config: Config) -> dict[str, str]:
     named = {
         "--custom-agent-function-path": config.rollouts.custom_agent_function_path,
         "--custom-rm-path": config.rollouts.custom_rm_path,
         "--dynamic-sampling-filter-path": config.rollouts.dynamic_sampling_filter_path,
+        "--session-sample-picker-path": config.session.session_sample_picker_path,
+        "--session-sample-postprocessor-path": config.session.session_sample_postprocessor_path,
+        "--session-message-matcher": config.session.session_message_matcher,
     }
     return {flag: path for flag, path in named.items() if path is not None}

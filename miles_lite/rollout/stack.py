@@ -114,10 +114,6 @@ class Stack:
     async def onload(self) -> None:
         await self._fleet.onload()
 
-    async def session_load(self) -> list[int]:
-        """Live sessions per session actor."""
-        return list(await asyncio.gather(*(actor.load.remote() for actor in self._sessions)))
-
     async def session_stats(self) -> dict[str, float]:
         """Counters summed over the session actors."""
         total: dict[str, float] = {}

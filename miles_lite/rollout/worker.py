@@ -185,7 +185,5 @@ def _fail(rollout: Rollout, error: Exception) -> None:
 
 def _request_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling parameters under the names OpenAI clients use."""
-    names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
-    known = {"temperature", "top_p", "max_tokens", "stop", "seed"}
-    renamed = {names.get(key, key): value for key, value in sampling.items()}
-    return {key: value for key, value in renamed.items() if key in known and value not in (None, (), [])}
+    names = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "stop": "stop"}
+    return {names[key]: value for key, value in sampling.items() if key in names and value not in (None, (), [])}

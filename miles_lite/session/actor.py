@@ -21,10 +21,6 @@ class SessionActor:
         """The server's URL. Raises UserError for a model, role or port that cannot be used."""
         return await self._supervisor.start()
 
-    async def load(self) -> int:
-        """Live sessions."""
-        return int((await self._supervisor.stats()).get("sessions", 0))
-
     async def stats(self) -> dict[str, float]:
         """Counters: turns, prompt_tokens, completion_tokens, roots_<reason>, sampling_overridden, engine_retries ..."""
         return await self._supervisor.stats()

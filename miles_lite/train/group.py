@@ -52,9 +52,7 @@ class TrainGroup:
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises UserError for a schedule without an end. `strategies` are Ray's, `run_dir` is named in errors."""
-        if config.optimizer.lr_decay_style != "constant" and config.rollouts.num_rollout is None:
-            raise UserError(f"--lr-decay-style {config.optimizer.lr_decay_style} needs --num-rollout: where decay ends")
+        """`strategies` are Ray's, `run_dir` is named in errors."""
         self._config = config
         self._run_dir = run_dir
         self._workers: list[Any] = []

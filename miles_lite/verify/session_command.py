@@ -18,9 +18,9 @@ from typing import Literal
 
 from miles_lite.admin import known_key
 from miles_lite.cluster import connect, disconnect
-from miles_lite.config import Checkpoint, Engines, Logging, Session, Topology
+from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology
 from miles_lite.errors import UserError
-from miles_lite.flags import Leftovers, Parser, add_group, option, sort_leftovers, take_group
+from miles_lite.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import place
 from miles_lite.rollout.stack import Stack
@@ -40,20 +40,20 @@ class Verification:
     """verification: what the sessions go through, and when they pass"""
 
     session_url: str | None = option(None, help="verify the session server that runs there (default: start one)")
-    session_verify_cycles: int = option(3, help="rounds of tool result, follow-up, reminder and rollback")
+    session_verify_cycles: int = option(3, help="rounds of tool result, follow-up, reminder and rollback", least=1)
     session_verify_failure_mode: Literal["rollback", "append_tool", "append_user"] = option(
         "rollback", help="when a reply calls no tool: take it back (three times at most), or append"
     )
     session_verify_stream: bool = option(True, help="ask for streams")
     assistant_text_threshold: float = option(
-        0.2, help="share of sessions in which replies may be spelled unlike the template prints them"
+        0.2, help="share of sessions in which replies may be spelled unlike the template prints them", least=0, most=1
     )
-    rollout_batch_size: int = option(16, help="prompts")
-    n_samples_per_prompt: int = option(1, help="sessions per prompt")
-    rollout_max_response_len: int = option(8192, help="new tokens per model call")
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens")
-    rollout_temperature: float = option(0.7, help="sampling temperature")
-    seed: int = option(1234, help="seed of the engines")
+    rollout_batch_size: int = option(16, help="prompts", least=1)
+    n_samples_per_prompt: int = option(1, help="sessions per prompt", least=1)
+    rollout_max_response_len: int = option(8192, help="new tokens per model call", least=1)
+    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    rollout_temperature: float = option(0.7, help="sampling temperature", least=0)
+    seed: int = option(1234, help="seed of the engines", least=0, most=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def main(argv: Sequence[str], prog: str = "miles-lite verify session") -> int:
 def _parse(argv: Sequence[str], prog: str) -> Options:
     parser = Parser(prog=prog, allow_abbrev=False)
     for group in (Verification, Topology, Checkpoint, Session, Engines, Logging):
-        add_group(parser, group)
+        add_group(parser, group, only=SERVED.get(group, ()))
     namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers: Leftovers = sort_leftovers(parser, unknown)
+    leftovers = sort_leftovers(parser, unknown)
+    leftovers.show_ignored()
     verification, logging = take_group(namespace, Verification), take_group(namespace, Logging)
-    if min(verification.session_verify_cycles, verification.rollout_batch_size, verification.n_samples_per_prompt) < 1:
-        raise UserError("--session-verify-cycles, --rollout-batch-size and --n-samples-per-prompt must be at least 1")
+    check_folder("--run-dir", logging.path)
     stack = StackOptions.taken(
         namespace,
         leftovers,

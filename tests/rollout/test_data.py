@@ -28,6 +28,16 @@ def test_rows_keep_their_line_number_and_slices_apply(tmp_path: Path) -> None:
     assert [prompt.metadata["i"] for prompt in load_prompts(f"{path}@[1:3]", options())] == [1, 2]
 
 
+def test_keys_and_seed_are_those_of_the_flags(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps({"question": "q", "answer": "a", "about": {"k": 1}}))
+    (prompt,) = load_prompts(path, options(input_key="question", label_key="answer", metadata_key="about"))
+    assert (prompt.input, prompt.label, prompt.metadata) == ("q", "a", {"k": 1})
+    prompts = [Prompt(row=row, input="x") for row in range(50)]
+    sources = [DataSource(prompts, options(rollout_shuffle=True, rollout_seed=seed)) for seed in (1, 1, 2)]
+    first, same, other = ([source.take().row for _ in prompts] for source in sources)
+    assert first == same != other
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -56,6 +56,17 @@ def test_inexact_turns_are_flagged_and_kept_or_masked(tiny_model: Path, policy: 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("chooses", [True, False])
+def test_clients_choose_sampling_parameters_only_where_they_may(tiny_model: Path, chooses: bool) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([40, STOP]), session_client_sampling=chooses) as b:
+            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+            await b.chat(session, ASK, temperature=0.2)
+            assert b.engine.requests[0]["sampling_params"]["temperature"] == (0.2 if chooses else 0.7)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("status", [400, 409])
 def test_a_hop_that_failed_to_roll_back_is_asked_once_more_with_the_whole_conversation(
     tiny_model: Path, status: int

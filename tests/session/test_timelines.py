@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miles_lite.config import Session
 from miles_lite.sample import Sample, Status
 from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.collect import Plan, collect
@@ -313,3 +314,15 @@ def test_a_chain_of_roots_is_one_sample_and_its_cut_keeps_everything_aligned() -
     assert (sample.metadata["merged"], sample.trained_tokens) == (5, 12)
     (cut,) = collect(tree, max_seq_len=9)
     assert (cut.tokens.tolist(), cut.status) == (prompt[:9], Status.TRUNCATED)
+
+
+def test_the_flags_of_merging_reach_it() -> None:
+    def append(*_: Any) -> None:
+        raise AssertionError("not called")
+
+    def merging(**flags: Any) -> Merging:
+        return Plan.of(Session(**flags), append).merging
+
+    assert merging() == Merging(level="token", ignore_tools=False, fix_drift=True, append=append)
+    given = merging(timeline_compare_level="text", timeline_ignore_tools="true", fix_retokenization_drift="false")
+    assert given == Merging(level="text", ignore_tools=True, fix_drift=False, append=append)

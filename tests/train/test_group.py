@@ -77,7 +77,3 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
 def test_a_users_mistake_reaches_the_driver_as_it_is(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model in"):
         start(make_config(tmp_path / "absent"), tmp_path)
-    config = make_config(model_dir, "--lr-decay-style", "linear", "--num-epoch", "1")
-    config = type(config)(**{**vars(config), "rollouts": type(config.rollouts)(rollout_batch_size=2, num_epoch=1)})
-    with pytest.raises(UserError, match="--lr-decay-style linear needs --num-rollout"):
-        TrainGroup(config, strategies=[], slot_share=0.5, device="cpu", run_dir=tmp_path)

@@ -128,6 +128,41 @@ def test_kl_to_itself_is_zero_and_tis_weighs_the_engine_in(model_dir: Path) -> N
     assert metrics["train/tis"] != pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "flags", [("--eps-clip", "0.9"), ("--eps-clip-high", "5"), ("--eps-clip-c", "1.5"), ("--entropy-coef", "0.1")]
+)
+def test_each_flag_of_the_loss_changes_it(model_dir: Path, flags: tuple[str, ...]) -> None:
+    off_policy = "--use-rollout-logprobs"
+    batch = make_batch(make_samples(5, 4), [1, -1, 2, -2])
+    for sample, logprob in zip(batch.samples, (-9, -9, 0, 0), strict=True):  # ratios far above 1, then far below
+        sample.logprobs[sample.loss_mask == 1] = logprob
+    given, without = (learner(model_dir, off_policy, *more).train(batch)["train/loss"] for more in (flags, ()))
+    assert given != pytest.approx(without, rel=1e-4)
+
+
+def test_tis_weights_stay_within_their_bounds(model_dir: Path) -> None:
+    bounds = ("--tis-clip", "1.25", "--tis-clip-low", "1.25")
+    metrics = learner(model_dir, "--use-tis", *bounds).train(make_batch(make_samples(4, 2), [1, 1]))
+    assert metrics["train/tis"] == pytest.approx(1.25, abs=1e-5)
+
+
+def test_the_kl_loss_is_to_the_model_of_ref_load(model_dir: Path, tmp_path: Path) -> None:
+    other = learner(model_dir)
+    with torch.no_grad():
+        for parameter in other.policy.parameters():
+            parameter.mul_(1.5)
+    other.policy.model.save_pretrained(tmp_path)
+    batch = make_batch(make_samples(4, 2), [1, 1])
+    metrics = learner(model_dir, "--use-kl-loss", "--kl-loss-type", "k2", "--ref-load", str(tmp_path)).train(batch)
+    assert metrics["train/kl_loss"] > 1e-4
+
+
+def test_the_optimizer_is_the_one_that_the_flags_describe(model_dir: Path) -> None:
+    flags = "--weight-decay 0.3 --adam-beta1 0.5 --adam-beta2 0.6 --adam-eps 1e-3".split()
+    (group,) = learner(model_dir, *flags).optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.5, 0.6), 1e-3)
+
+
 @pytest.mark.parametrize("flags", [("--use-tis",), ("--use-rollout-logprobs",)])
 def test_tokens_of_another_context_are_trained_but_take_part_in_no_ratio(
     model_dir: Path, flags: tuple[str, ...]

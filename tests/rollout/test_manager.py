@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import miles_lite.rollout.manager as manager_module
+from miles_lite.config import parse
+from miles_lite.rollout.manager import RolloutManager, eval_sampling, sampling
+from miles_lite.rollout.worker import Task
+from miles_lite.sample import Group, Rollout, Status
+from tests.rollout.test_batch import make_sample
+
+NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
+
+
+def test_sampling_flags_reach_the_engines() -> None:
+    given = "--rollout-temperature 0.7 --rollout-top-p 0.9 --rollout-top-k 5 --rollout-max-response-len 7".split()
+    config, _ = parse([*NEEDED, *given, "--rollout-stop", "END", "STOP"])
+    asked = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_new_tokens": 7, "stop": ["END", "STOP"]}
+    assert sampling(config.rollouts) == asked
+    assert eval_sampling(config.evaluation) == {}
+
+
+def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
+    given = "--eval-temperature 0 --eval-top-p 0.5 --eval-max-response-len 9".split()
+    config, _ = parse([*NEEDED, *given])
+    assert eval_sampling(config.evaluation) == {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
+
+
+class FakeStack:
+    """Stands where engines, router and session servers would."""
+
+    session_urls = ("http://one", "http://two")
+    router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
+
+    def __init__(self, *_: Any) -> None: ...
+
+    async def start(self) -> None: ...
+
+    async def session_stats(self) -> dict[str, float]:
+        return {}
+
+
+def even(group: Group) -> bool:
+    return group.index % 2 == 0
+
+
+def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *flags: str) -> tuple[RolloutManager, list[int]]:
+    """A started manager, and how many agents run at each time that one begins; every rollout is rewarded 1 or 0."""
+    monkeypatch.setattr(manager_module, "Stack", FakeStack)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
+    needed = ["--hf-checkpoint", "m", "--prompt-data", str(prompts), "--rollout-batch-size", "2", "--num-rollout", "1"]
+    config, _ = parse([*needed, "--run-dir", str(tmp_path / "run"), *flags])
+    manager = RolloutManager(config, None)  # type: ignore[arg-type]
+    running, seen = [0], []
+
+    class Remote:
+        def remote(self, task: Task) -> asyncio.Task[Rollout]:
+            return asyncio.ensure_future(self._run(task))
+
+        async def _run(self, task: Task) -> Rollout:
+            running[0] += 1
+            seen.append(running[0])
+            await asyncio.sleep(0)
+            running[0] -= 1
+            done = Rollout(task.rollout_index, task.group_index, samples=[make_sample(4, 2)], status=Status.COMPLETED)
+            done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
+            return done
+
+    class Worker:
+        run = Remote()
+
+    async def start_workers() -> None:
+        manager._workers += [Worker()] * config.rollouts.num_agent_workers
+
+    monkeypatch.setattr(manager, "_start_workers", start_workers)
+    monkeypatch.setattr(manager_module.ray, "put", lambda batch: batch)
+    (tmp_path / "run").mkdir()
+    return manager, seen
+
+
+def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"input": "x"}\n' * 3)
+    flags = ["--eval-prompt-data", "held", str(held), "--n-samples-per-eval-prompt", "4"]
+    manager, seen = drive(monkeypatch, tmp_path, *flags)
+
+    async def run() -> dict[str, float]:
+        assert (await manager.start())["eval_rollouts"] == 12
+        return (await manager.eval())[0]
+
+    assert asyncio.run(run())["eval/held"] == 0.5
+    assert len(seen) == 12
+
+
+@pytest.mark.parametrize(("workers", "each"), [(1, 3), (2, 1), (2, 2)])
+def test_agents_at_once_are_bounded(workers: int, each: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    flags = ["--num-agent-workers", str(workers), "--agent-concurrency", str(each), "--n-samples-per-prompt", "8"]
+    manager, seen = drive(monkeypatch, tmp_path, *flags)
+
+    async def run() -> None:
+        await manager.start()
+        await manager.generate(0)
+
+    asyncio.run(run())
+    assert max(seen) == workers * each
+
+
+def test_the_filter_and_pass_rates_are_those_of_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hook = f"{Path(__file__)}:even"
+    flags = ["--dynamic-sampling-filter-path", hook, "--log-passrate", "--n-samples-per-prompt", "2"]
+    manager, _ = drive(monkeypatch, tmp_path, *flags)
+
+    async def run() -> dict[str, float]:
+        await manager.start()
+        return (await manager.generate(0)).metrics
+
+    metrics = asyncio.run(run())
+    assert any(name.startswith("rollout/dynamic_filter/drop_") for name in metrics)
+    assert any(name.startswith("passrate/") for name in metrics)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config import parse
+from miles_lite.rollout.rewards import load_reward
+from miles_lite.sample import Rollout
+
+NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --label-key l".split()
+
+
+def reward(*flags: str, response: str = "the answer is 42 ", index: int = 0) -> float | None:
+    config, _ = parse([*NEEDED, *flags])
+    function = load_reward(config)
+    assert function is not None
+    rollout = Rollout(index=index, group_index=0)
+    return asyncio.run(function(config, rollout, response=response, label="42", metadata={}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "response", "expected"),
+    [
+        ("contains", "the answer is 42 ", 1.0),
+        ("contains", "the answer is 41", 0.0),
+        ("exact_match", " 42\n", 1.0),
+        ("exact_match", "the answer is 42", 0.0),
+    ],
+)
+def test_built_in_rules_compare_with_the_label(rule: str, response: str, expected: float) -> None:
+    assert reward("--rm-type", rule, response=response) == expected
+
+
+def test_random_rewards_follow_the_seed() -> None:
+    first, same, other = (
+        [reward("--rm-type", "random", "--rollout-seed", seed, index=index) for index in range(20)]
+        for seed in ("1", "1", "2")
+    )
+    assert first == same != other
+    assert set(first) == {0.0, 1.0}
+
+
+def test_a_users_function_gives_the_reward(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("async def score(config, rollout, *, response, label, metadata):\n    return len(response) / 2\n")
+    assert reward("--custom-rm-path", f"{file}:score", response="four") == 2.0
+
+
+def test_without_a_flag_the_agent_gives_the_reward() -> None:
+    assert load_reward(parse(NEEDED)[0]) is None
