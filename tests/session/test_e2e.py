@@ -116,8 +116,9 @@ def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stack, tem
             await client.delete(session)
 
     asyncio.run(run())
-    assert ray.get(stack.session.load.remote(), timeout=10) == 0
-    assert ray.get(stack.session.stats.remote(), timeout=10)["turns"] >= 5
+    stats = ray.get(stack.session.stats.remote(), timeout=10)
+    assert stats["turns"] >= 5
+    assert stats["sessions"] == 0
 
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
