@@ -47,7 +47,7 @@ if ((NUM_GPUS > 0)); then
   PERF_ARGS+=(--use-dynamic-batch-size --max-tokens-per-gpu 16384)
   SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
 else
-  PERF_ARGS=(--device cpu --actor-num-gpus-per-node 2)
+  PERF_ARGS=(--device cpu --actor-num-gpus-per-node 2 --colocate)
 fi
 GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
 OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
