@@ -21,8 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.features import check, probe
+from miles_lite.engine.liveness import Liveness
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
+from miles_lite.probe import answers
 from tests.engine.conftest import Running, remote
 from tests.engine.waiting import wait_until
 from tests.models import make_tiny_model, reference_logprobs
@@ -90,6 +92,28 @@ def test_logprobs_are_those_of_transformers(running: Running, tiny_model: Path, 
     update(running, tiny_model, 4)
     answer = running.generate(PROMPT, max_new_tokens=64, temperature=temperature)
     assert gap(tiny_model, answer, temperature=temperature) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_long_prefill_is_not_a_hang(running: Running):
+    """While prompts are computed no token comes out of anything, for longer than a probe waits."""
+    url, short = running.info.url, 1.0
+    prompts = [[5 + (row * token) % 400 for token in range(1900)] for row in range(1, 193)]
+
+    async def probed() -> list[tuple[bool, str | None]]:
+        liveness = Liveness(running.info.pid, url, timeout=short, patience=60.0)
+        body = {"input_ids": prompts, "sampling_params": {"max_new_tokens": 1}}
+        request = asyncio.create_task(asyncio.to_thread(requests.post, f"{url}/generate", json=body, timeout=120))
+        found = []
+        while not request.done():
+            told = await answers(f"{url}/health_generate", seconds=short), await liveness.probe()
+            found += [] if request.done() else [told]
+        assert len((await request).json()) == len(prompts)
+        return found
+
+    found = asyncio.run(probed())
+    assert (False, None) in found
+    assert {verdict for _, verdict in found} == {None}
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
