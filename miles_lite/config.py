@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from miles_lite.errors import UserError
 from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
-from miles_lite.rules import contradictions
+from miles_lite.rules import contradictions, refuse_broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,39 +383,8 @@ class Config:
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""
-        refuse_broken([*contradictions(self), *engine_rules(self.topology, self.engines)])
+        refuse_broken(contradictions(self))
         return self
-
-
-def refuse_broken(rules: list[tuple[bool, str]]) -> None:
-    """Raises UserError with the words of the first rule that is broken."""
-    for broken, message in rules:
-        if broken:
-            raise UserError(message)
-
-
-def engine_rules(topology: Topology, engines: Engines) -> list[tuple[bool, str]]:
-    """What engines cannot be, and whether these are: pairs of a broken rule and its words."""
-    size, prefill = topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
-    return [
-        (
-            engines.sglang_router_ip is not None and engines.sglang_router_port is None,
-            "--sglang-router-ip needs --sglang-router-port: where that router runs",
-        ),
-        (
-            topology.rollout_slots % size != 0,
-            f"--rollout-num-gpus {topology.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {size}",
-        ),
-        (
-            prefill >= max(topology.num_engines, 1),
-            f"--prefill-num-servers {prefill}: of {topology.num_engines} engines at least one must be left to decode",
-        ),
-        (
-            engines.router == "gateway" and (prefill > 0 or engines.sglang_router_ip is not None),
-            "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
-            "loss, nor with --sglang-router-ip, where another router runs already",
-        ),
-    ]
 
 
 def build_parser(prog: str = "miles-lite train") -> argparse.ArgumentParser:

@@ -8,16 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from miles_lite.errors import UserError
+
 if TYPE_CHECKING:
-    from miles_lite.config import Config
+    from miles_lite.config import Config, Engines, Topology
 
 Rules = list[tuple[bool, str]]
 """Whether a rule is broken, and the words that say so."""
 
 
+def refuse_broken(rules: Rules) -> None:
+    """Raises UserError with the words of the first rule that is broken."""
+    for broken, message in rules:
+        if broken:
+            raise UserError(message)
+
+
 def contradictions(config: Config) -> Rules:
-    """All rules between the options of a run but those of its engines, which `config.engine_rules` has."""
-    return [*_length(config), *_batches(config), *_losses(config), *_sampling(config), *_folders(config)]
+    """All rules between the options of a run."""
+    return [
+        *_length(config),
+        *_batches(config),
+        *_losses(config),
+        *_sampling(config),
+        *_folders(config),
+        *engine_rules(config.topology, config.engines),
+    ]
 
 
 def _length(config: Config) -> Rules:
@@ -136,5 +152,29 @@ def _folders(config: Config) -> Rules:
         (
             evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
             "--eval-interval needs --eval-prompt-data",
+        ),
+    ]
+
+
+def engine_rules(topology: Topology, engines: Engines) -> Rules:
+    """What the engines of a run, or of a command that only serves, cannot be."""
+    size, prefill = topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
+    return [
+        (
+            engines.sglang_router_ip is not None and engines.sglang_router_port is None,
+            "--sglang-router-ip needs --sglang-router-port: where that router runs",
+        ),
+        (
+            topology.rollout_slots % size != 0,
+            f"--rollout-num-gpus {topology.rollout_slots} is not a multiple of --rollout-num-gpus-per-engine {size}",
+        ),
+        (
+            prefill >= max(topology.num_engines, 1),
+            f"--prefill-num-servers {prefill}: of {topology.num_engines} engines at least one must be left to decode",
+        ),
+        (
+            engines.router == "gateway" and (prefill > 0 or engines.sglang_router_ip is not None),
+            "--router gateway: not with --prefill-num-servers, whose replies the gateway does not merge without "
+            "loss, nor with --sglang-router-ip, where another router runs already",
         ),
     ]

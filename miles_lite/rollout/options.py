@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from miles_lite.admin import known_key
-from miles_lite.config import Checkpoint, Engines, Session, Topology, engine_rules, refuse_broken
+from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.flags import Leftovers, take_group
 from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder
+from miles_lite.rules import engine_rules, refuse_broken
 
 
 @dataclass(frozen=True, kw_only=True)
