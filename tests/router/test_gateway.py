@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -18,34 +20,43 @@ pytest.importorskip("smg", reason="the Rust gateway is not installed")
 pytestmark = pytest.mark.e2e
 
 
+@asynccontextmanager
+async def started(host: str) -> AsyncIterator[tuple[Gateway, str]]:
+    """A gateway on `host`, and its URL on this machine."""
+    port = free_port()
+    one = Gateway(host=host, port=port, timeout=60.0)
+    await one.start()
+    try:
+        yield one, f"http://127.0.0.1:{port}"
+    finally:
+        await one.stop()
+
+
 def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gateway, "TIMEOUT", aiohttp.ClientTimeout(total=1.0))
 
     async def scenario() -> None:
-        async with serving(Upstream(status=200, answer={}, version="1")) as engine, aiohttp.ClientSession() as client:
-            port = free_port()
-            one = Gateway(host="0.0.0.0", port=port, timeout=60.0)
-            await one.start()
-            try:
-                url = f"http://127.0.0.1:{port}"
-                async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
-                    assert reply.status == 401
-                async with client.delete(f"{url}/workers/x") as reply:
-                    assert reply.status == 401
-                await one.follow([engine.url])
-                assert one._process is not None
-                hung = one._process.pid
-                os.kill(hung, signal.SIGSTOP)
-                while one.restarts == 0:
-                    await one.follow([engine.url], wait=False)
-                await one.follow([engine.url])
-                assert one._process.pid != hung
-                async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
-                    assert reply.status == 200
-            finally:
-                await one.stop()
+        async with (
+            serving(Upstream(status=200, answer={}, version="1")) as engine,
+            aiohttp.ClientSession() as client,
+            started("0.0.0.0") as (one, url),
+        ):
+            async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
+                assert reply.status == 401
+            async with client.delete(f"{url}/workers/x") as reply:
+                assert reply.status == 401
+            await one.follow([engine.url])
+            assert one._process is not None
+            hung = one._process.pid
+            os.kill(hung, signal.SIGSTOP)
+            while one.restarts == 0:
+                await one.follow([engine.url], wait=False)
+            await one.follow([engine.url])
+            assert one._process.pid != hung
+            async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
+                assert reply.status == 200
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "the gateway hangs: " in caplog.text
@@ -67,20 +78,17 @@ def test_a_worker_that_returns_while_the_gateway_still_drains_it_is_taken_back(m
     monkeypatch.setitem(gateway.HEALTH, "drain_settle_secs", 1)
 
     async def scenario() -> None:
-        async with serving(Upstream(status=200, answer={}, version="1")) as engine, aiohttp.ClientSession() as client:
-            port = free_port()
-            one = Gateway(host="127.0.0.1", port=port, timeout=60.0)
-            await one.start()
-            try:
-                url = f"http://127.0.0.1:{port}"
-                await one.follow([engine.url])
-                await one.follow([], wait=False)
-                async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
-                    assert reply.status == 409
-                await one.follow([engine.url])
-                async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
-                    assert reply.status == 200
-            finally:
-                await one.stop()
+        async with (
+            serving(Upstream(status=200, answer={}, version="1")) as engine,
+            aiohttp.ClientSession() as client,
+            started("127.0.0.1") as (one, url),
+        ):
+            await one.follow([engine.url])
+            await one.follow([], wait=False)
+            async with client.post(f"{url}/workers", json={"url": engine.url}) as reply:
+                assert reply.status == 409
+            await one.follow([engine.url])
+            async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
+                assert reply.status == 200
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
