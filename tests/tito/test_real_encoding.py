@@ -53,7 +53,7 @@ def test_benign_text_is_encoded_jointly_with_the_template_around_it(name: str, t
     assume(not tito.encoder.control_pattern.search(text))  # hypothesis tries the strings that it finds in the sources
     said = [{"role": "user", "content": f"{edge}{text}{edge}"}]
     plain = tito.renderer.render(said, tools=None, open_turn=True, options=tito.surface.kwargs)
-    assert tito.encoder.guard(said)[1] == ""
+    assert tito.guard(said)[1] == ""
     assert list(tito.first(said).ids) == tito.encoder.tokenizer.encode(plain, add_special_tokens=False).ids
 
 
