@@ -42,7 +42,7 @@ from miles_lite.engine.weights import (
     update_from_disk,
 )
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, local, loopback, reachable
+from miles_lite.net import actor_label, bracketed, local, loopback, reachable
 from miles_lite.transfer import Meeting, memory
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class EngineActor:
         self._shapes: Shapes = {}
 
     def __repr__(self) -> str:
-        where = self._info.url if self._info else "not started"
-        return f"EngineActor({self._spec.index}, {self._spec.worker_type}, {where})"
+        return actor_label("EngineActor", self._spec.index, self._spec.worker_type)
 
     async def meet(self) -> str:
         """The first node of several: where all nodes' servers meet, host:port; it and MEETING_PORTS above are held."""
