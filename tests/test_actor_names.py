@@ -17,7 +17,15 @@ ACTORS = {"AgentWorker", "EngineActor", "RolloutManager", "RouterActor", "Sessio
 
 
 def test_an_actor_is_called_by_role_index_and_node(tmp_path: Path) -> None:
-    spec = EngineSpec(index=3, model_path=str(tmp_path), device="cpu", worker_type="decode", log_path="", seed=0)
+    spec = EngineSpec(
+        index=3,
+        model_path=str(tmp_path),
+        device="cpu",
+        worker_type="decode",
+        log_path=str(tmp_path / "log"),
+        bind_host="127.0.0.1",
+        advertise_host="127.0.0.1",
+    )
     assert repr(EngineActor(spec)) == f"EngineActor(3, decode, {socket.gethostname()})"
     assert repr(RouterActor(RouterSpec())) == f"RouterActor({socket.gethostname()})"
 
