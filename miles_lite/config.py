@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
+from miles_lite.redaction import redacted, write_private
 from miles_lite.rules import contradictions, refuse_broken
 
 
@@ -396,8 +398,14 @@ class Config:
         return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
-        """Every option by group, as config.json has it."""
-        return dataclasses.asdict(self)
+        """Every option by group, as config.json has it: without SGLang's keys and passwords."""
+        shown = dataclasses.asdict(self)
+        shown["engines"]["sglang_args"] = redacted(self.engines.sglang_args)
+        return shown
+
+    def write(self) -> None:
+        """Write config.json into the run folder, for its owner alone."""
+        write_private(self.run_dir / "config.json", json.dumps(self.as_dict(), indent=2))
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""

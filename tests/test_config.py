@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.config import build_parser, parse
+from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
 from miles_lite.flags import _edits
+from miles_lite.redaction import redacted
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
 UNBOUNDED = ("--entropy-coef", "--reward-chance")
@@ -141,6 +145,26 @@ def test_no_flag_is_named_that_nobody_meant(flag: str, hint: str) -> None:
     with pytest.raises(UserError) as told:
         parse([*NEEDED, flag, "1"])
     assert (f"did you mean {hint}?" in str(told.value)) if hint else ("did you mean" not in str(told.value))
+
+
+def test_keys_are_not_shown_and_config_json_is_its_owners_alone(tmp_path: Path) -> None:
+    secrets = ["--sglang-admin-api-key", "s3cret-1", "--sglang-api-key", "s3cret-2"]
+    secrets += ["--sglang-ssl-keyfile-password", "s3cret-3", "--sglang-page-size", "16", "--run-dir", str(tmp_path)]
+    config, _ = parse([*NEEDED, *secrets])
+    config.write()
+    written = tmp_path / "config.json"
+    assert "s3cret" not in written.read_text()
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    shown = json.loads(written.read_text())["engines"]["sglang_args"]
+    hidden = dict.fromkeys(("admin_api_key", "api_key", "ssl_keyfile_password"), "***")
+    assert shown == hidden | {"page_size": "16"}
+    assert config.engines.sglang_args["admin_api_key"] == "s3cret-1"
+
+
+def test_which_options_of_the_installed_sglang_are_secrets() -> None:
+    hidden = {name for name, shown in redacted(dict.fromkeys(known_options(), "x")).items() if shown != "x"}
+    assert {"admin_api_key", "api_key", "ssl_keyfile_password"} <= hidden
+    assert not hidden & {"tokenizer_path", "bucket_time_to_first_token", "tokenizer_mode", "max_total_tokens"}
 
 
 NUMBERS = [action for action in build_parser()._actions if action.type in (int, float)]

@@ -43,6 +43,7 @@ from miles_lite.engine.weights import (
 )
 from miles_lite.errors import UserError
 from miles_lite.net import actor_label, bracketed, local, loopback, reachable
+from miles_lite.redaction import secrets_in
 from miles_lite.transfer import Meeting, memory
 
 logger = logging.getLogger(__name__)
@@ -293,7 +294,8 @@ class EngineActor:
         spec, place = self._spec, self._place()
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         argv = command(spec, place, known=known_options())
-        self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))
+        secrets = [*secrets_in(spec.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
+        self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
         await server.wait_healthy(self._local_url(place.port), spec.start_timeout)
         return EngineInfo(
             url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",
