@@ -19,6 +19,9 @@ from miles_lite.tito.short import short_history
 from miles_lite.tito.suffix import Cut, SuffixError, in_arguments, in_content
 from miles_lite.tito.tito import Tito
 
+PROMPT_END = 16
+"""Tokens at the end of a prompt among which its generation prompt is looked for."""
+
 
 class CompareError(ValueError):
     """The template's render cannot be cut at the replies; the text says at which."""
@@ -122,6 +125,27 @@ def without_reasoning(tito: Tito, frame: list[int], opening: Opening) -> tuple[l
     if size and tito.encoder.decode(frame[-size:]) == opening.reasoning:
         return frame[:-size], frame[-size:]
     return frame, []
+
+
+def written(
+    tito: Tito, messages: Sequence[Message], prompt: Sequence[int], *, tools: Tools | None, options: Mapping[str, Any]
+) -> str:
+    """What a model writes after `prompt`, the ids of all messages but the last, to be printed as the last.
+
+    Raises CompareError, RenderError.
+    """
+    size = len(prompt)
+    frame = without_reasoning(tito, list(map(int, prompt)), opening_of(tito, options))[0]
+    reply = Sampled(len(messages) - 1, size, size)
+    printed = canonical(tito, messages, [reply], [frame], tools=tools, options=options, open_turn=False)
+    return beyond(tito, prompt, printed.replies[-1]).replace(printed.mark, "")
+
+
+def beyond(tito: Tito, prompt: Sequence[int], reply: str) -> str:
+    """The reply without what the end of its prompt has said of it already."""
+    end = tito.encoder.decode(list(map(int, prompt[-PROMPT_END:])))
+    said = next((size for size in range(len(reply), 0, -1) if end.endswith(reply[:size])), 0)
+    return reply[said:]
 
 
 def _between(plain: str, frames: Sequence[str], sampled: Sequence[Sampled]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from miles_lite.errors import UserError
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
-from miles_lite.tito.families import Family, family_named, family_of_type, parsers_for, sglang_installed
+from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.guard import Edges, Guard
 from miles_lite.tito.load import ModelText, load_model_text, no_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
@@ -47,7 +47,10 @@ class Suffix:
 
 @dataclass(frozen=True, slots=True)
 class Tito:
-    """One model's text: how to print it, encode it, append to it and read its replies."""
+    """One model's text: how to print it, encode it, append to it and read its replies.
+
+    `flaw` says what the parser does not read of the template's own print, if there is something.
+    """
 
     encoder: Encoder
     renderer: Renderer
@@ -57,6 +60,7 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
+    flaw: str = ""
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,8 +90,18 @@ class Tito:
                 raise
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
         check_roles(surface, append_roles, folder)
-        parser = choose_parser(text.template or "", row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
-        return cls(encoder, renderer, form, surface, parser, text.stop_ids, ShortContexts(renderer))
+        from miles_lite.tito.prove import choose_parser
+
+        template = text.template or ""
+        tito = cls(encoder, renderer, form, surface, parser_for(template), text.stop_ids, ShortContexts(renderer))
+        proof = choose_parser(tito, template, row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
+        return replace(tito, parser=proof.parser, flaw=proof.flaw)
+
+    def table(self) -> str:
+        """The append surface and how replies are read, for people."""
+        names = [part.name for part in (self.parser.reasoning, self.parser.calls) if part is not None]
+        reading = f"  replies are read by: {', '.join(names) or 'nothing, all of it is content'}"
+        return f"{self.surface.table()}\n{reading}" + (f"\n  NOT READ: {self.flaw}" if self.flaw else "")
 
     def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
         """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
@@ -214,19 +228,6 @@ def _end_of(text: str, suffix: str, start: int) -> int | None:
         return place + len(text)
     forms = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
     return next((place + len(form) for form in forms if (place := suffix.find(form, start)) >= 0), None)
-
-
-def choose_parser(template: str, row: Family | None, *, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
-    """The named parsers, else the family's, else those for the format the template prints. Raises UserError."""
-    asked = (reasoning, tool_calls)
-    if asked == (None, None):
-        known = (row.reasoning, row.tool_calls) if row else (None, None)
-        asked = known if known != (None, None) else parsers_for(template)
-        if asked == (None, None) or not sglang_installed():
-            return parser_for(template)
-    from miles_lite.tito.sglang_parsers import load_sglang_parser
-
-    return load_sglang_parser(reasoning=asked[0], tool_calls=asked[1])
 
 
 def _renderer(text: ModelText, row: Family | None, folder: str | Path) -> Renderer:

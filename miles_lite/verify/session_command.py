@@ -114,7 +114,7 @@ def _load(options: Options) -> Tito:
     except RenderError as error:
         raise UserError(f"the chat template in {folder} cannot be used: {error}") from error
     check_roles(tito.surface, options.roles, folder)
-    print(f"{folder}:\n{tito.surface.table()}\n", flush=True)
+    print(f"{folder}:\n{tito.table()}\n", flush=True)
     return tito
 
 
