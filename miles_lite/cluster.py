@@ -1,30 +1,48 @@
 """Joins a Ray cluster, or starts one on this machine.
 
 Invariant: a cluster this process started ends with it; one it joined is left as it was found. Ray's token
-authentication stays on.
+authentication stays on. A signal does not cut Ray short: Ctrl-C counts once Ray has done what it was asked for.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from pathlib import Path
+from typing import Any
 
 import ray
 
 from miles_lite.errors import UserError
+from miles_lite.stopping import Interrupts
+
+CONNECT_SECONDS = 90.0
+"""How long Ray may take after somebody asked to end."""
 
 
-def connect(address: str | None) -> None:
-    """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster. Raises UserError."""
+def connect(address: str | None) -> Path:
+    """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster; the folder of Ray's logs. Raises
+    UserError, and KeyboardInterrupt when that was asked for meanwhile: then it is not connected."""
+    try:
+        with Interrupts(deaf=CONNECT_SECONDS):
+            return _connect(address)
+    except KeyboardInterrupt:
+        disconnect()
+        raise
+
+
+def _connect(address: str | None) -> Path:
     target = address or os.environ.get("RAY_ADDRESS")
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
     try:
-        context = ray.init(
+        context: Any = ray.init(
             address=target or "local",
             namespace=namespace,
             log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
             configure_logging=False,
         )
+    except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
+        raise KeyboardInterrupt from None
     except (ConnectionError, RuntimeError) as error:
         where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
         raise UserError(
@@ -32,6 +50,7 @@ def connect(address: str | None) -> None:
         ) from error
     if context.dashboard_url:
         print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+    return Path(context.address_info["session_dir"]) / "logs"
 
 
 def disconnect() -> None:

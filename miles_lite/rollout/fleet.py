@@ -25,7 +25,7 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
 from miles_lite.net import loopback
-from miles_lite.rollout.actors import end_actor, named_actor, started
+from miles_lite.rollout.actors import end_actor, named_actor, restarted, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
@@ -234,12 +234,13 @@ class Fleet:
     def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
         """An actor for one node of an engine, in the first of the slots that it fills there."""
         name = f"engine-{slot.index}" + (f"-node-{spec.node_rank}" if spec.node_rank else "")
-        name += f"-restart-{slot.restarts}" if slot.restarts else ""
         where: dict[str, Any] = {"num_cpus": 0}
         if not slot.plan.external_url:
             first, *_ = self._layout.engine_slots[slot.plan.on_node(spec.node_rank)]
             where = self._layout.options(first, ENGINE_SHARE)
-        return named_actor(EngineActor, name, gpu=self._layout.device == "cuda", **where).remote(spec)
+        return named_actor(
+            EngineActor, restarted(name, slot.restarts), gpu=self._layout.device == "cuda", **where
+        ).remote(spec)
 
     def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
         """What the engine of `slot` is to be, on each of its nodes."""

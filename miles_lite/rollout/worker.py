@@ -25,6 +25,8 @@ from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 
 COLLECT_ATTEMPTS = 3
+SESSION_SECONDS = 60.0
+"""How long a session server that is being replaced is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,6 @@ class AgentWorker:
 
     async def run(self, task: Task) -> Rollout:
         """Run one agent to its end, its time limit or its failure; never raises."""
-        if self._agent is None:  # Ray restarted this actor
-            await self.start()
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
         self._running += 1
         try:
@@ -86,13 +86,22 @@ class AgentWorker:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 
+    async def alive(self) -> bool:
+        """True once started."""
+        return self._agent is not None
+
+    async def watch(self) -> None:
+        """Never returns: who waits for it learns of this actor's death at once."""
+        await asyncio.Event().wait()
+
     async def stop(self) -> None:
         """Close the connections to the session servers."""
         await self._exits.aclose()
 
     async def _client(self, url: str) -> SessionClient:
         if url not in self._clients:
-            self._clients[url] = SessionClient(url, admin_key=self._admin_key)
+            client = SessionClient(url, restart_seconds=SESSION_SECONDS, admin_key=self._admin_key)
+            self._clients[url] = client
             await self._exits.enter_async_context(self._clients[url])
         return self._clients[url]
 

@@ -30,9 +30,29 @@ def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
     assert eval_sampling(config.evaluation) == {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
 
 
+class Stands:
+    """A `Kept` whose actor is here, and is lost `losses` times."""
+
+    def __init__(self, *, told: str = "", actor: Any = None, losses: int = 0) -> None:
+        self.told, self.restarts = told, 0
+        self._actor, self._losses = actor, losses
+
+    async def serving(self) -> Any:
+        return self._actor
+
+    async def stood(self, restarts: int) -> bool:
+        return self._losses == 0
+
+    async def renewed(self, restarts: int) -> None:
+        assert restarts == self.restarts
+        self._losses -= 1
+        self.restarts += 1
+
+
 class FakeStack:
     """Stands where engines, router and session servers would."""
 
+    sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
     router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
 
@@ -75,7 +95,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *flags: str) -> tuple
         run = Remote()
 
     async def start_workers() -> None:
-        manager._workers += [Worker()] * config.rollouts.num_agent_workers
+        manager._workers += [Stands(actor=Worker())] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
     monkeypatch.setattr(manager_module.ray, "put", lambda batch: batch)
