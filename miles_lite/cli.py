@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from miles_lite.errors import RunLostError, UserError, plain
+from miles_lite.errors import RunLostError, UserError, disk_is_full, plain
 from miles_lite.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Interrupts
 
 USAGE = """usage: miles-lite COMMAND [flags]
@@ -49,12 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except UserError as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
-        return 2
     except RunLostError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not isinstance(error, UserError) and not disk_is_full(error):
+            raise
+        full = "" if isinstance(error, UserError) else "the disk is full: "
+        print(f"error: {full}{plain(error)}", file=sys.stderr)
+        return 2
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,14 @@ def _connect(address: str | None) -> Path:
             f"cannot use {where}: {error}\n  Check --ray-address / RAY_ADDRESS and `ray status`."
         ) from error
     if context.dashboard_url:
-        print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+        told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
+        print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
     return Path(context.address_info["session_dir"]) / "logs"
+
+
+def _ray_program() -> str:
+    """How this user starts `ray`: by name, or where it lies beside this interpreter."""
+    return "ray" if shutil.which("ray") else str(Path(sys.executable).with_name("ray"))
 
 
 def disconnect() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import shutil
@@ -116,7 +115,7 @@ class Run:
         self._interrupts.deaf = DEAF_SECONDS
         self._ray_logs = connect(config.logging.ray_address)
         self._layout = place(config.topology, train=self._train)
-        (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
+        config.write()
         manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0)
         self._manager = manager.remote(config, self._layout, known_key())
         self._watch.follow("the rollout manager", self._manager)

@@ -3,9 +3,10 @@
     python guard.py LOG GRACE -- COMMAND...
 
 Invariant: this process exits only when no descendant of it is left. It runs COMMAND in a process group of its own with
-its output appended to LOG, prints the command's pid, and ends the group (SIGTERM to the command, which may end its
-children in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies,
-when it gets SIGTERM, or when COMMAND exits by itself.
+its output appended to LOG, which its owner alone can read, without the secrets that the first line of stdin lists (a
+JSON array of texts). It prints the pid of COMMAND, and ends the group (SIGTERM to COMMAND, which may end its children
+in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies, when it
+gets SIGTERM, or when COMMAND exits by itself.
 As a child subreaper it inherits, and ends, orphans that left the group. What they left behind it removes: COMMAND's
 temp folder, which is its own, and its segments of shared memory. Of miles_lite it runs scratch.py alone.
 """
@@ -15,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import glob
+import json
 import os
 import runpy
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 PR_SET_PDEATHSIG = 1
@@ -28,24 +31,31 @@ PR_SET_CHILD_SUBREAPER = 36
 SCRATCH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scratch.py")
 LOOK_SECONDS = 1.0
 LOADS = "/dev/shm/sglang_loads_"
+HIDDEN = b"***"
 
 
 def main(log_path: str, grace: float, command: list[str]) -> int:
+    secrets = [secret.encode() for secret in json.loads(sys.stdin.buffer.readline() or b"[]")]
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scratch = runpy.run_path(SCRATCH)
     folder = scratch["make"]()
-    with open(log_path, "ab", buffering=0) as log:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"TMPDIR": folder},
-            process_group=0,
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-        )
+    output, written = os.pipe()
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=written,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"TMPDIR": folder},
+        process_group=0,
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    os.close(written)
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.fchmod(log, 0o600)
+    logging = threading.Thread(target=copy_hiding, args=(output, log, secrets))
+    logging.start()
     loads: set[str] = set()
     try:
         print(server.pid, flush=True)
@@ -59,6 +69,7 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
         loads |= load_segments(server.pid)
         server.terminate()
         end_descendants(server.pid, grace)
+        logging.join()  # nobody writes any more
         for segment in loads:
             with contextlib.suppress(OSError):
                 os.unlink(segment)
@@ -73,6 +84,31 @@ def load_segments(server: int) -> set[str]:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
             found |= {line.split()[-1] for line in maps if LOADS in line and not line.endswith("(deleted)\n")}
     return found
+
+
+def copy_hiding(source: int, target: int, secrets: list[bytes]) -> None:
+    """Copy bytes as they come, but for `secrets`, also those that come in pieces."""
+    held = b""
+    while data := os.read(source, 1 << 16):
+        text = held + data
+        for secret in secrets:
+            text = text.replace(secret, HIDDEN)
+        begun = max((_overlap(text, secret) for secret in secrets), default=0)
+        _write(target, text[: len(text) - begun])
+        held = text[len(text) - begun :]
+    _write(target, held)
+
+
+def _overlap(text: bytes, secret: bytes) -> int:
+    """Length of the longest end of `text` that begins `secret`."""
+    return next((size for size in range(min(len(text), len(secret) - 1), 0, -1) if text.endswith(secret[:size])), 0)
+
+
+def _write(target: int, data: bytes) -> None:
+    """What a full disk does not take is lost: a server that waits for its log would serve nobody."""
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(target, data) :]
 
 
 def end_descendants(group: int, grace: float) -> None:

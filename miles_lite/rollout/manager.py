@@ -21,8 +21,9 @@ import ray
 
 from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import UserError, plain, writing
 from miles_lite.hooks import load_hook
+from miles_lite.net import actor_label
 from miles_lite.rollout.actors import named_actor, restarted
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
@@ -87,7 +88,7 @@ class RolloutManager:
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
-        return f"RolloutManager(version={self._stack.weight_version}, groups={self._accounts.started})"
+        return actor_label("RolloutManager")
 
     async def start(self) -> dict[str, Any]:
         """Read the data, start the stack and the agent workers. Returns URLs, the rollouts of one epoch and those of
@@ -197,9 +198,10 @@ class RolloutManager:
         running, before = self._before_step
         state = before if running == rollout_id + 1 else self._state()
         path = _state_path(folder, rollout_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
+        with writing("the rollout state", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(state))
         temporary.replace(path)
 
     def _state(self) -> dict[str, Any]:

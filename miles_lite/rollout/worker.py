@@ -19,6 +19,7 @@ from typing import Any
 from miles_lite import atraj
 from miles_lite.config import Config
 from miles_lite.hooks import load_hook
+from miles_lite.net import actor_label
 from miles_lite.rollout import single_turn
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.data import Prompt
@@ -55,13 +56,12 @@ class AgentWorker:
         self._admin_key = admin_key
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
-        self._running = 0
         self._agents = AgentLoop()
         self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
         self._reward: Reward | None = None
 
     def __repr__(self) -> str:
-        return f"AgentWorker({self._index}, running={self._running})"
+        return actor_label("AgentWorker", self._index)
 
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
@@ -81,7 +81,6 @@ class AgentWorker:
 
     async def _run(self, task: Task) -> Rollout:
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
-        self._running += 1
         try:
             client = await self._client(task.session_url)
             session_id = await client.create(task.sampling)
@@ -97,7 +96,6 @@ class AgentWorker:
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
             _fail(rollout, error)
         finally:
-            self._running -= 1
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+from miles_lite.net import actor_label
 from miles_lite.session.server import SessionSpec
 from miles_lite.session.supervisor import Supervisor
 
@@ -39,4 +40,4 @@ class SessionActor:
         await self._supervisor.stop()
 
     def __repr__(self) -> str:
-        return f"SessionActor({self._supervisor.spec.index}, {self._supervisor.url or 'not started'})"
+        return actor_label("SessionActor", self._supervisor.spec.index)
