@@ -73,9 +73,10 @@ def _ray_program() -> str:
 
 def disconnect() -> None:
     """Leave the cluster; a local one ends."""
-    if ray.is_initialized():
-        ray.shutdown()
-    _SCRATCH.leave()
+    with Interrupts(deaf=CONNECT_SECONDS):
+        if ray.is_initialized():
+            ray.shutdown()
+        _SCRATCH.leave()
 
 
 class _Scratch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 _LAST_WORDS = re.compile(r"^(Fatal Python error: .*|[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+class DiedError(Exception):
+    """An actor that a run cannot do without has died; `error` is Ray's."""
+
+    def __init__(self, name: str, error: RayActorError) -> None:
+        super().__init__(f"{name} has died")
+        self.name, self.error = name, error
 
 
 def out_of_memory_kills() -> int:
@@ -56,3 +65,18 @@ def how_to_go_on(command: Sequence[str], *, save: str | None, saved: int | None)
         begin = "" if save is not None else " --save DIR --save-interval 1, so that the next loss costs less"
         return f"Nothing was saved yet: start again{' with' + begin if begin else ''}: {shlex.join(command)}"
     return f"Go on from step {saved + 1}, the last that was saved: {shlex.join([*command, '--load', str(save)])}"
+
+
+def obituary(
+    died: DiedError,
+    *,
+    logs: Path | None,
+    killed_before: int,
+    during: str,
+    save: str | None,
+    saved: int | None,
+) -> str:
+    """What there is to say of a death that ended a run: why, what is lost, how to go on. `during` is what was done."""
+    why = how(died.error, logs=logs, killed_before=killed_before)
+    mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=save, saved=saved)
+    return f"{died.name} has died: {why}.\n  {during} is lost. {mend}"

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from miles_lite.engine.environment import actor_env
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import RunLostError, UserError
 from miles_lite.flags import check_folder
-from miles_lite.lost import how, how_to_go_on, out_of_memory_kills
+from miles_lite.lost import DiedError, obituary, out_of_memory_kills
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.plots import reward_curve
@@ -43,7 +42,7 @@ from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
 from miles_lite.rollout.precheck import check_inputs
 from miles_lite.stopping import DEAF_SECONDS, HASTE_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.train.group import TrainError, TrainGroup
-from miles_lite.watch import Alarms, DiedError, OvertimeError, Watch, death_in
+from miles_lite.watch import Alarms, OvertimeError, Watch, death_in
 
 log = logging.getLogger(__name__)
 
@@ -368,12 +367,19 @@ class Run:
 
     def _obituary(self, error: BaseException | None) -> str | None:
         """What is to be said of the death that ended the run, if one did."""
-        if (died := death_in(error)) is None:
-            return None
-        step = 1 if self._trained is None else self._trained + 2
-        why = how(died.error, logs=self._ray_logs, killed_before=self._killed_before)
-        mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=self._config.checkpoint.save, saved=self._saved)
-        return f"{died.name} has died: {why}.\n  Step {step} of {self.num_rollout or '?'} is lost. {mend}"
+        died = death_in(error)
+        return (
+            None
+            if died is None
+            else obituary(
+                died,
+                logs=self._ray_logs,
+                killed_before=self._killed_before,
+                during=f"Step {1 if self._trained is None else self._trained + 2} of {self.num_rollout or '?'}",
+                save=self._config.checkpoint.save,
+                saved=self._saved,
+            )
+        )
 
     def _stop(self) -> None:
         """End everything; what does not end by itself ends with this process."""

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.errors import UserError
+from miles_lite.lost import DiedError
 from miles_lite.pulse import Pulse
 from miles_lite.stopping import Interrupts
 from miles_lite.train.group import RankDiedError
@@ -25,14 +26,6 @@ ALARM_SECONDS = 1.0
 
 class OvertimeError(Exception):
     """What was given `Watch.at_most` so many seconds took longer."""
-
-
-class DiedError(Exception):
-    """An actor that the run cannot do without has died; `error` is Ray's."""
-
-    def __init__(self, name: str, error: RayActorError) -> None:
-        super().__init__(f"{name} has died")
-        self.name, self.error = name, error
 
 
 def death_in(error: BaseException | None) -> DiedError | None:
