@@ -9,7 +9,7 @@ Invariant: frames and replies, end to end, are the plain render; where the two r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -71,7 +71,9 @@ def canonical(
     A reply begins after the assistant header of its turn. Where the template prints none (some go on after a tool
     result), it begins after as many control tokens as the session's own frame, of `frames`, holds.
     """
-    shaped = [normalise(message, tito.form) for message in messages]
+    arranged = tito.arranged(messages, options, begins=True)
+    shaped = [normalise(message, tito.form) for message in arranged.messages]
+    sampled = [replace(each, message=each.message - arranged.joined) for each in sampled]
     plain, mark = _render(tito, shaped, tools, options, open_turn)
     anchored, anchors = _anchored(tito, shaped, sampled, tools, options, open_turn)
     header = opening_of(tito, options).header

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError
+from miles_lite.tito.arrange import Arranged, arrange, needed, role_of
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
@@ -37,12 +38,15 @@ NO_OPTIONS: Mapping[str, Any] = {}
 class Suffix:
     """What a turn adds to the context: int32 `ids`, after the last `drop` sampled tokens of the turn before are cut.
 
-    `opens_reasoning`: the generation prompt has begun the reasoning, so the reply starts inside it.
+    `opens_reasoning`: the generation prompt has begun the reasoning, so the reply starts inside it. So many system
+    messages were `joined` into the first one, or `placed` as messages of the user.
     """
 
     ids: np.ndarray
     drop: int = 0
     opens_reasoning: bool = False
+    joined: int = 0
+    placed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,22 @@ class Tito:
         except RenderError:
             return False
 
+    def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
+        """The roles under which messages are printed after a turn; that of system messages is the surface's."""
+        if not needed(appended, begins=False):
+            return {str(message["role"]) for message in appended}
+        try:
+            surface = self.surface_for(options)
+        except RenderError:
+            surface = self.surface
+        return {role_of(message, surface) for message in appended}
+
+    def arranged(self, messages: Sequence[Message], options: Mapping[str, Any], *, begins: bool) -> Arranged:
+        """The messages as the template takes them; `begins`: they begin the conversation. Raises RenderError."""
+        if not needed(messages, begins=begins):
+            return Arranged(messages)
+        return arrange(messages, self.surface_for(options), begins=begins)
+
     def first(
         self,
         messages: Sequence[Message],
@@ -129,12 +149,14 @@ class Tito:
         open_turn: bool = True,
     ) -> Suffix:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
-        shaped = [normalise(message, self.form) for message in messages]
+        arranged = self.arranged(messages, options, begins=True)
+        shaped = [normalise(message, self.form) for message in arranged.messages]
         merged = {**self.surface.kwargs, **options}
         (shaped, tools, values), mark = self.guard((shaped, tools, list(merged.values())))
         merged = dict(zip(merged, values, strict=True))
         text = self.renderer.render(shaped, tools=tools, open_turn=open_turn, options=merged)
-        return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
+        ids = self.encoder.encode(text, mark=mark)
+        return Suffix(ids, 0, _opens_reasoning(text), arranged.joined, arranged.placed)
 
     def append(
         self,
@@ -154,7 +176,8 @@ class Tito:
         surface, control = self.surface_for(options), self.encoder.control_pattern
         if surface.join is None:
             raise SuffixError("tail: the template closes no turn in a way that can be continued")
-        new = [normalise(message, self.form) for message in appended]
+        arranged = self.arranged(appended, options, begins=False)
+        new = [normalise(message, self.form) for message in arranged.messages]
         before: list[dict[str, Any]]
         rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
@@ -163,14 +186,15 @@ class Tito:
             kwargs = dict(zip(kwargs, values, strict=True))
             rest = self._shorts.rest(options=kwargs, key=_key(options) + mark)
         else:
-            before = [normalise(message, self.form) for message in history]
+            before = [normalise(each, self.form) for each in self.arranged(history, options, begins=True).messages]
             (before, new, values, tools), mark = self.guard((before, new, list(kwargs.values()), tools))
             kwargs = dict(zip(kwargs, values, strict=True))
         found = cut(self.renderer, before, new, tools=tools, options=kwargs, control=control, rest=rest)
         check_suffix(found.suffix, new, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)
         drop, text = surface.join.after(found, control).glue(ended_by, found.suffix, control)
-        return Suffix(self.encoder.encode(text, mark=mark), drop, _opens_reasoning(found.suffix))
+        ids = self.encoder.encode(text, mark=mark)
+        return Suffix(ids, drop, _opens_reasoning(found.suffix), placed=arranged.placed)
 
     def parse(
         self, ids: Sequence[int] | np.ndarray, *, tools: Tools | None = None, in_reasoning: bool = False
