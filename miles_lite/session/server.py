@@ -102,7 +102,7 @@ class SessionServer:
             await self.service.open()
             app = build_app(
                 self.service,
-                model=fingerprint(spec.model_path),
+                model=fingerprint(spec.model_path, template=spec.options.chat_template_path),
                 keys=await self._keys(journal),
                 keep_alive=spec.keep_alive_seconds,
             )
@@ -173,6 +173,7 @@ def load_tito(spec: SessionSpec) -> Tito:
         spec.model_path,
         append_roles=options.tito_allowed_append_roles,
         family=options.tito_model,
+        chat_template=options.chat_template_path,
         reasoning_parser=spec.reasoning_parser,
         tool_call_parser=spec.tool_call_parser,
     )

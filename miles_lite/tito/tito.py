@@ -22,7 +22,7 @@ from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.guard import Edges, Guard
-from miles_lite.tito.load import ModelText, load_model_text, no_template
+from miles_lite.tito.load import ModelText, load_model_text, no_template, read_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
@@ -77,14 +77,19 @@ class Tito:
         *,
         append_roles: Sequence[str] = ("tool",),
         family: str = "auto",
+        chat_template: str | Path | None = None,
         reasoning_parser: str | None = None,
         tool_call_parser: str | None = None,
     ) -> Tito:
         """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
 
+        `chat_template` is a file that takes the place of the folder's template.
         A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
         """
         text = load_model_text(folder)
+        if chat_template is not None:
+            text = replace(text, template=read_template(chat_template, flag="--chat-template-path"))
+            folder = chat_template
         row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
         try:
             encoder, renderer = Encoder(text.tokenizer), _renderer(text, row, folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from miles_lite.errors import UserError
@@ -17,13 +16,13 @@ from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.families import Family, family_named, family_of_type
-from miles_lite.tito.load import load_model_text, no_template
+from miles_lite.tito.load import load_model_text, no_template, read_template
 from miles_lite.tito.parse import parser_for
 from miles_lite.tito.prove import choose_parser
 from miles_lite.tito.render import JinjaRenderer, Renderer
 from miles_lite.tito.short import ShortContexts
 from miles_lite.tito.standin import VARIABLES, stand_in_tokenizer
-from miles_lite.tito.tito import cached_surface
+from miles_lite.tito.tito import NO_OPTIONS, cached_surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,12 @@ class Subject:
 
 
 def load_subject(
-    *, template: str | None, tokenizer: str | None, model: str | None, family: str, options: Mapping[str, Any]
+    *,
+    template: str | None = None,
+    tokenizer: str | None = None,
+    model: str | None = None,
+    family: str = "auto",
+    options: Mapping[str, Any] = NO_OPTIONS,
 ) -> Subject:
     """Raises UserError for input that cannot be read, RenderError when not even a plain chat can be printed."""
     if (template is None) == (model is None):
@@ -63,7 +67,7 @@ def load_subject(
     row = family_named(family)
     folder = model or tokenizer
     text = load_model_text(folder) if folder is not None else None
-    source = _read(template) if template is not None else text.template if text else None
+    source = read_template(template, flag="--template") if template is not None else text.template if text else None
     row = row or (family_of_type(text.model_type) if text and source is None else None)
     renderer = _renderer(source, text.variables if text else VARIABLES, row, where=template or str(folder))
     if text is None and source is None:
@@ -103,14 +107,6 @@ def _renderer(source: str | None, variables: Mapping[str, Any], row: Family | No
         return JinjaRenderer(source, variables=variables)
     except RenderError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"--template {path}: cannot be read: {reason}") from error
 
 
 def read_options(text: str | None) -> dict[str, Any]:
