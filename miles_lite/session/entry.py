@@ -23,7 +23,10 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an answer has beyond its turn. `identity` is that of the request."""
+    """What an answer has beyond its turn. `identity` is that of the request.
+
+    `instructed`: the first message of the turn's path held for this request alone.
+    """
 
     identity: bytes
     answer_id: str
@@ -31,6 +34,7 @@ class Receipt:
     cached_tokens: int
     lead: int
     stop_sequence: str | None
+    instructed: bool = False
 
     @property
     def stamp(self) -> Stamp:
@@ -80,6 +84,7 @@ def to_row(entry: Entry) -> Row:
         "cached_tokens": receipt.cached_tokens,
         "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
+        "instructed": receipt.instructed,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -119,6 +124,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         cached_tokens=known["cached_tokens"],
         lead=known["lead"],
         stop_sequence=known["stop_sequence"],
+        instructed=known.get("instructed", False),
     )
     return Entry(
         parent=parent,

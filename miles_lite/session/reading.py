@@ -70,8 +70,10 @@ class Reader:
                 cached_tokens=generation.cached_tokens,
                 lead=voice.lead,
                 stop_sequence=matched if isinstance(matched, str) else None,
+                instructed=request.instructed,
             ),
-            counts=_counts_of(prompt, generation),
+            counts=_counts_of(prompt, generation)
+            | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
         )
 
     def told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
