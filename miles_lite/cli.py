@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import UserError, disk_is_full, plain
 
 USAGE = """usage: miles-lite COMMAND [flags]
 
@@ -44,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except UserError as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, UserError) and not disk_is_full(error):
+            raise
+        full = "" if isinstance(error, UserError) else "the disk is full: "
+        print(f"error: {full}{plain(error)}", file=sys.stderr)
         return 2
 
 

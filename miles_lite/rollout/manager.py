@@ -20,7 +20,7 @@ import ray
 
 from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, writing
 from miles_lite.hooks import load_hook
 from miles_lite.net import actor_label
 from miles_lite.rollout.actors import end_actor, named_actor, started
@@ -191,9 +191,10 @@ class RolloutManager:
         running, before = self._before_step
         state = before if running == rollout_id + 1 else self._state()
         path = _state_path(folder, rollout_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
+        with writing("the rollout state", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(state))
         temporary.replace(path)
 
     def _state(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from miles_lite import config
 from miles_lite.atraj import fingerprint
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, writing
 from miles_lite.http_log import server_log
 from miles_lite.net import bracketed, loopback, network_file_system, reachable
 from miles_lite.session.app import build_app
@@ -124,7 +124,8 @@ class SessionServer:
     async def _keys(self, journal: Journal | None) -> Keys:
         secret = self.spec.secret or secrets.token_hex(32)
         if journal is not None:
-            secret = await journal.keep("secret", secret)
+            with writing("the session journal", journal.path):
+                secret = await journal.keep("secret", secret)
         return Keys(secret, required=not loopback(self.spec.bind_host), admin=self.spec.admin_key)
 
     def _journal(self) -> Journal | None:
