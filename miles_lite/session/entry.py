@@ -32,7 +32,6 @@ class Receipt:
     answer_id: str
     created: int
     cached_tokens: int
-    lead: int
     stop_sequence: str | None
     instructed: bool = False
 
@@ -82,7 +81,6 @@ def to_row(entry: Entry) -> Row:
         "answer_id": receipt.answer_id,
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
-        "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
         "instructed": receipt.instructed,
         "counts": entry.counts,
@@ -122,7 +120,6 @@ def from_row(row: Sequence[Any]) -> Entry:
         answer_id=known["answer_id"],
         created=known["created"],
         cached_tokens=known["cached_tokens"],
-        lead=known["lead"],
         stop_sequence=known["stop_sequence"],
         instructed=known.get("instructed", False),
     )

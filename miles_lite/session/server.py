@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,6 +20,7 @@ from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError, writing
 from miles_lite.http_log import server_log
 from miles_lite.net import bracketed, loopback, network_file_system, reachable
+from miles_lite.scratch import lasting
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
 from miles_lite.session.experts import expert_layers
@@ -160,7 +160,7 @@ def journal_path(spec: SessionSpec) -> Path | None:
         else:
             name = f"{Path(str(spec.run_dir)).name}-{sha256(str(folder).encode()).hexdigest()[:8]}"
             log.info("%s is on %s: the session journal goes to this node's temp folder", folder, network)
-            folder = Path(tempfile.gettempdir()) / "miles_lite-sessions" / name
+            folder = Path(lasting()) / "miles_lite-sessions" / name
     return folder / f"sessions-{spec.index}.sqlite"
 
 

@@ -49,7 +49,7 @@ def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut:
             assert len(chunks) > 5
             assert _parts([chunk.candidates[0] for chunk in chunks]) == _parts(plain.candidates)
             kinds = [kind for kind, _ in _parts(plain.candidates)]
-            assert kinds == ["thought"] * thoughts + ["text", "call", "call", "text"]
+            assert kinds == ["thought"] * thoughts + ["text", "call", "call"]
             assert plain.candidates[0].finish_reason == chunks[-1].candidates[0].finish_reason
             assert plain.candidates[0].finish_reason.value == ("MAX_TOKENS" if cut else "STOP")
             assert plain.usage_metadata == chunks[-1].usage_metadata

@@ -28,7 +28,7 @@ from miles_lite.session.dialects.google_shape import error_body, parts_of, respo
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.tables import GOOGLE, GOOGLE_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, pieces
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, whole
 from miles_lite.tito.messages import Message, Tools
 
 ADDRESS = "address"
@@ -98,9 +98,8 @@ class Google:
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
         thoughts, _ = request.form
-        parts, thought = [], answer.message.get("reasoning_content") or ""
-        for piece in pieces(answer):
-            parts += parts_of(piece, thoughts=thoughts, thought=thought if piece.calls else "")
+        said = whole(answer)
+        parts = parts_of(said, thoughts=thoughts, thought=said.reasoning)
         return response(answer.answer_id, answer.model, parts, answer)
 
     def events(self, request: ChatRequest, stamp: Stamp) -> GoogleEvents:

@@ -12,7 +12,7 @@ from typing import Any
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import logprob_entries
 from miles_lite.session.dialects.responses_tools import Called, ResponseTools
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, pieces
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, whole
 
 Item = dict[str, Any]
 
@@ -43,27 +43,27 @@ def message_item(number: str, parts: list[Item], status: str = "completed") -> I
     return {"id": number, "type": "message", "role": "assistant", "content": parts, "status": status}
 
 
-def call_item(number: str, call: Mapping[str, Any], *, called: Called, arguments: str, done: bool = True) -> Item:
-    return {"id": number} | called.item(call, arguments) | {"status": "completed" if done else "in_progress"}
+def call_item(
+    number: str, call: Mapping[str, Any], *, called: Called, arguments: str, status: str = "completed"
+) -> Item:
+    return {"id": number} | called.item(call, arguments) | {"status": status}
 
 
 def output_items(request: ChatRequest, answer: ChatAnswer) -> list[Item]:
-    """The logprobs of a turn go with its first text."""
+    """Reasoning, text and calls; the logprobs of a turn go with its text."""
     made: list[Item] = []
-    logprobs = logprob_entries(answer)
+    said = whole(answer)
 
     def named(prefix: str) -> str:
         return item_id(prefix, answer.answer_id, len(made))
 
-    for piece in pieces(answer):
-        if piece.reasoning:
-            made.append(reasoning_item(named("rs"), piece.reasoning))
-        if piece.content:
-            made.append(message_item(named("msg"), [text_part(piece.content, logprobs)]))
-            logprobs = []
-        for call in piece.calls:
-            called = request.form.tools.as_called(call["function"]["name"])
-            made.append(call_item(named("fc"), call, called=called, arguments=called.argument(call)))
+    if said.reasoning:
+        made.append(reasoning_item(named("rs"), said.reasoning))
+    if said.content:
+        made.append(message_item(named("msg"), [text_part(said.content, logprob_entries(answer))]))
+    for call in said.calls:
+        called = request.form.tools.as_called(call["function"]["name"])
+        made.append(call_item(named("fc"), call, called=called, arguments=called.argument(call)))
     return made
 
 
