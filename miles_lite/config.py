@@ -147,6 +147,9 @@ class Session:
     num_session_servers: int = option(1, help="session actors", least=1)
     session_server_port: int | None = option(None, help="first port (default: a free one each)", least=1, most=65535)
     tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
+    chat_template_path: str | None = option(
+        None, help="chat template file that takes the place of the model folder's, everywhere", path=True
+    )
     tito_allowed_append_roles: tuple[str, ...] = option(
         ("tool",), help="roles the harness appends: tool user system assistant"
     )

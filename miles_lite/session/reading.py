@@ -127,6 +127,8 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
+        "system_joined": prompt.suffix.joined,
+        "system_placed": prompt.suffix.placed,
     }
 
 
