@@ -177,6 +177,12 @@ class Session:
     session_compare_template: bool = option(
         False, help="compare every sample with what the template prints (0.3 s per 100,000 tokens)"
     )
+    session_unknown_fields: Literal["ignore", "refuse"] = option(
+        "ignore", help="what becomes of a request's fields that no table of docs/dialects.md has"
+    )
+    session_tool_images: Literal["placeholder", "refuse"] = option(
+        "placeholder", help="what becomes of images and files in tool results: a text that says so, or a 400"
+    )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")
     session_journal_dir: str | None = option(

@@ -105,6 +105,7 @@ class SessionServer:
                 model=fingerprint(spec.model_path, template=spec.options.chat_template_path),
                 keys=await self._keys(journal),
                 keep_alive=spec.keep_alive_seconds,
+                options=spec.options,
             )
             runner = web.AppRunner(
                 app, access_log=None, logger=server_log(__name__), handler_cancellation=True, shutdown_timeout=2.0

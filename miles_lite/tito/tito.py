@@ -112,6 +112,13 @@ class Tito:
         reading = f"  replies are read by: {', '.join(names) or 'nothing, all of it is content'}"
         return f"{self.surface.table()}\n{reading}" + (f"\n  NOT READ: {self.flaw}" if self.flaw else "")
 
+    def options_read(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those that the renderer reads: the others would be verified for nothing."""
+        reads: frozenset[str] | None = getattr(self.renderer, "reads", None)
+        if not options or reads is None or options.keys() <= reads:
+            return options
+        return {name: value for name, value in options.items() if name in reads}
+
     def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
         """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
         if not options:
