@@ -130,9 +130,9 @@ def _prove(parser: ReplyParser, turns: Sequence[_Turn]) -> Proof:
         wanted = [ARGUMENTS for _ in turn.message.get("tool_calls", ())]
         found = [json.loads(call.arguments) for call in reply.tool_calls if call.name == NAME]
         if found != wanted:
-            name = parser.calls.name if parser.calls else "no parser of tool calls"
-            read = f"{len(found)} calls with {json.dumps(found)}" if found else "no call"
-            return Proof(parser, f"of {turn.text!r}, which the template prints of a turn, {name} reads {read}", 2)
+            read = f"calls with {json.dumps(found)}" if found else "no call"
+            by = f" by {parser.calls.name}" if parser.calls else ""
+            return Proof(parser, f"of {turn.text!r}, which the template prints of a turn, {read} is read{by}", 2)
     for turn in turns:
         reply = parser.parse(turn.text, tools=TOOLS, in_reasoning=turn.inside)
         given = [text for field in ("reasoning_content", "content") if (text := turn.message.get(field))]

@@ -73,7 +73,7 @@ def test_what_a_parser_does_not_read_is_told_in_the_templates_words(monkeypatch:
     proof = choose_parser(tito, odd, None)
     assert (proof.weight, proof.parser.calls and proof.parser.calls.name) == (2, HERMES)
     assert '<tool_call>\\n{"tool": "get_weather"' in proof.flaw
-    assert "reads no call" in proof.flaw
+    assert f"no call is read by {HERMES}" in proof.flaw
     assert "NOT READ: of" in dataclasses.replace(tito, flaw=proof.flaw).table()
 
 
