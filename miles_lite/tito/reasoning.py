@@ -45,9 +45,8 @@ class Thoughts:
         start = self._start(text, inside)
         if start is None:
             return "", text
-        end = text.find(self.closes, start)
-        if end >= 0:
-            return text[start:end].rstrip("\n"), text[end + len(self.closes) :].lstrip("\n")
+        if closed := self._closed(text, start):
+            return closed
         end = text.find(self.ends, start) if self.ends else -1
         return (text[start:end].rstrip("\n"), text[end:]) if end >= 0 else (text[start:], "")
 
@@ -55,11 +54,20 @@ class Thoughts:
         if self.opens.startswith(text.lstrip()):
             return "", ""
         start = self._start(text, inside)
-        if start is None or text.find(self.closes, start) >= 0:
-            return self.split(text, inside=inside)
+        if start is None:
+            return "", text
+        if closed := self._closed(text, start):
+            return closed
         end = text.find(self.ends, start) if self.ends else -1
         tags = (self.closes, self.ends) if self.ends else (self.closes,)
         return hold_back(text[start:end] if end >= 0 else text[start:], *tags).rstrip("\n"), ""
+
+    def _closed(self, text: str, start: int) -> tuple[str, str] | None:
+        """What stands before and after the tag that ends the reasoning, if it has come."""
+        end = text.find(self.closes, start)
+        if end < 0:
+            return None
+        return text[start:end].rstrip("\n"), text[end + len(self.closes) :].lstrip("\n")
 
     def _start(self, text: str, inside: bool) -> int | None:
         """Where the reasoning begins, newlines before it left out; None for a reply without."""
