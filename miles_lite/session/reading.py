@@ -131,6 +131,7 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
+        "calls_rewritten": prompt.place.rewritten,
     }
 
 

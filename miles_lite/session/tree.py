@@ -129,13 +129,14 @@ class Place:
     """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
 
     `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, reanchored; None for
-    no root.
+    no root. `rewritten` tool calls of the turn's reply came back with other arguments.
     """
 
     turn: Turn | None
     matched: int
     caller: Caller
     root: str | None = None
+    rewritten: int = 0
 
 
 class Tree:
@@ -161,7 +162,12 @@ class Tree:
                     best, matched, number = turn, end, turn.number
                 for child in self._children[turn.number + 1]:
                     found.append((child, end))
-        return Place(best, matched, caller)
+        return self.after(best, request, matched, caller)
+
+    def after(self, turn: Turn | None, messages: Sequence[Message], matched: int, caller: Caller) -> Place:
+        """The place after `turn`, whose path the first `matched` messages replay."""
+        rewritten = self.matcher.rewritten(turn.reply, messages[matched - 1]) if turn else 0
+        return Place(turn, matched, caller, rewritten=rewritten)
 
     def replayed(self, turn: Turn, messages: tuple[Message, ...], at: int) -> int:
         """Where `messages` go on after replaying from `at` what `turn` added and its reply; 0 when they do not.
@@ -177,10 +183,20 @@ class Tree:
             return 0
         if not self.matcher.same_reply(turn.reply, sent[-1]):
             return 0
+        if self.matcher.rewritten(turn.reply, sent[-1]) and self._shares_ids(turn):
+            return 0
         if not all(map(self.matcher.same, turn.messages, sent[:-1])):
             return 0
         self._sent[turn.number] = tuple(map(_sharing, known, sent))
         return end
+
+    def _shares_ids(self, turn: Turn) -> bool:
+        """Whether a sibling gave out an id that the turn gave out, as models do that number their calls themselves.
+
+        Which of them a call with that id and other arguments was, cannot be told.
+        """
+        mine = _call_ids(turn)
+        return any(not mine.isdisjoint(_call_ids(other)) for other in self.children(turn.parent) if other is not turn)
 
     def children(self, turn: Turn | None) -> tuple[Turn, ...]:
         """Turns that come right after `turn`, or begin a root, earliest first."""
@@ -265,6 +281,10 @@ def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]
         ids = turn.output.ids
         yield turn, ids[: len(ids) - drop]
         drop, turn = turn.drop, turn.parent
+
+
+def _call_ids(turn: Turn) -> set[str]:
+    return {call["id"] for call in turn.reply.get("tool_calls") or () if call.get("id")}
 
 
 def _kept(message: Message) -> Message:
