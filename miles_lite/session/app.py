@@ -16,7 +16,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from xxhash import xxh3_128
 
-from miles_lite.session.caller import agent_name
+from miles_lite.session.caller import agent_name, hints_of
 from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
@@ -146,7 +146,7 @@ class _Routes:
         held, bodies = self._service.held(_session_id(request))
         body = _object(raw, bodies.read)
         parsed = dialect.parse(body, held=held)
-        return replace(parsed, agent=agent_name(request.headers, body))
+        return replace(parsed, agent=agent_name(request.headers, body), hints=hints_of(request.headers))
 
 
 @web.middleware

@@ -16,7 +16,11 @@ from miles_lite.session.match import canonical_json
 from miles_lite.tito.messages import Tools
 
 AGENT_HEADER = "X-Agent-Name"
+HINTS = ("X-Claude-Code-Agent-Id", "X-OpenAI-Subagent")
+"""Headers in which harnesses say which of their agents asks: Claude Code, and Codex."""
 MAX_NAME = 200
+
+Hints = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,11 @@ class Caller:
 def caller_of(name: str | None, tools: Tools | None, options: Mapping[str, Any] | None = None) -> Caller:
     seed = blake2b(canonical_json([name, list(tools or ())]), digest_size=16).digest()
     return Caller(name, seed, tools, options)
+
+
+def hints_of(headers: Mapping[str, str]) -> Hints:
+    """What the harness says about who asks, by the names of its headers in lower case."""
+    return tuple((name.lower(), value[:MAX_NAME]) for name in HINTS if (value := headers.get(name)))
 
 
 def agent_name(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:

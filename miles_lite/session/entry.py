@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from miles_lite.session.caller import Caller
+from miles_lite.session.caller import Caller, Hints
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, pack_spans, sampling
 from miles_lite.tito.messages import Message
@@ -23,7 +23,8 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an answer has beyond its turn. `identity` is that of the request."""
+    """What an answer has beyond its turn. `identity` is that of the request, `form` what it had to be (see
+    `ChatRequest`)."""
 
     identity: bytes
     answer_id: str
@@ -31,6 +32,7 @@ class Receipt:
     cached_tokens: int
     lead: int
     stop_sequence: str | None
+    form: str = ""
 
     @property
     def stamp(self) -> Stamp:
@@ -50,6 +52,8 @@ class Entry:
     drop: int
     output: Output
     receipt: Receipt
+    retries: int | None = None
+    hints: Hints = ()
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def commit(self, tree: Tree) -> Turn:
@@ -61,6 +65,8 @@ class Entry:
             prompt_ids=self.prompt_ids,
             drop=self.drop,
             output=self.output,
+            retries=self.retries,
+            hints=self.hints,
         )
 
 
@@ -69,6 +75,8 @@ def to_row(entry: Entry) -> Row:
     facts = {
         "agent": entry.caller.name,
         "root": entry.root,
+        "retries": entry.retries,
+        "hints": entry.hints,
         "spans": output.spans,
         "finish_reason": output.finish_reason,
         "stop": output.stop,
@@ -80,6 +88,7 @@ def to_row(entry: Entry) -> Row:
         "cached_tokens": receipt.cached_tokens,
         "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
+        "form": receipt.form,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -119,6 +128,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         cached_tokens=known["cached_tokens"],
         lead=known["lead"],
         stop_sequence=known["stop_sequence"],
+        form=known.get("form", ""),
     )
     return Entry(
         parent=parent,
@@ -130,6 +140,8 @@ def from_row(row: Sequence[Any]) -> Entry:
         drop=drop,
         output=output,
         receipt=receipt,
+        retries=known.get("retries"),
+        hints=tuple((name, value) for name, value in known.get("hints", ())),
         counts=known["counts"],
     )
 

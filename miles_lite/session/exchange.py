@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xxhash import xxh3_64_hexdigest
+
 from miles_lite.tito.messages import Message, Tools
 from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
 
@@ -28,11 +30,14 @@ class Constraint:
     schema: Mapping[str, Any] | None = None
 
 
+_FREE = Constraint()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """A checked request. `options` are chat_template_kwargs; `body` has model and sampling fields under chat names.
 
-    `agent` is the name the agent gave, if it gave one.
+    `agent` is the name the agent gave, if it gave one, `hints` what else its harness said about it.
     `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
     """
 
@@ -46,6 +51,13 @@ class ChatRequest:
     constraint: Constraint = Constraint()
     include_usage: bool = False
     agent: str | None = None
+    hints: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def form(self) -> str:
+        """A digest of what its answer must be and is read as, beyond what the engine is told; empty for no more."""
+        muted = self.tools is not None and self.callable_tools is None
+        return xxh3_64_hexdigest(repr((self.constraint, muted)).encode()) if muted or self.constraint != _FREE else ""
 
     @property
     def model(self) -> str:

@@ -70,6 +70,7 @@ class Reader:
                 cached_tokens=generation.cached_tokens,
                 lead=voice.lead,
                 stop_sequence=matched if isinstance(matched, str) else None,
+                form=request.form,
             ),
             counts=_counts_of(prompt, generation),
         )

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from miles_lite import config
@@ -34,7 +35,7 @@ from miles_lite.session.reading import Prompt, Reader
 from miles_lite.session.sampling import resolve
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
-from miles_lite.session.tree import Tree, Turn, describe
+from miles_lite.session.tree import Tree, Turn, describe, pack_ids, sampling
 from miles_lite.tito import Tito
 from miles_lite.tito.messages import Message
 
@@ -164,26 +165,27 @@ class Service:
         `prefix` begins the id of a fresh answer. Raises ApiError 404 when the session was deleted.
         """
         session = await self._sessions.obtain(session_id)
-        call = session.call_of(ask)
+        call = session.retries.call_of(ask)
         if call is not None:
             self._count(session, retries_joined=1)
             return call
-        turn = session.turn_of(ask)
-        receipt = None if turn is None else session.receipts[turn.number]
+        turn = session.retries.turn_of(ask, session.tree, grace=self._grace)
+        receipt = None if turn is None else session.retries.receipts[turn.number]
         stamp = Stamp(prefix + uuid.uuid4().hex, int(time.time())) if receipt is None else receipt.stamp
-        call = Call(ask.identity, stamp, grace=self._grace, release=lambda call: _release(session, call))
+        call = Call(ask.identity, stamp, grace=self._grace, release=session.retries.over)
+        session.calls.append(call)
         if turn is None or receipt is None:
-            session.calls.append(call)
-            call.run(self._answer(session, call, request))
+            call.run(self._answer(session, call, request, ask))
         else:
             self._count(session, retries_replayed=1)
             call.turn = turn.number
             call.tell(self._reader.told(request, turn, receipt))
         return call
 
-    async def _answer(self, session: Session, call: Call, request: ChatRequest) -> ChatAnswer:
+    async def _answer(self, session: Session, call: Call, request: ChatRequest, ask: Ask) -> ChatAnswer:
         """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
         prompt = self._place(session, request)
+        superseded = session.retries.superseded_by(ask, _alike(session, prompt, request))
         started = time.time()
         voice = self._reader.voice(request, prompt)
         watcher = self._reader.watcher(voice, prompt, call.say) if request.stream else None
@@ -196,6 +198,7 @@ class Service:
             prompt = self._sampled(session, request, self._placer.reanchor(request))
             generation = await self._generate(session, call, prompt, watcher)
         entry = self._reader.entry(request, prompt, generation, voice, started=started, call=call)
+        entry = replace(entry, retries=superseded, hints=request.hints)
         turn, counts = await self._sessions.commit(session, entry)
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
         self._counts.update(counts)
@@ -268,9 +271,14 @@ class Service:
                 log.error("idle sessions could not be expired: %s", error)
 
 
-def _release(session: Session, call: Call) -> None:
-    """A call is over: delivered, failed, or given up."""
-    if call in session.calls:
-        session.calls.remove(call)
-    if call.delivered and call.turn is not None:
-        session.unheard.discard(call.turn)
+def _alike(session: Session, prompt: Prompt, request: ChatRequest) -> list[Turn]:
+    """Turns that answered the very tokens of this prompt, under the same parameters and constraints."""
+    ids = pack_ids(prompt.suffix.ids)
+    return [
+        turn
+        for turn in session.tree.children(prompt.place.turn)
+        if turn.prompt_bytes == ids
+        and (turn.caller, turn.drop) == (prompt.place.caller, prompt.suffix.drop)
+        and sampling(turn.output) == prompt.sampling.params
+        and session.retries.receipts[turn.number].form == request.form
+    ]

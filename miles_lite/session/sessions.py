@@ -18,13 +18,14 @@ from typing import Any
 
 from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
-from miles_lite.session.calls import Ask, Call
-from miles_lite.session.entry import Entry, Receipt
+from miles_lite.session.calls import Call
+from miles_lite.session.entry import Entry
 from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.prompts import Prompts
+from miles_lite.session.retries import Retries
 from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,7 @@ _SESSION_BYTES, _TURN_BYTES = 4_000, 1_500
 class Session:
     """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
 
-    `receipts` belong to the tree's turns, one each. `unheard` are the numbers of turns whose answer no client is known
-    to have. `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
+    `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
     """
 
     session_id: str
@@ -48,41 +48,23 @@ class Session:
     used: float = 0.0
     size: int = _SESSION_BYTES
     deleted: bool = False
-    calls: list[Call] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
-    unheard: set[int] = field(default_factory=set)
+    retries: Retries = field(default_factory=Retries)
     counts: Counter[str] = field(default_factory=Counter)
     bodies: Bodies = field(default_factory=Bodies)
 
-    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
-        """Add a turn that the journal has; the turn, and what was counted.
+    @property
+    def calls(self) -> list[Call]:
+        """Those under way, or not delivered."""
+        return self.retries.calls
 
-        Whoever sends a conversation on has heard the turn before.
-        """
+    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Add a turn that the journal has; the turn, and what was counted."""
         turn = entry.commit(self.tree)
-        self.receipts.append(entry.receipt)
-        self.unheard.discard(-1 if entry.parent is None else entry.parent)
-        self.unheard.add(turn.number)
+        self.retries.committed(turn, entry.receipt)
         self.size += _size(entry)
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
-
-    def call_of(self, ask: Ask) -> Call | None:
-        """The newest undelivered call of a repeated request; sooner one that nobody listens to."""
-        if not (ask.keyed or ask.retried):
-            return None
-        calls = [call for call in reversed(self.calls) if call.identity == ask.identity]
-        return next((call for call in calls if not call.listeners), calls[0] if calls else None)
-
-    def turn_of(self, ask: Ask) -> Turn | None:
-        """The newest turn that answered a repeated request: one unheard, or with an idempotency key any."""
-        if ask.keyed or ask.retried:
-            for turn in reversed(self.tree.turns):
-                same = self.receipts[turn.number].identity == ask.identity
-                if same and (ask.keyed or turn.number in self.unheard):
-                    return turn
-        return None
 
 
 class Sessions:
@@ -241,6 +223,7 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
     session = Session(session_id, Tree(matcher), stored.sampling, stored.recreated)
     for entry in stored.entries:
         session.commit(entry)
+    session.retries.restored = len(stored.entries)
     return session
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from miles_lite.session.caller import Caller
+from miles_lite.session.caller import Caller, Hints
 from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
@@ -78,7 +78,8 @@ class Output:
 class Turn:
     """One request and its reply. `said` is what this turn adds: messages, then the reply.
 
-    `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`).
+    `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`). `retries` is the
+    number of the turn whose request this one is, provably sent again. `hints` are what the harness said about itself.
     """
 
     number: int
@@ -90,6 +91,8 @@ class Turn:
     prompt_bytes: bytes
     output: Output
     root: str | None = None
+    retries: int | None = None
+    hints: Hints = ()
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -236,6 +239,8 @@ class Tree:
         prompt_ids: np.ndarray,
         drop: int,
         output: Output,
+        retries: int | None = None,
+        hints: Hints = (),
     ) -> Turn:
         """Add a turn at `place`; `messages` are those of the request that the place has not matched."""
         parent = place.turn
@@ -249,6 +254,8 @@ class Tree:
             prompt_bytes=pack_ids(prompt_ids),
             output=self._sampled(output),
             root=place.root,
+            retries=retries,
+            hints=self.turns[-1].hints if self.turns and self.turns[-1].hints == hints else hints,
         )
         self.turns.append(turn)
         self._sent.append(turn.said)
@@ -267,6 +274,10 @@ class Tree:
         """The output, holding the parameters that the turn before holds, where these are equal."""
         params = self.turns[-1].output.params if self.turns else None
         return replace(output, params=params) if params == output.params else output
+
+    def superseded(self) -> set[int]:
+        """Numbers of the turns whose request was provably sent again, and answered by another turn."""
+        return {turn.retries for turn in self.turns if turn.retries is not None}
 
     def leaves(self) -> list[Turn]:
         return [turn for turn in self.turns if not self.children(turn)]
