@@ -7,7 +7,10 @@ authentication stays on.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import uuid
+from pathlib import Path
 
 import ray
 
@@ -31,7 +34,13 @@ def connect(address: str | None) -> None:
             f"cannot use {where}: {error}\n  Check --ray-address / RAY_ADDRESS and `ray status`."
         ) from error
     if context.dashboard_url:
-        print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+        told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
+        print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
+
+
+def _ray_program() -> str:
+    """How this user starts `ray`: by name, or where it lies beside this interpreter."""
+    return "ray" if shutil.which("ray") else str(Path(sys.executable).with_name("ray"))
 
 
 def disconnect() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
+from miles_lite.redaction import redacted, write_private
 from miles_lite.rules import contradictions, refuse_broken
 
 
@@ -22,11 +24,15 @@ from miles_lite.rules import contradictions, refuse_broken
 class Topology:
     """topology: how many trainers and engines, and where."""
 
-    device: Literal["auto", "cpu", "cuda"] = option("auto", help="what a slot is; auto: cuda where there is a GPU")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", help="what a slot is; auto: cuda where there is a GPU", aka=("--sglang-device",)
+    )
     actor_num_nodes: int = option(1, help="nodes that train", least=1)
     actor_num_gpus_per_node: int = option(1, help="train ranks per node (on CPU: processes)", least=1)
     rollout_num_gpus: int | None = option(None, help="slots for engines; with --colocate the trainers' slots", least=1)
-    rollout_num_gpus_per_engine: int = option(1, help="slots per engine", least=1)
+    rollout_num_gpus_per_engine: int = option(
+        1, help="slots per engine", least=1, aka=("--sglang-tp-size", "--sglang-tensor-parallel-size", "--sglang-tp")
+    )
     num_gpus_per_node: int = option(8, help="GPUs a node has", least=1)
     rollout_external_engine_addrs: tuple[str, ...] = option(
         (), help="host:port of SGLang servers that run already, instead of starting any"
@@ -63,7 +69,9 @@ class Topology:
 class Checkpoint:
     """checkpoints: where the model comes from and where the run goes."""
 
-    hf_checkpoint: str = option(help="Hugging Face model folder: config.json, weights, tokenizer", path=True)
+    hf_checkpoint: str = option(
+        help="Hugging Face model folder: config.json, weights, tokenizer", path=True, aka=("--sglang-model-path",)
+    )
     ref_load: str | None = option(
         None, help="reference model folder for the KL loss (default: --hf-checkpoint)", path=True
     )
@@ -105,7 +113,9 @@ class Rollouts:
     )
     rollout_max_response_len: int = option(1024, help="new tokens per model call", least=1)
     rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused", least=1)
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
+    rollout_max_context_len: int | None = option(
+        None, help="the engine's context length in tokens", least=2, aka=("--sglang-context-length",)
+    )
     max_seq_len: int | None = option(None, help="cut collected samples to this many tokens", least=1)
     rollout_temperature: float = option(1.0, help="sampling temperature")
     rollout_top_p: float = option(1.0, help="nucleus sampling", above=0, most=1)
@@ -198,9 +208,17 @@ class Engines:
     sglang_router_port: int | None = option(None, help="the router's port (default: a free one)", least=1, most=65535)
     router: Literal["python", "gateway"] = option("python", help="gateway: the Rust gateway smg carries the data")
     router_policy: Literal["least_in_flight", "round_robin", "power_of_two"] = option(
-        "least_in_flight", help="who takes a request that sticks to no engine"
+        "least_in_flight",
+        help="who takes a request that sticks to no engine",
+        aka=("--sglang-router-policy",),
+        read=dict.fromkeys(("cache_aware", "consistent_hashing", "manual", "prefix_hash"), "least_in_flight"),
     )
-    router_timeout: float = option(600.0, help="seconds the router waits for an engine's answer", above=0)
+    router_timeout: float = option(
+        600.0,
+        help="seconds the router waits for an engine's answer",
+        above=0,
+        aka=("--sglang-router-request-timeout-secs", "--miles-router-timeout"),
+    )
     router_queue_seconds: float = option(60.0, help="seconds a request waits for an engine with room", least=0)
     sglang_config: str | None = option(
         None, help="YAML file of engine groups: roles, sizes, SGLang options of each", path=True
@@ -280,7 +298,9 @@ class Optimizer:
     adam_beta2: float = option(0.98, help="AdamW beta2", least=0, below=1)
     adam_eps: float = option(1e-8, help="AdamW epsilon", above=0)
     clip_grad: float = option(1.0, help="gradient norm clip; 0: off", least=0)
-    seed: int = option(1234, help="seed of torch, numpy and the engines", least=0, most=2**31 - 1)
+    seed: int = option(
+        1234, help="seed of torch, numpy and the engines", least=0, most=2**31 - 1, aka=("--sglang-random-seed",)
+    )
     train_threads: int | None = option(None, help="CPU threads per train rank (default: cores / ranks)", least=1)
 
 
@@ -380,8 +400,14 @@ class Config:
         return self.logging.path
 
     def as_dict(self) -> dict[str, Any]:
-        """Every option by group, as config.json has it."""
-        return dataclasses.asdict(self)
+        """Every option by group, as config.json has it: without SGLang's keys and passwords."""
+        shown = dataclasses.asdict(self)
+        shown["engines"]["sglang_args"] = redacted(self.engines.sglang_args)
+        return shown
+
+    def write(self) -> None:
+        """Write config.json into the run folder, for its owner alone."""
+        write_private(self.run_dir / "config.json", json.dumps(self.as_dict(), indent=2))
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""

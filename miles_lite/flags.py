@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import operator
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -49,7 +48,10 @@ IGNORED_FLAGS = frozenset(
     attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32 attention-backend optimizer optimizer-cpu-offload
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
     decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
-    apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion""".split()
+    apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
+    router-assignment-mode router-prefill-policy router-decode-policy router-disable-health-check
+    router-health-check-interval-secs router-health-failure-threshold router-health-success-threshold
+    miles-router-max-connections miles-router-health-check-failure-threshold""".split()
 )
 """Flags of the field's launchers that change nothing here; accepted so that a launcher can be carried over."""
 
@@ -65,14 +67,15 @@ class Leftovers:
         """Say on stderr which flags were accepted and change nothing."""
         if self.ignored:
             names = ", ".join(f"--{name}" for name in self.ignored)
-            print(f"ignored (the checkpoint or this trainer decides): {names}", file=sys.stderr)
+            print(f"ignored (the checkpoint, this trainer or this router decides): {names}", file=sys.stderr)
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **extra: Any) -> Any:
     """A dataclass field that is also a command-line flag.
 
     `extra`: nargs, choices, metavar, const; least, above, most and below bound a number; empty=True allows "";
-    path=True makes a path absolute, from where the command was started, because actors may run elsewhere.
+    path=True makes a path absolute, from where the command was started, because actors may run elsewhere; aka are other
+    launchers' names of the flag, and read what their values are called here.
     """
     metadata = {"help": help, **extra}
     if isinstance(default, (list, dict)):
@@ -95,7 +98,8 @@ def add_group(parser: argparse.ArgumentParser, group: type, *, only: Sequence[st
     for item in dataclasses.fields(group):
         if "help" not in item.metadata or (only and item.name not in only):
             continue
-        section.add_argument("--" + item.name.replace("_", "-"), **_argument(item, hints[item.name]))
+        names = ("--" + item.name.replace("_", "-"), *item.metadata.get("aka", ()))
+        section.add_argument(*names, **_argument(item, hints[item.name]))
 
 
 def _argument(item: dataclasses.Field, hint: Any) -> dict[str, Any]:
@@ -119,7 +123,24 @@ def _argument(item: dataclasses.Field, hint: Any) -> dict[str, Any]:
     for name in ("choices", "metavar", "const"):
         if name in item.metadata:
             keywords[name] = item.metadata[name]
-    return keywords | {"type": hint}
+    if "aka" in item.metadata:
+        keywords["action"] = _OneOption
+    read = item.metadata.get("read", {})
+    return keywords | {"type": (lambda value: read.get(value, value)) if read else hint}
+
+
+class _OneOption(argparse.Action):
+    """A flag with several names, which must not be given different values by two of them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        given = namespace.__dict__.setdefault("_given", {})
+        before, value = given.setdefault(self.dest, (flag, values))
+        if before != flag and value != values:
+            raise UserError(f"{flag} {values} contradicts {before} {value}: they are one option here, give it once")
+        given[self.dest] = (flag, values)
+        setattr(namespace, self.dest, values)
 
 
 def take_group(namespace: argparse.Namespace, group: type[T]) -> T:
@@ -179,6 +200,8 @@ def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> L
     ignored: list[str] = []
     for flag, values in _with_values(unknown):
         name = flag.removeprefix("--")
+        if name.startswith("sglang-router-"):
+            raise UserError(f"{flag}: the router has no such option{nearest(flag, _known(parser))}")
         if name.startswith("sglang-"):
             key = name.removeprefix("sglang-").replace("-", "_")
             sglang[key] = True if not values else values[0] if len(values) == 1 else list(values)
@@ -192,7 +215,8 @@ def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> L
         elif name in SHAPE_FLAGS or name in IGNORED_FLAGS:
             ignored.append(name)
         else:
-            raise UserError(f"{parser.prog}: unknown flag {flag}{_nearest(parser, flag)}\n  see: {parser.prog} --help")
+            hint = nearest(flag, _known(parser))
+            raise UserError(f"{parser.prog}: unknown flag {flag}{hint}\n  see: {parser.prog} --help")
     return Leftovers(sglang=sglang, ignored=tuple(ignored))
 
 
@@ -209,7 +233,24 @@ def _with_values(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:
     return pairs
 
 
-def _nearest(parser: argparse.ArgumentParser, flag: str) -> str:
-    known = [name for action in parser._actions for name in action.option_strings]
-    close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ""
+def _known(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ ": did you mean X?", where one of `known` is a typing mistake away from `name`; else ""."""
+    close, distance = min(((each, _edits(name, each)) for each in known), key=operator.itemgetter(1), default=("", 99))
+    return f": did you mean {close}?" if distance <= max(1, min(3, len(name) // 6)) else ""
+
+
+def _edits(one: str, other: str) -> int:
+    """Insertions, deletions, replacements and swaps of neighbours from one to the other (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for at, letter in enumerate(one):
+        older, before, row = before, row, [at + 1]
+        for to, each in enumerate(other):
+            swap = at and to and letter == other[to - 1] and one[at - 1] == each
+            costs = [before[to + 1] + 1, row[to] + 1, before[to] + (letter != each)]
+            row.append(min([*costs, older[to - 1] + 1] if swap else costs))
+    return row[-1]

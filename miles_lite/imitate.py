@@ -7,7 +7,6 @@ whole model folder.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from miles_lite.cluster import connect, disconnect
@@ -29,7 +28,7 @@ def imitate(config: Config) -> Path:
     examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
     run_dir = config.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
+    config.write()
     connect(config.logging.ray_address)
     trainer = None
     try:

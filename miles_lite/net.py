@@ -1,4 +1,4 @@
-"""Addresses and disks: what a server binds to is not always what others can reach, nor a folder what its node holds."""
+"""Nodes: what a server binds to is not always what others can reach, nor a folder what its node holds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def reachable(host: str) -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostbyname(socket.gethostname())
+
+
+def actor_label(kind: str, *fixed: object) -> str:
+    """What Ray's dashboard calls an actor: it reads the repr once, when the actor is made, so that only what never
+    changes may stand in it: kind, role, index, and the node the actor is on."""
+    return f"{kind}({', '.join(map(str, (*fixed, socket.gethostname())))})"
 
 
 def loopback(host: str) -> bool:

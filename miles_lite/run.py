@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import shutil
@@ -104,7 +103,7 @@ class Run:
         for number in self._old_handlers:  # only now: Ray takes SIGTERM for itself when it connects
             signal.signal(number, _interrupt)
         self._layout = place(config.topology, train=self._train)
-        (self._run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2))
+        config.write()
         manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0)
         self._manager = manager.remote(config, self._layout, known_key())
         starting = self._manager.start.remote()

@@ -27,8 +27,10 @@ from miles_lite.stopping import stop_requested
 class Serving:
     """serving: limits and seed of the engines."""
 
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
-    seed: int = option(1234, help="seed of the engines", least=0, most=2**31 - 1)
+    rollout_max_context_len: int | None = option(
+        None, help="the engine's context length in tokens", least=2, aka=("--sglang-context-length",)
+    )
+    seed: int = option(1234, help="seed of the engines", least=0, most=2**31 - 1, aka=("--sglang-random-seed",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miles_lite.config import build_parser, parse
+from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
+from miles_lite.flags import _edits
+from miles_lite.redaction import redacted
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
 UNBOUNDED = ("--entropy-coef", "--reward-chance")
@@ -75,11 +82,89 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         (["--rm-type", "contains"], "needs --label-key"),
         (["--rm-type", "random", "--custom-rm-path", "a.b"], "exclude each other"),
         (["--loss-type", "sft_loss", "--use-tis"], "has no rollouts"),
+        (
+            ["--sglang-tp-size", "4", "--rollout-num-gpus-per-engine", "2"],
+            "contradicts --sglang-tp-size 4: they are one",
+        ),
+        (["--rollout-max-context-len", "9", "--sglang-context-length", "8"], "length 8 contradicts --rollout-max-con"),
+        (["--sglang-router-polcy", "manual"], "the router has no such option: did you mean --sglang-router-policy"),
+        (["--sglang-router-policy", "magic"], "invalid choice: 'magic'"),
     ],
 )
 def test_bad_flags_get_one_clear_message(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse([*NEEDED, *flags])
+
+
+def test_other_launchers_names_of_an_option_are_that_option() -> None:
+    """Also the router's, which are no option of the engines."""
+    spelled = {
+        "--sglang-router-policy=consistent_hashing": ("engines", "router_policy", "least_in_flight"),
+        "--sglang-router-policy=round_robin": ("engines", "router_policy", "round_robin"),
+        "--sglang-router-request-timeout-secs=14400": ("engines", "router_timeout", 14400.0),
+        "--miles-router-timeout=30": ("engines", "router_timeout", 30.0),
+        "--sglang-tp-size=1": ("topology", "rollout_num_gpus_per_engine", 1),
+        "--sglang-context-length=4096": ("rollouts", "rollout_max_context_len", 4096),
+        "--sglang-random-seed=7": ("optimizer", "seed", 7),
+        "--sglang-device=cpu": ("topology", "device", "cpu"),
+    }
+    for flag, (group, name, value) in spelled.items():
+        config, leftovers = parse([*NEEDED, flag])
+        assert getattr(getattr(config, group), name) == value
+        assert leftovers.sglang == {}
+    config, _ = parse([*NEEDED, "--sglang-tp-size", "1", "--rollout-num-gpus-per-engine", "1"])
+    assert config.topology.rollout_num_gpus_per_engine == 1
+    ignored = ["router-assignment-mode", "router-health-check-interval-secs", "miles-router-max-connections"]
+    _, leftovers = parse([*NEEDED, *(f"--{name}=1" for name in ignored)])
+    assert leftovers.ignored == tuple(ignored)
+
+
+@given(st.text("abcdefgh-", max_size=24), st.text("abcdefgh-", max_size=24))
+def test_a_hint_is_a_typing_mistake_away(one: str, other: str) -> None:
+    """A distance: nothing to itself, symmetric, at least the difference in length; a swap is one mistake."""
+    assert _edits(one, one) == 0
+    assert _edits(one, other) == _edits(other, one)
+    assert abs(len(one) - len(other)) <= _edits(one, other) <= max(len(one), len(other))
+    if len(one) > 1 and one[0] != one[1]:
+        assert _edits(one, one[1] + one[0] + one[2:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--num-rolout", "--num-rollout"),
+        ("--rollout-bacth-size", "--rollout-batch-size"),
+        ("--sed", "--seed"),
+        ("--wandb-team", ""),
+        ("--rollout-magic", ""),
+        ("--use-fault-tolerance", ""),
+        ("--xyz", ""),
+    ],
+)
+def test_no_flag_is_named_that_nobody_meant(flag: str, hint: str) -> None:
+    with pytest.raises(UserError) as told:
+        parse([*NEEDED, flag, "1"])
+    assert (f"did you mean {hint}?" in str(told.value)) if hint else ("did you mean" not in str(told.value))
+
+
+def test_keys_are_not_shown_and_config_json_is_its_owners_alone(tmp_path: Path) -> None:
+    secrets = ["--sglang-admin-api-key", "s3cret-1", "--sglang-api-key", "s3cret-2"]
+    secrets += ["--sglang-ssl-keyfile-password", "s3cret-3", "--sglang-page-size", "16", "--run-dir", str(tmp_path)]
+    config, _ = parse([*NEEDED, *secrets])
+    config.write()
+    written = tmp_path / "config.json"
+    assert "s3cret" not in written.read_text()
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    shown = json.loads(written.read_text())["engines"]["sglang_args"]
+    hidden = dict.fromkeys(("admin_api_key", "api_key", "ssl_keyfile_password"), "***")
+    assert shown == hidden | {"page_size": "16"}
+    assert config.engines.sglang_args["admin_api_key"] == "s3cret-1"
+
+
+def test_which_options_of_the_installed_sglang_are_secrets() -> None:
+    hidden = {name for name, shown in redacted(dict.fromkeys(known_options(), "x")).items() if shown != "x"}
+    assert {"admin_api_key", "api_key", "ssl_keyfile_password"} <= hidden
+    assert not hidden & {"tokenizer_path", "bucket_time_to_first_token", "tokenizer_mode", "max_total_tokens"}
 
 
 NUMBERS = [action for action in build_parser()._actions if action.type in (int, float)]

@@ -12,6 +12,7 @@ import pytest
 from miles_lite import agent_main, make_model, serve, session_main
 from miles_lite.agent import traces_command
 from miles_lite.config import GROUPS
+from miles_lite.flags import IGNORED_FLAGS
 from miles_lite.verify import session_command, template_command
 
 REPO = Path(__file__).parents[1]
@@ -50,7 +51,9 @@ def flags() -> frozenset[str]:
     told = re.findall(r"--[a-z][\w-]+", "".join(path.read_text(encoding="utf-8") for path in scripts))
     sources = [path for folder in ("miles_lite", "examples", "benchmarks") for path in (REPO / folder).rglob("*.py")]
     added = re.findall(r'add_argument\(\s*"(--[\w-]+)', "".join(path.read_text(encoding="utf-8") for path in sources))
-    return frozenset({*own, *told, *added, "--help"} | OF_OTHERS)
+    options = [field for group in OPTIONS for field in dataclasses.fields(group)]
+    others = {name for field in options for name in field.metadata.get("aka", ())} | {f"--{x}" for x in IGNORED_FLAGS}
+    return frozenset({*own, *told, *added, *others, "--help"} | OF_OTHERS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

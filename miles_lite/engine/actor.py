@@ -42,7 +42,8 @@ from miles_lite.engine.weights import (
     update_from_disk,
 )
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, local, loopback, reachable
+from miles_lite.net import actor_label, bracketed, local, loopback, reachable
+from miles_lite.redaction import secrets_in
 from miles_lite.transfer import Meeting, memory
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ class EngineActor:
         self._shapes: Shapes = {}
 
     def __repr__(self) -> str:
-        where = self._info.url if self._info else "not started"
-        return f"EngineActor({self._spec.index}, {self._spec.worker_type}, {where})"
+        return actor_label("EngineActor", self._spec.index, self._spec.worker_type)
 
     async def meet(self) -> str:
         """The first node of several: where all nodes' servers meet, host:port; it and MEETING_PORTS above are held."""
@@ -294,7 +294,8 @@ class EngineActor:
         spec, place = self._spec, self._place()
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         argv = command(spec, place, known=known_options())
-        self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path))
+        secrets = [*secrets_in(spec.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
+        self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
         await server.wait_healthy(self._local_url(place.port), spec.start_timeout)
         return EngineInfo(
             url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",

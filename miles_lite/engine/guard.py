@@ -3,9 +3,10 @@
     python guard.py LOG GRACE -- COMMAND...
 
 Invariant: this process exits only when no descendant of it is left. It runs COMMAND in a process group of its own with
-its output appended to LOG, prints the command's pid, and ends the group (SIGTERM to the command, which may end its
-children in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies,
-when it gets SIGTERM, or when COMMAND exits by itself.
+its output appended to LOG, which its owner alone can read, without the secrets that the first line of stdin lists (a
+JSON array of texts). It prints the pid of COMMAND, and ends the group (SIGTERM to COMMAND, which may end its children
+in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies, when it
+gets SIGTERM, or when COMMAND exits by itself.
 As a child subreaper it inherits, and ends, orphans that left the group; what they left in shared memory it removes. It
 imports nothing of miles_lite.
 """
@@ -15,30 +16,39 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import glob
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+HIDDEN = b"***"
 
 
 def main(log_path: str, grace: float, command: list[str]) -> int:
+    secrets = [secret.encode() for secret in json.loads(sys.stdin.buffer.readline() or b"[]")]
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with open(log_path, "ab", buffering=0) as log:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-        )
+    output, written = os.pipe()
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=written,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    os.close(written)
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.fchmod(log, 0o600)
+    logging = threading.Thread(target=copy_hiding, args=(output, log, secrets))
+    logging.start()
     try:
         print(server.pid, flush=True)
         select.select([sys.stdin, os.pidfd_open(server.pid)], [], [])
@@ -48,6 +58,32 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         server.terminate()
         end_descendants(server.pid, grace)
+        logging.join()  # nobody writes any more
+
+
+def copy_hiding(source: int, target: int, secrets: list[bytes]) -> None:
+    """Copy bytes as they come, but for `secrets`, also those that come in pieces."""
+    held = b""
+    while data := os.read(source, 1 << 16):
+        text = held + data
+        for secret in secrets:
+            text = text.replace(secret, HIDDEN)
+        begun = max((_overlap(text, secret) for secret in secrets), default=0)
+        _write(target, text[: len(text) - begun])
+        held = text[len(text) - begun :]
+    _write(target, held)
+
+
+def _overlap(text: bytes, secret: bytes) -> int:
+    """Length of the longest end of `text` that begins `secret`."""
+    return next((size for size in range(min(len(text), len(secret) - 1), 0, -1) if text.endswith(secret[:size])), 0)
+
+
+def _write(target: int, data: bytes) -> None:
+    """What a full disk does not take is lost: a server that waits for its log would serve nobody."""
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(target, data) :]
 
 
 def end_descendants(group: int, grace: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -40,8 +41,10 @@ class ServerProcess:
         self._log_start = log_start
 
     @classmethod
-    def launch(cls, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> Self:
-        """Start `command`; its output is appended to `log_path`."""
+    def launch(
+        cls, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, secrets: Sequence[str] = ()
+    ) -> Self:
+        """Start `command`; its output is appended to `log_path`, without `secrets`."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_start = log_path.stat().st_size if log_path.exists() else 0
         guard = subprocess.Popen(
@@ -52,7 +55,11 @@ class ServerProcess:
             start_new_session=True,
             text=True,
         )
+        assert guard.stdin is not None
         assert guard.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # then it says nothing either
+            guard.stdin.write(f"{json.dumps(secrets)}\n")
+            guard.stdin.flush()
         first_line = guard.stdout.readline()
         if not first_line:
             raise UserError(f"could not start {command[0]}: its guard exited with {guard.wait()}, see stderr above")

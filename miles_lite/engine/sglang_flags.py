@@ -5,7 +5,6 @@ Invariant: an empty answer means "unknown", never "none"; then the server's own 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import re
@@ -13,9 +12,26 @@ from collections.abc import Iterable, Set
 from pathlib import Path
 
 from miles_lite.errors import UserError
+from miles_lite.flags import nearest
 
 FIELD = re.compile(r"^    (\w+)\s*:", re.MULTILINE)
 FLAG = re.compile(r'"--([a-z][\w-]*)"')
+
+
+DECIDED = {
+    "model_path": "--hf-checkpoint",
+    "model": "--hf-checkpoint",
+    "device": "--device",
+    "host": "--bind-host",
+    "context_length": "--rollout-max-context-len",
+    "random_seed": "--seed",
+    **dict.fromkeys(("tp", "tp_size", "tensor_parallel_size"), "--rollout-num-gpus-per-engine"),
+    **dict.fromkeys(("nnodes", "node_rank", "dist_init_addr"), "--rollout-num-gpus-per-engine and --num-gpus-per-node"),
+    "base_gpu_id": "the slots of --rollout-num-gpus",
+    "disaggregation_mode": "--prefill-num-servers or --sglang-config",
+    "weight_version": "the weight updates",
+}
+"""SGLang's options that say what another option says already, and which."""
 
 
 @functools.cache
@@ -42,11 +58,19 @@ def check_options(names: Iterable[str], known: Set[str]) -> None:
     """Refuse a name that is neither an option of this SGLang nor the beginning of one: UserError names the nearest."""
     for name in names:
         if known and not any(option.startswith(name) for option in known):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f": did you mean --sglang-{_dashed(close[0])}?" if close else ""
+            hint = nearest(f"--sglang-{_dashed(name)}", (f"--sglang-{_dashed(each)}" for each in known))
             raise UserError(
                 f"--sglang-{_dashed(name)}: the installed SGLang has no option --{_dashed(name)}{hint}\n"
                 "  All of them: python -m sglang.launch_server --help"
+            )
+
+
+def refuse_decided(names: Iterable[str]) -> None:
+    """Refuse an option of SGLang's that could contradict one of ours: UserError names ours."""
+    for name in names:
+        if name in DECIDED:
+            raise UserError(
+                f"--sglang-{_dashed(name)} is decided by {DECIDED[name]}, for the engines and the rest alike"
             )
 
 

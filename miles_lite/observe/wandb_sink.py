@@ -35,6 +35,7 @@ class WandbSink:
             raise UserError(
                 "--use-wandb needs the wandb package: pip install wandb, or leave --use-wandb out"
             ) from error
+        (run_dir / "wandb").mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
                 project=options.wandb_project,

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from miles_lite.config import Engines, Topology
-from miles_lite.engine.sglang_flags import check_options, known_options
+from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
 from miles_lite.engine.spec import WorkerType
 from miles_lite.errors import UserError
 from miles_lite.router.registration import parse_url
@@ -58,9 +58,11 @@ def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]
 
 
 def check_engines(topology: Topology, engines: Engines) -> None:
-    """Raises UserError for a layout that does not fit and for an SGLang option that does not exist."""
+    """Raises UserError for a layout that does not fit, and for an SGLang option that does not exist or that contradicts
+    one of ours."""
     for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
         check_options(options, known_options())
+        refuse_decided(options)
 
 
 def in_words(plans: Sequence[EnginePlan]) -> str:

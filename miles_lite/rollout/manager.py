@@ -22,6 +22,7 @@ from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
 from miles_lite.hooks import load_hook
+from miles_lite.net import actor_label
 from miles_lite.rollout.actors import end_actor, named_actor, started
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
@@ -84,7 +85,7 @@ class RolloutManager:
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
-        return f"RolloutManager(version={self._stack.weight_version}, groups={self._accounts.started})"
+        return actor_label("RolloutManager")
 
     async def start(self) -> dict[str, Any]:
         """Read the data, start the stack and the agent workers. Returns URLs, the rollouts of one epoch and those of

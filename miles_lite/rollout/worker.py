@@ -18,6 +18,7 @@ from typing import Any
 from miles_lite import atraj
 from miles_lite.config import Config
 from miles_lite.hooks import load_hook
+from miles_lite.net import actor_label
 from miles_lite.rollout import single_turn
 from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.rewards import Reward, load_reward
@@ -48,12 +49,11 @@ class AgentWorker:
         self._admin_key = admin_key
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
-        self._running = 0
         self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
         self._reward: Reward | None = None
 
     def __repr__(self) -> str:
-        return f"AgentWorker({self._index}, running={self._running})"
+        return actor_label("AgentWorker", self._index)
 
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
@@ -66,7 +66,6 @@ class AgentWorker:
         if self._agent is None:  # Ray restarted this actor
             await self.start()
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
-        self._running += 1
         try:
             client = await self._client(task.session_url)
             session_id = await client.create(task.sampling)
@@ -82,7 +81,6 @@ class AgentWorker:
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
             _fail(rollout, error)
         finally:
-            self._running -= 1
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import ray
 
+from miles_lite.net import actor_label
 from miles_lite.router.gauges import WorkerGauges
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
@@ -28,7 +29,7 @@ class RouterActor:
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"RouterActor({self._supervisor.url or 'not started'})"
+        return actor_label("RouterActor")
 
     async def start(self) -> str:
         """Listen; returns the URL others are told. Raises UserError when the port is in use."""

@@ -65,6 +65,9 @@ def parse_url(value: Any) -> str:
         named = parts.port != 0 and (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise UserError(f"url {value!r}: {mend} ({error})") from error
+    if parts.username is not None or parts.password is not None:
+        shown = url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
+        raise UserError(f"url {shown!r} came with a user name or password: {mend}; what lists workers would show them")
     plain = url.isprintable() and not set(url) & set(" ?#")
     if not (named and plain and parts.scheme in ("http", "https")):
         raise UserError(f"url {value!r}: {mend}")

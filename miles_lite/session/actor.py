@@ -5,6 +5,7 @@ Invariant: from `start` to `stop` the actor holds the server's socket; a worker 
 
 from __future__ import annotations
 
+from miles_lite.net import actor_label
 from miles_lite.session.server import SessionSpec
 from miles_lite.session.supervisor import Supervisor
 
@@ -29,4 +30,4 @@ class SessionActor:
         await self._supervisor.stop()
 
     def __repr__(self) -> str:
-        return f"SessionActor({self._supervisor.spec.index}, {self._supervisor.url or 'not started'})"
+        return actor_label("SessionActor", self._supervisor.spec.index)

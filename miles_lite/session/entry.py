@@ -30,7 +30,6 @@ class Receipt:
     answer_id: str
     created: int
     cached_tokens: int
-    lead: int
     stop_sequence: str | None
     form: str = ""
 
@@ -86,7 +85,6 @@ def to_row(entry: Entry) -> Row:
         "answer_id": receipt.answer_id,
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
-        "lead": receipt.lead,
         "stop_sequence": receipt.stop_sequence,
         "form": receipt.form,
         "counts": entry.counts,
@@ -126,7 +124,6 @@ def from_row(row: Sequence[Any]) -> Entry:
         answer_id=known["answer_id"],
         created=known["created"],
         cached_tokens=known["cached_tokens"],
-        lead=known["lead"],
         stop_sequence=known["stop_sequence"],
         form=known.get("form", ""),
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
 from miles_lite.tito.messages import Message, Tools
-from miles_lite.tito.parse import Reply, ReplyStream, ToolCall
+from miles_lite.tito.parse import Reply, ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class ChatRequest:
 class ChatAnswer:
     """A finished turn. `logprobs` are (text, natural-log probability) per sampled token.
 
-    The first `lead` characters of the content came before the tool calls. `stop_sequence` ended the turn, if one did.
+    `stop_sequence` ended the turn, if one did.
     """
 
     answer_id: str
@@ -80,7 +80,6 @@ class ChatAnswer:
     completion_tokens: int
     cached_tokens: int
     logprobs: Sequence[tuple[str, float]] | None
-    lead: int = 0
     stop_sequence: str | None = None
 
 
@@ -96,54 +95,37 @@ class Delta:
         return bool(self.reasoning or self.content or self.calls)
 
 
-@dataclass(slots=True)
-class Voice:
-    """Speaks a reply while it grows: tool calls that the model gave no id get one when they are first heard."""
-
-    stream: ReplyStream
-    lead: int = 0
-    ids: list[str] = field(default_factory=list)
-
-    def feed(self, text: str) -> Delta:
-        """What `text`, all that was written so far, adds."""
-        new = self.stream.feed(text)
-        self.lead += len(new.content)
-        start = len(self.ids)
-        self._name(new.tool_calls)
-        calls = tuple(map(_call, self.ids[start:], new.tool_calls))
-        return Delta(new.reasoning, new.content, calls)
-
-    def message(self, reply: Reply) -> dict[str, Any]:
-        """The whole reply as an assistant message."""
-        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
-        if reply.reasoning:
-            message["reasoning_content"] = reply.reasoning
-        if reply.tool_calls:
-            self._name(reply.tool_calls[len(self.ids) :])
-            message["content"] = reply.content or None
-            message["tool_calls"] = list(map(_call, self.ids, reply.tool_calls))
-        return message
-
-    def _name(self, calls: Sequence[ToolCall]) -> None:
-        self.ids += [call.id or f"call_{uuid.uuid4().hex[:24]}" for call in calls]
+def message_of(reply: Reply) -> dict[str, Any]:
+    """A whole reply as an assistant message; calls that the model gave no id get one."""
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["content"] = reply.content or None
+        message["tool_calls"] = list(map(_call, reply.tool_calls))
+    return message
 
 
-def pieces(answer: ChatAnswer) -> list[Delta]:
-    """The answer in the order of its blocks."""
-    return rest(answer, reasoning=0, content=0, calls=0)
+def whole(answer: ChatAnswer) -> Delta:
+    """All that the answer says."""
+    message = answer.message
+    calls = tuple(message.get("tool_calls") or ())
+    return Delta(message.get("reasoning_content") or "", message["content"] or "", calls)
 
 
-def rest(answer: ChatAnswer, *, reasoning: int, content: int, calls: int) -> list[Delta]:
-    """What of the answer is still to be said after so many characters and calls."""
-    text, made = answer.message["content"] or "", tuple(answer.message.get("tool_calls") or ())
-    lead = max(answer.lead if made else len(text), content)
-    said = Delta(
-        (answer.message.get("reasoning_content") or "")[reasoning:],
-        text[content:lead],
-        made[calls:],
-    )
-    return [delta for delta in (said, Delta(content=text[lead:])) if delta]
+def rest(answer: ChatAnswer, said: Sequence[Delta]) -> Delta:
+    """What of the answer is still to be said. What was said is its beginning, and holds no calls."""
+    everything = whole(answer)
+    reasoning = _after("".join(delta.reasoning for delta in said), everything.reasoning)
+    content = _after("".join(delta.content for delta in said), everything.content)
+    return Delta(reasoning, content, everything.calls)
 
 
-def _call(call_id: str, call: ToolCall) -> dict[str, Any]:
+def _after(said: str, text: str) -> str:
+    assert text.startswith(said), f"{said!r} was said, and the answer is {text!r}"
+    return text[len(said) :]
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    call_id = call.id or f"call_{uuid.uuid4().hex[:24]}"
     return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

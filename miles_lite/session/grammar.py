@@ -14,7 +14,8 @@ from typing import Any
 from miles_lite.session.errors import bad_request
 from miles_lite.session.exchange import Constraint
 from miles_lite.tito.messages import Tools
-from miles_lite.tito.parse import CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_THINK, ReplyParser, TagParser
+from miles_lite.tito.parse import CLOSE_CALL, OPEN_CALL, JsonCalls, ReplyParser
+from miles_lite.tito.reasoning import Thoughts
 
 Format = Mapping[str, Any]
 
@@ -24,7 +25,8 @@ def grammar(constraint: Constraint, *, tools: Tools | None, parser: ReplyParser,
 
     Raises ApiError 400.
     """
-    thinks, calls = (parser.thinks, parser.calls) if isinstance(parser, TagParser) else (False, False)
+    calls = isinstance(parser.calls, JsonCalls)
+    thoughts = parser.reasoning if isinstance(parser.reasoning, Thoughts) else None
     if (constraint.force or constraint.only) and not calls:
         raise bad_request(
             "this model writes tool calls in a form there is no grammar for: use tool_choice auto or none",
@@ -33,10 +35,10 @@ def grammar(constraint: Constraint, *, tools: Tools | None, parser: ReplyParser,
     body = _body(constraint, tools if calls else None)
     if body is None:
         return {}
-    if not thinks and body["type"] == "json_schema":
+    if thoughts is None and body["type"] == "json_schema":
         return {"json_schema": sys.intern(json.dumps(body["json_schema"]))}
-    if thinks:
-        body = _after_reasoning(body, in_reasoning=in_reasoning)
+    if thoughts is not None:
+        body = _after_reasoning(body, thoughts, inside=in_reasoning or thoughts.always)
     return {"structural_tag": sys.intern(json.dumps({"type": "structural_tag", "format": body}))}
 
 
@@ -86,13 +88,13 @@ def _tags(tools: Tools) -> list[Format]:
     return tags
 
 
-def _after_reasoning(body: Format, *, in_reasoning: bool) -> Format:
+def _after_reasoning(body: Format, thoughts: Thoughts, *, inside: bool) -> Format:
     """Free reasoning, finished where the prompt began it and left to the model where not, and then `body`."""
     thought = {
         "type": "tag",
-        "begin": "" if in_reasoning else OPEN_THINK,
+        "begin": "" if inside else thoughts.opens,
         "content": {"type": "any_text"},
-        "end": CLOSE_THINK,
+        "end": thoughts.closes,
     }
     both = {"type": "sequence", "elements": [thought, {"type": "regex", "pattern": r"\n{0,2}"}, body]}
-    return both if in_reasoning else {"type": "or", "elements": [body, both]}
+    return both if inside else {"type": "or", "elements": [body, both]}

@@ -1,7 +1,7 @@
 """What engines generate, read: piece by piece while it grows, as the turn to commit, and as the answer to its request.
 
-Invariant: reads only. The pieces of a reply are the beginning of its answer, and a turn gives the same answer whenever
-it is asked.
+Invariant: reads only. What is told of a reply while it grows is the beginning of its answer, and a turn gives the same
+answer whenever it is asked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from miles_lite.session.calls import Call, OnDelta
 from miles_lite.session.engine_calls import Generation, OnTokens
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Voice
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, message_of
 from miles_lite.session.placing import Placed
 from miles_lite.session.sampling import Sampling
 from miles_lite.session.tree import Output, Turn, pack_spans, pack_tokens
-from miles_lite.tito import Tito
+from miles_lite.tito import ReplyStream, Tito
+from miles_lite.tito.reasoning import hold_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +37,25 @@ class Reader:
     def __init__(self, tito: Tito) -> None:
         self._tito = tito
 
-    def voice(self, request: ChatRequest, prompt: Prompt) -> Voice:
-        """Speaks the reply while it grows."""
-        in_reasoning = prompt.suffix.opens_reasoning
-        return Voice(self._tito.stream(tools=request.callable_tools, in_reasoning=in_reasoning))
-
-    def watcher(self, voice: Voice, prompt: Prompt, on_delta: OnDelta) -> OnTokens:
+    def watcher(self, request: ChatRequest, prompt: Prompt, on_delta: OnDelta) -> OnTokens:
         """Takes ids so far, and tells what can be shown of them."""
-        return _watcher(self._tito, voice, on_delta, prompt.sampling.stop)
+        stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
+        return _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
 
     def entry(
-        self, request: ChatRequest, prompt: Prompt, generation: Generation, voice: Voice, *, started: float, call: Call
+        self, request: ChatRequest, prompt: Prompt, generation: Generation, *, started: float, call: Call
     ) -> Entry:
         """The turn that a finished generation makes."""
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
-        voice.feed(text)
         matched = generation.finish.get("matched")
         return Entry(
             parent=prompt.place.turn.number if prompt.place.turn else None,
             caller=prompt.place.caller,
             root=prompt.place.root,
             messages=tuple(request.messages[prompt.place.matched :]),
-            reply=voice.message(reply),
+            reply=message_of(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
             output=_output(prompt.sampling, generation, stop=stop, started=started),
@@ -68,7 +64,6 @@ class Reader:
                 answer_id=call.stamp.answer_id,
                 created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
-                lead=voice.lead,
                 stop_sequence=matched if isinstance(matched, str) else None,
                 form=request.form,
             ),
@@ -89,7 +84,6 @@ class Reader:
             completion_tokens=output.size,
             cached_tokens=receipt.cached_tokens,
             logprobs=self._token_logprobs(output) if request.logprobs else None,
-            lead=receipt.lead,
             stop_sequence=receipt.stop_sequence,
         )
 
@@ -136,21 +130,20 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
     }
 
 
-def _watcher(tito: Tito, voice: Voice, on_delta: OnDelta, stops: list[str]) -> OnTokens:
-    """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string."""
+def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]) -> OnTokens:
+    """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string.
+
+    Engines stop at control tokens that the model folder does not name, so that any of them waits for the next token.
+    """
     written = tito.encoder.stream()
+    last = tito.stop_ids.union(tito.encoder.control.values())
 
     async def watch(ids: np.ndarray) -> None:
-        text = written.feed(ids[:-1] if ids[-1] in tito.stop_ids else ids)
+        text = written.feed(ids[:-1] if ids[-1] in last else ids)
         for stop in stops:
             text = text.partition(stop)[0]
-        held = max((_overlap(text, stop) for stop in stops), default=0)
-        if delta := voice.feed(text[: len(text) - held]):
+        new = stream.feed(hold_back(text, *stops))
+        if delta := Delta(new.reasoning, new.content):
             await on_delta(delta)
 
     return watch
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -187,17 +187,15 @@ class Service:
         prompt = self._place(session, request)
         superseded = session.retries.superseded_by(ask, _alike(session, prompt, request))
         started = time.time()
-        voice = self._reader.voice(request, prompt)
-        watcher = self._reader.watcher(voice, prompt, call.say) if request.stream else None
         try:
-            generation = await self._generate(session, call, prompt, watcher)
+            generation = await self._generate(session, call, prompt, request)
         except ApiError as error:
             if error.code != "rollback_failed" or prompt.place.turn is None:
                 raise
             log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
             prompt = self._sampled(session, request, self._placer.reanchor(request))
-            generation = await self._generate(session, call, prompt, watcher)
-        entry = self._reader.entry(request, prompt, generation, voice, started=started, call=call)
+            generation = await self._generate(session, call, prompt, request)
+        entry = self._reader.entry(request, prompt, generation, started=started, call=call)
         entry = replace(entry, retries=superseded, hints=request.hints)
         turn, counts = await self._sessions.commit(session, entry)
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
@@ -237,7 +235,8 @@ class Service:
         text = self._sessions.prompts.write(session.session_id, place.turn, suffix.ids, drop=suffix.drop)
         return Prompt(place, suffix, sampling, text)
 
-    async def _generate(self, session: Session, call: Call, prompt: Prompt, watcher: Any) -> Generation:
+    async def _generate(self, session: Session, call: Call, prompt: Prompt, request: ChatRequest) -> Generation:
+        watcher = self._reader.watcher(request, prompt, call.say) if request.stream else None
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(
                 prompt.text,

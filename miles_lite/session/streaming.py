@@ -34,15 +34,15 @@ class Stream:
         self._response = web.StreamResponse(headers=_HEADERS)
         self._sending = asyncio.Lock()
         self._last = time.monotonic()
-        self._said = {"reasoning": 0, "content": 0, "calls": 0}
+        self._said: list[Delta] = []
 
     async def run(self) -> web.StreamResponse:
         """Says everything the call says, from its beginning. Raises ApiError while nothing has been sent."""
         beating = asyncio.create_task(self._beat())
         try:
             answer = await self._call.hear(self._delta)
-            for delta in rest(answer, **self._said):
-                await self._delta(delta)
+            if remaining := rest(answer, self._said):
+                await self._delta(remaining)
             await self._send(lambda: self._events.finish(answer))
             await self._response.write_eof()
             self._call.deliver()
@@ -63,9 +63,7 @@ class Stream:
         return self._response
 
     async def _delta(self, delta: Delta) -> None:
-        self._said["reasoning"] += len(delta.reasoning)
-        self._said["content"] += len(delta.content)
-        self._said["calls"] += len(delta.calls)
+        self._said.append(delta)
         await self._send(lambda: self._events.delta(delta))
 
     async def _fail(self, error: ApiError) -> None:

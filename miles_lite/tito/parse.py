@@ -1,7 +1,8 @@
 """Replies: what a model wrote, as content, reasoning and tool calls.
 
-Invariant: nothing raises and nothing is lost: a malformed tool call stays in the content, and the pieces that `feed`
-hands out while a reply streams add up to what `parse` says of the whole.
+Invariant: nothing raises and nothing is lost: what is no well-formed call of a known form stays in the content. What
+`certain` says of an unfinished text stands, whatever follows it: it is the beginning of what `parse` says of the whole.
+Tool calls, and content that may be one, wait until the reply is complete.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from miles_lite.tito.messages import Tools, is_unicode
+from miles_lite.tito.messages import Tools, as_object, is_unicode
+from miles_lite.tito.reasoning import CLOSE_THINK, Reasoning, Thoughts, hold_back
 
-OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
 _CALL = re.compile(rf"{OPEN_CALL}(.*?){CLOSE_CALL}", re.DOTALL)
 
@@ -28,6 +29,12 @@ class ToolCall:
     arguments: str
     id: str | None = None
 
+    @property
+    def well_formed(self) -> bool:
+        return (
+            bool(self.name) and is_unicode(self.name + self.arguments) and isinstance(as_object(self.arguments), dict)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -36,86 +43,121 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-Visible = Callable[[str], Reply]
-"""Given all text so far: what of reasoning, content and tool calls is certain. Called with ever longer texts."""
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a tool call begins with: any of `anywhere`, or `first` where it is the first that is said.
+
+    Without any, a call may begin with whatever the content does.
+    """
+
+    anywhere: tuple[str, ...] = ()
+    first: str = ""
+
+    def start(self, content: str) -> int:
+        """Where the first call may begin; the content's length when it holds none."""
+        if not self.anywhere or self._leads(content):
+            return 0
+        return min((place for mark in self.anywhere if (place := content.find(mark)) >= 0), default=len(content))
+
+    def lead(self, content: str) -> str:
+        """What of unfinished content is certain to come before all calls."""
+        if not self.anywhere or self.first.startswith(content.lstrip()):
+            return ""
+        return hold_back(content[: self.start(content)], *self.anywhere).rstrip()
+
+    def _leads(self, content: str) -> bool:
+        return bool(self.first) and content.lstrip().startswith(self.first)
 
 
-class ReplyParser(Protocol):
-    """`in_reasoning`: the generation prompt has opened the reasoning already. Without tools nothing is a tool call."""
+class Calls(Protocol):
+    """One form of tool calls."""
 
-    def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def marks(self) -> Marks: ...
 
-    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible: ...
+    def read(self, text: str, tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
+        """(the text beside the calls, the calls) of `text`, which begins with a mark. Without calls it is all text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class TagParser:
-    """Reasoning in <think> tags and calls as JSON in <tool_call> tags (Hermes, Qwen), each only where it is in use."""
+class ReplyParser:
+    """A form of reasoning and a form of tool calls, each None where a model has none.
 
-    thinks: bool
-    calls: bool
+    `in_reasoning`: the generation prompt has opened the reasoning already. Without tools nothing is a tool call.
+    """
+
+    reasoning: Reasoning | None
+    calls: Calls | None
 
     def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        reasoning, content = self._split_reasoning(text, in_reasoning)
-        if not (self.calls and tools and OPEN_CALL in content):
-            return Reply(content, reasoning)
+        thought, content = self.reasoning.split(text, inside=in_reasoning) if self.reasoning else ("", text)
+        if self.calls is not None and tools:
+            start = self.calls.marks.start(content)
+            rest, calls = self.calls.read(content[start:], tools) if start < len(content) else ("", ())
+            if calls:
+                return Reply((content[:start] + rest).rstrip(), thought, calls)
+        return Reply(content, thought)
+
+    def certain(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
+        """What of an unfinished text stands."""
+        thought, content = self.reasoning.begun(text, inside=in_reasoning) if self.reasoning else ("", text)
+        if self.calls is not None and tools:
+            content = self.calls.marks.lead(content)
+        return Reply(content, thought)
+
+    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> ReplyStream:
+        return ReplyStream(partial(self.certain, tools=tools, in_reasoning=in_reasoning))
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """Calls as JSON objects in <tool_call> tags (Hermes, Qwen)."""
+
+    name: str = "JSON in <tool_call> tags"
+    marks: Marks = Marks((OPEN_CALL,))
+
+    def read(self, text: str, tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
         calls: list[ToolCall] = []
-        rest = _CALL.sub(lambda match: _take_call(match, calls), content)
-        return Reply(rest.rstrip() if calls else content, reasoning, tuple(calls))
-
-    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible:
-        return partial(self.visible, tools=tools, in_reasoning=in_reasoning)
-
-    def visible(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        """What of an unfinished text is certain to be a prefix of the final reasoning, content and tool calls."""
-        if self.thinks and OPEN_THINK.startswith(text.lstrip()):
-            return Reply()
-        reasoning, content = self._split_reasoning(text, in_reasoning)
-        if not content and CLOSE_THINK not in text:
-            return Reply(reasoning=_hold_back(reasoning, CLOSE_THINK).rstrip())
-        calls: list[ToolCall] = []
-        if self.calls and tools:
-            for match in _CALL.finditer(content):
-                _take_call(match, calls)
-            content = _hold_back(content.partition(OPEN_CALL)[0], OPEN_CALL).rstrip()
-        return Reply(content, reasoning, tuple(calls))
-
-    def _split_reasoning(self, text: str, in_reasoning: bool) -> tuple[str, str]:
-        opened = text.lstrip().startswith(OPEN_THINK)
-        if not self.thinks or not (in_reasoning or opened):
-            return "", text
-        body = text.lstrip()[len(OPEN_THINK) :] if opened else text
-        reasoning, closed, content = body.partition(CLOSE_THINK)
-        return reasoning.strip("\n") if closed else reasoning.lstrip("\n"), content.lstrip("\n")
+        rest = _CALL.sub(lambda match: _take_call(match, calls), text)
+        return rest, tuple(calls)
 
 
 @dataclass(slots=True)
 class ReplyStream:
-    """Hands out a reply while it grows. `feed` and `finish` return what is new."""
+    """Hands out a reply while it grows. `feed` and `finish` return what is new, in order: reasoning, content, calls."""
 
-    visible: Visible
+    certain: Callable[[str], Reply]
     _given: Reply = Reply()
 
     def feed(self, text: str) -> Reply:
         """`text` is all that was written so far; a cut UTF-8 character at its end is waited for."""
-        return self._new(self.visible(text.rstrip("\ufffd")))
+        return self._new(self.certain(text.rstrip("\ufffd")))
 
     def finish(self, whole: Reply) -> Reply:
+        """`whole` is what `parse` says of all that was written."""
         return self._new(whole)
 
     def _new(self, seen: Reply) -> Reply:
-        given, self._given = self._given, _longer(self._given, seen)
-        return Reply(
-            seen.content[len(given.content) :],
-            seen.reasoning[len(given.reasoning) :],
-            seen.tool_calls[len(given.tool_calls) :],
-        )
+        given = self._given
+        reasoning, content = _more(given.reasoning, seen.reasoning), _more(given.content, seen.content)
+        assert not (reasoning and given.content), "reasoning grew after content was said"
+        self._given = Reply(given.content + content, given.reasoning + reasoning)
+        return Reply(content, reasoning, seen.tool_calls)
 
 
-def parser_for(template: str) -> TagParser:
-    """The parser a chat template asks for: the tags it prints itself."""
+def parser_for(template: str) -> ReplyParser:
+    """The built-in parser for the tags that a chat template prints itself."""
     hermes = OPEN_CALL in template and "<function=" not in template and "<arg_key>" not in template
-    return TagParser(thinks=CLOSE_THINK in template, calls=hermes)
+    return ReplyParser(Thoughts() if CLOSE_THINK in template else None, JsonCalls() if hermes else None)
+
+
+def _more(given: str, seen: str) -> str:
+    """What `seen` adds to what was said; a shorter one adds nothing."""
+    assert seen.startswith(given) or given.startswith(seen), f"{seen!r} does not go on from {given!r}, which was said"
+    return seen[len(given) :]
 
 
 def _take_call(match: re.Match[str], calls: list[ToolCall]) -> str:
@@ -140,18 +182,3 @@ def _arguments(call: Any) -> str | None:
         return None
     text = json.dumps(arguments, ensure_ascii=False)
     return text if is_unicode(text) else json.dumps(arguments)
-
-
-def _hold_back(text: str, tag: str) -> str:
-    """`text` without an ending that may be the beginning of `tag`."""
-    longest = min(len(text), len(tag) - 1)
-    size = next((size for size in range(longest, 0, -1) if text.endswith(tag[:size])), 0)
-    return text[: len(text) - size]
-
-
-def _longer(given: Reply, seen: Reply) -> Reply:
-    return Reply(
-        max(given.content, seen.content, key=len),
-        max(given.reasoning, seen.reasoning, key=len),
-        max(given.tool_calls, seen.tool_calls, key=len),
-    )

@@ -1,5 +1,8 @@
 """SGLang's own reply parsers, by the names its server takes (`qwen25`, `deepseek-r1`, ...).
 
+SGLang's streaming parsers do not add up to what its plain ones say, so only the plain ones are asked, and only for what
+takes a grammar: the calls from the first mark on. Where reasoning stands between two tags, we find it by the tags.
+
 Invariant: they are imported by a route without torch, which leaves a bare `sglang` package behind in this process; only
 a process that never serves a model may call `load_sglang_parser`.
 """
@@ -11,98 +14,104 @@ import importlib.util
 import re
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from miles_lite.errors import UserError
 from miles_lite.tito.messages import Tools
-from miles_lite.tito.parse import Reply, ToolCall, Visible
+from miles_lite.tito.parse import Calls, Marks, ReplyParser, ToolCall
+from miles_lite.tito.reasoning import Reasoning, Thoughts
 
 _KIMI_ID = re.compile(r"<\|tool_call_begin\|>\s*(\S+?)\s*<\|tool_call_argument_begin\|>")
 """Kimi names its calls itself, as in `functions.search:0`; SGLang's parser does not pass that on."""
 
+_MARKS: Mapping[str, Marks] = MappingProxyType(
+    {
+        "apertus2509": Marks(("<|tools_prefix|>",)),
+        "deepseekv32": Marks(("<｜DSML｜",)),
+        "deepseekv4": Marks(("<｜DSML｜",)),
+        "deepseekv41": Marks(("<｜DSML｜",)),
+        "gigachat3": Marks(("function call<|role_sep|>\n", "<|function_call|>")),
+        "gpt-oss": Marks(),
+        "inkling": Marks(),
+        "k2_horizon": Marks(("<ifm|tool_call",)),
+        "kimi_k3": Marks(),
+        "llama3": Marks(("<|python_tag|>",), first="{"),
+        "minimax-m3": Marks(),
+        "mistral": Marks(("[TOOL_CALLS",)),
+        "pythonic": Marks(("[", "<|python_start|>")),
+        "trinity": Marks(("<tool_call>",)),
+    }
+)
+"""Of detectors that do not name one mark that begins every call. Empty: the whole content is theirs to read."""
+
+_PLAIN = ("granite_thinking_parser", "minimax-m3")
+"""They differ from the detector that knows two tags only under options that are never given here."""
+
 
 @dataclass(frozen=True, slots=True)
-class SGLangParser:
-    """Reasoning and tool calls as SGLang's server reads them."""
+class SGLangCalls:
+    """Tool calls as SGLang's server reads them."""
 
-    reasoning: str | None
-    tool_calls: str | None
-    _reasoning_module: Any
-    _calls_module: Any
+    name: str
+    marks: Marks
+    _module: Any
     _tool: Any
 
-    def parse(self, text: str, *, tools: Tools | None, in_reasoning: bool) -> Reply:
-        thought, content = "", text
+    def read(self, text: str, tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
         try:
-            if self.reasoning:
-                found, rest = self._reasoner(in_reasoning).parse_non_stream(text)
-                thought, content = found or "", rest or ""
-            caller = self._caller(tools)
-            rest, calls = caller.parse_non_stream(content) if caller else (content, [])
+            parser = self._module.FunctionCallParser([self._tool.model_validate(tool) for tool in tools], self.name)
+            rest, found = parser.parse_non_stream(text)
         except Exception:  # noqa: BLE001  a detector may fail in any way on what a model wrote: it stays content
-            return Reply(content, thought)
-        known = {tool["function"]["name"] for tool in tools or ()}
-        if not calls or any(not call.name or (call.name not in known) for call in calls):
-            return Reply(content, thought)
-        ids = _KIMI_ID.findall(content)
-        named = ids if len(ids) == len(calls) else [None] * len(calls)
-        return Reply(
-            rest,
-            thought,
-            tuple(ToolCall(call.name, _object(call.parameters), name) for call, name in zip(calls, named, strict=True)),
-        )
-
-    def stream(self, *, tools: Tools | None, in_reasoning: bool) -> Visible:
-        return _Increments(self._reasoner(in_reasoning) if self.reasoning else None, self._caller(tools)).visible
-
-    def _reasoner(self, in_reasoning: bool) -> Any:
-        active = self.tool_calls is not None
-        return self._reasoning_module.ReasoningParser(
-            self.reasoning, force_reasoning=in_reasoning or None, tool_call_parser_active=active
-        )
-
-    def _caller(self, tools: Tools | None) -> Any:
-        if not (self.tool_calls and tools):
-            return None
-        known = [self._tool.model_validate(tool) for tool in tools]
-        return self._calls_module.FunctionCallParser(known, self.tool_calls)
+            return text, ()
+        ids = _KIMI_ID.findall(text)
+        named = ids if len(ids) == len(found) else [None] * len(found)
+        calls = [
+            ToolCall(each.name or "", each.parameters or "{}", name) for each, name in zip(found, named, strict=True)
+        ]
+        known = {tool["function"]["name"] for tool in tools}
+        if all(call.name in known and call.well_formed for call in calls):
+            return rest or "", tuple(calls)
+        return text, ()
 
 
-class _Increments:
-    """SGLang's streaming parsers, fed what is new. What they fail on is shown when the reply is complete."""
+@dataclass(frozen=True, slots=True)
+class AppendThink:
+    """MiniMax's prompts open the reasoning; it stays in the content, with the tag that opened it."""
 
-    def __init__(self, reasoner: Any, caller: Any) -> None:
-        self._reasoner, self._caller = reasoner, caller
-        self._fed, self._seen = "", Reply()
-        self._stopped = False
+    name: str
 
-    def visible(self, text: str) -> Reply:
-        if self._stopped or not text.startswith(self._fed) or text == self._fed:
-            return self._shown()
-        new, self._fed = text[len(self._fed) :], text
+    def split(self, text: str, *, inside: bool) -> tuple[str, str]:
+        return "", f"<think>{text}"
+
+    begun = split
+
+
+@dataclass(frozen=True, slots=True)
+class SGLangReasoning:
+    """Reasoning in channels, as SGLang's server reads a whole reply; until then nothing is certain."""
+
+    name: str
+    _module: Any
+    _with_calls: bool
+
+    def split(self, text: str, *, inside: bool) -> tuple[str, str]:
         try:
-            thought, content = self._reasoner.parse_stream_chunk(new) if self._reasoner else ("", new)
-            calls: list[Any] = []
-            if self._caller and content:
-                content, calls = self._caller.parse_stream_chunk(content)
-        except Exception:  # noqa: BLE001  a detector may fail in any way on what a model wrote
-            self._stopped = True
-            return self._shown()
-        self._stopped = bool(calls)  # text between calls is shown with the whole reply
-        self._seen = Reply(self._seen.content + (content or ""), self._seen.reasoning + (thought or ""))
-        return self._shown()
+            parser = self._module.ReasoningParser(
+                self.name, force_reasoning=inside or None, tool_call_parser_active=self._with_calls
+            )
+            thought, content = parser.parse_non_stream(text)
+        except Exception:  # noqa: BLE001  a detector may fail in any way on what a model wrote: it stays content
+            return "", text
+        return thought or "", content or ""
 
-    def _shown(self) -> Reply:
-        """Without white space at the end: whole replies come without."""
-        return Reply(self._seen.content.rstrip(), self._seen.reasoning.rstrip())
+    def begun(self, text: str, *, inside: bool) -> tuple[str, str]:
+        return "", ""
 
 
-def _object(parameters: str | None) -> str:
-    return parameters or "{}"
-
-
-def load_sglang_parser(*, reasoning: str | None, tool_calls: str | None) -> SGLangParser:
+def load_sglang_parser(*, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
     """Raises UserError when SGLang is not installed or knows no parser of that name."""
     _open_light_route()
     reasoning_module = importlib.import_module("sglang.srt.parser.reasoning_parser")
@@ -114,7 +123,34 @@ def load_sglang_parser(*, reasoning: str | None, tool_calls: str | None) -> SGLa
     ):
         if name is not None and name not in known:
             raise UserError(f"{flag} {name}: this SGLang knows {', '.join(sorted(known))}")
-    return SGLangParser(reasoning, tool_calls, reasoning_module, calls_module, tool)
+    thoughts = _reasoning(reasoning, reasoning_module, with_calls=tool_calls is not None) if reasoning else None
+    return ReplyParser(thoughts, _calls(tool_calls, calls_module, tool) if tool_calls else None)
+
+
+def _reasoning(name: str, module: Any, *, with_calls: bool) -> Reasoning:
+    if name == "minimax-append-think":
+        return AppendThink(name)
+    kind, base = module.ReasoningParser.DetectorMap[name], module.BaseReasoningFormatDetector
+    inherits = getattr(kind, "detect_and_parse", None) is base.detect_and_parse
+    if not (name in _PLAIN or inherits):
+        return SGLangReasoning(name, module, with_calls)
+    detector = module.ReasoningParser(name).detector
+    return Thoughts(
+        opens=detector.think_start_token + detector.think_start_self_label,
+        closes=detector.think_end_token,
+        ends=detector.tool_start_token or None,
+        always=bool(detector._in_reasoning),
+        name=name,
+    )
+
+
+def _calls(name: str, module: Any, tool: Any) -> Calls:
+    marks = _MARKS.get(name)
+    if marks is None:
+        detector = module.FunctionCallParser.ToolCallParserEnum[name]()
+        mark = getattr(detector, "bot_token", "") or getattr(detector, "tool_call_start_token", "")
+        marks = Marks((mark,)) if mark and detector.has_tool_call(mark) else Marks()
+    return SGLangCalls(name, marks, module, tool)
 
 
 def _open_light_route() -> None:

@@ -157,7 +157,7 @@ class Tito:
         return self.parser.parse(self.encoder.decode(ids), tools=tools, in_reasoning=in_reasoning)
 
     def stream(self, *, tools: Tools | None = None, in_reasoning: bool = False) -> ReplyStream:
-        return ReplyStream(self.parser.stream(tools=tools, in_reasoning=in_reasoning))
+        return self.parser.stream(tools=tools, in_reasoning=in_reasoning)
 
 
 def cached_surface(renderer: Renderer, encoder: Encoder, options: Mapping[str, Any]) -> tuple[AppendSurface, Form]:

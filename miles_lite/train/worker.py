@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from miles_lite.config import Config
+from miles_lite.net import actor_label
 from miles_lite.sample import Batch
 from miles_lite.train import checkpoint, weights
 from miles_lite.train.learner import Learner
@@ -55,7 +56,7 @@ class TrainWorker:
         self._group: Group | None = None
 
     def __repr__(self) -> str:
-        return f"TrainWorker({self._spec.rank}/{self._spec.ranks}, {self._spec.device})"
+        return actor_label("TrainWorker", f"{self._spec.rank}/{self._spec.ranks}", self._spec.device)
 
     def whereabouts(self) -> tuple[str, int]:
         """Host name and process id."""

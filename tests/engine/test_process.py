@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from miles_lite.engine import guard
 from miles_lite.engine.ports import require_free
 from miles_lite.engine.process import ServerProcess
 from miles_lite.errors import UserError
@@ -49,6 +55,37 @@ def test_the_death_of_the_owner_ends_the_whole_tree(tmp_path: Path, number):
         wait_until(lambda: len(members(mark)) >= 3, "the tree to grow")
         owner.send_signal(number)
     wait_until(lambda: not members(mark), "the tree to end")
+
+
+@given(st.lists(st.sampled_from([b"key", b"ke", b"y-1", b"key-", b"\n", b"x"]), max_size=12), st.data())
+def test_a_log_never_holds_a_secret_however_it_comes(words: list[bytes], data: st.DataObject):
+    """The copy is the whole with each secret replaced, whatever pieces it is written in, and nothing is held back."""
+    secrets, whole = [b"key-1"], b"".join(words)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    pieces = [whole[start:end] for start, end in itertools.pairwise([0, *cuts, len(whole)])]
+    (source, sending), (reading, target) = os.pipe(), os.pipe()
+    copying = threading.Thread(target=guard.copy_hiding, args=(source, target, secrets))
+    copying.start()
+    for piece in filter(None, pieces):
+        os.write(sending, piece)
+    os.close(sending)
+    copying.join(10)
+    os.close(target)
+    with open(reading, "rb") as copied:
+        assert copied.read() == whole.replace(b"key-1", b"***")
+    os.close(source)
+
+
+def test_a_servers_log_is_its_owners_alone_and_without_its_keys(tmp_path: Path):
+    log = tmp_path / "log"
+    log.touch(0o644)
+    say = "import sys; print(sys.argv[1:], flush=True)"
+    command = [sys.executable, "-c", say, "--admin-api-key", "s3cret"]
+    server = ServerProcess.launch(command, env=os.environ, log_path=log, secrets=["s3cret"])
+    asyncio.run(server.wait())
+    asyncio.run(server.stop())
+    assert log.read_text() == "['--admin-api-key', '***']\n"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
 def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):

@@ -24,7 +24,7 @@ from tests.ports import free_port
 from tests.rollout.chats import Chats, stack_options, until
 
 pytestmark = pytest.mark.e2e
-KEY = "a-key"
+KEY = "the-admin-key"
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,12 @@ def by_hand(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     port = free_port()
     env = environment(spec, os.environ, profile=needs_profile("cpu"))
-    server = ServerProcess.launch(
-        command(spec, Placement(port=port), known=frozenset()), env=env, log_path=folder / "log"
-    )
+    argv = command(spec, Placement(port=port), known=frozenset())
+    server = ServerProcess.launch(argv, env=env, log_path=folder / "log", secrets=[KEY])
     asyncio.run(server.wait_healthy(f"http://127.0.0.1:{port}", 300))
+    log = (folder / "log").read_text()
+    assert "'admin_api_key': '***'" in log, "SGLang prints its settings"
+    assert KEY not in log
     yield f"127.0.0.1:{port}"
     asyncio.run(server.stop())
 

@@ -33,6 +33,9 @@ def config(model: Path, folder: Path, *flags: str) -> Config:
         (["--rollout-max-context-len", "3"], "line 1: the prompt has"),
         (["--tito-model", "magic"], "magic"),
         (["--sglang-no-such-option", "1"], "no-such-option"),
+        (["--sglang-nnodes", "2"], "--sglang-nnodes is decided by --rollout-num-gpus-per-engine and"),
+        (["--sglang-host", "0.0.0.0"], "--sglang-host is decided by --bind-host"),
+        (["--sglang-weight-version", "7"], "--sglang-weight-version is decided by the weight updates"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(

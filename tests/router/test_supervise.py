@@ -147,7 +147,6 @@ def test_the_actor_starts_once_stops_twice_and_a_port_in_use_says_so():
         first = RouterActor(RouterSpec())
         url = await first.start()
         assert await first.start() == url
-        assert repr(first) == f"RouterActor({url})"
         assert await first.workers() == []
         with pytest.raises(UserError, match="--sglang-router-port"):
             await RouterActor(RouterSpec(port=int(url.rsplit(":", 1)[1]))).start()

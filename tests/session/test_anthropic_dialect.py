@@ -38,7 +38,7 @@ def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut:
             assert kinds.count("input_json") == 2
             got, want = (_comparable(message) for message in (whole, plain))
             assert got == want
-            assert [block["type"] for block in want["content"]] == ["thinking", "text", "tool_use", "tool_use", "text"]
+            assert [block["type"] for block in want["content"]] == ["thinking", "text", "tool_use", "tool_use"]
             assert want["content"][2]["input"] == {"cmd": "ls"}
             assert want["stop_reason"] == ("max_tokens" if cut else "tool_use")
             assert want["usage"]["cache_read_input_tokens"] == 1

@@ -48,14 +48,16 @@ def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut:
     asyncio.run(run())
 
 
-def test_tool_calls_leave_while_the_engine_goes_on(tiny_model: Path, tito: Tito) -> None:
+def test_text_leaves_while_the_engine_goes_on_and_calls_come_last(tiny_model: Path, tito: Tito) -> None:
     async def run() -> None:
         async with bench(tiny_model, saying(tito)) as b:
             _, events = await b.stream(await b.client.create(), ASK, tools=CHAT_TOOLS)
             deltas = [event["choices"][0]["delta"] for event in events[:-1]]
-            first, second = [n for n, delta in enumerate(deltas) if "tool_calls" in delta]
-            assert [deltas[n]["tool_calls"][0]["index"] for n in (first, second)] == [0, 1]
-            assert first < second < len(deltas) - 1
+            *texts, last, finish = [next(iter(delta), "") for delta in deltas if delta != {"role": "assistant"}]
+            assert texts.count("reasoning_content") > 1
+            assert texts.count("content") > 1
+            assert [call["index"] for call in deltas[-2]["tool_calls"]] == [0, 1]
+            assert (last, finish) == ("content", "")
 
     asyncio.run(run())
 

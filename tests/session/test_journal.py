@@ -54,7 +54,6 @@ def _entries(draw: st.DrawFn) -> Entry:
         answer_id=draw(st.text(max_size=5)),
         created=draw(st.integers(0, 2**40)),
         cached_tokens=draw(st.integers(0, 99)),
-        lead=draw(st.integers(0, 99)),
         stop_sequence=draw(st.none() | st.text(max_size=3)),
     )
     return Entry(

@@ -37,20 +37,14 @@ def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut:
             kinds = [event.type for event in events]
             assert kinds[:2] == ["response.created", "response.in_progress"]
             assert kinds[-1] == ("response.incomplete" if cut else "response.completed")
-            assert kinds.count("response.output_item.added") == kinds.count("response.output_item.done") == 5
+            assert kinds.count("response.output_item.added") == kinds.count("response.output_item.done") == 4
             assert kinds.count("response.output_text.delta") > 2
             assert kinds.count("response.function_call_arguments.done") == 2
             last: Any = events[-1]
             assert _assembled(events) == [_bare(item.model_dump()) for item in last.response.output]
             assert _comparable(last.response) == _comparable(plain)
             assert plain.output_text == "hé, do 🎈\n\n bye"
-            assert [item.type for item in plain.output] == [
-                "reasoning",
-                "message",
-                "function_call",
-                "function_call",
-                "message",
-            ]
+            assert [item.type for item in plain.output] == ["reasoning", "message", "function_call", "function_call"]
             assert plain.status == ("incomplete" if cut else "completed")
 
     asyncio.run(run())
@@ -153,6 +147,4 @@ def _comparable(response: Any) -> dict[str, Any]:
     for item in made["output"]:
         item.pop("id")
         item.pop("call_id", None)
-        for part in item.get("content") or ():
-            part.pop("logprobs", None)
     return made

@@ -19,7 +19,7 @@ from miles_lite.tito import Tito
 found = {}
 for name in sys.argv[2:]:
     tito = Tito.load(sys.argv[1], append_roles=("tool", "user"), family=name)
-    found[name] = [tito.parser.reasoning, tito.parser.tool_calls, dict(tito.surface.kwargs)]
+    found[name] = [tito.parser.reasoning.name, tito.parser.calls.name, dict(tito.surface.kwargs)]
 print(json.dumps(found))
 """
 

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.tito.parse import Reply, ReplyStream, TagParser, ToolCall, parser_for
+from miles_lite.tito.parse import JsonCalls, Marks, Reply, ReplyParser, ReplyStream, ToolCall, parser_for
+from miles_lite.tito.reasoning import Thoughts
 from tests.models import CHAT_TEMPLATE
+from tests.tito.parity import check_parity
 
 TOOLS = [{"type": "function", "function": {"name": "run"}}]
-PARSER = TagParser(thinks=True, calls=True)
+PARSER = ReplyParser(Thoughts(), JsonCalls())
 CALL = ToolCall("run", '{"cmd": "ls"}')
 GOOD = '<tool_call>\n{"name": "run", "arguments": {"cmd": "ls"}}\n</tool_call>'
 
@@ -53,6 +55,8 @@ def _parse(text: str, *, in_reasoning: bool = False) -> Reply:
         ("<tool_call>[1]</tool_call>", Reply("<tool_call>[1]</tool_call>")),
         (f"<tool_call>no</tool_call>{GOOD}", Reply("<tool_call>no</tool_call>", "", (CALL,))),
         (f"<think>x</think>{GOOD}", Reply("", "x", (CALL,))),
+        (f"do {GOOD} then", Reply("do  then", "", (CALL,))),
+        ("see <think>here</think>", Reply("see <think>here</think>")),
     ],
 )
 def test_replies(text: str, reply: Reply) -> None:
@@ -65,14 +69,14 @@ def test_a_prompt_that_opened_the_reasoning_starts_inside_it() -> None:
 
 def test_nothing_is_a_call_without_tools_and_nothing_is_reasoning_without_tags() -> None:
     assert PARSER.parse(GOOD, tools=None, in_reasoning=False) == Reply(GOOD)
-    plain = TagParser(thinks=False, calls=False)
+    plain = ReplyParser(None, None)
     assert plain.parse(f"<think>a</think>{GOOD}", tools=TOOLS, in_reasoning=False).content.startswith("<think>")
 
 
 def test_the_template_names_its_parser() -> None:
-    assert parser_for(CHAT_TEMPLATE) == TagParser(thinks=True, calls=True)
-    assert parser_for("{{ messages }}") == TagParser(thinks=False, calls=False)
-    assert not parser_for("<tool_call><function=x></tool_call>").calls
+    assert parser_for(CHAT_TEMPLATE) == PARSER
+    assert parser_for("{{ messages }}") == ReplyParser(None, None)
+    assert parser_for("<tool_call><function=x></tool_call>").calls is None
 
 
 @given(text=replies, in_reasoning=st.booleans())
@@ -85,9 +89,36 @@ def test_calls_are_json_objects_and_text_is_unicode(text: str, in_reasoning: boo
 
 @given(text=replies, cuts=st.lists(st.integers(0, 60), max_size=8), in_reasoning=st.booleans())
 def test_what_streams_adds_up_to_the_whole(text: str, cuts: list[int], in_reasoning: bool) -> None:
-    stream = ReplyStream(PARSER.stream(tools=TOOLS, in_reasoning=in_reasoning))
-    deltas = [stream.feed(text[:cut]) for cut in sorted(cuts)]
-    whole = _parse(text, in_reasoning=in_reasoning)
-    deltas.append(stream.finish(whole))
-    assert "".join(delta.content for delta in deltas) == whole.content
-    assert "".join(delta.reasoning for delta in deltas) == whole.reasoning
+    check_parity(PARSER, text, cuts, tools=TOOLS, in_reasoning=in_reasoning)
+
+
+@given(text=st.text("{<[a\n "), cuts=st.lists(st.integers(0, 60), max_size=8))
+def test_nothing_is_shown_that_may_turn_out_to_be_a_call(text: str, cuts: list[int]) -> None:
+    for marks in (Marks(("<[", "a{")), Marks(("<a",), first="{"), Marks()):
+        check_parity(ReplyParser(None, _Swallows(marks)), text, cuts, tools=TOOLS, in_reasoning=False)
+
+
+def test_text_is_shown_as_soon_as_it_is_certain() -> None:
+    stream = PARSER.stream(tools=TOOLS, in_reasoning=False)
+    over = "<think>\nwhy not\n</think>\n\n"
+    said = ["<think>\nwhy", "<think>\nwhy not\n", f"{over}go", f"{over}go on <to"]
+    assert [stream.feed(text) for text in said] == [Reply("", "why"), Reply("", " not"), Reply("go"), Reply(" on")]
+
+
+def test_a_stream_that_would_contradict_what_it_said_fails() -> None:
+    stream = ReplyStream(Reply)
+    stream.feed("The temperat")
+    with pytest.raises(AssertionError, match="does not go on"):
+        stream.finish(Reply("The temp is"))
+
+
+class _Swallows:
+    """Takes all from the first mark on for a call."""
+
+    name = "swallows"
+
+    def __init__(self, marks: Marks) -> None:
+        self.marks = marks
+
+    def read(self, text: str, tools: object) -> tuple[str, tuple[ToolCall, ...]]:
+        return "", (ToolCall("run", "{}"),)

@@ -18,7 +18,7 @@ from miles_lite.session.dialects.fields import check_choice, check_count, check_
 from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, pieces
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, whole
 from miles_lite.tito.messages import Message, Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
@@ -57,14 +57,12 @@ class Messages:
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
-        for piece in pieces(answer):
-            if piece.reasoning:
-                content.append(
-                    {"type": "thinking", "thinking": piece.reasoning, "signature": signature(piece.reasoning)}
-                )
-            if piece.content:
-                content.append({"type": "text", "text": piece.content, "citations": None})
-            content += [_tool_use(call) for call in piece.calls]
+        said = whole(answer)
+        if said.reasoning:
+            content.append({"type": "thinking", "thinking": said.reasoning, "signature": signature(said.reasoning)})
+        if said.content:
+            content.append({"type": "text", "text": said.content, "citations": None})
+        content += [_tool_use(call) for call in said.calls]
         return envelope(answer.answer_id, answer.model) | {
             "content": content,
             "stop_reason": stop_reason(answer),

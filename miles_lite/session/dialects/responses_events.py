@@ -5,6 +5,7 @@ Invariant: at most one item is open, and the items of the events are those of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,10 @@ from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
 
 @dataclass(slots=True)
 class ResponseEvents:
-    """`_open` is the type of the item that grows, `_text` what it holds so far."""
+    """`_open` is the type of the item that grows, `_text` what it holds so far.
+
+    Calls come with the end of a reply: they wait for the answer, whose logprobs belong to the text before them.
+    """
 
     request: ChatRequest
     stamp: Stamp
@@ -34,6 +38,7 @@ class ResponseEvents:
     _open: str = ""
     _id: str = ""
     _text: list[str] = field(default_factory=list)
+    _calls: list[Mapping[str, Any]] = field(default_factory=list)
     _output: list[Item] = field(default_factory=list)
 
     def start(self) -> bytes:
@@ -50,13 +55,15 @@ class ResponseEvents:
             events += self._enter("message")
             events += self._part("response.output_text.delta", delta=delta.content, logprobs=[])
             self._text.append(delta.content)
-        for call in delta.calls:
-            events += self._leave() + self._call(call)
+        self._calls += delta.calls
         return events
 
     def finish(self, answer: ChatAnswer) -> bytes:
         cut = answer.finish_reason == "length"
-        events = self._leave(status="incomplete" if cut else "completed", answer=answer)
+        ended = "incomplete" if cut else "completed"
+        events = self._leave(status="completed" if self._calls else ended, answer=answer)
+        for number, call in enumerate(self._calls, 1):
+            events += self._call(call, status=ended if number == len(self._calls) else "completed")
         whole = finished(self.request, self.stamp, answer, self._output)
         return events + self._event("response.incomplete" if cut else "response.completed", response=whole)
 
@@ -94,14 +101,14 @@ class ResponseEvents:
         self._text.clear()
         return events
 
-    def _call(self, call: Any) -> bytes:
+    def _call(self, call: Mapping[str, Any], *, status: str) -> bytes:
         number, arguments = self._named("fc"), call["function"]["arguments"]
         here = {"item_id": number, "output_index": len(self._output)}
         events = self._item("added", call_item(number, call, arguments="", status="in_progress"))
         events += self._event("response.function_call_arguments.delta", **here, delta=arguments)
         named = {"name": call["function"]["name"], "arguments": arguments}
         events += self._event("response.function_call_arguments.done", **here, **named)
-        made = call_item(number, call, arguments=arguments)
+        made = call_item(number, call, arguments=arguments, status=status)
         events += self._item("done", made)
         self._output.append(made)
         return events

@@ -10,7 +10,7 @@ from typing import Any
 
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import logprob_entries
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, pieces
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, whole
 
 Item = dict[str, Any]
 
@@ -45,21 +45,19 @@ def call_item(number: str, call: Mapping[str, Any], *, arguments: str, status: s
 
 
 def output_items(answer: ChatAnswer) -> list[Item]:
-    """The logprobs of a turn go with its first text."""
+    """Reasoning, text and calls; the logprobs of a turn go with its text."""
     made: list[Item] = []
-    logprobs = logprob_entries(answer)
+    said = whole(answer)
 
     def named(prefix: str) -> str:
         return item_id(prefix, answer.answer_id, len(made))
 
-    for piece in pieces(answer):
-        if piece.reasoning:
-            made.append(reasoning_item(named("rs"), piece.reasoning))
-        if piece.content:
-            made.append(message_item(named("msg"), [text_part(piece.content, logprobs)]))
-            logprobs = []
-        for call in piece.calls:
-            made.append(call_item(named("fc"), call, arguments=call["function"]["arguments"]))
+    if said.reasoning:
+        made.append(reasoning_item(named("rs"), said.reasoning))
+    if said.content:
+        made.append(message_item(named("msg"), [text_part(said.content, logprob_entries(answer))]))
+    for call in said.calls:
+        made.append(call_item(named("fc"), call, arguments=call["function"]["arguments"]))
     return made
 
 

@@ -1,0 +1,32 @@
+"""Keys and passwords where SGLang's options are shown: in config.json, in wandb, in engines' logs.
+
+Invariant: names stay, so that what was set can be seen; our own options hold no secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "***"
+_SECRET = re.compile(r"(^|_)(key|password|passwd|secret|credentials?|(auth|access|api|hf)_token)$")
+
+
+def secrets_in(options: Mapping[str, Any]) -> list[str]:
+    """The texts that are secrets by the names of their options."""
+    return [str(value) for name, value in options.items() if _SECRET.search(name) and value]
+
+
+def redacted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with HIDDEN in their place."""
+    return {name: HIDDEN if _SECRET.search(name) and value else value for name, value in options.items()}
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone can read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)  # it may have been there
+        file.write(text)
