@@ -23,7 +23,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an answer has beyond its turn. `identity` is that of the request, `form` what it had to be (see
+    """What an answer has beyond its turn. `identity` is that of the request, `constrained` what it had to be (see
     `ChatRequest`)."""
 
     identity: bytes
@@ -31,7 +31,7 @@ class Receipt:
     created: int
     cached_tokens: int
     stop_sequence: str | None
-    form: str = ""
+    constrained: str = ""
 
     @property
     def stamp(self) -> Stamp:
@@ -86,7 +86,7 @@ def to_row(entry: Entry) -> Row:
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
-        "form": receipt.form,
+        "constrained": receipt.constrained,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -125,7 +125,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         created=known["created"],
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
-        form=known.get("form", ""),
+        constrained=known.get("constrained", ""),
     )
     return Entry(
         parent=parent,

@@ -54,7 +54,7 @@ class ChatRequest:
     hints: tuple[tuple[str, str], ...] = ()
 
     @property
-    def form(self) -> str:
+    def constrained(self) -> str:
         """A digest of what its answer must be and is read as, beyond what the engine is told; empty for no more."""
         muted = self.tools is not None and self.callable_tools is None
         return xxh3_64_hexdigest(repr((self.constraint, muted)).encode()) if muted or self.constraint != _FREE else ""

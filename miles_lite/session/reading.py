@@ -65,7 +65,7 @@ class Reader:
                 created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
-                form=request.form,
+                constrained=request.constrained,
             ),
             counts=_counts_of(prompt, generation),
         )

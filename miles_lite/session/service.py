@@ -170,7 +170,7 @@ class Service:
             self._count(session, retries_joined=1)
             return call
         turn = session.retries.turn_of(ask, session.tree, grace=self._grace)
-        receipt = None if turn is None else session.retries.receipts[turn.number]
+        receipt = None if turn is None else session.receipts[turn.number]
         stamp = Stamp(prefix + uuid.uuid4().hex, int(time.time())) if receipt is None else receipt.stamp
         call = Call(ask.identity, stamp, grace=self._grace, release=session.retries.over)
         session.calls.append(call)
@@ -279,5 +279,5 @@ def _alike(session: Session, prompt: Prompt, request: ChatRequest) -> list[Turn]
         if turn.prompt_bytes == ids
         and (turn.caller, turn.drop) == (prompt.place.caller, prompt.suffix.drop)
         and sampling(turn.output) == prompt.sampling.params
-        and session.retries.receipts[turn.number].form == request.form
+        and session.receipts[turn.number].constrained == request.constrained
     ]

@@ -19,7 +19,7 @@ from typing import Any
 from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Call
-from miles_lite.session.entry import Entry
+from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
@@ -56,6 +56,11 @@ class Session:
     def calls(self) -> list[Call]:
         """Those under way, or not delivered."""
         return self.retries.calls
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of the tree's turns, one each."""
+        return self.retries.receipts
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted."""
