@@ -31,8 +31,6 @@ from miles_lite.session.service import Service
 from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
 
-MAX_BODY_BYTES = 64 * 2**20
-
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
@@ -42,7 +40,7 @@ def build_app(service: Service, *, model: Mapping[str, str], keys: Keys, keep_al
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
     routes = _Routes(service, dict(model), keys, keep_alive)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors, routes.guard])
+    app = web.Application(middlewares=[_errors, routes.guard])
     app.add_routes(
         [  # aiohttp tries them in this order
             web.post("/sessions/{session_id}/v1/chat/completions", routes.speaking(_CHAT)),
@@ -96,7 +94,7 @@ class _Routes:
 
     async def create(self, request: web.Request) -> web.Response:
         self._keys.check_opening(request.headers)
-        body = await _body(request)
+        body = await self._body(request)
         session_id = await self._service.create(check_run(body.get("sampling")))
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
@@ -114,7 +112,7 @@ class _Routes:
         return web.Response(status=204)
 
     async def samples(self, request: web.Request) -> web.Response:
-        limit = (await _body(request)).get("max_seq_len")
+        limit = (await self._body(request)).get("max_seq_len")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
@@ -124,29 +122,46 @@ class _Routes:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            raw = await _content(request)
-            parsed = self._parsed(request, dialect, raw)
-            call = await self._service.call(_session_id(request), parsed, _ask(request, raw), prefix=dialect.prefix)
+            raw = await self._service.limits.read(request.content)
+            parsed, ask = await self._parsed(request, dialect, raw)
+            call = await self._service.call(_session_id(request), parsed, ask, prefix=dialect.prefix)
             with call.listener():
                 if parsed.stream:
                     response = await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
                 else:
                     response = await _whole(request, dialect.answer(parsed, await call.hear()))
                     call.deliver()
-            self._service.saw(_session_id(request), raw, parsed)
+            if not ask.heavy:
+                self._service.saw(_session_id(request), raw, parsed)
             return response
 
         return handle
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        parsed = self._parsed(request, _MESSAGES, await _content(request))
-        return _json({"input_tokens": await self._service.count_tokens(_session_id(request), parsed)})
+        raw = await self._service.limits.read(request.content)
+        parsed, ask = await self._parsed(request, _MESSAGES, raw)
+        tokens = await self._service.count_tokens(_session_id(request), parsed, heavy=ask.heavy)
+        return _json({"input_tokens": tokens})
 
-    def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> ChatRequest:
+    async def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> tuple[ChatRequest, Ask]:
         held, bodies = self._service.held(_session_id(request))
-        body = _object(raw, bodies.read)
-        parsed = dialect.parse(body, held=held)
-        return replace(parsed, agent=agent_name(request.headers, body), hints=hints_of(request.headers))
+        known = bodies.known(raw)
+        ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
+
+        def parse() -> ChatRequest:
+            body = _object(raw, lambda data: bodies.read(data, known))
+            parsed = dialect.parse(body, held=held)
+            if ask.heavy:
+                self._service.limits.check(parsed)
+                self._service.saw(_session_id(request), raw, parsed)
+            return replace(parsed, agent=agent_name(request.headers, body), hints=hints_of(request.headers))
+
+        return await self._service.off_loop.run(parse, heavy=ask.heavy), ask
+
+    async def _body(self, request: web.Request) -> Any:
+        body = _object(await self._service.limits.read(request.content))
+        check_limits(body)
+        return body
 
 
 @web.middleware
@@ -155,8 +170,6 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except ApiError as error:
         return refusal(request, error)
-    except web.HTTPRequestEntityTooLarge:
-        return refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
     except web.HTTPException as error:
         return refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
     except ConnectionResetError:
@@ -176,30 +189,13 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
     return answer
 
 
-def _ask(request: web.Request, raw: bytes) -> Ask:
+def _ask(request: web.Request, raw: bytes, *, fresh: int) -> Ask:
     """The same bytes to the same route with the same idempotency key are the same request."""
     key = request.headers.get("Idempotency-Key", "")
     digest = xxh3_128(f"{request.path}\0{key}\0".encode())
     digest.update(raw)
     retries = request.headers.get("X-Stainless-Retry-Count", "")
-    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
-
-
-async def _content(request: web.Request) -> bytes:
-    """The body, which `request.read` would keep until the connection's next request."""
-    pieces, size = [], 0
-    async for piece in request.content.iter_chunked(MAX_BODY_BYTES):
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, size)
-    return b"".join(pieces)
-
-
-async def _body(request: web.Request) -> Any:
-    body = _object(await _content(request))
-    check_limits(body)
-    return body
+    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0, fresh=fresh)
 
 
 def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:

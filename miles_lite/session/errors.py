@@ -28,7 +28,7 @@ def unknown_session(session_id: str) -> ApiError:
     return ApiError(404, f"there is no session {session_id!r}: POST /sessions makes one", code="session_not_found")
 
 
-def context_exceeded(limit: int, tokens: int) -> ApiError:
+def context_exceeded(limit: int, tokens: int | str) -> ApiError:
     return ApiError(
         400,
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens.",

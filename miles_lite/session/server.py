@@ -171,6 +171,7 @@ def load_tito(spec: SessionSpec) -> Tito:
         family=options.tito_model,
         reasoning_parser=spec.reasoning_parser,
         tool_call_parser=spec.tool_call_parser,
+        longest=spec.context_length,
     )
 
 

@@ -14,6 +14,7 @@ import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import Any
 
 from miles_lite.session import forks
@@ -38,6 +39,7 @@ _SESSION_BYTES, _TURN_BYTES = 4_000, 1_500
 class Session:
     """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
 
+    `size` is in bytes of memory, about, and `beside` what of it its bodies have.
     `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
     """
 
@@ -47,6 +49,7 @@ class Session:
     recreated: bool = False
     used: float = 0.0
     size: int = _SESSION_BYTES
+    beside: int = 0
     deleted: bool = False
     retries: Retries = field(default_factory=Retries)
     counts: Counter[str] = field(default_factory=Counter)
@@ -64,9 +67,12 @@ class Session:
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted."""
+        known = self.tree.knows(entry.caller)
         turn = entry.commit(self.tree)
         self.retries.committed(turn, entry.receipt)
-        self.size += _size(entry)
+        beside, self.beside = self.beside, self.bodies.size
+        tools = 0 if known else weight([entry.caller.tools, entry.caller.options])
+        self.size += _size(entry) + tools + self.beside - beside
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
@@ -236,8 +242,17 @@ def _size(entry: Entry) -> int:
     """Bytes of memory, about."""
     arrays = entry.prompt_ids.nbytes + len(entry.output.token_bytes)
     arrays += 0 if entry.output.experts is None else entry.output.experts.nbytes
-    return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
+    return _TURN_BYTES + arrays + weight([entry.messages, entry.reply])
 
 
-def _weight(message: Mapping[str, Any]) -> int:
-    return sum(len(value) if isinstance(value, str) else 64 for value in message.values())
+def weight(value: Any) -> int:
+    """Bytes of memory that JSON takes as objects. Keys, of which there are few, are not counted."""
+    size, level = 0, [value]
+    while level:
+        node = level.pop()
+        size += getsizeof(node)
+        if isinstance(node, dict):
+            level.extend(node.values())
+        elif isinstance(node, list | tuple):
+            level.extend(node)
+    return size

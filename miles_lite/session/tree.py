@@ -143,10 +143,15 @@ class Place:
 
 
 class Tree:
-    """The turns of one session, in the order in which they were committed."""
+    """The turns of one session, in the order in which they were committed.
+
+    It may be read on another thread while a turn is committed, and is then read with or without that turn. `slow`: to
+    find a request's place and ids took long the last time.
+    """
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
+        self.slow = False
         self.turns: list[Turn] = []
         self._children: list[tuple[Turn, ...]] = [()]
         self._sent: list[tuple[Message, ...]] = []
@@ -259,9 +264,14 @@ class Tree:
         )
         self.turns.append(turn)
         self._sent.append(turn.said)
-        self._children[0 if parent is None else parent.number + 1] += (turn,)
         self._children.append(())
+        self._children[0 if parent is None else parent.number + 1] += (turn,)
         return turn
+
+    def knows(self, caller: Caller) -> bool:
+        """Whether a turn holds the caller's tools."""
+        known = self._callers.get(caller.seed)
+        return known is not None and (known.tools is not None or caller.tools is None)
 
     def _known(self, caller: Caller) -> Caller:
         """The caller, holding the tools and options that an earlier turn of it holds, where these are equal."""
