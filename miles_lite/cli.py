@@ -1,16 +1,19 @@
 """The command line: `miles-lite train | rollout | serve | router | session | agent | traces | verify | init-model`.
 
-Invariant: what a user can mend is one clear message on stderr and exit code 2; Ctrl-C is 130; everything else keeps its
-traceback. Heavy imports happen only in the command that needs them.
+Invariant: what a user can mend is one clear message on stderr and exit code 2; a run that lost one of its processes is
+one message and 1; Ctrl-C is 130; everything else keeps its traceback. Heavy imports happen only in the command that
+needs them.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import RunLostError, UserError, disk_is_full, plain
+from miles_lite.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Interrupts
 
 USAGE = """usage: miles-lite COMMAND [flags]
 
@@ -42,17 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"miles-lite: no command '{name}'; there are {', '.join(COMMANDS)}")
         return command(rest)
     except KeyboardInterrupt:
+        for number in SIGNALS:  # once is enough
+            signal.signal(number, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
+        return INTERRUPTED
+    except RunLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not isinstance(error, UserError) and not disk_is_full(error):
+            raise
+        full = "" if isinstance(error, UserError) else "the disk is full: "
+        print(f"error: {full}{plain(error)}", file=sys.stderr)
         return 2
 
 
 def _train(argv: Sequence[str]) -> int:
-    from miles_lite.config import parse
-    from miles_lite.loop import train
-    from miles_lite.observe.summary import print_summary
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.config import parse
+        from miles_lite.loop import train
+        from miles_lite.observe.summary import print_summary
 
     config, leftovers = parse(argv)
     leftovers.show_ignored()
@@ -67,8 +79,9 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _rollout(argv: Sequence[str]) -> int:
-    from miles_lite.config import parse
-    from miles_lite.loop import rollout
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.config import parse
+        from miles_lite.loop import rollout
 
     config, leftovers = parse(argv, prog="miles-lite rollout")
     leftovers.show_ignored()
@@ -80,7 +93,8 @@ def _rollout(argv: Sequence[str]) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    from miles_lite.serve import serve
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.serve import serve
 
     return serve(argv)
 

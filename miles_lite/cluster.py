@@ -1,33 +1,60 @@
 """Joins a Ray cluster, or starts one on this machine.
 
 Invariant: a cluster this process started ends with it; one it joined is left as it was found. Ray's token
-authentication stays on.
+authentication stays on. What our processes leave in the temp folder is gone when they are. A signal does not cut Ray
+short: Ctrl-C counts once Ray has done what it was asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import ray
 
+from miles_lite import scratch
 from miles_lite.errors import UserError
+from miles_lite.stopping import Interrupts
+
+CONNECT_SECONDS = 90.0
+"""How long Ray may take after somebody asked to end."""
+
+KEEPER_SECONDS = 5.0
+"""How long the end waits for the temp folder to be removed."""
 
 
-def connect(address: str | None) -> None:
-    """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster. Raises UserError."""
+def connect(address: str | None) -> Path:
+    """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster; the folder of Ray's logs. Raises
+    UserError, and KeyboardInterrupt when that was asked for meanwhile: then it is not connected."""
+    try:
+        with Interrupts(deaf=CONNECT_SECONDS):
+            logs = _connect(address)
+            _SCRATCH.enter()
+            return logs
+    except KeyboardInterrupt:
+        disconnect()
+        raise
+
+
+def _connect(address: str | None) -> Path:
     target = address or os.environ.get("RAY_ADDRESS")
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
     try:
-        context = ray.init(
+        context: Any = ray.init(
             address=target or "local",
             namespace=namespace,
             log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
             configure_logging=False,
         )
+    except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
+        raise KeyboardInterrupt from None
     except (ConnectionError, RuntimeError) as error:
         where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
         raise UserError(
@@ -36,6 +63,7 @@ def connect(address: str | None) -> None:
     if context.dashboard_url:
         told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
         print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
+    return Path(context.address_info["session_dir"]) / "logs"
 
 
 def _ray_program() -> str:
@@ -45,5 +73,49 @@ def _ray_program() -> str:
 
 def disconnect() -> None:
     """Leave the cluster; a local one ends."""
-    if ray.is_initialized():
-        ray.shutdown()
+    with Interrupts(deaf=CONNECT_SECONDS):
+        if ray.is_initialized():
+            ray.shutdown()
+        _SCRATCH.leave()
+
+
+class _Scratch:
+    """The temp folder of everything that this process starts from now on, Ray's own processes not included: they run
+    already. Its keeper outlives us, also when we are killed."""
+
+    def __init__(self) -> None:
+        self._keeper: subprocess.Popen[str] | None = None
+        self._before: str | None = None
+
+    def enter(self) -> None:
+        if self._keeper is not None:
+            return
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", scratch.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert self._keeper.stdout is not None
+        self._before = os.environ.get("TMPDIR")
+        os.environ[scratch.OUTER] = scratch.lasting()
+        self._use(self._keeper.stdout.readline().strip() or self._before)
+
+    def leave(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        self._use(self._before)
+        del os.environ[scratch.OUTER]
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
+            keeper.communicate(timeout=KEEPER_SECONDS)
+
+    def _use(self, folder: str | None) -> None:
+        os.environ.pop("TMPDIR", None)
+        if folder:
+            os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # look again
+
+
+_SCRATCH = _Scratch()

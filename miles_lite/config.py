@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from miles_lite.errors import writing
 from miles_lite.flags import Leftovers, Parser, absolute, add_group, option, sort_leftovers, take_group
 from miles_lite.redaction import redacted, write_private
 from miles_lite.rules import contradictions, refuse_broken
@@ -407,7 +408,10 @@ class Config:
 
     def write(self) -> None:
         """Write config.json into the run folder, for its owner alone."""
-        write_private(self.run_dir / "config.json", json.dumps(self.as_dict(), indent=2))
+        path = self.run_dir / "config.json"
+        with writing("the run's configuration", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(path, json.dumps(self.as_dict(), indent=2))
 
     def check(self) -> Config:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""

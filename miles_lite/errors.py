@@ -1,6 +1,12 @@
-"""One exception for everything a user can mend."""
+"""One exception for everything a user can mend, one for a run that lost a part of itself."""
 
 from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,7 +16,42 @@ class UserError(ValueError):
     """
 
 
+class RunLostError(RuntimeError):
+    """A process that a run cannot do without has died. The message says which, why, what is lost and how to go on.
+
+    The CLI prints the message alone and exits with 1.
+    """
+
+
 def plain(error: BaseException) -> BaseException:
     """The exception itself: Ray wraps what an actor raised into one that carries the remote traceback as its text."""
     cause = getattr(error, "cause", None)
     return plain(cause) if isinstance(cause, BaseException) else error
+
+
+_FULL_DISK = re.compile(
+    r"No space left on device|Disk quota exceeded|disk is full|inline_container\.cc.*unexpected pos"
+)
+"""How safetensors, SQLite and torch (whose writer only sees that less was written) say it."""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a full disk is behind the error."""
+    error = plain(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return bool(_FULL_DISK.search(str(error)))
+
+
+@contextlib.contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Writes `what` at `path` in its block. Raises UserError when the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(
+            f"the disk is full: {what} could not be written: {path}\n"
+            "  Free space there, or write elsewhere; what was complete before stays."
+        ) from error

@@ -6,18 +6,24 @@ whole model folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
+from miles_lite.errors import RunLostError
+from miles_lite.lost import DiedError, obituary, out_of_memory_kills
 from miles_lite.observe.sinks import open_sinks
 from miles_lite.rollout.examples import Examples
 from miles_lite.rollout.model import context_length
 from miles_lite.rollout.placement import TRAIN_SHARE, place
 from miles_lite.rollout.precheck import check_folders
-from miles_lite.train.group import TrainGroup
+from miles_lite.stopping import Interrupts
+from miles_lite.train.checkpoint import latest_iteration
+from miles_lite.train.group import RankDiedError, TrainGroup
+from miles_lite.watch import Watch, death_in
 
 START_TIMEOUT = 900.0
 
@@ -29,9 +35,11 @@ def imitate(config: Config) -> Path:
     run_dir = config.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     config.write()
-    connect(config.logging.ray_address)
-    trainer = None
-    try:
+    killed_before = out_of_memory_kills()
+    ray_logs = connect(config.logging.ray_address)
+    with contextlib.ExitStack() as stack:
+        stack.callback(disconnect)
+        watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
         ranks = config.topology.train_ranks
         alone = dataclasses.replace(
             config.topology, colocate=True, rollout_num_gpus=ranks, rollout_num_gpus_per_engine=1
@@ -45,15 +53,29 @@ def imitate(config: Config) -> Path:
             device=layout.device,
             run_dir=run_dir,
             environment=actor_env(),
+            look=watch.look,
         )
+        stack.callback(trainer.stop)
+        watch.follow_all("train rank", trainer.ranks)
         folder = run_dir / "model"
-        _train(config, trainer, examples, ranks)
-        trainer.export_model(folder)
+        try:
+            _train(config, trainer, examples, ranks)
+            trainer.export_model(folder)
+        except (DiedError, RankDiedError) as error:
+            died, save = death_in(error), config.checkpoint.save
+            assert died is not None
+            saved = None if save is None else latest_iteration(Path(save).expanduser())
+            raise RunLostError(
+                obituary(
+                    died,
+                    logs=ray_logs,
+                    killed_before=killed_before,
+                    during="What was trained since",
+                    save=save,
+                    saved=saved,
+                )
+            ) from error
         return folder
-    finally:
-        if trainer is not None:
-            trainer.stop()
-        disconnect()
 
 
 def _train(config: Config, trainer: TrainGroup, examples: Examples, ranks: int) -> None:

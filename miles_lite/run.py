@@ -11,11 +11,10 @@ import dataclasses
 import logging
 import math
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import ray
@@ -25,8 +24,9 @@ from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
 from miles_lite.engine.weights import WeightUpdate
-from miles_lite.errors import UserError
+from miles_lite.errors import RunLostError, UserError
 from miles_lite.flags import check_folder
+from miles_lite.lost import DiedError, obituary, out_of_memory_kills
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.plots import reward_curve
@@ -40,7 +40,9 @@ from miles_lite.rollout.groups import in_words, plan_engines
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.rollout.placement import TRAIN_SHARE, Layout, place
 from miles_lite.rollout.precheck import check_inputs
-from miles_lite.train.group import TrainGroup
+from miles_lite.stopping import DEAF_SECONDS, HASTE_SECONDS, INTERRUPTED, Interrupts, ends_within
+from miles_lite.train.group import TrainError, TrainGroup
+from miles_lite.watch import Alarms, OvertimeError, Watch, death_in
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ START_TIMEOUT = 900.0
 CALL_TIMEOUT = 600.0
 INTERRUPTED_SAVE_TIMEOUT = 4.0
 STOP_TIMEOUT = 5.0
+END_SECONDS = 25.0
+"""How long the end of a run may take in all, with bounds of its own for its parts."""
 STALL_MARGIN = 180.0
 POLL_SECONDS = 0.5
 KEPT_WEIGHTS = 2
@@ -60,6 +64,9 @@ class Run:
         self._config = config
         self._train = train
         self._run_dir = config.run_dir
+        self._interrupts = Interrupts(deaf=HASTE_SECONDS)
+        self._watch = Watch(self._interrupts, hint=f"see {self._run_dir}/logs and Ray's dashboard")
+        self._ray_logs: Path | None = None
         self._busy: list[tuple[float, float]] = []
         self._layout: Layout | None = None
         self._manager: Any = None
@@ -79,19 +86,23 @@ class Run:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._began = time.time()
         self._seen: dict[str, float] = {}
-        self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._killed_before = out_of_memory_kills()
+        self._interrupts.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if isinstance(error, KeyboardInterrupt):
-                self._save_interrupted()
-        finally:
-            self._stop()
-            for number, handler in self._old_handlers.items():
-                signal.signal(number, handler)
+        lost = self._obituary(error)
+        with ends_within(END_SECONDS, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1):
+            try:
+                if isinstance(error, KeyboardInterrupt):
+                    self._save_interrupted()
+            finally:
+                self._stop()
+        self._interrupts.__exit__(kind, error, trace)
+        if lost is not None:
+            raise RunLostError(lost) from error
 
     # ---- start -------------------------------------------------------------------------------------------------
 
@@ -99,13 +110,15 @@ class Run:
         """Bring everything up. Returns the first rollout id to run. Raises UserError."""
         config = self._config
         check_inputs(config)
-        connect(config.logging.ray_address)
-        for number in self._old_handlers:  # only now: Ray takes SIGTERM for itself when it connects
-            signal.signal(number, _interrupt)
+        self._interrupts.check()
+        self._interrupts.deaf = DEAF_SECONDS
+        self._ray_logs = connect(config.logging.ray_address)
         self._layout = place(config.topology, train=self._train)
         config.write()
         manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0)
         self._manager = manager.remote(config, self._layout, known_key())
+        self._watch.follow("the rollout manager", self._manager)
+        self._watch.hears.append(Alarms(self._manager, self._say))
         starting = self._manager.start.remote()
         ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
         engines = in_words(plan_engines(config.topology, config.engines))
@@ -113,7 +126,7 @@ class Run:
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
         limit = START_TIMEOUT + config.engines.engine_start_timeout
-        info = self._wait(starting, "the rollout manager to start its engines", limit)
+        info = self._watch.wait(starting, "the rollout manager to start its engines", limit)
         self._eval_rollouts = info["eval_rollouts"]
         log.info("router %s, sessions %s, engines %s", info["router_url"], info["session_urls"], info["engine_urls"])
         self.num_rollout = config.rollouts.num_rollout or info["rollouts_per_epoch"] * (config.rollouts.num_epoch or 1)
@@ -142,7 +155,9 @@ class Run:
             device=self._layout.device,
             run_dir=self._run_dir,
             environment=actor_env(),
+            look=self._watch.look,
         )
+        self._watch.follow_all("train rank", self._trainer.ranks)
         return self._trainer.start(START_TIMEOUT)
 
     # ---- the verbs of the loop ---------------------------------------------------------------------------------
@@ -299,15 +314,14 @@ class Run:
 
     def _call(self, method: str, *args: Any, timeout: float = CALL_TIMEOUT) -> Any:
         assert self._manager is not None
-        return self._wait(getattr(self._manager, method).remote(*args), f"the rollout manager's {method}", timeout)
+        call = getattr(self._manager, method).remote(*args)
+        return self._watch.wait(call, f"the rollout manager's {method}", timeout)
 
-    def _wait(self, ref: Any, what: str, timeout: float) -> Any:
-        try:
-            return ray.get(ref, timeout=timeout)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(
-                f"waited {timeout:.0f} s for {what}; see {self._run_dir}/logs and Ray's dashboard"
-            ) from None
+    def _say(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress.say(line)
+        else:
+            log.warning("%s", line)
 
     def _wait_for_rollouts(self, ref: Any, rollout_id: int) -> Generated:
         """Wait for a step, showing progress; gives up when no rollout ends for longer than one may take."""
@@ -315,8 +329,8 @@ class Run:
         assert self._progress is not None
         limit = self._config.rollouts.rollout_timeout + STALL_MARGIN
         done, changed = -1, time.monotonic()
-        while not ray.wait([ref], timeout=POLL_SECONDS)[0]:
-            status = self._wait(self._manager.status.remote(), "the rollout manager's status", CALL_TIMEOUT)
+        while not self._watch.until(ref, POLL_SECONDS):
+            status = self._call("status")
             self._progress.update(groups=status.groups_done, rollouts=status.rollouts_done)
             if status.rollouts_done != done:
                 done, changed = status.rollouts_done, time.monotonic()
@@ -325,7 +339,7 @@ class Run:
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
                     f"{status.rollouts_started} did). See {self._run_dir}/logs; --rollout-timeout bounds an agent."
                 )
-        return self._wait(ref, "the rollout's batches", CALL_TIMEOUT)  # type: ignore[no-any-return]
+        return self._watch.wait(ref, "the rollout's batches", CALL_TIMEOUT)  # type: ignore[no-any-return]
 
     def _eval_timeout(self) -> float:
         """As many times --rollout-timeout as agents have to wait for one another, and a margin; seconds."""
@@ -344,56 +358,47 @@ class Run:
             return
         print(f"\ninterrupted: saving rollout {self._trained} before stopping", flush=True)
         try:
-            with _at_most(INTERRUPTED_SAVE_TIMEOUT):
+            with self._watch.at_most(INTERRUPTED_SAVE_TIMEOUT):
                 self.save(self._trained)
-        except _Overtime:
+        except (OvertimeError, DiedError, TrainError):
             print(
                 f"not saved within {INTERRUPTED_SAVE_TIMEOUT:.0f} s; the last checkpoint is {self._saved}", flush=True
             )
 
+    def _obituary(self, error: BaseException | None) -> str | None:
+        """What is to be said of the death that ended the run, if one did."""
+        died = death_in(error)
+        return (
+            None
+            if died is None
+            else obituary(
+                died,
+                logs=self._ray_logs,
+                killed_before=self._killed_before,
+                during=f"Step {1 if self._trained is None else self._trained + 2} of {self.num_rollout or '?'}",
+                save=self._config.checkpoint.save,
+                saved=self._saved,
+            )
+        )
+
     def _stop(self) -> None:
+        """End everything; what does not end by itself ends with this process."""
         if self._progress:
             self._progress.__exit__(None, None, None)
-        with contextlib.suppress(_Overtime), _at_most(STOP_TIMEOUT):
-            if self._trainer:
-                self._trainer.stop()
-            if self._manager and ray.is_initialized():
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.get(self._manager.stop.remote(), timeout=STOP_TIMEOUT)
-                with contextlib.suppress(ray.exceptions.RayError):
-                    ray.kill(self._manager)
-            if self._layout and ray.is_initialized():
-                self._layout.remove()
         if self._sinks:
             self._sinks.close()
+        if self._trainer:
+            self._trainer.stop()
+        if self._manager and ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._manager.stop.remote(), timeout=STOP_TIMEOUT)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self._manager)
+        if self._layout and ray.is_initialized():
+            self._layout.remove()
         disconnect()
-
-
-class _Overtime(Exception):
-    """Something at the end of a run took longer than it may, as when the Ray cluster has gone away first."""
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise `_Overtime` in the block after `seconds`: for calls whose own bounds are those of a healthy run."""
-
-    def overtime(signum: int, frame: FrameType | None) -> None:
-        raise _Overtime
-
-    old = signal.signal(signal.SIGALRM, overtime)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
 
 
 def _periodic(rollout_id: int, interval: int | None, total: int) -> bool:
     last = rollout_id == total - 1
     return last or (interval is not None and (rollout_id + 1) % interval == 0)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Also where a shell started us in the background, with SIGINT ignored."""
-    raise KeyboardInterrupt

@@ -20,7 +20,7 @@ from miles_lite.rollout.placement import Layout, place
 from miles_lite.rollout.stack import Stack
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervise import Supervisor
-from miles_lite.stopping import stop_requested
+from miles_lite.stopping import Interrupts, stop_requested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,8 @@ def serve(argv: Sequence[str]) -> int:
     check_folder("--run-dir", logging.path)
     connect(logging.ray_address)
     try:
-        layout = place(options.topology, train=False)
+        with Interrupts():
+            layout = place(options.topology, train=False)
         asyncio.run(_until_interrupted(options, layout))
     finally:
         disconnect()

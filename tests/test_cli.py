@@ -11,6 +11,14 @@ from miles_lite.net import bracketed, local, reachable
 JOB = ["--hf-checkpoint", "/no/such/m", "--prompt-data", "p", "--rollout-batch-size", "1", "--num-rollout", "1"]
 
 
+def test_a_full_disk_is_called_one_wherever_it_is_met(full_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by a command that does not expect it."""
+    assert main(["init-model", "--out", str(full_disk / "model"), "--corpus", __file__]) == 2
+    told = capsys.readouterr().err
+    assert "error: the disk is full" in told
+    assert "Traceback" not in told
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -7,8 +7,8 @@ its output appended to LOG, which its owner alone can read, without the secrets 
 JSON array of texts). It prints the pid of COMMAND, and ends the group (SIGTERM to COMMAND, which may end its children
 in order; after GRACE seconds SIGKILL to all) when its stdin closes, which the kernel does when the owner dies, when it
 gets SIGTERM, or when COMMAND exits by itself.
-As a child subreaper it inherits, and ends, orphans that left the group; what they left in shared memory it removes. It
-imports nothing of miles_lite.
+As a child subreaper it inherits, and ends, orphans that left the group. What they left behind it removes: COMMAND's
+temp folder, which is its own, and its segments of shared memory. Of miles_lite it runs scratch.py alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import ctypes
 import glob
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -27,6 +28,9 @@ import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SCRATCH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scratch.py")
+LOOK_SECONDS = 1.0
+LOADS = "/dev/shm/sglang_loads_"
 HIDDEN = b"***"
 
 
@@ -35,12 +39,15 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    scratch = runpy.run_path(SCRATCH)
+    folder = scratch["make"]()
     output, written = os.pipe()
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=written,
         stderr=subprocess.STDOUT,
+        env=os.environ | {"TMPDIR": folder},
         process_group=0,
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
@@ -49,16 +56,34 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
     os.fchmod(log, 0o600)
     logging = threading.Thread(target=copy_hiding, args=(output, log, secrets))
     logging.start()
+    loads: set[str] = set()
     try:
         print(server.pid, flush=True)
-        select.select([sys.stdin, os.pidfd_open(server.pid)], [], [])
+        waits_for = [sys.stdin, os.pidfd_open(server.pid)]
+        while not select.select(waits_for, [], [], None if loads else LOOK_SECONDS)[0]:
+            loads |= load_segments(server.pid)
         code = server.poll() or 0
         return code if code >= 0 else 128 - code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        loads |= load_segments(server.pid)
         server.terminate()
         end_descendants(server.pid, grace)
         logging.join()  # nobody writes any more
+        for segment in loads:
+            with contextlib.suppress(OSError):
+                os.unlink(segment)
+        scratch["remove"](folder)
+
+
+def load_segments(server: int) -> set[str]:
+    """Where the schedulers of a server tell it their load: one file in shared memory, whose name says of nobody that it
+    is his, and which nobody removes. So it is known from who has it mapped, while they live."""
+    found = set()
+    for pid in _with_descendants(server):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            found |= {line.split()[-1] for line in maps if LOADS in line and not line.endswith("(deleted)\n")}
+    return found
 
 
 def copy_hiding(source: int, target: int, secrets: list[bytes]) -> None:
@@ -114,6 +139,15 @@ def remove_shared_memory(pid: int) -> None:
     for segment in glob.glob(f"/dev/shm/sgl_shm_*_{pid}_*"):
         with contextlib.suppress(OSError):
             os.unlink(segment)
+
+
+def _with_descendants(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        for tasks in glob.glob(f"/proc/{parent}/task/*/children"):
+            with contextlib.suppress(OSError), open(tasks) as children:
+                found += map(int, children.read().split())
+    return found
 
 
 def _children() -> list[int]:

@@ -20,6 +20,11 @@ def named_actor(actor_class: type, name: str, *, gpu: bool = False, **options: A
     return ray.remote(actor_class).options(name=name, runtime_env=runtime_env, **options)
 
 
+def restarted(name: str, restarts: int) -> str:
+    """The name of an actor that was replaced so often: Ray keeps that of a dead one for a while."""
+    return f"{name}-restart-{restarts}" if restarts else name
+
+
 async def started(actor: Any, what: str, timeout: float, **options: Any) -> Any:
     """What the actor's `start(**options)` returns. Raises UserError naming `what` after `timeout` seconds."""
     try:
@@ -30,10 +35,10 @@ async def started(actor: Any, what: str, timeout: float, **options: Any) -> Any:
         ) from None
 
 
-async def lives(actor: Any) -> bool:
-    """Whether its `alive` says so, within STOP_TIMEOUT."""
+async def lives(actor: Any, timeout: float) -> bool:
+    """Whether its `alive` says so, within so many seconds."""
     try:
-        return bool(await asyncio.wait_for(actor.alive.remote(), STOP_TIMEOUT))
+        return bool(await asyncio.wait_for(actor.alive.remote(), timeout))
     except (ray.exceptions.RayActorError, TimeoutError):
         return False
 

@@ -17,6 +17,8 @@ from typing import Any
 from miles_lite.config import Data
 from miles_lite.errors import UserError
 
+DEEPEST = 100
+"""Levels of nesting in a row: more than a prompt has, less than what carries it on the way can take."""
 _SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
 
 
@@ -36,11 +38,8 @@ def load_prompts(source: str, options: Data) -> list[Prompt]:
     path = Path(matched["path"] if matched else source).expanduser()
     if not path.is_file():
         raise UserError(f"prompt data: no such file: {path}. Give a JSONL file, one object per line.")
-    prompts = [
-        _parse(line, row, path, options)
-        for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if line.strip()
-    ]
+    lines = path.read_bytes().splitlines()
+    prompts = [_parse(line, row, path, options) for row, line in enumerate(lines, start=1) if line.strip()]
     if matched:
         start, stop = (int(value) if value else None for value in (matched["start"], matched["stop"]))
         prompts = prompts[start:stop]
@@ -49,12 +48,9 @@ def load_prompts(source: str, options: Data) -> list[Prompt]:
     return prompts
 
 
-def _parse(line: str, row: int, path: Path, options: Data) -> Prompt:
+def _parse(line: bytes, row: int, path: Path, options: Data) -> Prompt:
     where = f"{path}, line {row}"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): {line[:80]}") from error
+    record = _read(line, where)
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object, found {type(record).__name__}")
     if options.input_key not in record:
@@ -69,6 +65,35 @@ def _parse(line: str, row: int, path: Path, options: Data) -> Prompt:
         raise UserError(f"{where}: no key '{options.label_key}' (--label-key); it has {', '.join(record)}")
     label = record[options.label_key] if options.label_key else None
     return Prompt(row=row, input=text, label=label, metadata=metadata)
+
+
+def _read(line: bytes, where: str) -> Any:
+    """The JSON of a line of UTF-8. Raises UserError for anything else, and for what no tokenizer or file could hold."""
+    try:
+        text = line.decode("utf-8-sig")
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        told = "UTF-16: save it as UTF-8" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte {error.start}"
+        raise UserError(f"{where}: not UTF-8 ({told}). Prompts are JSONL: one object per line, as text.") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: holds a lone surrogate ({error.object[error.start]!a}), which is no text") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): {text[:80]!r}") from error
+    except RecursionError:
+        raise UserError(f"{where}: nested deeper than {DEEPEST} levels: flatten it") from None
+    if _depth(value) > DEEPEST:
+        raise UserError(f"{where}: nested deeper than {DEEPEST} levels: flatten it")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects are inside one another."""
+    depth, layer = 0, [value]
+    while layer := [each for each in layer if isinstance(each, dict | list)]:
+        depth += 1
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:

@@ -8,31 +8,29 @@ weight updates, not the replacement's start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import ray
 
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.checkpoint import WeightsError
-from miles_lite.engine.registration import deregister
 from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
 from miles_lite.engine.weights import EngineError, WeightUpdate
 from miles_lite.errors import UserError, plain
 from miles_lite.net import loopback
-from miles_lite.rollout.actors import end_actor, named_actor, started
+from miles_lite.rollout.actors import end_actor, named_actor, restarted, started
 from miles_lite.rollout.groups import EnginePlan, plan_engines
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import ENGINE_SHARE, Layout
+from miles_lite.rollout.router_sync import RouterSync
 from miles_lite.rollout.weight_sync import Receiver, WeightSync
-from miles_lite.router.client import set_weight_version
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +94,10 @@ class Fleet:
         context_length: int,
         admin_key: str | None = None,
         router_key: str | None = None,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
-        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open."""
+        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open.
+        `say` takes what a person must hear."""
         self._options = options
         self._layout = layout
         self._model = model
@@ -108,7 +108,9 @@ class Fleet:
         self._changing = asyncio.Lock()
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
+        self._router: RouterSync
         self._admin_key, self._router_key = admin_key, router_key
+        self._say = say
         self.recoveries: list[Recovery] = []
         self.failure: UserError | None = None
 
@@ -128,9 +130,11 @@ class Fleet:
     async def start(self, router_url: str) -> None:
         """Start all engines at once and watch them. Raises UserError when one does not come up."""
         self._router_url = router_url
+        self._router = RouterSync(router_url, key=self._router_key, say=self._say)
         self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
+        self._watchers.append(asyncio.create_task(self._router.keep(self._changing.locked)))
 
     async def stop(self) -> None:
         """End all engines within a bound."""
@@ -147,7 +151,7 @@ class Fleet:
         """
         async with self._changing:
             began, before = time.perf_counter(), self._weights
-            await self._admit(update.version, previous=before.version)
+            await self._router.admit(update.version, previous=before.version)
             behind: dict[int, str] = {}
             if update.buckets:
                 receivers = [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
@@ -159,13 +163,9 @@ class Fleet:
                     *(self._do(slot, slot.actor.update_weights.remote(update)) for slot in self._slots if slot.info)
                 )
             if not behind:
-                for url in await self._admit(update.version):
+                for url in await self._router.admit(update.version):
                     log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
             return Delivered(time.perf_counter() - began, behind)
-
-    async def _admit(self, version: int, *, previous: int | None = None) -> list[str]:
-        """Tell the router which versions may serve; returns the engines that have none of them."""
-        return await set_weight_version(self._router_url, version, previous=previous, key=self._router_key)
 
     async def verify_weights(self) -> None:
         """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
@@ -216,6 +216,7 @@ class Fleet:
                     await slot.actor.update_weights.remote(dataclasses.replace(self._weights, buckets=()))
                 await slot.actor.register.remote()
                 slot.info = info
+                self._router.joined(info)
         except BaseException:
             await asyncio.shield(slot.end())
             raise
@@ -233,12 +234,13 @@ class Fleet:
     def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
         """An actor for one node of an engine, in the first of the slots that it fills there."""
         name = f"engine-{slot.index}" + (f"-node-{spec.node_rank}" if spec.node_rank else "")
-        name += f"-restart-{slot.restarts}" if slot.restarts else ""
         where: dict[str, Any] = {"num_cpus": 0}
         if not slot.plan.external_url:
             first, *_ = self._layout.engine_slots[slot.plan.on_node(spec.node_rank)]
             where = self._layout.options(first, ENGINE_SHARE)
-        return named_actor(EngineActor, name, gpu=self._layout.device == "cuda", **where).remote(spec)
+        return named_actor(
+            EngineActor, restarted(name, slot.restarts), gpu=self._layout.device == "cuda", **where
+        ).remote(spec)
 
     def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
         """What the engine of `slot` is to be, on each of its nodes."""
@@ -288,7 +290,7 @@ class Fleet:
             noticed = time.time()
             log.warning("engine %d: %s; replacing it (%d so far)", slot.index, reason, slot.restarts)
             info, slot.info = slot.info, None
-            await asyncio.gather(self._deregister(info.url), slot.end())
+            await asyncio.gather(self._router.leave(info), slot.end())
             while slot.info is None and slot.restarts < limit:
                 slot.restarts += 1
                 try:
@@ -319,11 +321,6 @@ class Fleet:
         except (EngineError, WeightsError, ray.exceptions.RayError) as error:
             log.warning("engine %d, version %d: %s", slot.index, self.weight_version, plain(error))
             await slot.end()
-
-    async def _deregister(self, url: str) -> None:
-        """An engine that ended could not do it itself. A router that is away forgets it by its own probes."""
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            await deregister(url, router_url=self._router_url, key=self._router_key)
 
 
 async def _ailment(*nodes: Any) -> str:

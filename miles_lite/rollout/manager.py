@@ -1,7 +1,8 @@
 """RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into batches.
 
 Invariant: `generate` returns only samples that were validated, with every prompt of the step accounted for; what it
-stopped with (`save`) is what it continues with (`load`).
+stopped with (`save`) is what it continues with (`load`). A rollout that lost its worker or its session server runs
+again; whatever else becomes of one is data.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ import ray
 
 from miles_lite.config import Config, Evaluation, Rollouts
 from miles_lite.engine.weights import WeightUpdate
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, plain, writing
 from miles_lite.hooks import load_hook
 from miles_lite.net import actor_label
-from miles_lite.rollout.actors import end_actor, named_actor, started
+from miles_lite.rollout.actors import named_actor, restarted
 from miles_lite.rollout.batch import make_batches
 from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.fleet import Delivered
 from miles_lite.rollout.generate import Accounts, Generator
+from miles_lite.rollout.kept import Kept
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout
 from miles_lite.rollout.stack import Stack
 from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
-from miles_lite.sample import Batch, Group, Rollout
+from miles_lite.sample import Batch, Group, Rollout, Status
 
 WORKER_START_TIMEOUT = 120.0
+ATTEMPTS = 4
+"""How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,11 @@ class RolloutManager:
             ),
             layout,
         )
-        self._workers: list[Any] = []
+        self._workers: list[Kept] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
         self._before_step: tuple[int, dict[str, Any]] = (-1, {})
-        self._session_load: Counter[str] = Counter()
-        self._worker_load: Counter[int] = Counter()
+        self._load: Counter[Kept] = Counter()
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -179,6 +182,10 @@ class RolloutManager:
             rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
         )
 
+    async def alarms(self) -> list[str]:
+        """What a person must hear of the run's servers, so far."""
+        return self._stack.alarms
+
     async def accounts(self) -> dict[str, Any]:
         """Where every prompt of the run went."""
         return dataclasses.asdict(self._accounts)
@@ -191,9 +198,10 @@ class RolloutManager:
         running, before = self._before_step
         state = before if running == rollout_id + 1 else self._state()
         path = _state_path(folder, rollout_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
+        with writing("the rollout state", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(state))
         temporary.replace(path)
 
     def _state(self) -> dict[str, Any]:
@@ -216,7 +224,7 @@ class RolloutManager:
 
     async def stop(self) -> None:
         """End agents, sessions, router and engines."""
-        await asyncio.gather(self._stack.stop(), *(end_actor(worker) for worker in self._workers))
+        await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
         if self._stack.failure is not None:
@@ -224,33 +232,50 @@ class RolloutManager:
 
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
-            worker = named_actor(AgentWorker, f"agent-worker-{index}", num_cpus=0, max_restarts=-1).remote(
-                index, self._config, self._stack.admin_key
-            )
-            self._workers.append(worker)
-        waits = (started(worker, "an agent worker", WORKER_START_TIMEOUT) for worker in self._workers)
-        await asyncio.gather(*waits)
+            self._workers.append(self._worker(index))
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+
+    def _worker(self, index: int) -> Kept:
+        def make(restarts: int) -> Any:
+            actor = named_actor(AgentWorker, restarted(f"agent-worker-{index}", restarts), num_cpus=0)
+            return actor.remote(index, self._config, self._stack.admin_key)
+
+        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
     async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
-        """Run one agent on the least loaded worker and session server."""
+        """Run one agent to an end that is its own."""
         async with self._room:
-            worker = min(range(len(self._workers)), key=lambda index: self._worker_load[index])
-            session_url = min(self._stack.session_urls, key=lambda url: self._session_load[url])
-            task = Task(next(self._rollout_indices), group_index, prompt, session_url, sampling)
-            self._worker_load[worker] += 1
-            self._session_load[session_url] += 1
-            running = self._workers[worker].run.remote(task)
-            try:
-                rollout: Rollout = await running
-                return rollout
-            except asyncio.CancelledError:
-                ray.cancel(running)
-                raise
-            except ray.exceptions.RayActorError as error:
-                return failed_rollout(task, "agent_worker_died", str(error))
-            finally:
-                self._worker_load[worker] -= 1
-                self._session_load[session_url] -= 1
+            index = next(self._rollout_indices)
+            for _ in range(ATTEMPTS):
+                worker, session = (
+                    min(kept, key=self._load.__getitem__) for kept in (self._workers, self._stack.sessions)
+                )
+                used = {worker: worker.restarts, session: session.restarts}
+                self._load.update(used.keys())
+                try:
+                    rollout = await _run(worker, Task(index, group_index, prompt, session.told, sampling))
+                finally:
+                    self._load.subtract(used.keys())
+                lost = [kept for kept in used if rollout.status is Status.FAILED and not await kept.stood(used[kept])]
+                if not lost:
+                    break
+                await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
+            return rollout
+
+
+async def _run(worker: Kept, task: Task) -> Rollout:
+    """One attempt. What cannot be brought here, as a result that cannot be unpickled, is a failed rollout."""
+    running = (await worker.serving()).run.remote(task)
+    try:
+        rollout: Rollout = await running
+        return rollout
+    except asyncio.CancelledError:
+        ray.cancel(running)
+        raise
+    except ray.exceptions.RayActorError as error:
+        return failed_rollout(task, "agent_worker_died", str(error))
+    except ray.exceptions.RayError as error:
+        return failed_rollout(task, type(plain(error)).__name__, f"what the agent returned is lost: {plain(error)}")
 
 
 def sampling(options: Rollouts) -> dict[str, Any]:

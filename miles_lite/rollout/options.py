@@ -13,6 +13,7 @@ from pathlib import Path
 from miles_lite.admin import known_key
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.flags import Leftovers, take_group
+from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder
 from miles_lite.rules import engine_rules, refuse_broken
@@ -47,11 +48,13 @@ class StackOptions:
         refuse_broken(engine_rules(topology, engines))
         check_engines(topology, engines)
         check_model_folder(checkpoint.hf_checkpoint)
+        session = take_group(namespace, Session)
+        check_hooks(hooks_of(session))
         return cls(
             topology=topology,
             checkpoint=checkpoint,
             engines=engines,
-            session=take_group(namespace, Session),
+            session=session,
             max_context_len=max_context_len,
             seed=seed,
             run_dir=run_dir,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from miles_lite.config import Config
 from miles_lite.errors import UserError
 from miles_lite.flags import check_folder
+from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.rollout.data import Prompt, as_messages, check_lengths, load_prompts
 from miles_lite.rollout.groups import check_engines
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.rewards import BUILT_IN
+from miles_lite.session.dialects.chat import ChatCompletions
+from miles_lite.session.errors import ApiError
 from miles_lite.session.match import matcher_named
 from miles_lite.tito import Tito
 
@@ -23,10 +27,7 @@ def check_inputs(config: Config) -> None:
     model = check_folders(config)
     limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
-    for flag, hook in _hooks(config).items():
-        file = hook.rpartition(":")[0]
-        if file.endswith(".py") and not Path(file).expanduser().is_file():
-            raise UserError(f"{flag}: no such file: {file}")
+    check_hooks(hooks_of(config.rollouts, config.session))
     rule = config.rollouts.rm_type
     if rule is not None and rule not in BUILT_IN:
         raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
@@ -41,7 +42,19 @@ def check_inputs(config: Config) -> None:
         return len(tito.first(as_messages(prompt)).ids)
 
     for source in (config.data.prompt_data, *config.evaluation.datasets.values()):
-        check_lengths(load_prompts(source, config.data), count, limit=limit, source=source)
+        prompts = load_prompts(source, config.data)
+        check_messages(prompts, source=source)
+        check_lengths(prompts, count, limit=limit, source=source)
+
+
+def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
+    """Refuse prompts that a session would refuse. Raises UserError naming the first one's line."""
+    for prompt in prompts:
+        try:
+            ChatCompletions().parse({"messages": as_messages(prompt)})
+        except ApiError as error:
+            where = f" ({error.param})" if error.param else ""
+            raise UserError(f"{source}, line {prompt.row}: {error.message}{where}") from error
 
 
 def check_folders(config: Config) -> Path:
@@ -60,15 +73,3 @@ def check_folders(config: Config) -> Path:
         if path is not None:
             check_folder(flag, path)
     return model
-
-
-def _hooks(config: Config) -> dict[str, str]:
-    named = {
-        "--custom-agent-function-path": config.rollouts.custom_agent_function_path,
-        "--custom-rm-path": config.rollouts.custom_rm_path,
-        "--dynamic-sampling-filter-path": config.rollouts.dynamic_sampling_filter_path,
-        "--session-sample-picker-path": config.session.session_sample_picker_path,
-        "--session-sample-postprocessor-path": config.session.session_sample_postprocessor_path,
-        "--session-message-matcher": config.session.session_message_matcher,
-    }
-    return {flag: path for flag, path in named.items() if path is not None}

@@ -1,13 +1,15 @@
 """Stack: what serves one model: the router, its engines and the session actors, kept alive together.
 
-Invariant: a dead router is replaced by one on the same port, engines are looked after by their fleet; `stop` ends it
-all within a bound, whatever state it is in.
+Invariant: a dead router or session server is replaced by one on the same port, engines are looked after by their fleet;
+`stop` ends it all within a bound, whatever state it is in. What a person must hear of it is in `alarms`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +20,9 @@ from miles_lite.admin import admin_key
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
-from miles_lite.rollout.actors import end_actor, lives, named_actor, started
+from miles_lite.rollout.actors import named_actor, restarted
 from miles_lite.rollout.fleet import Delivered, Fleet, Recovery
+from miles_lite.rollout.kept import Kept
 from miles_lite.rollout.model import check_model_folder, context_length
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, pinned, service_nodes
@@ -40,6 +43,7 @@ class Stack:
         self._model = check_model_folder(options.checkpoint.hf_checkpoint)
         self._context = context_length(self._model, options.max_context_len)
         self.admin_key = admin_key(options.topology.bind_host, *options.given_keys)
+        self.alarms: list[str] = []
         self._fleet = Fleet(
             options,
             layout,
@@ -47,14 +51,13 @@ class Stack:
             context_length=self._context,
             admin_key=self.admin_key,
             router_key=options.known_key if options.engines.sglang_router_ip else self.admin_key,
+            say=self.alarm,
         )
-        self._watcher: asyncio.Task[None] | None = None
-        self._router: Any = None
-        self._router_restarts = 0
-        self._sessions: list[Any] = []
+        self._router: Kept | None = None
         self.router_url = ""
         self.data_url = ""
-        self.session_urls: list[str] = []
+        self.sessions: list[Kept] = []
+        """The session servers; each has `told` its URL."""
 
     @property
     def model(self) -> Path:
@@ -87,6 +90,10 @@ class Stack:
         return [engine.url for engine in self.engines]
 
     @property
+    def session_urls(self) -> list[str]:
+        return [session.told for session in self.sessions]
+
+    @property
     def failure(self) -> UserError | None:
         """Why no engine is left, once none is."""
         return self._fleet.failure
@@ -94,10 +101,15 @@ class Stack:
     async def start(self) -> None:
         """Start everything; engines start together. Raises UserError when a part does not come up."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        self.router_url = await self._start_router()
-        self.data_url = await self._router.data_url.remote() if self._router else self.router_url
+        self.router_url = self.data_url = await self._start_router()
+        if self._router is not None:
+            self.data_url = await (await self._router.serving()).data_url.remote()
         await asyncio.gather(self._start_sessions(), self._fleet.start(self.router_url))
-        self._watcher = asyncio.create_task(self._watch_router())
+
+    def alarm(self, line: str) -> None:
+        """Say it in the log, and to whoever looks at `alarms`."""
+        log.warning("%s", line)
+        self.alarms.append(line)
 
     async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
         """Bring every engine to `update`; see Fleet.update_weights."""
@@ -115,58 +127,41 @@ class Stack:
         await self._fleet.onload()
 
     async def session_stats(self) -> dict[str, float]:
-        """Counters summed over the session actors."""
+        """Counters summed over the session actors. One that is being replaced does not count."""
         total: dict[str, float] = {}
-        for stats in await asyncio.gather(*(actor.stats.remote() for actor in self._sessions)):
+        for stats in await asyncio.gather(*(_stats(session) for session in self.sessions)):
             for name, value in stats.items():
                 total[name] = total.get(name, 0.0) + value
         return total
 
     async def stop(self) -> None:
         """Stop everything within a bound, whatever state it is in."""
-        if self._watcher:
-            self._watcher.cancel()
-        await asyncio.gather(self._fleet.stop(), *(end_actor(actor) for actor in self._sessions))
+        await asyncio.gather(self._fleet.stop(), *(session.stop() for session in self.sessions))
         if self._router:
-            await end_actor(self._router)
+            await self._router.stop()
 
     async def _start_router(self) -> str:
         engines = self._options.engines
         if engines.sglang_router_ip:
             return f"http://{engines.sglang_router_ip}:{engines.sglang_router_port}"
-        state = self._options.run_dir / "logs" / "router.json"
-        state.unlink(missing_ok=True)
-        return await self._launch_router(engines.sglang_router_port)
+        (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
+        self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        url: str = await self._router.start()
+        return url
 
-    async def _launch_router(self, port: int | None) -> str:
+    def _make_router(self, restarts: int) -> Any:
+        """A router; the next one on the ports of the first, which knows the workers from the state file."""
         engines = self._options.engines
+        gateway = engines.router == "gateway"
         spec = RouterSpec.of(
             self._options.topology,
             engines,
-            port=port,
+            port=_port(self.router_url) if restarts else engines.sglang_router_port,
             state_file=str(self._options.run_dir / "logs" / "router.json"),
             admin_key=self.admin_key,
-            gateway_port=urlsplit(self.data_url).port if self.data_url and engines.router == "gateway" else None,
+            gateway_port=_port(self.data_url) if restarts and gateway else None,
         )
-        name = "router" + (f"-restart-{self._router_restarts}" if self._router_restarts else "")
-        self._router = named_actor(RouterActor, name, num_cpus=0).remote(spec, gateway=engines.router == "gateway")
-        url: str = await started(self._router, "the router", SERVICE_START_TIMEOUT)
-        return url
-
-    async def _watch_router(self) -> None:
-        """Replace a router that has ended by another on its port, which knows the workers from the state file."""
-        while self._router is not None:
-            await asyncio.sleep(self._options.engines.engine_health_interval)
-            if not await lives(self._router):
-                self._router_restarts += 1
-                log.warning(
-                    "the router at %s has ended; replacing it (%d so far)", self.router_url, self._router_restarts
-                )
-                await end_actor(self._router)
-                try:
-                    self.router_url = await self._launch_router(urlsplit(self.router_url).port)
-                except (UserError, ray.exceptions.RayError) as error:
-                    log.error("the router does not come back, and is tried again: %s", error)
+        return named_actor(RouterActor, restarted("router", restarts), num_cpus=0).remote(spec, gateway=gateway)
 
     async def _start_sessions(self) -> None:
         options = self._options
@@ -181,6 +176,7 @@ class Stack:
                 bind_host=options.topology.bind_host,
                 advertise_host=options.topology.public_host,
                 port=None if first_port is None else first_port + index,
+                secret=secrets.token_hex(32),
                 admin_key=self.admin_key,
                 options=options.session,
                 context_length=self._context,
@@ -190,7 +186,29 @@ class Stack:
                 reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
                 tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
             )
-            placed = pinned(nodes[index % len(nodes)])
-            self._sessions.append(named_actor(SessionActor, f"session-{index}", **placed).remote(spec))
-        starts = (started(actor, "a session server", SERVICE_START_TIMEOUT) for actor in self._sessions)
-        self.session_urls = list(await asyncio.gather(*starts))
+            self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
+        await asyncio.gather(*(session.start() for session in self.sessions))
+
+    def _session(self, spec: SessionSpec, node: str) -> Kept:
+        """A session server; the next one on the port of the first, on its node and so with its journal."""
+
+        def make(restarts: int) -> Any:
+            port = _port(kept.told) if restarts else spec.port
+            name = restarted(f"session-{spec.index}", restarts)
+            return named_actor(SessionActor, name, **pinned(node)).remote(replace(spec, port=port))
+
+        what = f"session server {spec.index}"
+        kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        return kept
+
+
+def _port(url: str) -> int | None:
+    return urlsplit(url).port
+
+
+async def _stats(session: Kept) -> dict[str, float]:
+    try:
+        stats: dict[str, float] = await (await session.serving()).stats.remote()
+    except ray.exceptions.RayActorError:
+        return {}
+    return stats

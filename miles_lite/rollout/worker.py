@@ -1,7 +1,8 @@
 """AgentWorker: a long-lived Ray actor that runs users' agent functions, many at once, and collects their tokens.
 
 Invariant: a rollout never raises. Whatever the agent, the reward or the session does becomes a `Rollout` with a
-status, an error label and the samples that could be collected.
+status, an error label and the samples that could be collected. Users' code runs in a loop of its own, so that it cannot
+keep this actor from answering.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from miles_lite.config import Config
 from miles_lite.hooks import load_hook
 from miles_lite.net import actor_label
 from miles_lite.rollout import single_turn
+from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.data import Prompt
+from miles_lite.rollout.output import bounded_output
 from miles_lite.rollout.rewards import Reward, load_reward
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 
 COLLECT_ATTEMPTS = 3
+LOOP_ATTEMPTS = 3
+"""How often a rollout begins that other agents take the loop away from."""
+SESSION_SECONDS = 60.0
+"""How long a session server that is being replaced is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class AgentWorker:
         self._admin_key = admin_key
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
+        self._agents = AgentLoop()
         self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
         self._reward: Reward | None = None
 
@@ -60,11 +68,18 @@ class AgentWorker:
         path = self._config.rollouts.custom_agent_function_path
         self._agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
         self._reward = load_reward(self._config)
+        self._exits.callback(self._agents.close)
+        self._exits.enter_context(bounded_output())
 
     async def run(self, task: Task) -> Rollout:
         """Run one agent to its end, its time limit or its failure; never raises."""
-        if self._agent is None:  # Ray restarted this actor
-            await self.start()
+        for _ in range(LOOP_ATTEMPTS):
+            rollout = await self._run(task)
+            if rollout.error != LoopLostError.__name__:
+                break
+        return rollout
+
+    async def _run(self, task: Task) -> Rollout:
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
         try:
             client = await self._client(task.session_url)
@@ -84,34 +99,46 @@ class AgentWorker:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 
+    async def alive(self) -> bool:
+        """True once started."""
+        return self._agent is not None
+
+    async def watch(self) -> None:
+        """Never returns: who waits for it learns of this actor's death at once."""
+        await asyncio.Event().wait()
+
     async def stop(self) -> None:
         """Close the connections to the session servers."""
         await self._exits.aclose()
 
     async def _client(self, url: str) -> SessionClient:
         if url not in self._clients:
-            self._clients[url] = SessionClient(url, admin_key=self._admin_key)
+            client = SessionClient(url, restart_seconds=SESSION_SECONDS, admin_key=self._admin_key)
+            self._clients[url] = client
             await self._exits.enter_async_context(self._clients[url])
         return self._clients[url]
 
     async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> None:
         """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
-        assert self._agent is not None
-        limit = self._config.rollouts.rollout_timeout
+        agent, limit = self._agent, self._config.rollouts.rollout_timeout
+        assert agent is not None
         metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
+
+        async def act() -> float | None:
+            info = await agent(
+                base_url=base_url,
+                api_key=api_key,
+                prompt=task.prompt.input,
+                request_kwargs=_request_kwargs(task.sampling),
+                metadata=metadata,
+                label=task.prompt.label,
+            )
+            rollout.metadata = dict(info or {})
+            return await self._score(rollout, task)
+
         try:
-            async with asyncio.timeout(limit):
-                info = await self._agent(
-                    base_url=base_url,
-                    api_key=api_key,
-                    prompt=task.prompt.input,
-                    request_kwargs=_request_kwargs(task.sampling),
-                    metadata=metadata,
-                    label=task.prompt.label,
-                )
-                rollout.metadata = dict(info or {})
-                rollout.reward = await self._score(rollout, task)
-        except TimeoutError:
+            rollout.reward = await self._agents.run(act, timeout=limit)
+        except OutOfTimeError:
             rollout.status, rollout.error = Status.ABORTED, "timeout"
             rollout.metadata["error_detail"] = f"the agent did not finish within {limit:.0f} s (--rollout-timeout)"
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
@@ -177,7 +204,7 @@ def _settle(rollout: Rollout) -> None:
 
 def _fail(rollout: Rollout, error: Exception) -> None:
     rollout.status, rollout.reward = Status.FAILED, None
-    rollout.error = type(error).__name__
+    rollout.error = error.label if isinstance(error, AgentError) else type(error).__name__
     rollout.metadata["error_detail"] = str(error)[:2000]
 
 

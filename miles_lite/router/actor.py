@@ -46,6 +46,10 @@ class RouterActor:
         """True once started: whatever ends the routing process, it is started again."""
         return bool(self._supervisor.url)
 
+    async def watch(self) -> None:
+        """Never returns: who waits for it learns of this actor's death at once."""
+        await asyncio.Event().wait()
+
     async def workers(self) -> list[dict[str, Any]]:
         """What GET /workers lists."""
         async with aiohttp.ClientSession() as client, client.get(f"{self._supervisor.url}/workers") as reply:

@@ -6,13 +6,11 @@ the next one knows the workers and the weight version of the last.
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from miles_lite import scratch
 from miles_lite.router.gateway import free_port
 from miles_lite.router.spec import RouterSpec, listen, url_of
 from miles_lite.supervise import SILENCE_SECONDS, Program, Supervised
@@ -26,9 +24,9 @@ class Supervisor:
     def __init__(self, spec: RouterSpec, *, gateway: bool = False, silence: float = SILENCE_SECONDS) -> None:
         """gateway: data goes through the Rust gateway, on `spec.gateway_port`, or on one that is chosen here once. A
         process that shows no life for `silence` seconds is replaced."""
-        self._scratch = Path(tempfile.gettempdir(), f"miles-lite-router-{uuid.uuid4().hex}")
+        self._scratch = None if spec.state_file else Path(scratch.make())
         port = spec.gateway_port or free_port() if gateway else None
-        state_file = spec.state_file or str(self._scratch / "state.json")
+        state_file = spec.state_file or f"{self._scratch}/state.json"
         self._spec = replace(spec, gateway_port=port, state_file=state_file)
         self._supervised = Supervised(Program(name="the router", command=COMMAND, spec=self._spec), silence=silence)
         self.url = ""
@@ -52,12 +50,17 @@ class Supervisor:
     async def start(self) -> str:
         """Listen and serve; returns the URL others are told. Idempotent. Raises UserError when it cannot."""
         if self.pid is None:
-            listener = listen(self._spec)
-            self.url = url_of(self._spec, listener)
-            await self._supervised.start(listener)
+            try:
+                listener = listen(self._spec)
+                self.url = url_of(self._spec, listener)
+                await self._supervised.start(listener)
+            except BaseException:
+                await self.stop()
+                raise
         return self.url
 
     async def stop(self) -> None:
         """End the process and release the port; requests in flight are cut. Idempotent."""
         await self._supervised.stop()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._scratch is not None:
+            scratch.remove(str(self._scratch))

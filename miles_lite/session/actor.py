@@ -5,6 +5,8 @@ Invariant: from `start` to `stop` the actor holds the server's socket; a worker 
 
 from __future__ import annotations
 
+import asyncio
+
 from miles_lite.net import actor_label
 from miles_lite.session.server import SessionSpec
 from miles_lite.session.supervisor import Supervisor
@@ -21,6 +23,14 @@ class SessionActor:
     async def start(self) -> str:
         """The server's URL. Raises UserError for a model, role or port that cannot be used."""
         return await self._supervisor.start()
+
+    async def alive(self) -> bool:
+        """True once started: whatever ends the worker process, it is started again."""
+        return bool(self._supervisor.url)
+
+    async def watch(self) -> None:
+        """Never returns: who waits for it learns of this actor's death at once."""
+        await asyncio.Event().wait()
 
     async def stats(self) -> dict[str, float]:
         """Counters: turns, prompt_tokens, completion_tokens, roots_<reason>, sampling_overridden, engine_retries ..."""

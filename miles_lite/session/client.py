@@ -33,10 +33,19 @@ class SessionError(RuntimeError):
 class SessionClient:
     """One server at `url`; an async context manager."""
 
-    def __init__(self, url: str, *, timeout: float = 120.0, admin_key: str | None = None) -> None:
-        """`timeout` bounds each call, in seconds; `admin_key` is what the server wants for opening a session."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 120.0,
+        restart_seconds: float = RESTART_SECONDS,
+        admin_key: str | None = None,
+    ) -> None:
+        """`timeout` bounds each call, `restart_seconds` how long a server that is not there is asked again; `admin_key`
+        is what the server wants for opening a session."""
         self.url = url.rstrip("/")
         self._timeout = timeout
+        self._restart_seconds = restart_seconds
         self._admin_key = admin_key
         self._http: aiohttp.ClientSession | None = None
         self._keys: dict[str, str] = {}
@@ -84,7 +93,7 @@ class SessionClient:
 
     async def _call(self, method: str, path: str, body: Any = None) -> bytes:
         """Asked again while the server is being restarted. Raises SessionError."""
-        deadline = time.monotonic() + min(self._timeout, RESTART_SECONDS)
+        deadline = time.monotonic() + min(self._timeout, self._restart_seconds)
         again = False
         while True:
             try:

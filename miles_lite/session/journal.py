@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, writing
 from miles_lite.session.entry import Entry, from_row, to_row
 
 log = logging.getLogger(__name__)
@@ -65,17 +65,8 @@ class Journal:
     def open(self) -> None:
         """Raises UserError when the file cannot be used."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch(mode=0o600)
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1.0)
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise OSError(f"it is of version {version} and this program writes {_VERSION}")
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+            with writing("the session journal", self.path):
+                connection = self._connect()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the session journal {self.path} cannot be used ({error}): give another folder as "
@@ -84,6 +75,20 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, args=(connection,), name="session-journal", daemon=True)
         self._thread.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch(mode=0o600)
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise OSError(f"it is of version {version} and this program writes {_VERSION}")
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        return connection
 
     async def close(self) -> None:
         """Commit what was asked for and close the file. Idempotent."""

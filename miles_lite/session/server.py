@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,9 +17,10 @@ from aiohttp import web
 
 from miles_lite import config
 from miles_lite.atraj import fingerprint
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, writing
 from miles_lite.http_log import server_log
 from miles_lite.net import bracketed, loopback, network_file_system, reachable
+from miles_lite.scratch import lasting
 from miles_lite.session.app import build_app
 from miles_lite.session.engine_calls import EngineCalls
 from miles_lite.session.experts import expert_layers
@@ -123,7 +123,8 @@ class SessionServer:
     async def _keys(self, journal: Journal | None) -> Keys:
         secret = self.spec.secret or secrets.token_hex(32)
         if journal is not None:
-            secret = await journal.keep("secret", secret)
+            with writing("the session journal", journal.path):
+                secret = await journal.keep("secret", secret)
         return Keys(secret, required=not loopback(self.spec.bind_host), admin=self.spec.admin_key)
 
     def _journal(self) -> Journal | None:
@@ -158,7 +159,7 @@ def journal_path(spec: SessionSpec) -> Path | None:
         else:
             name = f"{Path(str(spec.run_dir)).name}-{sha256(str(folder).encode()).hexdigest()[:8]}"
             log.info("%s is on %s: the session journal goes to this node's temp folder", folder, network)
-            folder = Path(tempfile.gettempdir()) / "miles_lite-sessions" / name
+            folder = Path(lasting()) / "miles_lite-sessions" / name
     return folder / f"sessions-{spec.index}.sqlite"
 
 

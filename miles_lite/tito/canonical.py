@@ -141,7 +141,7 @@ def _between(plain: str, frames: Sequence[str], sampled: Sequence[Sampled]) -> I
 def _render(
     tito: Tito, shaped: list[dict[str, Any]], tools: Tools | None, options: Mapping[str, Any], open_turn: bool
 ) -> tuple[str, str]:
-    (guarded, tool_list), mark = tito.encoder.guard((shaped, tools))
+    (guarded, tool_list), mark = tito.guard((shaped, tools))
     merged = {**tito.surface.kwargs, **options}
     return tito.renderer.render(guarded, tools=tool_list, open_turn=open_turn, options=merged), mark
 

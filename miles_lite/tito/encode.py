@@ -1,11 +1,12 @@
 """Text to token ids and back, such that only a template can write a control token.
 
-Invariant: text that holds no look-alike of a control token encodes exactly as the plain tokenizer encodes it, template
-and content jointly; a look-alike inside a message encodes as ordinary text and decodes to itself.
+Invariant: text that holds no mark encodes exactly as the plain tokenizer encodes it, template and content jointly; what
+would read as a control token but for a mark in it encodes as ordinary text and decodes to itself.
 
-How: before rendering, `guard` puts a mark into every look-alike inside message strings. In the rendered text whatever
-still reads as a control token therefore comes from the template. Stretches with a mark lose it and are encoded by a
-tokenizer that knows no control tokens; so is every stretch where normalising text could make a control token of it.
+How: before rendering, `Guard` (guard.py) puts a mark into whatever could become a control token inside message strings
+or across their edges. What still reads as one in the rendered text therefore comes from the template. Stretches with a
+mark lose it and are encoded by a tokenizer that knows no control tokens; so is every stretch where normalising text
+could make a control token of it.
 """
 
 from __future__ import annotations
@@ -13,19 +14,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
-
-from miles_lite.tito.render import RenderError
-
-T = TypeVar("T")
-
-_MARKS = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-"""Private-use characters, one of which is put into look-alikes: the first that the text holds in no form."""
 
 _START = "\ufdd0start\ufdd1"
 """Stands before a stretch for the control token that the stretch follows: some tokenizers begin a text differently."""
@@ -69,21 +61,8 @@ class Encoder:
             if set(self._plain.encode(text, add_special_tokens=False).ids) & set(self.control.values()):
                 raise ValueError(f"the tokenizer builds the control token {text!r} out of ordinary text")
 
-    def guard(self, value: T) -> tuple[T, str]:
-        """`value` (strings, lists and dicts of them) with a mark in every look-alike, and the mark; "" when none.
-
-        Raises RenderError when the text holds all 137,000 characters that could mark one.
-        """
-        if not self._has_look_alike(value):
-            return value, ""
-        flat = json.dumps(value, ensure_ascii=False, default=str)
-        for mark in map(chr, chain(*_MARKS)):
-            if mark not in flat and _escaped(mark) not in flat:
-                return self._marked(value, mark), mark
-        raise RenderError("the messages hold every private-use character, so none is left to mark look-alikes")
-
     def encode(self, text: str, *, mark: str = "") -> np.ndarray:
-        """int32 ids of rendered text; `mark` is what `guard` returned. No beginning-of-text token is added.
+        """int32 ids of rendered text; `mark` is what the guard returned. No beginning-of-text token is added.
 
         Raises TooLongError.
         """
@@ -145,22 +124,6 @@ class Encoder:
                 start = right
         if start < len(text):
             yield start, text[start:], False
-
-    def _has_look_alike(self, value: Any) -> bool:
-        if isinstance(value, str):
-            return self.control_pattern.search(value) is not None
-        if isinstance(value, dict):
-            return any(self._has_look_alike(key) or self._has_look_alike(item) for key, item in value.items())
-        return isinstance(value, list | tuple) and any(self._has_look_alike(item) for item in value)
-
-    def _marked(self, value: Any, mark: str) -> Any:
-        if isinstance(value, str):
-            return self.control_pattern.sub(lambda match: match[0][0] + mark + match[0][1:], value)
-        if isinstance(value, dict):
-            return {self._marked(key, mark): self._marked(item, mark) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._marked(item, mark) for item in value]
-        return value
 
 
 class TextStream:

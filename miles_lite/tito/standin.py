@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from jinja2 import nodes
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from miles_lite.tito.guard import literals
 from miles_lite.tito.render import environment
 
 VARIABLES = {"bos_token": "<|stand_in_bos|>", "eos_token": "<|stand_in_eos|>", "pad_token": "<|stand_in_pad|>"}
@@ -37,12 +37,5 @@ def stand_in_tokenizer(template: str) -> Tokenizer:
 
 def control_tokens(template: str) -> list[str]:
     """What the template's own text, and `VARIABLES`, hold that looks like a control token. Raises RenderError."""
-    texts = [*_literals(template), *VARIABLES.values()]
+    texts = [*literals(environment().parse(template)), *VARIABLES.values()]
     return sorted({match[0] for text in texts for match in _LOOKS_CONTROL.finditer(text)})
-
-
-def _literals(template: str) -> list[str]:
-    """Every text and string constant of a template."""
-    tree = environment().parse(template)
-    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
-    return texts + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]

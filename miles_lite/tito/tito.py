@@ -20,6 +20,7 @@ from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.families import Family, family_named, family_of_type, parsers_for, sglang_installed
+from miles_lite.tito.guard import Edges, Guard
 from miles_lite.tito.load import ModelText, load_model_text, no_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
@@ -56,6 +57,10 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guard", Guard(self.encoder.control, Edges.of(self.renderer)))
 
     @classmethod
     def load(
@@ -115,7 +120,8 @@ class Tito:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
         shaped = [normalise(message, self.form) for message in messages]
         merged = {**self.surface.kwargs, **options}
-        (shaped, tools, merged), mark = self.encoder.guard((shaped, tools, merged))
+        (shaped, tools, values), mark = self.guard((shaped, tools, list(merged.values())))
+        merged = dict(zip(merged, values, strict=True))
         text = self.renderer.render(shaped, tools=tools, open_turn=open_turn, options=merged)
         return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
 
@@ -142,11 +148,13 @@ class Tito:
         rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
             before, tools = short_history(history[-1], self.form), None
-            (before, new, kwargs), mark = self.encoder.guard((before, new, kwargs))
+            (before, new, values), mark = self.guard((before, new, list(kwargs.values())))
+            kwargs = dict(zip(kwargs, values, strict=True))
             rest = self._shorts.rest(options=kwargs, key=_key(options) + mark)
         else:
             before = [normalise(message, self.form) for message in history]
-            (before, new, kwargs, tools), mark = self.encoder.guard((before, new, kwargs, tools))
+            (before, new, values, tools), mark = self.guard((before, new, list(kwargs.values()), tools))
+            kwargs = dict(zip(kwargs, values, strict=True))
         found = cut(self.renderer, before, new, tools=tools, options=kwargs, control=control, rest=rest)
         check_suffix(found.suffix, new, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)

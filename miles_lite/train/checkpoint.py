@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, writing
 from miles_lite.train.learner import Learner
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -55,8 +56,13 @@ def save(learner: Learner, folder: Path, *, iteration: int) -> None:
         partial.mkdir(parents=True)
     dist.barrier()
     model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-    save_distributed({"model": model, "optimizer": optimizer, "updates": learner.updates}, checkpoint_id=partial)
-    torch.save(rng_state(), partial / rng_name())
+    state = {"model": model, "optimizer": optimizer, "updates": learner.updates}
+    with writing(f"the checkpoint of iteration {iteration}", final):
+        try:
+            save_distributed(state, checkpoint_id=partial)
+        except CheckpointException as error:  # a BaseException, which would end this actor without a word
+            raise RuntimeError(str(error)) from error
+        torch.save(rng_state(), partial / rng_name())
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(final, ignore_errors=True)

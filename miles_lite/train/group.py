@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config import Config
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, plain
 from miles_lite.net import loopback
 from miles_lite.sample import Batch
 from miles_lite.train.weights import copy_tokenizer, replace_folder
@@ -26,6 +26,7 @@ from miles_lite.transfer import Bucket
 CALL_TIMEOUT = 3600.0
 """Seconds a training step, a checkpoint or an export may take."""
 
+LOOK_SECONDS = 0.2
 STOP_TIMEOUT = 10.0
 ROOT_CAUSE_SECONDS = 3.0
 """How long after a first failure others are waited for: a dead rank breaks its neighbours' connections first."""
@@ -33,6 +34,14 @@ ROOT_CAUSE_SECONDS = 3.0
 
 class TrainError(RuntimeError):
     """A rank failed or did not answer in time."""
+
+
+class RankDiedError(TrainError):
+    """A rank has died; `error` is Ray's."""
+
+    def __init__(self, message: str, *, rank: int, error: RayActorError) -> None:
+        super().__init__(message)
+        self.rank, self.error = rank, error
 
 
 class TrainGroup:
@@ -51,10 +60,13 @@ class TrainGroup:
         device: Literal["cpu", "cuda"],
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        """`strategies` are Ray's, `run_dir` is named in errors."""
+        """`strategies` are Ray's, `run_dir` is named in errors; `look` is called several times a second while a call is
+        waited for, and what it raises ends the wait."""
         self._config = config
         self._run_dir = run_dir
+        self._look = look
         self._workers: list[Any] = []
         resources = {"num_gpus": slot_share} if device == "cuda" else {"num_cpus": slot_share}
         actor = ray.remote(TrainWorker)
@@ -70,6 +82,11 @@ class TrainGroup:
 
     def __repr__(self) -> str:
         return f"TrainGroup({len(self._workers)} ranks)"
+
+    @property
+    def ranks(self) -> Sequence[Any]:
+        """The actors, by rank."""
+        return self._workers
 
     def start(self, timeout: float) -> int:
         """Build process group, model and optimizer, restore `--load`; the first rollout id to run.
@@ -160,14 +177,15 @@ class TrainGroup:
         deadline = time.monotonic() + timeout
         waiting = list(calls)
         while waiting:
-            done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
+            self._look()
+            done, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
+            if not done and time.monotonic() > deadline:
                 ranks = ", ".join(str(calls.index(call)) for call in waiting)
                 raise TrainError(
                     f"train rank {ranks} did not finish {doing} within {timeout:.0f} s; see Ray's dashboard for what "
                     f"it does, and {self._run_dir} for the run's logs"
                 )
-            if failure(done[0]) is not None:
+            if done and failure(done[0]) is not None:
                 settle(waiting, timeout=ROOT_CAUSE_SECONDS)
                 raise root_cause(calls, doing=doing)
         answers: list[Any] = ray.get(calls)
@@ -212,8 +230,9 @@ def root_cause(calls: list[Any], *, doing: str) -> Exception:
         if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
             return error.cause
     rank, error = min(failures.items(), key=lambda item: not isinstance(item[1], RayActorError))
-    how = "died" if isinstance(error, RayActorError) else "failed"
-    why = error.cause if isinstance(error, RayTaskError) else error
-    raised = TrainError(f"train rank {rank} {how} while {doing}: {why}")
+    if isinstance(error, RayActorError):
+        raised: TrainError = RankDiedError(f"train rank {rank} died while {doing}: {error}", rank=rank, error=error)
+    else:
+        raised = TrainError(f"train rank {rank} failed while {doing}: {plain(error)}")
     raised.__cause__ = error
     return raised

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miles_lite.errors import writing
+
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 
 
@@ -24,7 +26,8 @@ def write_folder(model: Any, state: Mapping[str, Tensor], folder: Path, *, dtype
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=prepared(model, state, dtype))
+    with writing("the weights", folder):
+        model.save_pretrained(partial, state_dict=prepared(model, state, dtype))
     replace_folder(partial, folder)
 
 

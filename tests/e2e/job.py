@@ -46,12 +46,17 @@ def environment(mark: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "PYTHONUNBUFFERED": "1"}
 
 
-def start(command: str, flags: list[str], *, mark: str, log: Path) -> subprocess.Popen[bytes]:
+def start(command: str, flags: list[str], *, mark: str, log: Path, **variables: str) -> subprocess.Popen[bytes]:
     """`python -m miles_lite COMMAND FLAGS` in a session of its own; output goes to `log`."""
     argv = [sys.executable, "-m", "miles_lite", command, *flags]
     with log.open("wb") as stream:
         return subprocess.Popen(
-            argv, env=environment(mark), stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+            argv,
+            env=environment(mark) | variables,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
         )
 
 
@@ -103,6 +108,17 @@ def marked(mark: str) -> list[psutil.Process]:
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def segments(mark: str) -> set[Path]:
+    """The files in shared memory that a run's processes have mapped."""
+    found = set()
+    for process in marked(mark):
+        try:
+            found |= {Path(one.path) for one in process.memory_maps() if one.path.startswith("/dev/shm/sgl")}
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

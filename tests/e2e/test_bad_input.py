@@ -46,6 +46,17 @@ def test_what_is_wrong_with_files_is_said_before_anything_slow(
     assert "has no tokenizer" in refused([*flags, "--hf-checkpoint", str(model)], mark=mark, tmp_path=tmp_path)
     agent = refused([*flags, "--custom-agent-function-path", "nowhere.py:run"], mark=mark, tmp_path=tmp_path)
     assert "--custom-agent-function-path: no such file" in agent
+    hook = tmp_path / "hook.py"
+    hook.write_text("import sys\nsys.exit(0)\n")
+    exits = refused([*flags, "--custom-agent-function-path", f"{hook}:run"], mark=mark, tmp_path=tmp_path)
+    assert f"SystemExit: 0\n  {hook}, line 2" in exits
+
+
+def test_a_full_disk_is_called_one(prepared: Prepared, full_disk: Path, mark: str, tmp_path: Path) -> None:
+    """The run folder's: a session's journal, or the weights, whichever is first."""
+    message = refused(prepared.flags(full_disk / "run", "--num-rollout", "1"), mark=mark, tmp_path=tmp_path)
+    assert "the disk is full" in message
+    assert str(full_disk / "run") in message
 
 
 def test_a_cluster_that_is_too_small_says_what_was_asked_and_what_there_is(

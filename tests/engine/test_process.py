@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -110,6 +111,51 @@ def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
         asyncio.run(server.stop())
         assert list(other.parent.glob("sgl_shm_test_*")) == [other]
     finally:
+        other.unlink()
+
+
+LITTERING = """
+import mmap, os, sys, tempfile, time
+if os.fork() == 0:
+    with open("/dev/shm/sglang_loads_" + sys.argv[1], "w+b") as file:
+        file.truncate(4096)
+        held = mmap.mmap(file.fileno(), 4096)
+    tempfile.NamedTemporaryFile(delete=False)
+    tempfile.mkdtemp(prefix="pymp-")
+    os.makedirs(tempfile.gettempdir() + "/torchinductor_me/x")
+    print("littered", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["it is stopped", "its owner is killed", "it is killed"])
+def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    temp, log, name = tmp_path / "temp", tmp_path / "log", f"test_{os.getpid()}.shm"
+    temp.mkdir()
+    segment, other = Path(f"/dev/shm/sglang_loads_{name}"), Path(f"/dev/shm/sglang_loads_other_{name}")
+    other.touch()
+    env = {**os.environ, "TREE": name, "TMPDIR": str(temp)}
+    owner = psutil.Popen([sys.executable, "-c", OWNER, LITTERING, str(log)], env=env)
+    try:
+        wait_until(lambda: log.exists() and "littered" in log.read_text(), "the litter")
+        assert segment.exists()
+        assert len(list(temp.glob("miles-lite-*/[!.]*"))) == 3
+        time.sleep(1.5)  # the guard looks once a second
+        (guard,) = [child for child in owner.children() if "guard.py" in str(child.cmdline())]
+        if how == "its owner is killed":
+            owner.kill()
+        elif how == "it is stopped":
+            guard.terminate()
+        else:
+            for process in guard.children(recursive=True):
+                process.kill()
+        wait_until(lambda: not segment.exists() and not list(temp.iterdir()), "the litter to go")
+        assert other.exists()
+    finally:
+        owner.kill()
+        owner.wait()
         other.unlink()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config import parse
@@ -30,9 +31,29 @@ def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
     assert eval_sampling(config.evaluation) == {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
 
 
+class Stands:
+    """A `Kept` whose actor is here, and is lost `losses` times."""
+
+    def __init__(self, *, told: str = "", actor: Any = None, losses: int = 0) -> None:
+        self.told, self.restarts = told, 0
+        self._actor, self._losses = actor, losses
+
+    async def serving(self) -> Any:
+        return self._actor
+
+    async def stood(self, restarts: int) -> bool:
+        return self._losses == 0 and restarts == self.restarts
+
+    async def renewed(self, restarts: int) -> None:
+        if restarts == self.restarts:
+            self._losses -= 1
+            self.restarts += 1
+
+
 class FakeStack:
     """Stands where engines, router and session servers would."""
 
+    sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
     router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
 
@@ -48,8 +69,16 @@ def even(group: Group) -> bool:
     return group.index % 2 == 0
 
 
-def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *flags: str) -> tuple[RolloutManager, list[int]]:
-    """A started manager, and how many agents run at each time that one begins; every rollout is rewarded 1 or 0."""
+def drive(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *flags: str,
+    raising: list[Exception] | None = None,
+    losses: int = 0,
+) -> tuple[RolloutManager, list[int]]:
+    """A started manager, and how many agents run at each time that one begins; every rollout is rewarded 1 or 0.
+
+    The first rollouts to end end with `raising`; the first `losses` to fail find that their worker was lost."""
     monkeypatch.setattr(manager_module, "Stack", FakeStack)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
@@ -67,6 +96,8 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *flags: str) -> tuple
             seen.append(running[0])
             await asyncio.sleep(0)
             running[0] -= 1
+            if raising:
+                raise raising.pop()
             done = Rollout(task.rollout_index, task.group_index, samples=[make_sample(4, 2)], status=Status.COMPLETED)
             done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
             return done
@@ -75,7 +106,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *flags: str) -> tuple
         run = Remote()
 
     async def start_workers() -> None:
-        manager._workers += [Worker()] * config.rollouts.num_agent_workers
+        manager._workers += [Stands(actor=Worker(), losses=losses)] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
     monkeypatch.setattr(manager_module.ray, "put", lambda batch: batch)
@@ -122,3 +153,52 @@ def test_the_filter_and_pass_rates_are_those_of_the_flags(monkeypatch: pytest.Mo
     metrics = asyncio.run(run())
     assert any(name.startswith("rollout/dynamic_filter/drop_") for name in metrics)
     assert any(name.startswith("passrate/") for name in metrics)
+
+
+def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    died: list[Exception] = [ray.exceptions.ActorDiedError(), ray.exceptions.ActorUnavailableError("gone", None)]
+    manager, seen = drive(monkeypatch, tmp_path, "--n-samples-per-prompt", "2", raising=died, losses=1)
+
+    async def run() -> dict[str, Any]:
+        await manager.start()
+        await manager.generate(0)
+        return await manager.accounts()
+
+    accounts = asyncio.run(run())
+    assert len(seen) == 4 + 2
+    assert (accounts["started"], accounts["trained"], accounts["rollouts_failed"]) == (2, 2, 0)
+    assert accounts["rollouts_started"] == 4
+
+
+def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    died: list[Exception] = [ray.exceptions.ActorDiedError() for _ in range(manager_module.ATTEMPTS)]
+    one = ["--n-samples-per-prompt", "2", "--agent-concurrency", "1"]
+    manager, seen = drive(monkeypatch, tmp_path, *one, raising=died, losses=100)
+
+    async def run() -> dict[str, Any]:
+        await manager.start()
+        await manager.generate(0)
+        return await manager.accounts()
+
+    accounts = asyncio.run(run())
+    assert len(seen) == 4 - 1 + manager_module.ATTEMPTS
+    assert (accounts["trained"], accounts["failures"]) == (2, {"agent_worker_died": 1})
+
+
+def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost: list[Exception] = [ray.exceptions.RaySystemError("No module named 'agents'")]
+    manager, _ = drive(monkeypatch, tmp_path, "--n-samples-per-prompt", "2", raising=lost)
+
+    async def run() -> dict[str, Any]:
+        await manager.start()
+        await manager.generate(0)
+        return await manager.accounts()
+
+    accounts = asyncio.run(run())
+    assert (accounts["trained"], accounts["failures"]) == (2, {"RaySystemError": 1})

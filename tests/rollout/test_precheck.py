@@ -45,6 +45,41 @@ def test_what_is_wrong_is_said_before_anything_starts(
         check_inputs(config(tiny_model, tmp_path, *flags))
 
 
+ROW = '{"input": %s}\n'
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"\x1f\x8b\x08\x00\x00\xff", r"line 1: not UTF-8 \(byte 1\)"),
+        (b'{"input": "a"}\n\x00\x01\n', "line 2: not JSON"),
+        ('{"input": "hello"}\n'.encode("utf-16"), r"line 1: not UTF-8 \(UTF-16: save it as UTF-8\)"),
+        ('{"input": "hello"}\n'.encode("utf-16-le"), "line 1: not JSON"),
+        (ROW % r'"a\ud800b"', r"line 1: holds a lone surrogate \('\\ud800'\)"),
+        ('{"input": "a", "metadata": {"k": ["\\udfff"]}}', "line 1: holds a lone surrogate"),
+        (ROW % ("[" * 100_000 + "]" * 100_000), "line 1: nested deeper than 100"),
+        ('{"input": "a", "metadata": {"k": ' + "[" * 200 + "]" * 200 + "}}", "line 1: nested deeper than 100"),
+        (ROW % '[{"role": "robot", "content": "hi"}]', r"line 1: .*messages\[0\].role"),
+        (ROW % '[{"role": "user", "content": 3}]', r"line 1: .*messages\[0\].content"),
+        (ROW % '[{"content": "hi"}]', r"line 1: .*messages\[0\].role"),
+        (ROW % '[{"role": "user", "content": [{"type": "image_url"}]}]', r"line 1: .*messages\[0\].content\[0\]"),
+        (ROW % "[]", "line 1: .*at least one message"),
+    ],
+)
+def test_a_row_that_is_no_prompt_is_named(written: bytes | str, message: str, tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(written.encode() if isinstance(written, str) else written)
+    with pytest.raises(UserError, match=f"{rows}, {message}") as told:
+        check_inputs(config(tiny_model, tmp_path, "--prompt-data", str(rows)))
+    assert str(told.value).isprintable()
+
+
+def test_a_byte_order_mark_and_what_breaks_lines_in_text_are_no_flaws(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": "one\u2028two\x85"}\n', encoding="utf-8-sig")
+    check_inputs(config(tiny_model, tmp_path, "--prompt-data", str(rows)))
+
+
 @pytest.mark.parametrize("flag", ["--run-dir", "--load", "--save", "--save-hf", "--trajectory-dir"])
 def test_a_file_where_a_folder_is_to_be_made_is_named(flag: str, tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"

@@ -25,6 +25,7 @@ def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Pat
     async def run() -> Rollout:
         async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
             worker = AgentWorker(0, config)
+            await worker.start()
             prompt = Prompt(row=3, input="hello", label="zz", metadata={"k": 1})
             rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
             await worker.stop()
@@ -55,6 +56,7 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
     async def run() -> Rollout:
         async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
             worker = AgentWorker(0, config)
+            await worker.start()
             prompt = Prompt(row=3, input="hello", label="zz")
             rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
             await worker.stop()

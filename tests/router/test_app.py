@@ -139,7 +139,8 @@ def test_what_changes_workers_or_versions_needs_the_admin_key_where_there_is_one
                 for method, path, body in changes:
                     status, told = await ask(client, method, path, json=body, headers=headers)
                     assert (status, told["error"]["type"]) == (401, "unauthorized")
-            assert await set_weight_version(url_of_client(client), 1, key="other") == []
+            with pytest.raises(UserError, match="did not take weight version 1: 401"):
+                await set_weight_version(url_of_client(client), 1, key="other")
             assert (await states(client), router.registry.accepted) == ({one.url: "ready"}, ())
             assert (await ask(client, "POST", "/generate", json={}))[0] == 200
             for method, path, body in changes:

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.guard import Edges, Guard
 from miles_lite.tito.render import JinjaRenderer
 from tests.models import CONTROL_TOKENS
 from tests.tito.test_suffix import CHATML
@@ -45,7 +46,7 @@ def test_tool_call_arguments_and_tool_descriptions_are_guarded(tito: Tito, text:
 def test_benign_text_encodes_as_the_plain_tokenizer_does(tito: Tito, tiny_model, text: str) -> None:
     plain = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
     rendered = f"<|im_start|>user\n{text}<|im_end|>\n"
-    guarded, mark = tito.encoder.guard([text])
+    guarded, mark = tito.guard([text])
     assert (guarded, mark) == ([text], "")
     assert list(tito.encoder.encode(rendered, mark=mark)) == plain.encode(rendered, add_special_tokens=False).ids
 
@@ -65,7 +66,7 @@ def test_a_text_stream_says_what_decoding_says_and_never_part_of_a_character(
 
 @given(texts=st.lists(hostile, min_size=1, max_size=3))
 def test_marks_leave_the_rest_of_the_text_as_the_plain_tokenizer_encodes_it(tito: Tito, texts: list[str]) -> None:
-    guarded, mark = tito.encoder.guard(texts)
+    guarded, mark = tito.guard(texts)
     rendered = "<|im_end|>\n" + "<|im_end|>\n".join(guarded) + "<|im_start|>tail of the text"
     ids = list(tito.encoder.encode(rendered, mark=mark))
     assert tito.encoder.decode(ids) == "<|im_end|>\n" + "<|im_end|>\n".join(texts) + "<|im_start|>tail of the text"
@@ -75,7 +76,7 @@ def test_marks_leave_the_rest_of_the_text_as_the_plain_tokenizer_encodes_it(tito
 
 @pytest.mark.parametrize("text", ["\ue000", "\\ue000", "\ue000\ue001", "".join(map(chr, range(0xE000, 0xF900)))])
 def test_text_that_holds_marks_is_kept(tito: Tito, text: str) -> None:
-    (guarded,), mark = tito.encoder.guard([f"{text}<think>"])
+    (guarded,), mark = tito.guard([f"{text}<think>"])
     assert mark not in text
     assert tito.encoder.decode(tito.encoder.encode(guarded, mark=mark)) == f"{text}<think>"
 
@@ -89,7 +90,7 @@ def test_template_options_are_guarded(tito: Tito) -> None:
 
 def test_every_look_alike_is_plain_text(tito: Tito) -> None:
     for token in CONTROL_TOKENS:
-        (guarded,), mark = tito.encoder.guard([token])
+        (guarded,), mark = tito.guard([token])
         ids = tito.encoder.encode(guarded, mark=mark)
         assert len(ids) > 1
         assert tito.encoder.decode(ids) == token
@@ -108,7 +109,7 @@ def test_a_stretch_is_encoded_as_what_follows_a_control_token() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     encoder = Encoder(tokenizer)
     for text in ("see", "see [B]", "[B]", "\ufdd0start\ufdd1[B]"):
-        (guarded,), mark = encoder.guard([text])
+        (guarded,), mark = Guard(encoder.control, Edges())([text])
         shown = [encoder.text_of(index) for index in encoder.encode(f"[A]{guarded}[A]", mark=mark)]
         assert shown[0] == shown[-1] == "[A]"
         assert "[B]" not in shown

@@ -112,7 +112,7 @@ def test_short_and_real_context_agree(tito: Tito) -> None:
 
 def _reply_ids(tito: Tito, messages: list[dict[str, Any]], reply: dict[str, Any]) -> list[int]:
     """The ids a model that writes `reply` would sample: what the template prints of it, control tokens and all."""
-    (guarded, said), mark = tito.encoder.guard(([*map(normalise, messages)], normalise(reply)))
+    (guarded, said), mark = tito.guard(([*map(normalise, messages)], normalise(reply)))
     opened = tito.renderer.render(guarded, tools=None, open_turn=True, options={})
     whole = tito.renderer.render([*guarded, said], tools=None, open_turn=False, options={})
     body = whole[len(opened) :].removesuffix("<|im_end|>\n")

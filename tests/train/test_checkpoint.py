@@ -43,6 +43,21 @@ def test_a_resumed_run_continues_bit_for_bit(model_dir: Path, tmp_path: Path) ->
     }
 
 
+def test_a_full_disk_is_called_one_and_what_was_saved_before_stays(
+    model_dir: Path, tmp_path: Path, full_disk: Path
+) -> None:
+    trainer = learner(model_dir)
+    trainer.train(step(0))
+    with pytest.raises(UserError, match=r"the disk is full: the checkpoint of iteration 3 .*iter_0000003") as told:
+        checkpoint.save(trainer, full_disk, iteration=3)
+    assert len(str(told.value).splitlines()) == 2
+    assert checkpoint.latest_iteration(full_disk) is None
+    policy = trainer.policy
+    with pytest.raises(UserError, match="the disk is full: the weights could not be written"):
+        write_folder(policy.model, policy.model.state_dict(), full_disk / "v1", dtype=torch.float32)
+    assert not (full_disk / "v1").exists()
+
+
 def test_what_a_killed_save_leaves_is_ignored_and_replaced(model_dir: Path, tmp_path: Path) -> None:
     trainer = learner(model_dir)
     trainer.train(step(0))

@@ -1,0 +1,82 @@
+"""What can be known of a process of ours that has died, from what it left behind on this machine.
+
+Invariant: nothing here raises for what is missing; a reason that is not known is not made up.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+_LAST_WORDS = re.compile(r"^(Fatal Python error: .*|[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
+_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+class DiedError(Exception):
+    """An actor that a run cannot do without has died; `error` is Ray's."""
+
+    def __init__(self, name: str, error: RayActorError) -> None:
+        super().__init__(f"{name} has died")
+        self.name, self.error = name, error
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has ended for want of memory, here and so far."""
+    total = 0
+    for path in _COUNTERS:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return total
+
+
+def how(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
+    """How an actor's process ended. `logs`: Ray's log folder; `killed_before`: `out_of_memory_kills` when it lived."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError):
+        return f"Ray ended it for want of memory: {text.splitlines()[0]}"
+    if getattr(error, "_actor_init_failed", False):
+        return text.rstrip().splitlines()[-1]
+    pid = re.search(r"pid: (\d+)", text)
+    files = sorted(logs.glob(f"worker-*-{pid[1]}.err")) if logs is not None and pid else []
+    words = [found[-1] for file in files if (found := _LAST_WORDS.findall(file.read_text(errors="replace")[-20_000:]))]
+    where = f"; its log is {files[-1]}" if files else ""
+    if words:
+        return f"{words[-1].strip()}{where}"
+    if code := re.search(r"exits with an exit code (\S+?)\.?(?:\s|$)", text):
+        return f"it exited with code {code[1]}{where}"
+    if out_of_memory_kills() > killed_before:
+        return f"the kernel ended a process for want of memory meanwhile{where}"
+    if "was killed by" in text and "ray.kill" in text:
+        return "ray.kill ended it"
+    return f"its process was ended from outside (SIGKILL) or crashed without a word{where}"
+
+
+def how_to_go_on(command: Sequence[str], *, save: str | None, saved: int | None) -> str:
+    """What to do after a loss. `command`: this run's own; `saved`: the last rollout in the folder `save`."""
+    if saved is None:
+        begin = "" if save is not None else " --save DIR --save-interval 1, so that the next loss costs less"
+        return f"Nothing was saved yet: start again{' with' + begin if begin else ''}: {shlex.join(command)}"
+    return f"Go on from step {saved + 1}, the last that was saved: {shlex.join([*command, '--load', str(save)])}"
+
+
+def obituary(
+    died: DiedError,
+    *,
+    logs: Path | None,
+    killed_before: int,
+    during: str,
+    save: str | None,
+    saved: int | None,
+) -> str:
+    """What there is to say of a death that ended a run: why, what is lost, how to go on. `during` is what was done."""
+    why = how(died.error, logs=logs, killed_before=killed_before)
+    mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=save, saved=saved)
+    return f"{died.name} has died: {why}.\n  {during} is lost. {mend}"

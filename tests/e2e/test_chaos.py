@@ -1,0 +1,139 @@
+"""Everything that serves a run is killed once in it, and it ends as if nothing had been; what it cannot do without ends
+it at once, with one message."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from miles_lite import atraj
+from tests.e2e.job import (
+    ROOT,
+    Prepared,
+    assert_nothing_left,
+    environment,
+    marked,
+    start,
+    values,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+VICTIMS = {
+    "agent worker": "ray::AgentWorker",
+    "session worker": "miles_lite.session.worker",
+    "router process": "miles_lite.router.server",
+    "session actor": "ray::SessionActor",
+    "router actor": "ray::RouterActor",
+    "scheduler": "sglang::scheduler",
+    "engine actor": "ray::EngineActor",
+}
+"""What is killed, in this order, and how its process is called."""
+
+
+def process_of(mark: str, called: str) -> psutil.Process | None:
+    """The process of a run whose command line holds `called`."""
+    for process in marked(mark):
+        try:
+            if called in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+@pytest.mark.slow
+def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    log, kept, steps = tmp_path / "log", tmp_path / "kept", len(VICTIMS) + 3
+    flags = prepared.flags(run_dir, "--num-rollout", str(steps), "--trajectory-dir", str(kept))
+    process = start("train", flags, mark=mark, log=log)
+
+    def wait(what: str, condition: Callable[[], object]) -> None:
+        wait_for(what, condition, timeout=300, process=process, log=log)
+
+    def kill(name: str) -> None:
+        wait(f"the {name}", lambda: process_of(mark, VICTIMS[name]))
+        victim = process_of(mark, VICTIMS[name])
+        assert victim is not None
+        victim.kill()
+
+    for at, name in enumerate(VICTIMS):
+        wait(f"step {at}", lambda at=at: len(steps_of(run_dir)) > at)
+        time.sleep(0.5)  # into the next rollout
+        kill(name)
+    version = len(steps_of(run_dir)) + 1
+    wait("a weight update", lambda: list((run_dir / "weights").glob(f"v{version}*")))
+    kill("router process")
+    assert process.wait(500) == 0, log.read_text()[-6000:]
+    text = log.read_text()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["prompts_started"] == summary["prompts_trained"] == 4 * steps, text[-6000:]
+    assert summary["rollouts_failed"] == 0, (run_dir / "failures.jsonl").read_text()
+    assert (run_dir / "reward.png").stat().st_size > 10_000
+    assert values(run_dir, "rollout/weight_version/mean")[-1] == steps - 1
+    assert max(values(run_dir, "rollout/engine_restarts")) == 2
+    ended = Counter(
+        made.data["metadata"]["rollout_index"]
+        for made in map(atraj.read, kept.iterdir())
+        if made.data["metadata"]["error"] is None
+    )
+    assert ended == Counter(range(16 * steps)), "each rollout once"
+    for what in ("the router", "session server 0", "agent worker 0"):
+        assert f"{what} has ended; replacing it" in text
+    assert "Traceback" not in text
+    assert_nothing_left(mark)
+
+
+@pytest.mark.parametrize("victim", ["train rank 1", "the rollout manager"])
+def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_message_that_says_how_to_go_on(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path, victim: str
+) -> None:
+    log, save = tmp_path / "log", tmp_path / "checkpoints"
+    flags = prepared.flags(run_dir, "--save", str(save), "--save-interval", "1", "--num-rollout", "40")
+    process = start("train", flags, mark=mark, log=log)
+    wait_for("two steps", lambda: len(steps_of(run_dir)) > 1, timeout=300, process=process, log=log)
+    called = "ray::TrainWorker" if victim.startswith("train") else "ray::RolloutManager"
+    ranks = [one for one in marked(mark) if called in " ".join(one.cmdline())]
+    max(ranks, key=lambda one: one.create_time()).kill()
+    began = time.monotonic()
+    assert process.wait(60) == 1, log.read_text()[-6000:]
+    assert time.monotonic() - began < 15
+    assert_nothing_left(mark)
+    text = log.read_text()
+    assert "Traceback" not in text, text[-6000:]
+    found = re.search(
+        r"^error: (train rank \d|the rollout manager) has died: (.*)\n  Step (\d+) of 40 is lost. (.*)$", text, re.M
+    )
+    assert found, text[-3000:]
+    assert found[1].startswith(victim.rstrip("01"))
+    assert "was ended from outside (SIGKILL)" in found[2]
+    saved = int((save / "latest_checkpointed_iteration.txt").read_text()) + 1
+    assert int(found[3]) in (saved + 1, saved + 2)
+    command = re.search(r"Go on from step (\d+), the last that was saved: miles-lite (.*)", found[4])
+    assert command, found[4]
+    again = shlex.split(command[2])
+    again[again.index("--num-rollout") + 1] = str(saved + 1)
+    done = subprocess.run(
+        [sys.executable, "-m", "miles_lite", *again], env=environment(mark), cwd=ROOT, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["prompts_started"] == summary["prompts_trained"] == 4 * (saved + 1)
+    assert_nothing_left(mark)
+
+
+def steps_of(run_dir: Path) -> list[float]:
+    return values(run_dir, "perf/step_time") if (run_dir / "metrics.jsonl").exists() else []

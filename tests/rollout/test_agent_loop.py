@@ -1,0 +1,185 @@
+"""Agent functions that misbehave, beside one that does not: each ends its own call alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from miles_lite.rollout import agent_loop, output
+from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
+
+Work = Callable[[], Awaitable[Any]]
+
+
+async def good() -> str:
+    for _ in range(20):
+        await asyncio.sleep(0.05)
+    return "done"
+
+
+async def cancels() -> None:
+    raise asyncio.CancelledError
+
+
+async def exits() -> None:
+    sys.exit(3)
+
+
+async def exits_in_a_task_of_its_own() -> None:
+    await asyncio.gather(asyncio.create_task(exits()), asyncio.sleep(10))
+
+
+async def interrupts() -> None:
+    raise KeyboardInterrupt
+
+
+async def spins() -> None:
+    while True:
+        pass
+
+
+async def sleeps_again_and_again() -> None:
+    while True:
+        time.sleep(0.05)
+
+
+async def floods() -> None:
+    while True:
+        print("x" * 10_000, end="")
+
+
+async def fails() -> None:
+    raise ValueError("no")
+
+
+async def takes_long() -> None:
+    await asyncio.Event().wait()
+
+
+async def clings() -> None:
+    while True:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            if threading.current_thread().name != "agents":
+                raise
+
+
+ENDS: dict[Work, tuple[type[BaseException], str | None]] = {
+    cancels: (AgentError, "CancelledError"),
+    exits: (AgentError, r"SystemExit\(3\)"),
+    exits_in_a_task_of_its_own: (AgentError, r"SystemExit\(3\)"),
+    interrupts: (AgentError, "KeyboardInterrupt"),
+    spins: (AgentError, r"blocked the event loop in .*test_agent_loop\.py:\d+ \(spins\)"),
+    sleeps_again_and_again: (AgentError, r"blocked the event loop in .*\(sleeps_again_and_again\): use asyncio.to_thr"),
+    floods: (output.OutputError, "printed more than"),
+    fails: (ValueError, "no"),
+    takes_long: (OutOfTimeError, None),
+    clings: (OutOfTimeError, None),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_loop, "STILL_SECONDS", 0.6)
+    monkeypatch.setattr(agent_loop, "GRACE", 2.0)
+    monkeypatch.setattr(output, "LIMIT", 1 << 20)
+
+
+async def together(*works: Work, timeout: float = 3.0) -> list[Any]:
+    """What becomes of each, started at once."""
+    agents = AgentLoop()
+    try:
+        return await asyncio.wait_for(
+            asyncio.gather(*(agents.run(work, timeout=timeout) for work in works), return_exceptions=True), 30
+        )
+    finally:
+        agents.close()
+
+
+@pytest.mark.parametrize("bad", ENDS, ids=lambda work: work.__name__)
+def test_a_function_that_misbehaves_ends_its_own_call_alone(bad: Work, capsys: pytest.CaptureFixture[str]) -> None:
+    with output.bounded_output():
+        first, ended, last = asyncio.run(together(good, bad, good))
+    assert (first, last) == ("done", "done")
+    kind, words = ENDS[bad]
+    with pytest.raises(kind, match=words):
+        raise ended
+
+
+def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
+    async def blocks() -> str:
+        time.sleep(2.5)
+        return "awake"
+
+    async def takes_its_time() -> str:
+        await asyncio.sleep(1.0)
+        return "done"
+
+    assert asyncio.run(together(blocks, takes_its_time, timeout=2.9)) == ["awake", "done"]
+
+
+def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_run_again() -> None:
+    let_go = threading.Event()
+
+    async def waits_in_foreign_code() -> None:
+        let_go.wait(20.0)
+
+    async def run() -> None:
+        agents = AgentLoop()
+        calls = [agents.run(work, timeout=1.5) for work in (waits_in_foreign_code, takes_long)]
+        blocked, lost = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(blocked, AgentError)
+        assert blocked.label == "blocked_loop"
+        assert isinstance(lost, LoopLostError)
+        assert await agents.run(good, timeout=10) == "done"
+        agents.close()
+        let_go.set()
+
+    asyncio.run(run())
+
+
+def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its_parents(tmp_path: Any) -> None:
+    steps = tmp_path / "steps"
+    child: list[int] = []
+
+    async def forks() -> str:
+        if pid := os.fork():
+            child.append(pid)
+        await asyncio.sleep(0.2)
+        with steps.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return "parent"
+
+    assert asyncio.run(together(good, forks, good)) == ["done", "parent", "done"]
+    assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 1
+    assert steps.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_call_that_is_cancelled_cancels_its_function() -> None:
+    ended = threading.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def run() -> None:
+        agents = AgentLoop()
+        call = asyncio.create_task(agents.run(work, timeout=60))
+        await asyncio.sleep(0.2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asyncio.to_thread(ended.wait, 5)
+        agents.close()
+
+    asyncio.run(run())
