@@ -7,6 +7,7 @@ the dialect that the route speaks. Nothing of an engine's HTTP answer, headers a
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,8 +22,9 @@ from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
 from miles_lite.session.dialects.fields import check_limits
-from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.errors import ApiError, bad_request, journal_failed
 from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.headers import header
 from miles_lite.session.keys import Keys
 from miles_lite.session.logs import SESSION
 from miles_lite.session.openapi import openapi
@@ -30,6 +32,8 @@ from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
 from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
+
+MAX_SESSION_ID = 200
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -71,6 +75,8 @@ class _Routes:
         """What is about a session needs its key, and is logged under its id."""
         session_id = request.match_info.get("session_id")
         if session_id is not None:
+            if not session_id.isprintable() or len(session_id) > MAX_SESSION_ID:
+                raise bad_request(f"a session's id is at most {MAX_SESSION_ID} printable characters")
             self._keys.check(session_id, request.headers)
             SESSION.set(session_id)
         return await handler(request)
@@ -172,6 +178,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refusal(request, error)
     except web.HTTPException as error:
         return refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
+    except web.RequestPayloadError as error:
+        return refusal(request, bad_request(f"the request body cannot be decoded: {' '.join(str(error).split())}"))
+    except sqlite3.Error as error:
+        log.error("%s %s: the session journal failed: %s", request.method, request.path, error)
+        return refusal(request, journal_failed(error))
     except ConnectionResetError:
         log.info("the client of %s left while it was being answered", request.path)
         return web.Response(status=499)
@@ -191,11 +202,12 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
 
 def _ask(request: web.Request, raw: bytes, *, fresh: int) -> Ask:
     """The same bytes to the same route with the same idempotency key are the same request."""
-    key = request.headers.get("Idempotency-Key", "")
+    key = header(request.headers, "Idempotency-Key")
     digest = xxh3_128(f"{request.path}\0{key}\0".encode())
     digest.update(raw)
     retries = request.headers.get("X-Stainless-Retry-Count", "")
-    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0, fresh=fresh)
+    retried = retries.isascii() and retries.isdigit() and bool(retries.strip("0"))
+    return Ask(digest.digest(), keyed=bool(key), retried=retried, fresh=fresh)
 
 
 def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:

@@ -37,5 +37,10 @@ def context_exceeded(limit: int, tokens: int | str) -> ApiError:
     )
 
 
+def journal_failed(error: Exception) -> ApiError:
+    """What cannot be written is not answered; 503, because a full disk may have room again."""
+    return ApiError(503, f"the session journal failed: {error}", code="journal_failed")
+
+
 def upstream_failed(message: str) -> ApiError:
     return ApiError(502, message, code="engine_unreachable")

@@ -12,7 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from sys import getsizeof
 from typing import Any
@@ -21,7 +21,7 @@ from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Call
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.errors import journal_failed, unknown_session
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
@@ -112,20 +112,19 @@ class Sessions:
         return list(self._resident.values())
 
     async def create(self, sampling: dict[str, Any]) -> Session:
-        """A session with a fresh id, on disk when this returns."""
+        """A session with a fresh id, on disk when this returns. Raises sqlite3.Error, and there is no session then."""
         session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
-        if journaled := self._admit_new(session):
-            await journaled
+        await self._admit_new(session)
         return session
 
     async def obtain(self, session_id: str) -> Session:
-        """The session, made and marked when nobody opened it. Raises ApiError 404 when it was deleted."""
+        """The session, made and marked when nobody opened it. Raises ApiError 404 (deleted), sqlite3.Error."""
         session = await self.find(session_id)
         if session is None:
             session = Session(session_id, Tree(self._matcher), {}, recreated=True)
             self.recreated += 1
             log.warning("a request named a session that nobody opened: it is made, without the run's parameters")
-            self._admit_new(session)
+            await self._admit_new(session)
         return session
 
     async def find(self, session_id: str) -> Session | None:
@@ -146,7 +145,7 @@ class Sessions:
             try:
                 await self._journal.append(session.session_id, entry)
             except sqlite3.Error as error:
-                raise ApiError(503, f"the turn could not be journaled: {error}", code="journal_failed") from error
+                raise journal_failed(error) from error
         if session.deleted:
             raise unknown_session(session.session_id)
         before = session.size
@@ -182,12 +181,15 @@ class Sessions:
         self._deleted = {name: at for name, at in self._deleted.items() if at >= before}
         return count
 
-    def _admit_new(self, session: Session) -> Awaitable[None] | None:
-        """In memory at once; what is returned says when it is on disk."""
+    async def _admit_new(self, session: Session) -> None:
+        """In memory at once, and on disk when this returns; in neither where the journal fails."""
         self._admit(session)
-        if self._journal is None:
-            return None
-        return self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+        if self._journal is not None:
+            try:
+                await self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+            except sqlite3.Error:
+                self._evict(session)
+                raise
 
     def _admit(self, session: Session) -> None:
         session.used = time.time()
