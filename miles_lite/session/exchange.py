@@ -31,6 +31,7 @@ class Constraint:
 
 
 _FREE = Constraint()
+JSON_OBJECT = "json_object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class ChatRequest:
         """A digest of what its answer must be and is read as, beyond what the engine is told; empty for no more."""
         muted = self.tools is not None and self.callable_tools is None
         return xxh3_64_hexdigest(repr((self.constraint, muted)).encode()) if muted or self.constraint != _FREE else ""
+
+    @property
+    def stops_at_object(self) -> bool:
+        """Whether sampling stops where the reply's first JSON object is complete."""
+        return self.body.get("stop_at") == JSON_OBJECT
 
     @property
     def model(self) -> str:

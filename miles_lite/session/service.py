@@ -263,6 +263,7 @@ class Service:
                 tokens=prompt.tokens,
                 key=session.session_id,
                 on_tokens=watcher,
+                enough=self._reader.enough(request, prompt),
                 experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )

@@ -43,7 +43,7 @@ def failure(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 @dataclass
 class Engine:
-    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response.
+    """`script` makes the answer to each request: a dict (sent as JSON), stream events, or a Response.
 
     One that raises ConnectionResetError resets the connection.
     """
@@ -72,6 +72,14 @@ class Engine:
             return web.json_response(made)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if isinstance(made, AsyncIterator):
+            try:
+                async for event in made:
+                    await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
+            except (asyncio.CancelledError, ConnectionError):
+                self.cancelled += 1
+                raise
+            return response
         for event in made if isinstance(made, list) else [made]:
             await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
         if isinstance(made, list) and not made[-1]["meta_info"]["finish_reason"]:
