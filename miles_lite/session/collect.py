@@ -72,6 +72,11 @@ class _Candidate:
     path: list[Turn]
     sample: Sample
 
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended its last turn itself, or the sample is cut elsewhere."""
+        return self.leaf.output.finish_reason not in _STATUS or len(self.sample) < self.leaf.end
+
 
 def collect(
     tree: Tree, plan: Plan | None = None, *, max_seq_len: int | None = None, metadata: Mapping[str, Any] | None = None
@@ -91,6 +96,7 @@ def collect(
         _flag_inexact(candidate, mask=plan.mask_inexact)
         if candidate.leaf.number not in kept:
             candidate.sample.metadata["superseded"] = True
+    _flag_continued(candidates, tree)
     samples = [candidate.sample for candidate in candidates]
     if plan.picker:
         samples = plan.picker.pick(samples, metadata)
@@ -171,6 +177,15 @@ def _flag_inexact(candidate: _Candidate, *, mask: bool) -> None:
                 sample.logprobs[sampled] = 0.0
     if reasons:
         sample.metadata["logprob_inexact"] = {"parameters": sorted(reasons), "tokens": tokens}
+
+
+def _flag_continued(candidates: Sequence[_Candidate], tree: Tree) -> None:
+    """Say of samples that end with a turn the model did not finish that their agent spoke again after it."""
+    cut = [each for each in candidates if each.path[-1].number == each.leaf.number and not each.ended]
+    lasting = {tip.number for tip in linear.tips(tree)} if cut else set()
+    for candidate in cut:
+        if candidate.leaf.number not in lasting:
+            candidate.sample.metadata["continued"] = True
 
 
 def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:

@@ -89,6 +89,30 @@ def test_the_leaf_says_how_the_sample_ended() -> None:
         assert collect(tree)[0].status is status
 
 
+@pytest.mark.parametrize(
+    ("then", "cut"),
+    [
+        ([A, said("on"), B], []),  # goes on from what was cut
+        ([A, said("o n"), B], []),  # the same, in other words, and so as a new root
+        ([A], []),  # asks again
+        ([{"role": "system", "content": "another"}, B], [0]),  # another agent
+    ],
+)
+def test_a_conversation_that_went_on_after_a_cut_turn_is_not_cut(then: list[dict[str, Any]], cut: list[int]) -> None:
+    tree = new_tree()
+    grow(tree, [A], "on", finish="length", at=0.0)
+    grow(tree, then, "done", at=2.0, first=200)
+    assert [sample.metadata["leaf"] for sample in collect(tree) if sample.ends_cut] == cut
+
+
+def test_parallel_and_last_turns_that_are_cut_count() -> None:
+    tree = new_tree()
+    grow(tree, [A], "on", finish="length", at=0.0)
+    grow(tree, [A], "no", finish="length", at=0.5)
+    assert [sample.ends_cut for sample in collect(tree)] == [True, True]
+    assert [sample.ends_cut for sample in collect(tree, max_seq_len=4)] == [True, True]
+
+
 def test_a_cut_before_anything_sampled_leaves_no_sample() -> None:
     tree = new_tree()
     grow(tree, [A], "one", prompt=5, size=2)
