@@ -31,7 +31,10 @@ class Ask:
 
 
 class Call:
-    """A request while it is answered, and until its answer is delivered; `turn` is the number of the turn it made."""
+    """A request while it is answered, and until its answer is delivered; `turn` is the number of the turn it made.
+
+    `prompt_tokens` is 0 until the request has its place.
+    """
 
     def __init__(self, identity: bytes, stamp: Stamp, *, grace: float, release: Callable[[Call], None]) -> None:
         """`release` is told once, when this call need not be remembered any longer. `grace` is in seconds."""
@@ -39,6 +42,7 @@ class Call:
         self.listeners = 0
         self.delivered = False
         self.turn: int | None = None
+        self.prompt_tokens = 0
         self.task: asyncio.Task[ChatAnswer] | None = None
         self.generation: asyncio.Task[Any] | None = None
         self._grace, self._release = grace, release

@@ -23,13 +23,17 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an answer has beyond its turn. `identity` is that of the request."""
+    """What an answer has beyond its turn. `identity` is that of the request.
+
+    `instructed`: the first message of the turn's path held for this request alone.
+    """
 
     identity: bytes
     answer_id: str
     created: int
     cached_tokens: int
     stop_sequence: str | None
+    instructed: bool = False
 
     @property
     def stamp(self) -> Stamp:
@@ -78,6 +82,7 @@ def to_row(entry: Entry) -> Row:
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
+        "instructed": receipt.instructed,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -116,6 +121,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         created=known["created"],
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
+        instructed=known.get("instructed", False),
     )
     return Entry(
         parent=parent,

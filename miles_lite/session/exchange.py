@@ -34,6 +34,9 @@ class ChatRequest:
 
     `agent` is the name the agent gave, if it gave one.
     `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
+    `messages` follow the answer with the id `after`; they are the whole conversation when it is None. `instructed`: the
+    first of them holds for this request alone. `form` is what the dialect itself needs to answer in the form that was
+    asked for. `unknown` are the paths of fields that nobody knows.
     """
 
     messages: list[Message]
@@ -46,6 +49,10 @@ class ChatRequest:
     constraint: Constraint = Constraint()
     include_usage: bool = False
     agent: str | None = None
+    form: Any = None
+    after: str | None = None
+    instructed: bool = False
+    unknown: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:

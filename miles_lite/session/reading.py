@@ -65,8 +65,10 @@ class Reader:
                 created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
+                instructed=request.instructed,
             ),
-            counts=_counts_of(prompt, generation),
+            counts=_counts_of(prompt, generation)
+            | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
         )
 
     def told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
@@ -125,6 +127,8 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
+        "system_joined": prompt.suffix.joined,
+        "system_placed": prompt.suffix.placed,
     }
 
 

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from miles_lite import config
@@ -134,6 +135,10 @@ class Service:
         session = self._sessions.peek(session_id)
         return ([], Bodies()) if session is None else (session.tree.sent(), session.bodies)
 
+    def options_read(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of a request's template options that the template reads; the others change nothing."""
+        return self._tito.options_read(options)
+
     def saw(self, session_id: str, raw: bytes, request: ChatRequest) -> None:
         """`raw` said `request`, and the session's next body may begin like it."""
         session = self._sessions.peek(session_id)
@@ -164,6 +169,7 @@ class Service:
         `prefix` begins the id of a fresh answer. Raises ApiError 404 when the session was deleted.
         """
         session = await self._sessions.obtain(session_id)
+        request = session.said_before(request)
         call = session.call_of(ask)
         if call is not None:
             self._count(session, retries_joined=1)
@@ -177,13 +183,14 @@ class Service:
             call.run(self._answer(session, call, request))
         else:
             self._count(session, retries_replayed=1)
-            call.turn = turn.number
+            call.turn, call.prompt_tokens = turn.number, turn.end - turn.output.size
             call.tell(self._reader.told(request, turn, receipt))
         return call
 
     async def _answer(self, session: Session, call: Call, request: ChatRequest) -> ChatAnswer:
         """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
         prompt = self._place(session, request)
+        call.prompt_tokens = prompt.tokens
         started = time.time()
         try:
             generation = await self._generate(session, call, prompt, request)

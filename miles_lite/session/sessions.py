@@ -13,14 +13,15 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Ask, Call
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.errors import ApiError, unknown_session
+from miles_lite.session.errors import ApiError, unknown_answer, unknown_session
+from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
@@ -74,6 +75,18 @@ class Session:
             return None
         calls = [call for call in reversed(self.calls) if call.identity == ask.identity]
         return next((call for call in calls if not call.listeners), calls[0] if calls else None)
+
+    def said_before(self, request: ChatRequest) -> ChatRequest:
+        """The request with the conversation before it, when it names the answer it follows. Raises ApiError 400."""
+        if request.after is None:
+            return request
+        turns = (turn for turn in reversed(self.tree.turns) if self.receipts[turn.number].answer_id == request.after)
+        turn = next(turns, None)
+        if turn is None:
+            raise unknown_answer(request.after)
+        before = self.tree.history(turn)[self.receipts[turn.number].instructed :]
+        head = int(request.instructed)
+        return replace(request, messages=[*request.messages[:head], *before, *request.messages[head:]])
 
     def turn_of(self, ask: Ask) -> Turn | None:
         """The newest turn that answered a repeated request: one unheard, or with an idempotency key any."""

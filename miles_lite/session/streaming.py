@@ -83,6 +83,6 @@ class Stream:
             begun = b""
             if not self._response.prepared:
                 await self._response.prepare(self._request)
-                begun = self._events.start()
+                begun = self._events.start(self._call.prompt_tokens)
             await self._response.write(begun + make())
             self._last = time.monotonic()

@@ -136,6 +136,7 @@ async def bench(
     run_dir: Path | None = None,
     routed_experts: bool = False,
     bind_host: str = "127.0.0.1",
+    context_length: int = 2048,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     """With `run_dir` the server keeps a journal there."""
@@ -143,7 +144,7 @@ async def bench(
         settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
         served = spec(model, url, **settings | options)
         journal = None if run_dir is None else str(run_dir)
-        served = replace(served, bind_host=bind_host, keep_alive_seconds=keep_alive)
+        served = replace(served, bind_host=bind_host, keep_alive_seconds=keep_alive, context_length=context_length)
         server = SessionServer(replace(served, run_dir=journal, routed_experts=routed_experts))
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:

@@ -1,15 +1,18 @@
 """OpenAI chat completions: requests in, answers and stream chunks out.
 
-Invariant: the fields that are used are checked, each error names the path of its field, and unknown fields are ignored.
+Invariant: the fields that are used are checked, and each error names the path of its field.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from miles_lite.session.dialects.base import Stamp, openai_error, sse
+from miles_lite.session.dialects.base import Bodied, Stamp, openai_error, sse
+from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
+from miles_lite.session.dialects.chat_media import pictured, without_media
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
@@ -18,9 +21,12 @@ from miles_lite.session.dialects.fields import (
     need,
     obj,
     recall,
+    switch,
     take,
-    unsupported,
+    template_options,
 )
+from miles_lite.session.dialects.media import Media
+from miles_lite.session.dialects.tables import CHAT, CHAT_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.tito.messages import Message, Tools
@@ -28,11 +34,16 @@ from miles_lite.tito.messages import Message, Tools
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-class ChatCompletions:
+class ChatCompletions(Bodied):
     """POST /v1/chat/completions."""
 
     prefix = "chatcmpl-"
     keep_alive = b": keep-alive\n\n"
+    marks = re.compile("/v1/chat/")
+    turns = ("/v1/chat/completions",)
+
+    def __init__(self, media: Media = Media()) -> None:  # noqa: B008
+        self._media = media
 
     def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
@@ -41,10 +52,15 @@ class ChatCompletions:
             raise bad_request("messages must be a list of at least one message", param="messages")
         check_count(messages, "messages")
         others = recall(messages, held)
+        if any(old(message) or pictured(message) for _, message in others):
+            messages = without_media(modernised(messages, held), self._media)
+            others = recall(messages, held)
         check_limits({**body, "messages": [message for _, message in others]})
+        unknown = CHAT.check(body)
         for index, message in others:
             _check_message(message, f"messages[{index}]")
-        _refuse_unsupported(body)
+        form = "functions" if asked(body) else None
+        body = modern(body)
         tools = tools_of(body)
         stream_options = take(body, "stream_options", "an object") or {}
         take(body, "model", "a string")
@@ -52,16 +68,19 @@ class ChatCompletions:
             messages=messages,
             tools=tools,
             callable_tools=None if body.get("tool_choice") == "none" else tools,
-            options=take(body, "chat_template_kwargs", "an object") or {},
+            options=_options(body),
             stream=bool(take(body, "stream", "a boolean")),
             include_usage=bool(take(stream_options, "include_usage", "a boolean", "stream_options.")),
             logprobs=bool(take(body, "logprobs", "a boolean")),
             body=body,
             constraint=_constraint(body, tools),
+            form=form,
+            unknown=tuple(unknown),
         )
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "message": answer.message, "finish_reason": answer.finish_reason}
+        message = answer.message if request.form is None else answered(answer.message)
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": _finish_reason(request, answer)}
         choice["logprobs"] = _logprobs(answer)
         return _envelope(answer, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
 
@@ -79,8 +98,9 @@ class ChatEvents:
     request: ChatRequest
     stamp: Stamp
     _calls: int = 0
+    _older: Spoken = field(default_factory=Spoken)
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
 
     def delta(self, delta: Delta) -> bytes:
@@ -89,14 +109,16 @@ class ChatEvents:
             made["reasoning_content"] = delta.reasoning
         if delta.content:
             made["content"] = delta.content
-        if delta.calls:
+        if delta.calls and self.request.form is not None:
+            made |= self._older.delta(delta.calls)
+        elif delta.calls:
             made["tool_calls"] = [{"index": self._calls + n, **call} for n, call in enumerate(delta.calls)]
             self._calls += len(delta.calls)
         return self._chunk(made)
 
     def finish(self, answer: ChatAnswer) -> bytes:
         """The finish event, usage when it was asked for, and the end mark."""
-        events = self._chunk({}, finish_reason=answer.finish_reason, logprobs=_logprobs(answer))
+        events = self._chunk({}, finish_reason=_finish_reason(self.request, answer), logprobs=_logprobs(answer))
         if self.request.include_usage:
             events += sse(_envelope(answer, "chat.completion.chunk") | {"choices": [], "usage": _usage(answer)})
         return events + b"data: [DONE]\n\n"
@@ -121,6 +143,7 @@ def tools_of(body: Mapping[str, Any]) -> Tools | None:
     """The request's tools, checked; they are what the template is given."""
     found = []
     for path, tool in items(body, "tools"):
+        CHAT_TOOLS.shows(take(tool, "type", "a string", f"{path}.") or "function", f"{path}.type")
         function = obj(tool.get("function"), f"{path}.function")
         need(function, "name", "a string", f"{path}.function.")
         take(function, "parameters", "an object", f"{path}.function.")
@@ -198,11 +221,18 @@ def _check_calls(calls: Any, path: str) -> None:
             raise bad_request("arguments must be JSON text", param=f"{path}[{index}].function.arguments")
 
 
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
-    if take(body, "n", "an integer") not in (None, 1):
-        raise unsupported("n must be 1: open a session per sample", "n")
-    if body.get("top_logprobs") not in (None, 0):
-        raise unsupported("top_logprobs must be 0: logprobs are of the sampled tokens", "top_logprobs")
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Thinking as the servers of several model families let clients ask for it."""
+    reasoning = take(body, "reasoning", "an object") or {}
+    asked_for = [take(body, "enable_thinking", "a boolean"), take(reasoning, "enabled", "a boolean", "reasoning.")]
+    thinks = next((flag for flag in asked_for if flag is not None), switch(take(body, "thinking", "an object")))
+    effort = take(body, "reasoning_effort", "a string") or take(reasoning, "effort", "a string", "reasoning.")
+    return template_options(body, thinks=thinks, effort=effort)
+
+
+def _finish_reason(request: ChatRequest, answer: ChatAnswer) -> str:
+    calls = answer.finish_reason == "tool_calls"
+    return "function_call" if calls and request.form is not None else answer.finish_reason
 
 
 def _envelope(answer: ChatAnswer, kind: str) -> dict[str, Any]:
