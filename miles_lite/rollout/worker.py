@@ -99,7 +99,7 @@ class AgentWorker:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 
-    async def alive(self) -> bool:
+    async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
         return self._agent is not None
 
@@ -196,7 +196,7 @@ def _settle(rollout: Rollout) -> None:
         return
     if not rollout.samples:
         rollout.status, rollout.error, rollout.reward = Status.FAILED, "no_samples", None
-    elif any(sample.status is Status.TRUNCATED for sample in rollout.samples):
+    elif any(sample.ends_cut for sample in rollout.samples):
         rollout.status = Status.TRUNCATED
     else:
         rollout.status = Status.COMPLETED
