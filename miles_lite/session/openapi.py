@@ -1,7 +1,7 @@
 """The OpenAPI document of a session server, at /openapi.json.
 
 Invariant: every route that exists is here, with the statuses it answers; bodies name the fields that are checked. What
-is below a session is also at the root, for those whose key says which session is meant.
+is below a session is also at the root, for those whose key says which session is meant, and behind a second `/v1`.
 """
 
 from __future__ import annotations
