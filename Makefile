@@ -6,10 +6,10 @@ export VENV SEED
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev clean
+.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients clean
 
 help:           ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
 
 quickstart: setup     ## install, then train a SWE agent end to end; SEED=2 takes another seed
 	launchers/quickstart.sh
@@ -38,6 +38,9 @@ setup:          ## install what training on CPU needs
 
 setup-dev:      ## and what the tests need
 	@scripts/setup-cpu.sh --dev
+
+setup-clients:  ## and the harnesses that tests/clients runs, about 800 MB; needs npm
+	@scripts/setup-clients.sh
 
 clean:          ## remove caches and build output; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,6 +47,11 @@ def shown(headers: Mapping[str, str]) -> str:
     return token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "")
 
 
+def equal(shown: str, key: str) -> bool:
+    """Takes as long for a key that is nearly right as for any other."""
+    return hmac.compare_digest(shown.encode(errors="surrogateescape"), key.encode(errors="surrogateescape"))
+
+
 def shows(headers: Mapping[str, str], key: str) -> bool:
-    """Whether a request shows `key`; takes as long for one that is nearly right as for any other."""
-    return hmac.compare_digest(shown(headers).encode(errors="surrogateescape"), key.encode())
+    """Whether a request shows `key`."""
+    return equal(shown(headers), key)

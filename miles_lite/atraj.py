@@ -251,17 +251,19 @@ def build(
     )
 
 
-def fingerprint(model: Path | str) -> dict[str, str]:
+def fingerprint(model: Path | str, *, template: str | None = None) -> dict[str, str]:
     """SHA-256 of what makes a model folder's text and tokens: `model` is over config.json and the names and sizes of
-    the weight files, `tokenizer` and `template` over the files themselves."""
+    the weight files, `tokenizer` and `template` over the files themselves. `template` is a file in the place of the
+    folder's."""
     folder = Path(model)
+    printed = (folder, _TEMPLATE_FILES) if template is None else (Path(template).parent, (Path(template).name,))
     weights = sorted(folder.glob("*.safetensors"))
     sizes = "".join(f"\n{file.name} {file.stat().st_size}" for file in weights)
     return {
         "name": folder.name,
         "model": _digest(folder, ("config.json",), sizes.encode()),
         "tokenizer": _digest(folder, _TOKENIZER_FILES),
-        "template": _digest(folder, _TEMPLATE_FILES),
+        "template": _digest(*printed),
     }
 
 

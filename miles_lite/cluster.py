@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,9 @@ def connect(address: str | None) -> Path:
     UserError, and KeyboardInterrupt when that was asked for meanwhile: then it is not connected."""
     try:
         with Interrupts(deaf=CONNECT_SECONDS):
-            logs = _connect(address)
             _SCRATCH.enter()
-            return logs
-    except KeyboardInterrupt:
+            return _connect(address)
+    except BaseException:
         disconnect()
         raise
 
@@ -80,12 +80,12 @@ def disconnect() -> None:
 
 
 class _Scratch:
-    """The temp folder of everything that this process starts from now on, Ray's own processes not included: they run
-    already. Its keeper outlives us, also when we are killed."""
+    """The temp folder of everything that this process starts, but for Ray's own files, which stay where they would be:
+    people read its logs. Its keeper outlives us, also when we are killed."""
 
     def __init__(self) -> None:
         self._keeper: subprocess.Popen[str] | None = None
-        self._before: str | None = None
+        self._before: dict[str, str | None] = {}
 
     def enter(self) -> None:
         if self._keeper is not None:
@@ -98,24 +98,28 @@ class _Scratch:
             text=True,
         )
         assert self._keeper.stdout is not None
-        self._before = os.environ.get("TMPDIR")
-        os.environ[scratch.OUTER] = scratch.lasting()
-        self._use(self._keeper.stdout.readline().strip() or self._before)
+        folder = self._keeper.stdout.readline().strip()
+        ray_folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray itself decides it
+        wanted = {"RAY_TMPDIR": ray_folder, scratch.OUTER: scratch.lasting(), "TMPDIR": folder}
+        self._before = {name: os.environ.get(name) for name in wanted}
+        _set(wanted)
 
     def leave(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        self._use(self._before)
-        del os.environ[scratch.OUTER]
+        _set(self._before)
         with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
             keeper.communicate(timeout=KEEPER_SECONDS)
 
-    def _use(self, folder: str | None) -> None:
-        os.environ.pop("TMPDIR", None)
-        if folder:
-            os.environ["TMPDIR"] = folder
-        tempfile.tempdir = None  # look again
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables; None: it is not to be there."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    tempfile.tempdir = None  # look again
 
 
 _SCRATCH = _Scratch()

@@ -147,6 +147,9 @@ class Session:
     num_session_servers: int = option(1, help="session actors", least=1)
     session_server_port: int | None = option(None, help="first port (default: a free one each)", least=1, most=65535)
     tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
+    chat_template_path: str | None = option(
+        None, help="chat template file that takes the place of the model folder's, everywhere", path=True
+    )
     tito_allowed_append_roles: tuple[str, ...] = option(
         ("tool",), help="roles the harness appends: tool user system assistant"
     )
@@ -175,6 +178,12 @@ class Session:
     )
     session_compare_template: bool = option(
         False, help="compare every sample with what the template prints (0.3 s per 100,000 tokens)"
+    )
+    session_unknown_fields: Literal["ignore", "refuse"] = option(
+        "ignore", help="what becomes of a request's fields that no table of docs/dialects.md has"
+    )
+    session_tool_images: Literal["placeholder", "refuse"] = option(
+        "placeholder", help="what becomes of images and files in tool results: a text that says so, or a 400"
     )
     session_client_sampling: bool = option(False, help="let clients choose sampling parameters (not for training)")
     session_journal: bool = option(True, help="keep sessions on disk, so that a killed server comes back with them")

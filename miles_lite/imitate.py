@@ -64,16 +64,10 @@ def imitate(config: Config) -> Path:
         except (DiedError, RankDiedError) as error:
             died, save = death_in(error), config.checkpoint.save
             assert died is not None
-            saved = None if save is None else latest_iteration(Path(save).expanduser())
+            saved = (save, None if save is None else latest_iteration(Path(save).expanduser()))
+            lost = "What was trained since"
             raise RunLostError(
-                obituary(
-                    died,
-                    logs=ray_logs,
-                    killed_before=killed_before,
-                    during="What was trained since",
-                    save=save,
-                    saved=saved,
-                )
+                obituary(died, logs=ray_logs, killed_before=killed_before, lost=lost, saved=saved)
             ) from error
         return folder
 

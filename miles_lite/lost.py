@@ -68,15 +68,10 @@ def how_to_go_on(command: Sequence[str], *, save: str | None, saved: int | None)
 
 
 def obituary(
-    died: DiedError,
-    *,
-    logs: Path | None,
-    killed_before: int,
-    during: str,
-    save: str | None,
-    saved: int | None,
+    died: DiedError, *, logs: Path | None, killed_before: int, lost: str, saved: tuple[str | None, int | None]
 ) -> str:
-    """What there is to say of a death that ended a run: why, what is lost, how to go on. `during` is what was done."""
+    """What there is to say of a death that ended a run: why, what is `lost`, how to go on from what was `saved`: a
+    folder, and the last rollout there."""
     why = how(died.error, logs=logs, killed_before=killed_before)
-    mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=save, saved=saved)
-    return f"{died.name} has died: {why}.\n  {during} is lost. {mend}"
+    mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=saved[0], saved=saved[1])
+    return f"{died.name} has died: {why}.\n  {lost} is lost. {mend}"

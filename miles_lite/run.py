@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 900.0
 CALL_TIMEOUT = 600.0
-INTERRUPTED_SAVE_TIMEOUT = 4.0
+SAVE_TIMEOUT = 4.0
 STOP_TIMEOUT = 5.0
 END_SECONDS = 25.0
 """How long the end of a run may take in all, with bounds of its own for its parts."""
@@ -94,9 +94,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lost = self._obituary(error)
-        with ends_within(END_SECONDS, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1):
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not interrupted:
+            self._close_sinks()  # takes as long as it takes to send the last metrics
+        with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1):
             try:
-                if isinstance(error, KeyboardInterrupt):
+                if interrupted:
                     self._save_interrupted()
             finally:
                 self._stop()
@@ -289,14 +292,9 @@ class Run:
         """Write summary.json and the reward curve; returns the summary."""
         self._finish_export()
         booked = self._call("accounts")
-        counts = Counts(
-            prompts_started=booked["started"],
-            prompts_trained=booked["trained"],
-            prompts_filtered=booked["filtered"],
-            prompts_failed=booked["failed"],
-            prompts_unused=booked["unused"],
-            rollouts_failed=booked["rollouts_failed"],
-        )
+        ends = ("started", "trained", "filtered", "failed", "unused")
+        prompts = {f"prompts_{end}": booked[end] for end in ends}
+        counts = Counts(**prompts, rollouts_failed=booked["rollouts_failed"])
         metrics = self._run_dir / "metrics.jsonl"
         chance = self._config.logging.reward_chance
         summary = build_summary(
@@ -325,15 +323,14 @@ class Run:
 
     def _wait_for_rollouts(self, ref: Any, rollout_id: int) -> Generated:
         """Wait for a step, showing progress; gives up when no rollout ends for longer than one may take."""
-        assert self._manager is not None
         assert self._progress is not None
         limit = self._config.rollouts.rollout_timeout + STALL_MARGIN
-        done, changed = -1, time.monotonic()
+        before, changed = None, time.monotonic()
         while not self._watch.until(ref, POLL_SECONDS):
             status = self._call("status")
             self._progress.update(groups=status.groups_done, rollouts=status.rollouts_done)
-            if status.rollouts_done != done:
-                done, changed = status.rollouts_done, time.monotonic()
+            if status != before:
+                before, changed = status, time.monotonic()
             elif time.monotonic() - changed > limit:
                 raise UserError(
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
@@ -358,35 +355,30 @@ class Run:
             return
         print(f"\ninterrupted: saving rollout {self._trained} before stopping", flush=True)
         try:
-            with self._watch.at_most(INTERRUPTED_SAVE_TIMEOUT):
+            with self._watch.at_most(SAVE_TIMEOUT):
                 self.save(self._trained)
-        except (OvertimeError, DiedError, TrainError):
-            print(
-                f"not saved within {INTERRUPTED_SAVE_TIMEOUT:.0f} s; the last checkpoint is {self._saved}", flush=True
-            )
+        except (OvertimeError, DiedError, TrainError) as error:
+            why = f"not saved: {error or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
+            print(f"{why}; the last checkpoint is {self._saved}", flush=True)
 
     def _obituary(self, error: BaseException | None) -> str | None:
         """What is to be said of the death that ended the run, if one did."""
-        died = death_in(error)
-        return (
-            None
-            if died is None
-            else obituary(
-                died,
-                logs=self._ray_logs,
-                killed_before=self._killed_before,
-                during=f"Step {1 if self._trained is None else self._trained + 2} of {self.num_rollout or '?'}",
-                save=self._config.checkpoint.save,
-                saved=self._saved,
-            )
-        )
+        if (died := death_in(error)) is None:
+            return None
+        step = f"Step {1 if self._trained is None else self._trained + 2} of {self.num_rollout or '?'}"
+        saved = (self._config.checkpoint.save, self._saved)
+        return obituary(died, logs=self._ray_logs, killed_before=self._killed_before, lost=step, saved=saved)
+
+    def _close_sinks(self) -> None:
+        sinks, self._sinks = self._sinks, None
+        if sinks:
+            sinks.close()
 
     def _stop(self) -> None:
         """End everything; what does not end by itself ends with this process."""
         if self._progress:
             self._progress.__exit__(None, None, None)
-        if self._sinks:
-            self._sinks.close()
+        self._close_sinks()
         if self._trainer:
             self._trainer.stop()
         if self._manager and ray.is_initialized():

@@ -94,5 +94,6 @@ step cpu requirements/torch.txt requirements/cpu.txt -- install -c requirements/
 if ((dev)); then
   step dev-nodeps requirements/dev-nodeps.txt -- install --no-deps -r requirements/dev-nodeps.txt
   step dev requirements/torch.txt requirements/dev.txt -- install -c requirements/torch.txt -r requirements/dev.txt
+  step clients requirements/torch.txt requirements/clients.txt -- install -c requirements/torch.txt -r requirements/clients.txt
 fi
 step miles_lite pyproject.toml -- install --no-deps --no-build-isolation -e .

@@ -30,6 +30,7 @@ DECIDED = {
     "base_gpu_id": "the slots of --rollout-num-gpus",
     "disaggregation_mode": "--prefill-num-servers or --sglang-config",
     "weight_version": "the weight updates",
+    "chat_template": "--chat-template-path",
 }
 """SGLang's options that say what another option says already, and which."""
 

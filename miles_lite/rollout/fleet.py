@@ -100,7 +100,8 @@ class Fleet:
         `say` takes what a person must hear."""
         self._options = options
         self._layout = layout
-        self._model = model
+        template = options.session.chat_template_path
+        self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
         self._slots = [_Slot(plan) for plan in plan_engines(options.topology, options.engines)]
         self._weights = WeightUpdate(str(model), 0, options.engines.pause_generation_mode)
@@ -272,7 +273,7 @@ class Fleet:
             transfer_mode=engines.update_weight_transfer_mode,
             check_weights=engines.check_weight_update_equal,
             offload=engines.offload_rollout,
-            sglang_args={"tokenizer_path": str(self._model), **engines.sglang_args, **plan.overrides},
+            sglang_args={**self._text, **engines.sglang_args, **plan.overrides},
         )
         others = [
             dataclasses.replace(first, node_rank=rank, log_path=str(logs / f"{name}-node-{rank}.{slot.restarts}.log"))

@@ -54,11 +54,12 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a running step stands."""
+    """Where a running step stands. `again` counts the attempts that were lost with a worker or a session server."""
 
     groups_done: int
     rollouts_done: int
     rollouts_started: int
+    again: int
 
 
 class RolloutManager:
@@ -85,6 +86,7 @@ class RolloutManager:
         self._rollout_indices = itertools.count()
         self._before_step: tuple[int, dict[str, Any]] = (-1, {})
         self._load: Counter[Kept] = Counter()
+        self._again = 0
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -180,6 +182,7 @@ class RolloutManager:
             groups_done=len(step.groups),
             rollouts_done=step.rollouts_done,
             rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
+            again=self._again,
         )
 
     async def alarms(self) -> list[str]:
@@ -259,6 +262,7 @@ class RolloutManager:
                 lost = [kept for kept in used if rollout.status is Status.FAILED and not await kept.stood(used[kept])]
                 if not lost:
                     break
+                self._again += 1
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
             return rollout
 

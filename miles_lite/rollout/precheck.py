@@ -35,8 +35,10 @@ def check_inputs(config: Config) -> None:
         matcher_named(config.session.session_message_matcher)
     check_engines(config.topology, config.engines)
     roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
-    tito = Tito.load(model, append_roles=roles, family=family)
-    log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.surface.table())
+    named = {name: config.engines.sglang_args.get(name) for name in ("reasoning_parser", "tool_call_parser")}
+    template = config.session.chat_template_path
+    tito = Tito.load(model, append_roles=roles, family=family, chat_template=template, **named)
+    log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.table())
 
     def count(prompt: Prompt) -> int:
         return len(tito.first(as_messages(prompt)).ids)

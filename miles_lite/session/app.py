@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -17,58 +18,77 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from xxhash import xxh3_128
 
+from miles_lite import config
 from miles_lite.session.caller import agent_name, hints_of
-from miles_lite.session.calls import Ask
+from miles_lite.session.calls import Ask, together
 from miles_lite.session.codec import encode_samples
-from miles_lite.session.dialects import ChatCompletions, Dialect, Messages, Responses
+from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request, journal_failed
-from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.exchange import ChatAnswer, ChatRequest
 from miles_lite.session.headers import header
-from miles_lite.session.keys import Keys
+from miles_lite.session.keys import Keys, shown_key
 from miles_lite.session.logs import SESSION
+from miles_lite.session.models import model_named, models
 from miles_lite.session.openapi import openapi
 from miles_lite.session.sampling import check_run
 from miles_lite.session.service import Service
 from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
+from miles_lite.session.unknown import Unknown
 
 MAX_SESSION_ID = 200
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_CHAT, _RESPONSES, _MESSAGES = ChatCompletions(), Responses(), Messages()
+_SPOKEN: tuple[Dialect, ...] = tuple(dialect() for dialect in DIALECTS)
+_SESSION = "/sessions/{session_id}"
+_ADDRESSES = (_SESSION, f"{_SESSION}/v1", "")
+"""Where dialects are spoken: below a session, also by agents that append /v1 to a base URL that ends in it, and at the
+root for those whose key says which session is meant."""
 
 
-def build_app(service: Service, *, model: Mapping[str, str], keys: Keys, keep_alive: float) -> web.Application:
+def build_app(
+    service: Service, *, model: Mapping[str, str], keys: Keys, keep_alive: float, options: config.Session
+) -> web.Application:
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
-    routes = _Routes(service, dict(model), keys, keep_alive)
+    routes = _Routes(service, dict(model), keys, keep_alive, refuses=options.session_unknown_fields == "refuse")
     app = web.Application(middlewares=[_errors, routes.guard])
+    media = Media(refused=options.session_tool_images == "refuse")
+    for at in _ADDRESSES:  # aiohttp tries routes in this order
+        for dialect in [make(media) for make in DIALECTS]:
+            app.add_routes([web.post(at + path, routes.speaking(dialect)) for path in dialect.turns])
+            if dialect.counts is not None:
+                app.add_routes([web.post(at + dialect.counts, routes.counting(dialect))])
+        app.add_routes(
+            [
+                web.get(at + "/{version:v1(?:beta)?}/models", routes.listing(models)),
+                web.get(at + "/{version:v1(?:beta)?}/models/{model:.+}", routes.listing(model_named)),
+            ]
+        )
     app.add_routes(
-        [  # aiohttp tries them in this order
-            web.post("/sessions/{session_id}/v1/chat/completions", routes.speaking(_CHAT)),
-            web.post("/sessions/{session_id}/v1/responses", routes.speaking(_RESPONSES)),
-            web.post("/sessions/{session_id}/v1/messages", routes.speaking(_MESSAGES)),
-            web.post("/sessions/{session_id}/v1/messages/count_tokens", routes.count_tokens),
+        [
             web.get("/health", routes.health),
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi),
-            web.get("/v1/models", routes.models),
             web.post("/sessions", routes.create),
-            web.get("/sessions/{session_id}", routes.describe),
-            web.get("/sessions/{session_id}/turns", routes.turns),
-            web.delete("/sessions/{session_id}", routes.delete),
-            web.post("/sessions/{session_id}/samples", routes.samples),
-            web.get("/sessions/{session_id}/v1/models", routes.models),
+            web.get(_SESSION, routes.describe),
+            web.get(f"{_SESSION}/turns", routes.turns),
+            web.delete(_SESSION, routes.delete),
+            web.post(f"{_SESSION}/samples", routes.samples),
         ]
     )
     return app
 
 
 class _Routes:
-    def __init__(self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float) -> None:
+    def __init__(
+        self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float, *, refuses: bool
+    ) -> None:
+        """`refuses` requests with fields that nobody knows."""
         self._service, self._model, self._keys, self._keep_alive = service, model, keys, keep_alive
+        self._unknown = Unknown(refuses)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -77,9 +97,17 @@ class _Routes:
         if session_id is not None:
             if not session_id.isprintable() or len(session_id) > MAX_SESSION_ID:
                 raise bad_request(f"a session's id is at most {MAX_SESSION_ID} printable characters")
-            self._keys.check(session_id, request.headers)
+            self._keys.check(session_id, shown_key(request.headers, request.query))
             SESSION.set(session_id)
         return await handler(request)
+
+    def _session_id(self, request: web.Request) -> str:
+        """In the request's path, else by its key. Raises ApiError 401."""
+        session_id = request.match_info.get("session_id")
+        if session_id is None:
+            session_id = self._keys.session_of(shown_key(request.headers, request.query))
+            SESSION.set(session_id)
+        return session_id
 
     async def health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"} | self._service.stats())
@@ -87,13 +115,13 @@ class _Routes:
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def models(self, request: web.Request) -> web.Response:
-        """The one model, as clients of OpenAI and of Anthropic read it."""
-        name = self._model["name"]
-        openai = {"id": name, "object": "model", "created": 0, "owned_by": "miles_lite"}
-        anthropic = {"type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
-        page = {"has_more": False, "first_id": name, "last_id": name}
-        return _json({"object": "list", "data": [openai | anthropic]} | page)
+    def listing(self, tell: Callable[[str], dict[str, Any]]) -> Handler:
+        """A handler that tells of the model under the name that the path has, else under its own."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return _json(tell(request.match_info.get("model") or self._model["name"]))
+
+        return handle
 
     async def openapi(self, request: web.Request) -> web.Response:
         return _json(openapi())
@@ -128,39 +156,57 @@ class _Routes:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            session_id = self._session_id(request)
             raw = await self._service.limits.read(request.content)
-            parsed, ask = await self._parsed(request, dialect, raw)
-            call = await self._service.call(_session_id(request), parsed, ask, prefix=dialect.prefix)
-            with call.listener():
+            parsed, ask = await self._parsed(request, session_id, dialect, raw)
+            calls = [
+                await self._service.call(session_id, parsed, ask.choice(number), prefix=dialect.prefix)
+                for number in range(parsed.n)
+            ]
+            with ExitStack() as listening:
+                for call in calls:
+                    listening.enter_context(call.listener())
                 if parsed.stream:
-                    response = await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
+                    response = await Stream(request, parsed, dialect, calls, keep_alive=self._keep_alive).run()
                 else:
-                    response = await _whole(request, dialect.answer(parsed, await call.hear()))
-                    call.deliver()
+                    answers = await together([call.hear() for call in calls])
+                    response = await _whole(request, _said(dialect, parsed, answers))
+                    for call in calls:
+                        call.deliver()
             if not ask.heavy:
-                self._service.saw(_session_id(request), raw, parsed)
+                self._service.saw(session_id, raw, parsed)
             return response
 
         return handle
 
-    async def count_tokens(self, request: web.Request) -> web.Response:
-        raw = await self._service.limits.read(request.content)
-        parsed, ask = await self._parsed(request, _MESSAGES, raw)
-        tokens = await self._service.count_tokens(_session_id(request), parsed, heavy=ask.heavy)
-        return _json({"input_tokens": tokens})
+    def counting(self, dialect: Dialect) -> Handler:
+        """A handler that counts the tokens of a prompt."""
 
-    async def _parsed(self, request: web.Request, dialect: Dialect, raw: bytes) -> tuple[ChatRequest, Ask]:
-        held, bodies = self._service.held(_session_id(request))
+        async def handle(request: web.Request) -> web.StreamResponse:
+            session_id = self._session_id(request)
+            raw = await self._service.limits.read(request.content)
+            parsed, ask = await self._parsed(request, session_id, dialect, raw)
+            return _json(dialect.counted(await self._service.count_tokens(session_id, parsed, heavy=ask.heavy)))
+
+        return handle
+
+    async def _parsed(
+        self, request: web.Request, session_id: str, dialect: Dialect, raw: bytes
+    ) -> tuple[ChatRequest, Ask]:
+        held, bodies = self._service.held(session_id)
         known = bodies.known(raw)
         ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
 
         def parse() -> ChatRequest:
             body = _object(raw, lambda data: bodies.read(data, known))
-            parsed = dialect.parse(body, held=held)
+            address = dialect.addressed(request.match_info, request.query)
+            parsed = dialect.parse({**body, **address} if address else body, held=held)
+            self._unknown.meet(parsed.unknown)
             if ask.heavy:
                 self._service.limits.check(parsed)
-                self._service.saw(_session_id(request), raw, parsed)
-            return replace(parsed, agent=agent_name(request.headers, body), hints=hints_of(request.headers))
+                self._service.saw(session_id, raw, parsed)
+            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
+            return replace(parsed, options=self._service.options_read(parsed.options), **who)
 
         return await self._service.off_loop.run(parse, heavy=ask.heavy), ask
 
@@ -193,8 +239,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
     """The error in the shape of the route's dialect."""
-    anthropic = "/v1/messages" in request.path
-    answer = _json((_MESSAGES if anthropic else _CHAT).error(error), status=error.status)
+    dialect = next((dialect for dialect in _SPOKEN if dialect.marks.search(request.path)), _SPOKEN[0])
+    answer = _json(dialect.error(error), status=error.status)
     if cause is not None and "Allow" in cause.headers:
         answer.headers["Allow"] = cause.headers["Allow"]
     return answer
@@ -218,6 +264,13 @@ def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
     if not isinstance(body, dict):
         raise bad_request("the request body must be a JSON object")
     return body
+
+
+def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+    if len(answers) == 1:
+        return dialect.answer(parsed, answers[0])
+    bodies = [dialect.answer(replace(parsed, choice=number), answer) for number, answer in enumerate(answers)]
+    return chat.together(bodies, answers)
 
 
 def _session_id(request: web.Request) -> str:

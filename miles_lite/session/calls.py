@@ -7,15 +7,18 @@ listened for its grace time, by being let go; what was said is kept for late lis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from xxhash import xxh3_128_digest
 
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.exchange import ChatAnswer, Delta
 from miles_lite.session.off_loop import HEAVY_BYTES
 
+T = TypeVar("T")
 OnDelta = Callable[[Delta], Awaitable[None]]
 
 
@@ -32,13 +35,34 @@ class Ask:
     retried: bool = False
     fresh: int = 0
 
+    def choice(self, number: int) -> Ask:
+        """The request for one of several answers to it."""
+        identity = xxh3_128_digest(self.identity + number.to_bytes(2)) if number else self.identity
+        return replace(self, identity=identity)
+
     @property
     def heavy(self) -> bool:
         return self.fresh > HEAVY_BYTES
 
 
+async def together(hearing: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them give; the first that fails ends the others."""
+    if len(hearing) == 1:
+        return [await hearing[0]]
+    tasks = [asyncio.ensure_future(each) for each in hearing]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Call:
-    """A request while it is answered, and until its answer is delivered; `turn` is the number of the turn it made."""
+    """A request while it is answered, and until its answer is delivered; `turn` is the number of the turn it made.
+
+    `prompt_tokens` is 0 until the request has its place.
+    """
 
     def __init__(self, identity: bytes, stamp: Stamp, *, grace: float, release: Callable[[Call], None]) -> None:
         """`release` is told once, when this call need not be remembered any longer. `grace` is in seconds."""
@@ -46,6 +70,7 @@ class Call:
         self.listeners = 0
         self.delivered = False
         self.turn: int | None = None
+        self.prompt_tokens = 0
         self.task: asyncio.Task[ChatAnswer] | None = None
         self._generation: asyncio.Task[Any] | None = None
         self._aborted = False

@@ -24,7 +24,10 @@ Row = tuple[Any, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What an answer has beyond its turn. `identity` is that of the request, `constrained` what it had to be (see
-    `ChatRequest`)."""
+    `ChatRequest`).
+
+    `instructed`: the first message of the turn's path held for this request alone.
+    """
 
     identity: bytes
     answer_id: str
@@ -32,6 +35,7 @@ class Receipt:
     cached_tokens: int
     stop_sequence: str | None
     constrained: str = ""
+    instructed: bool = False
 
     @property
     def stamp(self) -> Stamp:
@@ -87,6 +91,7 @@ def to_row(entry: Entry) -> Row:
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
         "constrained": receipt.constrained,
+        "instructed": receipt.instructed,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -126,6 +131,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
         constrained=known.get("constrained", ""),
+        instructed=known.get("instructed", False),
     )
     return Entry(
         parent=parent,

@@ -28,6 +28,15 @@ def unknown_session(session_id: str) -> ApiError:
     return ApiError(404, f"there is no session {session_id!r}: POST /sessions makes one", code="session_not_found")
 
 
+def unknown_answer(answer_id: str) -> ApiError:
+    return ApiError(
+        400,
+        f"this session gave no answer {answer_id!r}: send the whole conversation",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+
+
 def context_exceeded(limit: int, tokens: int | str) -> ApiError:
     return ApiError(
         400,

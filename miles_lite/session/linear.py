@@ -8,7 +8,7 @@ its stead and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.errors import ApiError
@@ -18,11 +18,14 @@ from miles_lite.tito.messages import Message, text_of
 MAX_ROLLBACK = 1
 """Turns that a request may take back."""
 
+Roles = Callable[[Sequence[Message]], set[str]]
+"""The roles under which messages are printed after a turn."""
+
 _Line = tuple[bytes, str | None]
 
 
-def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: frozenset[str]) -> Place:
-    """Where the request goes on with its agent's line. `allowed` are the roles that may be appended.
+def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: frozenset[str], roles: Roles) -> Place:
+    """Where the request goes on with its agent's line. `allowed` are the `roles` that may be appended.
 
     Raises ApiError 400 for a request that takes back more than one turn, or appends another role.
     """
@@ -40,15 +43,15 @@ def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: f
             code="rollback_failed",
         )
     if turn is not None:
-        check_roles(messages, matched, allowed)
+        check_roles(messages, matched, allowed, roles)
     return tree.after(turn, messages, matched, caller)
 
 
-def check_roles(messages: Sequence[Message], start: int, allowed: frozenset[str]) -> None:
+def check_roles(messages: Sequence[Message], start: int, allowed: frozenset[str], roles: Roles) -> None:
     """Raises ApiError 400 when messages from `start` on have another role."""
     for index in range(start, len(messages)):
         role = messages[index]["role"]
-        if ("system" if role == "developer" else role) not in allowed:
+        if not roles(messages[index : index + 1]) <= allowed:
             raise ApiError(
                 400,
                 f"messages[{index}]: the role {role} cannot be appended, allowed={sorted(allowed)} "

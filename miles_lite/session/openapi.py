@@ -1,11 +1,14 @@
 """The OpenAPI document of a session server, at /openapi.json.
 
-Invariant: every route that exists is here, with the statuses it answers; bodies name the fields that are checked.
+Invariant: every route that exists is here, with the statuses it answers; bodies name the fields that are checked. What
+is below a session is also at the root, for those whose key says which session is meant.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from miles_lite.session.dialects.chat import MAX_CHOICES
 
 Schema = dict[str, Any]
 
@@ -27,7 +30,6 @@ def openapi() -> dict[str, Any]:
             "/health": {"get": _operation("Counters of the server")},
             "/metrics": {"get": _operation("Counters, as Prometheus reads them", kind="text/plain")},
             "/openapi.json": {"get": _operation("This document")},
-            "/v1/models": {"get": _operation("The model")},
             "/sessions": {
                 "post": _operation("Open a session", _object(sampling=_SAMPLING), refusals=("400", "401", "413"))
             },
@@ -44,11 +46,8 @@ def openapi() -> dict[str, Any]:
                 "parameters": [_SESSION],
                 "post": _samples(),
             },
-            "/sessions/{session_id}/v1/models": {"parameters": [_SESSION], "get": _operation("The model")},
-            "/sessions/{session_id}/v1/chat/completions": _turn("OpenAI chat completions", _CHAT),
-            "/sessions/{session_id}/v1/responses": _turn("OpenAI Responses", _RESPONSES),
-            "/sessions/{session_id}/v1/messages": _turn("Anthropic Messages", _MESSAGES),
-            "/sessions/{session_id}/v1/messages/count_tokens": _turn("Tokens of a prompt", _MESSAGES, streams=False),
+            **_spoken("/sessions/{session_id}", [_SESSION]),
+            **_spoken("", []),
         },
     }
 
@@ -66,6 +65,13 @@ def _one_of(*values: str) -> Schema:
 
 
 _SESSION: Schema = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_MODEL: Schema = {
+    "name": "model",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[\\w.-]+$"},
+}
+_ALT: Schema = {"name": "alt", "in": "query", "schema": {"type": "string", "enum": ["sse", "json"]}}
 _REPEATS: tuple[Schema, ...] = (
     {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}},
     {"name": "X-Stainless-Retry-Count", "in": "header", "schema": {"type": "integer", "minimum": 0}},
@@ -82,7 +88,7 @@ _CHAT = _object(
         _object(
             "role",
             "content",
-            role=_one_of("system", "developer", "user", "assistant", "tool"),
+            role=_one_of("system", "developer", "user", "assistant", "tool", "function"),
             content=_TEXT,
             reasoning_content=_TEXT,
             tool_call_id=_TEXT,
@@ -93,6 +99,8 @@ _CHAT = _object(
         )
     ),
     tools={"type": "array", "items": _object("function", type=_one_of("function"), function=_FUNCTION)},
+    functions={"type": "array", "items": _FUNCTION},
+    function_call={"anyOf": [_one_of("auto", "none"), _object("name", name=_TEXT)]},
     tool_choice={
         "anyOf": [
             _one_of("auto", "none", "required"),
@@ -104,7 +112,7 @@ _CHAT = _object(
     max_tokens=_COUNT,
     max_completion_tokens=_COUNT,
     stop=_STOP,
-    n={"type": "integer", "enum": [1]},
+    n={"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     logprobs=_FLAG,
     stream_options=_object(include_usage=_FLAG),
     chat_template_kwargs=_ANYTHING,
@@ -118,7 +126,7 @@ _RESPONSES = _object(
             _TEXT,
             _list(
                 _object(
-                    type=_one_of("message", "function_call", "function_call_output", "reasoning"),
+                    type=_one_of("message", "function_call", "function_call_output", "custom_tool_call", "reasoning"),
                     role=_one_of("user", "system", "developer", "assistant"),
                     content=_TEXT,
                     call_id=_TEXT,
@@ -130,9 +138,17 @@ _RESPONSES = _object(
         ]
     },
     instructions=_TEXT,
+    previous_response_id=_TEXT,
     tools={
         "type": "array",
-        "items": _object("type", "name", type=_one_of("function"), name=_TEXT, parameters=_ANYTHING),
+        "items": _object(
+            "type",
+            "name",
+            type=_one_of("function", "custom", "namespace"),
+            name=_TEXT,
+            parameters=_ANYTHING,
+            tools={"type": "array", "items": _object("type", "name", type=_one_of("function", "custom"), name=_TEXT)},
+        ),
     },
     tool_choice={
         "anyOf": [
@@ -181,6 +197,45 @@ _MESSAGES = _object(
 )
 
 
+_PART = _object(
+    text=_TEXT,
+    thought=_FLAG,
+    functionCall=_object("name", id=_TEXT, name=_TEXT, args=_ANYTHING),
+    functionResponse=_object("name", id=_TEXT, name=_TEXT, response=_ANYTHING),
+)
+_CONTENT = _object("parts", role=_one_of("user", "model"), parts=_list(_PART))
+_GOOGLE = _object(
+    "contents",
+    contents=_list(_CONTENT),
+    systemInstruction=_CONTENT,
+    tools=_list(
+        _object(
+            functionDeclarations=_list(
+                _object("name", name=_TEXT, description=_TEXT, parameters=_ANYTHING, parametersJsonSchema=_ANYTHING)
+            )
+        )
+    ),
+    toolConfig=_object(
+        functionCallingConfig=_object(
+            mode=_one_of("AUTO", "ANY", "NONE", "VALIDATED"), allowedFunctionNames={"type": "array", "items": _TEXT}
+        )
+    ),
+    generationConfig=_object(
+        maxOutputTokens=_COUNT,
+        stopSequences=_STOP,
+        temperature=_NUMBER,
+        topP=_NUMBER,
+        topK={"type": "integer"},
+        seed={"type": "integer"},
+        responseMimeType=_one_of("text/plain", "application/json"),
+        responseSchema=_ANYTHING,
+        responseJsonSchema=_ANYTHING,
+        responseLogprobs=_FLAG,
+        thinkingConfig=_object(includeThoughts=_FLAG, thinkingBudget={"type": "integer"}, thinkingLevel=_TEXT),
+    ),
+)
+
+
 def _operation(
     summary: str, body: Schema | None = None, *, refusals: tuple[str, ...] = (), kind: str = "application/json"
 ) -> Schema:
@@ -215,9 +270,32 @@ def _samples() -> Schema:
     )
 
 
-def _turn(summary: str, body: Schema, *, streams: bool = True) -> Schema:
+def _spoken(at: str, session: list[Schema]) -> dict[str, Any]:
+    """The routes of all dialects at a place."""
+    google, named = f"{at}/v1beta/models/{{model}}", [*session, _MODEL]
+    return {
+        f"{at}/v1/models": _got("The model", session),
+        f"{at}/v1/models/{{model}}": _got("The model, under any name", named),
+        f"{at}/v1beta/models": _got("The model, for clients of Google", session),
+        google: _got("The model, under any name, for clients of Google", named),
+        f"{at}/v1/chat/completions": _turn("OpenAI chat completions", _CHAT, session),
+        f"{at}/v1/responses": _turn("OpenAI Responses", _RESPONSES, session),
+        f"{at}/v1/messages": _turn("Anthropic Messages", _MESSAGES, session),
+        f"{at}/v1/messages/count_tokens": _turn("Tokens of a prompt", _MESSAGES, session, streams=False),
+        f"{google}:generateContent": _turn("Google generateContent", _GOOGLE, named),
+        f"{google}:streamGenerateContent": _turn("Google streamGenerateContent", _GOOGLE, [*named, _ALT]),
+        f"{google}:countTokens": _turn("Tokens of a prompt", _GOOGLE, named, streams=False),
+    }
+
+
+def _got(summary: str, parameters: list[Schema]) -> Schema:
+    refusals = ("401",) if _SESSION in parameters else ()
+    return {"parameters": parameters, "get": _operation(summary, refusals=refusals)}
+
+
+def _turn(summary: str, body: Schema, parameters: list[Schema], *, streams: bool = True) -> Schema:
     made = _operation(summary, body, refusals=("400", "401", "404", "413", "502", "503"))
     made["requestBody"]["required"] = True
     if streams:
         made["responses"]["200"]["content"]["text/event-stream"] = {}
-    return {"parameters": [_SESSION, *(_REPEATS if streams else ())], "post": made}
+    return {"parameters": [*parameters, *(_REPEATS if streams else ())], "post": made}

@@ -45,7 +45,8 @@ class Placer:
         """Raises ApiError 400 for what the template or the policy refuses, and for what is far too long."""
         caller = caller_of(request.agent, request.tools, request.options)
         if self._linear:
-            place = linear.place(tree, request.messages, caller, allowed=self._roles)
+            roles = partial(self._tito.roles, options=request.options)
+            place = linear.place(tree, request.messages, caller, allowed=self._roles, roles=roles)
         else:
             place = tree.attach(request.messages, caller)
         try:
@@ -67,7 +68,7 @@ class Placer:
         reason = "diverged" if tree.turns else "first"
         if place.turn is not None:
             appended = request.messages[place.matched :]
-            roles = {"system" if message["role"] == "developer" else message["role"] for message in appended}
+            roles = self._tito.roles(appended, request.options)
             if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
                     history = History(place.turn.reply, partial(tree.history, place.turn))

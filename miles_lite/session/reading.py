@@ -16,7 +16,7 @@ import numpy as np
 
 from miles_lite.json_object import first_object
 from miles_lite.session.calls import Call, OnDelta
-from miles_lite.session.engine_calls import Enough, Generation, OnTokens
+from miles_lite.session.engine_calls import Generation, OnTokens
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, message_of
 from miles_lite.session.placing import Placed
@@ -24,6 +24,8 @@ from miles_lite.session.sampling import Sampling
 from miles_lite.session.tree import Output, Turn, pack_spans, pack_tokens
 from miles_lite.tito import ReplyStream, Tito
 from miles_lite.tito.reasoning import hold_back
+
+Enough = Callable[[np.ndarray], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +43,9 @@ class Reader:
         self._tito = tito
 
     def watcher(self, request: ChatRequest, prompt: Prompt, on_delta: OnDelta) -> OnTokens:
-        """Takes ids so far, and tells what can be shown of them."""
+        """Takes ids so far, tells what can be shown of them, and whether they suffice."""
         stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
-        return _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
-
-    def enough(self, request: ChatRequest, prompt: Prompt) -> Enough | None:
-        """Finds the token that completes the reply's first JSON object, for requests that stop there."""
-        if not request.stops_at_object:
-            return None
-
-        def complete(ids: np.ndarray) -> bool:
-            text, tools = self._tito.encoder.decode(ids), request.callable_tools
-            reply = self._tito.parser.parse(text, tools=tools, in_reasoning=prompt.suffix.opens_reasoning)
-            return first_object(reply.content) is not None
-
-        return _first_that(self._tito, complete)
+        return _watcher(self._tito, stream, on_delta, prompt.sampling.stop, self._enough(request, prompt))
 
     def entry(
         self, request: ChatRequest, prompt: Prompt, generation: Generation, *, started: float, call: Call
@@ -81,8 +71,10 @@ class Reader:
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
                 constrained=request.constrained,
+                instructed=request.instructed,
             ),
-            counts=_counts_of(prompt, generation),
+            counts=_counts_of(prompt, generation)
+            | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
         )
 
     def told(self, request: ChatRequest, turn: Turn, receipt: Receipt) -> ChatAnswer:
@@ -101,6 +93,18 @@ class Reader:
             logprobs=self._token_logprobs(output) if request.logprobs else None,
             stop_sequence=receipt.stop_sequence,
         )
+
+    def _enough(self, request: ChatRequest, prompt: Prompt) -> Enough:
+        """Finds the token that completes the reply's first JSON object, for requests that stop there."""
+        if not request.stops_at_object:
+            return lambda ids: None
+
+        def complete(ids: np.ndarray) -> bool:
+            text, tools = self._tito.encoder.decode(ids), request.callable_tools
+            reply = self._tito.parser.parse(text, tools=tools, in_reasoning=prompt.suffix.opens_reasoning)
+            return first_object(reply.content) is not None
+
+        return _first_that(self._tito, complete)
 
     def _read(self, generation: Generation) -> tuple[int | None, str]:
         """(the stop token if it was sampled, the text without what stopped it)."""
@@ -142,6 +146,8 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
         "calls_rewritten": prompt.place.rewritten,
+        "system_joined": prompt.suffix.joined,
+        "system_placed": prompt.suffix.placed,
     }
 
 
@@ -159,7 +165,7 @@ def _first_that(tito: Tito, complete: Callable[[np.ndarray], bool]) -> Enough:
     return enough
 
 
-def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]) -> OnTokens:
+def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str], enough: Enough) -> OnTokens:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string.
 
     Engines stop at control tokens that the model folder does not name, so that any of them waits for the next token.
@@ -167,12 +173,15 @@ def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str
     written = tito.encoder.stream()
     last = tito.stop_ids.union(tito.encoder.control.values())
 
-    async def watch(ids: np.ndarray) -> None:
+    async def watch(ids: np.ndarray) -> int | None:
+        kept = enough(ids)
+        ids = ids[:kept]
         text = written.feed(ids[:-1] if ids[-1] in last else ids)
         for stop in stops:
             text = text.partition(stop)[0]
         new = stream.feed(hold_back(text, *stops))
         if delta := Delta(new.reasoning, new.content):
             await on_delta(delta)
+        return kept
 
     return watch

@@ -11,7 +11,7 @@ from typing import Any
 
 from miles_lite.session.errors import bad_request, context_exceeded
 
-_NUMBERS = {
+NUMBERS = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -57,7 +57,7 @@ def resolve(
     room = context_length - prompt_tokens
     if room < 1:
         raise context_exceeded(context_length, prompt_tokens)
-    client = {_NUMBERS[name]: _number(body, name) for name in _NUMBERS if body.get(name) is not None}
+    client = {NUMBERS[name]: _number(body, name) for name in NUMBERS if body.get(name) is not None}
     params = {"temperature": 1.0} | dict(run)
     overridden = 0
     if client_chooses or not run:
@@ -86,7 +86,7 @@ def check_run(sampling: Any) -> dict[str, Any]:
         return {}
     if not isinstance(sampling, dict):
         raise bad_request("sampling must be an object", param="sampling")
-    for name in _NUMBERS.values():
+    for name in NUMBERS.values():
         if sampling.get(name) is not None:
             _number(sampling, name, path="sampling.")
     _limit(sampling, "max_new_tokens", path="sampling.")

@@ -102,9 +102,10 @@ class SessionServer:
             await self.service.open()
             app = build_app(
                 self.service,
-                model=fingerprint(spec.model_path),
+                model=fingerprint(spec.model_path, template=spec.options.chat_template_path),
                 keys=await self._keys(journal),
                 keep_alive=spec.keep_alive_seconds,
+                options=spec.options,
             )
             runner = web.AppRunner(
                 app, access_log=None, logger=server_log(__name__), handler_cancellation=True, shutdown_timeout=2.0
@@ -164,17 +165,24 @@ def journal_path(spec: SessionSpec) -> Path | None:
     return folder / f"sessions-{spec.index}.sqlite"
 
 
+NAME_A_PARSER = "name the parsers by --sglang-reasoning-parser and --sglang-tool-call-parser"
+
+
 def load_tito(spec: SessionSpec) -> Tito:
     """The model's text, with the declared roles proved. Raises UserError."""
     options = spec.options
-    return Tito.load(
+    tito = Tito.load(
         spec.model_path,
         append_roles=options.tito_allowed_append_roles,
         family=options.tito_model,
+        chat_template=options.chat_template_path,
         reasoning_parser=spec.reasoning_parser,
         tool_call_parser=spec.tool_call_parser,
         longest=spec.context_length,
     )
+    if tito.flaw:
+        log.warning("replies are not read as this model writes them: %s; %s", tito.flaw, NAME_A_PARSER)
+    return tito
 
 
 def listen(spec: SessionSpec) -> socket.socket:

@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +146,10 @@ class Service:
         session = self._sessions.peek(session_id)
         return ([], Bodies()) if session is None else (session.tree.sent(), session.bodies)
 
+    def options_read(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of a request's template options that the template reads; the others change nothing."""
+        return self._tito.options_read(options)
+
     def saw(self, session_id: str, raw: bytes, request: ChatRequest) -> None:
         """`raw` said `request`, and the session's next body may begin like it."""
         session = self._sessions.peek(session_id)
@@ -175,6 +180,7 @@ class Service:
         `prefix` begins the id of a fresh answer. Raises ApiError 404 when the session was deleted.
         """
         session = await self._sessions.obtain(session_id)
+        request = session.said_before(request)
         call = session.retries.call_of(ask)
         if call is not None:
             self._count(session, retries_joined=1)
@@ -188,13 +194,14 @@ class Service:
             call.run(self._answer(session, call, request, ask))
         else:
             self._count(session, retries_replayed=1)
-            call.turn = turn.number
+            call.turn, call.prompt_tokens = turn.number, turn.end - turn.output.size
             call.tell(self._reader.told(request, turn, receipt))
         return call
 
     async def _answer(self, session: Session, call: Call, request: ChatRequest, ask: Ask) -> ChatAnswer:
         """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
         prompt = self._sampled(session, request, await self._placed(session.tree, request, heavy=ask.heavy))
+        call.prompt_tokens = prompt.tokens
         superseded = session.retries.superseded_by(ask, _alike(session, prompt, request))
         started = time.time()
         try:
@@ -255,7 +262,7 @@ class Service:
         return Prompt(place, suffix, sampling, text)
 
     async def _generate(self, session: Session, call: Call, prompt: Prompt, request: ChatRequest) -> Generation:
-        watcher = self._reader.watcher(request, prompt, call.say) if request.stream else None
+        watcher = self._reader.watcher(request, prompt, call.say) if request.stream or request.stops_at_object else None
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(
                 prompt.text,
@@ -263,7 +270,6 @@ class Service:
                 tokens=prompt.tokens,
                 key=session.session_id,
                 on_tokens=watcher,
-                enough=self._reader.enough(request, prompt),
                 experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from sys import getsizeof
 from typing import Any
 
@@ -21,7 +21,8 @@ from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
 from miles_lite.session.calls import Call
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.errors import journal_failed, unknown_session
+from miles_lite.session.errors import journal_failed, unknown_answer, unknown_session
+from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
@@ -76,6 +77,18 @@ class Session:
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
+
+    def said_before(self, request: ChatRequest) -> ChatRequest:
+        """The request with the conversation before it, when it names the answer it follows. Raises ApiError 400."""
+        if request.after is None:
+            return request
+        turns = (turn for turn in reversed(self.tree.turns) if self.receipts[turn.number].answer_id == request.after)
+        turn = next(turns, None)
+        if turn is None:
+            raise unknown_answer(request.after)
+        before = self.tree.history(turn)[self.receipts[turn.number].instructed :]
+        head = int(request.instructed)
+        return replace(request, messages=[*request.messages[:head], *before, *request.messages[head:]])
 
 
 class Sessions:

@@ -94,9 +94,8 @@ def appender(tito: Tito) -> Append:
     def append(
         history: Sequence[Message], messages: Sequence[Message], stop: int | None, caller: Caller
     ) -> Suffix | None:
-        roles = {"system" if message["role"] == "developer" else message["role"] for message in messages}
         options = caller.options or {}
-        if not tito.proved(sorted(roles), options):
+        if not tito.proved(sorted(tito.roles(messages, options)), options):
             return None
         try:
             return tito.append(history, messages, stop=stop, tools=caller.tools, options=options)

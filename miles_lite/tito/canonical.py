@@ -9,7 +9,7 @@ Invariant: frames and replies, end to end, are the plain render; where the two r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -18,6 +18,9 @@ from miles_lite.tito.render import RenderError
 from miles_lite.tito.short import short_history
 from miles_lite.tito.suffix import Cut, SuffixError, in_arguments, in_content
 from miles_lite.tito.tito import Tito
+
+PROMPT_END = 16
+"""Tokens at the end of a prompt among which its generation prompt is looked for."""
 
 
 class CompareError(ValueError):
@@ -68,7 +71,9 @@ def canonical(
     A reply begins after the assistant header of its turn. Where the template prints none (some go on after a tool
     result), it begins after as many control tokens as the session's own frame, of `frames`, holds.
     """
-    shaped = [normalise(message, tito.form) for message in messages]
+    arranged = tito.arranged(messages, options, begins=True)
+    shaped = [normalise(message, tito.form) for message in arranged.messages]
+    sampled = [replace(each, message=each.message - arranged.joined) for each in sampled]
     plain, mark = _render(tito, shaped, tools, options, open_turn)
     anchored, anchors = _anchored(tito, shaped, sampled, tools, options, open_turn)
     header = opening_of(tito, options).header
@@ -122,6 +127,27 @@ def without_reasoning(tito: Tito, frame: list[int], opening: Opening) -> tuple[l
     if size and tito.encoder.decode(frame[-size:]) == opening.reasoning:
         return frame[:-size], frame[-size:]
     return frame, []
+
+
+def written(
+    tito: Tito, messages: Sequence[Message], prompt: Sequence[int], *, tools: Tools | None, options: Mapping[str, Any]
+) -> str:
+    """What a model writes after `prompt`, the ids of all messages but the last, to be printed as the last.
+
+    Raises CompareError, RenderError.
+    """
+    size = len(prompt)
+    frame = without_reasoning(tito, list(map(int, prompt)), opening_of(tito, options))[0]
+    reply = Sampled(len(messages) - 1, size, size)
+    printed = canonical(tito, messages, [reply], [frame], tools=tools, options=options, open_turn=False)
+    return beyond(tito, prompt, printed.replies[-1]).replace(printed.mark, "")
+
+
+def beyond(tito: Tito, prompt: Sequence[int], reply: str) -> str:
+    """The reply without what the end of its prompt has said of it already."""
+    end = tito.encoder.decode(list(map(int, prompt[-PROMPT_END:])))
+    said = next((size for size in range(len(reply), 0, -1) if end.endswith(reply[:size])), 0)
+    return reply[said:]
 
 
 def _between(plain: str, frames: Sequence[str], sampled: Sequence[Sampled]) -> Iterator[str]:

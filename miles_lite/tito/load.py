@@ -42,6 +42,15 @@ def load_model_text(folder: str | Path) -> ModelText:
     return ModelText(tokenizer, template or None, variables, stops, _read_json(path / "config.json").get("model_type"))
 
 
+def read_template(path: str | Path, *, flag: str) -> str:
+    """A chat template's text. Raises UserError."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{flag} {path}: cannot be read: {reason}") from error
+
+
 def no_template(path: str | Path) -> UserError:
     return UserError(
         f"model folder {path} has no chat template: add chat_template.jinja, or a chat_template entry in "

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
@@ -36,7 +36,10 @@ class Renderer(Protocol):
 
 
 class JinjaRenderer:
-    """A chat template in the sandbox that Hugging Face gives it: same filters, globals, and white space rules."""
+    """A chat template in the sandbox that Hugging Face gives it: same filters, globals, and white space rules.
+
+    `reads` are the variables that it takes from outside.
+    """
 
     def __init__(self, template: str, *, variables: Mapping[str, Any] | None = None) -> None:
         """`variables` are what a tokenizer adds, such as bos_token. Raises RenderError when it does not compile."""
@@ -44,6 +47,7 @@ class JinjaRenderer:
         self.variables = dict(variables or {})
         try:
             self._compiled = environment().from_string(template)
+            self.reads = frozenset(meta.find_undeclared_variables(environment().parse(template)))
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}") from error
 

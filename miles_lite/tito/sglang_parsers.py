@@ -14,7 +14,7 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +46,9 @@ _MARKS: Mapping[str, Marks] = MappingProxyType(
     }
 )
 """Of detectors that do not name one mark that begins every call. Empty: the whole content is theirs to read."""
+
+_NEEDS_TEMPLATE = "response_template"
+"""A detector that SGLang makes out of a model's own response template."""
 
 _PLAIN = ("granite_thinking_parser", "minimax-m3")
 """They differ from the detector that knows two tags only under options that are never given here."""
@@ -113,44 +116,80 @@ class SGLangReasoning:
 
 def load_sglang_parser(*, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
     """Raises UserError when SGLang is not installed or knows no parser of that name."""
-    _open_light_route()
-    reasoning_module = importlib.import_module("sglang.srt.parser.reasoning_parser")
-    calls_module = importlib.import_module("sglang.srt.function_call.function_call_parser")
-    tool = importlib.import_module("sglang.srt.entrypoints.openai.protocol").Tool
+    found = _SGLang.load()
     for flag, name, known in (
-        ("--sglang-reasoning-parser", reasoning, reasoning_module.ReasoningParser.DetectorMap),
-        ("--sglang-tool-call-parser", tool_calls, calls_module.FunctionCallParser.ToolCallParserEnum),
+        ("--sglang-reasoning-parser", reasoning, found.reasoning_names),
+        ("--sglang-tool-call-parser", tool_calls, found.call_names),
     ):
         if name is not None and name not in known:
             raise UserError(f"{flag} {name}: this SGLang knows {', '.join(sorted(known))}")
-    thoughts = _reasoning(reasoning, reasoning_module, with_calls=tool_calls is not None) if reasoning else None
-    return ReplyParser(thoughts, _calls(tool_calls, calls_module, tool) if tool_calls else None)
+    thoughts = found.reasoning(reasoning, with_calls=tool_calls is not None) if reasoning else None
+    return ReplyParser(thoughts, found.calls(tool_calls) if tool_calls else None)
 
 
-def _reasoning(name: str, module: Any, *, with_calls: bool) -> Reasoning:
-    if name == "minimax-append-think":
-        return AppendThink(name)
-    kind, base = module.ReasoningParser.DetectorMap[name], module.BaseReasoningFormatDetector
-    inherits = getattr(kind, "detect_and_parse", None) is base.detect_and_parse
-    if not (name in _PLAIN or inherits):
-        return SGLangReasoning(name, module, with_calls)
-    detector = module.ReasoningParser(name).detector
-    return Thoughts(
-        opens=detector.think_start_token + detector.think_start_self_label,
-        closes=detector.think_end_token,
-        ends=detector.tool_start_token or None,
-        always=bool(detector._in_reasoning),
-        name=name,
-    )
+def every_sglang_parser(reasoning: Reasoning | None, *, first: str | None) -> Iterator[ReplyParser]:
+    """Each form of tool calls with `reasoning`, and with SGLang's reasoning parser of the same name if there is one.
+
+    The form of the name `first` comes first.
+    """
+    found = _SGLang.load()
+    for name in sorted(found.call_names - {_NEEDS_TEMPLATE}, key=lambda name: name != first):
+        calls = found.calls(name)
+        yield ReplyParser(reasoning, calls)
+        if name in found.reasoning_names:
+            yield ReplyParser(found.reasoning(name, with_calls=True), calls)
 
 
-def _calls(name: str, module: Any, tool: Any) -> Calls:
-    marks = _MARKS.get(name)
-    if marks is None:
-        detector = module.FunctionCallParser.ToolCallParserEnum[name]()
-        mark = getattr(detector, "bot_token", "") or getattr(detector, "tool_call_start_token", "")
-        marks = Marks((mark,)) if mark and detector.has_tool_call(mark) else Marks()
-    return SGLangCalls(name, marks, module, tool)
+@dataclass(frozen=True, slots=True)
+class _SGLang:
+    """SGLang's modules."""
+
+    _reasoning_module: Any
+    _calls_module: Any
+    _tool: Any
+
+    @classmethod
+    def load(cls) -> _SGLang:
+        """Raises UserError when SGLang is not installed."""
+        _open_light_route()
+        return cls(
+            importlib.import_module("sglang.srt.parser.reasoning_parser"),
+            importlib.import_module("sglang.srt.function_call.function_call_parser"),
+            importlib.import_module("sglang.srt.entrypoints.openai.protocol").Tool,
+        )
+
+    @property
+    def reasoning_names(self) -> frozenset[str]:
+        return frozenset(self._reasoning_module.ReasoningParser.DetectorMap)
+
+    @property
+    def call_names(self) -> frozenset[str]:
+        return frozenset(self._calls_module.FunctionCallParser.ToolCallParserEnum)
+
+    def reasoning(self, name: str, *, with_calls: bool) -> Reasoning:
+        if name == "minimax-append-think":
+            return AppendThink(name)
+        module = self._reasoning_module
+        kind, base = module.ReasoningParser.DetectorMap[name], module.BaseReasoningFormatDetector
+        inherits = getattr(kind, "detect_and_parse", None) is base.detect_and_parse
+        if not (name in _PLAIN or inherits):
+            return SGLangReasoning(name, module, with_calls)
+        detector = module.ReasoningParser(name).detector
+        return Thoughts(
+            opens=detector.think_start_token + detector.think_start_self_label,
+            closes=detector.think_end_token,
+            ends=detector.tool_start_token or None,
+            always=bool(detector._in_reasoning),
+            name=name,
+        )
+
+    def calls(self, name: str) -> Calls:
+        marks = _MARKS.get(name)
+        if marks is None:
+            detector = self._calls_module.FunctionCallParser.ToolCallParserEnum[name]()
+            mark = getattr(detector, "bot_token", "") or getattr(detector, "tool_call_start_token", "")
+            marks = Marks((mark,)) if mark and detector.has_tool_call(mark) else Marks()
+        return SGLangCalls(name, marks, self._calls_module, self._tool)
 
 
 def _open_light_route() -> None:

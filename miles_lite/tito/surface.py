@@ -31,13 +31,15 @@ class Verdict:
 class AppendSurface:
     """Verdicts per role, how plain turns are closed, what opens a reply, template options found or given.
 
-    `join` is None when the template closes no turn in a way that can be continued; then no role is proved.
+    `join` is None when the template closes no turn in a way that can be continued; then no role is proved. `joins`: of
+    several system messages at the beginning it does not print each in its place, so that they are joined.
     """
 
     roles: Mapping[str, Verdict]
     join: Join | None
     opening: str
     kwargs: Mapping[str, Any]
+    joins: bool = False
 
     def proved(self, roles: Sequence[str]) -> bool:
         return all(role in self.roles and self.roles[role].law is None for role in roles)
@@ -73,6 +75,8 @@ class AppendSurface:
             lines.append(f"  {role:<10} {state:<8} {context:<8} {_short(remark)}".rstrip())
         closing = "-" if self.join is None else repr(self.join.closing)
         lines.append(f"  a turn closes with {closing} ({self._kind()}); a reply opens with {self.opening!r}")
+        if self.joins:
+            lines.append("  several system messages at the beginning are joined into one")
         if self.kwargs:
             lines.append("  template options: " + ", ".join(f"{name}={value}" for name, value in self.kwargs.items()))
         return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError
+from miles_lite.tito.arrange import Arranged, arrange, needed, role_of
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
-from miles_lite.tito.families import Family, family_named, family_of_type, parsers_for, sglang_installed
+from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.guard import Edges, Guard
-from miles_lite.tito.load import ModelText, load_model_text, no_template
+from miles_lite.tito.load import ModelText, load_model_text, no_template, read_template
 from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
@@ -37,17 +38,23 @@ NO_OPTIONS: Mapping[str, Any] = {}
 class Suffix:
     """What a turn adds to the context: int32 `ids`, after the last `drop` sampled tokens of the turn before are cut.
 
-    `opens_reasoning`: the generation prompt has begun the reasoning, so the reply starts inside it.
+    `opens_reasoning`: the generation prompt has begun the reasoning, so the reply starts inside it. So many system
+    messages were `joined` into the first one, or `placed` as messages of the user.
     """
 
     ids: np.ndarray
     drop: int = 0
     opens_reasoning: bool = False
+    joined: int = 0
+    placed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tito:
-    """One model's text: how to print it, encode it, append to it and read its replies."""
+    """One model's text: how to print it, encode it, append to it and read its replies.
+
+    `flaw` says what the parser does not read of the template's own print, if there is something.
+    """
 
     encoder: Encoder
     renderer: Renderer
@@ -57,6 +64,7 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
+    flaw: str = ""
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,17 +77,21 @@ class Tito:
         *,
         append_roles: Sequence[str] = ("tool",),
         family: str = "auto",
+        chat_template: str | Path | None = None,
         reasoning_parser: str | None = None,
         tool_call_parser: str | None = None,
         longest: int | None = None,
     ) -> Tito:
         """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
 
-        Text that is far too long for `longest` tokens is not encoded to its end (TooLongError).
-
+        `chat_template` is a file that takes the place of the folder's template. Text that is far too long for `longest`
+        tokens is not encoded to its end (TooLongError).
         A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
         """
         text = load_model_text(folder)
+        if chat_template is not None:
+            text = replace(text, template=read_template(chat_template, flag="--chat-template-path"))
+            folder = chat_template
         row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
         try:
             encoder, renderer = Encoder(text.tokenizer, longest=longest), _renderer(text, row, folder)
@@ -89,8 +101,25 @@ class Tito:
                 raise
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
         check_roles(surface, append_roles, folder)
-        parser = choose_parser(text.template or "", row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
-        return cls(encoder, renderer, form, surface, parser, text.stop_ids, ShortContexts(renderer))
+        from miles_lite.tito.prove import choose_parser
+
+        template = text.template or ""
+        tito = cls(encoder, renderer, form, surface, parser_for(template), text.stop_ids, ShortContexts(renderer))
+        proof = choose_parser(tito, template, row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
+        return replace(tito, parser=proof.parser, flaw=proof.flaw)
+
+    def table(self) -> str:
+        """The append surface and how replies are read, for people."""
+        names = [part.name for part in (self.parser.reasoning, self.parser.calls) if part is not None]
+        reading = f"  replies are read by: {', '.join(names) or 'nothing, all of it is content'}"
+        return f"{self.surface.table()}\n{reading}" + (f"\n  NOT READ: {self.flaw}" if self.flaw else "")
+
+    def options_read(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those that the renderer reads: the others would be verified for nothing."""
+        reads: frozenset[str] | None = getattr(self.renderer, "reads", None)
+        if not options or reads is None or options.keys() <= reads:
+            return options
+        return {name: value for name, value in options.items() if name in reads}
 
     def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
         """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
@@ -109,6 +138,22 @@ class Tito:
         except RenderError:
             return False
 
+    def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
+        """The roles under which messages are printed after a turn; that of system messages is the surface's."""
+        if not needed(appended, begins=False):
+            return {str(message["role"]) for message in appended}
+        try:
+            surface = self.surface_for(options)
+        except RenderError:
+            surface = self.surface
+        return {role_of(message, surface) for message in appended}
+
+    def arranged(self, messages: Sequence[Message], options: Mapping[str, Any], *, begins: bool) -> Arranged:
+        """The messages as the template takes them; `begins`: they begin the conversation. Raises RenderError."""
+        if not needed(messages, begins=begins):
+            return Arranged(messages)
+        return arrange(messages, self.surface_for(options), begins=begins)
+
     def first(
         self,
         messages: Sequence[Message],
@@ -118,12 +163,14 @@ class Tito:
         open_turn: bool = True,
     ) -> Suffix:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
-        shaped = [normalise(message, self.form) for message in messages]
+        arranged = self.arranged(messages, options, begins=True)
+        shaped = [normalise(message, self.form) for message in arranged.messages]
         merged = {**self.surface.kwargs, **options}
         (shaped, tools, values), mark = self.guard((shaped, tools, list(merged.values())))
         merged = dict(zip(merged, values, strict=True))
         text = self.renderer.render(shaped, tools=tools, open_turn=open_turn, options=merged)
-        return Suffix(self.encoder.encode(text, mark=mark), 0, _opens_reasoning(text))
+        ids = self.encoder.encode(text, mark=mark)
+        return Suffix(ids, 0, _opens_reasoning(text), arranged.joined, arranged.placed)
 
     def append(
         self,
@@ -143,7 +190,8 @@ class Tito:
         surface, control = self.surface_for(options), self.encoder.control_pattern
         if surface.join is None:
             raise SuffixError("tail: the template closes no turn in a way that can be continued")
-        new = [normalise(message, self.form) for message in appended]
+        arranged = self.arranged(appended, options, begins=False)
+        new = [normalise(message, self.form) for message in arranged.messages]
         before: list[dict[str, Any]]
         rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
@@ -152,14 +200,15 @@ class Tito:
             kwargs = dict(zip(kwargs, values, strict=True))
             rest = self._shorts.rest(options=kwargs, key=_key(options) + mark)
         else:
-            before = [normalise(message, self.form) for message in history]
+            before = [normalise(each, self.form) for each in self.arranged(history, options, begins=True).messages]
             (before, new, values, tools), mark = self.guard((before, new, list(kwargs.values()), tools))
             kwargs = dict(zip(kwargs, values, strict=True))
         found = cut(self.renderer, before, new, tools=tools, options=kwargs, control=control, rest=rest)
         check_suffix(found.suffix, new, surface.opening)
         ended_by = None if stop is None else self.encoder.text_of(stop)
         drop, text = surface.join.after(found, control).glue(ended_by, found.suffix, control)
-        return Suffix(self.encoder.encode(text, mark=mark), drop, _opens_reasoning(found.suffix))
+        ids = self.encoder.encode(text, mark=mark)
+        return Suffix(ids, drop, _opens_reasoning(found.suffix), placed=arranged.placed)
 
     def parse(
         self, ids: Sequence[int] | np.ndarray, *, tools: Tools | None = None, in_reasoning: bool = False
@@ -217,19 +266,6 @@ def _end_of(text: str, suffix: str, start: int) -> int | None:
         return place + len(text)
     forms = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
     return next((place + len(form) for form in forms if (place := suffix.find(form, start)) >= 0), None)
-
-
-def choose_parser(template: str, row: Family | None, *, reasoning: str | None, tool_calls: str | None) -> ReplyParser:
-    """The named parsers, else the family's, else those for the format the template prints. Raises UserError."""
-    asked = (reasoning, tool_calls)
-    if asked == (None, None):
-        known = (row.reasoning, row.tool_calls) if row else (None, None)
-        asked = known if known != (None, None) else parsers_for(template)
-        if asked == (None, None) or not sglang_installed():
-            return parser_for(template)
-    from miles_lite.tito.sglang_parsers import load_sglang_parser
-
-    return load_sglang_parser(reasoning=asked[0], tool_calls=asked[1])
 
 
 def _renderer(text: ModelText, row: Family | None, folder: str | Path) -> Renderer:

@@ -43,7 +43,8 @@ def verify(
     except SuffixError as error:
         law, _, reason = str(error).partition(": ")
         return AppendSurface(dict.fromkeys(ROLES, Verdict(law, reason)), None, "", given)
-    return AppendSurface({role: laws.judge(role) for role in ROLES}, laws.join, laws.opening, given)
+    roles = {role: laws.judge(role) for role in ROLES}
+    return AppendSurface(roles, laws.join, laws.opening, given, joins=not laws.takes_several())
 
 
 def find_form(renderer: Renderer) -> Form:
@@ -125,6 +126,20 @@ class _Laws:
         join = self.join.after(found, self.control)
         self._seam(native, join.glue(join.stop, suffix, self.control)[1])
         return found
+
+    def takes_several(self) -> bool:
+        """Whether several system messages at the beginning are printed each in its place, if one is."""
+        system = [{"role": "system", "content": f"Sys{number} rule."} for number in range(3)]
+        asked = {"role": "user", "content": "Ask0 this."}
+        for tools in (None, TOOLS):
+            try:
+                text = self.render([*system, asked], tools, open_turn=True)
+            except RenderError:
+                return False
+            places = [text.find(message["content"]) for message in (*system, asked)]
+            if places[0] >= 0 and places != sorted(set(places)):
+                return False
+        return True
 
     def cut(self, boundary: Boundary) -> Cut:
         return self._cut(self._shaped(boundary.history), self._shaped(boundary.appended), boundary.tools)

@@ -122,11 +122,13 @@ class TrainGroup:
     def export_model(self, folder: Path) -> None:
         """Write a whole model folder: the weights, and what --hf-checkpoint has beside them (tokenizer, template).
 
+        The template of --chat-template-path takes the place of that one.
         A folder that stood there is replaced at the end. `folder` must be one that rank 0 and this process see.
         """
         draft = folder.with_name(f".{folder.name}.draft")
         self.export_weights(draft)
-        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft)
+        template = self._config.session.chat_template_path
+        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft, template=template)
         replace_folder(draft, folder)
 
     def begin_export(self, folder: Path) -> list[ray.ObjectRef]:

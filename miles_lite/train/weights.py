@@ -50,8 +50,13 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy every file of a model folder that is no weight and is not in `folder` yet: tokenizer, template, code."""
+def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -> None:
+    """Copy every file of a model folder that is no weight and is not in `folder` yet: tokenizer, template, code.
+
+    The file `template` takes the place of the model's chat template.
+    """
+    if template is not None:
+        shutil.copy2(template, folder / "chat_template.jinja")
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(WEIGHT_SUFFIXES) and not (folder / path.name).exists():
             shutil.copy2(path, folder / path.name)

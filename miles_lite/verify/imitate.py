@@ -10,11 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from miles_lite.tito import Tito
-from miles_lite.tito.canonical import Sampled, canonical, opening_of, without_reasoning
+from miles_lite.tito.canonical import Sampled, beyond, canonical, opening_of, without_reasoning
 from miles_lite.tito.messages import Message, Tools
-
-PROMPT_END = 16
-"""Tokens at the end of a prompt among which its generation prompt is looked for."""
 
 
 @dataclass(slots=True)
@@ -59,9 +56,8 @@ def _write(
     buffer.sampled.append(Sampled(len(messages) - 1, start, start))
     frames = [without_reasoning(tito, frame, opening)[0] for frame in buffer.frames()]
     printed = canonical(tito, messages, buffer.sampled, frames, tools=tools, options=options, open_turn=False)
-    prompt, reply = tito.encoder.decode(buffer.ids[-PROMPT_END:]), printed.replies[-1]
-    said = next((size for size in range(len(reply), 0, -1) if prompt.endswith(reply[:size])), 0)
-    buffer.ids += [int(token) for token in tito.encoder.encode(reply[said:], mark=printed.mark)]
+    said = beyond(tito, buffer.ids, printed.replies[-1])
+    buffer.ids += [int(token) for token in tito.encoder.encode(said, mark=printed.mark)]
     buffer.sampled[-1] = replace(buffer.sampled[-1], end=len(buffer.ids))
     stop = tito.encoder.control_pattern.search(printed.frames[-1])
     return tito.encoder.id_of(stop[0]) if stop else None

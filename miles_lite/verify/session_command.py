@@ -108,13 +108,15 @@ def _parse(argv: Sequence[str], prog: str) -> Options:
 def _load(options: Options) -> Tito:
     """The template and tokenizer that sessions are compared with. Raises UserError when a declared role is refused."""
     folder = options.stack.checkpoint.hf_checkpoint
-    family = options.stack.session.tito_model
+    session = options.stack.session
+    template = session.chat_template_path
+    model, tokenizer = (None, folder) if template else (folder, None)
     try:
-        tito = load_subject(template=None, tokenizer=None, model=folder, family=family, options={}).tito
+        tito = load_subject(template=template, tokenizer=tokenizer, model=model, family=session.tito_model).tito
     except RenderError as error:
         raise UserError(f"the chat template in {folder} cannot be used: {error}") from error
     check_roles(tito.surface, options.roles, folder)
-    print(f"{folder}:\n{tito.surface.table()}\n", flush=True)
+    print(f"{folder}:\n{tito.table()}\n", flush=True)
     return tito
 
 

@@ -1,4 +1,7 @@
-"""`miles-lite verify template`: prints a line per case and a verdict; exit code 0 for PASS, 1 for FAIL."""
+"""`miles-lite verify template`: prints a line per case and a verdict; exit code 0 for PASS, 1 for FAIL.
+
+Exit code 2 is UNDECIDED: without its tokenizer the template shows no control tokens, so that a refusal proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +57,21 @@ def main(argv: Sequence[str], prog: str = "miles-lite verify template") -> int:
         )
     except RenderError as error:
         return _report(
-            options, AppendSurface(dict.fromkeys(ROLES, Verdict("renders", str(error))), None, "", given), []
+            options,
+            AppendSurface(dict.fromkeys(ROLES, Verdict("renders", str(error))), None, "", given),
+            [],
+            framed=True,
         )
-    print(f"{subject.name}: {subject.level}\n{subject.tito.surface.table()}\n")
+    print(f"{subject.name}: {subject.level}\n{subject.tito.table()}\n")
     outcomes = []
     declared = (*options.tito_allowed_append_roles, *implied(subject))
     for outcome in run(subject, thinking=options.thinking, declared=declared):
         print(outcome.line(), flush=True)
         outcomes.append(outcome)
-    return _report(options, subject.tito.surface, outcomes)
+    return _report(options, subject.tito.surface, outcomes, framed=subject.framed)
 
 
-def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Outcome]) -> int:
+def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Outcome], *, framed: bool) -> int:
     passed = sum(outcome.state == "PASS" for outcome in outcomes)
     tried = sum(outcome.state != "REFUSED" for outcome in outcomes)
     unproved = [role for role in options.tito_allowed_append_roles if surface.roles[role].law is not None]
@@ -79,10 +85,13 @@ def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Out
     for gap in gaps(outcomes):
         print(f"Not covered: {gap}")
     print(f"Results: {passed}/{tried} passed")
-    print(f"Verdict: {'PASS' if good else 'FAIL'} - {reason}")
+    undecided = not (good or framed)
+    if undecided:
+        reason += "; no control tokens were found in what the template prints around messages: give --tokenizer DIR"
+    print(f"Verdict: {'PASS' if good else 'UNDECIDED' if undecided else 'FAIL'} - {reason}")
     if options.json is not None:
         _write(options.json, surface.as_json() | {"cases": [outcome.as_json() for outcome in outcomes]})
-    return 0 if good else 1
+    return 0 if good else 2 if undecided else 1
 
 
 def _write(path: str, content: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from tests.e2e.job import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 VICTIMS = {
     "agent worker": "ray::AgentWorker",
@@ -53,7 +53,6 @@ def process_of(mark: str, called: str) -> psutil.Process | None:
     return None
 
 
-@pytest.mark.slow
 def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ PHASES: dict[str, Callable[[Job], object]] = {
     "it saves": lambda job: job.save.exists() and list(job.save.glob("*iter*")),
     "it ends": lambda job: (job.run_dir / "summary.json").exists(),
 }
-QUICK = ("ray starts", "engines start")
+QUICK = ("ray starts",)
 
 
 @pytest.mark.parametrize(

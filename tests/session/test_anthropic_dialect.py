@@ -31,8 +31,15 @@ def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut:
             asked: dict[str, Any] = {"model": "m", "max_tokens": 500, "messages": ASK, "tools": ANTHROPIC_TOOLS}
             plain = await client.messages.create(**asked)
             async with client.messages.stream(**asked) as stream:
-                kinds = [event.type async for event in stream]
+                events = [event async for event in stream]
                 whole = await stream.get_final_message()
+            kinds = [event.type for event in events]
+            begun: Any = events[0]
+            assert (
+                begun.message.usage.input_tokens
+                == plain.usage.input_tokens + 1
+                == len(b.engine.requests[0]["input_ids"])
+            )
             assert kinds.count("thinking") > 1
             assert kinds.count("text") > 2
             assert kinds.count("input_json") == 2

@@ -22,15 +22,16 @@ schema = schemathesis.openapi.from_dict(openapi())
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path) -> Iterator[tuple[str, str]]:
-    """(URL, an open session) of a server in a thread of its own."""
-    ready: list[tuple[str, str]] = []
+def server(tiny_model: Path) -> Iterator[tuple[str, str, str]]:
+    """(URL, an open session, its key) of a server in a thread of its own."""
+    ready: list[tuple[str, str, str]] = []
     up, down = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:
         async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            ready.append((b.client.url, await b.client.create()))
+            session = await b.client.create()
+            ready.append((b.client.url, session, b.client.api_key(session)))
             up.set()
             await down.wait()
 
@@ -45,19 +46,20 @@ def server(tiny_model: Path) -> Iterator[tuple[str, str]]:
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_breaks_the_server(case: schemathesis.Case, server: tuple[str, str]) -> None:
-    url, session = server
-    if case.path_parameters and case.method != "DELETE":
+def test_nothing_breaks_the_server(case: schemathesis.Case, server: tuple[str, str, str]) -> None:
+    url, session, key = server
+    if "{session_id}" in case.path and case.method != "DELETE":
         case.path_parameters["session_id"] = session
+    case.headers["Authorization"] = f"Bearer {key}"
     case.call_and_validate(base_url=url, checks=[not_a_server_error])
 
 
-def test_the_document_names_every_route(server: tuple[str, str]) -> None:
+def test_the_document_names_every_route(server: tuple[str, str, str]) -> None:
     async def run() -> None:
         async with aiohttp.ClientSession() as http:
             for path, verbs in openapi()["paths"].items():
                 for verb in set(verbs) - {"parameters"}:
-                    target = server[0] + path.replace("{session_id}", "nobody")
+                    target = server[0] + path.replace("{session_id}", "nobody").replace("{model}", "m")
                     async with http.request(verb, target, json={}) as response:
                         assert response.status not in (405, 500)
                         operation = openapi()["paths"][path][verb]["responses"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from miles_lite.session import linear
 from miles_lite.session.caller import Caller, caller_of
 from miles_lite.session.errors import ApiError
-from miles_lite.session.tree import Tree, Turn
+from miles_lite.session.tree import Place, Tree, Turn
+from miles_lite.tito.messages import Message
 from tests.session.engine import STOP, answer, bench, failure
 from tests.session.trees import NOBODY, fingerprint, new_tree, output, said, user
 
@@ -21,12 +23,21 @@ U = user("u")
 A1, A2 = said("a1"), said("a2")
 
 
+def _place(tree: Tree, messages: Sequence[Message], caller: Caller) -> Place:
+    """With a template that takes system messages anywhere; nothing but tool results may be appended."""
+
+    def roles(appended: Sequence[Message]) -> set[str]:
+        return {"system" if message["role"] == "developer" else message["role"] for message in appended}
+
+    return linear.place(tree, messages, caller, allowed=frozenset({"tool"}), roles=roles)
+
+
 def tool(text: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "c", "content": text}
 
 
 def ask(tree: Tree, messages: list[dict[str, Any]], reply: str, *, at: float, caller: Caller = NOBODY) -> Turn:
-    place = linear.place(tree, messages, caller, allowed=frozenset({"tool"}))
+    place = _place(tree, messages, caller)
     return tree.commit(
         place,
         messages[place.matched :],
@@ -66,7 +77,7 @@ HELD = [S, U, A1, tool("t1"), A2]
     ],
 )
 def test_what_a_line_accepts(request_: list[dict[str, Any]], turn: int, matched: int) -> None:
-    place = linear.place(stored(), request_, NOBODY, allowed=frozenset({"tool"}))
+    place = _place(stored(), request_, NOBODY)
     assert place.turn is not None
     assert (place.turn.number, place.matched) == (turn, matched)
 
@@ -86,20 +97,20 @@ def test_what_a_line_refuses_changes_nothing(request_: list[dict[str, Any]], mes
     tree = stored()
     before = fingerprint(tree)
     with pytest.raises(ApiError, match=message) as refused:
-        linear.place(tree, request_, NOBODY, allowed=frozenset({"tool"}))
+        _place(tree, request_, NOBODY)
     assert (refused.value.status, refused.value.code) == (400, code)
     assert fingerprint(tree) == before
-    assert linear.place(tree, [*HELD, tool("t2")], NOBODY, allowed=frozenset({"tool"})).matched == 5
+    assert _place(tree, [*HELD, tool("t2")], NOBODY).matched == 5
 
 
 def test_the_first_turn_may_be_taken_back_and_a_planted_reply_is_a_question() -> None:
     tree = new_tree()
     ask(tree, [U], "a1", at=0.0)
-    assert linear.place(tree, [U], NOBODY, allowed=frozenset({"tool"})).turn is None
+    assert _place(tree, [U], NOBODY).turn is None
     tree = new_tree()
     ask(tree, [S, U, said("planted"), user("u2")], "a1", at=0.0)
     ask(tree, [S, U, said("planted"), user("u2"), A1, tool("t")], "a2", at=2.0)
-    place = linear.place(tree, [S, U, said("planted"), user("u2"), A1], NOBODY, allowed=frozenset({"tool"}))
+    place = _place(tree, [S, U, said("planted"), user("u2"), A1], NOBODY)
     assert (place.turn, place.matched) == (tree.turns[0], 5)
 
 
@@ -107,10 +118,10 @@ def test_a_turn_is_taken_back_by_the_turn_in_its_stead() -> None:
     tree = stored()
     ask(tree, [S, U, A1, tool("t1")], "better", at=4.0)
     assert [tip.number for tip in linear.tips(tree)] == [2]
-    place = linear.place(tree, [S, U, A1, tool("t1"), said("better"), tool("t2")], NOBODY, allowed=frozenset({"tool"}))
+    place = _place(tree, [S, U, A1, tool("t1"), said("better"), tool("t2")], NOBODY)
     assert place.matched == 5
     with pytest.raises(ApiError, match="allowed"):
-        linear.place(tree, [*HELD, tool("t2")], NOBODY, allowed=frozenset({"tool"}))
+        _place(tree, [*HELD, tool("t2")], NOBODY)
 
 
 def test_turns_that_overlapped_both_go_on() -> None:
@@ -119,15 +130,15 @@ def test_turns_that_overlapped_both_go_on() -> None:
     assert [tip.number for tip in linear.tips(tree)] == [1, 2]
     for reply, number in (("a2", 1), ("twin", 2)):
         more = [S, U, A1, tool("t1"), said(reply), tool("t2")]
-        place = linear.place(tree, more, NOBODY, allowed=frozenset({"tool"}))
+        place = _place(tree, more, NOBODY)
         assert place.turn is tree.turns[number]
 
 
 def test_each_agent_has_its_own_line() -> None:
     tree = stored()
     other = [{"role": "system", "content": "another"}, U]
-    assert linear.place(tree, other, NOBODY, allowed=frozenset()).turn is None
-    assert linear.place(tree, [S, U], caller_of("helper", None), allowed=frozenset()).turn is None
+    assert _place(tree, other, NOBODY).turn is None
+    assert _place(tree, [S, U], caller_of("helper", None)).turn is None
     ask(tree, other, "x", at=9.0)
     assert [tip.number for tip in linear.tips(tree)] == [1, 2]
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from miles_lite.session.caller import Caller
 from miles_lite.session.calls import Call
-from miles_lite.session.dialects.base import Dialect, Stamp
-from miles_lite.session.dialects.chat import ChatCompletions
-from miles_lite.session.dialects.messages import Messages
-from miles_lite.session.dialects.responses import Responses
+from miles_lite.session.dialects import DIALECTS, ChatCompletions, Dialect, Google, Messages, Responses, Stamp
+from miles_lite.session.dialects.responses_shape import Form
+from miles_lite.session.dialects.responses_tools import Called, ResponseTools
 from miles_lite.session.engine_calls import Generation
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
 from miles_lite.session.match import FieldMatcher
@@ -42,7 +41,15 @@ texts = st.lists(
 ).map("".join)
 
 
-@pytest.mark.parametrize("dialect", [ChatCompletions(), Responses(), Messages()], ids=lambda each: type(each).__name__)
+FORMS: dict[Any, list[Any]] = {
+    ChatCompletions: [None],
+    Responses: [Form(ResponseTools()), Form(ResponseTools(called={"run": Called("run", "space", custom=True)}))],
+    Messages: [None],
+    Google: [(thoughts, array) for thoughts in (False, True) for array in (False, True)],
+}
+
+
+@pytest.mark.parametrize("dialect", [dialect() for dialect in DIALECTS], ids=lambda each: type(each).__name__)
 @given(data=st.data())
 def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data: st.DataObject) -> None:
     ids = list(map(int, tito.encoder.encode(data.draw(texts))))
@@ -57,6 +64,7 @@ def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data
         stream=True,
         logprobs=data.draw(st.booleans()),
         body={},
+        form=data.draw(st.sampled_from(FORMS[type(dialect)])),
     )
     finish = {"token": {"type": "stop", "matched": STOP}, "length": {"type": "length"}}
     generation = Generation(
@@ -67,12 +75,13 @@ def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data
     cuts = sorted(data.draw(st.sets(st.sampled_from(range(1, len(ids) + 1)), max_size=9))) if ids else []
     said, answer = asyncio.run(_heard(tito, request, generation, cuts, opened=data.draw(st.booleans())))
     events = dialect.events(request, STAMP)
-    stream = events.start() + b"".join(map(events.delta, said))
+    stream = events.start(1) + b"".join(map(events.delta, said))
     if remaining := rest(answer, said):
         stream += events.delta(remaining)
     stream += events.finish(answer)
     expected = dialect.answer(request, answer)
-    assert ASSEMBLE[type(dialect)](_events(stream)) == SHOWN[type(dialect)](expected)
+    pieces = json.loads(stream) if stream.startswith(b"[") else _events(stream)
+    assert ASSEMBLE[type(dialect)](pieces) == SHOWN[type(dialect)](expected)
 
 
 async def _heard(
@@ -96,7 +105,7 @@ async def _heard(
 
 
 def _events(stream: bytes) -> list[dict[str, Any]]:
-    lines = [line[6:] for line in stream.decode().splitlines() if line.startswith("data: ")]
+    lines = [line[6:] for line in stream.decode().split("\n") if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
@@ -136,7 +145,7 @@ def _responses(events: list[dict[str, Any]]) -> dict[str, Any]:
             assert event["output_index"] == len(done)
             done.append(event["item"])
     whole: dict[str, Any] = events[-1]["response"]
-    texts = [item.get("arguments") or item["content"][0]["text"] for item in done]
+    texts = [item.get("arguments") or item.get("input") or item["content"][0]["text"] for item in done]
     assert texts == [grown[index] for index in range(len(done))]
     assert whole["output"] == done
     return whole
@@ -162,13 +171,29 @@ def _messages(events: list[dict[str, Any]]) -> dict[str, Any]:
     return message
 
 
+def _google(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Texts of one kind that follow each other are one part."""
+    *_, last = pieces
+    parts: list[dict[str, Any]] = []
+    for piece in pieces:
+        for part in piece["candidates"][0]["content"]["parts"]:
+            if parts and "text" in part and "text" in parts[-1] and part.get("thought") == parts[-1].get("thought"):
+                parts[-1] = {**parts[-1], "text": parts[-1]["text"] + part["text"]}
+            elif part.get("text") != "":
+                parts.append(part)
+    (candidate,) = last["candidates"]
+    return {**last, "candidates": [{**candidate, "content": {"role": "model", "parts": parts}}]}
+
+
 ASSEMBLE: dict[Any, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
     ChatCompletions: _chat,
     Responses: _responses,
     Messages: _messages,
+    Google: _google,
 }
 SHOWN: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
     ChatCompletions: _shown_chat,
     Responses: lambda answer: answer,
     Messages: lambda answer: answer,
+    Google: lambda answer: answer,
 }

@@ -66,6 +66,47 @@ def test_a_broken_template_fails(how: str, tmp_path: Path, capsys: pytest.Captur
     assert "Verdict: FAIL - " in shown.splitlines()[-1]
 
 
+STYLES = ["<a:{}>", "<｜a:{}｜>", "[[{}]]", "⟦{}⟧", "@@{}@@", "◁{}▷", "%%{}%%"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("composed", [False, True])
+def test_control_tokens_of_any_style_are_found_without_a_tokenizer(
+    style: str, composed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A template whose turns are `<a:user>...<a:end>`, its tokens written out or put together of the role."""
+    file = tmp_path / "unseen.jinja"
+    file.write_text(_chat_in(style, composed=composed))
+    assert verify("--template", str(file)) == 0, capsys.readouterr().out
+
+
+def test_a_refusal_without_any_control_token_is_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "unseen.jinja"
+    rewritten = "{% if message.role == 'assistant' and not loop.last %}(earlier) {% endif %}{{ message.content }}"
+    file.write_text(_chat_in("~ {} ", composed=True).replace("{{ message.content }}", rewritten))
+    assert verify("--template", str(file)) == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Verdict: UNDECIDED - ")
+    assert "give --tokenizer DIR" in last
+
+
+def _chat_in(style: str, *, composed: bool) -> str:
+    roles = ("system", "user", "assistant", "tool")
+    left, right = style.split("{}")
+    begin = f"{_raw(left)}{{{{ message.role }}}}{_raw(right)}"
+    if not composed:
+        said = {role: _raw(style.format(role)) for role in roles}
+        begin = "".join(f"{{% if message.role == {role!r} %}}{text}{{% endif %}}" for role, text in said.items())
+    calls = "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    turn = begin + "{{ message.content }}" + calls + _raw(style.format("end"))
+    opened = "{% if add_generation_prompt %}" + _raw(style.format("assistant")) + "{% endif %}"
+    return "{% for message in messages %}" + turn + "{% endfor %}" + opened
+
+
+def _raw(text: str) -> str:
+    return f"{{{{ {text!r} }}}}"
+
+
 def test_a_model_folder_is_verified_with_its_own_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path / "model", "trl/qwen3", eos="<|im_end|>")
     assert verify("--model", str(folder), "--tito-model", "qwen3", "--thinking", "on") == 0

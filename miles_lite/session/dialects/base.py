@@ -5,6 +5,7 @@ Invariant: a dialect holds no state of its own; an `Events` holds that of one st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,9 +26,12 @@ class Stamp:
 
 
 class Events(Protocol):
-    """One stream: `start`, any `delta`s, then `finish` or `failure`, each as the bytes to send."""
+    """One stream: `start`, any `delta`s, then `finish` or `failure`, each as the bytes to send.
 
-    def start(self) -> bytes: ...
+    `start` is told how many tokens the prompt has, 0 where that is not known yet.
+    """
+
+    def start(self, prompt_tokens: int) -> bytes: ...
     def delta(self, delta: Delta) -> bytes: ...
     def finish(self, answer: ChatAnswer) -> bytes: ...
     def failure(self, error: ApiError) -> bytes: ...
@@ -35,6 +39,11 @@ class Events(Protocol):
 
 class Dialect(Protocol):
     """`prefix` begins the ids of answers; `keep_alive` may be sent between any two events.
+
+    `marks` is found in every path that the dialect is spoken at, and in no other's.
+
+    `turns` are the paths, below a session's address, of requests that are answered with a turn, `counts` the one of
+    those that count a prompt's tokens. `addressed` is what a request's address says beside its body: fields to add.
 
     `held` is the conversation that a request probably repeats; a dialect whose requests hold chat messages as they are
     takes those it finds there without checking them again.
@@ -44,10 +53,30 @@ class Dialect(Protocol):
     def prefix(self) -> str: ...
     @property
     def keep_alive(self) -> bytes: ...
+    @property
+    def marks(self) -> re.Pattern[str]: ...
+    @property
+    def turns(self) -> Sequence[str]: ...
+    @property
+    def counts(self) -> str | None: ...
+    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> Mapping[str, Any]: ...
     def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest: ...
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]: ...
     def events(self, request: ChatRequest, stamp: Stamp) -> Events: ...
+    def counted(self, tokens: int) -> dict[str, Any]: ...
     def error(self, error: ApiError) -> dict[str, Any]: ...
+
+
+class Bodied:
+    """A dialect whose requests say everything in their bodies."""
+
+    counts: str | None = None
+
+    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> Mapping[str, Any]:
+        return {}
+
+    def counted(self, tokens: int) -> dict[str, Any]:
+        return {"input_tokens": tokens}
 
 
 def sse(event: Any, *, name: str | None = None) -> bytes:

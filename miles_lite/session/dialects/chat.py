@@ -1,15 +1,18 @@
 """OpenAI chat completions: requests in, answers and stream chunks out.
 
-Invariant: the fields that are used are checked, each error names the path of its field, and unknown fields are ignored.
+Invariant: the fields that are used are checked, and each error names the path of its field.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from miles_lite.session.dialects.base import Stamp, openai_error, sse
+from miles_lite.session.dialects.base import Bodied, Stamp, openai_error, sse
+from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
+from miles_lite.session.dialects.chat_media import pictured, without_media
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
@@ -18,21 +21,30 @@ from miles_lite.session.dialects.fields import (
     need,
     obj,
     recall,
+    switch,
     take,
-    unsupported,
+    template_options,
 )
+from miles_lite.session.dialects.media import Media
+from miles_lite.session.dialects.tables import CHAT, CHAT_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.tito.messages import Message, Tools
 
+MAX_CHOICES = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-class ChatCompletions:
+class ChatCompletions(Bodied):
     """POST /v1/chat/completions."""
 
     prefix = "chatcmpl-"
     keep_alive = b": keep-alive\n\n"
+    marks = re.compile("/v1/chat/")
+    turns = ("/v1/chat/completions",)
+
+    def __init__(self, media: Media = Media()) -> None:  # noqa: B008
+        self._media = media
 
     def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
@@ -41,10 +53,15 @@ class ChatCompletions:
             raise bad_request("messages must be a list of at least one message", param="messages")
         check_count(messages, "messages")
         others = recall(messages, held)
+        if any(old(message) or pictured(message) for _, message in others):
+            messages = without_media(modernised(messages, held), self._media)
+            others = recall(messages, held)
         check_limits({**body, "messages": [message for _, message in others]})
+        unknown = CHAT.check(body)
         for index, message in others:
             _check_message(message, f"messages[{index}]")
-        _refuse_unsupported(body)
+        form = "functions" if asked(body) else None
+        body = modern(body)
         tools = tools_of(body)
         stream_options = take(body, "stream_options", "an object") or {}
         take(body, "model", "a string")
@@ -54,17 +71,21 @@ class ChatCompletions:
             messages=messages,
             tools=tools,
             callable_tools=None if body.get("tool_choice") == "none" else tools,
-            options=take(body, "chat_template_kwargs", "an object") or {},
+            options=_options(body),
             stream=bool(take(body, "stream", "a boolean")),
             include_usage=bool(take(stream_options, "include_usage", "a boolean", "stream_options.")),
             logprobs=bool(take(body, "logprobs", "a boolean")),
             body=body,
             constraint=_constraint(body, tools),
+            n=_choices(body),
+            form=form,
+            unknown=tuple(unknown),
         )
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "message": answer.message, "finish_reason": answer.finish_reason}
-        choice["logprobs"] = _logprobs(answer)
+        message = answer.message if request.form is None else answered(answer.message)
+        choice: dict[str, Any] = {"index": request.choice, "message": message}
+        choice |= {"finish_reason": _finish_reason(request, answer), "logprobs": _logprobs(answer)}
         return _envelope(answer, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
 
     def events(self, request: ChatRequest, stamp: Stamp) -> ChatEvents:
@@ -81,8 +102,9 @@ class ChatEvents:
     request: ChatRequest
     stamp: Stamp
     _calls: int = 0
+    _older: Spoken = field(default_factory=Spoken)
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
 
     def delta(self, delta: Delta) -> bytes:
@@ -91,23 +113,23 @@ class ChatEvents:
             made["reasoning_content"] = delta.reasoning
         if delta.content:
             made["content"] = delta.content
-        if delta.calls:
+        if delta.calls and self.request.form is not None:
+            made |= self._older.delta(delta.calls)
+        elif delta.calls:
             made["tool_calls"] = [{"index": self._calls + n, **call} for n, call in enumerate(delta.calls)]
             self._calls += len(delta.calls)
         return self._chunk(made)
 
     def finish(self, answer: ChatAnswer) -> bytes:
-        """The finish event, usage when it was asked for, and the end mark."""
-        events = self._chunk({}, finish_reason=answer.finish_reason, logprobs=_logprobs(answer))
-        if self.request.include_usage:
-            events += sse(_envelope(answer, "chat.completion.chunk") | {"choices": [], "usage": _usage(answer)})
-        return events + b"data: [DONE]\n\n"
+        """The finish event; for an only answer also usage, when it was asked for, and the end mark."""
+        event = self._chunk({}, finish_reason=_finish_reason(self.request, answer), logprobs=_logprobs(answer))
+        return event + ending(self.request, [answer]) if self.request.n == 1 else event
 
     def failure(self, error: ApiError) -> bytes:
         return sse(openai_error(error))
 
     def _chunk(self, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+        choice = {"index": self.request.choice, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return sse(
             {
                 "id": self.stamp.answer_id,
@@ -119,10 +141,22 @@ class ChatEvents:
         )
 
 
+def ending(request: ChatRequest, answers: Sequence[ChatAnswer]) -> bytes:
+    """What ends a stream after all its answers: usage, when it was asked for, and the end mark."""
+    usage = _envelope(answers[0], "chat.completion.chunk") | {"choices": [], "usage": _usage(*answers)}
+    return (sse(usage) if request.include_usage else b"") + b"data: [DONE]\n\n"
+
+
+def together(bodies: Sequence[dict[str, Any]], answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+    """Several answers to one request as one body."""
+    return bodies[0] | {"choices": [choice for body in bodies for choice in body["choices"]], "usage": _usage(*answers)}
+
+
 def tools_of(body: Mapping[str, Any]) -> Tools | None:
     """The request's tools, checked; they are what the template is given."""
     found = []
     for path, tool in items(body, "tools"):
+        CHAT_TOOLS.shows(take(tool, "type", "a string", f"{path}.") or "function", f"{path}.type")
         function = obj(tool.get("function"), f"{path}.function")
         need(function, "name", "a string", f"{path}.function.")
         take(function, "parameters", "an object", f"{path}.function.")
@@ -200,23 +234,39 @@ def _check_calls(calls: Any, path: str) -> None:
             raise bad_request("arguments must be JSON text", param=f"{path}[{index}].function.arguments")
 
 
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
-    if take(body, "n", "an integer") not in (None, 1):
-        raise unsupported("n must be 1: open a session per sample", "n")
-    if body.get("top_logprobs") not in (None, 0):
-        raise unsupported("top_logprobs must be 0: logprobs are of the sampled tokens", "top_logprobs")
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Thinking as the servers of several model families let clients ask for it."""
+    reasoning = take(body, "reasoning", "an object") or {}
+    asked_for = [take(body, "enable_thinking", "a boolean"), take(reasoning, "enabled", "a boolean", "reasoning.")]
+    thinks = next((flag for flag in asked_for if flag is not None), switch(take(body, "thinking", "an object")))
+    effort = take(body, "reasoning_effort", "a string") or take(reasoning, "effort", "a string", "reasoning.")
+    return template_options(body, thinks=thinks, effort=effort)
+
+
+def _finish_reason(request: ChatRequest, answer: ChatAnswer) -> str:
+    calls = answer.finish_reason == "tool_calls"
+    return "function_call" if calls and request.form is not None else answer.finish_reason
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    n = take(body, "n", "an integer")
+    if n is not None and not 1 <= n <= MAX_CHOICES:
+        raise bad_request(f"n must be from 1 to {MAX_CHOICES}", param="n")
+    return n or 1
 
 
 def _envelope(answer: ChatAnswer, kind: str) -> dict[str, Any]:
     return {"id": answer.answer_id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _usage(answer: ChatAnswer) -> dict[str, Any]:
+def _usage(*answers: ChatAnswer) -> dict[str, Any]:
+    """The prompt is counted once, however many answers it has."""
+    prompt, completion = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
     return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": answers[0].cached_tokens},
     }
 
 

@@ -1,6 +1,6 @@
 """Reading JSON that strangers wrote: each wrong type is refused with the path of its field.
 
-Invariant: nothing here raises anything but ApiError 400, and fields that nobody asks for are not looked at.
+Invariant: nothing here raises anything but ApiError 400.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from miles_lite.session.dialects.known import UNSUPPORTED
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import Constraint
 from miles_lite.tito.messages import Message, Tools
@@ -103,8 +104,21 @@ def check_choice(constraint: Constraint, tools: Tools | None, path: str) -> Cons
     return constraint
 
 
+def template_options(body: Mapping[str, Any], *, thinks: bool | None = None, effort: Any = None) -> dict[str, Any]:
+    """chat_template_kwargs over what the dialect has its own fields for; with the effort `none` nobody thinks."""
+    made = {} if effort in (None, "none") else {"reasoning_effort": effort}
+    thinks = False if effort == "none" and thinks is None else thinks
+    made |= {} if thinks is None else {"enable_thinking": thinks}
+    return made | (take(body, "chat_template_kwargs", "an object") or {})
+
+
+def switch(thinking: Mapping[str, Any] | None) -> bool | None:
+    """Whether `{"type": ...}` switches thinking on or off; None when it leaves that to the template."""
+    return {"enabled": True, "disabled": False}.get(str((thinking or {}).get("type")))
+
+
 def unsupported(message: str, path: str) -> ApiError:
-    return ApiError(400, message, param=path, code="unsupported_parameter")
+    return ApiError(400, message, param=path, code=UNSUPPORTED)
 
 
 def _checked(value: Any, kind: Kind, path: str) -> Any:

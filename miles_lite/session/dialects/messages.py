@@ -7,16 +7,30 @@ is the one that was answered. Tools that Anthropic would run itself are not show
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from miles_lite.session.dialects.base import Stamp
+from miles_lite.session.dialects.base import Bodied, Stamp
 from miles_lite.session.dialects.chat import schema_of
-from miles_lite.session.dialects.fields import check_choice, check_count, check_limits, choice, items, need, take
+from miles_lite.session.dialects.fields import (
+    check_choice,
+    check_count,
+    check_limits,
+    choice,
+    items,
+    need,
+    obj,
+    switch,
+    take,
+    template_options,
+)
+from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
+from miles_lite.session.dialects.tables import MESSAGES, MESSAGES_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, whole
 from miles_lite.tito.messages import Message, Tools
@@ -25,22 +39,29 @@ TELEMETRY = "x-anthropic-billing-header:"
 """Claude Code puts this line in front of its system prompt, with a hash that changes at every request."""
 
 
-class Messages:
+class Messages(Bodied):
     """POST /v1/messages, and what /v1/messages/count_tokens reads."""
 
     prefix = "msg_"
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
+    marks = re.compile("/v1/messages")
+    turns = ("/v1/messages",)
+    counts = "/v1/messages/count_tokens"
+
+    def __init__(self, media: Media = Media()) -> None:  # noqa: B008
+        self._media = media
 
     def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
+        unknown = MESSAGES.check(body)
         listed = need(body, "messages", "a list")
         if not listed:
             raise bad_request("messages must be a list of at least one message", param="messages")
         check_count(listed, "messages")
         messages = _system(body)
         for path, message in items(body, "messages"):
-            messages += _chat_messages(message, path)
+            messages += _chat_messages(message, path, self._media)
         tools = _tools(body)
         asked = take(body, "tool_choice", "an object") or {"type": "auto"}
         kind = choice(asked, "type", ("auto", "any", "tool", "none"), "tool_choice.")
@@ -53,6 +74,7 @@ class Messages:
             logprobs=False,
             body=_sampling(body),
             constraint=_constraint(body, asked, tools),
+            unknown=tuple(unknown),
         )
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
@@ -93,13 +115,13 @@ def _system(body: Mapping[str, Any]) -> list[Any]:
     return [{"role": "system", "content": _joined(parts)}] if parts else []
 
 
-def _chat_messages(message: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
+def _chat_messages(message: Mapping[str, Any], path: str, media: Media) -> list[dict[str, Any]]:
     role = choice(message, "role", ("user", "assistant", "system"), f"{path}.")
     if isinstance(message.get("content"), str):
         return [{"role": role, "content": message["content"]}]
     need(message, "content", "a list", f"{path}.")
     blocks = items(message, "content", f"{path}.")
-    return [_assistant(blocks)] if role == "assistant" else _user(role, blocks)
+    return [_assistant(blocks)] if role == "assistant" else _user(role, blocks, media)
 
 
 def _assistant(blocks: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -123,7 +145,7 @@ def _assistant(blocks: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     return made
 
 
-def _user(role: str, blocks: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _user(role: str, blocks: list[tuple[str, dict[str, Any]]], media: Media) -> list[dict[str, Any]]:
     """Tool results are messages of their own; texts that follow each other are one message."""
     made: list[dict[str, Any]] = []
     for path, block in blocks:
@@ -131,7 +153,7 @@ def _user(role: str, blocks: list[tuple[str, dict[str, Any]]]) -> list[dict[str,
         if kind == "tool_result":
             call_id = need(block, "tool_use_id", "a string", f"{path}.")
             content = block.get("content")
-            given = content if isinstance(content, str) else _joined(_texts(block, "content", f"{path}."))
+            given = content if isinstance(content, str) else _joined(_returned(block, path, media))
             made.append({"role": "tool", "tool_call_id": call_id, "content": given})
             continue
         text = need(block, "text", "a string", f"{path}.")
@@ -140,6 +162,18 @@ def _user(role: str, blocks: list[tuple[str, dict[str, Any]]]) -> list[dict[str,
         else:
             made.append({"role": role, "content": [{"type": "text", "text": text}]})
     return made
+
+
+def _returned(block: Mapping[str, Any], path: str, media: Media) -> list[str]:
+    """The texts of a tool's result; what is no text is told of."""
+    found = []
+    for at, part in items(block, "content", f"{path}."):
+        kind = choice(part, "type", ("text", "image", "document"), f"{at}.")
+        if kind == "text":
+            found.append(need(part, "text", "a string", f"{at}."))
+        else:
+            found.append(media.told(kind, obj(part.get("source") or {}, f"{at}.source").get("media_type"), at))
+    return found
 
 
 def _texts(holder: Mapping[str, Any], name: str, at: str) -> list[str]:
@@ -157,7 +191,7 @@ def _joined(parts: list[str]) -> Any:
 def _tools(body: Mapping[str, Any]) -> Tools | None:
     found = []
     for path, tool in items(body, "tools"):
-        if take(tool, "type", "a string", f"{path}.") not in (None, "custom"):
+        if not MESSAGES_TOOLS.shows(take(tool, "type", "a string", f"{path}.") or "custom", f"{path}.type"):
             continue
         function: dict[str, Any] = {"name": need(tool, "name", "a string", f"{path}.")}
         if description := take(tool, "description", "a string", f"{path}."):
@@ -168,12 +202,8 @@ def _tools(body: Mapping[str, Any]) -> Tools | None:
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Thinking switched on or off is what chat templates call enable_thinking; otherwise the template decides."""
-    options: dict[str, Any] = take(body, "chat_template_kwargs", "an object") or {}
-    thinking = take(body, "thinking", "an object")
-    if thinking is not None and thinking.get("type") in ("enabled", "disabled"):
-        return {"enable_thinking": thinking["type"] == "enabled"} | options
-    return options
+    effort = take(take(body, "output_config", "an object") or {}, "effort", "a string", "output_config.")
+    return template_options(body, thinks=switch(take(body, "thinking", "an object")), effort=effort)
 
 
 def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,10 @@ class MessageEvents:
     _open: str = ""
     _thought: str = ""
 
-    def start(self) -> bytes:
-        """The tokens of the prompt are told at the end, with those of the reply."""
+    def start(self, prompt_tokens: int) -> bytes:
+        """How many of the prompt's tokens were cached is told at the end, with the tokens of the reply."""
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
-        counts = {"input_tokens": 0, "output_tokens": 0}
+        counts = {"input_tokens": prompt_tokens, "output_tokens": 0}
         message = envelope(self.stamp.answer_id, self.request.model) | empty | {"usage": counts}
         return _event("message_start", message=message)
 

@@ -51,10 +51,12 @@ def signature(thinking: str) -> str:
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
+    """With the code where clients look for one, such as `thread_unsupported_request` to go on without threads."""
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = (
         error.message if error.param is None or error.param in error.message else f"{error.param}: {error.message}"
     )
     if error.code == "context_length_exceeded":
         message = f"prompt is too long: {error.message}"
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    details = {} if error.code is None else {"details": {"error_code": error.code}}
+    return {"type": "error", "error": {"type": kind, "message": message} | details}

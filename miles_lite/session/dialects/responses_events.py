@@ -41,7 +41,7 @@ class ResponseEvents:
     _calls: list[Mapping[str, Any]] = field(default_factory=list)
     _output: list[Item] = field(default_factory=list)
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int) -> bytes:
         begun = response(self.request, self.stamp, status="in_progress", output=[])
         return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
 
@@ -102,13 +102,15 @@ class ResponseEvents:
         return events
 
     def _call(self, call: Mapping[str, Any], *, status: str) -> bytes:
-        number, arguments = self._named("fc"), call["function"]["arguments"]
+        called = self.request.form.tools.as_called(call["function"]["name"])
+        number, arguments = self._named("fc"), called.argument(call)
         here = {"item_id": number, "output_index": len(self._output)}
-        events = self._item("added", call_item(number, call, arguments="", status="in_progress"))
-        events += self._event("response.function_call_arguments.delta", **here, delta=arguments)
-        named = {"name": call["function"]["name"], "arguments": arguments}
-        events += self._event("response.function_call_arguments.done", **here, **named)
-        made = call_item(number, call, arguments=arguments, status=status)
+        grown = "response.custom_tool_call_input" if called.custom else "response.function_call_arguments"
+        whole = {"input": arguments} if called.custom else {"name": called.name, "arguments": arguments}
+        events = self._item("added", call_item(number, call, called=called, arguments="", status="in_progress"))
+        events += self._event(f"{grown}.delta", **here, delta=arguments)
+        events += self._event(f"{grown}.done", **here, **whole)
+        made = call_item(number, call, called=called, arguments=arguments, status=status)
         events += self._item("done", made)
         self._output.append(made)
         return events

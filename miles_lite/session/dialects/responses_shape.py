@@ -6,13 +6,23 @@ Invariant: the items of a stream and of a plain answer are made here, by the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import logprob_entries
+from miles_lite.session.dialects.responses_tools import Called, ResponseTools
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, whole
 
 Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a request says about how its answer is written: its tools, and the answer that it follows."""
+
+    tools: ResponseTools
+    previous: str | None = None
 
 
 def item_id(prefix: str, answer_id: str, index: int) -> str:
@@ -33,18 +43,13 @@ def message_item(number: str, parts: list[Item], status: str = "completed") -> I
     return {"id": number, "type": "message", "role": "assistant", "content": parts, "status": status}
 
 
-def call_item(number: str, call: Mapping[str, Any], *, arguments: str, status: str = "completed") -> Item:
-    return {
-        "id": number,
-        "type": "function_call",
-        "call_id": call["id"],
-        "name": call["function"]["name"],
-        "arguments": arguments,
-        "status": status,
-    }
+def call_item(
+    number: str, call: Mapping[str, Any], *, called: Called, arguments: str, status: str = "completed"
+) -> Item:
+    return {"id": number} | called.item(call, arguments) | {"status": status}
 
 
-def output_items(answer: ChatAnswer) -> list[Item]:
+def output_items(request: ChatRequest, answer: ChatAnswer) -> list[Item]:
     """Reasoning, text and calls; the logprobs of a turn go with its text."""
     made: list[Item] = []
     said = whole(answer)
@@ -57,7 +62,8 @@ def output_items(answer: ChatAnswer) -> list[Item]:
     if said.content:
         made.append(message_item(named("msg"), [text_part(said.content, logprob_entries(answer))]))
     for call in said.calls:
-        made.append(call_item(named("fc"), call, arguments=call["function"]["arguments"]))
+        called = request.form.tools.as_called(call["function"]["name"])
+        made.append(call_item(named("fc"), call, called=called, arguments=called.argument(call)))
     return made
 
 
@@ -79,7 +85,7 @@ def response(request: ChatRequest, stamp: Stamp, *, status: str, output: list[It
         "model": request.model,
         "output": output,
         "parallel_tool_calls": request.constraint.parallel,
-        "previous_response_id": None,
+        "previous_response_id": request.form.previous,
         "store": False,
         "temperature": request.body.get("temperature"),
         "top_p": request.body.get("top_p"),

@@ -1,0 +1,38 @@
+"""Images and files in the tool messages of chat completions.
+
+Invariant: a message without them comes out as the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from miles_lite.session.dialects.media import Media, type_in
+
+_KINDS = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video", "file": "file"}
+
+
+def pictured(message: Any) -> bool:
+    """Whether a tool message holds anything but texts."""
+    content = message.get("content") if isinstance(message, dict) and message.get("role") == "tool" else None
+    return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") in _KINDS for part in content)
+
+
+def without_media(messages: Sequence[Any], media: Media) -> list[Any]:
+    """The messages with texts in the place of what tools returned. Raises ApiError 400."""
+    return [_told(one, media, f"messages[{n}]") if pictured(one) else one for n, one in enumerate(messages)]
+
+
+def _told(message: Mapping[str, Any], media: Media, path: str) -> dict[str, Any]:
+    parts = [_part(part, media, f"{path}.content[{n}]") for n, part in enumerate(message["content"])]
+    return {**message, "content": parts}
+
+
+def _part(part: Any, media: Media, path: str) -> Any:
+    kind = _KINDS.get(str(part.get("type"))) if isinstance(part, dict) else None
+    if kind is None:
+        return part
+    held = part.get(part["type"])
+    url = held.get("url") or held.get("file_data") if isinstance(held, dict) else held
+    return {"type": "text", "text": media.told(kind, type_in(url), path)}

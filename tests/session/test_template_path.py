@@ -1,0 +1,44 @@
+"""`--chat-template-path`: the file takes the place of the model folder's template."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from miles_lite.errors import UserError
+from miles_lite.tito import Tito
+from tests.models import CHAT_TEMPLATE
+from tests.session.engine import answer, bench
+
+OTHER = CHAT_TEMPLATE.replace("'<|im_start|>' + message.role", "'<|im_start|>The ' + message.role")
+ASK = [{"role": "user", "content": "hi"}]
+
+
+def test_sessions_print_the_files_template(tiny_model: Path, tmp_path: Path, tito: Tito) -> None:
+    assert OTHER != CHAT_TEMPLATE
+    file = tmp_path / "other.jinja"
+    file.write_text(OTHER)
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: answer([40, 2]), chat_template_path=str(file)) as b:
+            status, _ = await b.chat(await b.client.create(), ASK)
+            assert status == 200
+            sent = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
+            assert sent.startswith("<|im_start|>The user\nhi<|im_end|>")
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_none_is_refused_by_its_flag(tiny_model: Path, tmp_path: Path) -> None:
+    binary, broken = tmp_path / "binary.jinja", tmp_path / "broken.jinja"
+    binary.write_bytes(b"\xff\xfe\x00")
+    broken.write_text("{% for %}")
+    for file, words in (
+        (tmp_path / "none.jinja", "--chat-template-path .*none.jinja: cannot be read: No such file"),
+        (binary, "cannot be read: it is not UTF-8 text"),
+        (broken, "broken.jinja cannot be used: the chat template does not compile"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Tito.load(tiny_model, chat_template=file)
