@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -150,7 +151,8 @@ class _Routes:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
-        return web.Response(body=encode_samples(samples), content_type="application/octet-stream")
+        body = await self._service.off_loop.run(partial(encode_samples, samples), heavy=True)
+        return web.Response(body=body, content_type="application/octet-stream")
 
     def speaking(self, dialect: Dialect) -> Handler:
         """A handler that runs one turn in `dialect`."""

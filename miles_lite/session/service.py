@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from miles_lite import config
@@ -127,7 +128,8 @@ class Service:
             return []
         metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
-        samples = collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        gather = partial(collect, session.tree.copy(), self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        samples = await self.off_loop.run(gather, heavy=True)
         for sample in samples if self._compares else ():
             leaf = session.tree.turns[sample.metadata["leaf"]]
             sample.metadata[MISMATCH] = await asyncio.to_thread(mismatches, self._tito, leaf)
