@@ -48,9 +48,16 @@ class Reader:
         return _watcher(self._tito, stream, on_delta, prompt.sampling.stop, self._enough(request, prompt))
 
     def entry(
-        self, request: ChatRequest, prompt: Prompt, generation: Generation, *, started: float, call: Call
+        self,
+        request: ChatRequest,
+        prompt: Prompt,
+        generation: Generation,
+        *,
+        started: float,
+        call: Call,
+        superseded: int | None,
     ) -> Entry:
-        """The turn that a finished generation makes."""
+        """The turn that a finished generation makes; `superseded` is the one whose place it takes."""
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
@@ -63,6 +70,8 @@ class Reader:
             reply=message_of(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
+            retries=superseded,
+            hints=request.hints,
             output=_output(prompt.sampling, generation, stop=stop, started=started),
             receipt=Receipt(
                 identity=call.identity,

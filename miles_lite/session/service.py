@@ -13,7 +13,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -215,8 +214,7 @@ class Service:
             whole = await self.off_loop.run(lambda: self._placer.reanchor(request), heavy=True)
             prompt = self._sampled(session, request, whole)
             generation = await self._generate(session, call, prompt, request)
-        entry = self._reader.entry(request, prompt, generation, started=started, call=call)
-        entry = replace(entry, retries=superseded, hints=request.hints)
+        entry = self._reader.entry(request, prompt, generation, started=started, call=call, superseded=superseded)
         turn, counts = await self._sessions.commit(session, entry)
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
         self._counts.update(counts)
