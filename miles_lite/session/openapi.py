@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from miles_lite.session.dialects.chat import MAX_CHOICES
+
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
@@ -110,7 +112,7 @@ _CHAT = _object(
     max_tokens=_COUNT,
     max_completion_tokens=_COUNT,
     stop=_STOP,
-    n={"type": "integer", "enum": [1]},
+    n={"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     logprobs=_FLAG,
     stream_options=_object(include_usage=_FLAG),
     chat_template_kwargs=_ANYTHING,
