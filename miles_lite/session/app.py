@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,12 +21,12 @@ from xxhash import xxh3_128
 
 from miles_lite import config
 from miles_lite.session.caller import agent_name, hints_of
-from miles_lite.session.calls import Ask
+from miles_lite.session.calls import Ask, together
 from miles_lite.session.codec import encode_samples
-from miles_lite.session.dialects import DIALECTS, Dialect, Media
+from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.errors import ApiError, bad_request, journal_failed
-from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.exchange import ChatAnswer, ChatRequest
 from miles_lite.session.headers import header
 from miles_lite.session.keys import Keys, shown_key
 from miles_lite.session.logs import SESSION
@@ -149,7 +151,8 @@ class _Routes:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
-        return web.Response(body=encode_samples(samples), content_type="application/octet-stream")
+        body = await self._service.off_loop.run(partial(encode_samples, samples), heavy=True)
+        return web.Response(body=body, content_type="application/octet-stream")
 
     def speaking(self, dialect: Dialect) -> Handler:
         """A handler that runs one turn in `dialect`."""
@@ -158,13 +161,20 @@ class _Routes:
             session_id = self._session_id(request)
             raw = await self._service.limits.read(request.content)
             parsed, ask = await self._parsed(request, session_id, dialect, raw)
-            call = await self._service.call(session_id, parsed, ask, prefix=dialect.prefix)
-            with call.listener():
+            calls = [
+                await self._service.call(session_id, parsed, ask.choice(number), prefix=dialect.prefix)
+                for number in range(parsed.n)
+            ]
+            with ExitStack() as listening:
+                for call in calls:
+                    listening.enter_context(call.listener())
                 if parsed.stream:
-                    response = await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
+                    response = await Stream(request, parsed, dialect, calls, keep_alive=self._keep_alive).run()
                 else:
-                    response = await _whole(request, dialect.answer(parsed, await call.hear()))
-                    call.deliver()
+                    answers = await together([call.hear() for call in calls])
+                    response = await _whole(request, _said(dialect, parsed, answers))
+                    for call in calls:
+                        call.deliver()
             if not ask.heavy:
                 self._service.saw(session_id, raw, parsed)
             return response
@@ -188,16 +198,17 @@ class _Routes:
         held, bodies = self._service.held(session_id)
         known = bodies.known(raw)
         ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
-        address = dialect.addressed(request.match_info, request.query)
 
         def parse() -> ChatRequest:
             body = _object(raw, lambda data: bodies.read(data, known))
+            address = dialect.addressed(request.match_info, request.query)
             parsed = dialect.parse({**body, **address} if address else body, held=held)
+            self._unknown.meet(parsed.unknown)
             if ask.heavy:
                 self._service.limits.check(parsed)
                 self._service.saw(session_id, raw, parsed)
-            agent, hints = agent_name(request.headers, body), hints_of(request.headers)
-            return replace(parsed, agent=agent, hints=hints, options=self._service.options_read(parsed.options))
+            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
+            return replace(parsed, options=self._service.options_read(parsed.options), **who)
 
         parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
         self._unknown.meet(parsed.unknown)
@@ -257,6 +268,13 @@ def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
     if not isinstance(body, dict):
         raise bad_request("the request body must be a JSON object")
     return body
+
+
+def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+    if len(answers) == 1:
+        return dialect.answer(parsed, answers[0])
+    bodies = [dialect.answer(replace(parsed, choice=number), answer) for number, answer in enumerate(answers)]
+    return chat.together(bodies, answers)
 
 
 def _session_id(request: web.Request) -> str:

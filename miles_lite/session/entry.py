@@ -24,7 +24,9 @@ Row = tuple[Any, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What an answer has beyond its turn. `identity` is that of the request, `constrained` what it had to be (see
-    `ChatRequest`). `instructed`: the first message of the turn's path held for this request alone.
+    `ChatRequest`).
+
+    `instructed`: the first message of the turn's path held for this request alone.
     """
 
     identity: bytes
@@ -32,8 +34,8 @@ class Receipt:
     created: int
     cached_tokens: int
     stop_sequence: str | None
-    instructed: bool = False
     constrained: str = ""
+    instructed: bool = False
 
     @property
     def stamp(self) -> Stamp:
@@ -88,8 +90,8 @@ def to_row(entry: Entry) -> Row:
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
-        "instructed": receipt.instructed,
         "constrained": receipt.constrained,
+        "instructed": receipt.instructed,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -128,8 +130,8 @@ def from_row(row: Sequence[Any]) -> Entry:
         created=known["created"],
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
-        instructed=known.get("instructed", False),
         constrained=known.get("constrained", ""),
+        instructed=known.get("instructed", False),
     )
     return Entry(
         parent=parent,

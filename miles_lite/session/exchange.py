@@ -40,6 +40,7 @@ class ChatRequest:
 
     `agent` is the name the agent gave, if it gave one, `hints` what else its harness said about it.
     `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
+    Of `n` answers that were asked for this is about the one with the index `choice`.
     `messages` follow the answer with the id `after`; they are the whole conversation when it is None. `instructed`: the
     first of them holds for this request alone. `form` is what the dialect itself needs to answer in the form that was
     asked for. `unknown` are the paths of fields that nobody knows.
@@ -55,11 +56,13 @@ class ChatRequest:
     constraint: Constraint = Constraint()
     include_usage: bool = False
     agent: str | None = None
+    hints: tuple[tuple[str, str], ...] = ()
+    n: int = 1
+    choice: int = 0
     form: Any = None
     after: str | None = None
     instructed: bool = False
     unknown: tuple[str, ...] = ()
-    hints: tuple[tuple[str, str], ...] = ()
 
     @property
     def constrained(self) -> str:

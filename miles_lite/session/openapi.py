@@ -1,12 +1,14 @@
 """The OpenAPI document of a session server, at /openapi.json.
 
 Invariant: every route that exists is here, with the statuses it answers; bodies name the fields that are checked. What
-is below a session is also at the root, for those whose key says which session is meant.
+is below a session is also at the root, for those whose key says which session is meant, and behind a second `/v1`.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from miles_lite.session.dialects.chat import MAX_CHOICES
 
 Schema = dict[str, Any]
 
@@ -110,7 +112,7 @@ _CHAT = _object(
     max_tokens=_COUNT,
     max_completion_tokens=_COUNT,
     stop=_STOP,
-    n={"type": "integer", "enum": [1]},
+    n={"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     logprobs=_FLAG,
     stream_options=_object(include_usage=_FLAG),
     chat_template_kwargs=_ANYTHING,

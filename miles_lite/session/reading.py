@@ -16,7 +16,7 @@ import numpy as np
 
 from miles_lite.json_object import first_object
 from miles_lite.session.calls import Call, OnDelta
-from miles_lite.session.engine_calls import Enough, Generation, OnTokens
+from miles_lite.session.engine_calls import Generation, OnTokens
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, message_of
 from miles_lite.session.placing import Placed
@@ -24,6 +24,8 @@ from miles_lite.session.sampling import Sampling
 from miles_lite.session.tree import Output, Turn, pack_spans, pack_tokens
 from miles_lite.tito import ReplyStream, Tito
 from miles_lite.tito.reasoning import hold_back
+
+Enough = Callable[[np.ndarray], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +43,21 @@ class Reader:
         self._tito = tito
 
     def watcher(self, request: ChatRequest, prompt: Prompt, on_delta: OnDelta) -> OnTokens:
-        """Takes ids so far, and tells what can be shown of them."""
+        """Takes ids so far, tells what can be shown of them, and whether they suffice."""
         stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
-        return _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
-
-    def enough(self, request: ChatRequest, prompt: Prompt) -> Enough | None:
-        """Finds the token that completes the reply's first JSON object, for requests that stop there."""
-        if not request.stops_at_object:
-            return None
-
-        def complete(ids: np.ndarray) -> bool:
-            text, tools = self._tito.encoder.decode(ids), request.callable_tools
-            reply = self._tito.parser.parse(text, tools=tools, in_reasoning=prompt.suffix.opens_reasoning)
-            return first_object(reply.content) is not None
-
-        return _first_that(self._tito, complete)
+        return _watcher(self._tito, stream, on_delta, prompt.sampling.stop, self._enough(request, prompt))
 
     def entry(
-        self, request: ChatRequest, prompt: Prompt, generation: Generation, *, started: float, call: Call
+        self,
+        request: ChatRequest,
+        prompt: Prompt,
+        generation: Generation,
+        *,
+        started: float,
+        call: Call,
+        superseded: int | None,
     ) -> Entry:
-        """The turn that a finished generation makes."""
+        """The turn that a finished generation makes; `superseded` is the one whose place it takes."""
         stop, text = self._read(generation)
         in_reasoning = prompt.suffix.opens_reasoning
         reply = self._tito.parser.parse(text, tools=request.callable_tools, in_reasoning=in_reasoning)
@@ -73,6 +70,8 @@ class Reader:
             reply=message_of(reply),
             prompt_ids=prompt.suffix.ids,
             drop=prompt.suffix.drop,
+            retries=superseded,
+            hints=request.hints,
             output=_output(prompt.sampling, generation, stop=stop, started=started),
             receipt=Receipt(
                 identity=call.identity,
@@ -80,8 +79,8 @@ class Reader:
                 created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
-                instructed=request.instructed,
                 constrained=request.constrained,
+                instructed=request.instructed,
             ),
             counts=_counts_of(prompt, generation)
             | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
@@ -103,6 +102,18 @@ class Reader:
             logprobs=self._token_logprobs(output) if request.logprobs else None,
             stop_sequence=receipt.stop_sequence,
         )
+
+    def _enough(self, request: ChatRequest, prompt: Prompt) -> Enough:
+        """Finds the token that completes the reply's first JSON object, for requests that stop there."""
+        if not request.stops_at_object:
+            return lambda ids: None
+
+        def complete(ids: np.ndarray) -> bool:
+            text, tools = self._tito.encoder.decode(ids), request.callable_tools
+            reply = self._tito.parser.parse(text, tools=tools, in_reasoning=prompt.suffix.opens_reasoning)
+            return first_object(reply.content) is not None
+
+        return _first_that(self._tito, complete)
 
     def _read(self, generation: Generation) -> tuple[int | None, str]:
         """(the stop token if it was sampled, the text without what stopped it)."""
@@ -143,9 +154,9 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
+        "calls_rewritten": prompt.place.rewritten,
         "system_joined": prompt.suffix.joined,
         "system_placed": prompt.suffix.placed,
-        "calls_rewritten": prompt.place.rewritten,
     }
 
 
@@ -163,7 +174,7 @@ def _first_that(tito: Tito, complete: Callable[[np.ndarray], bool]) -> Enough:
     return enough
 
 
-def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]) -> OnTokens:
+def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str], enough: Enough) -> OnTokens:
     """Turns ids so far into what can be shown of them: no stop token, nothing that may become a stop string.
 
     Engines stop at control tokens that the model folder does not name, so that any of them waits for the next token.
@@ -171,12 +182,15 @@ def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str
     written = tito.encoder.stream()
     last = tito.stop_ids.union(tito.encoder.control.values())
 
-    async def watch(ids: np.ndarray) -> None:
+    async def watch(ids: np.ndarray) -> int | None:
+        kept = enough(ids)
+        ids = ids[:kept]
         text = written.feed(ids[:-1] if ids[-1] in last else ids)
         for stop in stops:
             text = text.partition(stop)[0]
         new = stream.feed(hold_back(text, *stops))
         if delta := Delta(new.reasoning, new.content):
             await on_delta(delta)
+        return kept
 
     return watch

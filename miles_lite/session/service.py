@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from miles_lite import config
@@ -127,7 +127,8 @@ class Service:
             return []
         metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
-        samples = collect(session.tree, self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        gather = partial(collect, session.tree.copy(), self._plan, max_seq_len=max_seq_len, metadata=metadata)
+        samples = await self.off_loop.run(gather, heavy=True)
         for sample in samples if self._compares else ():
             leaf = session.tree.turns[sample.metadata["leaf"]]
             sample.metadata[MISMATCH] = await asyncio.to_thread(mismatches, self._tito, leaf)
@@ -213,8 +214,7 @@ class Service:
             whole = await self.off_loop.run(lambda: self._placer.reanchor(request), heavy=True)
             prompt = self._sampled(session, request, whole)
             generation = await self._generate(session, call, prompt, request)
-        entry = self._reader.entry(request, prompt, generation, started=started, call=call)
-        entry = replace(entry, retries=superseded, hints=request.hints)
+        entry = self._reader.entry(request, prompt, generation, started=started, call=call, superseded=superseded)
         turn, counts = await self._sessions.commit(session, entry)
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
         self._counts.update(counts)
@@ -262,7 +262,7 @@ class Service:
         return Prompt(place, suffix, sampling, text)
 
     async def _generate(self, session: Session, call: Call, prompt: Prompt, request: ChatRequest) -> Generation:
-        watcher = self._reader.watcher(request, prompt, call.say) if request.stream else None
+        watcher = self._reader.watcher(request, prompt, call.say) if request.stream or request.stops_at_object else None
         generating: asyncio.Task[Generation] = asyncio.ensure_future(
             self._engines.generate(
                 prompt.text,
@@ -270,7 +270,6 @@ class Service:
                 tokens=prompt.tokens,
                 key=session.session_id,
                 on_tokens=watcher,
-                enough=self._reader.enough(request, prompt),
                 experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )

@@ -9,43 +9,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from aiohttp import web
 
-from miles_lite.session.calls import Call
-from miles_lite.session.dialects import Dialect
+from miles_lite.session.calls import Call, together
+from miles_lite.session.dialects import Dialect, Events
+from miles_lite.session.dialects.chat import ending
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatRequest, Delta, rest
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Stream:
-    """One answer on its way."""
+    """One request's answer on its way, or its answers."""
 
     def __init__(
-        self, request: web.Request, parsed: ChatRequest, dialect: Dialect, call: Call, *, keep_alive: float
+        self, request: web.Request, parsed: ChatRequest, dialect: Dialect, calls: Sequence[Call], *, keep_alive: float
     ) -> None:
-        """`keep_alive` is the longest silence, in seconds."""
-        self._request, self._dialect, self._call, self._keep_alive = request, dialect, call, keep_alive
-        self._events = dialect.events(parsed, call.stamp)
+        """`calls` are one for each answer that was asked for; `keep_alive` is the longest silence, in seconds."""
+        self._request, self._parsed, self._dialect, self._keep_alive = request, parsed, dialect, keep_alive
+        self._calls = calls
+        self._events = [
+            dialect.events(replace(parsed, choice=choice) if choice else parsed, calls[0].stamp)
+            for choice in range(len(calls))
+        ]
         self._response = web.StreamResponse(headers=_HEADERS)
         self._sending = asyncio.Lock()
         self._last = time.monotonic()
-        self._said: list[Delta] = []
 
     async def run(self) -> web.StreamResponse:
-        """Says everything the call says, from its beginning. Raises ApiError while nothing has been sent."""
+        """Says everything the calls say, from their beginning. Raises ApiError while nothing has been sent."""
         beating = asyncio.create_task(self._beat())
         try:
-            answer = await self._call.hear(self._delta)
-            if remaining := rest(answer, self._said):
-                await self._delta(remaining)
-            await self._send(lambda: self._events.finish(answer))
+            answers = await together([self._tell(*each) for each in zip(self._calls, self._events, strict=True)])
+            if len(answers) > 1:
+                await self._send(lambda: ending(self._parsed, answers))
             await self._response.write_eof()
-            self._call.deliver()
+            for call in self._calls:
+                call.deliver()
         except ApiError as error:
             if not self._response.prepared:
                 raise
@@ -62,12 +67,22 @@ class Stream:
             await asyncio.gather(beating, return_exceptions=True)
         return self._response
 
-    async def _delta(self, delta: Delta) -> None:
-        self._said.append(delta)
-        await self._send(lambda: self._events.delta(delta))
+    async def _tell(self, call: Call, events: Events) -> ChatAnswer:
+        """Say one answer, piece by piece."""
+        said: list[Delta] = []
+
+        async def tell(delta: Delta) -> None:
+            said.append(delta)
+            await self._send(lambda: events.delta(delta))
+
+        answer = await call.hear(tell)
+        if remaining := rest(answer, said):
+            await tell(remaining)
+        await self._send(lambda: events.finish(answer))
+        return answer
 
     async def _fail(self, error: ApiError) -> None:
-        await self._send(lambda: self._events.failure(error))
+        await self._send(lambda: self._events[0].failure(error))
 
     async def _beat(self) -> None:
         while True:
@@ -83,6 +98,6 @@ class Stream:
             begun = b""
             if not self._response.prepared:
                 await self._response.prepare(self._request)
-                begun = self._events.start(self._call.prompt_tokens)
+                begun = b"".join(events.start(self._calls[0].prompt_tokens) for events in self._events)
             await self._response.write(begun + make())
             self._last = time.monotonic()

@@ -17,6 +17,7 @@ from dataclasses import replace
 import aiohttp
 from aiohttp import web
 
+from miles_lite.http_log import refuse_expectations
 from miles_lite.net import bracketed, local
 from miles_lite.session.app import refusal
 from miles_lite.session.errors import ApiError
@@ -91,6 +92,7 @@ class Supervisor:
         app.router.add_route("*", "/{path:.*}", _unavailable)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
+        refuse_expectations(runner)
         try:
             await web.SockSite(runner, listener.dup(), backlog=BACKLOG).start()
             yield

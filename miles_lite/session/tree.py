@@ -157,6 +157,12 @@ class Tree:
         self._sent: list[tuple[Message, ...]] = []
         self._callers: dict[bytes, Caller] = {}
 
+    def copy(self) -> Tree:
+        """The same turns, to which none is added while they are read."""
+        tree = Tree(self.matcher)
+        tree.turns, tree._children, tree._sent = list(self.turns), list(self._children), list(self._sent)
+        return tree
+
     def attach(self, messages: Sequence[Message], caller: Caller) -> Place:
         """The caller's deepest turn whose path begins `messages`; of equals the latest."""
         request = tuple(messages)

@@ -135,7 +135,7 @@ def test_openai_agents(
 
 
 @pytest.mark.filterwarnings("ignore:create_react_agent")
-@cases("responses", "streamed", among=[(QWEN3, False, False), (QWEN3, True, True), (QWEN3_5, False, True)])
+@cases("responses", "streamed", among=[(QWEN3, False, False), (QWEN3, True, True), (QWEN3_5, True, True)])
 def test_langgraph(folders: Folders, template: Template, responses: bool, streamed: bool) -> None:
     pytest.importorskip("langgraph", reason="requirements/clients.txt names langgraph")
     chat = pytest.importorskip("langchain_openai", reason="requirements/clients.txt names langchain-openai")

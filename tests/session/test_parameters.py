@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from miles_lite.session.sampling import inexact
+from miles_lite.session.errors import ApiError
+from miles_lite.session.sampling import check_run, inexact
 from tests.session.engine import STOP, answer, bench, failure
 from tests.session.replies import CHAT_TOOLS
 
@@ -28,6 +29,13 @@ ASK: list[Any] = [{"role": "user", "content": "go"}]
 )
 def test_parameters_that_bend_logprobs_are_named(params: dict[str, Any], names: list[str]) -> None:
     assert sorted(inexact(params)) == sorted(names)
+
+
+@pytest.mark.parametrize("n", [2, 0, "2", True, [1]])
+def test_a_sessions_own_parameters_ask_for_one_answer(n: Any) -> None:
+    with pytest.raises(ApiError, match="n must be 1"):
+        check_run({"temperature": 1.0, "n": n})
+    assert check_run({"n": 1}) == {"n": 1}
 
 
 @pytest.mark.parametrize("policy", ["keep", "mask"])

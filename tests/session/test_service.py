@@ -270,7 +270,7 @@ BAD = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].function"),
     ({"messages": HELLO, "tools": [{"name": "f"}]}, "tools[0].function"),
-    ({"messages": HELLO, "n": 2}, "n"),
+    ({"messages": HELLO, "n": 0}, "n"),
     ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
     ({"messages": HELLO, "temperature": "hot"}, "temperature"),
     ({"messages": HELLO, "stop": [1]}, "stop"),

@@ -100,7 +100,7 @@ async def _heard(
     for cut in cuts:
         await watch(generation.ids[:cut])
     call = Call(b"", STAMP, grace=1.0, release=lambda call: None)
-    entry = reader.entry(request, prompt, generation, started=0.0, call=call)
+    entry = reader.entry(request, prompt, generation, started=0.0, call=call, superseded=None)
     return said, reader.told(request, entry.commit(Tree(FieldMatcher())), entry.receipt)
 
 

@@ -31,6 +31,7 @@ from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.tito.messages import Message, Tools
 
+MAX_CHOICES = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -76,14 +77,15 @@ class ChatCompletions(Bodied):
             logprobs=bool(take(body, "logprobs", "a boolean")),
             body=body,
             constraint=_constraint(body, tools),
+            n=_choices(body),
             form=form,
             unknown=tuple(unknown),
         )
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
         message = answer.message if request.form is None else answered(answer.message)
-        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": _finish_reason(request, answer)}
-        choice["logprobs"] = _logprobs(answer)
+        choice: dict[str, Any] = {"index": request.choice, "message": message}
+        choice |= {"finish_reason": _finish_reason(request, answer), "logprobs": _logprobs(answer)}
         return _envelope(answer, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
 
     def events(self, request: ChatRequest, stamp: Stamp) -> ChatEvents:
@@ -119,17 +121,15 @@ class ChatEvents:
         return self._chunk(made)
 
     def finish(self, answer: ChatAnswer) -> bytes:
-        """The finish event, usage when it was asked for, and the end mark."""
-        events = self._chunk({}, finish_reason=_finish_reason(self.request, answer), logprobs=_logprobs(answer))
-        if self.request.include_usage:
-            events += sse(_envelope(answer, "chat.completion.chunk") | {"choices": [], "usage": _usage(answer)})
-        return events + b"data: [DONE]\n\n"
+        """The finish event; for an only answer also usage, when it was asked for, and the end mark."""
+        event = self._chunk({}, finish_reason=_finish_reason(self.request, answer), logprobs=_logprobs(answer))
+        return event + ending(self.request, [answer]) if self.request.n == 1 else event
 
     def failure(self, error: ApiError) -> bytes:
         return sse(openai_error(error))
 
     def _chunk(self, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+        choice = {"index": self.request.choice, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return sse(
             {
                 "id": self.stamp.answer_id,
@@ -139,6 +139,17 @@ class ChatEvents:
                 "choices": [choice],
             }
         )
+
+
+def ending(request: ChatRequest, answers: Sequence[ChatAnswer]) -> bytes:
+    """What ends a stream after all its answers: usage, when it was asked for, and the end mark."""
+    usage = _envelope(answers[0], "chat.completion.chunk") | {"choices": [], "usage": _usage(*answers)}
+    return (sse(usage) if request.include_usage else b"") + b"data: [DONE]\n\n"
+
+
+def together(bodies: Sequence[dict[str, Any]], answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+    """Several answers to one request as one body."""
+    return bodies[0] | {"choices": [choice for body in bodies for choice in body["choices"]], "usage": _usage(*answers)}
 
 
 def tools_of(body: Mapping[str, Any]) -> Tools | None:
@@ -237,16 +248,25 @@ def _finish_reason(request: ChatRequest, answer: ChatAnswer) -> str:
     return "function_call" if calls and request.form is not None else answer.finish_reason
 
 
+def _choices(body: Mapping[str, Any]) -> int:
+    n = take(body, "n", "an integer")
+    if n is not None and not 1 <= n <= MAX_CHOICES:
+        raise bad_request(f"n must be from 1 to {MAX_CHOICES}", param="n")
+    return n or 1
+
+
 def _envelope(answer: ChatAnswer, kind: str) -> dict[str, Any]:
     return {"id": answer.answer_id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _usage(answer: ChatAnswer) -> dict[str, Any]:
+def _usage(*answers: ChatAnswer) -> dict[str, Any]:
+    """The prompt is counted once, however many answers it has."""
+    prompt, completion = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
     return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": answers[0].cached_tokens},
     }
 
 

@@ -78,7 +78,7 @@ class Table:
 
     def kind(self, name: str) -> Known | None:
         """The row of a kind; the date that ends its name is its version."""
-        return self.rows.get(_VERSION.sub("", name))
+        return self.rows.get(name) or self.rows.get(_VERSION.sub("", name))
 
     def shows(self, kind: str, path: str) -> bool:
         """Whether what is of this kind is shown to the model. Raises ApiError 400 for a kind that is refused."""
