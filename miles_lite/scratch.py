@@ -1,6 +1,9 @@
 """Temp folders that are gone when what used them is, however it ends.
 
-    python scratch.py        the keeper of one: prints the folder, and removes it some time after its stdin has closed
+    python scratch.py [SECONDS]
+
+is the keeper of one: it prints the folder, and removes it when its stdin has closed and nobody uses it. Who still does
+after SECONDS was started by somebody who is gone, and is ended.
 
 A folder's lock is held, by its keeper, for as long as it may be used. Whoever makes a folder first removes those whose
 keeper has been killed.
@@ -15,6 +18,8 @@ import fcntl
 import glob
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 
@@ -22,8 +27,8 @@ PREFIX = "miles-lite-"
 OUTER = "MILES_LITE_OUTER_TMPDIR"
 """Where the temp folder was before one of these took its place."""
 _LOCK = ".lock"
-LEAVING_SECONDS = 60.0
-"""How long whoever still uses a folder may take to end."""
+LEAVING_SECONDS = 10.0
+"""How long whoever still uses a folder may take to end: some of Ray's processes outlive a killed driver by a minute."""
 _POLL, _QUIET = 0.25, 4
 
 
@@ -64,28 +69,32 @@ def remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def used(folder: str) -> bool:
-    """Whether a process was started with `folder` as its temp folder, and lives."""
-    wanted = b"TMPDIR=" + os.fsencode(folder)
+def users(folder: str) -> list[int]:
+    """The processes that were started with `folder` as their temp folder, and live."""
+    wanted, found = b"TMPDIR=" + os.fsencode(folder), []
     for environment in glob.glob("/proc/[0-9]*/environ"):
         with contextlib.suppress(OSError), open(environment, "rb") as file:
             if wanted in file.read().split(b"\0"):
-                return True
-    return False
+                found.append(int(environment.split("/")[2]))
+    return found
 
 
-def main() -> None:
+def main(leaving: float) -> None:
     """Keep a folder until stdin closes and nobody uses it."""
     folder = make()
     print(folder, flush=True)
     while os.read(0, 4096):
         pass
-    deadline, quiet = time.monotonic() + LEAVING_SECONDS, 0
-    while quiet < _QUIET and time.monotonic() < deadline:
-        quiet = 0 if used(folder) else quiet + 1
+    deadline, quiet = time.monotonic() + leaving, 0
+    while quiet < _QUIET:
+        left = users(folder)
+        quiet = 0 if left else quiet + 1
+        for pid in left if time.monotonic() > deadline else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL)
     remove(folder)
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]) if sys.argv[1:] else LEAVING_SECONDS)

@@ -72,7 +72,12 @@ class Supervised:
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._lost: float | None = None
         self.restarts = 0
+
+    def unbroken(self, seconds: float) -> bool:
+        """Whether no process was lost within the last so many seconds."""
+        return self._lost is None or time.monotonic() - self._lost > seconds
 
     @property
     def pid(self) -> int | None:
@@ -108,7 +113,7 @@ class Supervised:
         while True:
             began = time.monotonic()
             reason = await self._ailment(process)
-            lost = time.monotonic()
+            self._lost = lost = time.monotonic()
             pause = 0.0 if lost - began > STEADY_SECONDS else _longer(pause)
             self.restarts += 1
             log.warning("%s (process %d) %s; starting it again", self._program.name, process.pid, reason)

@@ -83,3 +83,21 @@ def test_whoever_comes_next_removes_what_killed_keepers_left_and_nothing_else(te
     assert sorted(temp.iterdir()) == sorted([Path(held), temp / "miles-lite-mine"])
     keepers[1].communicate(timeout=30)
     assert list(temp.iterdir()) == [temp / "miles-lite-mine"]
+
+
+def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
+    keeper = subprocess.Popen(
+        [sys.executable, scratch.__file__, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert keeper.stdout is not None
+    folder = keeper.stdout.readline().strip()
+    code = ["-c", "import time; time.sleep(600)"]
+    with (
+        subprocess.Popen([sys.executable, *code], env=os.environ | {"TMPDIR": folder}) as user,
+        subprocess.Popen([sys.executable, *code]) as other,
+    ):
+        keeper.communicate(timeout=30)
+        assert user.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+    assert not list(temp.iterdir())

@@ -35,10 +35,10 @@ async def started(actor: Any, what: str, timeout: float, **options: Any) -> Any:
         ) from None
 
 
-async def lives(actor: Any, timeout: float) -> bool:
-    """Whether its `alive` says so, within so many seconds."""
+async def lives(actor: Any, timeout: float, *, unbroken: float = 0.0) -> bool:
+    """Whether its `alive` says so, for the last `unbroken` seconds, and within `timeout` seconds."""
     try:
-        return bool(await asyncio.wait_for(actor.alive.remote(), timeout))
+        return bool(await asyncio.wait_for(actor.alive.remote(unbroken), timeout))
     except (ray.exceptions.RayActorError, TimeoutError):
         return False
 

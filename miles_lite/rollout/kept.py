@@ -28,7 +28,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 
 
 class Kept:
-    """One actor and its successors. The actor has `start`, `alive`, `watch` (which never returns) and `stop`."""
+    """One actor and its successors: it has `start`, `alive(seconds)`, `watch`, which never returns, and `stop`."""
 
     def __init__(self, what: str, make: Callable[[int], Any], *, start_seconds: float, say: Callable[[str], None]):
         """`make(restarts)` gives an actor that is not started yet; `say` takes what a person must hear."""
@@ -53,14 +53,16 @@ class Kept:
             raise UserError(f"waited {BACK_SECONDS:.0f} s for {self._what} to be replaced; see its log") from None
         return self._actor
 
-    async def stood(self, restarts: int) -> bool:
-        """Whether the actor of that time, counted in `restarts`, serves to this moment."""
-        return restarts == self.restarts and self._serving.is_set() and await lives(self._actor, SILENCE_SECONDS)
+    async def stood(self, restarts: int, seconds: float) -> bool:
+        """Whether the actor of that time, counted in `restarts` and `seconds` ago, serves to this moment, and lost no
+        process of its own meanwhile."""
+        same = restarts == self.restarts and self._serving.is_set()
+        return same and await lives(self._actor, SILENCE_SECONDS, unbroken=seconds)
 
     async def renewed(self, restarts: int) -> None:
-        """Return once there is a later actor than that of `restarts`. Raises UserError as `serving` does."""
-        deadline = time.monotonic() + BACK_SECONDS
-        while self.restarts == restarts and time.monotonic() < deadline:
+        """Return once there is a later actor than that of `restarts`, or that one lives after all. Raises UserError as
+        `serving` does."""
+        while self.restarts == restarts and not await lives(self._actor, SILENCE_SECONDS):
             await asyncio.sleep(0.05)
         await self.serving()
 

@@ -253,13 +253,16 @@ class RolloutManager:
                 worker, session = (
                     min(kept, key=self._load.__getitem__) for kept in (self._workers, self._stack.sessions)
                 )
-                used = {worker: worker.restarts, session: session.restarts}
+                used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
                 try:
                     rollout = await _run(worker, Task(index, group_index, prompt, session.told, sampling))
                 finally:
                     self._load.subtract(used.keys())
-                lost = [kept for kept in used if rollout.status is Status.FAILED and not await kept.stood(used[kept])]
+                if rollout.status is not Status.FAILED:
+                    break
+                took = time.monotonic() - began
+                lost = [kept for kept in used if not await kept.stood(used[kept], took)]
                 if not lost:
                     break
                 self._again += 1

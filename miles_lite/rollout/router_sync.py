@@ -37,7 +37,7 @@ class RouterSync:
         self._engines: dict[str, EngineInfo] = {}
         self._left: set[str] = set()
         self._talking = asyncio.Lock()
-        self._alarmed = False
+        self._refused = 0
 
     async def admit(self, version: int, *, previous: int | None = None) -> list[str]:
         """From now on `version` may serve, and `previous` too while an update runs; returns the engines that have
@@ -94,13 +94,13 @@ class RouterSync:
             await self._deregister(url)
 
     def _watch(self, found: Standing, *, quiet: bool) -> None:
-        """Say so when the router refuses every engine though nobody is changing them."""
+        """Say so when the router refuses every engine though nobody is changing them. A router that has just begun asks
+        them first; so it is looked at twice."""
         ours = {url: found.workers[url] for url in self._engines if url in found.workers}
         told = self._versions is None or found.versions == self._accepted()
-        if not (ours and told and all(worker["state"] == "stale" for worker in ours.values())):
-            self._alarmed = False
-        elif not quiet and not self._alarmed:
-            self._alarmed = True
+        refused = bool(ours) and told and not quiet and all(worker["state"] == "stale" for worker in ours.values())
+        self._refused = self._refused + 1 if refused else 0
+        if self._refused == 2:
             self._say(_all_stale(self._url, found.versions, ours))
 
     async def _tell(self) -> list[str]:

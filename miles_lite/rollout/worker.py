@@ -99,7 +99,7 @@ class AgentWorker:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout
 
-    async def alive(self) -> bool:
+    async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
         return self._agent is not None
 

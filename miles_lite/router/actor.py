@@ -42,8 +42,8 @@ class RouterActor:
         """Where generation requests go: the gateway, else the router itself."""
         return self._supervisor.data_url
 
-    async def alive(self) -> bool:
-        """True once started: whatever ends the routing process, it is started again."""
+    async def alive(self, seconds: float = 0.0) -> bool:
+        """True once started: whatever ends the routing process, it is started again, and sessions ask again."""
         return bool(self._supervisor.url)
 
     async def watch(self) -> None:

@@ -24,9 +24,9 @@ class SessionActor:
         """The server's URL. Raises UserError for a model, role or port that cannot be used."""
         return await self._supervisor.start()
 
-    async def alive(self) -> bool:
-        """True once started: whatever ends the worker process, it is started again."""
-        return bool(self._supervisor.url)
+    async def alive(self, seconds: float = 0.0) -> bool:
+        """True once started, if the worker process was not lost in the last `seconds`; it is started again."""
+        return bool(self._supervisor.url) and self._supervisor.unbroken(seconds)
 
     async def watch(self) -> None:
         """Never returns: who waits for it learns of this actor's death at once."""

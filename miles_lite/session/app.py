@@ -198,19 +198,20 @@ class _Routes:
         held, bodies = self._service.held(session_id)
         known = bodies.known(raw)
         ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
+        address = dialect.addressed(request.match_info, request.query)
 
         def parse() -> ChatRequest:
             body = _object(raw, lambda data: bodies.read(data, known))
-            address = dialect.addressed(request.match_info, request.query)
             parsed = dialect.parse({**body, **address} if address else body, held=held)
-            self._unknown.meet(parsed.unknown)
             if ask.heavy:
                 self._service.limits.check(parsed)
                 self._service.saw(session_id, raw, parsed)
-            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
-            return replace(parsed, options=self._service.options_read(parsed.options), **who)
+            agent, hints = agent_name(request.headers, body), hints_of(request.headers)
+            return replace(parsed, agent=agent, hints=hints, options=self._service.options_read(parsed.options))
 
-        return await self._service.off_loop.run(parse, heavy=ask.heavy), ask
+        parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
+        self._unknown.meet(parsed.unknown)
+        return parsed, ask
 
     async def _body(self, request: web.Request) -> Any:
         body = _object(await self._service.limits.read(request.content))

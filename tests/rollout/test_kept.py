@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Plain:
             raise UserError("something is in the way")
         return os.getpid()
 
-    async def alive(self) -> bool:
+    async def alive(self, seconds: float) -> bool:
         return True
 
     async def watch(self) -> None:
@@ -70,13 +71,13 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         plain = Kept("the plain actor", make, start_seconds=30, say=said.append)
         first = await plain.start()
         assert await (await plain.serving()).who.remote() == 0
-        assert await plain.stood(0)
+        assert await plain.stood(0, 0.0)
         obstacle.touch()
         calling = (await plain.serving()).who.remote(60)
         os.kill(first, signal.SIGKILL)
         with pytest.raises(ray.exceptions.RayActorError):
             await calling
-        assert not await plain.stood(0)
+        assert not await plain.stood(0, 0.0)
         waiting = asyncio.create_task(plain.renewed(0))
         while plain.restarts < 2:
             await asyncio.sleep(0.05)
@@ -84,8 +85,8 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         await asyncio.wait_for(waiting, 60)
         assert await (await plain.serving()).who.remote() == plain.restarts >= 2
         assert plain.told != first
-        assert not await plain.stood(0)
-        assert await plain.stood(plain.restarts)
+        assert not await plain.stood(0, 0.0)
+        assert await plain.stood(plain.restarts, 0.0)
         await plain.stop()
         await plain.stop()
 
@@ -145,14 +146,31 @@ async def talk(url: str, sessions: Kept) -> None:
         messages: list[Any] = [{"role": "user", "content": "hello"}]
         said = await agent.chat.completions.create(model="m", messages=messages)
         messages += [said.choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "go on"}]
-        (actor,) = [
-            child for child in psutil.process_iter(["cmdline"]) if "ray::SessionActor" in str(child.info["cmdline"])
-            and psutil.Process().pid in [parent.pid for parent in child.parents()]
-        ]  # fmt: skip
+        actor = below("", "ray::SessionActor")
         actor.kill()
         while not sessions.restarts:
             await asyncio.sleep(0.05)
         await agent.chat.completions.create(model="m", messages=messages)
+        assert await sessions.stood(1, 0.0)
+        began = time.monotonic()
+        worker = below("ray::SessionActor", "miles_lite.session.worker")
+        worker.kill()
         (sample,) = await client.collect(session)
+        assert not await sessions.stood(1, time.monotonic() - began), "the worker was lost meanwhile"
+        assert await sessions.stood(1, 0.0)
         assert sample.loss_mask.sum() == 6
         assert sessions.told == url
+
+
+def below(parent: str, called: str) -> psutil.Process:
+    """The process of this test's cluster whose command line holds `called`, started by one whose holds `parent`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            above = str([one.cmdline() for one in process.parents()])
+            if called in str(process.cmdline()) and parent in above and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    (one,) = found
+    return one

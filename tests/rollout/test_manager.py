@@ -41,7 +41,7 @@ class Stands:
     async def serving(self) -> Any:
         return self._actor
 
-    async def stood(self, restarts: int) -> bool:
+    async def stood(self, restarts: int, seconds: float) -> bool:
         return self._losses == 0 and restarts == self.restarts
 
     async def renewed(self, restarts: int) -> None:

@@ -66,6 +66,7 @@ class Engines(EngineCalls):
         tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
+        enough: Any = None,
         experts_from: int = 0,
     ) -> Generation:
         mood, version = self.mood, len(self.log)
