@@ -24,9 +24,7 @@ Row = tuple[Any, ...]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What an answer has beyond its turn. `identity` is that of the request, `constrained` what it had to be (see
-    `ChatRequest`).
-
-    `instructed`: the first message of the turn's path held for this request alone.
+    `ChatRequest`). `instructed`: the first message of the turn's path held for this request alone.
     """
 
     identity: bytes
@@ -34,8 +32,8 @@ class Receipt:
     created: int
     cached_tokens: int
     stop_sequence: str | None
-    constrained: str = ""
     instructed: bool = False
+    constrained: str = ""
 
     @property
     def stamp(self) -> Stamp:
@@ -90,8 +88,8 @@ def to_row(entry: Entry) -> Row:
         "created": receipt.created,
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
-        "constrained": receipt.constrained,
         "instructed": receipt.instructed,
+        "constrained": receipt.constrained,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -130,8 +128,8 @@ def from_row(row: Sequence[Any]) -> Entry:
         created=known["created"],
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
-        constrained=known.get("constrained", ""),
         instructed=known.get("instructed", False),
+        constrained=known.get("constrained", ""),
     )
     return Entry(
         parent=parent,

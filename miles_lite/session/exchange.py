@@ -56,13 +56,13 @@ class ChatRequest:
     constraint: Constraint = Constraint()
     include_usage: bool = False
     agent: str | None = None
-    hints: tuple[tuple[str, str], ...] = ()
     n: int = 1
     choice: int = 0
     form: Any = None
     after: str | None = None
     instructed: bool = False
     unknown: tuple[str, ...] = ()
+    hints: tuple[tuple[str, str], ...] = ()
 
     @property
     def constrained(self) -> str:

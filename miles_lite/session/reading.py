@@ -55,7 +55,7 @@ class Reader:
         *,
         started: float,
         call: Call,
-        superseded: int | None,
+        superseded: int | None = None,
     ) -> Entry:
         """The turn that a finished generation makes; `superseded` is the one whose place it takes."""
         stop, text = self._read(generation)
@@ -79,8 +79,8 @@ class Reader:
                 created=call.stamp.created,
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
-                constrained=request.constrained,
                 instructed=request.instructed,
+                constrained=request.constrained,
             ),
             counts=_counts_of(prompt, generation)
             | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
@@ -154,9 +154,9 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "completion_tokens": len(generation.ids),
         "sampling_overridden": prompt.sampling.overridden,
         "engine_retries": generation.retries,
-        "calls_rewritten": prompt.place.rewritten,
         "system_joined": prompt.suffix.joined,
         "system_placed": prompt.suffix.placed,
+        "calls_rewritten": prompt.place.rewritten,
     }
 
 

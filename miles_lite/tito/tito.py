@@ -84,8 +84,9 @@ class Tito:
     ) -> Tito:
         """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
 
-        `chat_template` is a file that takes the place of the folder's template. Text that is far too long for `longest`
-        tokens is not encoded to its end (TooLongError).
+        `chat_template` is a file that takes the place of the folder's template.
+        Text that is far too long for `longest` tokens is not encoded to its end (TooLongError).
+
         A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
         """
         text = load_model_text(folder)
