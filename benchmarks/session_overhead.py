@@ -16,6 +16,7 @@ journal_cost                     share of rps_256 that journaling every turn cos
 bytes_per_token, kib_per_session resident memory of sessions of 32 to 64 turns, and of sessions of one turn  (<= 16, 20)
 rss_after_delete                 resident memory two seconds after all was deleted, over that before        (<= 1.05)
 collect_ms                       collecting a session of 128 turns and 65k tokens                               (<= 20)
+others_delay_ms_16mb, ..._60mb   what a request of so many bytes delays others' turns                       (<= 50, 200)
 restart_seconds                  from SIGKILL of the worker to the next turn of a session that it held           (<= 5)
 """
 
@@ -27,6 +28,7 @@ import json
 import os
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -82,6 +84,9 @@ def _measure(folder: Path, *, quick: bool) -> dict[str, float]:
     with _engine(folder) as engine, _sessions(model, engine) as server:
         numbers |= uvloop.run(_memory(server, words, sessions=sessions))
         numbers["collect_ms"] = uvloop.run(_collect(server.port, words))
+    with _engine(folder) as engine, _sessions(model, engine) as server:
+        for megabytes in (16, 60):
+            numbers[f"others_delay_ms_{megabytes}mb"] = uvloop.run(_others_delay(server.port, words, megabytes))
     with _engine(folder, "--experts", "2", "2") as engine, _sessions(model, engine, experts=True) as server:
         numbers |= _line("_experts", _lengths(server.port, engine.port, words, tokens // 4 // 500, 100))
     return numbers
@@ -194,6 +199,46 @@ async def _collect(server: int, words: Words) -> float:
     await agent.talk(128)
     path = f"/sessions/{agent.session_id}/samples"
     return statistics.median([await _timed(agent.connection.request(b"POST", path, b"{}")) for _ in range(5)]) * 1000
+
+
+async def _others_delay(server: int, words: Words, megabytes: int) -> float:
+    """Milliseconds that the slowest turn of another session takes longer while a large request is there than before.
+
+    The largest of requests that are one message, many messages, tools, and text that the context might just hold.
+    """
+    agent = Agent(await Connection.open(server), words, appended=1)
+    await agent.open()
+    await agent.talk(8)
+    usual = float(np.median(await agent.talk(64)))
+    slowest = 0.0
+    for body in _large(megabytes * 10**6):
+        session = Agent(await Connection.open(server), words)
+        await session.open()
+        path = f"/sessions/{session.session_id}/v1/chat/completions"
+        sending = asyncio.create_task(asyncio.to_thread(_send, server, path, body))
+        while not sending.done():
+            slowest = max(slowest, (await agent.turn())[0] - usual)
+        await sending
+    return slowest * 1000
+
+
+def _large(size: int) -> Iterator[bytes]:
+    """Requests of so many bytes, and one that is within the bounds."""
+    text, message = "a few words, ", {"role": "user", "content": "hello there " * 20}
+    tool = {"type": "function", "function": {"name": "f", "description": "does it", "parameters": {"type": "object"}}}
+    ask: list[Any] = [{"role": "user", "content": "go"}]
+    yield orjson.dumps({"messages": [{"role": "user", "content": text * (size // len(text))}]})
+    yield orjson.dumps({"messages": [message] * (size // len(orjson.dumps(message)))})
+    yield orjson.dumps({"messages": ask, "tools": [tool] * (size // len(orjson.dumps(tool)))})
+    yield orjson.dumps({"messages": [{"role": "user", "content": text * (min(size, 2**22) // len(text))}]})
+
+
+def _send(port: int, path: str, body: bytes) -> None:
+    """From a thread, so that what is measured does not wait for it. Whatever the server answers is fine."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, suppress(ConnectionError):
+        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)))
+        connection.sendall(body)
+        connection.recv(4096)
 
 
 async def _timed(call: Any) -> float:

@@ -154,7 +154,9 @@ class Session:
         ("tool",), help="roles the harness appends: tool user system assistant"
     )
     session_message_matcher: str = option(
-        "replay", help="replay, strict, loose_tool_call, role_content_only or package.module.fn(stored, replayed)"
+        "replay",
+        help="replay, replay_arguments, strict, loose_tool_call, role_content_only or package.module.fn(stored, "
+        "replayed)",
     )
     session_sample_picker_path: str | None = option(
         None, help="fn(samples of all leaves, session metadata) -> those to keep, in place of dropping retries"

@@ -27,6 +27,10 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+FAILURES = (Status.FAILED, Status.ABORTED)
+"""How a rollout ends that has no reward of its own."""
+
+
 @dataclass(slots=True)
 class Sample:
     """One training sequence: a path through a session's trajectory tree.
@@ -48,6 +52,11 @@ class Sample:
     routed_experts: np.ndarray | None = None
     status: Status = Status.COMPLETED
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ends_cut(self) -> bool:
+        """Whether it is truncated, and its agent did not go on beside it (`continued` in the metadata)."""
+        return self.status is Status.TRUNCATED and not self.metadata.get("continued")
 
     def __len__(self) -> int:
         return len(self.tokens)

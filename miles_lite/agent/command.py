@@ -24,6 +24,10 @@ from miles_lite.agent.tools import Tool, load_tools
 from miles_lite.errors import UserError
 from miles_lite.flags import option
 
+KV_CACHE = (
+    "--no-kv-preallocate changes nothing here: the engine allots the memory of its KV cache when it starts "
+    "(--sglang-mem-fraction-static says how much), for all conversations together"
+)
 NO_ANSWER = 1
 """Exit code of --single without an answer."""
 
@@ -52,6 +56,7 @@ class AgentOptions:
     prompt_cache_dir: str | None = option(
         None, help="keep the system prompt's state here, so that the next launch loads it instead of computing it"
     )
+    kv_preallocate: bool = option(True, help="changes nothing: engines allot the memory of their KV cache themselves")
     trajectory_dir: str | None = option(None, help="write one .atraj file per session here")
     trajectory_task: str | None = option(None, help="name of the task in those files")
 
@@ -64,6 +69,8 @@ class Agent:
         `admin_key`: what the server wants for opening a session."""
         if options.single is not None and not options.single.strip():
             raise UserError("--single: there is no text; give what the user says, or leave the flag out to talk")
+        if not options.kv_preallocate:
+            print(KV_CACHE, file=sys.stderr)
         self.url, self._options, self._admin_key = url, options, admin_key
         self._tools: list[Tool] = load_tools(options.tools)
         chosen = options.tool_format

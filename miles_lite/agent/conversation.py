@@ -102,7 +102,9 @@ class Conversation:
 
     def _reply(self, step: int) -> dict[str, Any]:
         tools = [tool.openai() for tool in self.tools] if self.format.shows_tools else ()
-        message = self.session.chat(self._messages, max_tokens=self.limits.max_tokens, tools=tools)
+        message = self.session.chat(
+            self._messages, max_tokens=self.limits.max_tokens, tools=tools, one_object=self.format.one_object
+        )
         self._messages.append(message)
         self._replies, self._sent = self._replies + 1, len(self._messages)
         self.emit({"type": "assistant", "step": step, "raw": _raw(message)})

@@ -27,9 +27,11 @@ _BLOCK = re.compile(r"```bash\s*\n(.*?)\n```", re.DOTALL)
 
 
 class Format(Protocol):
-    """One way of writing calls and results. `shows_tools`: the chat template gets the tools."""
+    """One way of writing calls and results. `shows_tools`: the chat template gets the tools. `one_object`: a reply is
+    over with its first JSON object."""
 
     shows_tools: bool
+    one_object: bool
 
     def system(self, tools: Sequence[Tool], preamble: str) -> str:
         """The system prompt. Raises UserError for tools that the format cannot call."""
@@ -48,7 +50,7 @@ class Json:
     """The portable JSON forms; with `native` also the model's own calls, which its chat template renders."""
 
     def __init__(self, *, native: bool) -> None:
-        self.shows_tools = native
+        self.shows_tools, self.one_object = native, not native
 
     def system(self, tools: Sequence[Tool], preamble: str) -> str:
         lines = "\n".join(tool.line() for tool in tools)
@@ -72,7 +74,7 @@ class Bash:
     """A fenced bash block is a call of the tool `bash`, as mini-swe-agent has it. The system prompt is the preamble
     alone, so that a model hears what it was trained on."""
 
-    shows_tools = False
+    shows_tools, one_object = False, False
 
     def system(self, tools: Sequence[Tool], preamble: str) -> str:
         if not any(tool.name == "bash" and tool.required == ["command"] for tool in tools):

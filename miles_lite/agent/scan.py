@@ -1,7 +1,6 @@
 """What a model's reply means: a tool call, an answer, or neither.
 
-Invariant: `first_object` looks at each character once, and only braces outside strings count; a reply that is neither
-form is handed back whole.
+Invariant: a reply that is neither form is handed back whole.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
+
+from miles_lite.json_object import first_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +27,6 @@ class Answer:
 
     text: str
     fallback: bool = False
-
-
-def first_object(text: str) -> str | None:
-    """The first balanced `{...}` at the top level of `text`; None when there is none."""
-    start, depth, in_string, escaped = 0, 0, False, False
-    for index, character in enumerate(text):
-        if escaped:
-            escaped = False
-        elif in_string:
-            escaped = character == "\\"
-            in_string = character != '"'
-        elif character == '"':
-            in_string = depth > 0  # a quotation mark in prose opens nothing
-        elif character == "{":
-            start, depth = (index, 1) if depth == 0 else (start, depth + 1)
-        elif character == "}" and depth:
-            depth -= 1
-            if depth == 0:
-                return text[start : index + 1]
-    return None
 
 
 def read_reply(text: str) -> Call | Answer:

@@ -96,9 +96,11 @@ class AgentSession:
         max_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
         agent: str | None = None,
+        one_object: bool = False,
     ) -> dict[str, Any]:
         """The reply as an assistant message, to be sent back as it is. `agent` names the caller where several share
-        the session. Raises ContextFull, UserError."""
+        the session; with `one_object` nothing is sampled after the reply's first JSON object. Raises ContextFull,
+        UserError."""
         body: dict[str, Any] = {"model": "default", **self._request, "messages": list(messages)}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
@@ -106,6 +108,8 @@ class AgentSession:
             body["metadata"] = {**(body.get("metadata") or {}), "agent": agent}
         if tools:
             body["tools"] = list(tools)
+        if one_object:
+            body["stop_at"] = "json_object"
         answer = self._call("POST", f"/sessions/{self.session_id}/v1/chat/completions", body)
         return dict(answer["choices"][0]["message"])
 

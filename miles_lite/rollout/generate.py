@@ -17,7 +17,7 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.batch import trainable
 from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.filters import Filter, verdict
-from miles_lite.sample import Group, Rollout
+from miles_lite.sample import FAILURES, Group, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Generator:
         step.finished.append(group)
         self._apply_reward_policy(group)
         failed = [rollout for rollout in group.rollouts if not trainable(rollout)]
-        self.accounts.rollouts_failed += len(failed)
+        self.accounts.rollouts_failed += sum(rollout.status in FAILURES for rollout in failed)
         reasons = Counter(rollout.error or "none_reward" for rollout in failed)
         for reason, count in reasons.items():
             self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count

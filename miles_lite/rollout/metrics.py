@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Status
+from miles_lite.sample import FAILURES, NOT_SAMPLED, Group, Rollout, Sample, Status
 
 Metrics = dict[str, float]
 
@@ -99,7 +99,7 @@ def failure_metrics(groups: Sequence[Group]) -> Metrics:
     The reason is what stands before the first colon of `Rollout.error`, as a word: "timeout: 600 s" is `timeout`.
     """
     rollouts = _rollouts(groups)
-    reasons = Counter(_reason(rollout) for rollout in rollouts if rollout.status in (Status.FAILED, Status.ABORTED))
+    reasons = Counter(_reason(rollout) for rollout in rollouts if rollout.status in FAILURES)
     return {
         **_present("rollout/none_reward_ratio", _share(_number(rollout.reward) is None for rollout in rollouts)),
         **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),
@@ -207,7 +207,7 @@ def _mismatches(sample: Sample) -> set[str] | None:
 
 
 def _truncated(rollout: Rollout) -> bool:
-    return Status.TRUNCATED in (rollout.status, *(sample.status for sample in rollout.samples))
+    return rollout.status is Status.TRUNCATED or any(sample.ends_cut for sample in rollout.samples)
 
 
 def _reason(rollout: Rollout) -> str:

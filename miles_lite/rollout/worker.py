@@ -196,7 +196,7 @@ def _settle(rollout: Rollout) -> None:
         return
     if not rollout.samples:
         rollout.status, rollout.error, rollout.reward = Status.FAILED, "no_samples", None
-    elif any(sample.status is Status.TRUNCATED for sample in rollout.samples):
+    elif any(sample.ends_cut for sample in rollout.samples):
         rollout.status = Status.TRUNCATED
     else:
         rollout.status = Status.COMPLETED

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from miles_lite.http_log import server_log
+from miles_lite.http_log import refuse_expectations, server_log
 from miles_lite.router.app import Handler, Router
 from miles_lite.router.replies import failure
 from miles_lite.router.spec import BACKLOG
@@ -69,5 +69,6 @@ async def run_app(router: Router, listener: socket.socket) -> web.AppRunner:
         shutdown_timeout=1.0,
     )
     await runner.setup()
+    refuse_expectations(runner)
     await web.SockSite(runner, listener, backlog=BACKLOG).start()
     return runner

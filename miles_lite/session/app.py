@@ -7,6 +7,7 @@ the dialect that the route speaks. Nothing of an engine's HTTP answer, headers a
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,13 +18,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from xxhash import xxh3_128
 
 from miles_lite import config
-from miles_lite.session.caller import agent_name
+from miles_lite.session.caller import agent_name, hints_of
 from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import DIALECTS, Dialect, Media
 from miles_lite.session.dialects.fields import check_limits
-from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.errors import ApiError, bad_request, journal_failed
 from miles_lite.session.exchange import ChatRequest
+from miles_lite.session.headers import header
 from miles_lite.session.keys import Keys, shown_key
 from miles_lite.session.logs import SESSION
 from miles_lite.session.models import model_named, models
@@ -34,7 +36,7 @@ from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
 from miles_lite.session.unknown import Unknown
 
-MAX_BODY_BYTES = 64 * 2**20
+MAX_SESSION_ID = 200
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,7 +53,7 @@ def build_app(
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
     routes = _Routes(service, dict(model), keys, keep_alive, refuses=options.session_unknown_fields == "refuse")
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors, routes.guard])
+    app = web.Application(middlewares=[_errors, routes.guard])
     media = Media(refused=options.session_tool_images == "refuse")
     for at in _ADDRESSES:  # aiohttp tries routes in this order
         for dialect in [make(media) for make in DIALECTS]:
@@ -92,6 +94,8 @@ class _Routes:
         """What is about a session needs its key, and is logged under its id."""
         session_id = request.match_info.get("session_id")
         if session_id is not None:
+            if not session_id.isprintable() or len(session_id) > MAX_SESSION_ID:
+                raise bad_request(f"a session's id is at most {MAX_SESSION_ID} printable characters")
             self._keys.check(session_id, shown_key(request.headers, request.query))
             SESSION.set(session_id)
         return await handler(request)
@@ -123,7 +127,7 @@ class _Routes:
 
     async def create(self, request: web.Request) -> web.Response:
         self._keys.check_opening(request.headers)
-        body = await _body(request)
+        body = await self._body(request)
         session_id = await self._service.create(check_run(body.get("sampling")))
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
@@ -141,7 +145,7 @@ class _Routes:
         return web.Response(status=204)
 
     async def samples(self, request: web.Request) -> web.Response:
-        limit = (await _body(request)).get("max_seq_len")
+        limit = (await self._body(request)).get("max_seq_len")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
@@ -152,16 +156,17 @@ class _Routes:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             session_id = self._session_id(request)
-            raw = await _content(request)
-            parsed = self._parsed(request, session_id, dialect, raw)
-            call = await self._service.call(session_id, parsed, _ask(request, raw), prefix=dialect.prefix)
+            raw = await self._service.limits.read(request.content)
+            parsed, ask = await self._parsed(request, session_id, dialect, raw)
+            call = await self._service.call(session_id, parsed, ask, prefix=dialect.prefix)
             with call.listener():
                 if parsed.stream:
                     response = await Stream(request, parsed, dialect, call, keep_alive=self._keep_alive).run()
                 else:
                     response = await _whole(request, dialect.answer(parsed, await call.hear()))
                     call.deliver()
-            self._service.saw(session_id, raw, parsed)
+            if not ask.heavy:
+                self._service.saw(session_id, raw, parsed)
             return response
 
         return handle
@@ -171,19 +176,37 @@ class _Routes:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             session_id = self._session_id(request)
-            parsed = self._parsed(request, session_id, dialect, await _content(request))
-            return _json(dialect.counted(await self._service.count_tokens(session_id, parsed)))
+            raw = await self._service.limits.read(request.content)
+            parsed, ask = await self._parsed(request, session_id, dialect, raw)
+            return _json(dialect.counted(await self._service.count_tokens(session_id, parsed, heavy=ask.heavy)))
 
         return handle
 
-    def _parsed(self, request: web.Request, session_id: str, dialect: Dialect, raw: bytes) -> ChatRequest:
+    async def _parsed(
+        self, request: web.Request, session_id: str, dialect: Dialect, raw: bytes
+    ) -> tuple[ChatRequest, Ask]:
         held, bodies = self._service.held(session_id)
-        body = _object(raw, bodies.read)
+        known = bodies.known(raw)
+        ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
         address = dialect.addressed(request.match_info, request.query)
-        parsed = dialect.parse({**body, **address} if address else body, held=held)
+
+        def parse() -> ChatRequest:
+            body = _object(raw, lambda data: bodies.read(data, known))
+            parsed = dialect.parse({**body, **address} if address else body, held=held)
+            if ask.heavy:
+                self._service.limits.check(parsed)
+                self._service.saw(session_id, raw, parsed)
+            agent, hints = agent_name(request.headers, body), hints_of(request.headers)
+            return replace(parsed, agent=agent, hints=hints, options=self._service.options_read(parsed.options))
+
+        parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
         self._unknown.meet(parsed.unknown)
-        options = self._service.options_read(parsed.options)
-        return replace(parsed, agent=agent_name(request.headers, body), options=options)
+        return parsed, ask
+
+    async def _body(self, request: web.Request) -> Any:
+        body = _object(await self._service.limits.read(request.content))
+        check_limits(body)
+        return body
 
 
 @web.middleware
@@ -192,10 +215,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except ApiError as error:
         return refusal(request, error)
-    except web.HTTPRequestEntityTooLarge:
-        return refusal(request, ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes"))
     except web.HTTPException as error:
         return refusal(request, ApiError(error.status, f"{request.method} {request.path}: {error.reason}"), error)
+    except web.RequestPayloadError as error:
+        return refusal(request, bad_request(f"the request body cannot be decoded: {' '.join(str(error).split())}"))
+    except sqlite3.Error as error:
+        log.error("%s %s: the session journal failed: %s", request.method, request.path, error)
+        return refusal(request, journal_failed(error))
     except ConnectionResetError:
         log.info("the client of %s left while it was being answered", request.path)
         return web.Response(status=499)
@@ -213,30 +239,14 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
     return answer
 
 
-def _ask(request: web.Request, raw: bytes) -> Ask:
+def _ask(request: web.Request, raw: bytes, *, fresh: int) -> Ask:
     """The same bytes to the same route with the same idempotency key are the same request."""
-    key = request.headers.get("Idempotency-Key", "")
+    key = header(request.headers, "Idempotency-Key")
     digest = xxh3_128(f"{request.path}\0{key}\0".encode())
     digest.update(raw)
     retries = request.headers.get("X-Stainless-Retry-Count", "")
-    return Ask(digest.digest(), keyed=bool(key), retried=retries.isdigit() and int(retries) > 0)
-
-
-async def _content(request: web.Request) -> bytes:
-    """The body, which `request.read` would keep until the connection's next request."""
-    pieces, size = [], 0
-    async for piece in request.content.iter_chunked(MAX_BODY_BYTES):
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, size)
-    return b"".join(pieces)
-
-
-async def _body(request: web.Request) -> Any:
-    body = _object(await _content(request))
-    check_limits(body)
-    return body
+    retried = retries.isascii() and retries.isdigit() and bool(retries.strip("0"))
+    return Ask(digest.digest(), keyed=bool(key), retried=retried, fresh=fresh)
 
 
 def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:

@@ -28,11 +28,22 @@ class Bodies:
     """The bodies of one session."""
 
     def __init__(self) -> None:
-        self._seen: list[_Seen] = []
+        self._seen: list[Seen] = []
 
-    def read(self, raw: bytes) -> Any:
-        """What `raw` says; messages that were seen are the objects that were kept. Raises orjson.JSONDecodeError."""
-        seen = self._beginning(raw)
+    @property
+    def size(self) -> int:
+        """Bytes of memory beside the messages, which the session's tree holds."""
+        return sum(len(seen.head) for seen in self._seen)
+
+    def known(self, raw: bytes) -> Seen | None:
+        """The beginning of `raw` that was seen."""
+        return next((seen for seen in self._seen if seen.begins(raw)), None)
+
+    def read(self, raw: bytes, seen: Seen | None) -> Any:
+        """What `raw`, of which `seen` is known, says; messages that were seen are the objects that were kept.
+
+        Raises orjson.JSONDecodeError.
+        """
         if seen is not None:
             body = _parsed(b'%b"%b"%b' % (seen.head, _MARK.encode(), raw[seen.size :])) or {}
             messages = body.get("messages")
@@ -43,19 +54,16 @@ class Bodies:
 
     def keep(self, raw: bytes, messages: Sequence[Any]) -> None:
         """Know `raw`, which says `messages`, when the next body comes; not one whose messages cannot be told apart."""
-        before = self._beginning(raw)
+        before = self.known(raw)
         start = before or _opening(raw)
         size = None if start is None or not messages else _end(raw, start)
         if start is not None and size is not None:
-            seen = _Seen(size, _digest(raw, size), start.head, tuple(messages), len(raw) - size)
+            seen = Seen(size, _digest(raw, size), start.head, tuple(messages), len(raw) - size)
             self._seen = [seen, *(one for one in self._seen if one is not before)][:_CONVERSATIONS]
-
-    def _beginning(self, raw: bytes) -> _Seen | None:
-        return next((seen for seen in self._seen if seen.begins(raw)), None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """The first `size` bytes of a body, to the end of its last message, by their digest (128 bits of xxh3).
 
     They are `head` and then `messages`; `rest` bytes followed them.
@@ -71,16 +79,16 @@ class _Seen:
         return len(raw) > self.size and _digest(raw, self.size) == self.digest
 
 
-def _opening(raw: bytes) -> _Seen | None:
+def _opening(raw: bytes) -> Seen | None:
     """The beginning of a body up to the bracket that opens its messages."""
     found = _OPENING.search(raw)
     if found is None or _parsed(raw[: found.end()] + b"]}") is None:
         return None
     head = raw[: found.end()]
-    return _Seen(len(head), b"", head, (), 0)
+    return Seen(len(head), b"", head, (), 0)
 
 
-def _end(raw: bytes, start: _Seen) -> int | None:
+def _end(raw: bytes, start: Seen) -> int | None:
     """Where the list of messages ends: as far from the body's end as last time, or at a bracket.
 
     From the last one back; None if it is not among those looked at.
@@ -95,7 +103,7 @@ def _end(raw: bytes, start: _Seen) -> int | None:
     return None
 
 
-def _ends(raw: bytes, start: _Seen, size: int) -> bool:
+def _ends(raw: bytes, start: Seen, size: int) -> bool:
     """The bytes from `start` to `size` are elements of the list, and what follows ends it and does not replace it."""
     after = _parsed(b'{"":[' + raw[size:])
     if after is None or "messages" in after:

@@ -12,11 +12,16 @@ from hashlib import blake2b
 from typing import Any
 
 from miles_lite.session.errors import bad_request
+from miles_lite.session.headers import header
 from miles_lite.session.match import canonical_json
 from miles_lite.tito.messages import Tools
 
 AGENT_HEADER = "X-Agent-Name"
+HINTS = ("X-Claude-Code-Agent-Id", "X-OpenAI-Subagent")
+"""Headers in which harnesses say which of their agents asks: Claude Code, and Codex."""
 MAX_NAME = 200
+
+Hints = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,18 @@ def caller_of(name: str | None, tools: Tools | None, options: Mapping[str, Any] 
     return Caller(name, seed, tools, options)
 
 
+def hints_of(headers: Mapping[str, str]) -> Hints:
+    """What the harness says about who asks, by the names of its headers in lower case. Raises ApiError 400."""
+    return tuple((name.lower(), value[:MAX_NAME]) for name in HINTS if (value := header(headers, name)))
+
+
 def agent_name(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
     """The agent's name from the header X-Agent-Name, else from `metadata.agent` or `metadata.agent_name`.
 
     Raises ApiError 400 for a name that is no text, or is too long.
     """
     metadata = body.get("metadata")
-    named = {"X-Agent-Name": headers.get(AGENT_HEADER)}
+    named: dict[str, Any] = {AGENT_HEADER: header(headers, AGENT_HEADER)}
     if isinstance(metadata, dict):
         named |= {f"metadata.{key}": metadata.get(key) for key in ("agent", "agent_name")}
     for path, name in named.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.exchange import ChatAnswer, Delta
+from miles_lite.session.off_loop import HEAVY_BYTES
 
 OnDelta = Callable[[Delta], Awaitable[None]]
 
@@ -22,12 +23,18 @@ OnDelta = Callable[[Delta], Awaitable[None]]
 class Ask:
     """Which request this is: `identity` is the same for the same bytes, route and idempotency key.
 
-    `keyed`: it came with an Idempotency-Key. `retried`: the client says that it sends it again.
+    `keyed`: it came with an Idempotency-Key. `retried`: the client says that it sends it again. `fresh` bytes of it
+    were not seen before.
     """
 
     identity: bytes
     keyed: bool = False
     retried: bool = False
+    fresh: int = 0
+
+    @property
+    def heavy(self) -> bool:
+        return self.fresh > HEAVY_BYTES
 
 
 class Call:
@@ -44,7 +51,8 @@ class Call:
         self.turn: int | None = None
         self.prompt_tokens = 0
         self.task: asyncio.Task[ChatAnswer] | None = None
-        self.generation: asyncio.Task[Any] | None = None
+        self._generation: asyncio.Task[Any] | None = None
+        self._aborted = False
         self._grace, self._release = grace, release
         self._deltas: list[Delta] = []
         self._grown = asyncio.Event()
@@ -108,9 +116,16 @@ class Call:
             self._release(self)
 
     def abort(self) -> None:
-        """Stop generating. A reply that the engine has finished is kept."""
-        if self.generation is not None:
-            self.generation.cancel()
+        """Stop generating, or do not begin. A reply that the engine has finished is kept."""
+        self._aborted = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    def generating(self, generation: asyncio.Task[Any]) -> None:
+        """What `abort` cancels."""
+        self._generation = generation
+        if self._aborted:
+            generation.cancel()
 
     def _let_go(self) -> None:
         if self.listeners == 0 and not self.delivered:

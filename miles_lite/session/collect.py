@@ -21,6 +21,10 @@ from miles_lite.session.sample_hooks import SampleHook, load_sample_hook
 from miles_lite.session.sampling import inexact
 from miles_lite.session.timelines import Append, Merging, Timelines, merge
 from miles_lite.session.tree import Tree, Turn, versions_per_token
+from miles_lite.tito.messages import text_of
+
+SYSTEM_LINE = 200
+"""Characters of a system prompt's first line that a sample's metadata keeps."""
 
 _STATUS = {"length": Status.TRUNCATED, "abort": Status.ABORTED}
 
@@ -68,6 +72,11 @@ class _Candidate:
     path: list[Turn]
     sample: Sample
 
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended its last turn itself, or the sample is cut elsewhere."""
+        return self.leaf.output.finish_reason not in _STATUS or len(self.sample) < self.leaf.end
+
 
 def collect(
     tree: Tree, plan: Plan | None = None, *, max_seq_len: int | None = None, metadata: Mapping[str, Any] | None = None
@@ -80,11 +89,14 @@ def collect(
     """
     plan, metadata = plan or Plan(), metadata or {}
     timelines = Timelines(tree.turns) if plan.linear else merge(tree, plan.merging)
-    kept = {leaf.number for leaf in (tree.leaves() if plan.picker else plan.kept(tree))}
-    leaves = [leaf for leaf in timelines.leaves() if leaf.number in kept]
+    kept = {leaf.number for leaf in plan.kept(tree)}
+    leaves = [leaf for leaf in timelines.leaves() if plan.picker or leaf.number in kept]
     candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, max_seq_len))])
     for candidate in candidates:
         _flag_inexact(candidate, mask=plan.mask_inexact)
+        if candidate.leaf.number not in kept:
+            candidate.sample.metadata["superseded"] = True
+    _flag_continued(candidates, tree)
     samples = [candidate.sample for candidate in candidates]
     if plan.picker:
         samples = plan.picker.pick(samples, metadata)
@@ -98,15 +110,12 @@ def collect(
 
 
 def unsuperseded(tree: Tree) -> list[Turn]:
-    """The leaves, without those whose request was sent again, at the same place, after they had finished.
+    """The leaves, without those whose request was provably sent again.
 
-    Siblings that overlap in time are parallel agents, and stay.
+    Requests that are alike and say nothing of the kind are independent: each of their answers stays.
     """
-    asked = tree.asked(tree.turns)
-    latest: dict[tuple[int | bytes, bytes], float] = {}
-    for turn, request in zip(tree.turns, asked, strict=True):
-        latest[request] = max(latest.get(request, turn.output.started), turn.output.started)
-    return [leaf for leaf in tree.leaves() if latest[asked[leaf.number]] <= leaf.output.finished]
+    superseded = tree.superseded()
+    return [leaf for leaf in tree.leaves() if leaf.number not in superseded]
 
 
 def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidate | None:
@@ -170,6 +179,15 @@ def _flag_inexact(candidate: _Candidate, *, mask: bool) -> None:
         sample.metadata["logprob_inexact"] = {"parameters": sorted(reasons), "tokens": tokens}
 
 
+def _flag_continued(candidates: Sequence[_Candidate], tree: Tree) -> None:
+    """Say of samples that end with a turn the model did not finish that their agent spoke again after it."""
+    cut = [each for each in candidates if each.path[-1].number == each.leaf.number and not each.ended]
+    lasting = {tip.number for tip in linear.tips(tree)} if cut else set()
+    for candidate in cut:
+        if candidate.leaf.number not in lasting:
+            candidate.sample.metadata["continued"] = True
+
+
 def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
     """The whole path, with every sampled token in the loss."""
     last = path[-1]
@@ -192,6 +210,8 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
             logprobs[sampled] = output.logprobs[:kept]
     metadata: dict[str, Any] = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
     metadata |= {"agent": leaf.caller.name} if leaf.caller.name else {}
+    metadata |= {"hints": dict(leaf.hints)} if leaf.hints else {}
+    metadata |= {"system": line} if (line := _system_line(path)) else {}
     metadata |= {"reanchored": True} if any(turn.root == "reanchored" for turn in path) else {}
     return Sample(
         tokens=tokens,
@@ -203,3 +223,10 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
         status=_STATUS.get(last.output.finish_reason, Status.COMPLETED),
         metadata=metadata,
     )
+
+
+def _system_line(path: Sequence[Turn]) -> str:
+    """The first line of the path's system prompt that says something."""
+    first = path[0].said[0]
+    text = text_of(first.get("content")) if first["role"] in ("system", "developer") else ""
+    return next((line.strip()[:SYSTEM_LINE] for line in text.splitlines() if line.strip()), "")

@@ -26,6 +26,8 @@ from miles_lite.session.prompts import joined, numbers
 from miles_lite.session.tree import Span
 
 OnTokens = Callable[[np.ndarray], Awaitable[None]]
+Enough = Callable[[np.ndarray], int | None]
+"""Ids so far to how many of them suffice; None for more."""
 
 _NO_IDS, _NO_LOGPROBS = np.empty(0, np.int32), np.empty(0, np.float32)
 _RETRIED = (429, 502, 503, 504)
@@ -101,11 +103,13 @@ class EngineCalls:
         tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
+        enough: Enough | None = None,
         experts_from: int = 0,
     ) -> Generation:
         """Sample after `prompt`, so many `tokens` as JSON numbers with commas between them.
 
-        With `on_tokens` the engine streams, and it is told of all ids so far.
+        With `on_tokens` the engine streams, and it is told of all ids so far. With `enough` too, and the engine is left
+        as soon as some of them are; but not where routed experts are asked for, which come with the last token.
         Routed experts are those of the tokens from `experts_from` on.
 
         Raises ApiError: 400 for what engines refuse, 502 when none answers in time.
@@ -115,7 +119,7 @@ class EngineCalls:
         while True:
             before = len(done.ids)
             try:
-                await self._attempt(done, prompt, tokens, params, key, on_tokens, experts_from)
+                await self._attempt(done, prompt, tokens, params, key, on_tokens, enough, experts_from)
                 return done
             except _Retry as retry:
                 done.retries += 1
@@ -140,6 +144,7 @@ class EngineCalls:
         params: Mapping[str, Any],
         key: str,
         on_tokens: OnTokens | None,
+        enough: Enough | None,
         experts_from: int,
     ) -> None:
         """One request for what is still missing; returns when the generation is complete, raises _Retry when not."""
@@ -148,10 +153,12 @@ class EngineCalls:
         if left < 1:
             done.finish = {"type": "length", "length": len(done.ids)}
             return
+        enough = None if self._expert_layers else enough
+        streaming = on_tokens is not None or enough is not None
         body = {
             "sampling_params": {**params, "max_new_tokens": left},
             "return_logprob": True,
-            "stream": on_tokens is not None,
+            "stream": streaming,
         }
         routed = experts_from + sum(map(len, done.experts))
         if self._expert_layers:
@@ -162,11 +169,15 @@ class EngineCalls:
                 if response.status != 200:
                     raise _refusal(response, await response.text())
                 base = len(done.ids)
-                async for event in _events(response, streaming=on_tokens is not None):
+                async for event in _events(response, streaming=streaming):
                     piece = _piece(event)
                     _check_refused(piece.finish)
-                    if _take(done, piece, base) and on_tokens is not None:
-                        await on_tokens(done.ids)
+                    if _take(done, piece, base):
+                        ended = enough is not None and _ended(done, enough(done.ids))
+                        if on_tokens is not None:
+                            await on_tokens(done.ids)
+                        if ended:
+                            return
                     if self._expert_layers and done.finish:
                         self._take_experts(done, event, rows=tokens + len(done.ids) - 1 - routed)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
@@ -311,6 +322,17 @@ def _take(done: Generation, piece: _Piece, base: int) -> bool:
         done.spans += [(version, base + start, base + end) for version, start, end in piece.spans]
         _cover(done)
     return new > 0
+
+
+def _ended(done: Generation, kept: int | None) -> bool:
+    """End the generation after its first `kept` tokens, unless it ended itself there, or by the token after them."""
+    if kept is None or (done.finish and kept >= len(done.ids) - 1):
+        return False
+    _cover(done)
+    done.ids, done.logprobs = done.ids[:kept], done.logprobs[:kept]
+    done.spans = [(version, start, min(end, kept)) for version, start, end in done.spans if start < kept]
+    done.finish = {"type": "stop", "matched": None}
+    return True
 
 
 def _cover(done: Generation) -> None:

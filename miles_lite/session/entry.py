@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from miles_lite.session.caller import Caller
+from miles_lite.session.caller import Caller, Hints
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.tree import Output, Place, Tree, Turn, pack_ids, pack_spans, sampling
 from miles_lite.tito.messages import Message
@@ -23,9 +23,8 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What an answer has beyond its turn. `identity` is that of the request.
-
-    `instructed`: the first message of the turn's path held for this request alone.
+    """What an answer has beyond its turn. `identity` is that of the request, `constrained` what it had to be (see
+    `ChatRequest`). `instructed`: the first message of the turn's path held for this request alone.
     """
 
     identity: bytes
@@ -34,6 +33,7 @@ class Receipt:
     cached_tokens: int
     stop_sequence: str | None
     instructed: bool = False
+    constrained: str = ""
 
     @property
     def stamp(self) -> Stamp:
@@ -53,6 +53,8 @@ class Entry:
     drop: int
     output: Output
     receipt: Receipt
+    retries: int | None = None
+    hints: Hints = ()
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def commit(self, tree: Tree) -> Turn:
@@ -64,6 +66,8 @@ class Entry:
             prompt_ids=self.prompt_ids,
             drop=self.drop,
             output=self.output,
+            retries=self.retries,
+            hints=self.hints,
         )
 
 
@@ -72,6 +76,8 @@ def to_row(entry: Entry) -> Row:
     facts = {
         "agent": entry.caller.name,
         "root": entry.root,
+        "retries": entry.retries,
+        "hints": entry.hints,
         "spans": output.spans,
         "finish_reason": output.finish_reason,
         "stop": output.stop,
@@ -83,6 +89,7 @@ def to_row(entry: Entry) -> Row:
         "cached_tokens": receipt.cached_tokens,
         "stop_sequence": receipt.stop_sequence,
         "instructed": receipt.instructed,
+        "constrained": receipt.constrained,
         "counts": entry.counts,
         "params": sampling(output),
         "experts": None if output.experts is None else [output.experts.dtype.name, *output.experts.shape],
@@ -122,6 +129,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         cached_tokens=known["cached_tokens"],
         stop_sequence=known["stop_sequence"],
         instructed=known.get("instructed", False),
+        constrained=known.get("constrained", ""),
     )
     return Entry(
         parent=parent,
@@ -133,6 +141,8 @@ def from_row(row: Sequence[Any]) -> Entry:
         drop=drop,
         output=output,
         receipt=receipt,
+        retries=known.get("retries"),
+        hints=tuple((name, value) for name, value in known.get("hints", ())),
         counts=known["counts"],
     )
 

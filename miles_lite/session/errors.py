@@ -37,13 +37,18 @@ def unknown_answer(answer_id: str) -> ApiError:
     )
 
 
-def context_exceeded(limit: int, tokens: int) -> ApiError:
+def context_exceeded(limit: int, tokens: int | str) -> ApiError:
     return ApiError(
         400,
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens.",
         param="messages",
         code="context_length_exceeded",
     )
+
+
+def journal_failed(error: Exception) -> ApiError:
+    """What cannot be written is not answered; 503, because a full disk may have room again."""
+    return ApiError(503, f"the session journal failed: {error}", code="journal_failed")
 
 
 def upstream_failed(message: str) -> ApiError:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xxhash import xxh3_64_hexdigest
+
 from miles_lite.tito.messages import Message, Tools
 from miles_lite.tito.parse import Reply, ToolCall
 
@@ -28,11 +30,15 @@ class Constraint:
     schema: Mapping[str, Any] | None = None
 
 
+_FREE = Constraint()
+JSON_OBJECT = "json_object"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """A checked request. `options` are chat_template_kwargs; `body` has model and sampling fields under chat names.
 
-    `agent` is the name the agent gave, if it gave one.
+    `agent` is the name the agent gave, if it gave one, `hints` what else its harness said about it.
     `tools` are what the prompt shows, `callable_tools` what a reply may call: none when tool_choice says so.
     `messages` follow the answer with the id `after`; they are the whole conversation when it is None. `instructed`: the
     first of them holds for this request alone. `form` is what the dialect itself needs to answer in the form that was
@@ -53,6 +59,18 @@ class ChatRequest:
     after: str | None = None
     instructed: bool = False
     unknown: tuple[str, ...] = ()
+    hints: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def constrained(self) -> str:
+        """A digest of what its answer must be and is read as, beyond what the engine is told; empty for no more."""
+        muted = self.tools is not None and self.callable_tools is None
+        return xxh3_64_hexdigest(repr((self.constraint, muted)).encode()) if muted or self.constraint != _FREE else ""
+
+    @property
+    def stops_at_object(self) -> bool:
+        """Whether sampling stops where the reply's first JSON object is complete."""
+        return self.body.get("stop_at") == JSON_OBJECT
 
     @property
     def model(self) -> str:

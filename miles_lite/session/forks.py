@@ -31,7 +31,8 @@ class Fork:
     """Turn `turn` forked off `parent` (None: it begins a root), away from `sibling`.
 
     `message` is the index in the request at which it differs, `field` what differs there. `reason`: parallel (the
-    sibling was still being answered), retry (the same request again), shorter (the request ends where the sibling's
+    sibling was still being answered), retry (the same request, provably sent again), again (asked the same once more,
+    for another answer), shorter (the request ends where the sibling's
     goes on), reply or edit (a reply, or a message of the harness, was changed), system (another system prompt), tools
     and agent (another caller); role and no_suffix (nothing was changed, but the template cannot append it) and
     reanchored (nothing was changed, but a hop refused the history that the session holds).
@@ -56,12 +57,12 @@ def fork_of(tree: Tree, turn: Turn) -> Fork | None:
     offset = sum(len(step.messages) + 1 for step in turn.parent.path()) if turn.parent else 0
     at = _known(tree, turn) if turn.root in _UNCHANGED else offset + shared
     field, reason = _difference(closest, turn, shared)
-    overlaps = reason in ("retry", "shorter", "edit") and closest.output.finished > turn.output.started
+    overlaps = reason in ("retry", "again", "shorter", "edit") and closest.output.finished > turn.output.started
     return Fork(
         turn=turn.number,
         parent=parent,
         sibling=closest.number,
-        message=None if reason in ("retry", "tools", "agent") else at,
+        message=None if reason in ("retry", "again", "tools", "agent") else at,
         field=field,
         reason="parallel" if overlaps else reason,
     )
@@ -120,7 +121,9 @@ def _difference(other: Turn, turn: Turn, at: int) -> tuple[str | None, str]:
     if other.caller != turn.caller:
         return ("agent", "agent") if other.caller.name != turn.caller.name else ("tools", "tools")
     if at == len(turn.messages):
-        return None, "retry" if at == len(other.messages) else "shorter"
+        if at < len(other.messages):
+            return None, "shorter"
+        return None, "again" if turn.retries is None else "retry"
     theirs: Sequence[Message] = (*other.messages, other.reply)
     if at >= len(theirs):
         return None, "edit"

@@ -23,7 +23,8 @@ class Keys:
         self._secret, self.required, self._admin = secret.encode(), required, admin
 
     def key_of(self, session_id: str) -> str:
-        return f"{PREFIX}{session_id}-{hmac.new(self._secret, session_id.encode(), 'sha256').hexdigest()}"
+        named = session_id.encode(errors="surrogateescape")
+        return f"{PREFIX}{session_id}-{hmac.new(self._secret, named, 'sha256').hexdigest()}"
 
     def check(self, session_id: str, shown: str) -> None:
         """Raises ApiError 401 unless the key that a request shows is the session's."""

@@ -44,7 +44,7 @@ def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: f
         )
     if turn is not None:
         check_roles(messages, matched, allowed, roles)
-    return Place(turn, matched, caller)
+    return tree.after(turn, messages, matched, caller)
 
 
 def check_roles(messages: Sequence[Message], start: int, allowed: frozenset[str], roles: Roles) -> None:

@@ -11,10 +11,11 @@ from functools import partial
 
 from miles_lite.session import linear
 from miles_lite.session.caller import caller_of
-from miles_lite.session.errors import bad_request
+from miles_lite.session.errors import bad_request, context_exceeded
 from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.tree import Place, Tree
 from miles_lite.tito import History, RenderError, Suffix, SuffixError, Tito
+from miles_lite.tito.encode import TooLongError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ class Placed:
 class Placer:
     """Attaches requests under one history policy."""
 
-    def __init__(self, tito: Tito, *, roles: Sequence[str], policy: str) -> None:
+    def __init__(self, tito: Tito, *, roles: Sequence[str], policy: str, context_length: int) -> None:
         """`roles` may be appended; `policy` is v1 (linear) or v2 (fork)."""
-        self._tito = tito
+        self._tito, self._context_length = tito, context_length
         self._roles = frozenset({"tool", *roles})
         self._linear = policy == "v1"
 
     def place(self, tree: Tree, request: ChatRequest) -> Placed:
-        """Raises ApiError 400 for what the template or the policy refuses."""
+        """Raises ApiError 400 for what the template or the policy refuses, and for what is far too long."""
         caller = caller_of(request.agent, request.tools, request.options)
         if self._linear:
             roles = partial(self._tito.roles, options=request.options)
@@ -52,6 +53,8 @@ class Placer:
             place, suffix = self._suffix(tree, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
+        except TooLongError as error:
+            raise context_exceeded(self._context_length, f"at least {error.tokens}") from error
         return Placed(place, suffix)
 
     def reanchor(self, request: ChatRequest) -> Placed:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from miles_lite.json_object import first_object
 from miles_lite.session.calls import Call, OnDelta
-from miles_lite.session.engine_calls import Generation, OnTokens
+from miles_lite.session.engine_calls import Enough, Generation, OnTokens
 from miles_lite.session.entry import Entry, Receipt
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, message_of
 from miles_lite.session.placing import Placed
@@ -42,6 +45,18 @@ class Reader:
         stream = self._tito.stream(tools=request.callable_tools, in_reasoning=prompt.suffix.opens_reasoning)
         return _watcher(self._tito, stream, on_delta, prompt.sampling.stop)
 
+    def enough(self, request: ChatRequest, prompt: Prompt) -> Enough | None:
+        """Finds the token that completes the reply's first JSON object, for requests that stop there."""
+        if not request.stops_at_object:
+            return None
+
+        def complete(ids: np.ndarray) -> bool:
+            text, tools = self._tito.encoder.decode(ids), request.callable_tools
+            reply = self._tito.parser.parse(text, tools=tools, in_reasoning=prompt.suffix.opens_reasoning)
+            return first_object(reply.content) is not None
+
+        return _first_that(self._tito, complete)
+
     def entry(
         self, request: ChatRequest, prompt: Prompt, generation: Generation, *, started: float, call: Call
     ) -> Entry:
@@ -66,6 +81,7 @@ class Reader:
                 cached_tokens=generation.cached_tokens,
                 stop_sequence=matched if isinstance(matched, str) else None,
                 instructed=request.instructed,
+                constrained=request.constrained,
             ),
             counts=_counts_of(prompt, generation)
             | ({"unknown_fields": len(request.unknown)} if request.unknown else {}),
@@ -129,7 +145,22 @@ def _counts_of(prompt: Prompt, generation: Generation) -> dict[str, int]:
         "engine_retries": generation.retries,
         "system_joined": prompt.suffix.joined,
         "system_placed": prompt.suffix.placed,
+        "calls_rewritten": prompt.place.rewritten,
     }
+
+
+def _first_that(tito: Tito, complete: Callable[[np.ndarray], bool]) -> Enough:
+    """How many of growing ids are `complete`, which more of them stay, at a closing brace."""
+    seen = 0
+
+    def enough(ids: np.ndarray) -> int | None:
+        nonlocal seen
+        start, seen = seen, len(ids)
+        if "}" not in tito.encoder.decode(ids[start:]) or not complete(ids):
+            return None
+        return bisect_left(range(len(ids)), True, lo=start, key=lambda size: complete(ids[:size]))
+
+    return enough
 
 
 def _watcher(tito: Tito, stream: ReplyStream, on_delta: OnDelta, stops: list[str]) -> OnTokens:

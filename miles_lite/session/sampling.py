@@ -90,6 +90,8 @@ def check_run(sampling: Any) -> dict[str, Any]:
         if sampling.get(name) is not None:
             _number(sampling, name, path="sampling.")
     _limit(sampling, "max_new_tokens", path="sampling.")
+    if sampling.get("n") not in (None, 1):
+        raise bad_request("n must be 1: a request asks for its choices itself", param="sampling.n")
     _strings(sampling, "stop", path="sampling.")
     return {name: value for name, value in sampling.items() if value is not None}
 

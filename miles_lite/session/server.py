@@ -18,7 +18,7 @@ from aiohttp import web
 from miles_lite import config
 from miles_lite.atraj import fingerprint
 from miles_lite.errors import UserError, writing
-from miles_lite.http_log import server_log
+from miles_lite.http_log import refuse_expectations, server_log
 from miles_lite.net import bracketed, loopback, network_file_system, reachable
 from miles_lite.scratch import lasting
 from miles_lite.session.app import build_app
@@ -111,6 +111,7 @@ class SessionServer:
                 app, access_log=None, logger=server_log(__name__), handler_cancellation=True, shutdown_timeout=2.0
             )
             await runner.setup()
+            refuse_expectations(runner)
             self._stack.push_async_callback(runner.cleanup)
             await web.SockSite(runner, listener, backlog=BACKLOG).start()
         except BaseException:
@@ -177,6 +178,7 @@ def load_tito(spec: SessionSpec) -> Tito:
         chat_template=options.chat_template_path,
         reasoning_parser=spec.reasoning_parser,
         tool_call_parser=spec.tool_call_parser,
+        longest=spec.context_length,
     )
     if tito.flaw:
         log.warning("replies are not read as this model writes them: %s; %s", tito.flaw, NAME_A_PARSER)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from miles_lite import config
@@ -28,14 +29,16 @@ from miles_lite.session.errors import ApiError, unknown_session
 from miles_lite.session.exchange import ChatAnswer, ChatRequest
 from miles_lite.session.grammar import grammar
 from miles_lite.session.journal import Journal
+from miles_lite.session.limits import Limits
 from miles_lite.session.match import Matcher
 from miles_lite.session.metrics import Metrics
+from miles_lite.session.off_loop import HEAVY_SECONDS, OffLoop
 from miles_lite.session.placing import Placed, Placer
 from miles_lite.session.reading import Prompt, Reader
 from miles_lite.session.sampling import resolve
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.timelines import appender
-from miles_lite.session.tree import Tree, Turn, describe
+from miles_lite.session.tree import Tree, Turn, describe, pack_ids, sampling
 from miles_lite.tito import Tito
 from miles_lite.tito.messages import Message
 
@@ -58,13 +61,20 @@ class Service:
         self._tito, self._engines, self._matcher = tito, engines, matcher
         self._reader = Reader(tito)
         self._plan = Plan.of(options, appender(tito))
-        self._placer = Placer(tito, roles=options.tito_allowed_append_roles, policy=options.use_session_server)
+        self._placer = Placer(
+            tito,
+            roles=options.tito_allowed_append_roles,
+            policy=options.use_session_server,
+            context_length=context_length,
+        )
         self._compares = options.session_compare_template
         self._detects_snap = options.detect_timeline_snap == "true"
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
         self._idle_seconds = options.session_idle_seconds
         self._context_length = context_length
+        self.limits = Limits(context_length)
+        self.off_loop = OffLoop()
         self._sessions = Sessions(
             journal,
             matcher=matcher,
@@ -87,6 +97,7 @@ class Service:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        self.off_loop.close()
 
     async def create(self, sampling: dict[str, Any]) -> str:
         session = await self._sessions.create(sampling)
@@ -170,27 +181,28 @@ class Service:
         """
         session = await self._sessions.obtain(session_id)
         request = session.said_before(request)
-        call = session.call_of(ask)
+        call = session.retries.call_of(ask)
         if call is not None:
             self._count(session, retries_joined=1)
             return call
-        turn = session.turn_of(ask)
+        turn = session.retries.turn_of(ask, session.tree, grace=self._grace)
         receipt = None if turn is None else session.receipts[turn.number]
         stamp = Stamp(prefix + uuid.uuid4().hex, int(time.time())) if receipt is None else receipt.stamp
-        call = Call(ask.identity, stamp, grace=self._grace, release=lambda call: _release(session, call))
+        call = Call(ask.identity, stamp, grace=self._grace, release=session.retries.over)
+        session.calls.append(call)
         if turn is None or receipt is None:
-            session.calls.append(call)
-            call.run(self._answer(session, call, request))
+            call.run(self._answer(session, call, request, ask))
         else:
             self._count(session, retries_replayed=1)
             call.turn, call.prompt_tokens = turn.number, turn.end - turn.output.size
             call.tell(self._reader.told(request, turn, receipt))
         return call
 
-    async def _answer(self, session: Session, call: Call, request: ChatRequest) -> ChatAnswer:
+    async def _answer(self, session: Session, call: Call, request: ChatRequest, ask: Ask) -> ChatAnswer:
         """Run one turn: place, generate, read, journal, commit. Raises ApiError."""
-        prompt = self._place(session, request)
+        prompt = self._sampled(session, request, await self._placed(session.tree, request, heavy=ask.heavy))
         call.prompt_tokens = prompt.tokens
+        superseded = session.retries.superseded_by(ask, _alike(session, prompt, request))
         started = time.time()
         try:
             generation = await self._generate(session, call, prompt, request)
@@ -198,9 +210,11 @@ class Service:
             if error.code != "rollback_failed" or prompt.place.turn is None:
                 raise
             log.warning("the engine could not go on from turn %d and is asked anew", prompt.place.turn.number)
-            prompt = self._sampled(session, request, self._placer.reanchor(request))
+            whole = await self.off_loop.run(lambda: self._placer.reanchor(request), heavy=True)
+            prompt = self._sampled(session, request, whole)
             generation = await self._generate(session, call, prompt, request)
         entry = self._reader.entry(request, prompt, generation, started=started, call=call)
+        entry = replace(entry, retries=superseded, hints=request.hints)
         turn, counts = await self._sessions.commit(session, entry)
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
         self._counts.update(counts)
@@ -210,13 +224,21 @@ class Service:
         self.metrics.turn_seconds.observe(turn.output.finished - started)
         return self._reader.told(request, turn, entry.receipt)
 
-    async def count_tokens(self, session_id: str, request: ChatRequest) -> int:
+    async def count_tokens(self, session_id: str, request: ChatRequest, *, heavy: bool) -> int:
         """Length of the context that `request` would be answered in. Raises ApiError."""
-        return self._placer.place(await self.tree(session_id), request).tokens
+        return (await self._placed(await self.tree(session_id), request, heavy=heavy)).tokens
 
-    def _place(self, session: Session, request: ChatRequest) -> Prompt:
-        """Attach the request and build its ids; reads only."""
-        return self._sampled(session, request, self._placer.place(session.tree, request))
+    async def _placed(self, tree: Tree, request: ChatRequest, *, heavy: bool) -> Placed:
+        """Attach the request and build its ids; reads only. A tree where that took long is not asked on the loop."""
+
+        def place() -> Placed:
+            began = time.perf_counter()
+            try:
+                return self._placer.place(tree, request)
+            finally:
+                tree.slow = time.perf_counter() - began > HEAVY_SECONDS
+
+        return await self.off_loop.run(place, heavy=heavy or tree.slow)
 
     def _sampled(self, session: Session, request: ChatRequest, placed: Placed) -> Prompt:
         """With the parameters it is sampled under."""
@@ -248,10 +270,11 @@ class Service:
                 tokens=prompt.tokens,
                 key=session.session_id,
                 on_tokens=watcher,
+                enough=self._reader.enough(request, prompt),
                 experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )
-        call.generation = generating
+        call.generating(generating)
         try:
             return await generating
         except asyncio.CancelledError:
@@ -274,9 +297,15 @@ class Service:
                 log.error("idle sessions could not be expired: %s", error)
 
 
-def _release(session: Session, call: Call) -> None:
-    """A call is over: delivered, failed, or given up."""
-    if call in session.calls:
-        session.calls.remove(call)
-    if call.delivered and call.turn is not None:
-        session.unheard.discard(call.turn)
+def _alike(session: Session, prompt: Prompt, request: ChatRequest) -> list[Turn]:
+    """Turns that answered the very tokens of this prompt, under the same parameters and constraints."""
+    siblings = session.tree.children(prompt.place.turn)
+    ids = pack_ids(prompt.suffix.ids) if siblings else b""
+    return [
+        turn
+        for turn in siblings
+        if turn.prompt_bytes == ids
+        and (turn.caller, turn.drop) == (prompt.place.caller, prompt.suffix.drop)
+        and sampling(turn.output) == prompt.sampling.params
+        and session.receipts[turn.number].constrained == request.constrained
+    ]

@@ -12,20 +12,22 @@ import sqlite3
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from sys import getsizeof
 from typing import Any
 
 from miles_lite.session import forks
 from miles_lite.session.bodies import Bodies
-from miles_lite.session.calls import Ask, Call
+from miles_lite.session.calls import Call
 from miles_lite.session.entry import Entry, Receipt
-from miles_lite.session.errors import ApiError, unknown_answer, unknown_session
+from miles_lite.session.errors import journal_failed, unknown_answer, unknown_session
 from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.heap import Heap
 from miles_lite.session.journal import Journal, Stored
 from miles_lite.session.match import Matcher
 from miles_lite.session.prompts import Prompts
+from miles_lite.session.retries import Retries
 from miles_lite.session.tree import Tree, Turn
 
 log = logging.getLogger(__name__)
@@ -38,8 +40,8 @@ _SESSION_BYTES, _TURN_BYTES = 4_000, 1_500
 class Session:
     """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
 
-    `receipts` belong to the tree's turns, one each. `unheard` are the numbers of turns whose answer no client is known
-    to have. `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
+    `size` is in bytes of memory, about, and `beside` what of it its bodies have.
+    `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
     """
 
     session_id: str
@@ -48,33 +50,33 @@ class Session:
     recreated: bool = False
     used: float = 0.0
     size: int = _SESSION_BYTES
+    beside: int = 0
     deleted: bool = False
-    calls: list[Call] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
-    unheard: set[int] = field(default_factory=set)
+    retries: Retries = field(default_factory=Retries)
     counts: Counter[str] = field(default_factory=Counter)
     bodies: Bodies = field(default_factory=Bodies)
 
-    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
-        """Add a turn that the journal has; the turn, and what was counted.
+    @property
+    def calls(self) -> list[Call]:
+        """Those under way, or not delivered."""
+        return self.retries.calls
 
-        Whoever sends a conversation on has heard the turn before.
-        """
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of the tree's turns, one each."""
+        return self.retries.receipts
+
+    def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
+        """Add a turn that the journal has; the turn, and what was counted."""
+        known = self.tree.knows(entry.caller)
         turn = entry.commit(self.tree)
-        self.receipts.append(entry.receipt)
-        self.unheard.discard(-1 if entry.parent is None else entry.parent)
-        self.unheard.add(turn.number)
-        self.size += _size(entry)
+        self.retries.committed(turn, entry.receipt)
+        beside, self.beside = self.beside, self.bodies.size
+        tools = 0 if known else weight([entry.caller.tools, entry.caller.options])
+        self.size += _size(entry) + tools + self.beside - beside
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
-
-    def call_of(self, ask: Ask) -> Call | None:
-        """The newest undelivered call of a repeated request; sooner one that nobody listens to."""
-        if not (ask.keyed or ask.retried):
-            return None
-        calls = [call for call in reversed(self.calls) if call.identity == ask.identity]
-        return next((call for call in calls if not call.listeners), calls[0] if calls else None)
 
     def said_before(self, request: ChatRequest) -> ChatRequest:
         """The request with the conversation before it, when it names the answer it follows. Raises ApiError 400."""
@@ -87,15 +89,6 @@ class Session:
         before = self.tree.history(turn)[self.receipts[turn.number].instructed :]
         head = int(request.instructed)
         return replace(request, messages=[*request.messages[:head], *before, *request.messages[head:]])
-
-    def turn_of(self, ask: Ask) -> Turn | None:
-        """The newest turn that answered a repeated request: one unheard, or with an idempotency key any."""
-        if ask.keyed or ask.retried:
-            for turn in reversed(self.tree.turns):
-                same = self.receipts[turn.number].identity == ask.identity
-                if same and (ask.keyed or turn.number in self.unheard):
-                    return turn
-        return None
 
 
 class Sessions:
@@ -132,20 +125,19 @@ class Sessions:
         return list(self._resident.values())
 
     async def create(self, sampling: dict[str, Any]) -> Session:
-        """A session with a fresh id, on disk when this returns."""
+        """A session with a fresh id, on disk when this returns. Raises sqlite3.Error, and there is no session then."""
         session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
-        if journaled := self._admit_new(session):
-            await journaled
+        await self._admit_new(session)
         return session
 
     async def obtain(self, session_id: str) -> Session:
-        """The session, made and marked when nobody opened it. Raises ApiError 404 when it was deleted."""
+        """The session, made and marked when nobody opened it. Raises ApiError 404 (deleted), sqlite3.Error."""
         session = await self.find(session_id)
         if session is None:
             session = Session(session_id, Tree(self._matcher), {}, recreated=True)
             self.recreated += 1
             log.warning("a request named a session that nobody opened: it is made, without the run's parameters")
-            self._admit_new(session)
+            await self._admit_new(session)
         return session
 
     async def find(self, session_id: str) -> Session | None:
@@ -166,7 +158,7 @@ class Sessions:
             try:
                 await self._journal.append(session.session_id, entry)
             except sqlite3.Error as error:
-                raise ApiError(503, f"the turn could not be journaled: {error}", code="journal_failed") from error
+                raise journal_failed(error) from error
         if session.deleted:
             raise unknown_session(session.session_id)
         before = session.size
@@ -202,12 +194,15 @@ class Sessions:
         self._deleted = {name: at for name, at in self._deleted.items() if at >= before}
         return count
 
-    def _admit_new(self, session: Session) -> Awaitable[None] | None:
-        """In memory at once; what is returned says when it is on disk."""
+    async def _admit_new(self, session: Session) -> None:
+        """In memory at once, and on disk when this returns; in neither where the journal fails."""
         self._admit(session)
-        if self._journal is None:
-            return None
-        return self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+        if self._journal is not None:
+            try:
+                await self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+            except sqlite3.Error:
+                self._evict(session)
+                raise
 
     def _admit(self, session: Session) -> None:
         session.used = time.time()
@@ -254,6 +249,7 @@ def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
     session = Session(session_id, Tree(matcher), stored.sampling, stored.recreated)
     for entry in stored.entries:
         session.commit(entry)
+    session.retries.restored = len(stored.entries)
     return session
 
 
@@ -261,8 +257,17 @@ def _size(entry: Entry) -> int:
     """Bytes of memory, about."""
     arrays = entry.prompt_ids.nbytes + len(entry.output.token_bytes)
     arrays += 0 if entry.output.experts is None else entry.output.experts.nbytes
-    return _TURN_BYTES + arrays + sum(_weight(message) for message in (*entry.messages, entry.reply))
+    return _TURN_BYTES + arrays + weight([entry.messages, entry.reply])
 
 
-def _weight(message: Mapping[str, Any]) -> int:
-    return sum(len(value) if isinstance(value, str) else 64 for value in message.values())
+def weight(value: Any) -> int:
+    """Bytes of memory that JSON takes as objects. Keys, of which there are few, are not counted."""
+    size, level = 0, [value]
+    while level:
+        node = level.pop()
+        size += getsizeof(node)
+        if isinstance(node, dict):
+            level.extend(node.values())
+        elif isinstance(node, list | tuple):
+            level.extend(node)
+    return size

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from miles_lite.session.caller import Caller
-from miles_lite.session.tree import Tree, Turn, pack_ids
+from miles_lite.session.tree import Tree, Turn, pack_ids, sampling
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from miles_lite.tito.messages import Message
 
@@ -46,7 +46,7 @@ class Timelines:
     """The turns with their new parents. `moved` roots are no roots any more.
 
     The outputs of `off_context` turns were sampled after other ids than they now stand behind. `repeats` are leaves
-    that say token for token what another turn said to the same request.
+    that say token for token what another turn said to the same request, sampled alike.
     """
 
     turns: Sequence[Turn]
@@ -194,6 +194,7 @@ def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
             and other.output.finished <= turn.output.started
             and np.array_equal(other.output.ids, turn.output.ids)
             and other.prompt_bytes == turn.prompt_bytes
+            and sampling(other.output) == sampling(turn.output)
             for other in earlier
         ):
             repeats.append(turn.number)

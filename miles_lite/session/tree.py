@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from miles_lite.session.caller import Caller
+from miles_lite.session.caller import Caller, Hints
 from miles_lite.session.match import Matcher
 from miles_lite.tito.messages import Message
 
@@ -78,7 +78,8 @@ class Output:
 class Turn:
     """One request and its reply. `said` is what this turn adds: messages, then the reply.
 
-    `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`).
+    `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`). `retries` is the
+    number of the turn whose request this one is, provably sent again. `hints` are what the harness said about itself.
     """
 
     number: int
@@ -90,6 +91,8 @@ class Turn:
     prompt_bytes: bytes
     output: Output
     root: str | None = None
+    retries: int | None = None
+    hints: Hints = ()
 
     @property
     def prompt_ids(self) -> np.ndarray:
@@ -129,20 +132,26 @@ class Place:
     """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
 
     `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, reanchored; None for
-    no root.
+    no root. `rewritten` tool calls of the turn's reply came back with other arguments.
     """
 
     turn: Turn | None
     matched: int
     caller: Caller
     root: str | None = None
+    rewritten: int = 0
 
 
 class Tree:
-    """The turns of one session, in the order in which they were committed."""
+    """The turns of one session, in the order in which they were committed.
+
+    It may be read on another thread while a turn is committed, and is then read with or without that turn. `slow`: to
+    find a request's place and ids took long the last time.
+    """
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
+        self.slow = False
         self.turns: list[Turn] = []
         self._children: list[tuple[Turn, ...]] = [()]
         self._sent: list[tuple[Message, ...]] = []
@@ -161,7 +170,12 @@ class Tree:
                     best, matched, number = turn, end, turn.number
                 for child in self._children[turn.number + 1]:
                     found.append((child, end))
-        return Place(best, matched, caller)
+        return self.after(best, request, matched, caller)
+
+    def after(self, turn: Turn | None, messages: Sequence[Message], matched: int, caller: Caller) -> Place:
+        """The place after `turn`, whose path the first `matched` messages replay."""
+        rewritten = self.matcher.rewritten(turn.reply, messages[matched - 1]) if turn else 0
+        return Place(turn, matched, caller, rewritten=rewritten)
 
     def replayed(self, turn: Turn, messages: tuple[Message, ...], at: int) -> int:
         """Where `messages` go on after replaying from `at` what `turn` added and its reply; 0 when they do not.
@@ -177,10 +191,20 @@ class Tree:
             return 0
         if not self.matcher.same_reply(turn.reply, sent[-1]):
             return 0
+        if self.matcher.rewritten(turn.reply, sent[-1]) and self._shares_ids(turn):
+            return 0
         if not all(map(self.matcher.same, turn.messages, sent[:-1])):
             return 0
         self._sent[turn.number] = tuple(map(_sharing, known, sent))
         return end
+
+    def _shares_ids(self, turn: Turn) -> bool:
+        """Whether a sibling gave out an id that the turn gave out, as models do that number their calls themselves.
+
+        Which of them a call with that id and other arguments was, cannot be told.
+        """
+        mine = _call_ids(turn)
+        return any(not mine.isdisjoint(_call_ids(other)) for other in self.children(turn.parent) if other is not turn)
 
     def children(self, turn: Turn | None) -> tuple[Turn, ...]:
         """Turns that come right after `turn`, or begin a root, earliest first."""
@@ -220,6 +244,8 @@ class Tree:
         prompt_ids: np.ndarray,
         drop: int,
         output: Output,
+        retries: int | None = None,
+        hints: Hints = (),
     ) -> Turn:
         """Add a turn at `place`; `messages` are those of the request that the place has not matched."""
         parent = place.turn
@@ -233,12 +259,19 @@ class Tree:
             prompt_bytes=pack_ids(prompt_ids),
             output=self._sampled(output),
             root=place.root,
+            retries=retries,
+            hints=self.turns[-1].hints if self.turns and self.turns[-1].hints == hints else hints,
         )
         self.turns.append(turn)
         self._sent.append(turn.said)
-        self._children[0 if parent is None else parent.number + 1] += (turn,)
         self._children.append(())
+        self._children[0 if parent is None else parent.number + 1] += (turn,)
         return turn
+
+    def knows(self, caller: Caller) -> bool:
+        """Whether a turn holds the caller's tools."""
+        known = self._callers.get(caller.seed)
+        return known is not None and (known.tools is not None or caller.tools is None)
 
     def _known(self, caller: Caller) -> Caller:
         """The caller, holding the tools and options that an earlier turn of it holds, where these are equal."""
@@ -251,6 +284,10 @@ class Tree:
         """The output, holding the parameters that the turn before holds, where these are equal."""
         params = self.turns[-1].output.params if self.turns else None
         return replace(output, params=params) if params == output.params else output
+
+    def superseded(self) -> set[int]:
+        """Numbers of the turns whose request was provably sent again, and answered by another turn."""
+        return {turn.retries for turn in self.turns if turn.retries is not None}
 
     def leaves(self) -> list[Turn]:
         return [turn for turn in self.turns if not self.children(turn)]
@@ -265,6 +302,10 @@ def backwards(turn: Turn | None, drop: int) -> Iterator[tuple[Turn, np.ndarray]]
         ids = turn.output.ids
         yield turn, ids[: len(ids) - drop]
         drop, turn = turn.drop, turn.parent
+
+
+def _call_ids(turn: Turn) -> set[str]:
+    return {call["id"] for call in turn.reply.get("tool_calls") or () if call.get("id")}
 
 
 def _kept(message: Message) -> Message:

@@ -14,9 +14,13 @@ from miles_lite.session import logs
 from miles_lite.session.server import SessionServer, SessionSpec
 from miles_lite.stopping import stop_requested
 
+SWITCH_SECONDS = 0.001
+"""The longest that a thread with a large request keeps the event loop from running, where it runs Python."""
+
 
 def main(fd: int) -> int:
     logs.configure()
+    sys.setswitchinterval(SWITCH_SECONDS)
     return supervised.run(_serve, fd)
 
 

@@ -16,11 +16,25 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _START = "\ufdd0start\ufdd1"
 """Stands before a stretch for the control token that the stretch follows: some tokenizers begin a text differently."""
+
+
+_FAR = 6
+"""Characters per token that texts seldom have."""
+_PIECE, _CUT = 2**17, 16
+"""Characters that are encoded at a time to learn that a text is too long, and tokens that a cut may add."""
+
+
+class TooLongError(Exception):
+    """A text has at least so many `tokens`, which are too many."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"at least {tokens} tokens")
+        self.tokens = tokens
 
 
 class Encoder:
@@ -29,9 +43,12 @@ class Encoder:
     `special` are the control tokens that frame messages: those flagged special, or all where none is flagged.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises ValueError when the tokenizer builds a control token out of ordinary text."""
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, longest: int | None = None) -> None:
+        """Text that is far too long for `longest` tokens is not encoded to its end.
+
+        Raises ValueError when the tokenizer builds a control token out of ordinary text.
+        """
+        self.tokenizer, self._longest = tokenizer, longest
         added = tokenizer.get_added_tokens_decoder()
         self.control = {token.content: index for index, token in added.items()}
         flagged = frozenset(index for index, token in added.items() if token.special)
@@ -45,7 +62,12 @@ class Encoder:
                 raise ValueError(f"the tokenizer builds the control token {text!r} out of ordinary text")
 
     def encode(self, text: str, *, mark: str = "") -> np.ndarray:
-        """int32 ids of rendered text; `mark` is what the guard returned. No beginning-of-text token is added."""
+        """int32 ids of rendered text; `mark` is what the guard returned. No beginning-of-text token is added.
+
+        Raises TooLongError.
+        """
+        if self._longest is not None and len(text) > _FAR * self._longest:
+            self._check_length(text, self._longest)
         if mark:
             text = text.replace(_escaped(mark), mark)
         if not self._apart and (not mark or mark not in text):
@@ -57,6 +79,14 @@ class Encoder:
             else:
                 ids += _ids(self.tokenizer, piece)
         return np.asarray(ids, np.int32)
+
+    def _check_length(self, text: str, longest: int) -> None:
+        """Raises TooLongError. A cut of the text adds a few tokens at most."""
+        tokens = 0
+        for start in range(0, len(text), _PIECE):
+            tokens += len(_encoding(self.tokenizer, text[start : start + _PIECE])) - _CUT
+            if tokens > longest:
+                raise TooLongError(tokens)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
@@ -123,8 +153,12 @@ def _as_list(ids: Sequence[int] | np.ndarray) -> list[int]:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Without the offsets into the text that `encode` spends a third of its time on."""
-    return list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    return list(_encoding(tokenizer, text).ids)
+
+
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Without the offsets into the text that `encode` spends a third of its time on, and while other threads run."""
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -130,34 +130,45 @@ class ReplyStream:
     """Hands out a reply while it grows. `feed` and `finish` return what is new, in order: reasoning, content, calls."""
 
     certain: Callable[[str], Reply]
-    _given: Reply = Reply()
+    _reasoning: _Said = field(default_factory=lambda: _Said())
+    _content: _Said = field(default_factory=lambda: _Said())
 
     def feed(self, text: str) -> Reply:
         """`text` is all that was written so far; a cut UTF-8 character at its end is waited for."""
-        return self._new(self.certain(text.rstrip("\ufffd")))
+        seen = self.certain(text.rstrip("\ufffd"))
+        return Reply(self._content.more(seen.content), self._reasoning.more(seen.reasoning))
 
     def finish(self, whole: Reply) -> Reply:
         """`whole` is what `parse` says of all that was written."""
-        return self._new(whole)
+        self._reasoning.check(whole.reasoning)
+        self._content.check(whole.content)
+        return Reply(self._content.more(whole.content), self._reasoning.more(whole.reasoning), whole.tool_calls)
 
-    def _new(self, seen: Reply) -> Reply:
-        given = self._given
-        reasoning, content = _more(given.reasoning, seen.reasoning), _more(given.content, seen.content)
-        assert not (reasoning and given.content), "reasoning grew after content was said"
-        self._given = Reply(given.content + content, given.reasoning + reasoning)
-        return Reply(content, reasoning, seen.tool_calls)
+
+@dataclass(slots=True)
+class _Said:
+    """What was said of a growing text."""
+
+    pieces: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def more(self, text: str) -> str:
+        """What `text`, which goes on from what was said, adds to it; a shorter one adds nothing."""
+        new = text[self.size :]
+        if new:
+            self.pieces.append(new)
+            self.size += len(new)
+        return new
+
+    def check(self, text: str) -> None:
+        said = "".join(self.pieces)
+        assert text.startswith(said), f"{said!r} was said, and the reply is {text!r}"
 
 
 def parser_for(template: str) -> ReplyParser:
     """The built-in parser for the tags that a chat template prints itself."""
     hermes = OPEN_CALL in template and "<function=" not in template and "<arg_key>" not in template
     return ReplyParser(Thoughts() if CLOSE_THINK in template else None, JsonCalls() if hermes else None)
-
-
-def _more(given: str, seen: str) -> str:
-    """What `seen` adds to what was said; a shorter one adds nothing."""
-    assert seen.startswith(given) or given.startswith(seen), f"{seen!r} does not go on from {given!r}, which was said"
-    return seen[len(given) :]
 
 
 def _take_call(match: re.Match[str], calls: list[ToolCall]) -> str:

@@ -130,15 +130,15 @@ def _prove(parser: ReplyParser, turns: Sequence[_Turn]) -> Proof:
         wanted = [ARGUMENTS for _ in turn.message.get("tool_calls", ())]
         found = [json.loads(call.arguments) for call in reply.tool_calls if call.name == NAME]
         if found != wanted:
-            name = parser.calls.name if parser.calls else "no parser of tool calls"
-            read = f"{len(found)} calls with {json.dumps(found)}" if found else "no call"
-            return Proof(parser, f"of {turn.text!r}, which the template prints of a turn, {name} reads {read}", 2)
+            read = f"calls with {json.dumps(found)}" if found else "no call"
+            by = f" by {parser.calls.name}" if parser.calls else ""
+            return Proof(parser, f"of {turn.text!r}, which the template prints of a turn, {read} is read{by}", 2)
     for turn in turns:
         reply = parser.parse(turn.text, tools=TOOLS, in_reasoning=turn.inside)
-        before = turn.text.partition(NAME)[0]  # some templates print content after the calls
-        for field, said in (("reasoning_content", reply.reasoning), ("content", reply.content)):
-            given = turn.message.get(field) or ""
-            if (given in before or given not in turn.text) and said.strip() != (given if given in before else ""):
-                flaw = f"of {turn.text!r}, which the template prints of a turn, {said!r} is read as its {field}"
-                return Proof(parser, flaw, 1)
+        given = [text for field in ("reasoning_content", "content") if (text := turn.message.get(field))]
+        before = turn.text.partition(NAME)[0]  # some templates print content after the calls, which is not read
+        said = [text for text in (reply.reasoning.strip(), reply.content.strip()) if text]
+        if said != [text for text in given if text in before]:
+            flaw = f"of {turn.text!r}, which the template prints of a turn, {said} is read beside the calls"
+            return Proof(parser, flaw, 1)
     return Proof(parser)

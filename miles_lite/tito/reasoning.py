@@ -42,38 +42,43 @@ class Thoughts:
     name: str = "<think> tags"
 
     def split(self, text: str, *, inside: bool) -> tuple[str, str]:
-        body = self._body(text, inside)
-        if body is None:
+        start = self._start(text, inside)
+        if start is None:
             return "", text
-        reasoning, closed, content = body.partition(self.closes)
-        if closed:
-            return reasoning.strip("\n"), content.lstrip("\n")
-        if self.ends and (end := body.find(self.ends)) >= 0:
-            return body[:end].strip("\n"), body[end:]
-        return body.lstrip("\n"), ""
+        end = text.find(self.closes, start)
+        if end >= 0:
+            return text[start:end].rstrip("\n"), text[end + len(self.closes) :].lstrip("\n")
+        end = text.find(self.ends, start) if self.ends else -1
+        return (text[start:end].rstrip("\n"), text[end:]) if end >= 0 else (text[start:], "")
 
     def begun(self, text: str, *, inside: bool) -> tuple[str, str]:
         if self.opens.startswith(text.lstrip()):
             return "", ""
-        body = self._body(text, inside)
-        if body is None or self.closes in body:
+        start = self._start(text, inside)
+        if start is None or text.find(self.closes, start) >= 0:
             return self.split(text, inside=inside)
+        end = text.find(self.ends, start) if self.ends else -1
         tags = (self.closes, self.ends) if self.ends else (self.closes,)
-        if self.ends:
-            body = body.partition(self.ends)[0]
-        return hold_back(body, *tags).strip("\n"), ""
+        return hold_back(text[start:end] if end >= 0 else text[start:], *tags).rstrip("\n"), ""
 
-    def _body(self, text: str, inside: bool) -> str | None:
-        """What follows the opening tag; None for a reply without reasoning."""
-        start = text.lstrip()
-        if start.startswith(self.opens):
-            return start[len(self.opens) :]
-        return text if inside or self.always else None
+    def _start(self, text: str, inside: bool) -> int | None:
+        """Where the reasoning begins, newlines before it left out; None for a reply without."""
+        start = len(text) - len(text.lstrip())
+        if text.startswith(self.opens, start):
+            start += len(self.opens)
+        elif inside or self.always:
+            start = 0
+        else:
+            return None
+        while text.startswith("\n", start):
+            start += 1
+        return start
 
 
 def hold_back(text: str, *tags: str) -> str:
     """`text` without an ending that may be the beginning of a tag."""
-    return text[: len(text) - max((_overlap(text, tag) for tag in tags), default=0)]
+    held = max((_overlap(text, tag) for tag in tags), default=0)
+    return text[:-held] if held else text
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -14,12 +14,13 @@ import importlib.util
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.tito.harmony import HarmonyCalls, HarmonyReasoning
 from miles_lite.tito.messages import Tools
 from miles_lite.tito.parse import Calls, Marks, ReplyParser, ToolCall
 from miles_lite.tito.reasoning import Reasoning, Thoughts
@@ -34,7 +35,6 @@ _MARKS: Mapping[str, Marks] = MappingProxyType(
         "deepseekv4": Marks(("<｜DSML｜",)),
         "deepseekv41": Marks(("<｜DSML｜",)),
         "gigachat3": Marks(("function call<|role_sep|>\n", "<|function_call|>")),
-        "gpt-oss": Marks(),
         "inkling": Marks(),
         "k2_horizon": Marks(("<ifm|tool_call",)),
         "kimi_k3": Marks(),
@@ -90,6 +90,11 @@ class AppendThink:
         return "", f"<think>{text}"
 
     begun = split
+
+
+HARMONY = "gpt-oss"
+_OURS: Mapping[str, Callable[[str], Reasoning]] = {HARMONY: HarmonyReasoning, "minimax-append-think": AppendThink}
+"""Names of SGLang's that are read by ourselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +172,8 @@ class _SGLang:
         return frozenset(self._calls_module.FunctionCallParser.ToolCallParserEnum)
 
     def reasoning(self, name: str, *, with_calls: bool) -> Reasoning:
-        if name == "minimax-append-think":
-            return AppendThink(name)
+        if name in _OURS:
+            return _OURS[name](name)
         module = self._reasoning_module
         kind, base = module.ReasoningParser.DetectorMap[name], module.BaseReasoningFormatDetector
         inherits = getattr(kind, "detect_and_parse", None) is base.detect_and_parse
@@ -184,6 +189,8 @@ class _SGLang:
         )
 
     def calls(self, name: str) -> Calls:
+        if name == HARMONY:
+            return HarmonyCalls(name)
         marks = _MARKS.get(name)
         if marks is None:
             detector = self._calls_module.FunctionCallParser.ToolCallParserEnum[name]()

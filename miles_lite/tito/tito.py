@@ -80,10 +80,13 @@ class Tito:
         chat_template: str | Path | None = None,
         reasoning_parser: str | None = None,
         tool_call_parser: str | None = None,
+        longest: int | None = None,
     ) -> Tito:
         """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
 
         `chat_template` is a file that takes the place of the folder's template.
+        Text that is far too long for `longest` tokens is not encoded to its end (TooLongError).
+
         A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
         """
         text = load_model_text(folder)
@@ -92,7 +95,7 @@ class Tito:
             folder = chat_template
         row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
         try:
-            encoder, renderer = Encoder(text.tokenizer), _renderer(text, row, folder)
+            encoder, renderer = Encoder(text.tokenizer, longest=longest), _renderer(text, row, folder)
             surface, form = cached_surface(renderer, encoder, row.kwargs if row else NO_OPTIONS)
         except (RenderError, SuffixError, ValueError) as error:
             if isinstance(error, UserError):

@@ -358,3 +358,26 @@ def test_a_session_of_somebody_else_is_joined_and_left_open(tiny_model: Path) ->
     assert [request["sampling_params"]["max_new_tokens"] for request in running.engine.requests] == [5, 5]
     with pytest.raises(UserError, match="ends in /sessions/ID/v1"):
         AgentSession.joining("http://127.0.0.1:1/v1")
+
+
+@pytest.mark.parametrize(("name", "stops"), [("portable", True), ("native", False), ("bash", False)])
+def test_the_portable_format_samples_nothing_after_the_object(tiny_model: Path, name: str, stops: bool) -> None:
+    tool = {"name": "bash", "parameters": {"type": "object", "properties": {"command": {}}, "required": ["command"]}}
+    text = done("yes") + " and a tail"
+
+    def act(url: str) -> list[dict[str, Any]]:
+        tools = parse_tools([{**tool, "_exec": "true"}], where="t")
+        with AgentSession(url) as session, Shell() as shell:
+            conversation = Conversation(session, tools, shell, lambda event: None, format=FORMATS[name])
+            conversation.say("go")
+            return list(session.turns()["turns"])
+
+    (turn,), _ = serve(tiny_model, [text], act)
+    assert turn["reply"]["content"] == (done("yes") if stops else text)
+
+
+def test_a_kv_cache_per_conversation_is_not_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([ECHO]))
+    Agent("http://127.0.0.1:9", AgentOptions(tools=str(tools), kv_preallocate=False), shows_tools=False)
+    assert "--no-kv-preallocate changes nothing here" in capsys.readouterr().err

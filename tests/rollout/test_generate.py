@@ -83,6 +83,22 @@ def test_the_none_policy_decides_what_becomes_of_a_missing_reward(policy: str, r
     assert failures == ({"boom": 1} if policy == "drop" else {})
 
 
+def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
+    generator = make_generator(Rollouts(rollout_batch_size=1, n_samples_per_prompt=3), [1.0, None, None])
+    run = generator._run_rollout
+
+    async def unrewarded(prompt: Prompt, group_index: int) -> Rollout:
+        rollout = await run(prompt, group_index)
+        if rollout.index % 3 == 1:
+            rollout.status, rollout.error = Status.COMPLETED, None
+        return rollout
+
+    generator._run_rollout = unrewarded
+    asyncio.run(generator.run(lambda: None))
+    assert generator.accounts.rollouts_failed == 1
+    assert generator.accounts.failures == {"boom": 1, "none_reward": 1}
+
+
 def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
     options = Rollouts(rollout_batch_size=1, none_reward_policy="error")
     generator = make_generator(options, [None])

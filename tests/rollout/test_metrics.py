@@ -161,9 +161,14 @@ def test_truncated_by_rollout_or_by_sample() -> None:
         a_rollout(status=Status.TRUNCATED),
         a_rollout(samples=[a_sample(3), a_sample(5).truncate(4)]),
         a_rollout(samples=[a_sample(3)]),
-        a_rollout(),
+        a_rollout(samples=[_continued(a_sample(5).truncate(4)), a_sample(3)]),
     )
     assert rollout_metrics(groups, groups)["rollout/truncated_ratio"] == 0.5
+
+
+def _continued(sample: Sample) -> Sample:
+    sample.metadata["continued"] = True
+    return sample
 
 
 def test_failures_are_counted_by_reason() -> None:

@@ -43,7 +43,7 @@ def failure(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 @dataclass
 class Engine:
-    """`script` makes the answer to each request: a dict (sent as JSON), a list of stream events, or a Response.
+    """`script` makes the answer to each request: a dict (sent as JSON), stream events, or a Response.
 
     One that raises ConnectionResetError resets the connection.
     """
@@ -72,6 +72,14 @@ class Engine:
             return web.json_response(made)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if isinstance(made, AsyncIterator):
+            try:
+                async for event in made:
+                    await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
+            except (asyncio.CancelledError, ConnectionError):
+                self.cancelled += 1
+                raise
+            return response
         for event in made if isinstance(made, list) else [made]:
             await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
         if isinstance(made, list) and not made[-1]["meta_info"]["finish_reason"]:
@@ -144,7 +152,7 @@ async def bench(
         settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
         served = spec(model, url, **settings | options)
         journal = None if run_dir is None else str(run_dir)
-        served = replace(served, bind_host=bind_host, keep_alive_seconds=keep_alive, context_length=context_length)
+        served = replace(served, bind_host=bind_host, context_length=context_length, keep_alive_seconds=keep_alive)
         server = SessionServer(replace(served, run_dir=journal, routed_experts=routed_experts))
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:

@@ -22,7 +22,7 @@ RESULT = {"role": "tool", "content": "a <|im_end|> b"}
 
 
 def collected(model: Path, tito: Tito, text: str, *, cut: bool = False, **options: Any) -> list[Any]:
-    """What samples say of themselves after three turns, the second asked twice."""
+    """What both samples say of themselves after three turns, the second asked twice."""
 
     async def run() -> list[Any]:
         async with bench(model, saying(tito, text, cut=cut), **options) as server:
@@ -42,16 +42,16 @@ def collected(model: Path, tito: Tito, text: str, *, cut: bool = False, **option
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("text", ["well", CALL, THOUGHT + CALL, THOUGHT + "so"])
 def test_a_session_holds_what_its_template_prints(tiny_model: Path, tito: Tito, text: str, cut: bool) -> None:
-    assert collected(tiny_model, tito, text, cut=cut, session_compare_template=True) == [[]]
+    assert collected(tiny_model, tito, text, cut=cut, session_compare_template=True) == [[], []]
 
 
 def test_a_spelling_of_the_models_own_is_told(tiny_model: Path, tito: Tito) -> None:
-    (found,) = collected(tiny_model, tito, CALL.replace('": ', '":'), session_compare_template=True)
-    assert [entry["type"] for entry in found] == ["assistant_text"] * 3
+    found = collected(tiny_model, tito, CALL.replace('": ', '":'), session_compare_template=True)
+    assert [[entry["type"] for entry in each] for each in found] == [["assistant_text"] * 2, ["assistant_text"] * 3]
 
 
 def test_nothing_is_compared_unless_asked(tiny_model: Path, tito: Tito) -> None:
-    assert collected(tiny_model, tito, "well") == ["absent"]
+    assert collected(tiny_model, tito, "well") == ["absent"] * 2
 
 
 def test_a_foreign_token_is_found_and_what_cannot_be_compared_is_none(tiny_model: Path, tito: Tito) -> None:

@@ -45,21 +45,22 @@ def test_a_shared_turn_is_trained_with_the_earliest_leaf_only() -> None:
     assert second.logprobs[1] == 0.0
 
 
-def test_superseded_retries_are_dropped_and_parallel_siblings_stay() -> None:
+def test_what_is_asked_again_is_independent_unless_it_is_a_retry() -> None:
     tree = new_tree()
     grow(tree, [A], "one", at=0.0)
     grow(tree, [A], "two", at=0.5)
-    assert len(collect(tree)) == 2
     grow(tree, [A], "three", at=5.0, first=200)
-    assert [sample.metadata["leaf"] for sample in collect(tree)] == [2]
-    grow(tree, [A, said("two"), B], "deeper", at=6.0)
-    assert [sample.metadata["leaf"] for sample in collect(tree)] == [2, 3]
+    assert len(collect(tree)) == 3
+    grow(tree, [A], "four", at=9.0, first=300, retries=2)
+    assert [sample.metadata["leaf"] for sample in collect(tree)] == [0, 1, 3]
+    grow(tree, [A, said("three"), B], "deeper", at=10.0)
+    assert [sample.metadata["leaf"] for sample in collect(tree)] == [0, 1, 3, 4]
 
 
 def test_a_retry_that_went_on_still_supersedes() -> None:
     tree = new_tree()
     grow(tree, [A], "one", at=0.0)
-    grow(tree, [A], "two", at=5.0)
+    grow(tree, [A], "two", at=5.0, retries=0)
     grow(tree, [A, said("two"), B], "more", at=7.0)
     assert [sample.metadata["leaf"] for sample in collect(tree)] == [2]
 
@@ -86,6 +87,30 @@ def test_the_leaf_says_how_the_sample_ended() -> None:
         tree = new_tree()
         grow(tree, [A], "one", finish=finish)
         assert collect(tree)[0].status is status
+
+
+@pytest.mark.parametrize(
+    ("then", "cut"),
+    [
+        ([A, said("on"), B], []),  # goes on from what was cut
+        ([A, said("o n"), B], []),  # the same, in other words, and so as a new root
+        ([A], []),  # asks again
+        ([{"role": "system", "content": "another"}, B], [0]),  # another agent
+    ],
+)
+def test_a_conversation_that_went_on_after_a_cut_turn_is_not_cut(then: list[dict[str, Any]], cut: list[int]) -> None:
+    tree = new_tree()
+    grow(tree, [A], "on", finish="length", at=0.0)
+    grow(tree, then, "done", at=2.0, first=200)
+    assert [sample.metadata["leaf"] for sample in collect(tree) if sample.ends_cut] == cut
+
+
+def test_parallel_and_last_turns_that_are_cut_count() -> None:
+    tree = new_tree()
+    grow(tree, [A], "on", finish="length", at=0.0)
+    grow(tree, [A], "no", finish="length", at=0.5)
+    assert [sample.ends_cut for sample in collect(tree)] == [True, True]
+    assert [sample.ends_cut for sample in collect(tree, max_seq_len=4)] == [True, True]
 
 
 def test_a_cut_before_anything_sampled_leaves_no_sample() -> None:

@@ -23,7 +23,8 @@ A, B, C = user("a"), user("b"), user("c")
     ("messages", "options", "expected"),
     [
         ([S, A, said("one"), B, said("two"), C], {}, None),
-        ([S, A, said("one"), B], {}, (0, None, None, "retry")),
+        ([S, A, said("one"), B], {}, (0, None, None, "again")),
+        ([S, A, said("one"), B], {"retries": 1}, (0, None, None, "retry")),
         ([S, A, said("one"), B], {"at": 10.5}, (0, None, None, "parallel")),
         ([S, A, said("one"), C], {}, (0, 3, "content", "edit")),
         ([S, A, said("one")], {}, (0, 3, None, "shorter")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.session.errors import ApiError
-from miles_lite.session.match import MATCHERS, matcher_named
+from miles_lite.session.match import MATCHERS, canonical_arguments, matcher_named
 from miles_lite.session.tree import Tree
 from tests.session.trees import NOBODY, grow, said, user
 
@@ -45,24 +46,98 @@ def _call(**changes: Any) -> list[dict[str, Any]]:
         (_with(tool_calls=_call(id="")), True),
         (_with(content="You look."), False),
         (_with(reasoning_content="other"), False),
-        (_with(tool_calls=_call(arguments='{"a": 2, "b": [2]}')), False),
+        (_with(tool_calls=_call(arguments='{"a": 2, "b": [2]}')), True),
+        (_with(tool_calls=_call(arguments="cut")), True),
+        (_with(tool_calls=_call(arguments='{"a": 2, "b": [2]}', id="")), False),
         (_with(tool_calls=_call(name="g")), False),
         (_with(tool_calls=_call(id="c2")), False),
         (_with(tool_calls=_call() * 2), False),
         ({"role": "assistant", "content": ""}, False),
     ],
 )
-def test_replay_forgives_what_harnesses_omit_and_nothing_they_change(replayed: dict[str, Any], same: bool) -> None:
+def test_replay_forgives_what_harnesses_omit_and_the_arguments_of_a_known_call(
+    replayed: dict[str, Any], same: bool
+) -> None:
     assert REPLAY.same_reply(STORED, replayed) is same
 
 
 def test_the_published_matchers() -> None:
     respelled = _with(tool_calls=_call(arguments='{"b":[2],"a":1}'))
-    assert [MATCHERS[name].same_reply(STORED, respelled) for name in MATCHERS] == [True, False, True, True]
+    assert [MATCHERS[name].same_reply(STORED, respelled) for name in MATCHERS] == [True, True, False, True, True]
     silent = {"role": "assistant", "content": "I look."}
-    assert [MATCHERS[name].same_reply(STORED, silent) for name in MATCHERS] == [True, False, False, True]
-    with pytest.raises(UserError, match="--session-message-matcher nonsense: choose one of replay, strict"):
+    assert [MATCHERS[name].same_reply(STORED, silent) for name in MATCHERS] == [True, True, False, False, True]
+    rewritten = _with(tool_calls=_call(arguments='{"a": 1, "b": [2], "replace_all": false}'))
+    assert [MATCHERS[name].same_reply(STORED, rewritten) for name in MATCHERS] == [True, False, False, False, True]
+    assert [MATCHERS[name].rewritten(STORED, rewritten) for name in MATCHERS] == [1, 0, 0, 0, 0]
+    assert [MATCHERS[name].rewritten(STORED, respelled) for name in MATCHERS] == [0] * len(MATCHERS)
+    result = {"role": "tool", "tool_call_id": "c1", "content": "ok"}
+    renamed = {"role": "tool", "tool_call_id": "c2", "content": "ok", "name": "f"}
+    assert [MATCHERS[name].same(result, renamed) for name in MATCHERS] == [False, False, False, False, True]
+    with pytest.raises(
+        UserError, match="--session-message-matcher nonsense: choose one of replay, replay_arguments, strict"
+    ):
         matcher_named("nonsense")
+
+
+def test_the_arguments_of_a_reply_that_a_harness_wrote_are_no_ones_to_change() -> None:
+    assert not REPLAY.same(STORED, _with(tool_calls=_call(arguments='{"a": 2}')))
+
+
+def _spellings(value: int | Decimal) -> st.SearchStrategy[str]:
+    """Ways to write a number in JSON."""
+    exact = Decimal(value)
+    return st.integers(-400, 400).map(lambda shift: f"{exact.scaleb(-shift):f}e{shift}") | st.sampled_from(
+        [f"{exact:f}", f"{exact:f}0" if "." in f"{exact:f}" else f"{exact:f}.00", f"{exact:e}", f"{exact:E}"]
+    )
+
+
+numbers = st.integers() | st.decimals(
+    allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=6
+)
+
+
+@given(st.data(), numbers, numbers)
+def test_numbers_compare_as_numbers(data: st.DataObject, one: int | Decimal, other: int | Decimal) -> None:
+    with localcontext() as exact:
+        exact.prec = 1000
+        left, right = data.draw(_spellings(one)), data.draw(_spellings(other))
+    ours, theirs = (canonical_arguments(f'{{"x": [{text}]}}') for text in (left, right))
+    assert (ours == theirs) is (one == other)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("1e2", "100", True),
+        ("-0.0", "0", True),
+        ("0.1", "0.1000000000000000055", True),
+        ("9007199254740993", "9007199254740992", False),
+        ("9007199254740993", "9007199254740993.0", True),
+        ("1e400", "1e401", False),
+        ("1e999999999999999999999", "1e999999999999999999999", True),
+        ("1", "true", False),
+        ("0", "false", False),
+        ("1", '"1"', False),
+        ("1.0", '"1.0"', False),
+        ("1e400", "null", False),
+    ],
+)
+def test_numbers_that_are_nearly_equal(ours: str, theirs: str, same: bool) -> None:
+    stored, replayed = (_with(tool_calls=_call(arguments=f'{{"x": {text}}}')) for text in (ours, theirs))
+    assert MATCHERS["replay_arguments"].same_reply(stored, replayed) is same
+
+
+def test_where_siblings_gave_out_one_id_the_arguments_decide() -> None:
+    def calling(path: str) -> dict[str, Any]:
+        function = {"name": "f", "arguments": f'{{"path": "{path}"}}'}
+        calls = [{"id": "functions.f:0", "type": "function", "function": function}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    tree = Tree(REPLAY)
+    first, second = grow(tree, [user("a")], calling("x")), grow(tree, [user("a")], calling("y"))
+    for turn, path in ((first, "x"), (second, "y"), (first, "x")):
+        assert tree.attach([user("a"), calling(path), user("b")], NOBODY).turn is turn
+    assert tree.attach([user("a"), calling("z"), user("b")], NOBODY).turn is None
 
 
 def shouting(stored: dict[str, Any], replayed: dict[str, Any]) -> bool:

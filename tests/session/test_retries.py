@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from miles_lite.tito import Tito
-from tests.session.engine import STOP, Bench, answer, bench
-from tests.session.replies import saying
+from tests.session.engine import STOP, Bench, answer, bench, failure
+from tests.session.replies import CHAT_TOOLS, saying
 
 ASK: list[Any] = [{"role": "user", "content": "go"}]
 BODIES: list[tuple[str, dict[str, Any]]] = [
@@ -129,10 +129,132 @@ def test_requests_that_do_not_say_that_they_repeat_are_new(tiny_model: Path) -> 
             await _post(b, session, path, body)
             await _post(b, session, path, body)
             assert len(b.engine.requests) == 2
-            await _post(b, session, path, body, RETRY)
-            assert len(b.engine.requests) == 3, "both answers had been delivered"
             await _post(b, session, path, body | {"max_tokens": 7}, RETRY)
-            assert len(b.engine.requests) == 4
+            assert len(b.engine.requests) == 3
+
+    asyncio.run(run())
+
+
+def _answers(*firsts: int) -> Callable[[dict[str, Any]], Any]:
+    """One token each, in this order."""
+    replies = iter(firsts)
+    return lambda body: answer([next(replies), STOP])
+
+
+async def _trained(b: Bench, session: str) -> list[int]:
+    """The first sampled token of each sample."""
+    return [int(sample.tokens[sample.loss_mask == 1][0]) for sample in await b.client.collect(session)]
+
+
+OTHERWISE: list[dict[str, Any]] = [
+    {},
+    {"max_tokens": 7},
+    {"stop": "END"},
+    {"tools": CHAT_TOOLS},
+    {"tools": CHAT_TOOLS, "tool_choice": "none"},
+    {"tools": CHAT_TOOLS, "tool_choice": "required"},
+    {"response_format": {"type": "json_object"}},
+    {"temperature": 0.5},
+]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_requests_that_are_constrained_otherwise_are_independent(tiny_model: Path, lost: bool) -> None:
+    """Also where the client got no answer to the first."""
+
+    async def run() -> None:
+        async with bench(tiny_model, _answers(*range(5, 50))) as b:
+            session = await b.client.create()
+            for asked, changes in enumerate(OTHERWISE, start=1):
+                body = {"messages": ASK, **changes}
+                if lost:
+                    await _lose(b, session, "chat/completions", body, turns=asked)
+                else:
+                    await _post(b, session, "chat/completions", body)
+            assert await _trained(b, session) == list(range(5, 5 + len(OTHERWISE)))
+
+    asyncio.run(run())
+
+
+def test_the_same_request_asked_one_after_the_other_gives_independent_answers(tiny_model: Path, tmp_path: Path) -> None:
+    """In memory, and when the session had to be read from its journal in between."""
+
+    async def run(memory: float) -> None:
+        journal = tmp_path / str(memory)
+        async with bench(tiny_model, _answers(5, 6, 7, 8), run_dir=journal, session_memory_gb=memory) as b:
+            session = await b.client.create()
+            for _ in range(3):
+                await _post(b, session, *BODIES[0])
+                await b.client.create()
+            assert await _trained(b, session) == [5, 6, 7]
+
+    for memory in (8.0, 0.0):
+        asyncio.run(run(memory))
+
+
+async def _lose(b: Bench, session: str, path: str, body: dict[str, Any], *, turns: int) -> None:
+    """Ask, and leave before the answer has been written."""
+    gate = asyncio.Event()
+    script, b.engine.script = b.engine.script, _gated(b.engine.script, gate)
+    await _leave(b, session, path, body, asked=len(b.engine.requests) + 1)
+    b.engine.script = script
+    gate.set()
+    await _until(lambda: _turns(b) == turns)
+
+
+def test_an_answer_that_got_lost_gives_way_to_the_one_that_is_asked_for_instead(tiny_model: Path) -> None:
+    """Another spelling of the same question, as of a client that makes its request anew and says nothing of a retry."""
+
+    async def run() -> None:
+        async with bench(tiny_model, _answers(5, 6, 7)) as b:
+            session = await b.client.create()
+            await _lose(b, session, "chat/completions", {"messages": ASK}, turns=1)
+            await _post(b, session, "chat/completions", {"messages": ASK, "user": "again"})
+            await _post(b, session, "chat/completions", {"messages": ASK})
+            assert await _trained(b, session) == [6, 7]
+
+    asyncio.run(run())
+
+
+def test_a_retry_within_the_grace_gets_the_answer_that_was_written_out(tiny_model: Path, tmp_path: Path) -> None:
+    """That it was written does not mean that it arrived; in memory, or in the journal alone."""
+
+    async def run(memory: float) -> None:
+        journal = tmp_path / str(memory)
+        async with bench(tiny_model, _answers(5, 6), run_dir=journal, session_memory_gb=memory) as b:
+            session = await b.client.create()
+            for asked, (path, body) in enumerate(BODIES[:2], start=1):
+                first = await _post(b, session, path, body)
+                await b.client.create()
+                assert await _post(b, session, path, body, RETRY) == first
+                assert len(b.engine.requests) == asked
+
+    for memory in (8.0, 0.0):
+        asyncio.run(run(memory))
+
+
+def test_a_retry_after_the_grace_is_answered_anew_and_takes_the_place_of_what_it_repeats(tiny_model: Path) -> None:
+    async def run() -> None:
+        async with bench(tiny_model, _answers(5, 6, 7), session_disconnect_grace=0.0) as b:
+            session = await b.client.create()
+            await _post(b, session, *BODIES[0])
+            await _post(b, session, *BODIES[0])
+            await _post(b, session, *BODIES[0], RETRY)
+            assert await _trained(b, session) == [5, 7]
+
+    asyncio.run(run())
+
+
+def test_the_retry_of_a_request_that_failed_is_not_that_of_one_that_was_alike(tiny_model: Path) -> None:
+    replies = iter([answer([5, STOP]), failure(400), answer([6, STOP])])
+
+    async def run() -> None:
+        async with bench(tiny_model, lambda body: next(replies)) as b:
+            session = await b.client.create()
+            await _post(b, session, *BODIES[0])
+            await _post(b, session, *BODIES[0])
+            await _post(b, session, *BODIES[0], RETRY)
+            assert await _trained(b, session) == [5, 6]
 
     asyncio.run(run())
 

@@ -110,6 +110,6 @@ def test_a_base_url_that_got_v1_twice_reaches_its_session(tiny_model: Path) -> N
 
 def test_a_key_says_whose_it_is() -> None:
     keys = Keys("secret", required=False)
-    for session in ("a", "a-b", "-", "é", "0" * 32):
+    for session in ("a", "a-b", "-", "é", "\udce9", "0" * 32):
         assert keys.session_of(keys.key_of(session)) == session
     assert keys.key_of("a") != Keys("other", required=False).key_of("a")

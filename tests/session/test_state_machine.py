@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -24,11 +24,13 @@ from miles_lite.session.engine_calls import EngineCalls, Generation, OnTokens
 from miles_lite.session.errors import ApiError
 from miles_lite.session.exchange import ChatRequest
 from miles_lite.session.match import MATCHERS
+from miles_lite.session.off_loop import OffLoop
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
 from tests.session.engine import STOP
 from tests.session.trees import fingerprint, user
 
+T = TypeVar("T")
 Message = dict[str, Any]
 TOOLS = [{"type": "function", "function": {"name": "run", "parameters": {"type": "object"}}}]
 AGENTS = (None, "helper")
@@ -45,6 +47,8 @@ class Seen:
     reply: Message = field(default_factory=dict)
     parent: int | None = None
     step: int = 0
+    identity: bytes = b""
+    supersedes: int | None = None
 
 
 class Engines(EngineCalls):
@@ -62,6 +66,7 @@ class Engines(EngineCalls):
         tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
+        enough: Any = None,
         experts_from: int = 0,
     ) -> Generation:
         mood, version = self.mood, len(self.log)
@@ -89,19 +94,26 @@ def _text(version: int, mood: str) -> str:
     return f"<think>\nwhy {version}\n</think>\n\nanswer {version}" if mood == "thinks" else f"answer {version}"
 
 
-def canonical(message: Message) -> tuple[Any, ...]:
+def canonical(message: Message, *, given: bool) -> tuple[Any, ...]:
     calls = [
-        (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+        (call["id"], call["function"]["name"], given or json.loads(call["function"]["arguments"]))
         for call in message.get("tool_calls") or []
     ]
     return message["role"], (message.get("content") or "").strip(), calls, message.get("tool_call_id")
 
 
-def same(stored: Message, replayed: Message) -> bool:
-    """Reasoning may be left out; everything else must be equal."""
-    if canonical(stored) != canonical(replayed):
+def same(stored: Message, replayed: Message, *, given: bool) -> bool:
+    """Reasoning may be left out; all else must be equal, but for the arguments of calls that were `given` out."""
+    if canonical(stored, given=given) != canonical(replayed, given=given):
         return False
     return replayed.get("reasoning_content") in (None, stored.get("reasoning_content"))
+
+
+class OnLoop(OffLoop):
+    """Requests are placed in the order in which they were sent, however long it takes."""
+
+    async def run(self, work: Callable[[], T], *, heavy: bool) -> T:
+        return work()
 
 
 class Harness(RuleBasedStateMachine):
@@ -117,6 +129,7 @@ class Harness(RuleBasedStateMachine):
         self.service = Service(
             self.tito, self.engines, options=options, matcher=MATCHERS["replay"], context_length=100_000
         )
+        self.service.off_loop = OnLoop()
         self.session = self.loop.run_until_complete(self.service.create({"temperature": 1.0, "max_new_tokens": 500}))
         self.open: list[tuple[str | None, list[Message]]] = []
         self.step = 0
@@ -137,10 +150,10 @@ class Harness(RuleBasedStateMachine):
         self.ask((agent, [*messages[:-1], _respelled(messages[-1], form), *_next(messages[-1], self.step)]))
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def retries(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), retried=st.booleans())
+    def asks_again(self, data: st.DataObject, retried: bool) -> None:
         agent, messages = data.draw(st.sampled_from(self.open))
-        self.ask((agent, messages[:-1]))
+        self.ask((agent, messages[:-1]), retried=retried)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), what=st.sampled_from(["content", "reasoning_content", "tool_calls"]))
@@ -198,14 +211,14 @@ class Harness(RuleBasedStateMachine):
         assert fingerprint(tree) == before
         self.engines.mood = "well"
 
-    def ask(self, *requests: tuple[str | None, list[Message]]) -> None:
+    def ask(self, *requests: tuple[str | None, list[Message]], retried: bool = False) -> None:
         """Send requests at once, and check where the turns went and what the engine was given."""
         self.step += 1
         first, known = len(self.engines.log), len(self.engines.log)
         expected = [self.parent(agent, messages, known) for agent, messages in requests]
 
         async def together() -> list[Any]:
-            return await asyncio.gather(*[self.one(request) for request in requests])
+            return await asyncio.gather(*[self.one(request, retried=retried) for request in requests])
 
         outcomes = self.loop.run_until_complete(together())
         self.engines.mood = "well"
@@ -213,7 +226,9 @@ class Harness(RuleBasedStateMachine):
             assert not isinstance(outcome, ApiError), outcome
             seen = self.engines.log[first + number]
             seen.agent, seen.conversation, seen.reply, seen.step = agent, messages, outcome, self.step
-            seen.parent = parent
+            seen.parent, seen.identity = parent, _identity(agent, messages)
+            if retried:
+                seen.supersedes = self.newest(seen.identity, first)
             tree = self.loop.run_until_complete(self.service.tree(self.session))
             turn = next(turn for turn in tree.turns if turn.output.spans[0][0] == first + number)
             found = None if turn.parent is None else turn.parent.output.spans[0][0]
@@ -223,7 +238,9 @@ class Harness(RuleBasedStateMachine):
                 assert seen.prompt[: len(before.prompt) + len(before.said)] == before.prompt + before.said
             self.open = [*self.open[-7:], (agent, [*messages, outcome])]
 
-    async def one(self, request: tuple[str | None, list[Message]], *, give_up: bool = False) -> Any:
+    async def one(
+        self, request: tuple[str | None, list[Message]], *, give_up: bool = False, retried: bool = False
+    ) -> Any:
         agent, messages = request
         chat = ChatRequest(
             messages=json.loads(json.dumps(messages)),
@@ -235,7 +252,8 @@ class Harness(RuleBasedStateMachine):
             body={},
             agent=agent,
         )
-        call = await self.service.call(self.session, chat, Ask(b""), prefix="x-")
+        ask = Ask(_identity(agent, messages), retried=retried)
+        call = await self.service.call(self.session, chat, ask, prefix="x-")
         try:
             if give_up:
                 await asyncio.sleep(0)
@@ -254,28 +272,36 @@ class Harness(RuleBasedStateMachine):
             size = len(whole)
             if seen.agent == agent and size >= length and size <= len(messages):
                 pairs = zip(whole, messages[:size], strict=True)
-                if all(same(mine, theirs) for mine, theirs in pairs):
+                if all(same(mine, theirs, given=given) for (mine, given), theirs in pairs):
                     best, length = number, size
         declared = all(message["role"] in ("tool", "user") for message in messages[length:])
         return best if declared else None
 
-    def whole(self, number: int) -> list[Message]:
-        """A generation's conversation as the session holds it, its reply included."""
+    def whole(self, number: int) -> list[tuple[Message, bool]]:
+        """A generation's conversation as the session holds it, its reply included, and what of it the session gave."""
         seen = self.engines.log[number]
         before = [] if seen.parent is None else self.whole(seen.parent)
-        return [*before, *seen.conversation[len(before) :], seen.reply]
+        return [*before, *((message, False) for message in seen.conversation[len(before) :]), (seen.reply, True)]
 
     def superseded(self, number: int) -> bool:
-        """Asked again, later and at the same place, and nobody went on from it."""
+        """Its request was sent again, by the client's own word, and nobody went on from it."""
+        log = self.engines.log
+        return not any(other.parent == number for other in log) and any(other.supersedes == number for other in log)
+
+    def repeats(self, number: int) -> bool:
+        """It says what an earlier answer to the same prompt said, and nobody went on from it but from that answer."""
         log, seen = self.engines.log, self.engines.log[number]
         if any(other.parent == number for other in log):
             return False
         return any(
-            other.step > seen.step
-            and (other.parent, other.agent) == (seen.parent, seen.agent)
-            and list(map(canonical, other.conversation)) == list(map(canonical, seen.conversation))
-            for other in log
+            (other.prompt, other.said, other.agent) == (seen.prompt, seen.said, seen.agent)
+            and any(later.parent == earlier for later in log)
+            for earlier, other in enumerate(log[:number])
         )
+
+    def newest(self, identity: bytes, known: int) -> int | None:
+        """The latest generation for a request."""
+        return next((n for n in reversed(range(known)) if self.engines.log[n].identity == identity), None)
 
     @invariant()
     def every_token_is_trained_once_behind_what_the_engine_saw(self) -> None:
@@ -291,9 +317,14 @@ class Harness(RuleBasedStateMachine):
             assert not sample.loss_mask[versions == NOT_SAMPLED].any()
             assert not self.superseded(int(versions[versions != NOT_SAMPLED][-1]))
         for number, seen in enumerate(log):
-            assert trained[number] in ((0, len(seen.said)) if self.superseded(number) else (len(seen.said),))
+            spare = self.superseded(number) or self.repeats(number)
+            assert trained[number] in ((0, len(seen.said)) if spare else (len(seen.said),))
         again = self.loop.run_until_complete(self.service.samples(self.session, max_seq_len=None))
         assert [sample.tokens.tolist() for sample in again] == [sample.tokens.tolist() for sample in samples]
+
+
+def _identity(agent: str | None, messages: list[Message]) -> bytes:
+    return json.dumps([agent, messages]).encode()
 
 
 def _respelled(reply: Message, form: int) -> Message:

@@ -185,6 +185,20 @@ def _google(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     return {**last, "candidates": [{**candidate, "content": {"role": "model", "parts": parts}}]}
 
 
+def _google(events: list[dict[str, Any]]) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for event in events:
+        for part in event["candidates"][0]["content"]["parts"]:
+            last = parts[-1] if parts else {}
+            if "text" in part and "text" in last and part.get("thought") == last.get("thought"):
+                last["text"] += part["text"]
+            elif part != {"text": ""}:
+                parts.append(part)
+    whole = events[-1]
+    whole["candidates"][0]["content"]["parts"] = parts
+    return whole
+
+
 ASSEMBLE: dict[Any, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
     ChatCompletions: _chat,
     Responses: _responses,

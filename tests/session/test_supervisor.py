@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -139,10 +140,8 @@ def test_an_answer_that_was_sent_and_never_read_is_given_again(tiny_model: Path,
                     async with http.post(served.client.url + path, data=body, headers=headers) as response:
                         assert response.status == 200
                         assert (await response.json())["usage"]["completion_tokens"] == 2
-                    if _ == 0:
-                        assert len(served.engine.requests) == 1
-                        assert len(await served.turns(session)) == 1
-            assert len(served.engine.requests) == 2, "the answer had been claimed by the first retry"
+                    assert len(served.engine.requests) == 1
+                    assert len(await served.turns(session)) == 1
 
     asyncio.run(run())
 
@@ -309,5 +308,40 @@ def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path:
                     assert len((await client.describe("mine"))["turns"]) == turns
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.wait_for(process.wait(), 10) == 0
+
+    asyncio.run(run())
+
+
+SLOW = """{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{%- if m.content|length > 20000 %}
+{%- for i in range(500) %}{% for j in range(40000) %}{% endfor %}{% endfor %}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_worker_that_is_busy_with_one_request_is_not_killed(tiny_model: Path, tmp_path: Path) -> None:
+    """A template that takes longer for it than a worker may show no life; others are answered in the meantime."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text(SLOW)
+
+    async def run() -> None:
+        async with _served(model, tmp_path, lambda body: answer([5, STOP]), silence=1.0) as served:
+            busy, other = served.agent(await served.client.create()), served.agent(await served.client.create())
+            content = "word " * 5000
+            slow = asyncio.create_task(
+                busy.chat.completions.create(model="m", messages=[{"role": "user", "content": content}])
+            )
+            answered = 0
+            while not slow.done():
+                await other.chat.completions.create(model="m", messages=ASK)
+                answered += 1
+            with pytest.raises(openai.BadRequestError, match="maximum context length"):
+                await slow
+            assert served.supervisor.restarts == 0
+            assert answered > 3
+            await busy.close()
+            await other.close()
 
     asyncio.run(run())

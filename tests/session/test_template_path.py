@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from miles_lite.errors import UserError
+from miles_lite.session.server import load_tito
 from miles_lite.tito import Tito
 from tests.models import CHAT_TEMPLATE
-from tests.session.engine import answer, bench
+from tests.session.engine import answer, bench, spec
 
 OTHER = CHAT_TEMPLATE.replace("'<|im_start|>' + message.role", "'<|im_start|>The ' + message.role")
 ASK = [{"role": "user", "content": "hi"}]
@@ -42,3 +43,15 @@ def test_a_file_that_is_none_is_refused_by_its_flag(tiny_model: Path, tmp_path: 
     ):
         with pytest.raises(UserError, match=words):
             Tito.load(tiny_model, chat_template=file)
+
+
+def test_a_server_warns_of_calls_that_are_not_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("miles_lite.tito.prove.sglang_installed", lambda: False)
+    file = tmp_path / "odd.jinja"
+    file.write_text(CHAT_TEMPLATE.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>"))
+    load_tito(spec(tiny_model, tito_allowed_append_roles=("user",), chat_template_path=str(file)))
+    assert "replies are not read as this model writes them: of '<call>" in caplog.text
+    assert "no call is read; name the parsers" in caplog.text
+    assert "--sglang-tool-call-parser" in caplog.text

@@ -35,6 +35,7 @@ def turn(
     root: bool = False,
     caller: Caller = NOBODY,
     at: float | None = None,
+    retries: int | None = None,
 ) -> Turn:
     """A turn with these ids, as a root of its own where `root` says so; turns follow one another in time."""
     place = Place(None, 0, caller, "role") if root else tree.attach(messages, caller)
@@ -54,6 +55,7 @@ def turn(
             started=began,
             finished=began + 1.0,
         ),
+        retries=retries,
     )
 
 
@@ -150,11 +152,11 @@ def test_5_timelines_with_other_tools_stay_apart_unless_told_otherwise(ignore: b
     assert [("merged_offcontext" in sample.metadata) for sample in made] == [ignore] * samples
 
 
-def test_6_of_two_retries_in_turn_the_latest_stays_and_parallel_ones_both() -> None:
-    for start, kept in ((4.0, [[8, EOS]]), (0.5, [[7, EOS], [8, EOS]])):
+def test_6_of_a_request_and_its_retry_the_latest_stays_and_of_two_that_are_alike_both() -> None:
+    for retries, kept in ((0, [[8, EOS]]), (None, [[7, EOS], [8, EOS]])):
         tree = new_tree()
-        turn(tree, [S, U1], "a", [10, 11], [7, EOS], at=0.0)
-        turn(tree, [S, U1], "a", [10, 11], [8, EOS], at=start)
+        turn(tree, [S, U1], "a", [10, 11], [7, EOS])
+        turn(tree, [S, U1], "a", [10, 11], [8, EOS], retries=retries)
         assert [sample.tokens[sample.loss_mask == 1].tolist() for sample in gathered(tree)] == kept
 
 

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from miles_lite.session import app
+from miles_lite.session import limits
 from miles_lite.session.dialects import fields
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench, failure
@@ -84,7 +84,8 @@ def test_what_is_no_http_is_refused_without_a_word_in_the_log(
 
 
 def test_limits_are_refused_in_each_dialects_shape(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_BODY_BYTES", 20_000)
+    monkeypatch.setattr(limits, "_LEAST_BYTES", 20_000)
+    monkeypatch.setattr(limits, "BYTES_PER_TOKEN", 1)
     monkeypatch.setattr(fields, "MAX_MESSAGES", 50)
     deep: Any = {}
     for _ in range(fields.MAX_NESTING):

@@ -50,6 +50,7 @@ def grow(
     prompt: int = 2,
     drop: int = 0,
     caller: Caller = NOBODY,
+    retries: int | None = None,
     **out: Any,
 ) -> Turn:
     """Attach `messages` and commit a turn that adds `prompt` ids and `reply`."""
@@ -61,6 +62,7 @@ def grow(
         prompt_ids=np.arange(prompt, dtype=np.int32),
         drop=drop,
         output=output(**out),
+        retries=retries,
     )
 
 
@@ -73,7 +75,9 @@ def fingerprint(tree: Tree) -> str:
     digest = blake2b()
     for turn in tree.turns:
         output = turn.output
-        digest.update(repr((turn.number, turn.parent and turn.parent.number, turn.caller, turn.root)).encode())
+        digest.update(
+            repr((turn.number, turn.parent and turn.parent.number, turn.caller, turn.root, turn.retries)).encode()
+        )
         digest.update(repr((turn.messages, turn.reply, turn.start, turn.drop)).encode())
         digest.update(repr((output.spans, output.params, output.limit, output.finish_reason, output.stop)).encode())
         digest.update(repr((output.started, output.finished, [leaf.number for leaf in tree.leaves()])).encode())

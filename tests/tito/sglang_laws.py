@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miles_lite.tito.families import FAMILIES
+from miles_lite.tito.harmony import HarmonyReasoning
 from miles_lite.tito.parse import Reply, ReplyParser
 from miles_lite.tito.reasoning import Thoughts
-from miles_lite.tito.sglang_parsers import SGLangReasoning, load_sglang_parser
+from miles_lite.tito.sglang_parsers import SGLangCalls, SGLangReasoning, load_sglang_parser
 from tests.tito.parity import check_parity
 
 EXAMPLES = int(os.environ.get("PARITY_EXAMPLES", "25"))
@@ -26,7 +27,7 @@ reasoning_parser = importlib.import_module("sglang.srt.parser.reasoning_parser")
 NEEDS_A_TEMPLATE = "response_template"
 CALLS = sorted(set(ANY._module.FunctionCallParser.ToolCallParserEnum) - {NEEDS_A_TEMPLATE})
 REASONING = sorted(set(reasoning_parser.ReasoningParser.DetectorMap) - {NEEDS_A_TEMPLATE})
-CHANNELS = ("gpt-oss", "muse", "inkling", "beam", "kimi_k3", "apertus2509", "cohere_command4", "ling3")
+CHANNELS = ("muse", "inkling", "beam", "kimi_k3", "apertus2509", "cohere_command4", "ling3")
 """Reasoning of another shape than two tags: nothing of such a reply is shown before it is complete."""
 PAIRS = sorted(
     {(row.reasoning, row.tool_calls) for row in FAMILIES.values() if row.reasoning}
@@ -68,6 +69,8 @@ GOOD = {
     "mistral": f"[TOOL_CALLS] [{JSON}]",
     "pythonic": '[run(city="Röm, temp")]',
     "lfm2": '<|tool_call_start|>[run(city="Röm, temp")]<|tool_call_end|>',
+    "gpt-oss": "<|start|>assistant<|channel|>commentary to=functions.run <|constrain|>json<|message|>"
+    '{"city": "Röm, temp"}',
     "gemma4": '<|tool_call>call:run{city:<|"|>Röm, temp<|"|>}<tool_call|>',
 }
 """A call as each form writes it."""
@@ -78,12 +81,20 @@ def _tags(parser: ReplyParser) -> list[str]:
     found = {"<think>", "</think>", "<tool_call>", "</tool_call>", "<function=", "{"}
     if parser.calls is not None:
         found |= set(parser.calls.marks.anywhere)
-        detector = parser.calls._module.FunctionCallParser.ToolCallParserEnum[parser.calls.name]()  # type: ignore[attr-defined]
+    if isinstance(parser.calls, SGLangCalls):
+        detector = parser.calls._module.FunctionCallParser.ToolCallParserEnum[parser.calls.name]()
         found |= {value for value in vars(detector).values() if isinstance(value, str) and 2 < len(value) < 60}
     if isinstance(parser.reasoning, Thoughts):
         found |= {parser.reasoning.opens, parser.reasoning.closes, parser.reasoning.ends or "<think>"}
-    if isinstance(parser.reasoning, SGLangReasoning):
-        found |= {"<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|>", "<|start|>assistant"}
+    if isinstance(parser.reasoning, SGLangReasoning | HarmonyReasoning):
+        found |= {
+            "<|channel|>analysis<|message|>",
+            "<|channel|>final<|message|>",
+            "<|end|>",
+            "<|start|>assistant",
+            "<|message|>",
+        }
+        found |= {" to=functions.run", "<|channel|>commentary", "<|call|>", "<|return|>"}
     return sorted(found)
 
 
@@ -117,7 +128,7 @@ def test_a_call_is_read_and_the_text_before_it_shown_early(name: str) -> None:
     assert parser.stream(tools=TOOLS, in_reasoning=False).feed(text[:-1]) == Reply("Let me look.")
 
 
-@pytest.mark.parametrize("name", sorted(set(REASONING) - {*CHANNELS, "minimax-append-think"}))
+@pytest.mark.parametrize("name", sorted(set(REASONING) - {*CHANNELS, "gpt-oss", "minimax-append-think"}))
 def test_reasoning_between_tags_is_shown_early_and_is_what_sglang_says(name: str) -> None:
     parser = load_sglang_parser(reasoning=name, tool_calls=None)
     thoughts: Any = parser.reasoning

@@ -81,6 +81,6 @@ def test_refusals_raise_and_never_guess() -> None:
     tito = tito_for("trl/cohere2")
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(SuffixError, match="conserve"):
-        tito.append(history, [{"role": "system", "content": "rule"}], stop=None)
+        tito.append(history, [{"role": "tool", "content": "rain"}], stop=None)
     with pytest.raises(RenderError, match="alternate"):
         tito_for("trl/gemma3").append(history, [{"role": "assistant", "content": "c"}], stop=None)

@@ -64,6 +64,21 @@ def test_sessions_of_a_running_server_pass(
         assert events["rollback"] >= 2
 
 
+def test_replies_read_by_sglangs_parsers_stream_as_they_are(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation that was streamed otherwise than it is kept would begin a new root when it comes back."""
+    metrics = tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("MILES_SESSION_VERIFY_METRICS_PATH", str(metrics))
+    family = ("--tito-model", "qwen3")
+    with serving(taught, *ROLE_FLAGS, *family, folder=tmp_path, mark="verify-parsers") as url:
+        given = ["--hf-checkpoint", str(taught), "--session-url", url, *FLAGS, *ROLE_FLAGS, *family]
+        code = main(["verify", "session", *given])
+    assert code == 0, capsys.readouterr().out
+    for line in metrics.read_text().splitlines():
+        assert json.loads(line)["roots"] == {"first": 1}
+
+
 def test_a_template_that_is_not_the_servers_fails(
     url: str, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from miles_lite.session.dialects.fields import (
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.tables import CHAT, CHAT_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, Delta
+from miles_lite.session.exchange import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.tito.messages import Message, Tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -64,6 +64,8 @@ class ChatCompletions(Bodied):
         tools = tools_of(body)
         stream_options = take(body, "stream_options", "an object") or {}
         take(body, "model", "a string")
+        if body.get("stop_at") not in (None, JSON_OBJECT):
+            raise bad_request(f"stop_at must be {JSON_OBJECT}", param="stop_at")
         return ChatRequest(
             messages=messages,
             tools=tools,

@@ -44,6 +44,7 @@ _OPENAI = (
 CHAT = Table(
     served("messages model stream stream_options.include_usage tools max_tokens max_completion_tokens stop logprobs"),
     served("tool_choice parallel_tool_calls response_format", "see Constraints"),
+    served("stop_at", "`json_object`: sampling stops where the reply's first JSON object is complete"),
     served("functions function_call", "tools in the older form, answered in it"),
     served(" ".join(SAMPLING), "gives way to the run's"),
     served("reasoning_effort reasoning.effort", "the template's `reasoning_effort`"),
