@@ -3,7 +3,7 @@
     python scratch.py [SECONDS]
 
 is the keeper of one: it prints the folder, and removes it when its stdin has closed and nobody uses it. Who still does
-after SECONDS was started by somebody who is gone, and is ended.
+after SECONDS was started by somebody who is gone, and is ended: asked at first, killed after as long again.
 
 A folder's lock is held, by its keeper, for as long as it may be used. Whoever makes a folder first removes those whose
 keeper has been killed.
@@ -85,13 +85,13 @@ def main(leaving: float) -> None:
     print(folder, flush=True)
     while os.read(0, 4096):
         pass
-    deadline, quiet = time.monotonic() + leaving, 0
+    began, quiet = time.monotonic(), 0
     while quiet < _QUIET:
         left = users(folder)
         quiet = 0 if left else quiet + 1
-        for pid in left if time.monotonic() > deadline else ():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in left if time.monotonic() - began > leaving else ():
+            with contextlib.suppress(OSError):  # first so that a guard ends its server in order
+                os.kill(pid, signal.SIGKILL if time.monotonic() - began > 2 * leaving else signal.SIGTERM)
         time.sleep(_POLL)
     remove(folder)
 
