@@ -26,7 +26,7 @@ import time
 PREFIX = "miles-lite-"
 OUTER = "MILES_LITE_OUTER_TMPDIR"
 """Where the temp folder was before one of these took its place."""
-_LOCK = ".lock"
+_LOCK, _NOTED = ".lock", ".noted"
 LEAVING_SECONDS = 10.0
 """How long whoever still uses a folder may take to end: some of Ray's processes outlive a killed driver by a minute."""
 _POLL, _QUIET = 0.25, 4
@@ -64,8 +64,19 @@ def lasting() -> str:
     return os.environ.get(OUTER) or tempfile.gettempdir()
 
 
+def note(folder: str, files: set[str]) -> None:
+    """Let `files`, which lie elsewhere, go with `folder`: who made them may be killed before it can remove them."""
+    with open(os.path.join(folder, _NOTED), "w") as noted:
+        noted.write("\n".join(files))
+
+
 def remove(folder: str) -> None:
-    """With all that is in it."""
+    """With all that is in it, and what was noted there."""
+    for path in glob.glob(os.path.join(folder, "**", _NOTED), recursive=True, include_hidden=True):
+        with contextlib.suppress(OSError), open(path) as noted:
+            for file in noted.read().splitlines():
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
     shutil.rmtree(folder, ignore_errors=True)
 
 
