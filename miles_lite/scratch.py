@@ -3,7 +3,7 @@
     python scratch.py [SECONDS]
 
 is the keeper of one: it prints the folder, and removes it when its stdin has closed and nobody uses it. Who still does
-after SECONDS was started by somebody who is gone, and is ended.
+after SECONDS was started by somebody who is gone, and is ended: asked at first, killed after as long again.
 
 A folder's lock is held, by its keeper, for as long as it may be used. Whoever makes a folder first removes those whose
 keeper has been killed.
@@ -26,7 +26,7 @@ import time
 PREFIX = "miles-lite-"
 OUTER = "MILES_LITE_OUTER_TMPDIR"
 """Where the temp folder was before one of these took its place."""
-_LOCK = ".lock"
+_LOCK, _NOTED = ".lock", ".noted"
 LEAVING_SECONDS = 10.0
 """How long whoever still uses a folder may take to end: some of Ray's processes outlive a killed driver by a minute."""
 _POLL, _QUIET = 0.25, 4
@@ -64,8 +64,19 @@ def lasting() -> str:
     return os.environ.get(OUTER) or tempfile.gettempdir()
 
 
+def note(folder: str, files: set[str]) -> None:
+    """Let `files`, which lie elsewhere, go with `folder`: who made them may be killed before it can remove them."""
+    with open(os.path.join(folder, _NOTED), "w") as noted:
+        noted.write("\n".join(files))
+
+
 def remove(folder: str) -> None:
-    """With all that is in it."""
+    """With all that is in it, and what was noted there."""
+    for path in glob.glob(os.path.join(folder, "**", _NOTED), recursive=True, include_hidden=True):
+        with contextlib.suppress(OSError), open(path) as noted:
+            for file in noted.read().splitlines():
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -85,13 +96,13 @@ def main(leaving: float) -> None:
     print(folder, flush=True)
     while os.read(0, 4096):
         pass
-    deadline, quiet = time.monotonic() + leaving, 0
+    began, quiet = time.monotonic(), 0
     while quiet < _QUIET:
         left = users(folder)
         quiet = 0 if left else quiet + 1
-        for pid in left if time.monotonic() > deadline else ():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in left if time.monotonic() - began > leaving else ():
+            with contextlib.suppress(OSError):  # first so that a guard ends its server in order
+                os.kill(pid, signal.SIGKILL if time.monotonic() - began > 2 * leaving else signal.SIGTERM)
         time.sleep(_POLL)
     remove(folder)
 

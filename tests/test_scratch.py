@@ -91,13 +91,16 @@ def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
     )
     assert keeper.stdout is not None
     folder = keeper.stdout.readline().strip()
-    code = ["-c", "import time; time.sleep(600)"]
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.{}); time.sleep(600)"
+    inside = os.environ | {"TMPDIR": folder}
     with (
-        subprocess.Popen([sys.executable, *code], env=os.environ | {"TMPDIR": folder}) as user,
-        subprocess.Popen([sys.executable, *code]) as other,
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")], env=inside) as user,
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_IGN")], env=inside) as stubborn,
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")]) as other,
     ):
         keeper.communicate(timeout=30)
-        assert user.wait(10) == -signal.SIGKILL
+        assert user.wait(10) == -signal.SIGTERM
+        assert stubborn.wait(10) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()
     assert not list(temp.iterdir())

@@ -62,17 +62,15 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
         waits_for = [sys.stdin, os.pidfd_open(server.pid)]
         while not select.select(waits_for, [], [], None if loads else LOOK_SECONDS)[0]:
             loads |= load_segments(server.pid)
+            scratch["note"](folder, loads)
         code = server.poll() or 0
         return code if code >= 0 else 128 - code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        loads |= load_segments(server.pid)
+        scratch["note"](folder, loads | load_segments(server.pid))
         server.terminate()
         end_descendants(server.pid, grace)
         logging.join()  # nobody writes any more
-        for segment in loads:
-            with contextlib.suppress(OSError):
-                os.unlink(segment)
         scratch["remove"](folder)
 
 

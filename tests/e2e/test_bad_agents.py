@@ -16,10 +16,6 @@ import asyncio, os, sys, threading, time
 from miles_lite.rollout import single_turn
 
 
-class Mine:
-    pass
-
-
 async def run(*, prompt, **given):
     how = prompt.split()[-1]
     if how == "exits":
@@ -39,8 +35,10 @@ async def run(*, prompt, **given):
     if how == "ends" and not os.path.exists(MARK):
         open(MARK, "w").close()
         os._exit(3)
+    if how == "locks":
+        return {"lock": threading.Lock()}
     await single_turn.run(prompt=prompt, **given)
-    return {"lock": threading.Lock()} if how == "locks" else {"mine": Mine()} if how == "mine" else {}
+    return {}
 
 
 async def sub():

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite import scratch
 from miles_lite.engine import guard
 from miles_lite.engine.ports import require_free
 from miles_lite.engine.process import ServerProcess
@@ -128,7 +130,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("how", ["it is stopped", "its owner is killed", "it is killed"])
+@pytest.mark.parametrize("how", ["it is stopped", "its owner is killed", "it is killed", "its guard is killed"])
 def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_however_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ):
@@ -148,6 +150,14 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
             owner.kill()
         elif how == "it is stopped":
             guard.terminate()
+        elif how == "its guard is killed":
+            left = guard.children(recursive=True)
+            for process in (guard, *left):
+                process.kill()
+            psutil.wait_procs(left, timeout=10)
+            monkeypatch.setenv("TMPDIR", str(temp))
+            monkeypatch.setattr(tempfile, "tempdir", None)
+            scratch.sweep()  # as the run's keeper removes the folder that this one is in, or the next run does
         else:
             for process in guard.children(recursive=True):
                 process.kill()
