@@ -202,12 +202,13 @@ class _Routes:
 
         def parse() -> ChatRequest:
             body = _object(raw, lambda data: bodies.read(data, known))
+            address = dialect.addressed(request.match_info, request.query)
             parsed = dialect.parse({**body, **address} if address else body, held=held)
             if ask.heavy:
                 self._service.limits.check(parsed)
                 self._service.saw(session_id, raw, parsed)
-            agent, hints = agent_name(request.headers, body), hints_of(request.headers)
-            return replace(parsed, agent=agent, hints=hints, options=self._service.options_read(parsed.options))
+            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
+            return replace(parsed, options=self._service.options_read(parsed.options), **who)
 
         parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
         self._unknown.meet(parsed.unknown)
