@@ -198,7 +198,6 @@ class _Routes:
         held, bodies = self._service.held(session_id)
         known = bodies.known(raw)
         ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
-        address = dialect.addressed(request.match_info, request.query)
 
         def parse() -> ChatRequest:
             body = _object(raw, lambda data: bodies.read(data, known))
