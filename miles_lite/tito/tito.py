@@ -64,6 +64,7 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
+    _beginnings: dict[str, str | None] = field(default_factory=dict)
     flaw: str = ""
     guard: Guard = field(init=False)
 
@@ -138,6 +139,28 @@ class Tito:
             return self.surface_for(options).proved(roles)
         except RenderError:
             return False
+
+    def begin_alike(self, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+        """Whether a conversation begun under the options `before` (None: not known) is begun so under `now` too.
+
+        Some templates print the effort of reasoning, or whether there is any, in front of all messages.
+        """
+        if before is None or before == now:
+            return True
+        return self._beginning(before) == self._beginning(now)
+
+    def _beginning(self, options: Mapping[str, Any]) -> str | None:
+        """What the template prints of a first message; None where it takes none."""
+        key = _key(options)
+        if key not in self._beginnings:
+            said = [normalise({"role": "user", "content": "hi"}, self.form)]
+            merged = {**self.surface.kwargs, **options}
+            try:
+                text = self.renderer.render(said, tools=None, open_turn=False, options=merged)
+            except RenderError:
+                text = None
+            self._beginnings[key] = text
+        return self._beginnings[key]
 
     def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
         """The roles under which messages are printed after a turn; that of system messages is the surface's."""
