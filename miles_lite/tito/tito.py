@@ -64,7 +64,7 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
-    _beginnings: dict[str, str | None] = field(default_factory=dict)
+    _alike: dict[tuple[str, str], bool] = field(default_factory=dict)
     flaw: str = ""
     guard: Guard = field(init=False)
 
@@ -147,20 +147,19 @@ class Tito:
         """
         if before is None or before == now:
             return True
-        return self._beginning(before) == self._beginning(now)
+        pair = _key(before), _key(now)
+        if pair not in self._alike:  # both are printed now, as some templates print the date
+            self._alike[pair] = self._beginning(before) == self._beginning(now)
+        return self._alike[pair]
 
     def _beginning(self, options: Mapping[str, Any]) -> str | None:
         """What the template prints of a first message; None where it takes none."""
-        key = _key(options)
-        if key not in self._beginnings:
-            said = [normalise({"role": "user", "content": "hi"}, self.form)]
-            merged = {**self.surface.kwargs, **options}
-            try:
-                text = self.renderer.render(said, tools=None, open_turn=False, options=merged)
-            except RenderError:
-                text = None
-            self._beginnings[key] = text
-        return self._beginnings[key]
+        said = [normalise({"role": "user", "content": "hi"}, self.form)]
+        merged = {**self.surface.kwargs, **options}
+        try:
+            return self.renderer.render(said, tools=None, open_turn=False, options=merged)
+        except RenderError:
+            return None
 
     def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
         """The roles under which messages are printed after a turn; that of system messages is the surface's."""
