@@ -18,7 +18,7 @@ from miles_lite.tito.messages import Message
 LATEST = 8
 """How many of the earlier siblings a turn is compared with."""
 
-_UNCHANGED = ("role", "no_suffix", "reanchored")
+_UNCHANGED = ("role", "no_suffix", "options", "reanchored")
 """Reasons to begin a root although the request changed nothing that the session holds."""
 
 _REPLAY = MATCHERS["replay"]
@@ -34,8 +34,9 @@ class Fork:
     sibling was still being answered), retry (the same request, provably sent again), again (asked the same once more,
     for another answer), shorter (the request ends where the sibling's
     goes on), reply or edit (a reply, or a message of the harness, was changed), system (another system prompt), tools
-    and agent (another caller); role and no_suffix (nothing was changed, but the template cannot append it) and
-    reanchored (nothing was changed, but a hop refused the history that the session holds).
+    and agent (another caller); role and no_suffix (nothing was changed, but the template cannot append it),
+    options (nothing was changed, but the template begins otherwise under those of the request) and reanchored
+    (nothing was changed, but a hop refused the history that the session holds).
     """
 
     turn: int

@@ -69,7 +69,9 @@ class Placer:
         if place.turn is not None:
             appended = request.messages[place.matched :]
             roles = self._tito.roles(appended, request.options)
-            if roles <= self._roles and self._tito.proved(sorted(roles), request.options):
+            if not self._tito.begin_alike(place.turn.caller.options, request.options):
+                reason, why = "options", "under other template options the conversation begins otherwise"
+            elif roles <= self._roles and self._tito.proved(sorted(roles), request.options):
                 try:
                     history = History(place.turn.reply, partial(tree.history, place.turn))
                     stop = place.turn.output.stop

@@ -131,8 +131,8 @@ class Turn:
 class Place:
     """Where a request belongs: after `turn` (None: a new root), whose path its first `matched` messages replay.
 
-    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, reanchored; None for
-    no root. `rewritten` tool calls of the turn's reply came back with other arguments.
+    `root` says why a new root is begun: first, diverged, role (undeclared or unproved), no_suffix, options,
+    reanchored; None for no root. `rewritten` tool calls of the turn's reply came back with other arguments.
     """
 
     turn: Turn | None

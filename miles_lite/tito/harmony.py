@@ -73,7 +73,7 @@ class HarmonyCalls:
 
     def read(self, text: str, tools: Tools) -> tuple[str, tuple[ToolCall, ...]]:
         known = {tool["function"]["name"] for tool in tools}
-        calls = tuple(ToolCall(each.function, each.body.strip()) for each in _messages(text) if each.function)
+        calls = tuple(ToolCall(each.function, each.body.strip() or "{}") for each in _messages(text) if each.function)
         good = all(call.name in known and call.well_formed for call in calls)
         return ("", calls) if calls and good else (text, ())
 

@@ -11,6 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+import orjson
+
+MAX_ARGUMENT_NESTING = 50
+"""Levels of a call's arguments: requests, which hold them some levels down, may have 64."""
+
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -90,6 +95,33 @@ class History(Sequence[Message]):
     def __getitem__(self, index: slice) -> Sequence[Message]: ...
     def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
         return self._last if index == -1 else self._whole()[index]
+
+
+def readable_arguments(arguments: str) -> bool:
+    """Whether the text is an object in JSON as all clients read it, and can send it back within a request.
+
+    Python's own JSON also has NaN, infinite numbers and lone surrogates.
+    """
+    try:
+        parsed = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and not nested_beyond(parsed, MAX_ARGUMENT_NESTING)
+
+
+def nested_beyond(value: Any, limit: int) -> bool:
+    """Whether a JSON value has objects and lists in more than `limit` levels, its own included."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def is_unicode(text: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from miles_lite.tito.messages import Tools, as_object, is_unicode
+from miles_lite.tito.messages import Tools, is_unicode, readable_arguments
 from miles_lite.tito.reasoning import CLOSE_THINK, Reasoning, Thoughts, hold_back
 
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
@@ -31,9 +31,7 @@ class ToolCall:
 
     @property
     def well_formed(self) -> bool:
-        return (
-            bool(self.name) and is_unicode(self.name + self.arguments) and isinstance(as_object(self.arguments), dict)
-        )
+        return bool(self.name) and is_unicode(self.name + self.arguments) and readable_arguments(self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +175,18 @@ def _take_call(match: re.Match[str], calls: list[ToolCall]) -> str:
         call = json.loads(match[1])
     except (ValueError, RecursionError):
         return match[0]
-    arguments = _arguments(call)
-    if arguments is None:
+    made = _call(call)
+    if made is None or not made.well_formed:
         return match[0]
-    calls.append(ToolCall(call["name"], arguments))
+    calls.append(made)
     return ""
 
 
-def _arguments(call: Any) -> str | None:
-    """The arguments of a call as JSON text; None when this is no call."""
+def _call(call: Any) -> ToolCall | None:
+    """None when this is no call."""
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
-    if not isinstance(arguments, dict) or not call["name"] or not is_unicode(call["name"]):
+    if not isinstance(arguments, dict):
         return None
-    text = json.dumps(arguments, ensure_ascii=False)
-    return text if is_unicode(text) else json.dumps(arguments)
+    return ToolCall(call["name"], json.dumps(arguments, ensure_ascii=False))

@@ -64,6 +64,7 @@ class Tito:
     stop_ids: frozenset[int]
     _shorts: ShortContexts
     _surfaces: dict[str, AppendSurface] = field(default_factory=dict)
+    _alike: dict[tuple[str, str], bool] = field(default_factory=dict)
     flaw: str = ""
     guard: Guard = field(init=False)
 
@@ -138,6 +139,27 @@ class Tito:
             return self.surface_for(options).proved(roles)
         except RenderError:
             return False
+
+    def begin_alike(self, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+        """Whether a conversation begun under the options `before` (None: not known) is begun so under `now` too.
+
+        Some templates print the effort of reasoning, or whether there is any, in front of all messages.
+        """
+        if before is None or before == now:
+            return True
+        pair = _key(before), _key(now)
+        if pair not in self._alike:  # both are printed now, as some templates print the date
+            self._alike[pair] = self._beginning(before) == self._beginning(now)
+        return self._alike[pair]
+
+    def _beginning(self, options: Mapping[str, Any]) -> str | None:
+        """What the template prints of a first message; None where it takes none."""
+        said = [normalise({"role": "user", "content": "hi"}, self.form)]
+        merged = {**self.surface.kwargs, **options}
+        try:
+            return self.renderer.render(said, tools=None, open_turn=False, options=merged)
+        except RenderError:
+            return None
 
     def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
         """The roles under which messages are printed after a turn; that of system messages is the surface's."""

@@ -225,6 +225,8 @@ def test_results_without_ids_answer_their_calls_in_order() -> None:
     read = Google().parse({"contents": contents}).messages
     assert [message["tool_call_id"] for message in read[2:]] == ["1", "3", "2", ""]
     assert read[2]["content"] == '{"x": "a"}'
+    apart = [{"role": "user", "parts": [result]} for result in results]
+    assert Google().parse({"contents": [*contents[:2], *apart]}).messages == read
 
 
 def test_thinking_is_the_templates_switch() -> None:

@@ -63,6 +63,30 @@ def test_replies(text: str, reply: Reply) -> None:
     assert _parse(text) == reply
 
 
+@pytest.mark.parametrize(
+    ("argument", "readable"),
+    [
+        ("NaN", False),
+        ("-Infinity", False),
+        ("1e999", False),
+        ("9" * 400, False),
+        ('"\\ud800"', False),
+        ('{"\\ud800": 1}', False),
+        ("[" * 50 + "]" * 50, False),
+        ("[" * 5000 + "]" * 5000, False),
+        ("[" * 49 + "]" * 49, True),
+        ("9" * 40, True),
+        ('"\\ud83c\\udf88 \\u0000"', True),
+    ],
+)
+def test_a_call_has_arguments_that_every_client_can_read_and_send_back(argument: str, readable: bool) -> None:
+    text = f'<tool_call>{{"name": "run", "arguments": {{"x": {argument}}}}}</tool_call>'
+    reply = _parse(text)
+    assert bool(reply.tool_calls) is readable
+    assert reply.content == ("" if readable else text)
+    assert ToolCall("run", f'{{"x": {argument}}}').well_formed is readable
+
+
 def test_a_prompt_that_opened_the_reasoning_starts_inside_it() -> None:
     assert _parse("why\n</think>\n\nso", in_reasoning=True) == Reply("so", "why")
 

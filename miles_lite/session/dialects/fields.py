@@ -11,7 +11,7 @@ from typing import Any, Literal
 from miles_lite.session.dialects.known import UNSUPPORTED
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.session.exchange import Constraint
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.messages import Message, Tools, nested_beyond
 
 MAX_MESSAGES = 10_000
 MAX_NESTING = 64
@@ -60,17 +60,8 @@ def choice(body: Mapping[str, Any], name: str, among: Sequence[str], at: str = "
 
 def check_limits(body: Any) -> None:
     """Refuse what is nested deeper than any request has reason to be."""
-    level = [body]
-    for _ in range(MAX_NESTING):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
+    if nested_beyond(body, MAX_NESTING):
+        raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
 
 
 def recall(messages: list[Any], held: Sequence[Message]) -> list[tuple[int, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from miles_lite.session.dialects.fields import items, need, obj, take
@@ -87,8 +87,11 @@ def _model(parts: Sequence[tuple[str, dict[str, Any]]]) -> Message:
 
 
 def _calls(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
-    """The calls that functionResponse parts answer, for those that say no id."""
-    return list(messages[-1].get("tool_calls") or ()) if messages else []
+    """The calls that functionResponse parts answer, for those that say no id; other contents may have answered some."""
+    results = list(takewhile(lambda message: message["role"] == "tool", reversed(messages)))
+    answered = {message["tool_call_id"] for message in results}
+    before = messages[len(messages) - len(results) - 1 : len(messages) - len(results)]
+    return [call for message in before for call in message.get("tool_calls") or () if call["id"] not in answered]
 
 
 def _user(parts: Sequence[tuple[str, dict[str, Any]]], calls: list[Mapping[str, Any]], media: Media) -> list[Message]:
