@@ -161,6 +161,12 @@ class _Routes:
             session_id = self._session_id(request)
             raw = await self._service.limits.read(request.content)
             parsed, ask = await self._parsed(request, session_id, dialect, raw)
+            if parsed.prefilled:
+                raise bad_request(
+                    "the conversation ends in the assistant's own words, and going on from them (prefill) is not "
+                    "served: end it with a user's message or a tool's result",
+                    param="messages",
+                )
             calls = [
                 await self._service.call(session_id, parsed, ask.choice(number), prefix=dialect.prefix)
                 for number in range(parsed.n)

@@ -43,7 +43,7 @@ class ChatRequest:
     Of `n` answers that were asked for this is about the one with the index `choice`.
     `messages` follow the answer with the id `after`; they are the whole conversation when it is None. `instructed`: the
     first of them holds for this request alone. `form` is what the dialect itself needs to answer in the form that was
-    asked for. `unknown` are the paths of fields that nobody knows.
+    asked for. `prefilled`: they end in the answer's beginning. `unknown` are the paths of fields that nobody knows.
     """
 
     messages: list[Message]
@@ -61,6 +61,7 @@ class ChatRequest:
     form: Any = None
     after: str | None = None
     instructed: bool = False
+    prefilled: bool = False
     unknown: tuple[str, ...] = ()
     hints: tuple[tuple[str, str], ...] = ()
 
@@ -120,6 +121,11 @@ def message_of(reply: Reply) -> dict[str, Any]:
         message["content"] = reply.content or None
         message["tool_calls"] = list(map(_call, reply.tool_calls))
     return message
+
+
+def ends_in_reply(messages: Sequence[Message]) -> bool:
+    """Whether a conversation ends in the assistant's words."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
 
 
 def whole(answer: ChatAnswer) -> Delta:

@@ -159,3 +159,18 @@ def test_thinking_is_the_templates_switch() -> None:
         ({"thinking": {"type": "adaptive"}}, {}),
     ):
         assert Messages().parse({"messages": ASK, **thinking}).options == options
+
+
+def test_a_prefill_is_refused_by_name_and_still_counted(tiny_model: Path, tito: Tito) -> None:
+    """Printed as a turn of its own, it would be trained as a conversation that nobody had."""
+
+    async def run() -> None:
+        async with bench(tiny_model, saying(tito)) as b:
+            client = _client(b, await b.client.create())
+            begun: Any = [*ASK, {"role": "assistant", "content": "{"}]
+            with pytest.raises(anthropic.BadRequestError, match="prefill"):
+                await client.messages.create(model="m", max_tokens=50, messages=begun)
+            assert (await client.messages.count_tokens(model="m", messages=begun)).input_tokens > 0
+            assert b.engine.requests == []
+
+    asyncio.run(run())

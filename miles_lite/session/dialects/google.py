@@ -28,7 +28,7 @@ from miles_lite.session.dialects.google_shape import error_body, parts_of, respo
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.tables import GOOGLE, GOOGLE_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, whole
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.tito.messages import Message, Tools
 
 ADDRESS = "address"
@@ -81,8 +81,9 @@ class Google:
         callable_tools, force, only = _choice(body, tools)
         schema = _schema(config)
         thinking = take(config, "thinkingConfig", "an object", "generationConfig.") or {}
+        messages = conversation(body, self._media)
         return ChatRequest(
-            messages=conversation(body, self._media),
+            messages=messages,
             tools=tools,
             callable_tools=callable_tools,
             options=_options(thinking),
@@ -92,6 +93,7 @@ class Google:
             constraint=check_choice(
                 Constraint(force=force, only=only, schema=schema), tools, "toolConfig.functionCallingConfig"
             ),
+            prefilled=ends_in_reply(messages),
             form=(bool(take(thinking, "includeThoughts", "a boolean")), bool(address.get("array"))),
             unknown=tuple(unknown),
         )

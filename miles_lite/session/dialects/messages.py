@@ -32,7 +32,7 @@ from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.dialects.tables import MESSAGES, MESSAGES_TOOLS
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, whole
+from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.tito.messages import Message, Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
@@ -74,6 +74,7 @@ class Messages(Bodied):
             logprobs=False,
             body=_sampling(body),
             constraint=_constraint(body, asked, tools),
+            prefilled=ends_in_reply(messages),
             unknown=tuple(unknown),
         )
 
