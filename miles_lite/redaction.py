@@ -15,14 +15,19 @@ HIDDEN = "***"
 _SECRET = re.compile(r"(^|_)(key|password|passwd|secret|credentials?|(auth|access|api|hf)_token)$")
 
 
+def is_secret(name: str) -> bool:
+    """Whether an option of this name holds a key or a password."""
+    return bool(_SECRET.search(name))
+
+
 def secrets_in(options: Mapping[str, Any]) -> list[str]:
     """The texts that are secrets by the names of their options."""
-    return [str(value) for name, value in options.items() if _SECRET.search(name) and value]
+    return [str(value) for name, value in options.items() if is_secret(name) and value]
 
 
 def redacted(options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with HIDDEN in their place."""
-    return {name: HIDDEN if _SECRET.search(name) and value else value for name, value in options.items()}
+    return {name: HIDDEN if is_secret(name) and value else value for name, value in options.items()}
 
 
 def write_private(path: Path, text: str) -> None:

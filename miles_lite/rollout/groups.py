@@ -62,7 +62,7 @@ def check_engines(topology: Topology, engines: Engines) -> None:
     one of ours."""
     for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
         check_options(options, known_options())
-        refuse_decided(options)
+        refuse_decided(options, known_options())
 
 
 def in_words(plans: Sequence[EnginePlan]) -> str:

@@ -85,3 +85,16 @@ def test_external_engines_take_no_slots():
     assert in_words(plans) == "joining 2 engine(s) that run already"
     with pytest.raises(UserError, match="exclude each other"):
         plan_engines(topology, Engines(prefill_num_servers=1))
+
+
+@pytest.mark.parametrize(
+    ("short", "words"),
+    [
+        ("tp_si", "decided by --rollout-num-gpus-per-engine"),
+        ("dev", "--device"),
+        ("admin_api", "write --sglang-admin-api"),
+    ],
+)
+def test_the_beginning_of_an_option_is_no_way_around_what_becomes_of_it(short: str, words: str):
+    with pytest.raises(UserError, match=words):
+        check_engines(Topology(), Engines(sglang_args={short: "2"}))
