@@ -60,7 +60,7 @@ def _connect(address: str | None) -> Path:
         hint = (
             "Check --ray-address / RAY_ADDRESS and `ray status`."
             if target
-            else f"Its files are in {os.environ['RAY_TMPDIR']}: RAY_TMPDIR names another folder, with a short path in ASCII."
+            else f"Its files are in {os.environ['RAY_TMPDIR']}: RAY_TMPDIR names another, with a short ASCII path."
         )
         raise UserError(f"cannot use {where}: {error}\n  {hint}") from error
     if context.dashboard_url:
