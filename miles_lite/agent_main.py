@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from miles_lite.admin import known_key
 from miles_lite.agent.command import Agent, AgentOptions
 from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
+from miles_lite.claim import claimed
 from miles_lite.config import Checkpoint, Engines, Session, Topology
 from miles_lite.errors import UserError
 from miles_lite.flags import Parser, add_group, sort_leftovers, take_group
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with serving(model, flags, Path(namespace.run_dir).resolve()) as stack:
+    run_dir = Path(namespace.run_dir).resolve()
+    with claimed(run_dir), serving(model, flags, run_dir) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]

@@ -100,37 +100,43 @@ def _serve(argv: Sequence[str]) -> int:
 
 
 def _router(argv: Sequence[str]) -> int:
-    from miles_lite.serve import router
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.serve import router
 
     return router(argv)
 
 
 def _session(argv: Sequence[str]) -> int:
-    from miles_lite.session_main import main as session
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.session_main import main as session
 
     return session(argv)
 
 
 def _agent(argv: Sequence[str]) -> int:
-    from miles_lite.agent_main import main as agent
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.agent_main import main as agent
 
     return agent(argv)
 
 
 def _traces(argv: Sequence[str]) -> int:
-    from miles_lite.agent.traces_command import main as traces
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.agent.traces_command import main as traces
 
     return traces(argv)
 
 
 def _init_model(argv: Sequence[str]) -> int:
-    from miles_lite.make_model import main as make_model
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.make_model import main as make_model
 
     return make_model(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
-    from miles_lite.verify.command import main as verify
+    with Interrupts(deaf=HASTE_SECONDS):
+        from miles_lite.verify.command import main as verify
 
     return verify(argv)
 

@@ -55,11 +55,14 @@ def _connect(address: str | None) -> Path:
         )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeError) as error:  # no connection, or no folder for sockets
         where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
-        raise UserError(
-            f"cannot use {where}: {error}\n  Check --ray-address / RAY_ADDRESS and `ray status`."
-        ) from error
+        hint = (
+            "Check --ray-address / RAY_ADDRESS and `ray status`."
+            if target
+            else f"Its files are in {os.environ['RAY_TMPDIR']}: RAY_TMPDIR names another, with a short ASCII path."
+        )
+        raise UserError(f"cannot use {where}: {error}\n  {hint}") from error
     if context.dashboard_url:
         told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
         print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from miles_lite.claim import claimed
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
@@ -33,11 +34,11 @@ def imitate(config: Config) -> Path:
     model = check_folders(config)
     examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
     run_dir = config.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config.write()
     killed_before = out_of_memory_kills()
-    ray_logs = connect(config.logging.ray_address)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(run_dir))
+        config.write()
+        ray_logs = connect(config.logging.ray_address)
         stack.callback(disconnect)
         watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
         ranks = config.topology.train_ranks

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,32 @@ HIDDEN = "***"
 _SECRET = re.compile(r"(^|_)(key|password|passwd|secret|credentials?|(auth|access|api|hf)_token)$")
 
 
+def is_secret(name: str) -> bool:
+    """Whether an option of this name holds a key or a password."""
+    return bool(_SECRET.search(name))
+
+
 def secrets_in(options: Mapping[str, Any]) -> list[str]:
     """The texts that are secrets by the names of their options."""
-    return [str(value) for name, value in options.items() if _SECRET.search(name) and value]
+    return [str(value) for name, value in options.items() if is_secret(name) and value]
 
 
 def redacted(options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with HIDDEN in their place."""
-    return {name: HIDDEN if _SECRET.search(name) and value else value for name, value in options.items()}
+    return {name: HIDDEN if is_secret(name) and value else value for name, value in options.items()}
+
+
+def redacted_arguments(argv: Sequence[str]) -> list[str]:
+    """A command line with HIDDEN in their place."""
+    shown, secret = [], False
+    for token in argv:
+        flag, equals, _ = token.partition("=")
+        if flag.startswith("--"):
+            secret = is_secret(flag.removeprefix("--").removeprefix("sglang-").replace("-", "_"))
+            shown.append(f"{flag}={HIDDEN}" if secret and equals else token)
+        else:
+            shown.append(HIDDEN if secret else token)
+    return shown
 
 
 def write_private(path: Path, text: str) -> None:

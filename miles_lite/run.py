@@ -20,12 +20,12 @@ from typing import Any, Self
 import ray
 
 from miles_lite.admin import known_key
+from miles_lite.claim import claimed
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import Config
 from miles_lite.engine.environment import actor_env
 from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import RunLostError, UserError
-from miles_lite.flags import check_folder
 from miles_lite.lost import DiedError, obituary, out_of_memory_kills
 from miles_lite.observe import names
 from miles_lite.observe.overhead import uncovered
@@ -64,6 +64,7 @@ class Run:
         self._config = config
         self._train = train
         self._run_dir = config.run_dir
+        self._claim = contextlib.ExitStack()
         self._interrupts = Interrupts(deaf=HASTE_SECONDS)
         self._watch = Watch(self._interrupts, hint=f"see {self._run_dir}/logs and Ray's dashboard")
         self._ray_logs: Path | None = None
@@ -81,9 +82,8 @@ class Run:
         self.num_rollout = 0
 
     def __enter__(self) -> Self:
-        """Raises UserError for a run folder that cannot be made."""
-        check_folder("--run-dir", self._run_dir)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        """Raises UserError for a run folder that cannot be made, or that another run is using."""
+        self._claim.enter_context(claimed(self._run_dir))
         self._began = time.time()
         self._seen: dict[str, float] = {}
         self._killed_before = out_of_memory_kills()
@@ -103,6 +103,7 @@ class Run:
                     self._save_interrupted()
             finally:
                 self._stop()
+                self._claim.close()
         self._interrupts.__exit__(kind, error, trace)
         if lost is not None:
             raise RunLostError(lost) from error

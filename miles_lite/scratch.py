@@ -7,8 +7,8 @@ after SECONDS was started by somebody who is gone, and is ended: asked at first,
 
 A folder's lock is held, by its keeper, for as long as it may be used. Whoever makes a folder first removes those whose
 keeper has been killed.
-Invariant: only folders that were made here are removed, and none whose lock is held. This file stands alone: guards run
-it too, and nothing of miles_lite is imported.
+Invariant: only folders that were made here by this user are removed, and none whose lock is held. This file stands
+alone: guards run it too, and nothing of miles_lite is imported.
 """
 
 from __future__ import annotations
@@ -45,10 +45,14 @@ def make() -> str:
 
 def sweep() -> None:
     """Remove the folders that nobody holds any more."""
-    for lock in glob.glob(os.path.join(tempfile.gettempdir(), f"{PREFIX}*", _LOCK)):
+    for lock in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", _LOCK)):
         try:
+            if (
+                os.lstat(os.path.dirname(lock)).st_uid != os.geteuid()
+            ):  # its notes may name any file, and we may be root
+                continue
             held = os.open(lock, os.O_RDWR)
-        except OSError:  # gone, or another user's
+        except OSError:  # gone
             continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +76,7 @@ def note(folder: str, files: set[str]) -> None:
 
 def remove(folder: str) -> None:
     """With all that is in it, and what was noted there."""
-    for path in glob.glob(os.path.join(folder, "**", _NOTED), recursive=True, include_hidden=True):
+    for path in glob.glob(os.path.join(glob.escape(folder), "**", _NOTED), recursive=True, include_hidden=True):
         with contextlib.suppress(OSError), open(path) as noted:
             for file in noted.read().splitlines():
                 with contextlib.suppress(OSError):

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miles_lite.admin import admin_key, announced, known_key
+from miles_lite.claim import claimed
 from miles_lite.cluster import connect, disconnect
 from miles_lite.config import SERVED, Checkpoint, Engines, Logging, Session, Topology
-from miles_lite.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
+from miles_lite.flags import Parser, add_group, option, sort_leftovers, take_group
 from miles_lite.rollout.groups import in_words, plan_engines
 from miles_lite.rollout.options import StackOptions
 from miles_lite.rollout.placement import Layout, place
@@ -62,14 +63,14 @@ def serve(argv: Sequence[str]) -> int:
         seed=serving.seed,
         run_dir=logging.path,
     )
-    check_folder("--run-dir", logging.path)
-    connect(logging.ray_address)
-    try:
-        with Interrupts():
-            layout = place(options.topology, train=False)
-        asyncio.run(_until_interrupted(options, layout))
-    finally:
-        disconnect()
+    with claimed(logging.path):
+        connect(logging.ray_address)
+        try:
+            with Interrupts():
+                layout = place(options.topology, train=False)
+            asyncio.run(_until_interrupted(options, layout))
+        finally:
+            disconnect()
     return 0
 
 

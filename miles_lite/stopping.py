@@ -7,14 +7,16 @@ looks at it where it waits.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import asyncio
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
@@ -26,6 +28,8 @@ HASTE_SECONDS = 1.0
 
 def stop_requested() -> asyncio.Event:
     """Set when SIGINT or SIGTERM arrives; from now on neither ends the process by itself. Needs a running loop."""
+    import asyncio  # late: until the command line listens, Ctrl-C is a traceback, and this takes longer than the rest
+
     stop = asyncio.Event()
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

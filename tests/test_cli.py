@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,8 @@ def test_an_address_for_every_interface_becomes_one_that_others_reach() -> None:
     assert [local(host) for host in ("", "0.0.0.0", "::", "10.0.0.7")] == ["127.0.0.1", "127.0.0.1", "::1", "10.0.0.7"]
     assert bracketed("::1") == "[::1]"
     assert bracketed("host") == "host"
+
+
+def test_the_command_line_listens_before_anything_that_takes_long_to_import() -> None:
+    code = "import sys, miles_lite.cli; print(sorted(sys.modules.keys() & {'asyncio', 'ray', 'aiohttp', 'numpy'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

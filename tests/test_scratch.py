@@ -85,6 +85,33 @@ def test_whoever_comes_next_removes_what_killed_keepers_left_and_nothing_else(te
     assert list(temp.iterdir()) == [temp / "miles-lite-mine"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_what_another_user_left_and_noted_is_not_believed(temp: Path) -> None:
+    theirs, mine = temp / "miles-lite-theirs", temp / "mine"
+    theirs.mkdir()
+    mine.touch()
+    (theirs / ".lock").touch()
+    scratch.note(str(theirs), {str(mine)})
+    os.chown(theirs, 65534, 65534)
+    scratch.sweep()
+    assert mine.exists()
+    assert theirs.exists()
+
+
+def test_a_folder_whose_name_is_a_pattern_is_swept_too(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = temp / "a[b]*"
+    left = odd / "miles-lite-left"
+    left.mkdir(parents=True)
+    (left / ".lock").touch()
+    noted = temp / "noted"
+    noted.touch()
+    scratch.note(str(left), {str(noted)})
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    scratch.sweep()
+    assert not left.exists()
+    assert not noted.exists()
+
+
 def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
     keeper = subprocess.Popen(
         [sys.executable, scratch.__file__, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from miles_lite.errors import UserError
 from miles_lite.flags import nearest
+from miles_lite.redaction import is_secret
 
 FIELD = re.compile(r"^    (\w+)\s*:", re.MULTILINE)
 FLAG = re.compile(r'"--([a-z][\w-]*)"')
@@ -56,23 +57,37 @@ def scan(srt: Path) -> frozenset[str]:
 
 
 def check_options(names: Iterable[str], known: Set[str]) -> None:
-    """Refuse a name that is neither an option of this SGLang nor the beginning of one: UserError names the nearest."""
+    """Refuse a name that is neither an option of this SGLang nor the beginning of one: UserError names the nearest.
+    A key or a password is given by its whole name, by which it is hidden."""
     for name in names:
-        if known and not any(option.startswith(name) for option in known):
-            hint = nearest(f"--sglang-{_dashed(name)}", (f"--sglang-{_dashed(each)}" for each in known))
+        meant = _meant(name, known)
+        flag = f"--sglang-{_dashed(name)}"
+        if not meant:
+            hint = nearest(flag, (f"--sglang-{_dashed(each)}" for each in known))
             raise UserError(
-                f"--sglang-{_dashed(name)}: the installed SGLang has no option --{_dashed(name)}{hint}\n"
+                f"{flag}: the installed SGLang has no option --{_dashed(name)}{hint}\n"
                 "  All of them: python -m sglang.launch_server --help"
             )
-
-
-def refuse_decided(names: Iterable[str]) -> None:
-    """Refuse an option of SGLang's that could contradict one of ours: UserError names ours."""
-    for name in names:
-        if name in DECIDED:
+        secret = sorted(each for each in meant - {name} if is_secret(each))
+        if secret:
             raise UserError(
-                f"--sglang-{_dashed(name)} is decided by {DECIDED[name]}, for the engines and the rest alike"
+                f"{flag}: write --sglang-{_dashed(secret[0])}: by its whole name it is hidden in what we write"
             )
+
+
+def refuse_decided(names: Iterable[str], known: Set[str]) -> None:
+    """Refuse an option of SGLang's, or its beginning, that could contradict one of ours: UserError names ours."""
+    for name in names:
+        decided = sorted(_meant(name, known) & DECIDED.keys())
+        if decided:
+            raise UserError(
+                f"--sglang-{_dashed(name)} is decided by {DECIDED[decided[0]]}, for the engines and the rest alike"
+            )
+
+
+def _meant(name: str, known: Set[str]) -> Set[str]:
+    """The options that SGLang's parser would take it for: the one of that name, else those that begin so."""
+    return {name} if not known or name in known else {each for each in known if each.startswith(name)}
 
 
 def _dashed(name: str) -> str:

@@ -1,11 +1,12 @@
 """Metrics to Weights & Biases, one wandb run per start of a training run.
 
-Invariant: everything wandb keeps locally lies in the run folder, and finishing is bounded: what could not be uploaded
-in time stays on disk for `wandb sync`.
+Invariant: everything wandb keeps locally lies in the run folder, it learns no key from the command line, and finishing
+is bounded: what could not be uploaded in time stays on disk for `wandb sync`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from miles_lite.config import Logging
 from miles_lite.errors import UserError
 from miles_lite.observe.names import EVAL_STEP, ROLLOUT_STEP, TRAIN_STEP
+from miles_lite.redaction import redacted_arguments
 
 START_SECONDS = 120.0
 FINISH_SECONDS = 60.0
@@ -36,6 +38,7 @@ class WandbSink:
                 "--use-wandb needs the wandb package: pip install wandb, or leave --use-wandb out"
             ) from error
         (run_dir / "wandb").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._argv, sys.argv = sys.argv, redacted_arguments(sys.argv)  # wandb notes it at its start, and later
         try:
             self._run = wandb.init(
                 project=options.wandb_project,
@@ -49,6 +52,7 @@ class WandbSink:
                 ),
             )
         except (wandb.Error, OSError) as error:
+            sys.argv = self._argv
             raise UserError(
                 f"wandb could not start ({options.wandb_mode}): {error}\n"
                 "  Log in with `wandb login`, or write locally with --wandb-mode offline, or leave --use-wandb out."
@@ -68,6 +72,7 @@ class WandbSink:
             self._run.finish()
         finally:
             self._teardown()
+            sys.argv = self._argv
 
 
 def wandb_folder(run_dir: Path) -> Path | None:

@@ -206,15 +206,18 @@ async def _act(work: Callable[[], Awaitable[T]], caller: Caller) -> T:
     CALLER.set(caller)
     task, process = asyncio.current_task(), os.getpid()
     assert task is not None
+    running = asyncio.create_task(_awaited(work))
     try:
-        return await asyncio.create_task(_awaited(work))
+        return await running
     except asyncio.CancelledError:
         if task.cancelling():
             raise
         raise AgentError("CancelledError", "it raised CancelledError, though nobody cancelled it") from None
     except _Broken:
         raise AgentError("blocked_loop", "it was interrupted") from None
-    except (SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:  # SystemExit, and what is to pass any `except Exception`: Rust's panics
+        if isinstance(error, Exception) or not running.done():  # not done: this coroutine is being closed
+            raise
         raise AgentError(type(error).__name__, f"it raised {error!r}: a rollout ends by returning") from None
     finally:
         if os.getpid() != process:

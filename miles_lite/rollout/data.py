@@ -37,7 +37,8 @@ def load_prompts(source: str, options: Data) -> list[Prompt]:
     matched = _SLICE.match(source)
     path = Path(matched["path"] if matched else source).expanduser()
     if not path.is_file():
-        raise UserError(f"prompt data: no such file: {path}. Give a JSONL file, one object per line.")
+        flaw = f"{path} is no regular file" if path.exists() else f"no such file: {path}"
+        raise UserError(f"prompt data: {flaw}. Give a JSONL file, one object per line; FILE@[0:100] takes a slice.")
     lines = path.read_bytes().splitlines()
     prompts = [_parse(line, row, path, options) for row, line in enumerate(lines, start=1) if line.strip()]
     if matched:
@@ -80,6 +81,8 @@ def _read(line: bytes, where: str) -> Any:
         raise UserError(f"{where}: holds a lone surrogate ({error.object[error.start]!a}), which is no text") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): {text[:80]!r}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{where}: {str(error).partition(':')[0]}: write it as text") from error
     except RecursionError:
         raise UserError(f"{where}: nested deeper than {DEEPEST} levels: flatten it") from None
     if _depth(value) > DEEPEST:

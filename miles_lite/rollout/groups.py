@@ -62,7 +62,7 @@ def check_engines(topology: Topology, engines: Engines) -> None:
     one of ours."""
     for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
         check_options(options, known_options())
-        refuse_decided(options)
+        refuse_decided(options, known_options())
 
 
 def in_words(plans: Sequence[EnginePlan]) -> str:
@@ -95,7 +95,7 @@ def _read(path: Path, topology: Topology) -> list[tuple[str, int, dict[str, Any]
     """The engines of a file `sglang: [{server_groups: [{worker_type, num_gpus, num_gpus_per_engine, overrides}]}]`."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--sglang-config {path}: {error}") from error
     described = list(_engines(document, where=f"--sglang-config {path}", size=topology.rollout_num_gpus_per_engine))
     slots = sum(size for _, size, _ in described)
@@ -122,13 +122,13 @@ def _engines(document: Any, *, where: str, size: int) -> Iterator[tuple[str, int
             raise UserError(f"{here}: expected an object with worker_type and num_gpus")
         unknown = set(group) - {"worker_type", "num_gpus", "num_gpus_per_engine", "overrides"}
         if unknown:
-            raise UserError(f"{here}: unknown keys {', '.join(sorted(unknown))}")
+            raise UserError(f"{here}: unknown keys {', '.join(sorted(map(str, unknown)))}")
         role = group.get("worker_type", "regular")
         if role not in (*get_args(WorkerType), PLACEHOLDER):
             raise UserError(f"{here}: worker_type {role!r}: regular, prefill, decode and placeholder exist")
         each = group.get("num_gpus_per_engine", model.get("num_gpus_per_engine", size))
         total = group.get("num_gpus")
-        if not isinstance(total, int) or not isinstance(each, int) or each < 1 or total < 1 or total % each:
+        if type(total) is not int or type(each) is not int or each < 1 or total < 1 or total % each:
             raise UserError(f"{here}: num_gpus {total!r} must be a multiple of num_gpus_per_engine {each!r}")
         overrides = group.get("overrides") or {}
         if not isinstance(overrides, dict):

@@ -34,6 +34,9 @@ class _Bounded:
                 raise OutputError(f"it printed more than {LIMIT >> 20} MB: the agents' log is for a few lines of each")
         return self._stream.write(text)
 
+    def close(self) -> None:
+        """Stays open: all agents print here."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

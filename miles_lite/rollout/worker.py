@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -66,10 +67,10 @@ class AgentWorker:
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
         path = self._config.rollouts.custom_agent_function_path
+        self._exits.enter_context(bounded_output())  # before a module is loaded that keeps stderr for its log
         self._agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
         self._reward = load_reward(self._config)
         self._exits.callback(self._agents.close)
-        self._exits.enter_context(bounded_output())
 
     async def run(self, task: Task) -> Rollout:
         """Run one agent to its end, its time limit or its failure; never raises."""
@@ -155,6 +156,8 @@ class AgentWorker:
                 label=task.prompt.label,
                 metadata=task.prompt.metadata,
             )
+        if reward is not None and not math.isfinite(float(reward)):
+            raise ValueError(f"the reward is {reward}: it must be a finite number, or None")
         return None if reward is None else float(reward)
 
     async def _keep(self, rollout: Rollout, task: Task, turns: Mapping[str, Any], session_id: str) -> None:
@@ -205,7 +208,11 @@ def _settle(rollout: Rollout) -> None:
 def _fail(rollout: Rollout, error: Exception) -> None:
     rollout.status, rollout.reward = Status.FAILED, None
     rollout.error = error.label if isinstance(error, AgentError) else type(error).__name__
-    rollout.metadata["error_detail"] = str(error)[:2000]
+    try:
+        detail = str(error)
+    except Exception:  # noqa: BLE001 - what users' code raises may not even say what it is
+        detail = "its message cannot be printed"
+    rollout.metadata["error_detail"] = detail[:2000]
 
 
 def _request_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,19 +56,21 @@ def parse_versions(fields: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def parse_url(value: Any) -> str:
-    """`http(s)://host[:port]` without a trailing slash. Raises UserError."""
+    """`http(s)://host[:port]` without a trailing slash. Raises UserError, which shows no password."""
     if not value:
         raise UserError("url (or worker_url) is required, in the query or in a JSON body")
     url, mend = str(value), "must be http://host:port"
+    front, at, rest = url.rpartition("@")
+    scheme, slashes, _ = front.rpartition("://")
+    shown = f"{scheme}{slashes}{rest}"
+    if at:
+        raise UserError(f"url {shown!r} came with a user name or password: {mend}; what lists workers would show them")
     try:
         parts = urlsplit(url)
         named = parts.port != 0 and (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise UserError(f"url {value!r}: {mend} ({error})") from error
-    if parts.username is not None or parts.password is not None:
-        shown = url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
-        raise UserError(f"url {shown!r} came with a user name or password: {mend}; what lists workers would show them")
+        raise UserError(f"url {url!r}: {mend} ({error})") from error
     plain = url.isprintable() and not set(url) & set(" ?#")
     if not (named and plain and parts.scheme in ("http", "https")):
-        raise UserError(f"url {value!r}: {mend}")
+        raise UserError(f"url {url!r}: {mend}")
     return url.rstrip("/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def test_wandb_disabled_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_wandb_offline_lies_in_the_run_folder(tmp_path: Path) -> None:
+def test_wandb_offline_lies_in_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["miles-lite", "--sglang-api-key", "s3cret", "--sglang-admin-api-key=s3cret", "--seed", "77012"]
+    monkeypatch.setattr(sys, "argv", argv)
     options = Logging(use_wandb=True, wandb_mode="offline", wandb_group="grpo")
     sinks = open_sinks(options, config={"optimizer": {"lr": 1e-3}}, run_dir=tmp_path)
     sinks.log({"rollout/reward": 0.5}, step=0, step_key="rollout/step")
@@ -96,6 +99,9 @@ def test_wandb_offline_lies_in_the_run_folder(tmp_path: Path) -> None:
     recorded = next(folder.glob("*.wandb")).read_bytes()
     assert b"rollout/reward" in recorded
     assert b"train/loss" in recorded
+    assert b"77012" in recorded
+    assert b"s3cret" not in recorded
+    assert sys.argv == argv
 
 
 @pytest.mark.e2e

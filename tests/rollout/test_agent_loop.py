@@ -40,6 +40,28 @@ async def interrupts() -> None:
     raise KeyboardInterrupt
 
 
+class Panic(BaseException):
+    """As Rust's panics arrive, and what test frameworks raise."""
+
+
+async def panics() -> None:
+    raise Panic
+
+
+async def closes() -> None:
+    raise GeneratorExit
+
+
+async def raises_several() -> None:
+    raise BaseExceptionGroup("several", [KeyboardInterrupt(), ValueError()])
+
+
+async def closes_stdout() -> str:
+    sys.stdout.close()
+    print("still open")
+    return "fine"
+
+
 async def spins() -> None:
     while True:
         pass
@@ -77,6 +99,9 @@ ENDS: dict[Work, tuple[type[BaseException], str | None]] = {
     exits: (AgentError, r"SystemExit\(3\)"),
     exits_in_a_task_of_its_own: (AgentError, r"SystemExit\(3\)"),
     interrupts: (AgentError, "KeyboardInterrupt"),
+    panics: (AgentError, "Panic"),
+    closes: (AgentError, "GeneratorExit"),
+    raises_several: (AgentError, "BaseExceptionGroup"),
     spins: (AgentError, r"blocked the event loop in .*test_agent_loop\.py:\d+ \(spins\)"),
     sleeps_again_and_again: (AgentError, r"blocked the event loop in .*\(sleeps_again_and_again\): use asyncio.to_thr"),
     floods: (output.OutputError, "printed more than"),
@@ -112,6 +137,13 @@ def test_a_function_that_misbehaves_ends_its_own_call_alone(bad: Work, capsys: p
     kind, words = ENDS[bad]
     with pytest.raises(kind, match=words):
         raise ended
+
+
+def test_an_agent_that_closes_stdout_closes_it_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.bounded_output():
+        assert asyncio.run(together(closes_stdout)) == ["fine"]
+    print("still open")
+    assert capsys.readouterr().out == "still open\n" * 2
 
 
 def test_the_time_for_which_another_one_blocks_does_not_count() -> None:

@@ -44,6 +44,7 @@ def test_keys_and_seed_are_those_of_the_flags(tmp_path: Path) -> None:
         ("{not json", "line 2: not JSON"),
         ("[1]", "line 2: expected an object"),
         ('{"text": "x"}', "line 2: no key 'input'"),
+        ('{"input": "x", "label": ' + "9" * 5000 + "}", "line 2: Exceeds the limit .4300 digits.*write it as text"),
         ('{"input": 3}', "must be a string or a list of chat messages"),
         ('{"input": ["a"]}', "must be a string or a list of chat messages"),
         ('{"input": "x", "metadata": 3}', "'metadata' must be an object"),
@@ -57,6 +58,8 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, message: str)
 def test_a_missing_file_an_empty_file_and_a_missing_label_are_clear(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_prompts(str(tmp_path / "none.jsonl"), options())
+    with pytest.raises(UserError, match="is no regular file"):
+        load_prompts(str(tmp_path), options())
     with pytest.raises(UserError, match="holds no prompts"):
         load_prompts(write(tmp_path, ""), options())
     with pytest.raises(UserError, match="--label-key"):

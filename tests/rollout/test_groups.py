@@ -85,3 +85,31 @@ def test_external_engines_take_no_slots():
     assert in_words(plans) == "joining 2 engine(s) that run already"
     with pytest.raises(UserError, match="exclude each other"):
         plan_engines(topology, Engines(prefill_num_servers=1))
+
+
+@pytest.mark.parametrize(
+    ("short", "words"),
+    [
+        ("tp_si", "decided by --rollout-num-gpus-per-engine"),
+        ("dev", "--device"),
+        ("admin_api", "write --sglang-admin-api"),
+    ],
+)
+def test_the_beginning_of_an_option_is_no_way_around_what_becomes_of_it(short: str, words: str):
+    with pytest.raises(UserError, match=words):
+        check_engines(Topology(), Engines(sglang_args={short: "2"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"\xff\xd9\x00", "codec can't decode"),
+        (b"[" * 5000, "groups.yaml"),
+        (b"sglang: [{server_groups: [{num_gpus: 1, 7: 8}]}]", "unknown keys 7"),
+        (b"sglang: [{server_groups: [{num_gpus: true}]}]", "num_gpus True must be"),
+    ],
+)
+def test_a_file_that_is_no_yaml_of_groups_is_named(tmp_path: Path, text: bytes, words: str):
+    (tmp_path / "groups.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=words):
+        plan_engines(Topology(), Engines(sglang_config=str(tmp_path / "groups.yaml")))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from miles_lite import atraj
 from miles_lite.config import parse
+from miles_lite.rollout import output
 from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.worker import AgentWorker, Task
 from miles_lite.sample import Rollout, Status
@@ -66,3 +70,56 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
     assert (rollout.status, rollout.error, rollout.reward) == (Status.ABORTED, "timeout", None)
     assert "--rollout-timeout" in rollout.metadata["error_detail"]
     assert rollout.samples
+
+
+BAD = """
+import logging, os, sys
+
+logging.basicConfig(stream=sys.stderr, force=True)
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+async def run(*, prompt, **given):
+    if prompt == "nan":
+        return {"reward": float("nan")}
+    if prompt == "mute":
+        raise Mute
+    if prompt == "logs":
+        for _ in range(100):
+            logging.warning("x" * 1000)
+    return {"reward": 1.0}
+"""
+
+
+def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_bounded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "LIMIT", 10_000)
+    agent = tmp_path / "bad.py"
+    agent.write_text(BAD)
+    config, _ = parse([*FLAGS[:-4], "--custom-agent-function-path", f"{agent}:run"])
+
+    async def run() -> dict[str, Rollout]:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            tasks = {
+                how: Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("nan", "mute", "logs")
+            }
+            rollouts = {how: await worker.run(task) for how, task in tasks.items()}
+            await worker.stop()
+            return rollouts
+
+    with contextlib.ExitStack() as restored:
+        root = logging.getLogger()
+        restored.callback(setattr, root, "handlers", root.handlers[:])
+        rollouts = asyncio.run(run())
+    nan, mute = rollouts["nan"], rollouts["mute"]
+    assert (nan.status, nan.error, nan.reward) == (Status.FAILED, "ValueError", None)
+    assert "must be a finite number" in nan.metadata["error_detail"]
+    assert (mute.status, mute.error) == (Status.FAILED, "Mute")
+    assert 5_000 < capsys.readouterr().err.count("x" * 1000) * 1000 <= 10_000

@@ -31,6 +31,11 @@ def test_every_published_form_of_a_registration_is_understood():
         ({"url": "http://h:1/\0"}, "must be http://host:port"),
         ({"url": "http://me:secret@h:1"}, "^url 'http://h:1' came with a user name or password"),
         ({"url": "http://me@h:1"}, "came with a user name or password"),
+        *(
+            ({"url": f"{odd}"}, "^url [^s]* came with")
+            for odd in ("me:secret@h", "http:/m:secret@h", "//m:secret@[::1")
+        ),
+        ({"worker_url": "http://m:se@secret@h:99999"}, "^url 'http://h:99999' came with"),
         ({"url": "http://.example:1"}, "label empty"),
         ({"url": "http://" + "a" * 64 + ":1"}, "label too long"),
         ({"url": "http://h:1", "worker_type": "encode"}, "worker_type 'encode'"),
