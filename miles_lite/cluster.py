@@ -8,17 +8,19 @@ short: Ctrl-C counts once Ray has done what it was asked for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from miles_lite import scratch
 from miles_lite.errors import UserError
@@ -47,12 +49,13 @@ def _connect(address: str | None) -> Path:
     target = address or os.environ.get("RAY_ADDRESS")
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
     try:
-        context: Any = ray.init(
-            address=target or "local",
-            namespace=namespace,
-            log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
-            configure_logging=False,
-        )
+        with _apart():
+            context: Any = ray.init(
+                address=target or "local",
+                namespace=namespace,
+                log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
+                configure_logging=False,
+            )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
     except (OSError, RuntimeError, UnicodeError) as error:  # no connection, or no folder for sockets
@@ -67,6 +70,20 @@ def _connect(address: str | None) -> Path:
         told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
         print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
     return Path(context.address_info["session_dir"]) / "logs"
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What Ray starts in the block is in process groups of its own: a terminal's Ctrl-C goes to our whole group, and
+    Ray's dashboard, started with SIGINT blocked, lets it through again (multiprocessing's resource tracker does that),
+    so that it would end before us, with many words."""
+    starter: Any = services
+    popen = starter.ConsolePopen
+    starter.ConsolePopen = functools.partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        starter.ConsolePopen = popen
 
 
 def _ray_program() -> str:
