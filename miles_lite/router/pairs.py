@@ -7,10 +7,9 @@ Invariant: when one half fails, refuses or is given up, the other is cancelled.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from miles_lite.router.placement import Target
 from miles_lite.router.replies import PER_REQUEST, Limits, WorkerError, cut, failure, judge, open_reply, whole_reply
 from miles_lite.router.upstream import BROKEN, Pool, Reply, Request
 from miles_lite.router.worker import Worker
+from miles_lite.together import together
 
 GENERATING = ("/generate", "/v1/chat/completions", "/v1/completions")
 MOST_ROOMS = 1 << 62
@@ -59,13 +59,13 @@ class Pairs:
             return failure(400, str(error), kind="bad_request")
         async with contextlib.AsyncExitStack() as stack:
             try:
-                told, answer = await _together(*(self._open(stack, worker, both) for worker in target))
+                told, answer = await together(*(self._open(stack, worker, both) for worker in target))
             except _RefusedError as refused:
                 return refused.response
             try:
                 if "event-stream" in answer.headers.get("Content-Type", ""):
                     return await self._stream(request, target, told, answer)
-                said, body = await _together(self._read(prefill, told), self._read(decode, answer))
+                said, body = await together(self._read(prefill, told), self._read(decode, answer))
                 return whole_reply(answer, merged(body, prompts_of([orjson.loads(said)])))
             except orjson.JSONDecodeError as error:
                 return failure(502, f"{prefill.url} or {decode.url} sent no JSON: {error}", kind="bad_reply")
@@ -138,14 +138,3 @@ def _choices(body: dict[str, Any]) -> int:
     each = [body, *(sampling if isinstance(sampling, list) else [sampling])]
     counts = [one.get("n") for one in each if isinstance(one, dict)]
     return max([1, *(count for count in counts if isinstance(count, int))])
-
-
-async def _together(*doing: Coroutine[Any, Any, T]) -> list[T]:
-    """All results; the first failure, or a cancellation, cancels the rest and waits until it has ended."""
-    tasks = [asyncio.ensure_future(one) for one in doing]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

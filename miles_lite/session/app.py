@@ -21,7 +21,7 @@ from xxhash import xxh3_128
 
 from miles_lite import config
 from miles_lite.session.caller import agent_name, hints_of
-from miles_lite.session.calls import Ask, together
+from miles_lite.session.calls import Ask
 from miles_lite.session.codec import encode_samples
 from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
 from miles_lite.session.dialects.fields import check_limits
@@ -37,6 +37,7 @@ from miles_lite.session.service import Service
 from miles_lite.session.streaming import Stream
 from miles_lite.session.turns import encode_turns
 from miles_lite.session.unknown import Unknown
+from miles_lite.together import together
 
 MAX_SESSION_ID = 200
 
@@ -177,7 +178,7 @@ class _Routes:
                 if parsed.stream:
                     response = await Stream(request, parsed, dialect, calls, keep_alive=self._keep_alive).run()
                 else:
-                    answers = await together([call.hear() for call in calls])
+                    answers = await together(*(call.hear() for call in calls))
                     response = await _whole(request, _said(dialect, parsed, answers))
                     for call in calls:
                         call.deliver()

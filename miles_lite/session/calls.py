@@ -7,10 +7,10 @@ listened for its grace time, by being let go; what was said is kept for late lis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from xxhash import xxh3_128_digest
 
@@ -18,7 +18,6 @@ from miles_lite.session.dialects import Stamp
 from miles_lite.session.exchange import ChatAnswer, Delta
 from miles_lite.session.off_loop import HEAVY_BYTES
 
-T = TypeVar("T")
 OnDelta = Callable[[Delta], Awaitable[None]]
 
 
@@ -43,19 +42,6 @@ class Ask:
     @property
     def heavy(self) -> bool:
         return self.fresh > HEAVY_BYTES
-
-
-async def together(hearing: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all of them give; the first that fails ends the others."""
-    if len(hearing) == 1:
-        return [await hearing[0]]
-    tasks = [asyncio.ensure_future(each) for each in hearing]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Call:

@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from miles_lite.session.calls import Call, together
+from miles_lite.session.calls import Call
 from miles_lite.session.dialects import Dialect, Events
 from miles_lite.session.dialects.chat import ending
 from miles_lite.session.errors import ApiError
 from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
+from miles_lite.together import together
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -45,7 +46,7 @@ class Stream:
         """Says everything the calls say, from their beginning. Raises ApiError while nothing has been sent."""
         beating = asyncio.create_task(self._beat())
         try:
-            answers = await together([self._tell(*each) for each in zip(self._calls, self._events, strict=True)])
+            answers = await together(*(self._tell(*each) for each in zip(self._calls, self._events, strict=True)))
             if len(answers) > 1:
                 await self._send(lambda: ending(self._parsed, answers))
             await self._response.write_eof()
