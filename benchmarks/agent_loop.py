@@ -22,7 +22,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from miles_lite.agent.conversation import Conversation, Limits
-from miles_lite.agent.session import AgentSession
+from miles_lite.agent.session_client import AgentSession
 from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 
 from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
-from miles_lite.agent_main import serving
-from miles_lite.train.init_model import init_model
+from miles_lite.commands.agent import serving
+from miles_lite.init_model.build import init_model
 
 SIZE = {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 4, "intermediate": 1536, "vocab_size": 512}
 

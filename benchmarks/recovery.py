@@ -34,10 +34,10 @@ import ray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the model folder and the chatting sessions, which are the tests'
 
-from miles_lite.rollout.placement import place  # noqa: E402
-from miles_lite.rollout.stack import Stack  # noqa: E402
+from miles_lite.stack.placement import place  # noqa: E402
+from miles_lite.stack.stack import Stack  # noqa: E402
 from tests.models import make_tiny_model  # noqa: E402
-from tests.rollout.chats import Chats, scheduler_of, stack_options, until  # noqa: E402
+from tests.stack.chats import Chats, scheduler_of, stack_options, until  # noqa: E402
 
 SESSIONS = 8
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import orjson
 
-from miles_lite import atraj
+from miles_lite.traces import atraj
 
 FILES, TURNS = 4000, 4
 CHILD = """
 import resource, sys, time
 from pathlib import Path
-from miles_lite.agent.datasets import Filters, to_data
+from miles_lite.traces.datasets import Filters, to_data
 import pyarrow.parquet
 pyarrow.array([])  # imports pandas: what Python loads once is no part of what is measured
 began = time.process_time()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from miles_lite.errors import RunLostError, UserError, disk_is_full, plain
-from miles_lite.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Interrupts
+from miles_lite.process.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Interrupts
 
 USAGE = """usage: miles-lite COMMAND [flags]
 
@@ -62,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.config import parse
-        from miles_lite.loop import train
+        from miles_lite.config.options import parse
+        from miles_lite.job.loop import train
         from miles_lite.observe.summary import print_summary
 
     config, leftovers = parse(argv)
     leftovers.show_ignored()
     if config.algorithm.loss_type == "sft_loss":
-        from miles_lite.imitate import imitate
+        from miles_lite.job.sft import imitate
 
         print(f"model: {imitate(config)}")
         return 0
@@ -80,8 +80,8 @@ def _train(argv: Sequence[str]) -> int:
 
 def _rollout(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.config import parse
-        from miles_lite.loop import rollout
+        from miles_lite.config.options import parse
+        from miles_lite.job.loop import rollout
 
     config, leftovers = parse(argv, prog="miles-lite rollout")
     leftovers.show_ignored()
@@ -94,49 +94,49 @@ def _rollout(argv: Sequence[str]) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.serve import serve
+        from miles_lite.commands.serve import serve
 
     return serve(argv)
 
 
 def _router(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.serve import router
+        from miles_lite.commands.serve import router
 
     return router(argv)
 
 
 def _session(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.session_main import main as session
+        from miles_lite.commands.session import main as session
 
     return session(argv)
 
 
 def _agent(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.agent_main import main as agent
+        from miles_lite.commands.agent import main as agent
 
     return agent(argv)
 
 
 def _traces(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.agent.traces_command import main as traces
+        from miles_lite.commands.traces import main as traces
 
     return traces(argv)
 
 
 def _init_model(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.make_model import main as make_model
+        from miles_lite.commands.init_model import main as make_model
 
     return make_model(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
     with Interrupts(deaf=HASTE_SECONDS):
-        from miles_lite.verify.command import main as verify
+        from miles_lite.commands.verify import main as verify
 
     return verify(argv)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.models import make_tiny_model
+from tests.train.helpers import CORPUS, SIZE
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -20,6 +21,16 @@ settings.load_profile("untimed")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3 folder, seed 0. Read only."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 20k-parameter model folder. Read only."""
+    from miles_lite.init_model.build import init_model
+
+    folder = tmp_path_factory.mktemp("model")
+    init_model(folder, corpus=CORPUS, seed=1, **SIZE)
+    return folder
 
 
 @pytest.fixture

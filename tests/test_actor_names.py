@@ -9,7 +9,7 @@ from pathlib import Path
 import miles_lite
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineSpec
-from miles_lite.net import actor_label
+from miles_lite.process.addresses import actor_label
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 

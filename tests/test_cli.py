@@ -8,7 +8,7 @@ import pytest
 
 from miles_lite.cli import COMMANDS, main
 from miles_lite.errors import UserError, plain
-from miles_lite.net import bracketed, local, reachable
+from miles_lite.process.addresses import bracketed, local, reachable
 
 JOB = ["--hf-checkpoint", "/no/such/m", "--prompt-data", "p", "--rollout-batch-size", "1", "--num-rollout", "1"]
 

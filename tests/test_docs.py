@@ -9,24 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite import agent_main, make_model, serve, session_main
-from miles_lite.agent import traces_command
-from miles_lite.config import GROUPS
-from miles_lite.flags import IGNORED_FLAGS
-from miles_lite.verify import session_command, template_command
+from miles_lite.commands import agent, init_model, serve, session, traces, verify_session, verify_template
+from miles_lite.config.flags import IGNORED_FLAGS
+from miles_lite.config.options import GROUPS
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md")), *REPO.glob("examples/*/*.md")]
 OPTIONS = (
     *GROUPS.values(),
-    agent_main.AgentOptions,
-    make_model.InitModel,
+    agent.AgentOptions,
+    init_model.InitModel,
     serve.RouterOptions,
     serve.Serving,
-    session_main.SessionOptions,
-    session_command.Verification,
-    template_command.TemplateOptions,
-    traces_command.ToData,
+    session.SessionOptions,
+    verify_session.Verification,
+    verify_template.TemplateOptions,
+    traces.ToData,
 )
 OF_OTHERS = {"--no-deps", "--nodes"}
 """Flags of pip and sbatch."""

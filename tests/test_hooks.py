@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.config import GROUPS
+from miles_lite.config.options import GROUPS
 from miles_lite.errors import UserError
 from miles_lite.hooks import SIGNATURES, check_hooks, load_hook
 from miles_lite.rollout.filters import check_no_aborted

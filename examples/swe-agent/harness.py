@@ -19,7 +19,7 @@ from typing import Any
 from prompts import ACTION_REGEX, SUBMIT, SYSTEM, observation
 from workspace import Workspace
 
-from miles_lite.agent.session import AgentSession, ContextFull
+from miles_lite.agent.session_client import AgentSession, ContextFull
 
 COMMAND_SECONDS = 10
 TEST_SECONDS = 10

@@ -14,8 +14,8 @@ from bugs import BUGS, CANDIDATES
 from make_tasks import make_tasks, write_jsonl
 from transcripts import make_transcripts, tools_transcript, transcript
 
-from miles_lite.train.init_model import init_model
-from miles_lite.train.warm_start import warm_start
+from miles_lite.init_model.build import init_model
+from miles_lite.init_model.warm_start import warm_start
 
 TASKS = {"train": 96, "heldout": 48}
 TRANSCRIPTS = 1152

@@ -34,7 +34,7 @@ from harness import AGENTS, SUBMITTED, Model, opening, work
 from make_tasks import write_jsonl
 from prompts import observation
 
-from miles_lite.agent.session import ContextFull
+from miles_lite.agent.session_client import ContextFull
 from miles_lite.errors import UserError
 
 STEP_LIMIT = 30

@@ -16,7 +16,7 @@ from workspace import Workspace, sandboxed
 
 from miles_lite.agent.conversation import Conversation, Limits
 from miles_lite.agent.formats import FORMATS
-from miles_lite.agent.session import ContextFull
+from miles_lite.agent.session_client import ContextFull
 from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import Tool, load_tools
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles_lite import atraj
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Answer, Call
-from miles_lite.agent.session import AgentSession, ContextFull
+from miles_lite.agent.session_client import AgentSession, ContextFull
 from miles_lite.agent.shell import Outcome, Shell, clipped
 from miles_lite.agent.tools import Tool
+from miles_lite.traces import atraj
 
 REFUSED = 126
 INVALID = 2

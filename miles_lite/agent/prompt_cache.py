@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
-from miles_lite import atraj
-from miles_lite.admin import bearer
 from miles_lite.errors import UserError
+from miles_lite.process.admin_key import bearer
+from miles_lite.traces import atraj
 
 PAGE = 16
 """Tokens per page; what is left over at the end of the prompt is computed at every launch."""

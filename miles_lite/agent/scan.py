@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.json_object import first_object
+from miles_lite.tito.json_object import first_object
 
 
 @dataclass(frozen=True, slots=True)

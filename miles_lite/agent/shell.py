@@ -1,8 +1,8 @@
 """Shell scripts in child processes: bounded in time and output, and gone when they are done.
 
-Invariant: when `Shell.run` returns, nothing that the script started is left (see guard.py), and of its output at most
-`KEEP` bytes of each stream were ever held. A script reaches bash as a file in memory, so its size has no limit but
-memory's and it is on no command line.
+Invariant: when `Shell.run` returns, nothing that the script started is left (see script_guard.py), and of its output
+at most `KEEP` bytes of each stream were ever held. A script reaches bash as a file in memory, so its size has no
+limit but memory's and it is on no command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from miles_lite.errors import UserError
 
 Sandbox = Literal["none", "bwrap"]
 
-GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(__file__).with_name("script_guard.py")
 KEEP = 8192
 """Bytes of stdout and of stderr that are kept."""
 PART = 1 << 14

@@ -17,19 +17,23 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 
-from miles_lite.admin import bearer
+from miles_lite.config.redaction import secrets_in
 from miles_lite.engine import disaggregation
-from miles_lite.engine.checkpoint import Shapes, WeightsError, check_fits, check_shapes, read_shapes
+from miles_lite.engine.announce import deregister, register
+from miles_lite.engine.cpu_shim import needs_profile
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.liveness import Liveness
 from miles_lite.engine.ports import Ports, require_free
-from miles_lite.engine.process import ServerProcess, wait_healthy
-from miles_lite.engine.profile import needs_profile
-from miles_lite.engine.registration import deregister, register
+from miles_lite.engine.server_process import ServerProcess, wait_healthy
 from miles_lite.engine.sglang_flags import known_options
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.engine.weights import (
+from miles_lite.errors import UserError
+from miles_lite.process.addresses import actor_label, bracketed, local, loopback, reachable
+from miles_lite.process.admin_key import bearer
+from miles_lite.weights.bucket import Meeting, memory
+from miles_lite.weights.fits import Shapes, WeightsError, check_fits, check_shapes, read_shapes
+from miles_lite.weights.receiver import (
     EngineError,
     StreamedUpdate,
     WeightUpdate,
@@ -41,10 +45,6 @@ from miles_lite.engine.weights import (
     onload,
     update_from_disk,
 )
-from miles_lite.errors import UserError
-from miles_lite.net import actor_label, bracketed, local, loopback, reachable
-from miles_lite.redaction import secrets_in
-from miles_lite.transfer import Meeting, memory
 
 logger = logging.getLogger(__name__)
 MEETING_PORTS = 30

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from miles_lite.engine import disaggregation
-from miles_lite.engine.profile import with_profile
+from miles_lite.engine.cpu_shim import with_profile
 from miles_lite.engine.sglang_flags import check_options
 from miles_lite.engine.spec import EngineSpec
-from miles_lite.net import loopback
+from miles_lite.process.addresses import loopback
 
 POOL_REQUESTS = 64
 """A CPU server's cache holds this many requests of full context length (at most a fifth of the memory)."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.probe import answers
+from miles_lite.process.probe import answers
 
 BUSY_SHARE = 0.05
 """Of one processor's time: less than this, and no process ready to run, means that nothing is computed."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Set
 from pathlib import Path
 
+from miles_lite.config.flags import nearest
+from miles_lite.config.redaction import is_secret
 from miles_lite.errors import UserError
-from miles_lite.flags import nearest
-from miles_lite.redaction import is_secret
 
 FIELD = re.compile(r"^    (\w+)\s*:", re.MULTILINE)
 FLAG = re.compile(r'"--([a-z][\w-]*)"')

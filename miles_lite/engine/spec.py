@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from miles_lite.transfer import TransferMode
+from miles_lite.weights.bucket import TransferMode
 
 WorkerType = Literal["regular", "prefill", "decode"]
 

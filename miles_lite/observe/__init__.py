@@ -1,1 +1,1 @@
-"""What a run tells its users: metric sinks, progress, plots, the summary. Knows `miles_lite.sample` only."""
+"""What a run tells its users while it runs: metric sinks, gauges, progress, the summary."""

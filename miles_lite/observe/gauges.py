@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from miles_lite.observe import names
+from miles_lite.report import metric_names as names
 
 GAUGES: dict[str, tuple[str, str]] = {
     names.ROLLOUT_STEP: ("miles_lite_rollout_step", "The rollout that was logged last"),

@@ -14,9 +14,9 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.table import Table
 
-from miles_lite.observe import names
-from miles_lite.observe.history import read_history, series
 from miles_lite.observe.wandb_sink import wandb_folder
+from miles_lite.report import metric_names as names
+from miles_lite.report.history import read_history, series
 
 Summary = dict[str, float | int | str | None]
 EDGE = 5

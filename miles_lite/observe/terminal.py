@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from miles_lite.observe import names
+from miles_lite.report import metric_names as names
 
 
 def _percent(value: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from miles_lite.config import Config
+from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.rollout.batch import make_batches
 from miles_lite.sample import NOT_SAMPLED, Batch, Group, Rollout, Sample

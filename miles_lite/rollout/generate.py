@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from miles_lite.config import Rollouts
+from miles_lite.config.options import Rollouts
 from miles_lite.errors import UserError
 from miles_lite.rollout.batch import trainable
-from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.filters import Filter, verdict
+from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import FAILURES, Group, Rollout
 
 log = logging.getLogger(__name__)

@@ -19,24 +19,24 @@ from typing import Any
 
 import ray
 
-from miles_lite.config import Config, Evaluation, Rollouts
-from miles_lite.engine.weights import WeightUpdate
+from miles_lite.config.options import Config, Evaluation, Rollouts
 from miles_lite.errors import UserError, plain, writing
 from miles_lite.hooks import load_hook
-from miles_lite.net import actor_label
-from miles_lite.rollout.actors import named_actor, restarted
+from miles_lite.process.addresses import actor_label
+from miles_lite.rollout.agent_worker import AgentWorker, Task, failed_rollout
 from miles_lite.rollout.batch import make_batches
-from miles_lite.rollout.data import DataSource, Prompt, load_prompts
 from miles_lite.rollout.failures import note_failures
-from miles_lite.rollout.fleet import Delivered
 from miles_lite.rollout.generate import Accounts, Generator
-from miles_lite.rollout.kept import Kept
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
-from miles_lite.rollout.options import StackOptions
-from miles_lite.rollout.placement import Layout
-from miles_lite.rollout.stack import Stack
-from miles_lite.rollout.worker import AgentWorker, Task, failed_rollout
+from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
 from miles_lite.sample import Batch, Group, Rollout, Status
+from miles_lite.stack.actors import named_actor, restarted
+from miles_lite.stack.fleet import Delivered
+from miles_lite.stack.placement import Layout
+from miles_lite.stack.restarting import Kept
+from miles_lite.stack.serving_options import StackOptions
+from miles_lite.stack.stack import Stack
+from miles_lite.weights.receiver import WeightUpdate
 
 WORKER_START_TIMEOUT = 120.0
 ATTEMPTS = 4

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from miles_lite.config import Config
+from miles_lite.config.options import Config
 from miles_lite.hooks import load_hook
 from miles_lite.sample import Rollout
 

@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import ray
 
-from miles_lite.net import actor_label
+from miles_lite.process.addresses import actor_label
 from miles_lite.router.gauges import WorkerGauges
 from miles_lite.router.spec import RouterSpec
-from miles_lite.router.supervise import Supervisor
+from miles_lite.router.supervised_router import Supervisor
 
 SHOW_SECONDS = 5.0
 

@@ -11,9 +11,9 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection
 
-from miles_lite.router.placement import NoWorkerError, Placement, Target
+from miles_lite.router.backend import Worker
+from miles_lite.router.policies import NoWorkerError, Placement, Target
 from miles_lite.router.registry import Registry
-from miles_lite.router.worker import Worker
 
 Waiter = asyncio.Future[Target]
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from aiohttp import web
 
-from miles_lite.admin import needed, shows
 from miles_lite.errors import UserError
+from miles_lite.process.admin_key import needed, shows
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
 from miles_lite.router.gateway import Gateway
-from miles_lite.router.metrics import RouterCollector, render
-from miles_lite.router.placement import Placement
+from miles_lite.router.policies import Placement
+from miles_lite.router.prometheus import RouterCollector, render
 from miles_lite.router.proxy import Proxy
 from miles_lite.router.registration import fields_of, parse_versions, parse_worker
 from miles_lite.router.registry import Registry

@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from miles_lite.admin import bearer
 from miles_lite.errors import UserError
+from miles_lite.process.admin_key import bearer
 
 log = logging.getLogger(__name__)
 TIMEOUT = aiohttp.ClientTimeout(total=30.0)

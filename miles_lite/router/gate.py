@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import orjson
 
+from miles_lite.router.backend import Worker
 from miles_lite.router.registry import Registry
 from miles_lite.router.upstream import BROKEN, Pool, Request, UnreachableError
-from miles_lite.router.worker import Worker
 
 SAYS_VERSION = ("/model_info", "/get_model_info", "/server_info", "/get_server_info")
 

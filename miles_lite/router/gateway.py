@@ -27,10 +27,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from miles_lite.admin import bearer
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, local, loopback
-from miles_lite.probe import answers
+from miles_lite.process.addresses import bracketed, local, loopback
+from miles_lite.process.admin_key import bearer
+from miles_lite.process.probe import answers
 from miles_lite.router.replies import failure
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import web
 
-from miles_lite.net import bracketed
+from miles_lite.process.addresses import bracketed
+from miles_lite.process.concurrently import together
+from miles_lite.router.backend import Worker
 from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of
-from miles_lite.router.placement import Target
+from miles_lite.router.policies import Target
 from miles_lite.router.replies import PER_REQUEST, Limits, WorkerError, cut, failure, judge, open_reply, whole_reply
 from miles_lite.router.upstream import BROKEN, Pool, Reply, Request
-from miles_lite.router.worker import Worker
-from miles_lite.together import together
 
 GENERATING = ("/generate", "/v1/chat/completions", "/v1/completions")
 MOST_ROOMS = 1 << 62

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from miles_lite.http_log import refuse_expectations, server_log
+from miles_lite.process.http_log import refuse_expectations, server_log
 from miles_lite.router.app import Handler, Router
 from miles_lite.router.replies import failure
 from miles_lite.router.spec import BACKLOG

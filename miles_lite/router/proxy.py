@@ -10,8 +10,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from miles_lite.router.admission import Admission, QueueFullError
+from miles_lite.router.backend import Worker
 from miles_lite.router.pairs import Pairs, needs_pair
-from miles_lite.router.placement import NoWorkerError
+from miles_lite.router.policies import NoWorkerError
 from miles_lite.router.replies import (
     PER_REQUEST,
     Limits,
@@ -24,7 +25,6 @@ from miles_lite.router.replies import (
     whole_reply,
 )
 from miles_lite.router.upstream import BROKEN, Pool, Request, UnreachableError
-from miles_lite.router.worker import Worker
 
 ROUTING_KEY = "X-SMG-Routing-Key"
 

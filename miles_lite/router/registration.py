@@ -12,7 +12,7 @@ import orjson
 from aiohttp import web
 
 from miles_lite.errors import UserError
-from miles_lite.router.worker import Worker, WorkerType
+from miles_lite.router.backend import Worker, WorkerType
 
 
 async def fields_of(request: web.Request) -> dict[str, Any]:

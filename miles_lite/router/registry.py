@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miles_lite.errors import UserError
+from miles_lite.router.backend import State, Worker
 from miles_lite.router.registration import parse_worker
-from miles_lite.router.worker import State, Worker
 
 log = logging.getLogger(__name__)
 STORED = ("id", "url", "worker_type", "bootstrap_port")

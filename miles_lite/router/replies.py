@@ -11,8 +11,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from miles_lite.router.backend import Worker
 from miles_lite.router.upstream import Reply
-from miles_lite.router.worker import Worker
 
 HOP_BY_HOP = frozenset(
     name.lower()

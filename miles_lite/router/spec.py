@@ -9,10 +9,10 @@ import errno
 import socket
 from dataclasses import dataclass, field
 
-from miles_lite.config import Engines, Topology
+from miles_lite.config.options import Engines, Topology
 from miles_lite.errors import UserError
-from miles_lite.net import bracketed, reachable
-from miles_lite.router.placement import PolicyName
+from miles_lite.process.addresses import bracketed, reachable
+from miles_lite.router.policies import PolicyName
 from miles_lite.router.replies import Limits
 
 BACKLOG = 1024

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 
-from miles_lite.net import actor_label
+from miles_lite.process.addresses import actor_label
 from miles_lite.session.server import SessionSpec
-from miles_lite.session.supervisor import Supervisor
+from miles_lite.session.supervised_server import Supervisor
 
 __all__ = ["SessionActor", "SessionSpec"]
 

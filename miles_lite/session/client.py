@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from miles_lite.admin import bearer
+from miles_lite.process.admin_key import bearer
 from miles_lite.sample import Sample
-from miles_lite.session.codec import decode_samples
+from miles_lite.session.samples.sample_file import decode_samples
 
 RESTART_SECONDS, RETRY_PAUSE = 10.0, 0.25
 """How long, and how often, a server that does not answer is asked again: one that is restarted is back in less."""

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from aiohttp import web
 
-from miles_lite import config
-from miles_lite.atraj import fingerprint
+from miles_lite.config.options import Session as SessionOptions
 from miles_lite.errors import UserError, writing
-from miles_lite.http_log import refuse_expectations, server_log
-from miles_lite.net import bracketed, loopback, network_file_system, reachable
-from miles_lite.scratch import lasting
-from miles_lite.session.app import build_app
-from miles_lite.session.engine_calls import EngineCalls
-from miles_lite.session.experts import expert_layers
-from miles_lite.session.journal import Journal
-from miles_lite.session.keys import Keys
-from miles_lite.session.match import matcher_named
+from miles_lite.process.addresses import bracketed, loopback, network_file_system, reachable
+from miles_lite.process.http_log import refuse_expectations, server_log
+from miles_lite.process.scratch import lasting
+from miles_lite.session.engine.engine_client import EngineCalls
+from miles_lite.session.engine.experts import expert_layers
+from miles_lite.session.history.match import matcher_named
+from miles_lite.session.http.app import build_app
+from miles_lite.session.http.keys import Keys
+from miles_lite.session.journal.store import Journal
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
+from miles_lite.traces.atraj import fingerprint
 
 BACKLOG = 4096
 
@@ -53,7 +53,7 @@ class SessionSpec:
     bind_host: str
     advertise_host: str
     port: int | None
-    options: config.Session
+    options: SessionOptions
     context_length: int
     call_seconds: float = 600.0
     keep_alive_seconds: float = 15.0

@@ -16,31 +16,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from miles_lite import config
+from miles_lite.config.options import Session as SessionOptions
 from miles_lite.sample import Sample
-from miles_lite.session import forks
-from miles_lite.session.audit import MISMATCH, mismatches
-from miles_lite.session.bodies import Bodies
-from miles_lite.session.calls import Ask, Call
-from miles_lite.session.collect import Plan, collect
 from miles_lite.session.dialects import Stamp
-from miles_lite.session.engine_calls import EngineCalls, Generation
+from miles_lite.session.dialects.json_reuse import Bodies
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
+from miles_lite.session.engine.engine_client import EngineCalls, Generation
+from miles_lite.session.engine.engine_reply import Prompt, Reader
+from miles_lite.session.engine.grammar import grammar
+from miles_lite.session.engine.sampling import resolve
 from miles_lite.session.errors import ApiError, unknown_session
-from miles_lite.session.exchange import ChatAnswer, ChatRequest
-from miles_lite.session.grammar import grammar
-from miles_lite.session.journal import Journal
-from miles_lite.session.limits import Limits
-from miles_lite.session.match import Matcher
-from miles_lite.session.metrics import Metrics
+from miles_lite.session.history import forks
+from miles_lite.session.history.match import Matcher
+from miles_lite.session.history.placing import Placed, Placer
+from miles_lite.session.history.tree import Tree, Turn, describe, pack_ids, sampling
+from miles_lite.session.http.limits import Limits
+from miles_lite.session.http.prometheus import Metrics
+from miles_lite.session.http.shared_request import Ask, Call
+from miles_lite.session.journal.store import Journal
 from miles_lite.session.off_loop import HEAVY_SECONDS, OffLoop
-from miles_lite.session.placing import Placed, Placer
-from miles_lite.session.reading import Prompt, Reader
-from miles_lite.session.sampling import resolve
+from miles_lite.session.samples.audit import MISMATCH, mismatches
+from miles_lite.session.samples.collect import Plan, collect
+from miles_lite.session.samples.timelines import appender
 from miles_lite.session.sessions import Session, Sessions
-from miles_lite.session.timelines import appender
-from miles_lite.session.tree import Tree, Turn, describe, pack_ids, sampling
 from miles_lite.tito import Tito
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Service:
         tito: Tito,
         engines: EngineCalls,
         *,
-        options: config.Session,
+        options: SessionOptions,
         matcher: Matcher,
         context_length: int,
         journal: Journal | None = None,

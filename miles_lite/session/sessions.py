@@ -17,18 +17,18 @@ from dataclasses import dataclass, field, replace
 from sys import getsizeof
 from typing import Any
 
-from miles_lite.session import forks
-from miles_lite.session.bodies import Bodies
-from miles_lite.session.calls import Call
-from miles_lite.session.entry import Entry, Receipt
+from miles_lite.session.dialects.json_reuse import Bodies
+from miles_lite.session.dialects.request import ChatRequest
+from miles_lite.session.engine.prompt_json import Prompts
 from miles_lite.session.errors import journal_failed, unknown_answer, unknown_session
-from miles_lite.session.exchange import ChatRequest
-from miles_lite.session.heap import Heap
-from miles_lite.session.journal import Journal, Stored
-from miles_lite.session.match import Matcher
-from miles_lite.session.prompts import Prompts
-from miles_lite.session.retries import Retries
-from miles_lite.session.tree import Tree, Turn
+from miles_lite.session.history import forks
+from miles_lite.session.history.match import Matcher
+from miles_lite.session.history.retries import Retries
+from miles_lite.session.history.tree import Tree, Turn
+from miles_lite.session.http.shared_request import Call
+from miles_lite.session.journal.row import Entry, Receipt
+from miles_lite.session.journal.store import Journal, Stored
+from miles_lite.session.memory import Heap
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from miles_lite.tito.canonical import Sampled, canonical, opening_of, without_reasoning
+from miles_lite.tito.chat_messages import Message, Tools
+from miles_lite.tito.cut_render import Sampled, canonical, opening_of, without_reasoning
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.messages import Message, Tools
 from miles_lite.tito.tito import NO_OPTIONS, Tito
 
 Kind = Literal["special_token_count", "special_token_type", "non_assistant_text", "assistant_text"]

@@ -11,12 +11,12 @@ from typing import Any
 
 from jinja2 import TemplateError, meta, nodes
 
-from miles_lite.tito.boundaries import boundaries
+from miles_lite.tito.chat_messages import Form, normalise
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.messages import Form, normalise
+from miles_lite.tito.laws import find_form, verify
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, environment
 from miles_lite.tito.surface import AppendSurface
-from miles_lite.tito.verify import find_form, verify
+from miles_lite.tito.verification_cases import boundaries
 
 _GIVEN = frozenset(
     "messages tools documents add_generation_prompt bos_token eos_token pad_token unk_token strftime_now "

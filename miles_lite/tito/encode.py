@@ -3,10 +3,10 @@
 Invariant: text that holds no mark encodes exactly as the plain tokenizer encodes it, template and content jointly; what
 would read as a control token but for a mark in it encodes as ordinary text and decodes to itself.
 
-How: before rendering, `Guard` (guard.py) puts a mark into whatever could become a control token inside message strings
-or across their edges. What still reads as one in the rendered text therefore comes from the template. Stretches with a
-mark lose it and are encoded by a tokenizer that knows no control tokens; so is every stretch where normalising text
-could make a control token of it.
+How: before rendering, `Guard` (control_tokens.py) puts a mark into whatever could become a control token inside message
+strings or across their edges. What still reads as one in the rendered text therefore comes from the template. Stretches
+with a mark lose it and are encoded by a tokenizer that knows no control tokens; so is every stretch where normalising
+text could make a control token of it.
 """
 
 from __future__ import annotations

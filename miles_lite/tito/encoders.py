@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from miles_lite.errors import UserError
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.render import RenderError
 
 

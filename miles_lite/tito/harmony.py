@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from miles_lite.tito.messages import Tools
+from miles_lite.tito.chat_messages import Tools
 from miles_lite.tito.parse import Marks, ToolCall
 from miles_lite.tito.reasoning import hold_back
 

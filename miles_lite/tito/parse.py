@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from miles_lite.tito.messages import Tools, is_unicode, readable_arguments
+from miles_lite.tito.chat_messages import Tools, is_unicode, readable_arguments
 from miles_lite.tito.reasoning import CLOSE_THINK, Reasoning, Thoughts, hold_back
 
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"

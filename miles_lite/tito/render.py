@@ -18,7 +18,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 
 
 class RenderError(ValueError):

@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.tito.chat_messages import Tools
 from miles_lite.tito.harmony import HarmonyCalls, HarmonyReasoning
-from miles_lite.tito.messages import Tools
 from miles_lite.tito.parse import Calls, Marks, ReplyParser, ToolCall
 from miles_lite.tito.reasoning import Reasoning, Thoughts
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.render import Renderer
 
 Rest = Callable[[Sequence[Message], str], tuple[str, int]]

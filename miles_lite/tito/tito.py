@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError
-from miles_lite.tito.arrange import Arranged, arrange, needed, role_of
+from miles_lite.tito.chat_messages import Form, Message, Tools, normalise, text_of
+from miles_lite.tito.control_tokens import Edges, Guard
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.families import Family, family_named, family_of_type
-from miles_lite.tito.guard import Edges, Guard
+from miles_lite.tito.laws import verify
 from miles_lite.tito.load import ModelText, load_model_text, no_template, read_template
-from miles_lite.tito.messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
-from miles_lite.tito.short import ShortContexts, short_history
+from miles_lite.tito.short_context import ShortContexts, short_history
 from miles_lite.tito.suffix import SuffixError, cut
 from miles_lite.tito.surface import AppendSurface
-from miles_lite.tito.verify import verify
+from miles_lite.tito.system_messages import Arranged, arrange, needed, role_of
 
 NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -103,7 +103,7 @@ class Tito:
                 raise
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
         check_roles(surface, append_roles, folder)
-        from miles_lite.tito.prove import choose_parser
+        from miles_lite.tito.parser_proof import choose_parser
 
         template = text.template or ""
         tito = cls(encoder, renderer, form, surface, parser_for(template), text.stop_ids, ShortContexts(renderer))

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from miles_lite.config import Config
+from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
-from miles_lite.net import loopback
+from miles_lite.process.addresses import loopback
 from miles_lite.sample import Batch
-from miles_lite.train.weights import copy_tokenizer, replace_folder
-from miles_lite.train.worker import TrainWorker, WorkerSpec
-from miles_lite.transfer import Bucket
+from miles_lite.train.rank import TrainWorker, WorkerSpec
+from miles_lite.weights.bucket import Bucket
+from miles_lite.weights.folder import copy_tokenizer, replace_folder
 
 CALL_TIMEOUT = 3600.0
 """Seconds a training step, a checkpoint or an export may take."""

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config import Algorithm, Optimizer
+from miles_lite.config.options import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Batch
 from miles_lite.train import losses
-from miles_lite.train.metrics import Tally
+from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.packing import Packed, check, forward_passes, pack
 from miles_lite.train.parallel import Strategy, all_reduce, trainable
 from miles_lite.train.policy import Policy
-from miles_lite.train.schedule import learning_rate
+from miles_lite.train.tally import Tally
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
 """Largest forward pass in padded tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""

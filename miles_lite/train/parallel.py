@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from miles_lite.net import loopback
+from miles_lite.process.addresses import loopback
 from miles_lite.train.policy import Policy
 
 

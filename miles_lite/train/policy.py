@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
+from miles_lite.model_folder import import_transformers
 from miles_lite.train.packing import Packed
 
 CHUNK_ELEMENTS = 1 << 27
@@ -54,26 +55,6 @@ class Policy(nn.Module):
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return logprobs, entropy
-
-
-def import_transformers() -> Any:
-    """The `transformers` module, importable also beside a torchvision that was built for another torch.
-
-    transformers imports torchvision wherever it is installed. A CUDA build of it next to a CPU torch fails for want of
-    two operators that no language model calls; declaring them is enough.
-    """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return transformers
-    except RuntimeError:
-        for operator in ("nms", "qnms"):
-            signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{operator}", signature)
-    return transformers
 
 
 def load_model(folder: str | Path) -> Any:

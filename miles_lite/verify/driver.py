@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from miles_lite.verify.schedule import Action
+from miles_lite.verify.plan import Action
 from miles_lite.verify.trajectories import TOOLS
 
 FailureMode = Literal["rollback", "append_tool", "append_user"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from miles_lite.tito.compare import BUGS
-from miles_lite.verify.sessions import Report
+from miles_lite.verify.driven_sessions import Report
 
 
 @dataclass(frozen=True, slots=True)

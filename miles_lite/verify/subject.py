@@ -15,13 +15,13 @@ from miles_lite.errors import UserError
 from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
+from miles_lite.tito.fake_tokenizer import VARIABLES, stand_in_tokenizer
 from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.load import load_model_text, no_template, read_template
 from miles_lite.tito.parse import parser_for
-from miles_lite.tito.prove import choose_parser
+from miles_lite.tito.parser_proof import choose_parser
 from miles_lite.tito.render import JinjaRenderer, Renderer
-from miles_lite.tito.short import ShortContexts
-from miles_lite.tito.standin import VARIABLES, stand_in_tokenizer
+from miles_lite.tito.short_context import ShortContexts
 from miles_lite.tito.tito import NO_OPTIONS, cached_surface
 
 

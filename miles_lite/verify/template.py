@@ -16,11 +16,11 @@ from typing import Any, Literal
 from jinja2 import meta
 
 from miles_lite.tito import RenderError, SuffixError, Tito
-from miles_lite.tito.canonical import CompareError
+from miles_lite.tito.chat_messages import Message, Tools, normalise
 from miles_lite.tito.compare import compare
-from miles_lite.tito.messages import Message, Tools, normalise
+from miles_lite.tito.cut_render import CompareError
 from miles_lite.tito.render import environment
-from miles_lite.verify.imitate import imitate
+from miles_lite.verify.imitated_session import imitate
 from miles_lite.verify.subject import Subject
 from miles_lite.verify.trajectories import Case, cases
 

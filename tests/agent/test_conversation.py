@@ -16,15 +16,15 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from miles_lite import atraj
-from miles_lite.agent.command import Agent, AgentOptions
 from miles_lite.agent.conversation import Conversation, Limits
 from miles_lite.agent.formats import FORMATS, PREAMBLE, SUBMIT
-from miles_lite.agent.session import AgentSession
+from miles_lite.agent.repl import Agent, AgentOptions
+from miles_lite.agent.session_client import AgentSession
 from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
-from miles_lite.agent_main import main
+from miles_lite.commands.agent import main
 from miles_lite.errors import UserError
+from miles_lite.traces import atraj
 from tests.http_server import http_server
 from tests.session.engine import STOP, Bench, answer, bench
 

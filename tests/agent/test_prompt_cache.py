@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from miles_lite import agent_main
 from miles_lite.agent.prompt_cache import PAGE, PromptCache, prompt_cache
+from miles_lite.commands import agent
 from miles_lite.errors import UserError
 from tests.http_server import Request, http_server
 
@@ -88,7 +88,7 @@ def test_a_prompt_is_said_to_be_loaded_only_when_all_of_it_was(
 ) -> None:
     cache = PromptCache(folder=tmp_path, ids=range(2 * PAGE + 1))
     with engine(tmp_path, pages=2, cached=cached) as (url, _):
-        agent_main._warm(cache, url)
+        agent._warm(cache, url)
     line = f"loaded system-prompt cache ({2 * PAGE} tokens) — skipping prefill\n"
     assert capsys.readouterr().err == (line if said else "")
 

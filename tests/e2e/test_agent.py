@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite import atraj
 from miles_lite.agent.prompt_cache import PAGE
+from miles_lite.traces import atraj
 from tests.e2e.job import ROOT, assert_nothing_left, environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

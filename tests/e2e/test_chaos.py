@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from miles_lite import atraj
+from miles_lite.traces import atraj
 from tests.e2e.job import (
     ROOT,
     Prepared,
@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 VICTIMS = {
     "agent worker": "ray::AgentWorker",
-    "session worker": "miles_lite.session.worker",
-    "router process": "miles_lite.router.server",
+    "session worker": "miles_lite.session.server_main",
+    "router process": "miles_lite.router.server_main",
     "session actor": "ray::SessionActor",
     "router actor": "ray::RouterActor",
     "scheduler": "sglang::scheduler",

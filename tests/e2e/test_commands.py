@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from miles_lite import atraj
+from miles_lite.traces import atraj
 from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

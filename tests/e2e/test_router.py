@@ -26,14 +26,14 @@ GATEWAY = ["--rollout-num-gpus", "1", "--router", "gateway"]
         pytest.param(
             PAIR,
             ["decode", "prefill"],
-            ("miles_lite.router.server", "ray::RouterActor"),
+            ("miles_lite.router.server_main", "ray::RouterActor"),
             marks=pytest.mark.skipif(missing() is not None, reason=str(missing())),
             id="pair",
         ),
         pytest.param(
             GATEWAY,
             ["regular"],
-            ("smg::router", "miles_lite.router.server", "ray::RouterActor"),
+            ("smg::router", "miles_lite.router.server_main", "ray::RouterActor"),
             marks=[
                 pytest.mark.slow,
                 pytest.mark.skipif(importlib.util.find_spec("smg") is None, reason="smg is not installed"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.rollout.model import check_model_folder
+from miles_lite.model_folder import check_model_folder
 from tests.e2e.job import Prepared, assert_nothing_left, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
 

@@ -12,10 +12,10 @@ import ray
 import requests
 
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
+from miles_lite.stack.environment import actor_env
 
 
 @dataclass

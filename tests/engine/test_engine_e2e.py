@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.liveness import Liveness
-from miles_lite.engine.weights import WeightUpdate
 from miles_lite.errors import UserError
-from miles_lite.probe import answers
+from miles_lite.process.probe import answers
+from miles_lite.weights.receiver import WeightUpdate
 from tests.engine.conftest import Running, remote
 from tests.engine.waiting import wait_until
 from tests.models import make_tiny_model, reference_logprobs

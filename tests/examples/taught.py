@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from miles_lite.init_model.build import init_model
+from miles_lite.init_model.warm_start import Policy, fit, replace_weights
 from miles_lite.sample import Sample
-from miles_lite.train.init_model import init_model
 from miles_lite.train.policy import load_model
-from miles_lite.train.warm_start import Policy, fit, replace_weights
 
 STEPS = 60
 

@@ -12,12 +12,12 @@ import ray
 import torch
 
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.engine.weights import WeightUpdate
-from miles_lite.rollout.weight_sync import Receiver, WeightSync
-from tests.engine.sender import FolderTrainer
+from miles_lite.stack.environment import actor_env
+from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_model
+from tests.weights.sender_process import FolderTrainer
 
 pytestmark = [
     pytest.mark.gpu,

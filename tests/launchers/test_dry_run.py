@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.config import Config, parse
+from miles_lite.config.options import Config, parse
 
 REPO = Path(__file__).parents[2]
 LAUNCHERS = sorted(path for path in (REPO / "launchers").glob("*.sh") if path.name != "common.sh")

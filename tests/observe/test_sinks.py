@@ -12,10 +12,10 @@ import orjson
 import psutil
 import pytest
 
-from miles_lite.config import Logging
-from miles_lite.observe.history import read_history, series
+from miles_lite.config.options import Logging
 from miles_lite.observe.sinks import JsonlSink, Sinks, open_sinks
 from miles_lite.observe.wandb_sink import wandb_folder
+from miles_lite.report.history import read_history, series
 
 
 def test_jsonl_rows_are_on_disk_at_once(tmp_path: Path) -> None:

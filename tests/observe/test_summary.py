@@ -10,9 +10,9 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from miles_lite.observe.plots import reward_curve
 from miles_lite.observe.sinks import JsonlSink
 from miles_lite.observe.summary import Counts, build_summary, print_summary, write_summary
+from miles_lite.report.plots import reward_curve
 
 COUNTS = Counts(
     prompts_started=100,

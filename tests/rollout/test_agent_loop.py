@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from miles_lite.rollout import agent_loop, output
+from miles_lite.rollout import agent_loop, agent_output
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 
 Work = Callable[[], Awaitable[Any]]
@@ -104,7 +104,7 @@ ENDS: dict[Work, tuple[type[BaseException], str | None]] = {
     raises_several: (AgentError, "BaseExceptionGroup"),
     spins: (AgentError, r"blocked the event loop in .*test_agent_loop\.py:\d+ \(spins\)"),
     sleeps_again_and_again: (AgentError, r"blocked the event loop in .*\(sleeps_again_and_again\): use asyncio.to_thr"),
-    floods: (output.OutputError, "printed more than"),
+    floods: (agent_output.OutputError, "printed more than"),
     fails: (ValueError, "no"),
     takes_long: (OutOfTimeError, None),
     clings: (OutOfTimeError, None),
@@ -115,7 +115,7 @@ ENDS: dict[Work, tuple[type[BaseException], str | None]] = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_loop, "STILL_SECONDS", 0.6)
     monkeypatch.setattr(agent_loop, "GRACE", 2.0)
-    monkeypatch.setattr(output, "LIMIT", 1 << 20)
+    monkeypatch.setattr(agent_output, "LIMIT", 1 << 20)
 
 
 async def together(*works: Work, timeout: float = 3.0) -> list[Any]:
@@ -131,7 +131,7 @@ async def together(*works: Work, timeout: float = 3.0) -> list[Any]:
 
 @pytest.mark.parametrize("bad", ENDS, ids=lambda work: work.__name__)
 def test_a_function_that_misbehaves_ends_its_own_call_alone(bad: Work, capsys: pytest.CaptureFixture[str]) -> None:
-    with output.bounded_output():
+    with agent_output.bounded_output():
         first, ended, last = asyncio.run(together(good, bad, good))
     assert (first, last) == ("done", "done")
     kind, words = ENDS[bad]
@@ -140,7 +140,7 @@ def test_a_function_that_misbehaves_ends_its_own_call_alone(bad: Work, capsys: p
 
 
 def test_an_agent_that_closes_stdout_closes_it_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    with output.bounded_output():
+    with agent_output.bounded_output():
         assert asyncio.run(together(closes_stdout)) == ["fine"]
     print("still open")
     assert capsys.readouterr().out == "still open\n" * 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config import Config, parse
+from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
 from miles_lite.rollout.examples import Examples
 

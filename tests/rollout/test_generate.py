@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config import Rollouts
+from miles_lite.config.options import Rollouts
 from miles_lite.errors import UserError
-from miles_lite.rollout.data import Prompt
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
+from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Group, Rollout, Status
 from tests.rollout.test_batch import make_sample
 

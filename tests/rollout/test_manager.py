@@ -8,9 +8,9 @@ import pytest
 import ray
 
 import miles_lite.rollout.manager as manager_module
-from miles_lite.config import parse
+from miles_lite.config.options import parse
+from miles_lite.rollout.agent_worker import Task
 from miles_lite.rollout.manager import RolloutManager, eval_sampling, sampling
-from miles_lite.rollout.worker import Task
 from miles_lite.sample import Group, Rollout, Status
 from tests.rollout.test_batch import make_sample
 

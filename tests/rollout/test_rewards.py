@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.config import parse
+from miles_lite.config.options import parse
 from miles_lite.rollout.rewards import load_reward
 from miles_lite.sample import Rollout
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.router.admission import Admission, QueueFullError
-from miles_lite.router.placement import NoWorkerError, Placement
+from miles_lite.router.backend import Worker
+from miles_lite.router.policies import NoWorkerError, Placement
 from miles_lite.router.registry import Registry
-from miles_lite.router.worker import Worker
 
 MOST = 2
 

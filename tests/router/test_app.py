@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from miles_lite.admin import bearer
-from miles_lite.config import Engines, Topology
+from miles_lite.config.options import Engines, Topology
 from miles_lite.errors import UserError
+from miles_lite.process.admin_key import bearer
 from miles_lite.router.app import Router
 from miles_lite.router.client import set_weight_version
 from miles_lite.router.replies import Limits

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.router.backend import Worker
 from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of, spliced
 from miles_lite.router.pairs import with_room
-from miles_lite.router.worker import Worker
 
 PREFILL = Worker("http://10.0.0.7:1", "prefill", 8998)
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from miles_lite.router.worker import Worker
+from miles_lite.router.backend import Worker
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, routing, serving
 

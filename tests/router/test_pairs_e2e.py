@@ -23,10 +23,10 @@ import requests
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.disaggregation import missing
 from miles_lite.engine.spec import EngineSpec, WorkerType
+from miles_lite.router.backend import Worker
 from miles_lite.router.pairs import with_room
 from miles_lite.router.spec import RouterSpec
-from miles_lite.router.supervise import Supervisor
-from miles_lite.router.worker import Worker
+from miles_lite.router.supervised_router import Supervisor
 from tests.models import make_tiny_moe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing() is not None, reason=missing() or "")]

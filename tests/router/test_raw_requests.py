@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from miles_lite.admin import bearer
+from miles_lite.process.admin_key import bearer
 from miles_lite.router.spec import RouterSpec
 from tests.raw_requests import ask, ask_many
 from tests.router.upstream import routing

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from miles_lite.errors import UserError
+from miles_lite.router.backend import Worker
 from miles_lite.router.registration import parse_worker
 from miles_lite.router.registry import Registry
-from miles_lite.router.worker import Worker
 
 
 def test_every_published_form_of_a_registration_is_understood():
@@ -106,7 +106,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from miles_lite.router.registry import Registry
-from miles_lite.router.worker import Worker
+from miles_lite.router.backend import Worker
 
 path = Path(sys.argv[1])
 registry = Registry(path)

@@ -17,10 +17,10 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from miles_lite.router.app import Router
+from miles_lite.router.backend import Worker
 from miles_lite.router.paths import run_app
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec, listen, url_of
-from miles_lite.router.worker import Worker
 
 
 @dataclass

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from miles_lite.session import calls, journal, sessions, worker
+from miles_lite.session import server_main, sessions
+from miles_lite.session.http import shared_request
+from miles_lite.session.journal import store
 
 
 def main(point: str, marker: Path, fd: int) -> int:
@@ -20,7 +22,7 @@ def main(point: str, marker: Path, fd: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if point == "before_commit":
-        journal._add = _dying_after(journal._add, die)
+        store._add = _dying_after(store._add, die)
     elif point == "after_commit":
         commit = sessions.Sessions.commit
 
@@ -31,14 +33,14 @@ def main(point: str, marker: Path, fd: int) -> int:
 
         sessions.Sessions.commit = committed  # type: ignore[method-assign]
     elif point == "after_send":
-        deliver = calls.Call.deliver
+        deliver = shared_request.Call.deliver
 
         def delivered(self: Any) -> None:
             deliver(self)
             die()
 
-        calls.Call.deliver = delivered  # type: ignore[method-assign]
-    return worker.main(fd)
+        shared_request.Call.deliver = delivered  # type: ignore[method-assign]
+    return server_main.main(fd)
 
 
 def _dying_after(add: Callable[[sqlite3.Connection, Any], Any], die: Callable[[], None]) -> Any:

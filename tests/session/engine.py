@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from miles_lite import config
+from miles_lite.config.options import Session as SessionOptions
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer, SessionSpec
 
@@ -169,7 +169,7 @@ def spec(model: Path, router_url: str = "http://127.0.0.1:9", port: int | None =
         bind_host="127.0.0.1",
         advertise_host="127.0.0.1",
         port=port,
-        options=config.Session(**options),
+        options=SessionOptions(**options),
         context_length=2048,
         call_seconds=20.0,
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from miles_lite.session.audit import MISMATCH, mismatches
-from miles_lite.session.caller import Caller
-from miles_lite.session.tree import pack_ids
+from miles_lite.session.history.agent_identity import Caller
+from miles_lite.session.history.tree import pack_ids
+from miles_lite.session.samples.audit import MISMATCH, mismatches
 from miles_lite.tito import Tito
 from tests.session.engine import bench
 from tests.session.replies import CHAT_TOOLS, ids_of, saying

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.session.bodies import Bodies
+from miles_lite.session.dialects.json_reuse import Bodies
 
 texts = st.text(alphabet='ab"\\[]{},: \n\u00e9\u20ac', max_size=8) | st.just('","messages":[')
 values = st.recursive(

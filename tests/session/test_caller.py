@@ -7,8 +7,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from miles_lite.session.caller import agent_name, caller_of
 from miles_lite.session.errors import ApiError
+from miles_lite.session.history.agent_identity import agent_name, caller_of
 from tests.session.engine import STOP, answer, bench
 from tests.session.trees import NOBODY, grow, new_tree, said, user
 

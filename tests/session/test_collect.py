@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
-from miles_lite.session.codec import decode_samples, encode_samples
-from miles_lite.session.collect import Plan, collect
 from miles_lite.session.errors import ApiError
-from miles_lite.session.sample_hooks import SampleHook
-from miles_lite.session.tree import Tree
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.samples.collect import Plan, collect
+from miles_lite.session.samples.sample_file import decode_samples, encode_samples
+from miles_lite.session.samples.sample_hooks import SampleHook
 from tests.session.trees import grow, new_tree, said, user
 
 A, B, C = user("a"), user("b"), user("c")

@@ -18,17 +18,17 @@ import openai
 import pytest
 import ray
 
-from miles_lite import config
+from miles_lite.config.options import Session as SessionOptions
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.environment import actor_env
 from miles_lite.engine.spec import EngineSpec
-from miles_lite.engine.weights import WeightUpdate
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer
+from miles_lite.stack.environment import actor_env
+from miles_lite.weights.receiver import WeightUpdate
 from tests.models import MOE_CONFIG, make_tiny_moe, reference_logprobs
 
 pytestmark = pytest.mark.e2e
@@ -73,7 +73,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             model_path=str(tiny_model),
             router_url=router_url,
             port=None,
-            options=config.Session(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
+            options=SessionOptions(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
             context_length=2048,
             run_dir=str(tmp_path_factory.mktemp("run")),
             routed_experts=True,
@@ -170,7 +170,7 @@ async def _serving(stack: Stack, **options: Any) -> AsyncIterator[SessionClient]
         model_path=str(stack.model),
         router_url=stack.router_url,
         port=None,
-        options=config.Session(session_retry_seconds=30.0, **options),
+        options=SessionOptions(session_retry_seconds=30.0, **options),
         context_length=2048,
         bind_host="127.0.0.1",
         advertise_host="127.0.0.1",

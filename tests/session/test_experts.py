@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from miles_lite.errors import UserError
-from miles_lite.session.experts import decode_experts, expert_layers, narrowed
+from miles_lite.session.engine.experts import decode_experts, expert_layers, narrowed
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench
 from tests.session.replies import CHAT_TOOLS, ids_of

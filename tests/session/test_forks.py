@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles_lite.session.caller import caller_of
-from miles_lite.session.forks import all_forks, fork_of
-from miles_lite.session.tree import Place
+from miles_lite.session.history.agent_identity import caller_of
+from miles_lite.session.history.forks import all_forks, fork_of
+from miles_lite.session.history.tree import Place
 from tests.metric_names import undocumented
 from tests.session.engine import STOP, answer, bench
 from tests.session.trees import NOBODY, grow, new_tree, output, said, user

@@ -13,7 +13,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 
-from miles_lite.session.openapi import openapi
+from miles_lite.session.http.openapi import openapi
 from tests.session.engine import STOP, answer, bench
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from miles_lite.session.heap import PAUSE, Heap
+from miles_lite.session.memory import PAUSE, Heap
 from tests.session.engine import STOP, answer, bench
 
 MB = 2**20

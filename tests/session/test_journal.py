@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
-from miles_lite.net import network_file_system
+from miles_lite.process.addresses import network_file_system
 from miles_lite.session import server
-from miles_lite.session.caller import Caller
 from miles_lite.session.client import SessionError
-from miles_lite.session.entry import Entry, Receipt, from_row, to_row
-from miles_lite.session.tree import Output, pack_spans, pack_tokens
+from miles_lite.session.history.agent_identity import Caller
+from miles_lite.session.history.tree import Output, pack_spans, pack_tokens
+from miles_lite.session.journal.row import Entry, Receipt, from_row, to_row
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, spec
 from tests.session.replies import CHAT_TOOLS, saying

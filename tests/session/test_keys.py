@@ -15,9 +15,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from miles_lite.agent.session import AgentSession
+from miles_lite.agent.session_client import AgentSession
 from miles_lite.errors import UserError
-from miles_lite.net import loopback
+from miles_lite.process.addresses import loopback
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.session.logs import SESSION, KeyValues
 from miles_lite.session.server import SessionServer

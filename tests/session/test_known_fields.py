@@ -25,9 +25,9 @@ from openai.types.responses.response_text_config_param import ResponseTextConfig
 from openai.types.responses.tool_param import ToolParam
 from openai.types.shared_params.reasoning import Reasoning
 
-from miles_lite.session.dialects import DIALECTS, ChatCompletions, Google, Messages, Responses, tables
+from miles_lite.session.dialects import DIALECTS, ChatCompletions, Google, Messages, Responses, field_tables
 from miles_lite.session.dialects.google_input import camel
-from miles_lite.session.dialects.known import Known, Table
+from miles_lite.session.dialects.known_fields import Known, Table
 from miles_lite.session.errors import ApiError
 from tests.session.engine import STOP, answer, bench
 from tests.tito.material import package_folder
@@ -80,15 +80,15 @@ def kinds(union: Any) -> set[str]:
 
 
 FIELDS: list[tuple[Table, set[str]]] = [
-    (tables.CHAT, typed(chat.CompletionCreateParamsBase) - {"stream_options"}),
-    (tables.RESPONSES, typed(responses.ResponseCreateParamsBase) - {"reasoning", "text"}),
-    (tables.RESPONSES, typed(Reasoning, within="reasoning.") | typed(ResponseTextConfigParam, within="text.")),
-    (tables.MESSAGES, typed(anthropic_messages.MessageCreateParamsBase) - {"thinking", "output_config"}),
-    (tables.MESSAGES, typed(anthropic_beta.MessageCreateParamsBase) - {"thinking", "output_config"}),
-    (tables.MESSAGES, typed(BetaOutputConfigParam, within="output_config.")),
-    (tables.MESSAGES, typed(BetaThinkingConfigEnabledParam, within="thinking.")),
-    (tables.MESSAGES, typed(BetaThinkingConfigAdaptiveParam, within="thinking.")),
-    (tables.GOOGLE, google()),
+    (field_tables.CHAT, typed(chat.CompletionCreateParamsBase) - {"stream_options"}),
+    (field_tables.RESPONSES, typed(responses.ResponseCreateParamsBase) - {"reasoning", "text"}),
+    (field_tables.RESPONSES, typed(Reasoning, within="reasoning.") | typed(ResponseTextConfigParam, within="text.")),
+    (field_tables.MESSAGES, typed(anthropic_messages.MessageCreateParamsBase) - {"thinking", "output_config"}),
+    (field_tables.MESSAGES, typed(anthropic_beta.MessageCreateParamsBase) - {"thinking", "output_config"}),
+    (field_tables.MESSAGES, typed(BetaOutputConfigParam, within="output_config.")),
+    (field_tables.MESSAGES, typed(BetaThinkingConfigEnabledParam, within="thinking.")),
+    (field_tables.MESSAGES, typed(BetaThinkingConfigAdaptiveParam, within="thinking.")),
+    (field_tables.GOOGLE, google()),
 ]
 
 
@@ -99,9 +99,9 @@ def test_every_field_of_the_clients_types_is_in_the_table(table: Table, fields: 
 
 
 def test_every_tool_of_the_clients_types_is_in_the_table() -> None:
-    assert kinds(chat_tools.ChatCompletionToolUnionParam) == {"function", "custom"} == set(tables.CHAT_TOOLS.rows)
-    assert set(map(camelled, genai.Tool.model_fields)) - tables.GOOGLE_TOOLS.rows.keys() == set()
-    for table, union in ((tables.RESPONSES_TOOLS, ToolParam), (tables.MESSAGES_TOOLS, BetaToolUnionParam)):
+    assert kinds(chat_tools.ChatCompletionToolUnionParam) == {"function", "custom"} == set(field_tables.CHAT_TOOLS.rows)
+    assert set(map(camelled, genai.Tool.model_fields)) - field_tables.GOOGLE_TOOLS.rows.keys() == set()
+    for table, union in ((field_tables.RESPONSES_TOOLS, ToolParam), (field_tables.MESSAGES_TOOLS, BetaToolUnionParam)):
         assert len(kinds(union)) > 10
         assert [kind for kind in kinds(union) if table.kind(kind) is None] == []
 
@@ -109,7 +109,7 @@ def test_every_tool_of_the_clients_types_is_in_the_table() -> None:
 def test_sglangs_own_fields_are_in_the_table() -> None:
     """Read in its source, which needs no engine to be imported."""
     file = package_folder("sglang") / "srt" / "entrypoints" / "openai" / "protocol.py"
-    for name, table in (("ChatCompletionRequest", tables.CHAT), ("ResponsesRequest", tables.RESPONSES)):
+    for name, table in (("ChatCompletionRequest", field_tables.CHAT), ("ResponsesRequest", field_tables.RESPONSES)):
         (found,) = [node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == name]
         assert isinstance(found, ast.ClassDef)
         fields = {str(ast.unparse(node.target)) for node in found.body if isinstance(node, ast.AnnAssign)}
@@ -124,7 +124,12 @@ BODIES: dict[type, dict[str, Any]] = {
     Messages: {"messages": ASK, "max_tokens": 5},
     Google: {"contents": [{"role": "user", "parts": [{"text": "go"}]}]},
 }
-TABLES = {ChatCompletions: tables.CHAT, Responses: tables.RESPONSES, Messages: tables.MESSAGES, Google: tables.GOOGLE}
+TABLES = {
+    ChatCompletions: field_tables.CHAT,
+    Responses: field_tables.RESPONSES,
+    Messages: field_tables.MESSAGES,
+    Google: field_tables.GOOGLE,
+}
 
 
 def rows(verdict: str) -> list[Any]:
@@ -214,10 +219,10 @@ def test_the_documentation_has_the_tables() -> None:
 
 
 HEADINGS = {
-    "Chat completions": (tables.CHAT, tables.CHAT_TOOLS),
-    "Responses": (tables.RESPONSES, tables.RESPONSES_TOOLS),
-    "Messages": (tables.MESSAGES, tables.MESSAGES_TOOLS),
-    "generateContent": (tables.GOOGLE, tables.GOOGLE_TOOLS),
+    "Chat completions": (field_tables.CHAT, field_tables.CHAT_TOOLS),
+    "Responses": (field_tables.RESPONSES, field_tables.RESPONSES_TOOLS),
+    "Messages": (field_tables.MESSAGES, field_tables.MESSAGES_TOOLS),
+    "generateContent": (field_tables.GOOGLE, field_tables.GOOGLE_TOOLS),
 }
 
 

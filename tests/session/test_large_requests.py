@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from miles_lite.session.caller import caller_of
-from miles_lite.session.limits import Limits
-from miles_lite.session.placing import Placed
+from miles_lite.session.history.agent_identity import caller_of
+from miles_lite.session.history.placing import Placed
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.http.limits import Limits
 from miles_lite.session.sessions import weight
-from miles_lite.session.tree import Tree
 from tests.session.engine import STOP, Bench, answer, bench
 from tests.session.replies import CHAT_TOOLS
 

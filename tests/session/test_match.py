@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.session.errors import ApiError
-from miles_lite.session.match import MATCHERS, canonical_arguments, matcher_named
-from miles_lite.session.tree import Tree
+from miles_lite.session.history.match import MATCHERS, canonical_arguments, matcher_named
+from miles_lite.session.history.tree import Tree
 from tests.session.trees import NOBODY, grow, said, user
 
 REPLAY = MATCHERS["replay"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from miles_lite.session.engine.sampling import check_run, inexact
 from miles_lite.session.errors import ApiError
-from miles_lite.session.sampling import check_run, inexact
 from tests.session.engine import STOP, answer, bench, failure
 from tests.session.replies import CHAT_TOOLS
 

@@ -58,7 +58,7 @@ def test_samples_say_who_asked_also_when_they_come_from_the_journal(
 @pytest.mark.parametrize(("name", "picked"), [("task_only", [0, 2]), ("without_subagents", [0])])
 def test_a_picker_leaves_out_what_is_not_the_task(tiny_model: Path, name: str, picked: list[int]) -> None:
     async def run() -> None:
-        path: dict[str, Any] = {"session_sample_picker_path": f"miles_lite.session.pickers.{name}"}
+        path: dict[str, Any] = {"session_sample_picker_path": f"miles_lite.session.samples.pickers.{name}"}
         async with bench(tiny_model, lambda body: answer([5, STOP]), session_disconnect_grace=0.0, **path) as b:
             session = await b.client.create()
             await _ask(b, session)

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.session.prompts import Prompts
-from miles_lite.session.tree import Place, Tree, Turn
+from miles_lite.session.engine.prompt_json import Prompts
+from miles_lite.session.history.tree import Place, Tree, Turn
 from tests.session.trees import NOBODY, new_tree, output, said, user
 
 growths = st.lists(

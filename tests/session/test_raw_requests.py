@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from miles_lite.session.client import SessionClient
-from miles_lite.session.supervisor import Supervisor
+from miles_lite.session.supervised_server import Supervisor
 from tests.raw_requests import ask, ask_many
 from tests.session.engine import STOP, answer, bench, scripted, spec
 

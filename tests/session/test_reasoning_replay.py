@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from miles_lite.session.dialects import Messages, Responses
-from miles_lite.session.match import MATCHERS
+from miles_lite.session.history.match import MATCHERS
 from miles_lite.tito import Tito
 from tests.session.engine import bench
 from tests.session.replies import ANTHROPIC_TOOLS, RESPONSES_TOOLS, saying

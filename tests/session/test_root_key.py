@@ -11,7 +11,7 @@ import anthropic
 import openai
 import pytest
 
-from miles_lite.session.keys import Keys
+from miles_lite.session.http.keys import Keys
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench
 from tests.session.replies import saying

@@ -16,7 +16,7 @@ from aiohttp import web
 from miles_lite.errors import UserError
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.session.client import SessionClient, SessionError
-from miles_lite.session.engine_calls import NO_WORKER
+from miles_lite.session.engine.engine_client import NO_WORKER
 from miles_lite.session.server import SessionServer
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, failure, spec

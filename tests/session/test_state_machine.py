@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from miles_lite import config
+from miles_lite.config.options import Session as SessionOptions
 from miles_lite.sample import NOT_SAMPLED
-from miles_lite.session.calls import Ask
-from miles_lite.session.engine_calls import EngineCalls, Generation, OnTokens
+from miles_lite.session.dialects.request import ChatRequest
+from miles_lite.session.engine.engine_client import EngineCalls, Generation, OnTokens
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatRequest
-from miles_lite.session.match import MATCHERS
+from miles_lite.session.history.match import MATCHERS
+from miles_lite.session.http.shared_request import Ask
 from miles_lite.session.off_loop import OffLoop
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
@@ -125,10 +125,8 @@ class Harness(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.engines = Engines(self.tito)
-        options = config.Session(tito_allowed_append_roles=("tool", "user"), session_disconnect_grace=0.0)
-        self.service = Service(
-            self.tito, self.engines, options=options, matcher=MATCHERS["replay"], context_length=100_000
-        )
+        own = SessionOptions(tito_allowed_append_roles=("tool", "user"), session_disconnect_grace=0.0)
+        self.service = Service(self.tito, self.engines, options=own, matcher=MATCHERS["replay"], context_length=100_000)
         self.service.off_loop = OnLoop()
         self.session = self.loop.run_until_complete(self.service.create({"temperature": 1.0, "max_new_tokens": 500}))
         self.open: list[tuple[str | None, list[Message]]] = []

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.session.caller import Caller
-from miles_lite.session.calls import Call
 from miles_lite.session.dialects import DIALECTS, ChatCompletions, Dialect, Google, Messages, Responses, Stamp
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta, rest
 from miles_lite.session.dialects.responses_shape import Form
 from miles_lite.session.dialects.responses_tools import Called, ResponseTools
-from miles_lite.session.engine_calls import Generation
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta, rest
-from miles_lite.session.match import FieldMatcher
-from miles_lite.session.reading import Prompt, Reader
-from miles_lite.session.sampling import Sampling
-from miles_lite.session.tree import Place, Tree
+from miles_lite.session.engine.engine_client import Generation
+from miles_lite.session.engine.engine_reply import Prompt, Reader
+from miles_lite.session.engine.sampling import Sampling
+from miles_lite.session.history.agent_identity import Caller
+from miles_lite.session.history.match import FieldMatcher
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.http.shared_request import Call
 from miles_lite.tito import Suffix, Tito
 from tests.session.engine import STOP
 from tests.session.replies import CHAT_TOOLS

@@ -23,7 +23,7 @@ import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.session.client import SessionClient
-from miles_lite.session.supervisor import COMMAND, Supervisor
+from miles_lite.session.supervised_server import COMMAND, Supervisor
 from tests.metric_names import undocumented
 from tests.session.engine import STOP, Engine, answer, scripted, spec
 
@@ -243,7 +243,7 @@ def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Path) -> 
     """A supervisor that is killed takes its worker with it; one that is stopped leaves a free port."""
     code = (
         "import asyncio, pickle, sys\n"
-        "from miles_lite.session.supervisor import Supervisor\n"
+        "from miles_lite.session.supervised_server import Supervisor\n"
         "async def main():\n"
         "    s = Supervisor(pickle.load(sys.stdin.buffer))\n"
         "    await s.start(); print(s.worker_pid, flush=True); await asyncio.sleep(60)\n"

@@ -17,7 +17,7 @@ from tests.tito.material import save_model
 
 @pytest.mark.parametrize("policy", ["v1", "v2"])
 def test_codex_converses_with_qwen35(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    monkeypatch.setattr("miles_lite.tito.prove.sglang_installed", lambda: False)
+    monkeypatch.setattr("miles_lite.tito.parser_proof.sglang_installed", lambda: False)
     folder = save_model(tmp_path / "model", "trl/qwen3_5_think", eos="<|im_end|>", max_position_embeddings=4096)
     tito = Tito.load(folder, append_roles=("tool", "user"))
     stop = tito.encoder.id_of("<|im_end|>")

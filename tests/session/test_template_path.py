@@ -48,7 +48,7 @@ def test_a_file_that_is_none_is_refused_by_its_flag(tiny_model: Path, tmp_path: 
 def test_a_server_warns_of_calls_that_are_not_read(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("miles_lite.tito.prove.sglang_installed", lambda: False)
+    monkeypatch.setattr("miles_lite.tito.parser_proof.sglang_installed", lambda: False)
     file = tmp_path / "odd.jinja"
     file.write_text(CHAT_TEMPLATE.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>"))
     load_tito(spec(tiny_model, tito_allowed_append_roles=("user",), chat_template_path=str(file)))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles_lite.config import Session
+from miles_lite.config.options import Session
 from miles_lite.sample import Sample, Status
-from miles_lite.session.caller import Caller, caller_of
-from miles_lite.session.collect import Plan, collect
-from miles_lite.session.forks import all_forks, report
-from miles_lite.session.timelines import Merging, merge
-from miles_lite.session.tree import Output, Place, Tree, Turn, pack_spans, pack_tokens
+from miles_lite.session.history.agent_identity import Caller, caller_of
+from miles_lite.session.history.forks import all_forks, report
+from miles_lite.session.history.tree import Output, Place, Tree, Turn, pack_spans, pack_tokens
+from miles_lite.session.samples.collect import Plan, collect
+from miles_lite.session.samples.timelines import Merging, merge
 from miles_lite.tito import Suffix
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 from tests.session.trees import NOBODY, fingerprint, new_tree, said, user
 
 S: dict[str, Any] = {"role": "system", "content": "s"}

@@ -10,7 +10,7 @@ import pytest
 
 from miles_lite.session.dialects import ChatCompletions, Google, Media, Messages, Responses
 from miles_lite.session.errors import ApiError
-from miles_lite.tito.messages import text_of
+from miles_lite.tito.chat_messages import text_of
 from tests.session.engine import STOP, answer, bench
 
 PNG = "iVBORw0KGgo="

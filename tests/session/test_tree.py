@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.session.caller import caller_of
-from miles_lite.session.tree import Place
+from miles_lite.session.history.agent_identity import caller_of
+from miles_lite.session.history.tree import Place
 from tests.session.trees import NOBODY, fingerprint, grow, new_tree, said, user
 
 SYSTEM = {"role": "system", "content": "s"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite import atraj
+from miles_lite.traces import atraj
 from tests.session.engine import STOP, answer, bench
 
 

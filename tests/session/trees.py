@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.session.caller import Caller, caller_of
-from miles_lite.session.match import MATCHERS
-from miles_lite.session.tree import Output, Tree, Turn, pack_spans, pack_tokens
+from miles_lite.session.history.agent_identity import Caller, caller_of
+from miles_lite.session.history.match import MATCHERS
+from miles_lite.session.history.tree import Output, Tree, Turn, pack_spans, pack_tokens
 
 NOBODY = caller_of(None, None)
 

@@ -20,10 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from miles_lite.tito import Tito
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.fake_tokenizer import VARIABLES, control_tokens
 from miles_lite.tito.parse import parser_for
 from miles_lite.tito.render import JinjaRenderer, Renderer
-from miles_lite.tito.short import ShortContexts
-from miles_lite.tito.standin import VARIABLES, control_tokens
+from miles_lite.tito.short_context import ShortContexts
 from miles_lite.tito.tito import NO_OPTIONS, cached_surface
 
 LOCAL = os.environ.get("MILES_LITE_TEMPLATES")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.tito import Tito
-from miles_lite.tito.canonical import CompareError, Sampled
 from miles_lite.tito.compare import KINDS, Mismatch, compare
+from miles_lite.tito.cut_render import CompareError, Sampled
 from miles_lite.tito.tito import NO_OPTIONS
-from miles_lite.verify.imitate import Buffer, imitate
+from miles_lite.verify.imitated_session import Buffer, imitate
 from miles_lite.verify.trajectories import TOOLS, conversation
 from tests.tito.material import tito_for
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miles_lite.tito import RenderError, Tito
-from miles_lite.tito.guard import Edges
-from miles_lite.tito.messages import normalise
+from miles_lite.tito.chat_messages import normalise
+from miles_lite.tito.control_tokens import Edges
 from tests.tito.material import templates, tito_for
 
 Fill = Callable[[str], tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]

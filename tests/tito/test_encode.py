@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from miles_lite.tito import Tito
+from miles_lite.tito.control_tokens import Edges, Guard
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.guard import Edges, Guard
 from miles_lite.tito.render import JinjaRenderer
 from tests.models import CONTROL_TOKENS
 from tests.tito.test_suffix import CHATML

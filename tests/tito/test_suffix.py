@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from miles_lite.tito import Tito
-from miles_lite.tito.messages import normalise
+from miles_lite.tito.chat_messages import normalise
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.suffix import Join, SuffixError, cut
 from tests.tito.texts import hostile

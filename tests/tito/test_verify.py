@@ -9,10 +9,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from miles_lite.errors import UserError
 from miles_lite.tito import AppendSurface, Tito
-from miles_lite.tito.boundaries import ROLES
 from miles_lite.tito.encode import Encoder
+from miles_lite.tito.laws import verify
 from miles_lite.tito.render import JinjaRenderer
-from miles_lite.tito.verify import verify
+from miles_lite.tito.verification_cases import ROLES
 from tests.tito.test_suffix import ALIAS, CHATML, OVERLAP
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

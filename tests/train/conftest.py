@@ -1,25 +1,14 @@
-"""One small model, and a process group of one rank, for all tests of the trainer."""
+"""A process group of one rank, for all tests of the trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from miles_lite.train import parallel
-from miles_lite.train.init_model import init_model
-from tests.train.helpers import CORPUS, SIZE
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 20k-parameter model folder. Read only."""
-    folder = tmp_path_factory.mktemp("model")
-    init_model(folder, corpus=CORPUS, seed=1, **SIZE)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miles_lite import config
-from miles_lite.config import Config
+from miles_lite.config.options import Config, parse
 from miles_lite.sample import NOT_SAMPLED, Batch, Sample
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
@@ -18,7 +17,7 @@ SIZE = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64
 def make_config(model: Path, *flags: str) -> Config:
     required = ["--hf-checkpoint", str(model), "--prompt-data", "unused.jsonl", "--rollout-batch-size", "2"]
     required += ["--n-samples-per-prompt", "4", "--num-rollout", "10", "--lr", "1e-3", "--train-threads", "1"]
-    return config.parse([*required, *flags])[0]
+    return parse([*required, *flags])[0]
 
 
 def make_sample(random: np.random.Generator, *, prompt: int, turns: int = 1, vocabulary: int = 280) -> Sample:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from miles_lite.errors import UserError
 from miles_lite.sample import Batch
 from miles_lite.train import checkpoint
-from miles_lite.train.weights import copy_tokenizer, write_folder
+from miles_lite.weights.folder import copy_tokenizer, write_folder
 from tests.train.helpers import make_batch, make_samples
 from tests.train.test_learner import learner, parameters
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 
-from miles_lite.config import Config
+from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.policy import load_model

@@ -11,7 +11,7 @@ import torch
 from miles_lite.errors import UserError
 from miles_lite.sample import Batch
 from miles_lite.train.learner import Learner
-from miles_lite.train.worker import build_learner
+from miles_lite.train.rank import build_learner
 from tests.metric_names import undocumented, unlogged
 from tests.train.helpers import make_batch, make_config, make_samples
 from tests.train.test_packing import naive_logprobs

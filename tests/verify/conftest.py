@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.tito import Tito
-from miles_lite.tito.boundaries import ROLES
+from miles_lite.tito.verification_cases import ROLES
 
 
 @pytest.fixture(scope="session")

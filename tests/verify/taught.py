@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miles_lite.make_model import read_corpus
-from miles_lite.tito.boundaries import ROLES
+from miles_lite.commands.init_model import read_corpus
+from miles_lite.init_model.build import CHAT_TEMPLATE, init_model
+from miles_lite.init_model.warm_start import warm_start
 from miles_lite.tito.render import JinjaRenderer
-from miles_lite.train.init_model import CHAT_TEMPLATE, init_model
-from miles_lite.train.warm_start import warm_start
+from miles_lite.tito.verification_cases import ROLES
 from miles_lite.verify.driver import Driver
-from miles_lite.verify.schedule import schedule
+from miles_lite.verify.plan import schedule
 from miles_lite.verify.trajectories import TOOLS
 
 CITIES = ("Paris", "Rome", "Oslo", "Cairo")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from miles_lite.tito.boundaries import ROLES
+from miles_lite.tito.verification_cases import ROLES
 from miles_lite.verify.driver import Driver, FailureMode, NoToolCall
-from miles_lite.verify.schedule import schedule
+from miles_lite.verify.plan import schedule
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL, {**CALL, "id": "c2"}]}

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from miles_lite.tito.compare import BUGS, REASONING_DROPPED, Kind, Mismatch
+from miles_lite.verify.driven_sessions import Report
 from miles_lite.verify.judge import judge
-from miles_lite.verify.sessions import Report
 
 ROLES = ("tool", "user", "system", "assistant")
 EVENTS = {"rollback": 2, "append_tool": 3, "append_user": 2, "append_system": 1, "append_assistant": 2}

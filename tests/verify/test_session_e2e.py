@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.cli import main
-from miles_lite.tito.boundaries import ROLES
+from miles_lite.tito.verification_cases import ROLES
 from tests.e2e.conftest import mark  # noqa: F401  the fixture
 from tests.e2e.job import assert_nothing_left, serving, start, wait_for
 from tests.verify.taught import make_taught_model

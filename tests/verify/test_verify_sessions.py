@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from miles_lite.tito import Tito
-from miles_lite.tito.boundaries import ROLES
 from miles_lite.tito.render import JinjaRenderer
+from miles_lite.tito.verification_cases import ROLES
+from miles_lite.verify.driven_sessions import Plan, Report, verify_sessions
 from miles_lite.verify.judge import judge
-from miles_lite.verify.schedule import schedule
-from miles_lite.verify.sessions import Plan, Report, verify_sessions
+from miles_lite.verify.plan import schedule
 from tests.models import CHAT_TEMPLATE
 from tests.session.engine import bench
 from tests.session.replies import saying

@@ -1,7 +1,7 @@
 """Lets the stock SGLang wheel run on a machine without CUDA: five patches at import time, no file edited.
 
-This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/profile.py); Python runs this file at
-start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
+This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/cpu_shim.py); Python runs this
+file at start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
 
 torchvision                      PyPI builds need CUDA's C++ ops; their two declarations let `import torchvision` pass.
 sglang...pool_host.common        host memory pools are plain memory, not registered with the CUDA driver.

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import orjson
 
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from miles_lite.session.dialects.base import Bodied, Stamp, openai_error, sse
 from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
 from miles_lite.session.dialects.chat_media import pictured, without_media
+from miles_lite.session.dialects.field_tables import CHAT, CHAT_TOOLS
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
@@ -26,10 +27,9 @@ from miles_lite.session.dialects.fields import (
     template_options,
 )
 from miles_lite.session.dialects.media import Media
-from miles_lite.session.dialects.tables import CHAT, CHAT_TOOLS
+from miles_lite.session.dialects.request import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 
 MAX_CHOICES = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")

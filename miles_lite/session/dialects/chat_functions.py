@@ -11,7 +11,7 @@ from typing import Any
 
 from miles_lite.session.dialects.fields import items, obj
 from miles_lite.session.errors import bad_request
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 
 def modern(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from miles_lite.session.dialects.known import UNSUPPORTED
+from miles_lite.session.dialects.known_fields import UNSUPPORTED
+from miles_lite.session.dialects.request import Constraint
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import Constraint
-from miles_lite.tito.messages import Message, Tools, nested_beyond
+from miles_lite.tito.chat_messages import Message, Tools, nested_beyond
 
 MAX_MESSAGES = 10_000
 MAX_NESTING = 64

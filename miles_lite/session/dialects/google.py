@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles_lite.session.dialects.base import Stamp
+from miles_lite.session.dialects.field_tables import GOOGLE, GOOGLE_TOOLS
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
@@ -26,10 +27,9 @@ from miles_lite.session.dialects.google_input import camel, conversation
 from miles_lite.session.dialects.google_schema import json_schema
 from miles_lite.session.dialects.google_shape import error_body, parts_of, response
 from miles_lite.session.dialects.media import Media
-from miles_lite.session.dialects.tables import GOOGLE, GOOGLE_TOOLS
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 
 ADDRESS = "address"
 """Where `parse` finds what `addressed` read in the request's address; no field of Google's has this name."""

@@ -12,8 +12,8 @@ import orjson
 
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.google_shape import error_body, parts_of, response
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
 
 
 @dataclass(slots=True)

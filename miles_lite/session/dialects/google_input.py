@@ -15,7 +15,7 @@ from miles_lite.session.dialects.fields import items, need, obj, take
 from miles_lite.session.dialects.google_schema import camel_case
 from miles_lite.session.dialects.media import Media, not_text
 from miles_lite.session.errors import bad_request
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 _USERS = ("args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels")
 _TEXTS = {"output", "result", "error"}

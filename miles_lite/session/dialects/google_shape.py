@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from miles_lite.session.dialects.messages_shape import signature
+from miles_lite.session.dialects.request import ChatAnswer, Delta
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, Delta
 
 _STATUS = {
     400: "INVALID_ARGUMENT",

@@ -15,6 +15,7 @@ import orjson
 
 from miles_lite.session.dialects.base import Bodied, Stamp
 from miles_lite.session.dialects.chat import schema_of
+from miles_lite.session.dialects.field_tables import MESSAGES, MESSAGES_TOOLS
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
@@ -30,10 +31,9 @@ from miles_lite.session.dialects.fields import (
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
-from miles_lite.session.dialects.tables import MESSAGES, MESSAGES_TOOLS
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
-from miles_lite.tito.messages import Message, Tools
+from miles_lite.tito.chat_messages import Message, Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
 """Claude Code puts this line in front of its system prompt, with a hash that changes at every request."""

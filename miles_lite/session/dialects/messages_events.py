@@ -10,8 +10,8 @@ from typing import Any
 
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Any
 
+from miles_lite.session.dialects.request import ChatAnswer
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer
 
 _ERRORS = {
     401: "authentication_error",

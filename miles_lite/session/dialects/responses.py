@@ -13,16 +13,16 @@ from typing import Any
 
 from miles_lite.session.dialects.base import Bodied, Stamp, openai_error
 from miles_lite.session.dialects.chat import schema_of
+from miles_lite.session.dialects.field_tables import RESPONSES, SAMPLING
 from miles_lite.session.dialects.fields import check_choice, check_limits, choice, need, take, template_options
 from miles_lite.session.dialects.media import Media
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint
 from miles_lite.session.dialects.responses_events import ResponseEvents
 from miles_lite.session.dialects.responses_input import conversation
 from miles_lite.session.dialects.responses_shape import Form, finished, output_items
 from miles_lite.session.dialects.responses_tools import ResponseTools, tools_of
-from miles_lite.session.dialects.tables import RESPONSES, SAMPLING
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Constraint
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 
 class Responses(Bodied):

@@ -11,6 +11,7 @@ from typing import Any
 
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.chat import logprob_entries
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.dialects.responses_shape import (
     Item,
     call_item,
@@ -22,7 +23,6 @@ from miles_lite.session.dialects.responses_shape import (
     text_part,
 )
 from miles_lite.session.errors import ApiError
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, Delta
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from miles_lite.session.dialects.fields import check_count, choice, items, need,
 from miles_lite.session.dialects.media import Media, type_in
 from miles_lite.session.dialects.responses_tools import ResponseTools, arguments_of
 from miles_lite.session.errors import bad_request
-from miles_lite.tito.messages import Message
+from miles_lite.tito.chat_messages import Message
 
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 

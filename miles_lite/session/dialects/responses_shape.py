@@ -11,8 +11,8 @@ from typing import Any
 
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import logprob_entries
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, whole
 from miles_lite.session.dialects.responses_tools import Called, ResponseTools
-from miles_lite.session.exchange import ChatAnswer, ChatRequest, whole
 
 Item = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from miles_lite.session.dialects.field_tables import RESPONSES_TOOLS
 from miles_lite.session.dialects.fields import items, need, take, unsupported
-from miles_lite.session.dialects.tables import RESPONSES_TOOLS
 
 _INPUT = {
     "type": "object",

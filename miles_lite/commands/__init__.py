@@ -1,0 +1,1 @@
+"""The commands of `miles-lite`: each reads its options and composes rooms; nothing else imports them."""

@@ -1,0 +1,1 @@
+"""Options: small frozen groups, their flags, and the rules between them."""

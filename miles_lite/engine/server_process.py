@@ -1,0 +1,147 @@
+"""One guarded server process: started, awaited until healthy, ended with everything it spawned.
+
+Invariant: once `ServerProcess.stop` returned, or its owner died in any way, no process of the server is left;
+server_guard.py sees to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from miles_lite.errors import UserError
+from miles_lite.process.probe import answers
+
+GUARD = Path(__file__).with_name("server_guard.py")
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
+HEALTH_SECONDS = 5.0
+TAIL_LINES = 25
+LINE_LENGTH = 300
+"""Characters of a log line that are shown: SGLang prints all its settings in one of 20,000."""
+LOST_PORT = ("address already in use", "port is already in use", "is not available")
+
+
+class ServerProcess:
+    """A server behind its guard. Build it with `ServerProcess.launch`."""
+
+    def __init__(self, guard: subprocess.Popen[str], *, pid: int, log_path: Path, log_start: int) -> None:
+        self.pid = pid
+        self.log_path = log_path
+        self._guard = guard
+        self._log_start = log_start
+
+    @classmethod
+    def launch(
+        cls, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, secrets: Sequence[str] = ()
+    ) -> Self:
+        """Start `command`; its output is appended to `log_path`, without `secrets`."""
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), str(log_path), str(GRACE), "--", *command],
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # then it says nothing either
+            guard.stdin.write(f"{json.dumps(secrets)}\n")
+            guard.stdin.flush()
+        first_line = guard.stdout.readline()
+        if not first_line:
+            raise UserError(f"could not start {command[0]}: its guard exited with {guard.wait()}, see stderr above")
+        return cls(guard, pid=int(first_line), log_path=log_path, log_start=log_start)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while the server lives."""
+        return self._guard.poll()
+
+    async def wait_healthy(self, url: str, timeout: float) -> None:
+        """Return when GET {url}/health says 200. Raises UserError when the server ends or `timeout` seconds pass."""
+        deadline = time.monotonic() + timeout
+        while self.exit_code is None:
+            if await answers(f"{url}/health", seconds=HEALTH_SECONDS):
+                return
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
+                    "  A slow machine or a big model: raise --engine-start-timeout."
+                )
+            await asyncio.sleep(0.1)
+        raise UserError(
+            f"the SGLang server ended with exit code {self.exit_code} before it was healthy.\n{self._tail()}\n"
+            "  The last lines say why; SGLang's own options are passed as --sglang-NAME."
+        )
+
+    def lost_port(self) -> bool:
+        """True when the server ended because another process had taken its port."""
+        log = "\n".join(self._lines()).lower()
+        return self.exit_code is not None and any(words in log for words in LOST_PORT)
+
+    async def wait(self) -> None:
+        """Return as soon as the server itself has ended; the guard may still be ending what it spawned."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        loop.add_reader(handle, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+
+    def kill(self) -> None:
+        """End the server's process group at once: what hangs heeds nothing else."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """End the server and everything it spawned. Idempotent; takes at most a few seconds."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        deadline = time.monotonic() + GRACE + 5.0
+        while self._guard.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self._guard.kill()
+        self._guard.wait()
+        assert self._guard.stdout is not None
+        self._guard.stdout.close()
+
+    def _lines(self) -> list[str]:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace").splitlines()
+
+    def _tail(self) -> str:
+        lines = [line for line in self._lines() if line.strip()][-TAIL_LINES:]
+        cut = (line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH]} ..." for line in lines)
+        shown = "\n".join(f"    {line}" for line in cut) or "    (it wrote nothing)"
+        return f"  Last lines of {self.log_path}:\n{shown}"
+
+
+async def wait_healthy(url: str, timeout: float) -> None:
+    """The same for a server that somebody else started."""
+    deadline = time.monotonic() + timeout
+    while not await answers(f"{url}/health", seconds=HEALTH_SECONDS):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"no SGLang server answered at {url}/health within {timeout:g} s.\n"
+                "  Start it, correct --rollout-external-engine-addrs, or raise --engine-start-timeout."
+            )
+        await asyncio.sleep(0.5)

@@ -1,0 +1,1 @@
+"""Environments: an agent function, its prompts and its reward."""

@@ -1,0 +1,1 @@
+"""A small model made on the spot, and its supervised warm start."""

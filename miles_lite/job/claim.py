@@ -1,0 +1,34 @@
+"""A run folder belongs to one process at a time: two would write one metrics file, one journal, one weight version.
+
+Invariant: nothing is left in the folder, and the claim ends with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from miles_lite.config.flags import check_folder
+from miles_lite.errors import UserError
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Make the folder and have it alone in this block. Raises UserError when it cannot be made or another has it."""
+    check_folder("--run-dir", run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(f"--run-dir {run_dir}: another run is using it: give another folder, or end that run") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,116 @@
+"""What the driver looks at while it waits: whether to stop, who has died, what its servers have to say.
+
+Invariant: every wait of a run looks several times a second, and ends with the first of: the answer, its own bound, the
+wish to stop, the death of a process that the run cannot do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from miles_lite.errors import UserError
+from miles_lite.process.heartbeat import Pulse
+from miles_lite.process.post_mortem import DiedError
+from miles_lite.process.stopping import Interrupts
+from miles_lite.train.group import RankDiedError
+
+SLICE_SECONDS = 0.2
+ALARM_SECONDS = 1.0
+
+
+class OvertimeError(Exception):
+    """What was given `Watch.at_most` so many seconds took longer."""
+
+
+def death_in(error: BaseException | None) -> DiedError | None:
+    """The death that `error` tells of: a call to a dead actor fails, maybe before anybody looked."""
+    if isinstance(error, RankDiedError):
+        return DiedError(f"train rank {error.rank}", error.error)
+    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+        return DiedError("the rollout manager", error)
+    return error if isinstance(error, DiedError) else None
+
+
+class Watch:
+    """Looks, and waits."""
+
+    def __init__(self, interrupts: Interrupts, *, hint: str) -> None:
+        """`hint` ends the message of a wait that takes too long."""
+        self._interrupts, self._hint = interrupts, hint
+        self._pulses: dict[str, Pulse] = {}
+        self._deadline: float | None = None
+        self.hears: list[Callable[[], None]] = []
+        """Called at each look."""
+
+    def follow(self, name: str, actor: Any) -> None:
+        """The run ends when `actor` dies."""
+        self._pulses[name] = Pulse(actor)
+
+    def follow_all(self, name: str, actors: Sequence[Any]) -> None:
+        """The same for each, by number."""
+        for index, actor in enumerate(actors):
+            self.follow(f"{name} {index}", actor)
+
+    def look(self) -> None:
+        """Raises KeyboardInterrupt, OvertimeError or DiedError when there is something to see."""
+        if self._deadline is None:
+            self._interrupts.check()
+        elif time.monotonic() > self._deadline:
+            raise OvertimeError
+        for name, pulse in self._pulses.items():
+            if (error := pulse.lost()) is not None:
+                raise DiedError(name, error)
+        for hear in self.hears:
+            hear()
+
+    @contextlib.contextmanager
+    def at_most(self, seconds: float) -> Iterator[None]:
+        """Waits in the block end with OvertimeError after `seconds`, and not with the wish to stop."""
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    def until(self, ref: Any, seconds: float) -> bool:
+        """Look, then wait for `ref` so long; whether it is there."""
+        self.look()
+        return bool(ray.wait([ref], timeout=seconds)[0])
+
+    def wait(self, ref: Any, what: str, timeout: float) -> Any:
+        """The value of `ref`. Raises what `look` raises and what the call raised; UserError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self.until(ref, SLICE_SECONDS):
+            if time.monotonic() > deadline:
+                raise UserError(f"waited {timeout:.0f} s for {what}; {self._hint}")
+        return ray.get(ref)
+
+
+class Alarms:
+    """Passes on what a manager's `alarms` says, line by line. It never waits for it."""
+
+    def __init__(self, manager: Any, say: Callable[[str], None]) -> None:
+        self._manager, self._say = manager, say
+        self._heard = 0
+        self._next = 0.0
+        self._asked: Any = None
+
+    def __call__(self) -> None:
+        if self._asked is None:
+            if time.monotonic() > self._next:
+                self._asked = self._manager.alarms.remote()
+            return
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return
+        asked, self._asked, self._next = self._asked, None, time.monotonic() + ALARM_SECONDS
+        with contextlib.suppress(ray.exceptions.RayError):
+            lines: list[str] = ray.get(asked)
+            for line in lines[self._heard :]:
+                self._say(line)
+            self._heard = len(lines)

@@ -1,0 +1,1 @@
+"""Processes and what they share: supervision, stopping, addresses, keys, temp folders."""

@@ -1,0 +1,221 @@
+"""AgentWorker: a long-lived Ray actor that runs users' agent functions, many at once, and collects their tokens.
+
+Invariant: a rollout never raises. Whatever the agent, the reward or the session does becomes a `Rollout` with a
+status, an error label and the samples that could be collected. Users' code runs in a loop of its own, so that it cannot
+keep this actor from answering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles_lite.config.options import Config
+from miles_lite.environments import single_turn
+from miles_lite.hooks import load_hook
+from miles_lite.process.addresses import actor_label
+from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
+from miles_lite.rollout.agent_output import bounded_output
+from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.rewards import Reward, load_reward
+from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.session.client import SessionClient, SessionError
+from miles_lite.traces import atraj
+
+COLLECT_ATTEMPTS = 3
+LOOP_ATTEMPTS = 3
+"""How often a rollout begins that other agents take the loop away from."""
+SESSION_SECONDS = 60.0
+"""How long a session server that is being replaced is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One rollout to run: who it is, what it works on, where its session lives and how it samples."""
+
+    rollout_index: int
+    group_index: int
+    prompt: Prompt
+    session_url: str
+    sampling: Mapping[str, Any]
+
+
+class AgentWorker:
+    """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently."""
+
+    def __init__(self, index: int, config: Config, admin_key: str | None = None) -> None:
+        """`admin_key`: what opening a session takes; None: nothing."""
+        self._index = index
+        self._config = config
+        self._admin_key = admin_key
+        self._clients: dict[str, SessionClient] = {}
+        self._exits = contextlib.AsyncExitStack()
+        self._agents = AgentLoop()
+        self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
+        self._reward: Reward | None = None
+
+    def __repr__(self) -> str:
+        return actor_label("AgentWorker", self._index)
+
+    async def start(self) -> None:
+        """Import the agent and reward functions. Raises UserError when they do not exist."""
+        path = self._config.rollouts.custom_agent_function_path
+        self._exits.enter_context(bounded_output())  # before a module is loaded that keeps stderr for its log
+        self._agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
+        self._reward = load_reward(self._config)
+        self._exits.callback(self._agents.close)
+
+    async def run(self, task: Task) -> Rollout:
+        """Run one agent to its end, its time limit or its failure; never raises."""
+        for _ in range(LOOP_ATTEMPTS):
+            rollout = await self._run(task)
+            if rollout.error != LoopLostError.__name__:
+                break
+        return rollout
+
+    async def _run(self, task: Task) -> Rollout:
+        rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
+        try:
+            client = await self._client(task.session_url)
+            session_id = await client.create(task.sampling)
+            try:
+                await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
+                rollout.finished_at = time.time()
+                rollout.samples = await self._collect(client, session_id)
+                _settle(rollout)
+                if self._config.logging.trajectory_dir is not None:
+                    await self._keep(rollout, task, await client.turns(session_id), session_id)
+            finally:
+                await client.delete(session_id)
+        except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
+            _fail(rollout, error)
+        finally:
+            rollout.finished_at = rollout.finished_at or time.time()
+        return rollout
+
+    async def alive(self, seconds: float = 0.0) -> bool:
+        """True once started."""
+        return self._agent is not None
+
+    async def watch(self) -> None:
+        """Never returns: who waits for it learns of this actor's death at once."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Close the connections to the session servers."""
+        await self._exits.aclose()
+
+    async def _client(self, url: str) -> SessionClient:
+        if url not in self._clients:
+            client = SessionClient(url, restart_seconds=SESSION_SECONDS, admin_key=self._admin_key)
+            self._clients[url] = client
+            await self._exits.enter_async_context(self._clients[url])
+        return self._clients[url]
+
+    async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> None:
+        """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
+        agent, limit = self._agent, self._config.rollouts.rollout_timeout
+        assert agent is not None
+        metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
+
+        async def act() -> float | None:
+            info = await agent(
+                base_url=base_url,
+                api_key=api_key,
+                prompt=task.prompt.input,
+                request_kwargs=_request_kwargs(task.sampling),
+                metadata=metadata,
+                label=task.prompt.label,
+            )
+            rollout.metadata = dict(info or {})
+            return await self._score(rollout, task)
+
+        try:
+            rollout.reward = await self._agents.run(act, timeout=limit)
+        except OutOfTimeError:
+            rollout.status, rollout.error = Status.ABORTED, "timeout"
+            rollout.metadata["error_detail"] = f"the agent did not finish within {limit:.0f} s (--rollout-timeout)"
+        except Exception as error:  # noqa: BLE001 - users' code may raise anything
+            _fail(rollout, error)
+
+    async def _score(self, rollout: Rollout, task: Task) -> float | None:
+        if self._reward is None:
+            reward = rollout.metadata.get("reward")
+        else:
+            reward = await self._reward(
+                self._config,
+                rollout,
+                response=rollout.metadata.get("response", ""),
+                label=task.prompt.label,
+                metadata=task.prompt.metadata,
+            )
+        if reward is not None and not math.isfinite(float(reward)):
+            raise ValueError(f"the reward is {reward}: it must be a finite number, or None")
+        return None if reward is None else float(reward)
+
+    async def _keep(self, rollout: Rollout, task: Task, turns: Mapping[str, Any], session_id: str) -> None:
+        """Write the rollout's trajectory file, with the prompt that it started from."""
+        metadata = {
+            "rollout_index": rollout.index,
+            "group_index": rollout.group_index,
+            "status": rollout.status,
+            "error": rollout.error,
+            "prompt": dataclasses.asdict(task.prompt),
+        }
+        made = atraj.build(turns, reward=rollout.reward, metadata=metadata)
+        folder = Path(str(self._config.logging.trajectory_dir)).expanduser().resolve()
+        path = folder / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
+        await asyncio.to_thread(atraj.write, made, path)
+
+    async def _collect(self, client: SessionClient, session_id: str) -> list[Sample]:
+        for attempt in range(COLLECT_ATTEMPTS):
+            try:
+                return await client.collect(session_id, max_seq_len=self._config.rollouts.max_seq_len)
+            except SessionError as error:
+                if error.status < 500 or attempt == COLLECT_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def failed_rollout(task: Task, error: str, detail: str) -> Rollout:
+    """The rollout of a task whose worker could not run it."""
+    rollout = Rollout(index=task.rollout_index, group_index=task.group_index, status=Status.FAILED, error=error)
+    rollout.metadata["error_detail"] = detail
+    rollout.started_at = rollout.finished_at = time.time()
+    return rollout
+
+
+def _settle(rollout: Rollout) -> None:
+    """Derive the rollout's status from its samples, unless the agent failed."""
+    if rollout.status is not Status.PENDING:
+        return
+    if not rollout.samples:
+        rollout.status, rollout.error, rollout.reward = Status.FAILED, "no_samples", None
+    elif any(sample.ends_cut for sample in rollout.samples):
+        rollout.status = Status.TRUNCATED
+    else:
+        rollout.status = Status.COMPLETED
+
+
+def _fail(rollout: Rollout, error: Exception) -> None:
+    rollout.status, rollout.reward = Status.FAILED, None
+    rollout.error = error.label if isinstance(error, AgentError) else type(error).__name__
+    try:
+        detail = str(error)
+    except Exception:  # noqa: BLE001 - what users' code raises may not even say what it is
+        detail = "its message cannot be printed"
+    rollout.metadata["error_detail"] = detail[:2000]
+
+
+def _request_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling parameters under the names OpenAI clients use."""
+    names = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "stop": "stop"}
+    return {names[key]: value for key, value in sampling.items() if key in names and value not in (None, (), [])}

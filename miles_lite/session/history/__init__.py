@@ -1,0 +1,1 @@
+"""The trajectory tree, and where a request belongs in it."""

@@ -1,0 +1,1 @@
+"""What survives the server: turns on disk, written before they are acknowledged."""

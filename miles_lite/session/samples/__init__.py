@@ -1,0 +1,1 @@
+"""From the leaves of a tree to the samples that are trained."""

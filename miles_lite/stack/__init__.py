@@ -1,0 +1,1 @@
+"""What serves a model: engines, router and session servers as Ray actors, placed, watched and replaced."""

@@ -1,0 +1,145 @@
+"""Joins a Ray cluster, or starts one on this machine.
+
+Invariant: a cluster this process started ends with it; one it joined is left as it was found. Ray's token
+authentication stays on. What our processes leave in the temp folder is gone when they are. A signal does not cut Ray
+short: Ctrl-C counts once Ray has done what it was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import services
+
+from miles_lite.errors import UserError
+from miles_lite.process import scratch
+from miles_lite.process.stopping import Interrupts
+
+CONNECT_SECONDS = 90.0
+"""How long Ray may take after somebody asked to end."""
+
+KEEPER_SECONDS = 5.0
+"""How long the end waits for the temp folder to be removed."""
+
+
+def connect(address: str | None) -> Path:
+    """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster; the folder of Ray's logs. Raises
+    UserError, and KeyboardInterrupt when that was asked for meanwhile: then it is not connected."""
+    try:
+        with Interrupts(deaf=CONNECT_SECONDS):
+            _SCRATCH.enter()
+            return _connect(address)
+    except BaseException:
+        disconnect()
+        raise
+
+
+def _connect(address: str | None) -> Path:
+    target = address or os.environ.get("RAY_ADDRESS")
+    namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
+    try:
+        with _apart():
+            context: Any = ray.init(
+                address=target or "local",
+                namespace=namespace,
+                log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
+                configure_logging=False,
+            )
+    except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
+        raise KeyboardInterrupt from None
+    except (OSError, RuntimeError, UnicodeError) as error:  # no connection, or no folder for sockets
+        where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
+        hint = (
+            "Check --ray-address / RAY_ADDRESS and `ray status`."
+            if target
+            else f"Its files are in {os.environ['RAY_TMPDIR']}: RAY_TMPDIR names another, with a short ASCII path."
+        )
+        raise UserError(f"cannot use {where}: {error}\n  {hint}") from error
+    if context.dashboard_url:
+        told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
+        print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
+    return Path(context.address_info["session_dir"]) / "logs"
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What Ray starts in the block is in process groups of its own: a terminal's Ctrl-C goes to our whole group, and
+    Ray's dashboard, started with SIGINT blocked, lets it through again (multiprocessing's resource tracker does that),
+    so that it would end before us, with many words."""
+    starter: Any = services
+    popen = starter.ConsolePopen
+    starter.ConsolePopen = functools.partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        starter.ConsolePopen = popen
+
+
+def _ray_program() -> str:
+    """How this user starts `ray`: by name, or where it lies beside this interpreter."""
+    return "ray" if shutil.which("ray") else str(Path(sys.executable).with_name("ray"))
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends."""
+    with Interrupts(deaf=CONNECT_SECONDS):
+        if ray.is_initialized():
+            ray.shutdown()
+        _SCRATCH.leave()
+
+
+class _Scratch:
+    """The temp folder of everything that this process starts, but for Ray's own files, which stay where they would be:
+    people read its logs. Its keeper outlives us, also when we are killed."""
+
+    def __init__(self) -> None:
+        self._keeper: subprocess.Popen[str] | None = None
+        self._before: dict[str, str | None] = {}
+
+    def enter(self) -> None:
+        if self._keeper is not None:
+            return
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", scratch.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert self._keeper.stdout is not None
+        folder = self._keeper.stdout.readline().strip()
+        ray_folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # as Ray itself decides it
+        wanted = {"RAY_TMPDIR": ray_folder, scratch.OUTER: scratch.lasting(), "TMPDIR": folder}
+        self._before = {name: os.environ.get(name) for name in wanted}
+        _set(wanted)
+
+    def leave(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        _set(self._before)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us
+            keeper.communicate(timeout=KEEPER_SECONDS)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables; None: it is not to be there."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value:
+            os.environ[name] = value
+    tempfile.tempdir = None  # look again
+
+
+_SCRATCH = _Scratch()

@@ -1,0 +1,137 @@
+"""Which engines a run has: alike, prefill and decode, as a YAML file says, or servers that somebody else runs.
+
+Invariant: the plans of engines that are started fill the slots of --rollout-num-gpus exactly, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+
+from miles_lite.config.options import Engines, Topology
+from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
+from miles_lite.engine.spec import WorkerType
+from miles_lite.errors import UserError
+from miles_lite.router.registration import parse_url
+
+PLACEHOLDER = "placeholder"
+"""A group that only keeps its slots free."""
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine: its role, its slots (GPUs), the first of them, over how many nodes they are, its own SGLang options;
+    or the URL where it runs, and then its slots mean nothing."""
+
+    index: int
+    role: WorkerType
+    slots: int
+    first_slot: int
+    nodes: int = 1
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    external_url: str | None = None
+
+    def on_node(self, rank: int) -> slice:
+        """Its slots on the node with that rank, among those of all engines."""
+        size = self.slots // self.nodes
+        return slice(self.first_slot + rank * size, self.first_slot + (rank + 1) * size)
+
+
+def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]:
+    """Engines of a run, by index. Raises UserError for a layout that does not fit."""
+    external = topology.rollout_external_engine_addrs
+    if external:
+        _refuse_both(engines, "--rollout-external-engine-addrs")
+        urls = [parse_url(url if "://" in url else f"http://{url}") for url in external]
+        return tuple(EnginePlan(index, "regular", 1, 0, external_url=url) for index, url in enumerate(urls))
+    if engines.sglang_config:
+        if engines.prefill_num_servers:
+            raise UserError("--sglang-config names prefill and decode groups itself: leave out --prefill-num-servers")
+        return _number(_read(Path(engines.sglang_config), topology), topology)
+    count, size, prefill = topology.num_engines, topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
+    roles = ["prefill"] * prefill + ["decode"] * (count - prefill) if prefill else ["regular"] * count
+    return _number([(role, size, {}) for role in roles], topology)
+
+
+def check_engines(topology: Topology, engines: Engines) -> None:
+    """Raises UserError for a layout that does not fit, and for an SGLang option that does not exist or that contradicts
+    one of ours."""
+    for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
+        check_options(options, known_options())
+        refuse_decided(options, known_options())
+
+
+def in_words(plans: Sequence[EnginePlan]) -> str:
+    """What becomes of them at the start of a run, for its log."""
+    joined = sum(plan.external_url is not None for plan in plans)
+    return f"joining {joined} engine(s) that run already" if joined else f"starting {len(plans)} engine(s)"
+
+
+def _refuse_both(engines: Engines, flag: str) -> None:
+    others = {"--prefill-num-servers": engines.prefill_num_servers, "--sglang-config": engines.sglang_config}
+    for other, given in others.items():
+        if given:
+            raise UserError(f"{flag} and {other} exclude each other")
+
+
+def _number(described: list[tuple[str, int, dict[str, Any]]], topology: Topology) -> tuple[EnginePlan, ...]:
+    plans: list[EnginePlan] = []
+    first, per_node = 0, topology.num_gpus_per_node
+    for role, size, overrides in described:
+        nodes = -(-size // per_node)
+        if nodes > 1 and size % per_node:
+            raise UserError(f"an engine of {size} GPUs fills its nodes: --num-gpus-per-node {per_node} must divide it")
+        if role != PLACEHOLDER:
+            plans.append(EnginePlan(len(plans), cast(WorkerType, role), size, first, nodes, overrides))
+        first += size
+    return tuple(plans)
+
+
+def _read(path: Path, topology: Topology) -> list[tuple[str, int, dict[str, Any]]]:
+    """The engines of a file `sglang: [{server_groups: [{worker_type, num_gpus, num_gpus_per_engine, overrides}]}]`."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--sglang-config {path}: {error}") from error
+    described = list(_engines(document, where=f"--sglang-config {path}", size=topology.rollout_num_gpus_per_engine))
+    slots = sum(size for _, size, _ in described)
+    if slots != topology.rollout_slots:
+        raise UserError(
+            f"--sglang-config {path}: its groups have {slots} GPUs, --rollout-num-gpus gives {topology.rollout_slots}"
+        )
+    if all(role == PLACEHOLDER for role, _, _ in described):
+        raise UserError(f"--sglang-config {path}: no group has an engine")
+    return described
+
+
+def _engines(document: Any, *, where: str, size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    models = document.get("sglang") if isinstance(document, dict) else None
+    if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
+        raise UserError(f"{where}: expected `sglang:` with one entry; one model is served")
+    model = models[0]
+    groups = model.get("server_groups", model.get("engine_groups"))
+    if not isinstance(groups, list) or not groups:
+        raise UserError(f"{where}: expected a list `server_groups`")
+    for at, group in enumerate(groups):
+        here = f"{where}, server_groups[{at}]"
+        if not isinstance(group, dict):
+            raise UserError(f"{here}: expected an object with worker_type and num_gpus")
+        unknown = set(group) - {"worker_type", "num_gpus", "num_gpus_per_engine", "overrides"}
+        if unknown:
+            raise UserError(f"{here}: unknown keys {', '.join(sorted(map(str, unknown)))}")
+        role = group.get("worker_type", "regular")
+        if role not in (*get_args(WorkerType), PLACEHOLDER):
+            raise UserError(f"{here}: worker_type {role!r}: regular, prefill, decode and placeholder exist")
+        each = group.get("num_gpus_per_engine", model.get("num_gpus_per_engine", size))
+        total = group.get("num_gpus")
+        if type(total) is not int or type(each) is not int or each < 1 or total < 1 or total % each:
+            raise UserError(f"{here}: num_gpus {total!r} must be a multiple of num_gpus_per_engine {each!r}")
+        overrides = group.get("overrides") or {}
+        if not isinstance(overrides, dict):
+            raise UserError(f"{here}: overrides must be an object of SGLang options")
+        named = {str(name).replace("-", "_"): value for name, value in overrides.items()}
+        yield from [(str(role), each, named)] * (total // each)

@@ -1,0 +1,353 @@
+"""The engines of a stack: started together, watched one by one, replaced while the others go on.
+
+Invariant: an engine is registered with the router only when it serves the current weights; one that has ended or hangs
+is taken out of the router before its replacement starts. Only the moment between loading and registering excludes
+weight updates, not the replacement's start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
+from miles_lite.errors import UserError, plain
+from miles_lite.process.addresses import loopback
+from miles_lite.stack.actors import end_actor, named_actor, restarted, started
+from miles_lite.stack.engine_plans import EnginePlan, plan_engines
+from miles_lite.stack.placement import ENGINE_SHARE, Layout
+from miles_lite.stack.router_sync import RouterSync
+from miles_lite.stack.serving_options import StackOptions
+from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.weights.fits import WeightsError
+from miles_lite.weights.receiver import EngineError, WeightUpdate
+
+log = logging.getLogger(__name__)
+
+FOLDER_TIMEOUT = 600.0
+"""Seconds a replacement waits for the folder of the current version to be written."""
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How a weight update went: seconds, pause included, and the engines that did not take it, with the reason."""
+
+    seconds: float
+    behind: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """An engine that was replaced: when it was missed and when the other one served, in seconds since the epoch."""
+
+    index: int
+    reason: str
+    noticed: float
+    serving: float
+
+
+@dataclass
+class _Slot:
+    """One engine's place: the actor that fills it now, those of its other nodes, what it serves once it does, and how
+    often it was replaced."""
+
+    plan: EnginePlan
+    actor: Any = None
+    others: list[Any] = field(default_factory=list)
+    info: EngineInfo | None = None
+    restarts: int = 0
+    given_up: bool = False
+
+    @property
+    def index(self) -> int:
+        return self.plan.index
+
+    @property
+    def role(self) -> WorkerType:
+        return self.plan.role
+
+    async def end(self) -> None:
+        """End whatever fills it, on all its nodes."""
+        actors = [actor for actor in (self.actor, *self.others) if actor is not None]
+        await asyncio.gather(*(end_actor(actor) for actor in actors))
+
+
+class Fleet:
+    """All engines of one model. Lives in one asyncio loop."""
+
+    def __init__(
+        self,
+        options: StackOptions,
+        layout: Layout,
+        *,
+        model: Path,
+        context_length: int,
+        admin_key: str | None = None,
+        router_key: str | None = None,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open.
+        `say` takes what a person must hear."""
+        self._options = options
+        self._layout = layout
+        template = options.session.chat_template_path
+        self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
+        self._context = context_length
+        self._slots = [_Slot(plan) for plan in plan_engines(options.topology, options.engines)]
+        self._weights = WeightUpdate(str(model), 0, options.engines.pause_generation_mode)
+        self._sync = WeightSync(options.engines.update_weight_transfer_mode)
+        self._changing = asyncio.Lock()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._router_url = ""
+        self._router: RouterSync
+        self._admin_key, self._router_key = admin_key, router_key
+        self._say = say
+        self.recoveries: list[Recovery] = []
+        self.failure: UserError | None = None
+
+    @property
+    def weight_version(self) -> int:
+        return self._weights.version
+
+    @property
+    def restarts(self) -> int:
+        return sum(slot.restarts for slot in self._slots)
+
+    @property
+    def engines(self) -> list[EngineInfo]:
+        """Those that serve."""
+        return [slot.info for slot in self._slots if slot.info]
+
+    async def start(self, router_url: str) -> None:
+        """Start all engines at once and watch them. Raises UserError when one does not come up."""
+        self._router_url = router_url
+        self._router = RouterSync(router_url, key=self._router_key, say=self._say)
+        self._check_layout()
+        await asyncio.gather(*(self._fill(slot) for slot in self._slots))
+        self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
+        self._watchers.append(asyncio.create_task(self._router.keep(self._changing.locked)))
+
+    async def stop(self) -> None:
+        """End all engines within a bound."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*(slot.end() for slot in self._slots))
+
+    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
+        """Bring every engine to `update`.
+
+        Without buckets the engines load its folder; one that refuses is ended, and replaced by one that starts from it.
+        With buckets they get them from `sender`, the trainer's rank 0; those that could not take them serve what they
+        served before and are named in the answer.
+        """
+        async with self._changing:
+            began, before = time.perf_counter(), self._weights
+            await self._router.admit(update.version, previous=before.version)
+            behind: dict[int, str] = {}
+            if update.buckets:
+                receivers = [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
+                behind = await self._sync.deliver(update, sender, receivers)
+                self._weights = before if receivers and len(behind) == len(receivers) else update
+            else:
+                self._weights = update
+                await asyncio.gather(
+                    *(self._do(slot, slot.actor.update_weights.remote(update)) for slot in self._slots if slot.info)
+                )
+            if not behind:
+                for url in await self._router.admit(update.version):
+                    log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
+            return Delivered(time.perf_counter() - began, behind)
+
+    async def verify_weights(self) -> None:
+        """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
+        async with self._changing:
+            actors = [slot.actor for slot in self._slots if slot.info]
+            try:
+                counts = await asyncio.gather(*(actor.verify_weights.remote() for actor in actors))
+            except WeightsError as error:
+                raise UserError(f"--check-weight-update-equal: {plain(error)}") from error
+            log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
+
+    async def offload(self) -> None:
+        """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""
+        async with self._changing:
+            await asyncio.gather(*(self._do(slot, slot.actor.offload.remote()) for slot in self._slots if slot.info))
+
+    async def onload(self) -> None:
+        """Take the memory back."""
+        async with self._changing:
+            await asyncio.gather(*(self._do(slot, slot.actor.onload.remote()) for slot in self._slots if slot.info))
+
+    # ---- starting ------------------------------------------------------------------------------------------------
+
+    def _check_layout(self) -> None:
+        """Raises UserError when servers could not work in the slots that Ray gave."""
+        bundles, host = self._layout.engine_slots, self._options.topology.bind_host
+        machines = self._layout.machines(bundles)
+        if loopback(host) and machines > 1:
+            raise UserError(
+                f"--bind-host {host}: the engines are on {machines} machines, and others do not reach them there.\n"
+                "  Give --bind-host 0.0.0.0."
+            )
+        for plan in (slot.plan for slot in self._slots if not slot.plan.external_url):
+            for rank in range(plan.nodes):
+                self._layout.check_neighbours(bundles[plan.on_node(rank)], f"engine {plan.index}")
+
+    async def _fill(self, slot: _Slot) -> None:
+        """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
+        WeightsError or RayError when it cannot be; nothing is left of it then."""
+        await _written(self._weights)
+        spec, *others = self._engine_specs(slot)
+        slot.actor, *slot.others = [self._actor(slot, each) for each in (spec, *others)]
+        try:
+            info = await self._started(slot)
+            async with self._changing:
+                if self._weights.version != spec.weight_version or (slot.plan.external_url and slot.restarts):
+                    await _written(self._weights)
+                    await slot.actor.update_weights.remote(dataclasses.replace(self._weights, buckets=()))
+                await slot.actor.register.remote()
+                slot.info = info
+                self._router.joined(info)
+        except BaseException:
+            await asyncio.shield(slot.end())
+            raise
+
+    async def _started(self, slot: _Slot) -> EngineInfo:
+        what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
+        meeting = await slot.actor.meet.remote() if slot.others else None
+        starts = [
+            started(actor, what, timeout, register=False, meeting=meeting) for actor in (slot.actor, *slot.others)
+        ]
+        infos: list[EngineInfo] = await asyncio.gather(*starts)
+        memories = {info.memory for info in infos}
+        return dataclasses.replace(infos[0], memory=memories.pop() if len(memories) == 1 else None)
+
+    def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
+        """An actor for one node of an engine, in the first of the slots that it fills there."""
+        name = f"engine-{slot.index}" + (f"-node-{spec.node_rank}" if spec.node_rank else "")
+        where: dict[str, Any] = {"num_cpus": 0}
+        if not slot.plan.external_url:
+            first, *_ = self._layout.engine_slots[slot.plan.on_node(spec.node_rank)]
+            where = self._layout.options(first, ENGINE_SHARE)
+        return named_actor(
+            EngineActor, restarted(name, slot.restarts), gpu=self._layout.device == "cuda", **where
+        ).remote(spec)
+
+    def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
+        """What the engine of `slot` is to be, on each of its nodes."""
+        options, engines, plan = self._options, self._options.engines, slot.plan
+        logs, name = options.run_dir / "logs", f"engine-{slot.index}"
+        first = EngineSpec(
+            index=slot.index,
+            model_path=self._weights.path,
+            device=self._layout.device,
+            bind_host=options.topology.bind_host,
+            advertise_host=options.topology.public_host,
+            router_url=self._router_url,
+            log_path=str(logs / f"{name}.{slot.restarts}.log"),
+            worker_type=plan.role,
+            start_timeout=engines.engine_start_timeout,
+            health_interval=engines.engine_health_interval,
+            health_timeout=engines.engine_health_timeout,
+            hang_timeout=engines.engine_hang_timeout,
+            seed=options.seed,
+            slots=plan.slots,
+            nodes=plan.nodes,
+            external_url=plan.external_url,
+            admin_key=self._admin_key,
+            router_key=self._router_key,
+            weight_version=self._weights.version,
+            context_length=self._context,
+            threads=max(1, (os.cpu_count() or 1) // (2 * sum(each.plan.slots for each in self._slots))),
+            max_concurrency=engines.sglang_server_concurrency,
+            transfer_mode=engines.update_weight_transfer_mode,
+            check_weights=engines.check_weight_update_equal,
+            offload=engines.offload_rollout,
+            sglang_args={**self._text, **engines.sglang_args, **plan.overrides},
+        )
+        others = [
+            dataclasses.replace(first, node_rank=rank, log_path=str(logs / f"{name}-node-{rank}.{slot.restarts}.log"))
+            for rank in range(1, first.nodes)
+        ]
+        return [first, *others]
+
+    # ---- keeping alive -------------------------------------------------------------------------------------------
+
+    async def _keep(self, slot: _Slot) -> None:
+        """Replace the engine of `slot` whenever it ends or hangs, as often as --engine-restarts allows."""
+        limit = self._options.engines.engine_restarts
+        while slot.info is not None:
+            reason = await _ailment(slot.actor, *slot.others)
+            noticed = time.time()
+            log.warning("engine %d: %s; replacing it (%d so far)", slot.index, reason, slot.restarts)
+            info, slot.info = slot.info, None
+            await asyncio.gather(self._router.leave(info), slot.end())
+            while slot.info is None and slot.restarts < limit:
+                slot.restarts += 1
+                try:
+                    await self._fill(slot)
+                except (UserError, EngineError, WeightsError, ray.exceptions.RayError) as error:
+                    log.warning("engine %d, restart %d of %d: %s", slot.index, slot.restarts, limit, plain(error))
+                    reason = str(plain(error))
+                else:
+                    self.recoveries.append(Recovery(slot.index, reason, noticed, time.time()))
+        self._give_up(slot, reason)
+
+    def _give_up(self, slot: _Slot, reason: str) -> None:
+        """The run ends when this was the last engine of its role."""
+        limit = self._options.engines.engine_restarts
+        slot.given_up = True
+        log.error("engine %d is given up after %d restarts: %s", slot.index, limit, reason)
+        if all(other.given_up for other in self._slots if other.role == slot.role):
+            self.failure = UserError(
+                f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
+                f"Last reason: {reason}\n  See {self._options.run_dir / 'logs'}."
+            )
+
+    async def _do(self, slot: _Slot, call: Any) -> None:
+        """Wait for a call that leaves the engine in a known state, or end the engine: its watcher replaces it, and a
+        fresh one starts from the current weights."""
+        try:
+            await call
+        except (EngineError, WeightsError, ray.exceptions.RayError) as error:
+            log.warning("engine %d, version %d: %s", slot.index, self.weight_version, plain(error))
+            await slot.end()
+
+
+async def _ailment(*nodes: Any) -> str:
+    """What is wrong with an engine, as soon as something is on any of its nodes."""
+    watches = [asyncio.ensure_future(_watched(node)) for node in nodes]
+    try:
+        done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for watch in watches:
+            watch.cancel()
+
+
+async def _watched(actor: Any) -> str:
+    try:
+        reason: str = await actor.watch.remote()
+        return reason
+    except ray.exceptions.RayActorError:
+        return "its actor has died"
+
+
+async def _written(weights: WeightUpdate) -> None:
+    """Wait for the folder of `weights` that came in buckets: it is written later, and complete once it is there. Raises
+    UserError after FOLDER_TIMEOUT."""
+    deadline = time.monotonic() + FOLDER_TIMEOUT
+    while weights.buckets and not Path(weights.path).is_dir():
+        if time.monotonic() > deadline:
+            raise UserError(f"waited {FOLDER_TIMEOUT:.0f} s for {weights.path}: the trainer did not write it")
+        await asyncio.sleep(0.1)

@@ -1,0 +1,214 @@
+"""Stack: what serves one model: the router, its engines and the session actors, kept alive together.
+
+Invariant: a dead router or session server is replaced by one on the same port, engines are looked after by their fleet;
+`stop` ends it all within a bound, whatever state it is in. What a person must hear of it is in `alarms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+
+from miles_lite.engine.spec import EngineInfo
+from miles_lite.errors import UserError
+from miles_lite.model_folder import check_model_folder, context_length
+from miles_lite.process.admin_key import admin_key
+from miles_lite.router.actor import RouterActor
+from miles_lite.router.spec import RouterSpec
+from miles_lite.session.actor import SessionActor, SessionSpec
+from miles_lite.stack.actors import named_actor, restarted
+from miles_lite.stack.fleet import Delivered, Fleet, Recovery
+from miles_lite.stack.placement import Layout, pinned, service_nodes
+from miles_lite.stack.restarting import Kept
+from miles_lite.stack.serving_options import StackOptions
+from miles_lite.weights.receiver import WeightUpdate
+
+log = logging.getLogger(__name__)
+
+SERVICE_START_TIMEOUT = 60.0
+
+
+class Stack:
+    """Starts, watches, updates and stops router, engines and sessions. Lives in one asyncio loop."""
+
+    def __init__(self, options: StackOptions, layout: Layout) -> None:
+        self._options = options
+        self._model = check_model_folder(options.checkpoint.hf_checkpoint)
+        self._context = context_length(self._model, options.max_context_len)
+        self.admin_key = admin_key(options.topology.bind_host, *options.given_keys)
+        self.alarms: list[str] = []
+        self._fleet = Fleet(
+            options,
+            layout,
+            model=self._model,
+            context_length=self._context,
+            admin_key=self.admin_key,
+            router_key=options.known_key if options.engines.sglang_router_ip else self.admin_key,
+            say=self.alarm,
+        )
+        self._router: Kept | None = None
+        self.router_url = ""
+        self.data_url = ""
+        self.sessions: list[Kept] = []
+        """The session servers; each has `told` its URL."""
+
+    @property
+    def model(self) -> Path:
+        return self._model
+
+    @property
+    def context_length(self) -> int:
+        return self._context
+
+    @property
+    def weight_version(self) -> int:
+        return self._fleet.weight_version
+
+    @property
+    def engine_restarts(self) -> int:
+        return self._fleet.restarts
+
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """Engines that were replaced so far."""
+        return self._fleet.recoveries
+
+    @property
+    def engines(self) -> list[EngineInfo]:
+        """Those that serve."""
+        return self._fleet.engines
+
+    @property
+    def engine_urls(self) -> list[str]:
+        return [engine.url for engine in self.engines]
+
+    @property
+    def session_urls(self) -> list[str]:
+        return [session.told for session in self.sessions]
+
+    @property
+    def failure(self) -> UserError | None:
+        """Why no engine is left, once none is."""
+        return self._fleet.failure
+
+    async def start(self) -> None:
+        """Start everything; engines start together. Raises UserError when a part does not come up."""
+        (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        self.router_url = self.data_url = await self._start_router()
+        if self._router is not None:
+            self.data_url = await (await self._router.serving()).data_url.remote()
+        await asyncio.gather(self._start_sessions(), self._fleet.start(self.router_url))
+
+    def alarm(self, line: str) -> None:
+        """Say it in the log, and to whoever looks at `alarms`."""
+        log.warning("%s", line)
+        self.alarms.append(line)
+
+    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
+        """Bring every engine to `update`; see Fleet.update_weights."""
+        return await self._fleet.update_weights(update, sender)
+
+    async def verify_weights(self) -> None:
+        """Raises UserError when an engine serves something else than its folder holds."""
+        await self._fleet.verify_weights()
+
+    async def offload(self) -> None:
+        """Free the engines' memory until `onload`."""
+        await self._fleet.offload()
+
+    async def onload(self) -> None:
+        await self._fleet.onload()
+
+    async def session_stats(self) -> dict[str, float]:
+        """Counters summed over the session actors. One that is being replaced does not count."""
+        total: dict[str, float] = {}
+        for stats in await asyncio.gather(*(_stats(session) for session in self.sessions)):
+            for name, value in stats.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    async def stop(self) -> None:
+        """Stop everything within a bound, whatever state it is in."""
+        await asyncio.gather(self._fleet.stop(), *(session.stop() for session in self.sessions))
+        if self._router:
+            await self._router.stop()
+
+    async def _start_router(self) -> str:
+        engines = self._options.engines
+        if engines.sglang_router_ip:
+            return f"http://{engines.sglang_router_ip}:{engines.sglang_router_port}"
+        (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
+        self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        url: str = await self._router.start()
+        return url
+
+    def _make_router(self, restarts: int) -> Any:
+        """A router; the next one on the ports of the first, which knows the workers from the state file."""
+        engines = self._options.engines
+        gateway = engines.router == "gateway"
+        spec = RouterSpec.of(
+            self._options.topology,
+            engines,
+            port=_port(self.router_url) if restarts else engines.sglang_router_port,
+            state_file=str(self._options.run_dir / "logs" / "router.json"),
+            admin_key=self.admin_key,
+            gateway_port=_port(self.data_url) if restarts and gateway else None,
+        )
+        return named_actor(RouterActor, restarted("router", restarts), num_cpus=0).remote(spec, gateway=gateway)
+
+    async def _start_sessions(self) -> None:
+        options = self._options
+        first_port = options.session.session_server_port
+        alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+        nodes = service_nodes(options.topology, here=ray.get_runtime_context().get_node_id(), alive=alive)
+        for index in range(options.session.num_session_servers):
+            spec = SessionSpec(
+                index=index,
+                model_path=str(self._model),
+                router_url=self.data_url,
+                bind_host=options.topology.bind_host,
+                advertise_host=options.topology.public_host,
+                port=None if first_port is None else first_port + index,
+                secret=secrets.token_hex(32),
+                admin_key=self.admin_key,
+                options=options.session,
+                context_length=self._context,
+                call_seconds=options.engines.router_timeout,
+                run_dir=str(options.run_dir),
+                routed_experts=bool(options.engines.sglang_args.get("enable_return_routed_experts")),
+                reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
+                tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
+            )
+            self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
+        await asyncio.gather(*(session.start() for session in self.sessions))
+
+    def _session(self, spec: SessionSpec, node: str) -> Kept:
+        """A session server; the next one on the port of the first, on its node and so with its journal."""
+
+        def make(restarts: int) -> Any:
+            port = _port(kept.told) if restarts else spec.port
+            name = restarted(f"session-{spec.index}", restarts)
+            return named_actor(SessionActor, name, **pinned(node)).remote(replace(spec, port=port))
+
+        what = f"session server {spec.index}"
+        kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        return kept
+
+
+def _port(url: str) -> int | None:
+    return urlsplit(url).port
+
+
+async def _stats(session: Kept) -> dict[str, float]:
+    try:
+        stats: dict[str, float] = await (await session.serving()).stats.remote()
+    except ray.exceptions.RayActorError:
+        return {}
+    return stats

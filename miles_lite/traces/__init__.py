@@ -1,0 +1,1 @@
+"""Trajectory files and the data sets made of them."""

@@ -1,0 +1,1 @@
+"""The way of a weight from the trainer to an engine, in one folder."""

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config.options import Config, parse
+from miles_lite.errors import UserError
+from miles_lite.job.precheck import check_inputs
+from miles_lite.job.run import CALL_TIMEOUT, Run
+
+
+def config(model: Path, folder: Path, *flags: str) -> Config:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"input": "hello"}\n')
+    needed = ["--hf-checkpoint", str(model), "--prompt-data", str(prompts), "--run-dir", str(folder / "run")]
+    return parse([*needed, "--rollout-batch-size", "1", "--num-rollout", "1", *flags])[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--use-kl-loss", "--ref-load", "absent"], "--ref-load .*absent: no such folder"),
+        (["--rm-type", "magic"], "--rm-type magic: known are"),
+        (["--session-message-matcher", "magic"], "--session-message-matcher magic: choose one of"),
+        (["--session-message-matcher", "absent.py:match"], "--session-message-matcher: no such file"),
+        (["--session-sample-picker-path", "absent.py:pick"], "--session-sample-picker-path: no such file"),
+        (["--session-sample-postprocessor-path", "absent.py:last"], "--session-sample-postprocessor-path: no such"),
+        (["--dynamic-sampling-filter-path", "absent.py:keep"], "--dynamic-sampling-filter-path: no such file"),
+        (["--custom-rm-path", "absent.py:reward"], "--custom-rm-path: no such file"),
+        (["--eval-prompt-data", "held", "absent.jsonl"], "no such file.*absent.jsonl"),
+        (["--rollout-max-prompt-len", "2"], "line 1: the prompt has"),
+        (["--rollout-max-context-len", "3"], "line 1: the prompt has"),
+        (["--tito-model", "magic"], "magic"),
+        (["--sglang-no-such-option", "1"], "no-such-option"),
+        (["--sglang-nnodes", "2"], "--sglang-nnodes is decided by --rollout-num-gpus-per-engine and"),
+        (["--sglang-host", "0.0.0.0"], "--sglang-host is decided by --bind-host"),
+        (["--sglang-weight-version", "7"], "--sglang-weight-version is decided by the weight updates"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(
+    flags: list[str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_inputs(config(tiny_model, tmp_path, *flags))
+
+
+ROW = '{"input": %s}\n'
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"\x1f\x8b\x08\x00\x00\xff", r"line 1: not UTF-8 \(byte 1\)"),
+        (b'{"input": "a"}\n\x00\x01\n', "line 2: not JSON"),
+        ('{"input": "hello"}\n'.encode("utf-16"), r"line 1: not UTF-8 \(UTF-16: save it as UTF-8\)"),
+        ('{"input": "hello"}\n'.encode("utf-16-le"), "line 1: not JSON"),
+        (ROW % r'"a\ud800b"', r"line 1: holds a lone surrogate \('\\ud800'\)"),
+        ('{"input": "a", "metadata": {"k": ["\\udfff"]}}', "line 1: holds a lone surrogate"),
+        (ROW % ("[" * 100_000 + "]" * 100_000), "line 1: nested deeper than 100"),
+        ('{"input": "a", "metadata": {"k": ' + "[" * 200 + "]" * 200 + "}}", "line 1: nested deeper than 100"),
+        (ROW % '[{"role": "robot", "content": "hi"}]', r"line 1: .*messages\[0\].role"),
+        (ROW % '[{"role": "user", "content": 3}]', r"line 1: .*messages\[0\].content"),
+        (ROW % '[{"content": "hi"}]', r"line 1: .*messages\[0\].role"),
+        (ROW % '[{"role": "user", "content": [{"type": "image_url"}]}]', r"line 1: .*messages\[0\].content\[0\]"),
+        (ROW % "[]", "line 1: .*at least one message"),
+    ],
+)
+def test_a_row_that_is_no_prompt_is_named(written: bytes | str, message: str, tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(written.encode() if isinstance(written, str) else written)
+    with pytest.raises(UserError, match=f"{rows}, {message}") as told:
+        check_inputs(config(tiny_model, tmp_path, "--prompt-data", str(rows)))
+    assert str(told.value).isprintable()
+
+
+def test_a_byte_order_mark_and_what_breaks_lines_in_text_are_no_flaws(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": "one\u2028two\x85"}\n', encoding="utf-8-sig")
+    check_inputs(config(tiny_model, tmp_path, "--prompt-data", str(rows)))
+
+
+@pytest.mark.parametrize("flag", ["--run-dir", "--load", "--save", "--save-hf", "--trajectory-dir"])
+def test_a_file_where_a_folder_is_to_be_made_is_named(flag: str, tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    flags = [*(["--save", str(tmp_path)] if flag == "--save-hf" else []), flag, str(file / "inside")]
+    with pytest.raises(UserError, match=f"{flag} .*: {file} is no folder"):
+        check_inputs(config(tiny_model, tmp_path, *flags))
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match=r"--run-dir .* is no folder"), Run(config(tiny_model, tmp_path)):
+        raise AssertionError("unreachable")
+
+
+def test_evaluation_is_due_before_the_first_step_unless_skipped(tiny_model: Path, tmp_path: Path) -> None:
+    flags = ["--eval-interval", "2", "--eval-prompt-data", "held", "x"]
+    for skip, due in ((False, True), (True, False)):
+        run = Run(config(tiny_model, tmp_path, *flags, *(["--skip-eval-before-train"] if skip else [])))
+        run.num_rollout = 5
+        assert run.eval_is_due() is due
+        assert [run.eval_is_due(after=at) for at in range(5)] == [False, True, False, True, True]
+    assert not Run(config(tiny_model, tmp_path)).eval_is_due()
+
+
+def test_an_evaluation_is_waited_for_as_long_as_its_agents_may_take(tiny_model: Path, tmp_path: Path) -> None:
+    run = Run(config(tiny_model, tmp_path, "--rollout-timeout", "100", "--agent-concurrency", "4"))
+    run._eval_rollouts = 9
+    assert run._eval_timeout() - CALL_TIMEOUT == 300

@@ -1,0 +1,139 @@
+"""Deaths of actors on a real Ray: noticed by who waits for something else, with what can be known of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from miles_lite.errors import UserError
+from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
+from miles_lite.process.post_mortem import DiedError, how_to_go_on, obituary
+from miles_lite.process.stopping import Interrupts
+from miles_lite.stack.cluster import connect, disconnect
+
+pytestmark = pytest.mark.e2e
+
+
+class Actor:
+    """One that ends in several ways."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def end(self, how: str) -> None:
+        if how == "exit":
+            os._exit(7)
+        if how == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def alarms(self) -> list[str]:
+        return ["one", "two"]
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise ValueError("no such model")
+
+
+@pytest.fixture(scope="module")
+def logs() -> Iterator[Path]:
+    yield connect(None)
+    disconnect()
+
+
+def actor(kind: type = Actor) -> Any:
+    return ray.remote(kind).options(num_cpus=0).remote()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("kill", r"ended from outside \(SIGKILL\)"),
+        ("crash", "Fatal Python error: Segmentation fault"),
+        ("exit", "its log is "),
+    ],
+)
+def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how: str, words: str) -> None:
+    with Interrupts() as interrupts:
+        watch, busy, victim = Watch(interrupts, hint="see the logs"), actor(), actor()
+        watch.follow("train rank 1", victim)
+        ray.get(victim.pid.remote())
+        victim.end.remote(how)
+        began = time.monotonic()
+        with pytest.raises(DiedError) as caught:
+            watch.wait(busy.wait.remote(60), "something else", 60)
+        assert time.monotonic() - began < 30
+        ray.kill(busy)
+    told = obituary(caught.value, logs=logs, killed_before=10**9, lost="Step 3 of 9", saved=("some where", 1))
+    first, second = told.splitlines()
+    assert first.startswith("train rank 1 has died: ")
+    assert re.search(words, first), first
+    assert second.startswith("  Step 3 of 9 is lost. Go on from step 2, the last that was saved: miles-lite ")
+    assert second.endswith(" --load 'some where'")
+
+
+def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get(actor(Broken).__ray_ready__.remote())
+    died = death_in(caught.value)
+    assert died is not None
+    assert "ValueError: no such model" in obituary(
+        died, logs=logs, killed_before=0, lost="Step 1 of 2", saved=(None, None)
+    )
+
+
+def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(logs: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupts = Interrupts().__enter__()
+    try:
+        watch, busy = Watch(interrupts, hint="see the logs"), actor()
+        ref = busy.wait.remote(60)
+        with pytest.raises(UserError, match="waited 0 s for it; see the logs"):
+            watch.wait(ref, "it", 0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            watch.wait(ref, "it", 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(OvertimeError), watch.at_most(0.5):
+            watch.wait(ref, "it", 60)
+        ray.kill(busy)
+    finally:
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.__exit__(None, None, None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_alarms_are_passed_on_once(logs: Path) -> None:
+    said: list[str] = []
+    alarms = Alarms(actor(), said.append)
+    deadline = time.monotonic() + 30
+    while len(said) < 2 and time.monotonic() < deadline:
+        alarms()
+        time.sleep(0.05)
+    for _ in range(60):
+        alarms()
+        time.sleep(0.05)
+    assert said == ["one", "two"]
+
+
+def test_who_saved_nothing_is_told_how_to() -> None:
+    assert how_to_go_on(["miles-lite", "train", "--lr", "1"], save=None, saved=None) == (
+        "Nothing was saved yet: start again with --save DIR --save-interval 1, so that the next loss costs less: "
+        "miles-lite train --lr 1"
+    )
+    assert how_to_go_on(["miles-lite", "train"], save="x", saved=None) == (
+        "Nothing was saved yet: start again: miles-lite train"
+    )

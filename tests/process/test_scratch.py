@@ -1,0 +1,133 @@
+"""Temp folders and their keepers, in real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from miles_lite.process import scratch
+from miles_lite.stack.cluster import _Scratch
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"waited 30 s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temp folder of this process and its children."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+OWNER = """
+import subprocess, sys, tempfile, time
+from miles_lite.stack.cluster import _Scratch
+_Scratch().enter()
+child = "import tempfile, time; open(tempfile.mkdtemp() + '/left', 'w'); print('up', flush=True); time.sleep(600)"
+print(subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_owners_folder_goes_once_nobody_uses_it(temp: Path, number: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        assert owner.stdout.readline() == "up\n"
+        owner.send_signal(number)
+        owner.wait(10)
+        time.sleep(1.5)
+        assert len(list(temp.glob("miles-lite-*/*/left"))) == 1, "its child still uses it"
+        os.kill(child, signal.SIGKILL)
+    until(lambda: not list(temp.iterdir()), "the folder to go")
+
+
+def test_the_folder_is_the_temp_folder_of_what_starts_in_it_and_what_is_to_last_goes_elsewhere(temp: Path) -> None:
+    folder = _Scratch()
+    folder.enter()
+    inside = tempfile.gettempdir()
+    assert Path(inside).parent == temp
+    assert scratch.lasting() == str(temp)
+    Path(tempfile.mkdtemp(), "file").touch()
+    folder.leave()
+    folder.leave()
+    assert tempfile.gettempdir() == str(temp)
+    assert not list(temp.iterdir())
+
+
+def test_whoever_comes_next_removes_what_killed_keepers_left_and_nothing_else(temp: Path) -> None:
+    keepers = [
+        subprocess.Popen([sys.executable, scratch.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, held = (keeper.stdout.readline().strip() for keeper in keepers if keeper.stdout)
+    (temp / "miles-lite-mine").mkdir()
+    keepers[0].kill()
+    keepers[0].wait(10)
+    assert Path(killed).is_dir()
+    scratch.sweep()
+    assert sorted(temp.iterdir()) == sorted([Path(held), temp / "miles-lite-mine"])
+    keepers[1].communicate(timeout=30)
+    assert list(temp.iterdir()) == [temp / "miles-lite-mine"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_what_another_user_left_and_noted_is_not_believed(temp: Path) -> None:
+    theirs, mine = temp / "miles-lite-theirs", temp / "mine"
+    theirs.mkdir()
+    mine.touch()
+    (theirs / ".lock").touch()
+    scratch.note(str(theirs), {str(mine)})
+    os.chown(theirs, 65534, 65534)
+    scratch.sweep()
+    assert mine.exists()
+    assert theirs.exists()
+
+
+def test_a_folder_whose_name_is_a_pattern_is_swept_too(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = temp / "a[b]*"
+    left = odd / "miles-lite-left"
+    left.mkdir(parents=True)
+    (left / ".lock").touch()
+    noted = temp / "noted"
+    noted.touch()
+    scratch.note(str(left), {str(noted)})
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    scratch.sweep()
+    assert not left.exists()
+    assert not noted.exists()
+
+
+def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
+    keeper = subprocess.Popen(
+        [sys.executable, scratch.__file__, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert keeper.stdout is not None
+    folder = keeper.stdout.readline().strip()
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.{}); time.sleep(600)"
+    inside = os.environ | {"TMPDIR": folder}
+    with (
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")], env=inside) as user,
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_IGN")], env=inside) as stubborn,
+        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")]) as other,
+    ):
+        keeper.communicate(timeout=30)
+        assert user.wait(10) == -signal.SIGTERM
+        assert stubborn.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+    assert not list(temp.iterdir())

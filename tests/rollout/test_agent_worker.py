@@ -1,0 +1,125 @@
+"""An AgentWorker in this process, against a real session server whose engine is a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from miles_lite.config.options import parse
+from miles_lite.rollout import agent_output
+from miles_lite.rollout.agent_worker import AgentWorker, Task
+from miles_lite.rollout.prompts import Prompt
+from miles_lite.sample import Rollout, Status
+from miles_lite.traces import atraj
+from tests.session.engine import STOP, answer, bench
+
+FLAGS = (
+    "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --rm-type contains --label-key l".split()
+)
+
+
+def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
+    config, _ = parse([*FLAGS, "--trajectory-dir", str(tmp_path)])
+
+    async def run() -> Rollout:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            prompt = Prompt(row=3, input="hello", label="zz", metadata={"k": 1})
+            rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            await worker.stop()
+            return rollout
+
+    rollout = asyncio.run(run())
+    assert rollout.status is Status.COMPLETED
+    (path,) = tmp_path.glob("00000007-*.atraj")
+    made = atraj.read(path)
+    ((ids, mask, logprobs),) = made.sequences()
+    (sample,) = rollout.samples
+    assert ids.tolist() == sample.tokens.tolist()
+    assert mask.tolist() == sample.loss_mask.tolist()
+    assert np.allclose(logprobs, sample.logprobs)
+    assert made.reward == rollout.reward == 0.0
+    assert made.data["metadata"]["group_index"] == 2
+    assert made.data["metadata"]["prompt"]["label"] == "zz"
+
+
+def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    agent = tmp_path / "slow.py"
+    agent.write_text(
+        "import asyncio\nfrom miles_lite.environments import single_turn\n\n\n"
+        "async def run(**given):\n    await single_turn.run(**given)\n    await asyncio.Event().wait()\n"
+    )
+    config, _ = parse([*FLAGS, "--custom-agent-function-path", f"{agent}:run", "--rollout-timeout", "1.5"])
+
+    async def run() -> Rollout:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            prompt = Prompt(row=3, input="hello", label="zz")
+            rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            await worker.stop()
+            return rollout
+
+    rollout = asyncio.run(run())
+    assert (rollout.status, rollout.error, rollout.reward) == (Status.ABORTED, "timeout", None)
+    assert "--rollout-timeout" in rollout.metadata["error_detail"]
+    assert rollout.samples
+
+
+BAD = """
+import logging, os, sys
+
+logging.basicConfig(stream=sys.stderr, force=True)
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+async def run(*, prompt, **given):
+    if prompt == "nan":
+        return {"reward": float("nan")}
+    if prompt == "mute":
+        raise Mute
+    if prompt == "logs":
+        for _ in range(100):
+            logging.warning("x" * 1000)
+    return {"reward": 1.0}
+"""
+
+
+def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_bounded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agent_output, "LIMIT", 10_000)
+    agent = tmp_path / "bad.py"
+    agent.write_text(BAD)
+    config, _ = parse([*FLAGS[:-4], "--custom-agent-function-path", f"{agent}:run"])
+
+    async def run() -> dict[str, Rollout]:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            tasks = {
+                how: Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("nan", "mute", "logs")
+            }
+            rollouts = {how: await worker.run(task) for how, task in tasks.items()}
+            await worker.stop()
+            return rollouts
+
+    with contextlib.ExitStack() as restored:
+        root = logging.getLogger()
+        restored.callback(setattr, root, "handlers", root.handlers[:])
+        rollouts = asyncio.run(run())
+    nan, mute = rollouts["nan"], rollouts["mute"]
+    assert (nan.status, nan.error, nan.reward) == (Status.FAILED, "ValueError", None)
+    assert "must be a finite number" in nan.metadata["error_detail"]
+    assert (mute.status, mute.error) == (Status.FAILED, "Mute")
+    assert 5_000 < capsys.readouterr().err.count("x" * 1000) * 1000 <= 10_000

@@ -1,0 +1,90 @@
+"""Sessions that chat without a pause, and when each of their replies came."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+
+from miles_lite.config.options import Checkpoint, Engines, Session, Topology
+from miles_lite.session.client import SessionClient
+from miles_lite.stack.serving_options import StackOptions
+
+
+def stack_options(model: Path, run_dir: Path, **engines: Any) -> StackOptions:
+    """Two engines of `model`."""
+    return StackOptions(
+        topology=Topology(device="cpu", rollout_num_gpus=2),
+        checkpoint=Checkpoint(hf_checkpoint=str(model)),
+        engines=Engines(**engines),
+        session=Session(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=60.0),
+        max_context_len=2048,
+        seed=1,
+        run_dir=run_dir,
+    )
+
+
+@dataclass
+class Chats:
+    """`count` sessions; `replies` are (session, seconds since the epoch)."""
+
+    url: str
+    count: int = 4
+    tokens: int = 32
+    admin_key: str | None = None
+    replies: list[tuple[int, float]] = field(default_factory=list)
+    stopped: bool = False
+
+    async def run(self) -> list[list[Any]]:
+        """Chat until `stopped`; each session's samples. A reply that is an error ends it."""
+        async with SessionClient(self.url, admin_key=self.admin_key) as client:
+            return list(await asyncio.gather(*(self._chat(client, index) for index in range(self.count))))
+
+    async def _chat(self, client: SessionClient, index: int) -> list[Any]:
+        session = await client.create({"temperature": 1.0, "max_new_tokens": self.tokens})
+        base, key = client.base_url(session), client.api_key(session)
+        agent = openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0, timeout=120)
+        messages: list[Any] = [{"role": "user", "content": f"hello {index}"}]
+        while not self.stopped:
+            got = await agent.chat.completions.create(model="m", messages=messages)
+            self.replies.append((index, time.time()))
+            messages = [*messages, got.choices[0].message.model_dump(exclude_none=True)]
+            messages.append({"role": "user", "content": "go on"})
+            if len(messages) > 20:
+                messages = messages[:1]
+        return list(await client.collect(session))
+
+    def first_after(self, moment: float) -> list[float]:
+        """For each session, seconds from `moment` to its next reply; infinity without one."""
+        return [
+            min(
+                (at - moment for session, at in self.replies if session == index and at >= moment), default=float("inf")
+            )
+            for index in range(self.count)
+        ]
+
+    def pace(self, start: float, end: float) -> float:
+        """Seconds from one reply of a session to its next, the median of those between two moments."""
+        times = [[at for one, at in self.replies if one == index and start <= at < end] for index in range(self.count)]
+        return statistics.median(later - at for each in times for at, later in itertools.pairwise(each))
+
+
+async def until(condition: Any, what: str, *, seconds: float = 120.0) -> None:
+    """Return once `condition()` holds; AssertionError naming `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        await asyncio.sleep(0.05)
+
+
+def scheduler_of(pid: int) -> psutil.Process:
+    """The scheduler among a server's children."""
+    children = psutil.Process(pid).children(recursive=True)
+    return next(child for child in children if "scheduler" in " ".join(child.cmdline()))

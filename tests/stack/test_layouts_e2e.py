@@ -1,0 +1,84 @@
+"""Placement on two Ray nodes that say they have GPUs: layouts can be tested without any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from miles_lite.config.options import Topology
+from miles_lite.errors import UserError
+from miles_lite.stack.placement import ENGINE_SHARE, TRAIN_SHARE, Layout, place
+from tests.engine.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+GPUS = 4
+"""Per node."""
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[None]:
+    node = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def all_free(two_nodes: None) -> None:
+    """What a test removed, and nodes that have just come, take a moment to be free."""
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.available_resources().get("GPU") == 2 * GPUS, "GPUs")
+
+
+@ray.remote
+class Place:
+    def look(self) -> tuple[str, int]:
+        context = ray.get_runtime_context()
+        return context.get_node_id(), int(context.get_accelerator_ids()["GPU"][0])
+
+
+def places(layout: Layout, bundles: tuple[int, ...], share: float) -> list[tuple[str, int]]:
+    """Node and GPU of an actor in each bundle, all alive together."""
+    actors: list[Any] = [Place.options(**layout.options(bundle, share)).remote() for bundle in bundles]
+    seen = ray.get([actor.look.remote() for actor in actors], timeout=120)
+    for actor in actors:
+        ray.kill(actor)
+    return list(seen)
+
+
+def test_trainers_and_engines_share_gpus_or_have_their_own(two_nodes: None):
+    shared = place(Topology(actor_num_gpus_per_node=8, colocate=True, rollout_num_gpus_per_engine=4), train=True)
+    assert shared.device == "cuda"
+    train = places(shared, shared.train_bundles, TRAIN_SHARE)
+    assert train == places(shared, shared.engine_slots, ENGINE_SHARE)
+    assert len(set(train)) == 8
+    for first in (0, GPUS):  # an engine's GPUs are neighbours on one node
+        nodes, gpus = zip(*train[first : first + GPUS], strict=True)
+        assert len(set(nodes)) == 1
+        assert list(gpus) == list(range(GPUS))
+    shared.remove()
+    wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
+
+    apart = place(Topology(actor_num_gpus_per_node=4, rollout_num_gpus=4), train=True)
+    train, engines = places(apart, apart.train_bundles, TRAIN_SHARE), places(apart, apart.engine_slots, ENGINE_SHARE)
+    assert not set(train) & set(engines)
+    assert len(set(train) | set(engines)) == 8
+    apart.remove()
+
+
+def test_an_actor_of_each_fits_into_one_slot_and_more_slots_than_gpus_are_refused(two_nodes: None):
+    layout = place(Topology(actor_num_gpus_per_node=1, colocate=True), train=True)
+    options = [layout.options(layout.train_bundles[0], share) for share in (TRAIN_SHARE, ENGINE_SHARE)]
+    both = [Place.options(**each).remote() for each in options]
+    first, second = ray.get([actor.look.remote() for actor in both], timeout=60)
+    assert first == second
+    layout.remove()
+    wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
+    with pytest.raises(UserError, match="asked for 9 slots of 1 CPU"):
+        place(Topology(rollout_num_gpus=9), train=False)

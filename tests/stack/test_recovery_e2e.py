@@ -1,0 +1,69 @@
+"""An engine is lost while sessions chat: they go on, and a replacement serves the current weights."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import requests
+
+from miles_lite.stack.placement import place
+from miles_lite.stack.stack import Stack
+from miles_lite.weights.receiver import WeightUpdate
+from tests.models import make_tiny_model
+from tests.stack.chats import Chats, scheduler_of, stack_options, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("how", ["its scheduler is stopped", "it is killed"])
+def test_sessions_go_on_and_the_replacement_serves_the_current_weights(tiny_model: Path, tmp_path: Path, how: str):
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    options = stack_options(tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0)
+    stack = Stack(options, place(options.topology, train=False))
+    try:
+        asyncio.run(lose_an_engine(stack, how, make_tiny_model(tmp_path / "other", seed=1)))
+    finally:
+        ray.shutdown()
+
+
+async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
+    await stack.start()
+    chats = Chats(stack.session_urls[0])
+    try:
+        delivered = await stack.update_weights(WeightUpdate(str(other), 1))
+        assert delivered.behind == {}
+        chatting = asyncio.create_task(chats.run())
+        await until(lambda: len(chats.replies) > 8, "the first replies")
+        victim, survivor = stack.engines
+        if how == "it is killed":
+            os.killpg(victim.pid, signal.SIGKILL)
+        else:
+            scheduler_of(victim.pid).suspend()
+            assert requests.get(f"{victim.url}/health", timeout=5).status_code == 200
+        await until(lambda: stack.recoveries, "the replacement")
+        [recovery] = stack.recoveries
+        assert ("hangs" if "stopped" in how else "has ended") in recovery.reason
+        assert max(chats.first_after(recovery.noticed)) < recovery.serving - recovery.noticed
+        replacement = next(one for one in stack.engines if one.url != survivor.url)
+        assert replacement.url != victim.url
+        workers = (await asyncio.to_thread(requests.get, f"{stack.router_url}/workers", timeout=5)).json()["workers"]
+        assert {one["url"] for one in workers} == {survivor.url, replacement.url}
+        assert await asyncio.to_thread(version_of, replacement.url) == "1"
+        await asyncio.sleep(1.0)
+        chats.stopped = True
+        for samples in await asyncio.wait_for(chatting, 60):
+            assert samples
+            assert all(set(sample.weight_versions[sample.loss_mask == 1]) == {1} for sample in samples)
+    finally:
+        await stack.stop()
+
+
+def version_of(url: str) -> Any:
+    body = {"input_ids": [5, 6], "sampling_params": {"max_new_tokens": 2}}
+    return requests.post(f"{url}/generate", json=body, timeout=60).json()["meta_info"]["weight_version"]

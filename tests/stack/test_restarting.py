@@ -1,0 +1,185 @@
+"""Actors that are killed, on a real Ray: the next one takes over what was known of the last."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import ray
+
+from miles_lite.config.options import Session as SessionOptions
+from miles_lite.errors import UserError
+from miles_lite.session.actor import SessionActor, SessionSpec
+from miles_lite.session.client import SessionClient
+from miles_lite.stack import restarting
+from miles_lite.stack.actors import named_actor, restarted
+from miles_lite.stack.restarting import Kept
+from miles_lite.stack.stack import _port
+from tests.session.engine import STOP, answer, scripted
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+class Plain:
+    """An actor that says who it is, or cannot start while there is a file of that name."""
+
+    def __init__(self, restarts: int, obstacle: Path) -> None:
+        self._restarts, self._obstacle = restarts, obstacle
+
+    async def start(self) -> int:
+        if self._obstacle.exists():
+            raise UserError("something is in the way")
+        return os.getpid()
+
+    async def alive(self, seconds: float) -> bool:
+        return True
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def who(self, seconds: float = 0.0) -> int:
+        await asyncio.sleep(seconds)
+        return self._restarts
+
+    async def stop(self) -> None: ...
+
+
+def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_its_way(tmp_path: Path) -> None:
+    said: list[str] = []
+    obstacle = tmp_path / "obstacle"
+
+    def make(restarts: int) -> Any:
+        return named_actor(Plain, restarted("plain", restarts), num_cpus=0).remote(restarts, obstacle)
+
+    async def run() -> None:
+        plain = Kept("the plain actor", make, start_seconds=30, say=said.append)
+        first = await plain.start()
+        assert await (await plain.serving()).who.remote() == 0
+        assert await plain.stood(0, 0.0)
+        obstacle.touch()
+        calling = (await plain.serving()).who.remote(60)
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(ray.exceptions.RayActorError):
+            await calling
+        assert not await plain.stood(0, 0.0)
+        waiting = asyncio.create_task(plain.renewed(0))
+        while plain.restarts < 2:
+            await asyncio.sleep(0.05)
+        obstacle.unlink()
+        await asyncio.wait_for(waiting, 60)
+        assert await (await plain.serving()).who.remote() == plain.restarts >= 2
+        assert plain.told != first
+        assert not await plain.stood(0, 0.0)
+        assert await plain.stood(plain.restarts, 0.0)
+        await plain.stop()
+        await plain.stop()
+
+    asyncio.run(run())
+    assert said[0] == "the plain actor has ended; replacing it"
+    assert said[1].startswith("the plain actor serves again after ")
+
+
+def test_who_waits_for_one_that_does_not_come_back_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "BACK_SECONDS", 0.3)
+
+    async def run() -> None:
+        with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
+            await Kept("the plain actor", lambda restarts: None, start_seconds=1, say=print).serving()
+
+    asyncio.run(run())
+
+
+def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with scripted(lambda body: answer([40, 41, STOP])) as (engine, engine_url):
+            spec = SessionSpec(
+                index=0,
+                model_path=str(tiny_model),
+                router_url=engine_url,
+                bind_host="127.0.0.1",
+                advertise_host="127.0.0.1",
+                port=None,
+                options=SessionOptions(tito_allowed_append_roles=("tool", "user")),
+                context_length=512,
+                run_dir=str(tmp_path),
+            )
+
+            def make(restarts: int) -> Any:
+                placed = replace(spec, port=_port(sessions.told)) if restarts else spec
+                return named_actor(SessionActor, restarted("session-0", restarts), num_cpus=0).remote(placed)
+
+            sessions = Kept("session server 0", make, start_seconds=60, say=print)
+            try:
+                await talk(await sessions.start(), sessions)
+                assert [len(one["input_ids"]) for one in engine.requests] == sorted(
+                    len(one["input_ids"]) for one in engine.requests
+                )
+            finally:
+                await sessions.stop()
+
+    asyncio.run(run())
+
+
+async def talk(url: str, sessions: Kept) -> None:
+    """One conversation of two turns, between which the actor is killed."""
+    async with SessionClient(url, restart_seconds=60) as client:
+        session = await client.create({"max_new_tokens": 4})
+        agent = openai.AsyncOpenAI(
+            base_url=client.base_url(session), api_key=client.api_key(session), max_retries=10, timeout=60
+        )
+        messages: list[Any] = [{"role": "user", "content": "hello"}]
+        said = await agent.chat.completions.create(model="m", messages=messages)
+        messages += [said.choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "go on"}]
+        actor = below("", "ray::SessionActor")
+        actor.kill()
+        while not sessions.restarts:
+            await asyncio.sleep(0.05)
+        await agent.chat.completions.create(model="m", messages=messages)
+        serving = sessions.restarts  # more than 1 where the port was not free at once
+        assert await sessions.stood(serving, 0.0)
+        began = time.monotonic()
+        worker = below("ray::SessionActor", "miles_lite.session.server_main")
+        worker.kill()
+        (sample,) = await client.collect(session)
+        assert not await sessions.stood(serving, time.monotonic() - began), "the worker was lost meanwhile"
+        assert await sessions.stood(serving, 0.0)
+        assert sample.loss_mask.sum() == 6
+        assert sessions.told == url
+
+
+def below(parent: str, called: str) -> psutil.Process:
+    """The process of this test's cluster whose command line holds `called`, started by one whose holds `parent`, once
+    it is the only one."""
+    deadline = time.monotonic() + 20
+    while len(found := _below(parent, called)) != 1:
+        assert time.monotonic() < deadline, f"{len(found)} processes are called {called}, below {parent}: {found}"
+        time.sleep(0.1)
+    return found[0]
+
+
+def _below(parent: str, called: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            above = str([one.cmdline() for one in process.parents()])
+            if called in str(process.cmdline()) and parent in above and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
