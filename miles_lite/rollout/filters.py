@@ -6,25 +6,13 @@ A filter sees records; one that wants tokens fetches them (`Rollout.fetch`), for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from miles_lite.errors import UserError
-from miles_lite.hooks import load_hook
+from miles_lite.hooks import GroupFilter, Keep, load_hook
 from miles_lite.sample import Group, Status
 
 FLAG = "--dynamic-sampling-filter-path"
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
-
-    keep: bool
-    reason: str | None = None
-
-
-Filter = Callable[[Group], "Keep | bool"]
 
 
 def check_reward_nonzero_std(group: Group) -> Keep:
@@ -42,14 +30,14 @@ def check_no_aborted(group: Group) -> Keep:
     return Keep(not aborted, "group_has_aborted" if aborted else None)
 
 
-FILTERS: Mapping[str, Filter] = {
+FILTERS: Mapping[str, GroupFilter] = {
     "check_reward_nonzero_std": check_reward_nonzero_std,
     "check_no_aborted": check_no_aborted,
 }
 """Those that --dynamic-sampling-filter-path may name without a path."""
 
 
-def load_filter(path: str | None) -> Filter | None:
+def load_filter(path: str | None) -> GroupFilter | None:
     """The filter of --dynamic-sampling-filter-path, if it is given. Raises UserError."""
     if path is None or path in FILTERS:
         return None if path is None else FILTERS[path]
@@ -58,9 +46,11 @@ def load_filter(path: str | None) -> Filter | None:
     return load_hook(path, flag=FLAG)
 
 
-async def verdict(group: Group, filter_function: Filter | None) -> Keep:
+async def verdict(group: Group, filter_function: GroupFilter | None) -> Keep:
     """Apply a filter that may answer with a Keep or a bool."""
     if filter_function is None:
         return Keep(True)
     answer = await asyncio.to_thread(filter_function, group)
-    return answer if isinstance(answer, Keep) else Keep(bool(answer), None if answer else filter_function.__name__)
+    if isinstance(answer, Keep):
+        return answer
+    return Keep(bool(answer), None if answer else getattr(filter_function, "__name__", "filter"))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from miles_lite.config.options import Rollouts
 from miles_lite.errors import UserError
-from miles_lite.rollout.filters import Filter, verdict
+from miles_lite.hooks import GroupFilter
+from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import FAILURES, Group, Rollout
 
@@ -64,7 +65,7 @@ class Generator:
         *,
         take_prompt: Callable[[], Prompt],
         run_rollout: RunRollout,
-        filter_function: Filter | None,
+        filter_function: GroupFilter | None,
         accounts: Accounts,
     ) -> None:
         self._options = options

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from miles_lite.errors import UserError
-from miles_lite.rollout.filters import FILTERS, Keep, load_filter, verdict
+from miles_lite.hooks import Keep
+from miles_lite.rollout.filters import FILTERS, load_filter, verdict
 from miles_lite.sample import Group
 from tests.rollout.helpers import make_rollout, make_sample
 
