@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 
+from miles_lite.config.choices import PauseMode, WorkerType
 from miles_lite.config.redaction import secrets_in
 from miles_lite.engine import disaggregation
 from miles_lite.engine.announce import deregister, register
@@ -74,8 +75,8 @@ class EngineActor:
 
     async def meet(self) -> str:
         """The first node of several: where all nodes' servers meet, host:port; it and MEETING_PORTS above are held."""
-        port = self._ports.hold(self._spec.bind_host, consecutive=MEETING_PORTS)
-        return f"{bracketed(reachable(self._spec.advertise_host))}:{port}"
+        port = self._ports.hold(self._spec.hosts.bind_host, consecutive=MEETING_PORTS)
+        return f"{bracketed(reachable(self._spec.hosts.public_host))}:{port}"
 
     async def start(self, *, register: bool = True, meeting: str | None = None) -> EngineInfo:
         """Launch, wait until healthy, register. Raises UserError when any of it fails; then nothing is left running.
@@ -126,12 +127,12 @@ class EngineActor:
             hanging.cancel()
 
     async def _hangs(self, url: str) -> str:
-        """Probe every `health_interval` seconds; what is seen while an update pauses the server does not count."""
-        spec, server = self._spec, self._server
+        """Probe again and again; what is seen while an update pauses the server does not count."""
+        options, server = self._spec.engines, self._server
         pid = server.pid if server else None
-        liveness = Liveness(pid, url, timeout=spec.health_timeout, patience=spec.hang_timeout)
+        liveness = Liveness(pid, url, timeout=options.engine_health_timeout, patience=options.engine_hang_timeout)
         while True:
-            await asyncio.sleep(spec.health_interval)
+            await asyncio.sleep(options.engine_health_interval)
             updates = self._updates
             reason = None if self._updating.locked() else await liveness.probe()
             if self._updating.locked() or self._updates != updates:
@@ -211,7 +212,7 @@ class EngineActor:
             await self._updating.acquire()  # held until onload: nothing else may touch the server
             self._updates += 1
             try:
-                await offload("retract", **self._address())
+                await offload(PauseMode.RETRACT, **self._address())
             except BaseException:
                 self._updating.release()
                 raise
@@ -263,10 +264,10 @@ class EngineActor:
 
     async def _adopt(self, url: str) -> EngineInfo:
         """Wait for a server that somebody else started."""
-        await wait_healthy(url, self._spec.start_timeout)
+        await wait_healthy(url, self._spec.engines.engine_start_timeout)
         return EngineInfo(
             url=url,
-            worker_type="regular",
+            worker_type=WorkerType.REGULAR,
             bootstrap_port=None,
             pid=0,
             weight_version=self._spec.weight_version,
@@ -276,14 +277,14 @@ class EngineActor:
     async def _launch(self) -> EngineInfo:
         """Start the server; once more on another port when another process took the one that was chosen for it."""
         spec = self._spec
-        if spec.worker_type != "regular" and spec.device == "cpu" and (reason := disaggregation.missing()):
+        if spec.worker_type != WorkerType.REGULAR and spec.device == "cpu" and (reason := disaggregation.missing()):
             raise UserError(f"engine {spec.index} is to {spec.worker_type}, but {reason}")
         try:
             return await self._serve()
         except UserError:
             server = self._server
             others_wait = spec.nodes > 1
-            if server is None or "port" in spec.sglang_args or others_wait or not server.lost_port():
+            if server is None or "port" in spec.engines.sglang_args or others_wait or not server.lost_port():
                 raise
         logger.warning("engine %d lost its port to another process: trying another", spec.index)
         await server.stop()
@@ -294,11 +295,11 @@ class EngineActor:
         spec, place = self._spec, self._place()
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         argv = command(spec, place, known=known_options())
-        secrets = [*secrets_in(spec.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
+        secrets = [*secrets_in(spec.engines.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
         self._server = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
-        await server.wait_healthy(self._local_url(place.port), spec.start_timeout)
+        await server.wait_healthy(self._local_url(place.port), spec.engines.engine_start_timeout)
         return EngineInfo(
-            url=f"http://{bracketed(reachable(spec.advertise_host))}:{place.port}",
+            url=f"http://{bracketed(reachable(spec.hosts.public_host))}:{place.port}",
             worker_type=spec.worker_type,
             bootstrap_port=place.bootstrap_port,
             pid=server.pid,
@@ -316,7 +317,7 @@ class EngineActor:
             logger.info("%r: %s", self, error)
 
     def _place(self) -> Placement:
-        prefill = self._spec.worker_type == "prefill"
+        prefill = self._spec.worker_type == WorkerType.PREFILL
         return Placement(
             port=self._port("port"),
             bootstrap_port=self._port("disaggregation_bootstrap_port") if prefill else None,
@@ -326,13 +327,13 @@ class EngineActor:
 
     def _port(self, option: str) -> int:
         """The port the user asked for, plus this engine's index; else a free one."""
-        given = self._spec.sglang_args.get(option)
+        given = self._spec.engines.sglang_args.get(option)
         if given is None:
-            return self._ports.hold(self._spec.bind_host)
+            return self._ports.hold(self._spec.hosts.bind_host)
         flag = f"--sglang-{option.replace('_', '-')}"
         if not str(given).isdecimal():
             raise UserError(f"{flag} {given}: a port is a number")
-        return require_free(self._spec.bind_host, int(given) + self._spec.index, flag)
+        return require_free(self._spec.hosts.bind_host, int(str(given)) + self._spec.index, flag)
 
     def _own_url(self) -> str:
         """Where this actor reaches its server."""
@@ -340,12 +341,11 @@ class EngineActor:
         return self._spec.external_url or self._local_url(int(self._info.url.rpartition(":")[2]))
 
     def _local_url(self, port: int) -> str:
-        return f"http://{bracketed(local(self._spec.bind_host))}:{port}"
+        return f"http://{bracketed(local(self._spec.hosts.bind_host))}:{port}"
 
     def _headers(self) -> dict[str, str]:
-        arguments = self._spec.sglang_args
-        key = arguments.get("admin_api_key") or self._spec.admin_key or arguments.get("api_key")
-        return bearer(key)
+        given = self._spec.engines.text
+        return bearer(given("admin_api_key") or self._spec.admin_key or given("api_key"))
 
 
 async def _never() -> str:

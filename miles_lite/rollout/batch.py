@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.sample import Batch, Group, Rollout, Sample
 
 

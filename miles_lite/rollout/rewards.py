@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from miles_lite.config.options import Config
@@ -28,7 +28,8 @@ async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
     return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
 
 
-BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+REWARDS: Mapping[str, Reward] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+"""By the name that --rm-type gives them."""
 
 
 def load_reward(config: Config) -> Reward | None:
@@ -39,4 +40,4 @@ def load_reward(config: Config) -> Reward | None:
     options = config.rollouts
     if options.custom_rm_path:
         return load_hook(options.custom_rm_path, flag="--custom-rm-path")
-    return None if options.rm_type is None else BUILT_IN[options.rm_type]
+    return None if options.rm_type is None else REWARDS[options.rm_type]

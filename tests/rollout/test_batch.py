@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.rollout.batch import advantages, make_batches
 from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample
 
