@@ -12,19 +12,19 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miles_lite.config.options import Config
 from miles_lite.environments import single_turn
-from miles_lite.hooks import load_hook
+from miles_lite.hooks import AgentFunction, RewardFunction, load_hook
 from miles_lite.process.addresses import actor_label
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.rollout.rewards import Reward, load_reward
+from miles_lite.rollout.rewards import load_reward
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.traces import atraj
@@ -58,8 +58,8 @@ class AgentWorker:
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
         self._agents = AgentLoop()
-        self._agent: Callable[..., Awaitable[dict[str, Any] | None]] | None = None
-        self._reward: Reward | None = None
+        self._agent: AgentFunction | None = None
+        self._reward: RewardFunction | None = None
 
     def __repr__(self) -> str:
         return actor_label("AgentWorker", self._index)

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
+from miles_lite.hooks import GroupFilter, Keep
 from miles_lite.sample import Group, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
-
-    keep: bool
-    reason: str | None = None
-
-
-Filter = Callable[[Group], "Keep | bool"]
 
 
 def check_reward_nonzero_std(group: Group) -> Keep:
@@ -34,9 +21,13 @@ def check_no_aborted(group: Group) -> Keep:
     return Keep(not aborted, "group_has_aborted" if aborted else None)
 
 
-def verdict(group: Group, filter_function: Filter | None) -> Keep:
+def verdict(group: Group, filter_function: GroupFilter | None) -> Keep:
     """Apply a filter that may answer with a Keep or a bool."""
     if filter_function is None:
         return Keep(True)
     answer = filter_function(group)
-    return answer if isinstance(answer, Keep) else Keep(bool(answer), None if answer else filter_function.__name__)
+    return (
+        answer
+        if isinstance(answer, Keep)
+        else Keep(bool(answer), None if answer else getattr(filter_function, "__name__", "filter"))
+    )

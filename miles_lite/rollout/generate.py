@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
+from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.batch import trainable
-from miles_lite.rollout.filters import Filter, verdict
+from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import FAILURES, Group, Rollout
 
@@ -65,7 +66,7 @@ class Generator:
         *,
         take_prompt: Callable[[], Prompt],
         run_rollout: RunRollout,
-        filter_function: Filter | None,
+        filter_function: GroupFilter | None,
         accounts: Accounts,
     ) -> None:
         self._options = options
