@@ -111,7 +111,7 @@ def _shows_tools(model: Path) -> bool:
 @contextlib.contextmanager
 def serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Iterator[Stack]:
     """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
-    from miles_lite.stack.cluster import connect, disconnect
+    from miles_lite.stack.cluster import connected
     from miles_lite.stack.placement import place
     from miles_lite.stack.stack import Stack
 
@@ -128,18 +128,14 @@ def serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Iterator
     def wait(work: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, loop).result()
 
-    with contextlib.redirect_stdout(sys.stderr):
-        connect(None)
-    thread.start()
-    try:
+    with contextlib.ExitStack() as ending:
+        with contextlib.redirect_stdout(sys.stderr):
+            ending.enter_context(connected(None))
+        thread.start()
+        ending.callback(loop.close)
+        ending.callback(thread.join)
+        ending.callback(loop.call_soon_threadsafe, loop.stop)
         stack = Stack(options, place(options.topology, train=False), known_key=known_key())
-        try:
-            wait(stack.start())
-            yield stack
-        finally:
-            wait(stack.stop())
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-        disconnect()
+        ending.callback(lambda: wait(stack.stop()))
+        wait(stack.start())
+        yield stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,10 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
 async def _route(supervisor: Supervisor) -> None:
     stop = stop_requested()
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(supervisor.stop)
         url = await supervisor.start()
         told = f", and the gateway for generation: {supervisor.data_url}" if supervisor.data_url != url else ""
         print(f"router: {url}{told}", flush=True)
         await stop.wait()
-    finally:
-        await supervisor.stop()

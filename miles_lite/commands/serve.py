@@ -7,6 +7,7 @@ before it is ready.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from miles_lite.config.flags import parse_known, parser_of
@@ -15,7 +16,7 @@ from miles_lite.job.claim import claimed
 from miles_lite.process.admin_key import announced, known_key
 from miles_lite.process.stopping import Interrupts, stop_requested
 from miles_lite.stack.checks import check_serving
-from miles_lite.stack.cluster import connect, disconnect
+from miles_lite.stack.cluster import connected
 from miles_lite.stack.engine_plans import in_words, plan_engines
 from miles_lite.stack.placement import Layout, place
 from miles_lite.stack.stack import Stack
@@ -26,14 +27,10 @@ def main(argv: Sequence[str]) -> int:
     options, leftovers = parse_known(parser_of(Serving, prog="miles-lite serve"), argv, Serving)
     leftovers.show_ignored()
     check_serving(options)
-    with claimed(options.run_dir):
-        connect(options.cluster.ray_address)
-        try:
-            with Interrupts():
-                layout = place(options.topology, train=False)
-            asyncio.run(_until_interrupted(options, layout))
-        finally:
-            disconnect()
+    with claimed(options.run_dir), connected(options.cluster.ray_address):
+        with Interrupts():
+            layout = place(options.topology, train=False)
+        asyncio.run(_until_interrupted(options, layout))
     return 0
 
 
@@ -41,10 +38,12 @@ async def _until_interrupted(options: Serving, layout: Layout) -> None:
     """Raises KeyboardInterrupt when it ends before anything is ready, UserError when no engine is left."""
     stop = stop_requested()
     stack = Stack(options, layout, known_key=known_key())
-    stopping = asyncio.create_task(stop.wait())
-    starting = asyncio.create_task(stack.start())
-    print(f"{in_words(plan_engines(options.topology))}; logs: {options.run_dir / 'logs'}", flush=True)
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(stack.stop)
+        stopping, starting = asyncio.create_task(stop.wait()), asyncio.create_task(stack.start())
+        ending.callback(stopping.cancel)
+        ending.callback(starting.cancel)
+        print(f"{in_words(plan_engines(options.topology))}; logs: {options.run_dir / 'logs'}", flush=True)
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             raise KeyboardInterrupt
@@ -54,10 +53,6 @@ async def _until_interrupted(options: Serving, layout: Layout) -> None:
             if stack.failure is not None:
                 raise stack.failure
             await asyncio.wait({stopping}, timeout=1.0)
-    finally:
-        starting.cancel()
-        stopping.cancel()
-        await stack.stop()
 
 
 def _announce(stack: Stack, options: Serving) -> None:

@@ -6,6 +6,7 @@ Invariant: no Ray and no SGLang; what is printed answers, and Ctrl-C or SIGTERM 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,9 @@ def main(argv: Sequence[str]) -> int:
 
 async def _serve(supervisor: Supervisor) -> None:
     stop = stop_requested()
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(supervisor.stop)
         url = await supervisor.start()
         print(announced(supervisor.spec.admin_key, known_key()), end="")
         print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
         await stop.wait()
-    finally:
-        await supervisor.stop()

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from miles_lite.config.folders import check_folder
 from miles_lite.config.option import again, option
 from miles_lite.config.rollouts import Rollouts
 from miles_lite.config.serving import Serving
-from miles_lite.errors import UserError
+from miles_lite.errors import user_error
 from miles_lite.process.admin_key import known_key
 from miles_lite.stack.checks import check_serving
-from miles_lite.stack.cluster import connect, disconnect
+from miles_lite.stack.cluster import connected
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.tito import RenderError, Tito
@@ -99,10 +99,8 @@ def _load(options: Options) -> Tito:
     session = options.session
     template = session.chat_template_path
     model, tokenizer = (None, folder) if template else (folder, None)
-    try:
+    with user_error(f"the chat template in {folder} cannot be used", RenderError):
         tito = load_subject(template=template, tokenizer=tokenizer, model=model, family=session.tito_model).tito
-    except RenderError as error:
-        raise UserError(f"the chat template in {folder} cannot be used: {error}") from error
     check_roles(tito.surface, options.roles, folder)
     print(f"{folder}:\n{tito.table()}\n", flush=True)
     return tito
@@ -112,27 +110,17 @@ def _run(options: Options, tito: Tito) -> list[Report]:
     url = options.verification.session_url
     if url is not None:
         return asyncio.run(_drive([url.rstrip("/")], options, tito, known_key()))
-    connect(options.cluster.ray_address)
-    try:
+    with connected(options.cluster.ray_address):
         return asyncio.run(_drive_own(options, tito))
-    finally:
-        disconnect()
 
 
 async def _drive_own(options: Options, tito: Tito) -> list[Report]:
-    async with _serving(options) as stack:
-        return await _drive(stack.session_urls, options, tito, stack.admin_key)
-
-
-@contextlib.asynccontextmanager
-async def _serving(options: Options) -> AsyncIterator[Stack]:
-    """Engines, router and session servers, as `miles-lite serve` starts them."""
+    """With engines, router and session servers of this command, as `miles-lite serve` starts them."""
     stack = Stack(options, place(options.topology, train=False), known_key=known_key())
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(stack.stop)
         await stack.start()
-        yield stack
-    finally:
-        await stack.stop()
+        return await _drive(stack.session_urls, options, tito, stack.admin_key)
 
 
 async def _drive(urls: Sequence[str], options: Options, tito: Tito, admin_key: str | None) -> list[Report]:

@@ -9,12 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import again, option
 from miles_lite.config.session_options import Session
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.tito import AppendSurface, RenderError, Verdict
 from miles_lite.tito.verification_cases import ROLES
 from miles_lite.verify.subject import load_subject, read_options
@@ -98,8 +97,6 @@ def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Out
     return 0 if good else 2 if undecided else 1
 
 
-def _write(path: str, content: dict[str, Any]) -> None:
-    try:
+def _write(path: str, content: dict[str, object]) -> None:
+    with user_error(f"--json {path}: cannot be written", OSError):
         Path(path).expanduser().write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from error

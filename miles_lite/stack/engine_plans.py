@@ -16,7 +16,7 @@ from miles_lite.config.choices import WorkerType
 from miles_lite.config.engines import Engines
 from miles_lite.config.places import Topology
 from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.router.registration import parse_url
 
 
@@ -103,10 +103,8 @@ def _number(described: Sequence[_Described], topology: Topology) -> tuple[Engine
 
 def _read(path: Path, topology: Topology) -> list[_Described]:
     """The engines of a file `sglang: [{server_groups: [{worker_type, num_gpus, num_gpus_per_engine, overrides}]}]`."""
-    try:
+    with user_error(f"--sglang-config {path}", OSError, UnicodeError, RecursionError, yaml.YAMLError):
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"--sglang-config {path}: {error}") from error
     described = list(_engines(document, where=f"--sglang-config {path}", size=topology.rollout_num_gpus_per_engine))
     slots = sum(each.slots for each in described)
     if slots != topology.rollout_slots:
