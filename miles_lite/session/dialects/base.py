@@ -14,7 +14,6 @@ import orjson
 
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.errors import ApiError
-from miles_lite.tito.chat_messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,6 @@ class Dialect(Protocol):
 
     `turns` are the paths, below a session's address, of requests that are answered with a turn, `counts` the one of
     those that count a prompt's tokens. `addressed` is what a request's address says beside its body: fields to add.
-
-    `held` is the conversation that a request probably repeats; a dialect whose requests hold chat messages as they are
-    takes those it finds there without checking them again.
     """
 
     @property
@@ -60,7 +56,7 @@ class Dialect(Protocol):
     @property
     def counts(self) -> str | None: ...
     def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> Mapping[str, Any]: ...
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest: ...
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest: ...
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]: ...
     def events(self, request: ChatRequest, stamp: Stamp) -> Events: ...
     def counted(self, tokens: int) -> dict[str, Any]: ...

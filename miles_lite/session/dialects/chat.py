@@ -21,11 +21,11 @@ from miles_lite.session.dialects.fields import (
     items,
     need,
     obj,
-    recall,
     switch,
     take,
     template_options,
 )
+from miles_lite.session.dialects.json_reuse import Conversation
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.request import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
 from miles_lite.session.errors import ApiError, bad_request
@@ -46,16 +46,18 @@ class ChatCompletions(Bodied):
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
         """Raises ApiError 400."""
-        messages = need(body, "messages", "a list")
-        if not messages:
+        given = need(body, "messages", "a list")
+        if not given:
             raise bad_request("messages must be a list of at least one message", param="messages")
-        check_count(messages, "messages")
-        others = recall(messages, held)
+        check_count(given, "messages")
+        messages: list[Message] = given
+        talk = given if isinstance(given, Conversation) else Conversation(given)
+        others = talk.unchecked()
         if any(old(message) or pictured(message) for _, message in others):
-            messages = without_media(modernised(messages, held), self._media)
-            others = recall(messages, held)
+            talk = Conversation(without_media(modernised(talk, talk.held), self._media), talk.held)
+            others, messages = talk.unchecked(), list(talk)
         check_limits({**body, "messages": [message for _, message in others]})
         unknown = CHAT.check(body)
         for index, message in others:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from miles_lite.session.dialects.known_fields import UNSUPPORTED
 from miles_lite.session.dialects.request import Constraint
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message, Tools, nested_beyond
+from miles_lite.tito.chat_messages import Tools, nested_beyond
 
 MAX_MESSAGES = 10_000
 MAX_NESTING = 64
@@ -62,23 +62,6 @@ def check_limits(body: Any) -> None:
     """Refuse what is nested deeper than any request has reason to be."""
     if nested_beyond(body, MAX_NESTING):
         raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
-
-
-def recall(messages: list[Any], held: Sequence[Message]) -> list[tuple[int, Any]]:
-    """Put what the session holds in the place of messages that equal it; the others, and where they are.
-
-    What is held has been checked when it came, so that a long conversation sent again costs a comparison of its bytes.
-    """
-    count, others = len(held), []
-    if messages[:count] == list(held):
-        messages[:count] = held
-        return list(enumerate(messages[count:], count))
-    for index, (message, known) in enumerate(zip(messages, held, strict=False)):
-        if message == known:
-            messages[index] = known
-        else:
-            others.append((index, message))
-    return others + list(enumerate(messages[count:], count))
 
 
 def check_count(messages: Sequence[Any], name: str) -> None:

@@ -7,7 +7,7 @@ that were answered: thought parts are reasoning, functionCall parts tool calls, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from miles_lite.session.dialects.base import Stamp
@@ -29,7 +29,7 @@ from miles_lite.session.dialects.google_shape import error_body, parts_of, respo
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message, Tools
+from miles_lite.tito.chat_messages import Tools
 
 ADDRESS = "address"
 """Where `parse` finds what `addressed` read in the request's address; no field of Google's has this name."""
@@ -66,7 +66,7 @@ class Google:
         streams = match.get("verb") == "streamGenerateContent"
         return {ADDRESS: {"model": match["model"], "stream": streams, "array": query.get("alt") != "sse"}}
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
         address = body.get(ADDRESS) or {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -33,7 +33,7 @@ from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message, Tools
+from miles_lite.tito.chat_messages import Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
 """Claude Code puts this line in front of its system prompt, with a hash that changes at every request."""
@@ -51,7 +51,7 @@ class Messages(Bodied):
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
         unknown = MESSAGES.check(body)

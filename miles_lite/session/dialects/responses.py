@@ -8,7 +8,7 @@ answered. Tools that OpenAI would run itself are not shown to the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from miles_lite.session.dialects.base import Bodied, Stamp, openai_error
@@ -22,7 +22,6 @@ from miles_lite.session.dialects.responses_input import conversation
 from miles_lite.session.dialects.responses_shape import Form, finished, output_items
 from miles_lite.session.dialects.responses_tools import ResponseTools, tools_of
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message
 
 
 class Responses(Bodied):
@@ -36,7 +35,7 @@ class Responses(Bodied):
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
         unknown = RESPONSES.check(body)

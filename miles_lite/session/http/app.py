@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,27 +16,25 @@ from typing import Any
 import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
-from xxhash import xxh3_128
 
 from miles_lite.config.options import Session as SessionOptions
 from miles_lite.process.concurrently import together
 from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
 from miles_lite.session.dialects.fields import check_limits
+from miles_lite.session.dialects.json_reuse import Bodies, Body
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
-from miles_lite.session.dialects.unknown_fields import Unknown
 from miles_lite.session.engine.sampling import check_run
 from miles_lite.session.errors import ApiError, bad_request, journal_failed
-from miles_lite.session.history.agent_identity import agent_name, hints_of
-from miles_lite.session.http.headers import header
 from miles_lite.session.http.keys import Keys, shown_key
 from miles_lite.session.http.model_list import model_named, models
 from miles_lite.session.http.openapi import openapi
-from miles_lite.session.http.shared_request import Ask
 from miles_lite.session.http.streaming import Stream
 from miles_lite.session.logs import SESSION
 from miles_lite.session.samples.sample_file import encode_samples
 from miles_lite.session.samples.trajectory_rows import encode_turns
 from miles_lite.session.service import Service
+from miles_lite.session.shared_request import Call
+from miles_lite.session.turn import Incoming
 
 MAX_SESSION_ID = 200
 
@@ -55,7 +52,7 @@ def build_app(
 ) -> web.Application:
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
-    routes = _Routes(service, dict(model), keys, keep_alive, refuses=options.session_unknown_fields == "refuse")
+    routes = _Routes(service, dict(model), keys, keep_alive)
     app = web.Application(middlewares=[_errors, routes.guard])
     media = Media(refused=options.session_tool_images == "refuse")
     for at in _ADDRESSES:  # aiohttp tries routes in this order
@@ -85,12 +82,8 @@ def build_app(
 
 
 class _Routes:
-    def __init__(
-        self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float, *, refuses: bool
-    ) -> None:
-        """`refuses` requests with fields that nobody knows."""
+    def __init__(self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float) -> None:
         self._service, self._model, self._keys, self._keep_alive = service, model, keys, keep_alive
-        self._unknown = Unknown(refuses)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -152,39 +145,23 @@ class _Routes:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
-        body = await self._service.off_loop.run(partial(encode_samples, samples), heavy=True)
+        body = await self._service.turns.off_loop.run(partial(encode_samples, samples), heavy=True)
         return web.Response(body=body, content_type="application/octet-stream")
 
     def speaking(self, dialect: Dialect) -> Handler:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            session_id = self._session_id(request)
-            raw = await self._service.limits.read(request.content)
-            parsed, ask = await self._parsed(request, session_id, dialect, raw)
-            if parsed.prefilled:
-                raise bad_request(
-                    "the conversation ends in the assistant's own words, and going on from them (prefill) is not "
-                    "served: end it with a user's message or a tool's result",
-                    param="messages",
-                )
-            calls = [
-                await self._service.call(session_id, parsed, ask.choice(number), prefix=dialect.prefix)
-                for number in range(parsed.n)
-            ]
-            with ExitStack() as listening:
+            async def tell(asked: ChatRequest, calls: Sequence[Call]) -> web.StreamResponse:
+                if asked.stream:
+                    return await Stream(request, asked, dialect, calls, keep_alive=self._keep_alive).run()
+                answers = await together(*(call.hear() for call in calls))
+                response = await _whole(request, _said(dialect, asked, answers))
                 for call in calls:
-                    listening.enter_context(call.listener())
-                if parsed.stream:
-                    response = await Stream(request, parsed, dialect, calls, keep_alive=self._keep_alive).run()
-                else:
-                    answers = await together(*(call.hear() for call in calls))
-                    response = await _whole(request, _said(dialect, parsed, answers))
-                    for call in calls:
-                        call.deliver()
-            if not ask.heavy:
-                self._service.saw(session_id, raw, parsed)
-            return response
+                    call.deliver()
+                return response
+
+            return await self._service.turns.run(await self._incoming(request, dialect), tell)
 
         return handle
 
@@ -192,36 +169,23 @@ class _Routes:
         """A handler that counts the tokens of a prompt."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            session_id = self._session_id(request)
-            raw = await self._service.limits.read(request.content)
-            parsed, ask = await self._parsed(request, session_id, dialect, raw)
-            return _json(dialect.counted(await self._service.count_tokens(session_id, parsed, heavy=ask.heavy)))
+            incoming = await self._incoming(request, dialect)
+            return _json(dialect.counted(await self._service.turns.count_tokens(incoming)))
 
         return handle
 
-    async def _parsed(
-        self, request: web.Request, session_id: str, dialect: Dialect, raw: bytes
-    ) -> tuple[ChatRequest, Ask]:
-        held, bodies = self._service.held(session_id)
-        known = bodies.known(raw)
-        ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
-
-        def parse() -> ChatRequest:
-            body = _object(raw, lambda data: bodies.read(data, known))
-            address = dialect.addressed(request.match_info, request.query)
-            parsed = dialect.parse({**body, **address} if address else body, held=held)
-            if ask.heavy:
-                self._service.limits.check(parsed)
-                self._service.saw(session_id, raw, parsed)
-            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
-            return replace(parsed, options=self._service.options_read(parsed.options), **who)
-
-        parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
-        self._unknown.meet(parsed.unknown)
-        return parsed, ask
+    async def _incoming(self, request: web.Request, dialect: Dialect) -> Incoming:
+        return Incoming(
+            session_id=self._session_id(request),
+            dialect=dialect,
+            raw=await self._service.turns.limits.read(request.content),
+            path=request.path,
+            headers=request.headers,
+            address=dialect.addressed(request.match_info, request.query),
+        )
 
     async def _body(self, request: web.Request) -> Any:
-        body = _object(await self._service.limits.read(request.content))
+        body = Body(await self._service.turns.limits.read(request.content), Bodies()).parse()
         check_limits(body)
         return body
 
@@ -254,26 +218,6 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
     if cause is not None and "Allow" in cause.headers:
         answer.headers["Allow"] = cause.headers["Allow"]
     return answer
-
-
-def _ask(request: web.Request, raw: bytes, *, fresh: int) -> Ask:
-    """The same bytes to the same route with the same idempotency key are the same request."""
-    key = header(request.headers, "Idempotency-Key")
-    digest = xxh3_128(f"{request.path}\0{key}\0".encode())
-    digest.update(raw)
-    retries = request.headers.get("X-Stainless-Retry-Count", "")
-    retried = retries.isascii() and retries.isdigit() and bool(retries.strip("0"))
-    return Ask(digest.digest(), keyed=bool(key), retried=retried, fresh=fresh)
-
-
-def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
-    try:
-        body = read(data) if data else {}
-    except orjson.JSONDecodeError as error:
-        raise bad_request(f"the request body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise bad_request("the request body must be a JSON object")
-    return body
 
 
 def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
