@@ -51,7 +51,7 @@ FORMS: dict[Any, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("dialect", [dialect() for dialect in DIALECTS], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dialect", [dialect() for dialect in DIALECTS.values()], ids=lambda each: type(each).__name__)
 @given(data=st.data())
 def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data: st.DataObject) -> None:
     ids = list(map(int, tito.encoder.encode(data.draw(texts))))

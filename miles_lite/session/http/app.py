@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import orjson
 from aiohttp import web
@@ -19,10 +18,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from miles_lite.config.options import Session as SessionOptions
 from miles_lite.process.concurrently import together
-from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
+from miles_lite.process.json_types import Json, JsonObject
+from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, spoken_at
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.dialects.json_reuse import Bodies, Body
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
+from miles_lite.session.dialects.typed_json import read
 from miles_lite.session.engine.sampling import check_run
 from miles_lite.session.errors import ApiError, bad_request, journal_failed
 from miles_lite.session.http.keys import Keys, shown_key
@@ -30,6 +31,7 @@ from miles_lite.session.http.model_list import model_named, models
 from miles_lite.session.http.openapi import openapi
 from miles_lite.session.http.streaming import Stream
 from miles_lite.session.logs import SESSION
+from miles_lite.session.samples.collect import Collecting
 from miles_lite.session.samples.sample_file import encode_samples
 from miles_lite.session.samples.trajectory_rows import encode_turns
 from miles_lite.session.service import Service
@@ -40,7 +42,6 @@ MAX_SESSION_ID = 200
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SPOKEN: tuple[Dialect, ...] = tuple(dialect() for dialect in DIALECTS)
 _SESSION = "/sessions/{session_id}"
 _ADDRESSES = (_SESSION, f"{_SESSION}/v1", "")
 """Where dialects are spoken: below a session, also by agents that append /v1 to a base URL that ends in it, and at the
@@ -55,17 +56,10 @@ def build_app(
     routes = _Routes(service, dict(model), keys, keep_alive)
     app = web.Application(middlewares=[_errors, routes.guard])
     media = Media(refused=options.session_tool_images == "refuse")
+    dialects: list[Dialect] = [make(media) for make in DIALECTS.values()]
     for at in _ADDRESSES:  # aiohttp tries routes in this order
-        for dialect in [make(media) for make in DIALECTS]:
-            app.add_routes([web.post(at + path, routes.speaking(dialect)) for path in dialect.turns])
-            if dialect.counts is not None:
-                app.add_routes([web.post(at + dialect.counts, routes.counting(dialect))])
-        app.add_routes(
-            [
-                web.get(at + "/{version:v1(?:beta)?}/models", routes.listing(models)),
-                web.get(at + "/{version:v1(?:beta)?}/models/{model:.+}", routes.listing(model_named)),
-            ]
-        )
+        for dialect in dialects:
+            app.add_routes([routes.of(dialect, route, at) for route in dialect.routes])
     app.add_routes(
         [
             web.get("/health", routes.health),
@@ -110,7 +104,14 @@ class _Routes:
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def listing(self, tell: Callable[[str], dict[str, Any]]) -> Handler:
+    def of(self, dialect: Dialect, route: Route, at: str) -> web.RouteDef:
+        """The route of a dialect at an address."""
+        if route.does in ("models", "model"):
+            return web.get(at + route.path, self.listing(models if route.does == "models" else model_named))
+        handler = self.speaking(dialect) if route.does == "turn" else self.counting(dialect)
+        return web.post(at + route.path, handler)
+
+    def listing(self, tell: Callable[[str], JsonObject]) -> Handler:
         """A handler that tells of the model under the name that the path has, else under its own."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -141,9 +142,7 @@ class _Routes:
         return web.Response(status=204)
 
     async def samples(self, request: web.Request) -> web.Response:
-        limit = (await self._body(request)).get("max_seq_len")
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
+        limit = read(await self._body(request), Collecting).max_seq_len
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
         body = await self._service.turns.off_loop.run(partial(encode_samples, samples), heavy=True)
         return web.Response(body=body, content_type="application/octet-stream")
@@ -184,7 +183,7 @@ class _Routes:
             address=dialect.addressed(request.match_info, request.query),
         )
 
-    async def _body(self, request: web.Request) -> Any:
+    async def _body(self, request: web.Request) -> Json:
         body = Body(await self._service.turns.limits.read(request.content), Bodies()).parse()
         check_limits(body)
         return body
@@ -213,14 +212,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
     """The error in the shape of the route's dialect."""
-    dialect = next((dialect for dialect in _SPOKEN if dialect.marks.search(request.path)), _SPOKEN[0])
-    answer = _json(dialect.error(error), status=error.status)
+    answer = _json(spoken_at(request.path).error(error), status=error.status)
     if cause is not None and "Allow" in cause.headers:
         answer.headers["Allow"] = cause.headers["Allow"]
     return answer
 
 
-def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> JsonObject:
     if len(answers) == 1:
         return dialect.answer(parsed, answers[0])
     bodies = [dialect.answer(replace(parsed, choice=number), answer) for number, answer in enumerate(answers)]
@@ -231,7 +229,7 @@ def _session_id(request: web.Request) -> str:
     return request.match_info["session_id"]
 
 
-async def _whole(request: web.Request, body: Any) -> web.StreamResponse:
+async def _whole(request: web.Request, body: Json) -> web.StreamResponse:
     """The answer, written out to its last byte."""
     response = _json(body)
     await response.prepare(request)
@@ -239,7 +237,7 @@ async def _whole(request: web.Request, body: Any) -> web.StreamResponse:
     return response
 
 
-def _json(body: Any, *, status: int = 200) -> web.Response:
+def _json(body: Json, *, status: int = 200) -> web.Response:
     """In a copy: a waiting connection keeps its last answer, and orjson leaves its bytes in a far larger buffer."""
     data = bytes(memoryview(orjson.dumps(body)))
     return web.Response(body=data, status=status, content_type="application/json")
