@@ -175,7 +175,7 @@ class Manager(RolloutManager):
     """A run's manager, which looks at its memory and its loop."""
 
     def __init__(self, config: Config, url: str) -> None:
-        miles_lite.rollout.manager.Stack = lambda *given: OneServer(url)  # type: ignore[assignment,misc]
+        miles_lite.rollout.manager.Stack = lambda *_, **__: OneServer(url)  # type: ignore[assignment,misc]
         super().__init__(config, None)  # type: ignore[arg-type]
 
     async def watch_itself(self) -> None:

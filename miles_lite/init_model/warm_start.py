@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from miles_lite.config.options import Algorithm, Optimizer
+from miles_lite.config.choices import LossType
+from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
 from miles_lite.model_folder import import_transformers
@@ -83,7 +84,7 @@ def fit(
         policy=policy,
         strategy=Replicated(),
         device=torch.device("cpu"),
-        algorithm=Algorithm(loss_type="sft_loss", calculate_per_token_loss=True),
+        algorithm=Algorithm(loss_type=LossType.SFT, calculate_per_token_loss=True),
         options=Optimizer(lr=lr, lr_decay_style="cosine", lr_warmup_iters=max(1, steps // 10)),
         total_updates=steps,
     )

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miles_lite.config.options import Config, Evaluation, Rollouts
+from miles_lite.config.options import Config
+from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.errors import UserError, writing
 from miles_lite.process.addresses import actor_label
 from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
@@ -32,7 +33,6 @@ from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Delivered
 from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
 
@@ -66,19 +66,7 @@ class RolloutManager:
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
         self._config = config
-        self._stack = Stack(
-            StackOptions(
-                topology=config.topology,
-                checkpoint=config.checkpoint,
-                engines=config.engines,
-                session=config.session,
-                max_context_len=config.rollouts.rollout_max_context_len,
-                seed=config.optimizer.seed,
-                run_dir=config.run_dir,
-                known_key=known_key,
-            ),
-            layout,
-        )
+        self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
         self._workers: list[Kept] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
@@ -115,7 +103,7 @@ class RolloutManager:
         }
 
     async def generate(self, rollout_id: int) -> Generated:
-        """Run one step: collect groups, compute metrics, batch for the trainer's ranks."""
+        """Run one step: collect groups, and compute metrics."""
         began = time.time()
         self._before_step = (rollout_id, self._state())
         step = await self._generator.run(self._check_alive)
@@ -139,7 +127,7 @@ class RolloutManager:
         for name, prompts in self._eval_sets.items():
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
-                self._run_rollout(prompt, group.index, sampled)
+                self._run_held_out(prompt, group.index, sampled)
                 for prompt, group in zip(prompts, groups, strict=True)
                 for _ in range(count)
             ]
@@ -262,6 +250,12 @@ class RolloutManager:
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
+
+    async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
+        """The same, and its samples leave the store: nobody trains them."""
+        rollout = await self._run_rollout(prompt, group_index, sampling)
+        rollout.stored = None
+        return rollout
 
 
 def sampling(options: Rollouts) -> dict[str, Any]:
