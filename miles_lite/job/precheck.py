@@ -11,6 +11,7 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder, context_length
+from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, load_prompts
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
@@ -27,6 +28,8 @@ def check_inputs(config: Config) -> None:
     limit = context_length(model, config.context.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
     check_hooks(hooks_of(config.rollouts, config.session))
+    if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
+        load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
         matcher_named(config.session.session_message_matcher)
     check_engines(config.topology, config.engines)

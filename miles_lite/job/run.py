@@ -42,6 +42,7 @@ from miles_lite.stack.engine_plans import in_words, plan_engines
 from miles_lite.stack.environment import actor_env
 from miles_lite.stack.fleet import Delivered
 from miles_lite.stack.placement import TRAIN_SHARE, Layout, place
+from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
 
@@ -125,7 +126,7 @@ class Run:
         self._watch.follow("the rollout manager", self._manager)
         self._watch.hears.append(Alarms(self._manager, self._say))
         starting = self._manager.start.remote()
-        ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
+        ranks = f", {config.topology.world_size} train rank(s)" if self._train else ""
         engines = in_words(plan_engines(config.topology))
         log.info("%s%s; logs in %s", engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
@@ -201,7 +202,7 @@ class Run:
             self._call("offload")
         began = time.time()
         self._training = True
-        metrics = self._trainer.train(generated.batches)
+        metrics = self._trainer.train(rollout_id, *estimate(generated.groups, self._config.algorithm))
         self._training = False
         self._trained = rollout_id
         ended = time.time()

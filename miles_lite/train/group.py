@@ -18,7 +18,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
-from miles_lite.sample import Batch
+from miles_lite.sample import Rollout
+from miles_lite.train.batching import make_batches
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -107,11 +108,21 @@ class TrainGroup:
         first: int = min(self._all("start", address, left, timeout=left, doing="loading the model"))
         return first
 
-    def train(self, batches: Sequence[ray.ObjectRef | Batch]) -> dict[str, float]:
-        """One batch per rank; metrics `train/…` and `perf/…` over all ranks. Raises TrainError, UserError."""
-        if len(batches) != len(self._workers):
-            raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
-        calls = [worker.train.remote(batch) for worker, batch in zip(self._workers, batches, strict=True)]
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+        """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
+
+        Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
+        """
+        topology = self._config.topology
+        batches = make_batches(
+            rollout_id,
+            rollouts,
+            advantages,
+            ranks=topology.dp_size,
+            global_batch_size=self._config.global_batch_size,
+            options=self._config.algorithm,
+        )
+        calls = [worker.train.remote(batches[topology.dp_rank(rank)]) for rank, worker in enumerate(self._workers)]
         metrics: dict[str, float] = self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
         return metrics
 
