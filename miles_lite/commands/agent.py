@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     run_dir = Path(namespace.run_dir).resolve()
     with claimed(run_dir), serving(model, flags, run_dir) as stack:
         if cache is not None:
-            _warm(cache, stack.engine_urls[0])
+            _warm(cache, stack.fleet.urls[0])
         agent.url = stack.session_urls[0]
         return agent.run()
 

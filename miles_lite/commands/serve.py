@@ -88,8 +88,8 @@ async def _until_interrupted(options: StackOptions, layout: Layout) -> None:
         await starting
         _announce(stack, options)
         while not stop.is_set():
-            if stack.failure is not None:
-                raise stack.failure
+            if stack.fleet.failure is not None:
+                raise stack.fleet.failure
             await asyncio.wait({stopping}, timeout=1.0)
     finally:
         starting.cancel()
@@ -101,7 +101,7 @@ def _announce(stack: Stack, options: StackOptions) -> None:
     print(f"router    {stack.router_url}")
     for url in stack.session_urls:
         print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
-    for url in stack.engine_urls:
+    for url in stack.fleet.urls:
         print(f"engine    {url}")
     print(announced(stack.admin_key, *options.given_keys), end="")
     print("ready; Ctrl-C ends it", flush=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import ray
 from ray.util.placement_group import (
@@ -50,7 +50,7 @@ class Layout:
     homes: Sequence[Home] = field(default=(), repr=False)
     """Of each bundle."""
 
-    def options(self, bundle: int, share: float) -> dict[str, Any]:
+    def options(self, bundle: int, share: float) -> dict[str, object]:
         """Ray actor options that claim `share` of the slot `bundle`."""
         assert self.group is not None, "there is a group wherever there is a bundle"
         strategy = PlacementGroupSchedulingStrategy(
@@ -146,7 +146,7 @@ def service_nodes(topology: Topology, *, here: str, alive: Sequence[str]) -> lis
     return [here, *sorted(set(alive) - {here})] if spread else [here]
 
 
-def pinned(node: str) -> dict[str, Any]:
+def pinned(node: str) -> dict[str, object]:
     """Ray actor options of a service that stays on `node` and claims no slot."""
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
-from miles_lite.rollout.agent_worker import Task
+from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.manager import RolloutManager, eval_sampling, sampling
 from miles_lite.sample import Group, Rollout, Status
 from tests.rollout.test_batch import make_sample
@@ -55,7 +56,8 @@ class FakeStack:
 
     sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
-    router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
+    router_url, admin_key = "", None
+    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -87,8 +89,9 @@ def drive(
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
 
-    class Remote:
-        def remote(self, task: Task) -> asyncio.Task[Rollout]:
+    class Worker:
+        def call(self, method: object, task: Task) -> asyncio.Task[Rollout]:
+            assert method is AgentWorker.run
             return asyncio.ensure_future(self._run(task))
 
         async def _run(self, task: Task) -> Rollout:
@@ -101,9 +104,6 @@ def drive(
             done = Rollout(task.rollout_index, task.group_index, samples=[make_sample(4, 2)], status=Status.COMPLETED)
             done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
             return done
-
-    class Worker:
-        run = Remote()
 
     async def start_workers() -> None:
         manager._workers += [Stands(actor=Worker(), losses=losses)] * config.rollouts.num_agent_workers
@@ -121,7 +121,7 @@ def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.Monkey
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
     async def run() -> dict[str, float]:
-        assert (await manager.start())["eval_rollouts"] == 12
+        assert (await manager.start()).eval_rollouts == 12
         return (await manager.eval())[0]
 
     assert asyncio.run(run())["eval/held"] == 0.5

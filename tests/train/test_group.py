@@ -16,6 +16,7 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.policy import load_model
+from miles_lite.train.rank import TrainWorker
 from tests.train.helpers import make_batch, make_config, make_samples
 from tests.train.test_packing import naive_logprobs
 
@@ -68,7 +69,7 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
 
     group, first = start(config, tmp_path)
     assert first == 3
-    os.kill(ray.get(group._workers[1].whereabouts.remote())[1], signal.SIGKILL)
+    os.kill(ray.get(group.ranks[1].call(TrainWorker.whereabouts))[1], signal.SIGKILL)
     with pytest.raises(TrainError, match="train rank 1 died while training"):
         group.train(halves)
     group.stop()
