@@ -1,4 +1,7 @@
-"""The user's functions named on the command line: what each flag's is called with, and how it is found.
+"""The user's functions: what each is called with and gives back, and how the one that a flag names is found.
+
+A function of yours is called as its Protocol here is: arguments before the `/` by position, those after the `*` by
+name. It may take more with defaults, and `**_` for what later versions add.
 
 Invariant: a function that cannot be found, imported or called as its flag calls it is a UserError that names the flag;
 `check_hooks` says so of a run's before anything is started, in a process of its own, so that no module is trusted with
@@ -7,23 +10,23 @@ the run's.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from miles_lite.errors import UserError
+from miles_lite.process.user_code import load_named
+from miles_lite.sample import Group, Rollout, Sample
+
+if TYPE_CHECKING:
+    from miles_lite.config.options import Config
 
 CHECK_SECONDS = 300.0
 """Importing torch from a slow disk takes a minute."""
@@ -31,44 +34,103 @@ LAST_LINES = 5
 LOADING, DONE = "loading ", "done"
 
 
+class AgentFunction(Protocol):
+    """`--custom-agent-function-path`: one rollout of an agent, from its prompt to its end.
+
+    base_url        the OpenAI base URL of the rollout's own session: every token that is sampled through it is kept
+    api_key         what opens the session
+    prompt          the prompt's text, or its chat messages
+    request_kwargs  the run's sampling parameters under the names that OpenAI clients use
+    metadata        the prompt's `metadata`, and `max_seq_len`: tokens that a sample may have
+    label           the prompt's `label`
+
+    Returns what is said of the rollout: `reward` where no reward function is named, `response` for one that reads it,
+    the `agent/` metrics (docs/metrics.md), anything else that JSON holds. None says nothing. What it raises fails this
+    rollout alone; an exception with a `label` is counted under it.
+    """
+
+    async def __call__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        prompt: str | list[dict[str, Any]],
+        request_kwargs: dict[str, Any],
+        metadata: dict[str, Any],
+        label: Any,
+    ) -> Mapping[str, Any] | None: ...
+
+
+class RewardFunction(Protocol):
+    """`--custom-rm-path`: the reward of a rollout whose agent came to its end; None: there is none.
+
+    `rollout.metadata` is what the agent function returned, `response` the text in it, label and metadata the prompt's.
+    A reward that is not finite, or an exception, fails the rollout.
+    """
+
+    async def __call__(
+        self, config: Config, rollout: Rollout, /, *, response: str, label: Any, metadata: dict[str, Any]
+    ) -> float | None: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """How a flag's function is called: awaited or not, how many positional arguments, which keywords."""
+class Keep:
+    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
 
-    is_async: bool
-    positional: int
-    keywords: tuple[str, ...] = ()
+    keep: bool
+    reason: str | None = None
 
 
-AGENT = ("base_url", "api_key", "prompt", "request_kwargs", "metadata", "label")
-SIGNATURES: Mapping[str, Signature] = {
-    "--custom-agent-function-path": Signature(True, 0, AGENT),
-    "--custom-rm-path": Signature(True, 2, ("response", "label", "metadata")),
-    "--dynamic-sampling-filter-path": Signature(False, 1),
-    "--session-sample-picker-path": Signature(False, 2),
-    "--session-sample-postprocessor-path": Signature(False, 2),
-    "--session-message-matcher": Signature(False, 2),
+class GroupFilter(Protocol):
+    """`--dynamic-sampling-filter-path`: whether the rollouts of one prompt are worth training on.
+
+    A dropped group is counted under the reason of its `Keep`, or the function's name, and replaced by another prompt's.
+    """
+
+    def __call__(self, group: Group, /) -> Keep | bool: ...
+
+
+class SamplePicker(Protocol):
+    """`--session-sample-picker-path`: those of a session's samples that are trained, each at most once."""
+
+    def __call__(self, samples: list[Sample], session_metadata: dict[str, Any], /) -> list[Sample]: ...
+
+
+class SamplePostprocessor(Protocol):
+    """`--session-sample-postprocessor-path`: the samples that a session gives in the end; they are validated again."""
+
+    def __call__(self, samples: list[Sample], session_metadata: dict[str, Any], /) -> list[Sample]: ...
+
+
+class MessageMatcher(Protocol):
+    """`--session-message-matcher`: whether a message that a harness sends again is the one that the session holds."""
+
+    def __call__(self, stored: dict[str, Any], replayed: dict[str, Any], /) -> bool: ...
+
+
+HOOKS: Mapping[str, type] = {
+    "--custom-agent-function-path": AgentFunction,
+    "--custom-rm-path": RewardFunction,
+    "--dynamic-sampling-filter-path": GroupFilter,
+    "--session-sample-picker-path": SamplePicker,
+    "--session-sample-postprocessor-path": SamplePostprocessor,
+    "--session-message-matcher": MessageMatcher,
 }
 
 
 def load_hook(path: str, *, flag: str) -> Callable[..., Any]:
-    """The function named by `package.module.name`, `package.module:name` or `file.py:name`, as `flag` calls it.
+    """The function at `path` (see user_code), which can be called as the Protocol of `flag`.
 
     Raises UserError naming `flag`.
     """
-    module_name, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
-    if not module_name or not name:
-        raise UserError(f"{flag} {path}: expected package.module.name, package.module:name or file.py:name")
-    hook = getattr(_load(module_name, flag=flag), name, None)
-    if not callable(hook):
-        raise UserError(f"{flag} {path}: {module_name} has no callable named '{name}'")
-    _check_call(hook, SIGNATURES[flag], where=f"{flag} {path}")
-    return hook  # type: ignore[no-any-return]
+    hook: Callable[..., Any] = load_named(path, given_as=flag)
+    _check_call(hook, HOOKS[flag].__call__, where=f"{flag} {path}")
+    return hook
 
 
 def hooks_of(*groups: Any) -> dict[str, str]:
-    """What the flags of SIGNATURES name in these option groups, matchers that are built in left out."""
-    named = {flag: flag.removeprefix("--").replace("-", "_") for flag in SIGNATURES}
+    """What the flags of HOOKS name in these option groups, matchers that are built in left out."""
+    named = {flag: flag.removeprefix("--").replace("-", "_") for flag in HOOKS}
     given = {
         flag: getattr(group, name, None) for flag, name in named.items() for group in groups if hasattr(group, name)
     }
@@ -120,59 +182,23 @@ def _judge(hooks: Mapping[str, str], verdict: Path) -> None:
         file.write(f"\0{DONE}")
 
 
-def _check_call(hook: Callable[..., Any], wanted: Signature, *, where: str) -> None:
+def _check_call(hook: Callable[..., Any], protocol: Callable[..., Any], *, where: str) -> None:
     inner = inspect.unwrap(hook)
     is_async = any(map(inspect.iscoroutinefunction, (hook, inner, getattr(hook, "__call__", None))))  # noqa: B004
-    if wanted.is_async and not is_async:
+    if inspect.iscoroutinefunction(protocol) and not is_async:
         raise UserError(f"{where}: is not async: write `async def`")
-    if is_async and not wanted.is_async:
+    if is_async and not inspect.iscoroutinefunction(protocol):
         raise UserError(f"{where}: is async, and this one is not awaited: write a plain `def`")
+    wanted = list(inspect.signature(protocol).parameters.values())[1:]
+    positional = [f"<{one.name}>" for one in wanted if one.kind is one.POSITIONAL_ONLY]
+    keywords = [one.name for one in wanted if one.kind is one.KEYWORD_ONLY]
     try:
-        inspect.signature(hook).bind(*range(wanted.positional), **dict.fromkeys(wanted.keywords))
+        inspect.signature(hook).bind(*positional, **dict.fromkeys(keywords))
     except TypeError as error:
-        called = [*(f"<{at + 1}>" for at in range(wanted.positional)), *(f"{name}=" for name in wanted.keywords)]
-        raise UserError(f"{where}: cannot be called with ({', '.join(called)}): {error}") from error
+        called = ", ".join([*positional, *(f"{name}=" for name in keywords)])
+        raise UserError(f"{where}: cannot be called with ({called}): {error}") from error
     except ValueError:  # written in C, and it does not say
         pass
-
-
-def _load(name: str, *, flag: str) -> ModuleType:
-    """The module of that name or file. Raises UserError for whatever its import raises, sys.exit included."""
-    file = Path(name).expanduser().resolve() if name.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise UserError(f"{flag}: no such file: {file}")
-    try:
-        return importlib.import_module(name) if file is None else _load_file(file)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{flag}: cannot import {name}: {error}. Is its folder on PYTHONPATH?") from error
-    except (Exception, SystemExit) as error:
-        raised = traceback.TracebackException.from_exception(error)
-        where = f"\n  {raised.stack[-1].filename}, line {raised.stack[-1].lineno}"
-        what = "".join(raised.format_exception_only()).strip().replace("\n", "\n  ")
-        raise UserError(
-            f"{flag}: cannot import {name}: {what}{'' if isinstance(error, SyntaxError) else where}"
-        ) from error
-
-
-def _load_file(file: Path) -> ModuleType:
-    digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
-    qualified = f"miles_lite_hook_{file.stem}_{digest}"
-    if qualified in sys.modules:
-        return sys.modules[qualified]
-    spec = importlib.util.spec_from_file_location(qualified, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[qualified] = module
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[qualified]
-        raise
-    finally:
-        sys.path.remove(str(file.parent))
-    return module
 
 
 if __name__ == "__main__":

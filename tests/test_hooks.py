@@ -8,7 +8,7 @@ import pytest
 
 from miles_lite.config.options import GROUPS
 from miles_lite.errors import UserError
-from miles_lite.hooks import SIGNATURES, check_hooks, load_hook
+from miles_lite.hooks import HOOKS, check_hooks, load_hook
 from miles_lite.rollout.filters import check_no_aborted
 
 FILTER = "--dynamic-sampling-filter-path"
@@ -65,7 +65,11 @@ AGENT, PICKER, MATCHER = (
         ),
         (AGENT, "async def run(url, **given): pass\n", "missing a required argument: 'url'"),
         (PICKER, "async def run(samples, metadata): return samples\n", "is async, and this one is not awaited"),
-        (PICKER, "def run(samples): return samples\n", r"cannot be called with \(<1>, <2>\): too many positional"),
+        (
+            PICKER,
+            "def run(samples): return samples\n",
+            r"cannot be called with \(<samples>, <session_metadata>\): too many positional",
+        ),
         (MATCHER, "async def run(stored, replayed): return True\n", "is async, and this one is not awaited"),
         ("--custom-rm-path", "def run(config, rollout, **given): return 1.0\n", "is not async"),
     ],
@@ -101,4 +105,4 @@ def test_every_flag_that_names_a_function_has_its_signature() -> None:
     """And every signature its flag: what a flag's function is called with is said in one place."""
     options = [field for group in GROUPS.values() for field in dataclasses.fields(group) if "help" in field.metadata]
     flags = {"--" + field.name.replace("_", "-"): field.metadata["help"] for field in options}
-    assert {flag for flag, told in flags.items() if "fn(" in told or "file.py:name" in told} == set(SIGNATURES)
+    assert {flag for flag, told in flags.items() if "fn(" in told or "file.py:name" in told} == set(HOOKS)

@@ -43,9 +43,23 @@ class Topology:
     advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
 
     @property
-    def train_ranks(self) -> int:
-        """Data-parallel ranks of the trainer."""
+    def world_size(self) -> int:
+        """Ranks of the trainer."""
         return self.actor_num_nodes * self.actor_num_gpus_per_node
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that a batch is replicated to, to work on it together: 1, as every rank computes whole layers."""
+        return 1
+
+    @property
+    def dp_size(self) -> int:
+        """Batches that a step is split into; ranks with equal `dp_rank` train the same one."""
+        return self.world_size // self.model_parallel_size
+
+    def dp_rank(self, rank: int) -> int:
+        """Which of the `dp_size` batches a rank trains."""
+        return rank // self.model_parallel_size
 
     @property
     def rollout_slots(self) -> int:
@@ -54,7 +68,7 @@ class Topology:
             return 0
         if self.rollout_num_gpus is not None:
             return self.rollout_num_gpus
-        return self.train_ranks if self.colocate else self.rollout_num_gpus_per_engine
+        return self.world_size if self.colocate else self.rollout_num_gpus_per_engine
 
     @property
     def num_engines(self) -> int:

@@ -11,8 +11,9 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder, context_length
+from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, load_prompts
-from miles_lite.rollout.rewards import BUILT_IN
+from miles_lite.rollout.rewards import REWARDS
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
@@ -29,8 +30,10 @@ def check_inputs(config: Config) -> None:
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
     check_hooks(hooks_of(config.rollouts, config.session))
     rule = config.rollouts.rm_type
-    if rule is not None and rule not in BUILT_IN:
-        raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
+    if rule is not None and rule not in REWARDS:
+        raise UserError(f"--rm-type {rule}: known are {', '.join(REWARDS)}; others through --custom-rm-path")
+    if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
+        load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
         matcher_named(config.session.session_message_matcher)
     check_engines(config.topology, config.engines)

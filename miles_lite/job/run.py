@@ -63,9 +63,9 @@ class TrainingRun(Run):
         self.save = trainer.save
 
     def train(self, rollout_id: int, generated: Generated) -> None:
-        """One training step on a rollout's batches."""
+        """One training step on what was rolled out."""
         self._log.progress.begin("train")
-        metrics, (began, ended) = self._trainer.train(rollout_id, generated.batches)
+        metrics, (began, ended) = self._trainer.train(rollout_id, generated.groups)
         self._log.busy((began, ended))
         times = {name: value for name, value in metrics.items() if name.startswith("perf/")}
         self._log.metrics(times | {names.TRAIN_TIME: ended - began}, rollout_id, names.ROLLOUT_STEP)
@@ -124,7 +124,7 @@ def training(config: Config) -> Iterator[TrainingRun]:
     """A run that trains. Raises UserError, RunLostError."""
     with lifetime(config) as life:
         layout = life.connect(train=True)
-        starting = _begin(config, life, layout, f", {config.topology.train_ranks} train rank(s)")
+        starting = _begin(config, life, layout, f", {config.topology.world_size} train rank(s)")
         ranks, first = start_ranks(config, life, layout)
         sinks = open_log(config, life, resumed=first > 0)
         servers = starting.started()

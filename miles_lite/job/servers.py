@@ -76,7 +76,7 @@ class Servers:
         return self._watch.wait(ref, f"the fleet's {method.__name__}", CALL_TIMEOUT)
 
     def generate(self, rollout_id: int, progress: Progress) -> Generated:
-        """A step's batches. Gives up when no rollout ends for longer than one may take."""
+        """A step's groups. Gives up when no rollout ends for longer than one may take."""
         limit, logs = self._config.rollouts.rollout_timeout + STALL_MARGIN, self._config.run_dir / "logs"
         ref = self._manager.call(RolloutManager.generate, rollout_id)
         before, changed = None, time.monotonic()
@@ -90,7 +90,7 @@ class Servers:
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
                     f"{status.rollouts_started} did). See {logs}; --rollout-timeout bounds an agent."
                 )
-        return self._watch.wait(ref, "the rollout's batches", CALL_TIMEOUT)
+        return self._watch.wait(ref, "the rollout's groups", CALL_TIMEOUT)
 
     def evaluate(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
         """Metrics of the held-out prompts, and when agents were busy."""

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,9 +21,11 @@ from miles_lite.job.servers import START_TIMEOUT, Servers
 from miles_lite.job.watch import OvertimeError
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.rollout.manager import RolloutManager
+from miles_lite.sample import Group
 from miles_lite.stack.environment import actor_env
 from miles_lite.stack.fleet import Delivered, Fleet
 from miles_lite.stack.placement import TRAIN_SHARE, Layout
+from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
 
@@ -68,13 +70,13 @@ class Trainer:
         self._training = False
         life.parts.push(self._save_interrupted)
 
-    def train(self, rollout_id: int, batches: list[ObjectRef]) -> tuple[dict[str, float], tuple[float, float]]:
-        """Metrics of one training step, and from when until when it took."""
+    def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
+        """Metrics of one training step on a rollout's groups, and from when until when it took."""
         if self._config.engines.offload_rollout:
             self._servers.fleet(Fleet.offload)
         began = time.time()
         self._training = True
-        metrics = self._ranks.train(batches)
+        metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
         self._training = False
         self._life.reached.trained = rollout_id
         return metrics, (began, time.time())

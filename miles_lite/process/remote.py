@@ -18,6 +18,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Remote(Generic[T_co]):
     def call(self, method: Callable[Concatenate[T_co, P], object], *args: P.args, **options: P.kwargs) -> object:
         """Begin `method` there: `actor.call(Engine.load, path)`. What it returns is to be awaited, or got from Ray."""
         called: object = getattr(self.handle, method.__name__).remote(*args, **options)
+        return called
+
+    def call_pair(
+        self, method: Callable[Concatenate[T_co, P], Awaitable[tuple[R, S]]], *args: P.args, **options: P.kwargs
+    ) -> tuple[ObjectRef[R], ObjectRef[S]]:
+        """The same of a method that returns two things: each has a reference, and a life, of its own."""
+        called: tuple[ObjectRef[R], ObjectRef[S]] = (
+            getattr(self.handle, method.__name__).options(num_returns=2).remote(*args, **options)
+        )
         return called
 
     def ready(self) -> ObjectRef[object]:

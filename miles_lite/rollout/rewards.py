@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from typing import Any
 
 from miles_lite.config.options import Config
-from miles_lite.hooks import load_hook
+from miles_lite.hooks import RewardFunction, load_hook
 from miles_lite.sample import Rollout
-
-Reward = Callable[..., Awaitable["float | None"]]
 
 
 async def exact_match(config: Config, rollout: Rollout, *, response: str, label: Any, **_: Any) -> float:
@@ -28,15 +26,13 @@ async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
     return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
 
 
-BUILT_IN: dict[str, Reward] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+REWARDS: Mapping[str, RewardFunction] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+"""By the name that --rm-type gives them."""
 
 
-def load_reward(config: Config) -> Reward | None:
-    """The run's reward function `async (config, rollout, *, response, label, metadata) -> float | None`.
-
-    None when neither --custom-rm-path nor --rm-type is given: then the agent function returns the reward.
-    """
+def load_reward(config: Config) -> RewardFunction | None:
+    """The run's; None without --custom-rm-path and --rm-type: then the agent function returns the reward."""
     options = config.rollouts
     if options.custom_rm_path:
         return load_hook(options.custom_rm_path, flag="--custom-rm-path")
-    return None if options.rm_type is None else BUILT_IN[options.rm_type]
+    return None if options.rm_type is None else REWARDS[options.rm_type]

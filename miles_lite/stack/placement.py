@@ -86,7 +86,7 @@ def place(topology: Topology, *, train: bool) -> Layout:
     """Reserve the slots of a run, with or without trainers. Needs a connected Ray. Raises UserError."""
     resources = ray.cluster_resources()
     device = _device(topology, resources)
-    ranks = topology.train_ranks if train else 0
+    ranks = topology.world_size if train else 0
     shared = topology.colocate or not train
     slots = max(ranks, topology.rollout_slots) if shared else ranks + topology.rollout_slots
     if slots == 0:  # external engines alone

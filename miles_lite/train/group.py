@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, TypeVar, cast
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -20,7 +20,8 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote, remote
-from miles_lite.sample import Batch
+from miles_lite.sample import Rollout
+from miles_lite.train.batching import make_batches
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -109,14 +110,22 @@ class TrainGroup:
         left = deadline - time.monotonic()
         return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
-    def train(self, batches: Sequence[ObjectRef[Batch] | Batch]) -> dict[str, float]:
-        """One batch per rank; metrics `train/…` and `perf/…` over all ranks. Raises TrainError, UserError."""
-        if len(batches) != len(self._workers):
-            raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
-        calls = [
-            worker.call(TrainWorker.train, cast(Batch, batch))  # the worker gets what a reference names
-            for worker, batch in zip(self._workers, batches, strict=True)
-        ]
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+        """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
+
+        Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
+        """
+        topology = self._config.topology
+        batches = make_batches(
+            rollout_id,
+            rollouts,
+            advantages,
+            ranks=topology.dp_size,
+            global_batch_size=self._config.global_batch_size,
+            options=self._config.algorithm,
+        )
+        shares = [batches[topology.dp_rank(rank)] for rank in range(len(self._workers))]
+        calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
         return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
 
     def export_weights(self, folder: Path) -> float:

@@ -21,8 +21,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_lite.config.options import Config
 from miles_lite.process.addresses import actor_label
-from miles_lite.sample import Batch
 from miles_lite.train import checkpoint
+from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
 from miles_lite.train.policy import Policy, load_model
@@ -84,9 +84,9 @@ class TrainWorker(SendingActor):
         loaded = checkpoint.load(self._learner, Path(config.checkpoint.load).expanduser())
         return 0 if loaded is None else loaded + 1
 
-    def train(self, batch: Batch) -> dict[str, float]:
-        """See Learner.train. Collective."""
-        return self._learner.train(batch)
+    def train(self, batch: Batch[Place]) -> dict[str, float]:
+        """Fetch the batch's samples; then see Learner.train. Collective."""
+        return self._learner.train(fetch(batch))
 
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""

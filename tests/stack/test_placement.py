@@ -20,7 +20,7 @@ from miles_lite.stack import placement
     ],
 )
 def test_topology_counts_ranks_and_engines(topology: Topology, train: int, engines: int) -> None:
-    assert topology.train_ranks == train
+    assert topology.world_size == train
     assert topology.num_engines == engines
 
 

@@ -1,4 +1,4 @@
-"""Policy-gradient losses: small pure functions over packed token vectors.
+"""What losses are made of: small pure functions over packed token vectors.
 
 Invariant: every argument and result is float32 [tokens]; nothing here reduces, masks or knows about ranks. The
 reduction is the dot product with `Packed.weights` (see packing.py), so it is the same however tokens are packed.
