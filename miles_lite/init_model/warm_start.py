@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miles_lite.config.options import Optimizer
+from miles_lite.config.training import Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
 from miles_lite.model_folder import import_transformers

@@ -62,7 +62,7 @@ class Lifetime:
         self._interrupts.check()
         self._interrupts.deaf = DEAF_SECONDS
         self.parts.callback(disconnect)
-        self._ray_logs = connect(self._config.logging.ray_address)
+        self._ray_logs = connect(self._config.cluster.ray_address)
         layout = place(self._config.topology, train=train)
         self.parts.callback(layout.remove)
         self._config.write()

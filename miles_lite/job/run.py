@@ -143,7 +143,7 @@ def training(config: Config) -> Iterator[TrainingRun]:
 
 def _begin(config: Config, life: Lifetime, layout: Layout, ranks: str = "") -> StartingServers:
     starting = StartingServers(config, life, layout)
-    engines = in_words(plan_engines(config.topology, config.engines))
+    engines = in_words(plan_engines(config.topology))
     log.info("%s%s; logs in %s", engines, ranks, config.run_dir / "logs")
     return starting
 

@@ -32,13 +32,13 @@ START_TIMEOUT = 900.0
 def imitate(config: Config) -> Path:
     """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError."""
     model = check_folders(config)
-    examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
+    examples = Examples(config, context=context_length(model, config.context.rollout_max_context_len))
     run_dir = config.run_dir
     killed_before = out_of_memory_kills()
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(run_dir))
         config.write()
-        ray_logs = connect(config.logging.ray_address)
+        ray_logs = connect(config.cluster.ray_address)
         stack.callback(disconnect)
         watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
         ranks = config.topology.world_size

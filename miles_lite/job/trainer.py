@@ -15,6 +15,7 @@ from types import TracebackType
 
 from ray import ObjectRef
 
+from miles_lite.config.choices import TransferMode
 from miles_lite.config.options import Config
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.servers import START_TIMEOUT, Servers
@@ -72,7 +73,7 @@ class Trainer:
 
     def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
         """Metrics of one training step on a rollout's groups, and from when until when it took."""
-        if self._config.engines.offload_rollout:
+        if self._config.updates.offload_rollout:
             self._servers.fleet(Fleet.offload)
         began = time.time()
         self._training = True
@@ -87,12 +88,12 @@ class Trainer:
         The folder that holds them too is written before (mode disk), or while the next rollout runs.
         """
         self.finish_export()
-        options = self._config.engines
+        options = self._config.updates
         if options.offload_rollout:
             self._servers.fleet(Fleet.onload)
         folder = self._config.run_dir / "weights" / f"v{version}"
         update = WeightUpdate(str(folder), version, options.pause_generation_mode)
-        if options.update_weight_transfer_mode == "disk":
+        if options.update_weight_transfer_mode == TransferMode.DISK:
             self._begin_export(folder)
             delivered = self._through_folder(update)
         else:

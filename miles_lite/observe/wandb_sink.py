@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from miles_lite.config.options import Logging
 from miles_lite.config.redaction import redacted_arguments
+from miles_lite.config.tracking import Logging
 from miles_lite.errors import UserError
 from miles_lite.report.metric_names import EVAL_STEP, ROLLOUT_STEP, TRAIN_STEP
 

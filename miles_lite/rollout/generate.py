@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from miles_lite.config.options import Rollouts
+from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from miles_lite.config.options import Config, Evaluation, Rollouts
+from miles_lite.config.options import Config
+from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.errors import UserError, writing
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
@@ -35,7 +36,6 @@ from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.stack.stack import Stack
 
 P = ParamSpec("P")
@@ -82,19 +82,7 @@ class RolloutManager:
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
         self._config = config
-        self._stack = Stack(
-            StackOptions(
-                topology=config.topology,
-                checkpoint=config.checkpoint,
-                engines=config.engines,
-                session=config.session,
-                max_context_len=config.rollouts.rollout_max_context_len,
-                seed=config.optimizer.seed,
-                run_dir=config.run_dir,
-                known_key=known_key,
-            ),
-            layout,
-        )
+        self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
         self._workers: list[Kept[AgentWorker]] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()

@@ -10,7 +10,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-WorkerType = Literal["regular", "prefill", "decode"]
+from miles_lite.config.choices import WorkerType
+
 State = Literal["ready", "unreachable", "stale", "draining"]
 
 
@@ -27,7 +28,7 @@ class Worker:
     """
 
     url: str
-    worker_type: WorkerType = "regular"
+    worker_type: WorkerType = WorkerType.REGULAR
     bootstrap_port: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: State = "ready"

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.sample import Sample
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.dialects.json_reuse import Bodies
@@ -68,7 +68,7 @@ class Service:
             context_length=context_length,
         )
         self._compares = options.session_compare_template
-        self._detects_snap = options.detect_timeline_snap == "true"
+        self._detects_snap = options.detect_timeline_snap
         self._client_chooses = options.session_client_sampling
         self._grace = options.session_disconnect_grace
         self._idle_seconds = options.session_idle_seconds

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import ray
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.spec import EngineInfo, WorkerType
+from miles_lite.engine.spec import EngineInfo
 from miles_lite.process.remote import Remote
 from miles_lite.stack.actors import end_actor
 from miles_lite.stack.engine_plans import EnginePlan

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.sample import Rollout, Sample, Samples
 
 FETCHES = 8

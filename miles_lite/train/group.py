@@ -99,10 +99,10 @@ class TrainGroup:
         deadline = time.monotonic() + timeout
         places = self._wait(self._all(TrainWorker.whereabouts), timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
-        if len(hosts) > 1 and loopback(self._config.topology.bind_host):
+        if len(hosts) > 1 and loopback(self._config.hosts.bind_host):
             raise UserError(
                 f"train ranks are on several nodes ({', '.join(hosts)}) but --bind-host is "
-                f"{self._config.topology.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
+                f"{self._config.hosts.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
             )
         left = deadline - time.monotonic()
         opening = self._workers[0].call(TrainWorker.rendezvous, left)
@@ -141,7 +141,7 @@ class TrainGroup:
         draft = folder.with_name(f".{folder.name}.draft")
         self.export_weights(draft)
         template = self._config.session.chat_template_path
-        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft, template=template)
+        copy_tokenizer(Path(self._config.model.hf_checkpoint).expanduser(), draft, template=template)
         replace_folder(draft, folder)
 
     def begin_export(self, folder: Path) -> list[ObjectRef[float]]:
@@ -214,7 +214,7 @@ class TrainGroup:
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
     """What one rank is told; without --train-threads the ranks of a node share its cores."""
     cores = len(os.sched_getaffinity(0))
-    local = loopback(config.topology.bind_host)
+    local = loopback(config.hosts.bind_host)
     return WorkerSpec(
         config=config,
         rank=rank,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config.options import Algorithm, Optimizer
+from miles_lite.config.choices import KLType
+from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
@@ -179,7 +180,7 @@ class Learner:
     def _tally_gap(self, tally: Tally, trainer: Tensor, rollout: Tensor) -> None:
         """How far the trainer's logprobs are from the engine's for the same weights."""
         gap = (trainer - rollout).abs()
-        kl = kl_estimate(rollout, trainer, kind="low_var_kl")
+        kl = kl_estimate(rollout, trainer, kind=KLType.LOW_VAR)
         tally.add({"train_rollout_logprob_abs_diff": gap.sum(), "train_rollout_kl": kl.sum(), "gaps": float(len(gap))})
         if len(gap):
             tally.top("train_rollout_logprob_abs_diff_max", gap.max())

@@ -77,7 +77,7 @@ class TrainWorker(SendingActor):
         host, port = address
         self._store = self._store or reach_store(host, port, ranks=spec.ranks, timeout=timeout)
         join(self._store, rank=spec.rank, ranks=spec.ranks, device=self._device, host=host, timeout=COLLECTIVE_TIMEOUT)
-        checkpoint.seed_everything(config.optimizer.seed + spec.rank)
+        checkpoint.seed_everything(config.seeding.seed + spec.rank)
         self._learner = build_learner(config, device=self._device)
         if config.checkpoint.load is None:
             return 0
@@ -106,7 +106,7 @@ class TrainWorker(SendingActor):
         if self._spec.rank != 0:
             weights.follow()
             return []
-        limit = self._spec.config.engines.update_weight_buffer_size
+        limit = self._spec.config.updates.update_weight_buffer_size
         self._offered.callback(weights.close)
         return self.send(Sender(weights.layout, weights.fetch, device=self._device, bucket_bytes=limit))
 
@@ -138,11 +138,11 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
     algorithm, rollouts = config.algorithm, config.rollouts
     reference = None
     if algorithm.use_kl_loss:
-        reference = Policy(load_model(config.checkpoint.ref_load or config.checkpoint.hf_checkpoint))
+        reference = Policy(load_model(config.checkpoint.ref_load or config.model.hf_checkpoint))
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
     return Learner(
-        policy=Policy(load_model(config.checkpoint.hf_checkpoint)),
+        policy=Policy(load_model(config.model.hf_checkpoint)),
         reference=reference,
         strategy=Sharded(device) if device.type == "cuda" else Replicated(),
         device=device,

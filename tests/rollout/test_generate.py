@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Rollouts
+from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator

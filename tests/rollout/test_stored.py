@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_worker import Task, run_task
 from miles_lite.rollout.prompts import Prompt

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.sample import Group
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, fetch, make_batches

@@ -19,7 +19,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 from xxhash import xxh3_128
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.concurrently import together
 from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
 from miles_lite.session.dialects.fields import check_limits

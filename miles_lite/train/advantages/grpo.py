@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.sample import Rollout
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.train.losses.cross_entropy import cross_entropy
 from miles_lite.train.losses.policy_gradient import policy_gradient
 from miles_lite.train.losses.streams import Streams

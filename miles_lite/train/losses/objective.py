@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.train.losses import LOSSES
 from miles_lite.train.losses.streams import Streams
 from miles_lite.train.losses.terms import kl_estimate

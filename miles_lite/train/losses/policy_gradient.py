@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miles_lite.config.options import Algorithm
+from miles_lite.config.training import Algorithm
 from miles_lite.train.losses.streams import Streams
 from miles_lite.train.losses.terms import clipped_policy_loss, truncated_importance
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from miles_lite.weights.bucket import TransferMode
+from miles_lite.config.choices import TransferMode
 from miles_lite.weights.delivery import Transport
 from miles_lite.weights.transports.disk import Disk
 from miles_lite.weights.transports.distributed import Distributed
 from miles_lite.weights.transports.tensor import SharedMemory
 
 TRANSPORTS: Mapping[TransferMode, Callable[[], Transport]] = {
-    "disk": Disk,
-    "tensor": SharedMemory,
-    "distributed": Distributed,
+    TransferMode.DISK: Disk,
+    TransferMode.TENSOR: SharedMemory,
+    TransferMode.DISTRIBUTED: Distributed,
 }
 """By the name that --update-weight-transfer-mode takes."""
