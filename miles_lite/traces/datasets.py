@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 import orjson
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Arrays, Step, Trajectory
 
@@ -283,11 +283,9 @@ def to_data(
 def _drafts(out: Path) -> Iterator[Path]:
     """A folder whose files take their places in `out` at the end, unless there was an error."""
     with contextlib.ExitStack() as stack:
-        try:
+        with user_error(f"--out: cannot write to {out}", OSError):
             out.mkdir(parents=True, exist_ok=True)
             draft = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".draft-")))
-        except OSError as error:
-            raise UserError(f"--out: cannot write to {out}: {error.strerror}") from error
         yield draft
         for file in draft.iterdir():
             file.replace(out / file.name)
