@@ -12,7 +12,14 @@ from tests.metric_names import undocumented, unlogged
 from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
-COUNTING = ("service.py", "sessions.py", "engine/engine_reply.py", "history/forks.py", "supervised_server.py")
+COUNTING = (
+    "service.py",
+    "turn.py",
+    "sessions.py",
+    "engine/engine_reply.py",
+    "history/forks.py",
+    "supervised_server.py",
+)
 
 
 def computed() -> set[str]:

@@ -118,7 +118,7 @@ class RolloutManager:
         )
 
     async def generate(self, rollout_id: int) -> Generated:
-        """Run one step: collect groups, compute metrics, batch for the trainer's ranks."""
+        """Run one step: collect groups, and compute metrics."""
         began = time.time()
         self._before_step = (rollout_id, self._state())
         step = await self._generator.run(self._check_alive)
@@ -142,7 +142,7 @@ class RolloutManager:
         for name, prompts in self._eval_sets.items():
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
-                self._run_rollout(prompt, group.index, sampled)
+                self._run_held_out(prompt, group.index, sampled)
                 for prompt, group in zip(prompts, groups, strict=True)
                 for _ in range(count)
             ]
@@ -255,6 +255,12 @@ class RolloutManager:
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
+
+    async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
+        """The same, and its samples leave the store: nobody trains them."""
+        rollout = await self._run_rollout(prompt, group_index, sampling)
+        rollout.stored = None
+        return rollout
 
 
 def sampling(options: Rollouts) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Replicated:
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         assert self._flat is not None, "zero_grad comes first"
-        dist.all_reduce(self._flat)
+        all_reduce(self._flat)
         norm = float(torch.linalg.vector_norm(self._flat))
         if max_norm and norm > max_norm:
             self._flat.mul_(max_norm / norm)
@@ -111,8 +111,8 @@ def trainable(policy: Policy) -> Iterable[nn.Parameter]:
 
 
 def all_reduce(values: Tensor, *, maximum: bool = False) -> Tensor:
-    """Sum (or maximum) of a small CPU tensor over ranks, in place; all ranks give the same shape."""
-    if values.numel():
+    """Sum (or maximum) over ranks, in place; all give the same shape. Without a process group this is the only rank."""
+    if values.numel() and dist.is_initialized():
         dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
     return values
 
