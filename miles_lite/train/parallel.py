@@ -129,18 +129,18 @@ def all_reduce(values: Tensor, *, maximum: bool = False) -> Tensor:
     return values
 
 
-def open_store(host: str, *, ranks: int, timeout: float) -> Any:
+def open_store(host: str, *, ranks: int, timeout: float) -> TCPStore:
     """The rendezvous of a process group, on a free port of `host`; rank 0 keeps it alive. `timeout` in seconds."""
     bound = timedelta(seconds=timeout)
     return TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False, timeout=bound)
 
 
-def reach_store(host: str, port: int, *, ranks: int, timeout: float) -> Any:
+def reach_store(host: str, port: int, *, ranks: int, timeout: float) -> TCPStore:
     """The store that rank 0 opened."""
     return TCPStore(host, port, ranks, is_master=False, timeout=timedelta(seconds=timeout))
 
 
-def join(store: Any, *, rank: int, ranks: int, device: torch.device, host: str, timeout: float) -> None:
+def join(store: TCPStore, *, rank: int, ranks: int, device: torch.device, host: str, timeout: float) -> None:
     """Enter the process group: gloo for CPU tensors, NCCL for CUDA ones. Every collective waits at most `timeout` s."""
     if loopback(host):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
