@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonObject
 
 Sandbox = Literal["none", "bwrap"]
 
@@ -114,7 +115,7 @@ class Shell:
             guard.wait()
         guard.stdout.close()
 
-    def _ask(self, request: bytes) -> dict[str, Any] | None:
+    def _ask(self, request: bytes) -> JsonObject | None:
         """The guard's answer; None when it was killed."""
         if self._guard is None or self._guard.poll() is not None:
             self.close()

@@ -55,8 +55,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
     options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
     folder = Path(options.hf_checkpoint).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--hf-checkpoint {folder}: has no config.json, so it is not a Hugging Face model folder")
     spec = SessionSpec(
         index=0,
         model_path=str(folder),

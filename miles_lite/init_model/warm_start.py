@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from miles_lite.config.options import Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
-from miles_lite.model_folder import import_transformers
 from miles_lite.sample import Batch, Sample
 from miles_lite.train.learner import PASS_TOKENS
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.packing import Packed, forward_passes
 from miles_lite.train.policy import Policy, load_model
 from miles_lite.weights.folder import write_folder
+from miles_lite.weights.transformers_compat import import_transformers
 
 REPORTED = 10
 """Steps that the first and the last loss are averaged over."""

@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.model_folder import import_transformers
 from miles_lite.train.packing import Packed
+from miles_lite.weights.transformers_compat import import_transformers
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""

@@ -20,9 +20,9 @@ from torch import Tensor, multiprocessing
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _new_process_group_helper, _world
 
-from miles_lite.model_folder import import_transformers
 from miles_lite.weights.bucket import GROUP_TIMEOUT, Bucket, Meeting
 from miles_lite.weights.folder import prepared
+from miles_lite.weights.transformers_compat import import_transformers
 
 
 def published_state(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from miles_lite.model_folder import import_transformers
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.sender import Sender, published_state
+from miles_lite.weights.transformers_compat import import_transformers
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.int64)
