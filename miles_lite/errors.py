@@ -44,6 +44,16 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """In its block an error of these kinds is the user's to mend. Raises UserError: `what`, and the error's reason."""
+    try:
+        yield
+    except kinds as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"{what}: {reason or error}") from error
+
+
+@contextlib.contextmanager
 def writing(what: str, path: Path) -> Iterator[None]:
     """Writes `what` at `path` in its block. Raises UserError when the disk is full."""
     try:

@@ -1,15 +1,17 @@
-"""The only units that cross room boundaries: `Sample` (aligned arrays), `Rollout`, `Group` and `Batch`.
+"""The only units that cross room boundaries: `Sample`, aligned arrays, and the records `Rollout` and `Group`.
 
 Invariant: every per-token array of a sample has the length of `tokens`; `loss_mask` is 1 exactly on tokens an engine
 sampled and that are kept; `routed_experts`, where present, has one row less than `tokens`. A sample is validated where
-it is born (collect) and where it is consumed (batch), and cut in one place only (`Sample.truncate`).
+it is born (collect) and where it is consumed (packing), and cut in one place only (`Sample.truncate`). A record holds
+no array: it says what is known of samples, and where they lie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,11 +55,6 @@ class Sample:
     status: Status = Status.COMPLETED
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def ends_cut(self) -> bool:
-        """Whether it is truncated, and its agent did not go on beside it (`continued` in the metadata)."""
-        return self.status is Status.TRUNCATED and not self.metadata.get("continued")
-
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -66,11 +63,6 @@ class Sample:
         """Tokens before the first sampled one; all of them when none was sampled."""
         sampled = np.flatnonzero(self.weight_versions != NOT_SAMPLED)
         return int(sampled[0]) if len(sampled) else len(self.tokens)
-
-    @property
-    def response_length(self) -> int:
-        """Tokens after the prompt, observations included."""
-        return len(self.tokens) - self.prompt_length
 
     @property
     def trained_tokens(self) -> int:
@@ -87,6 +79,18 @@ class Sample:
         for start, end in self.metadata.get("merged_offcontext", ()):
             marked[start:end] = True
         return marked
+
+    def record(self) -> SampleRecord:
+        """What is known of it without its arrays."""
+        versions = np.unique(self.weight_versions)
+        return SampleRecord(
+            length=len(self.tokens),
+            prompt_length=self.prompt_length,
+            trained_tokens=self.trained_tokens,
+            weight_versions=tuple(int(version) for version in versions if version != NOT_SAMPLED),
+            status=self.status,
+            metadata=self.metadata,
+        )
 
     def truncate(self, length: int) -> Sample:
         """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut.
@@ -145,11 +149,51 @@ class Sample:
         return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRecord:
+    """A sample without its arrays; lengths in tokens. `weight_versions`: those that sampled its tokens, ascending."""
+
+    length: int
+    prompt_length: int
+    trained_tokens: int
+    weight_versions: tuple[int, ...]
+    status: Status
+    metadata: dict[str, Any]
+
+    @property
+    def ends_cut(self) -> bool:
+        """Whether it is truncated, and its agent did not go on beside it (`continued` in the metadata)."""
+        return self.status is Status.TRUNCATED and not self.metadata.get("continued")
+
+
+class Samples(Protocol):
+    """The samples of one rollout, wherever they lie."""
+
+    def fetch(self) -> Sequence[Sample]:
+        """All of them, in the order of the rollout's records. Waits for what lies on another node."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Spans:
+    """Where the time of a rollout went, in seconds; None where nobody knows.
+
+    queue   until an agent worker took it
+    model   the agent's requests; tool: what it ran; both as the agent reports them
+    reward  judging it
+    """
+
+    queue: float | None = None
+    model: float | None = None
+    tool: float | None = None
+    reward: float | None = None
+
+
 @dataclass(slots=True)
 class Rollout:
-    """One execution of an agent on one prompt. It may fan out to several samples (sub-agents, compaction).
+    """The record of one execution of an agent on one prompt, which may fan out to several samples (sub-agents).
 
     index                    its number in the run; group_index: that of its prompt's group
+    samples                  a record of each; `stored`: where they lie, None when there are none
     reward                   None where nobody gave one, or it failed
     error                    what went wrong, in a word: `timeout`, `no_samples`, the name of an exception
     metadata                 what the agent function returned; `error_detail`, the error's text
@@ -158,11 +202,13 @@ class Rollout:
 
     index: int
     group_index: int
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    stored: Samples | None = None
     reward: float | None = None
     status: Status = Status.PENDING
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    spans: Spans = field(default_factory=Spans)
     started_at: float = 0.0
     finished_at: float = 0.0
 
@@ -170,6 +216,15 @@ class Rollout:
     def trained_tokens(self) -> int:
         """The sum of the loss masks of all its samples."""
         return sum(sample.trained_tokens for sample in self.samples)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it was rewarded and some of its tokens were sampled."""
+        return self.reward is not None and self.trained_tokens > 0
+
+    def fetch(self) -> Sequence[Sample]:
+        """Its samples with their arrays: tokens, logprobs, experts. See `Samples.fetch`."""
+        return [] if self.stored is None else self.stored.fetch()
 
 
 @dataclass(slots=True)
@@ -186,22 +241,3 @@ class Group:
     @property
     def rewards(self) -> list[float | None]:
         return [rollout.reward for rollout in self.rollouts]
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one data-parallel rank trains on in one training step (one `rollout_id`).
-
-    samples           the rank's samples
-    advantages        float32 [len(samples)], the group-normalised reward of the sample's rollout
-    rollout_tokens    float32 [len(samples)], trained tokens of the sample's *whole* rollout: its denominator
-    steps             per optimizer step, per micro-batch: indices into `samples`; all ranks have equal shape[:2]
-    rollouts_per_step how many rollouts each optimizer step covers over all ranks
-    """
-
-    rollout_id: int
-    samples: list[Sample]
-    advantages: np.ndarray
-    rollout_tokens: np.ndarray
-    steps: list[list[list[int]]]
-    rollouts_per_step: list[int]

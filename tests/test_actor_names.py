@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import miles_lite
+from miles_lite.config.choices import WorkerType
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.process.addresses import actor_label
@@ -21,10 +22,8 @@ def test_an_actor_is_called_by_role_index_and_node(tmp_path: Path) -> None:
         index=3,
         model_path=str(tmp_path),
         device="cpu",
-        worker_type="decode",
+        worker_type=WorkerType.DECODE,
         log_path=str(tmp_path / "log"),
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
     )
     assert repr(EngineActor(spec)) == f"EngineActor(3, decode, {socket.gethostname()})"
     assert repr(RouterActor(RouterSpec())) == f"RouterActor({socket.gethostname()})"

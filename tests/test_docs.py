@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from miles_lite.commands import agent, init_model, serve, session, traces, verify_session, verify_template
-from miles_lite.config.flags import IGNORED_FLAGS
-from miles_lite.config.options import GROUPS
+from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
+from miles_lite.config.flags import every_option
+from miles_lite.config.launcher_flags import IGNORED_FLAGS
+from miles_lite.config.options import Config
+from miles_lite.config.serving import Serving
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md")), *REPO.glob("examples/*/*.md")]
-OPTIONS = (
-    *GROUPS.values(),
-    agent.AgentOptions,
+COMMANDS = (
+    Config,
+    Serving,
+    agent.AgentCommand,
     init_model.InitModel,
-    serve.RouterOptions,
-    serve.Serving,
+    router.RouterOptions,
     session.SessionOptions,
-    verify_session.Verification,
+    verify_session.Options,
     verify_template.TemplateOptions,
     traces.ToData,
 )
@@ -43,14 +44,13 @@ def anchors(page: Path) -> set[str]:
 @cache
 def flags() -> frozenset[str]:
     """Of every command, launcher, script, example and benchmark."""
-    fields = (field.name.replace("_", "-") for group in OPTIONS for field in dataclasses.fields(group))
-    own = {f"--{prefix}{field}" for field in fields for prefix in ("", "no-")}
+    options = [each for command in COMMANDS for each in every_option(command)]
+    own = {flag for each in options for flag in (each.flag, each.flag.replace("--", "--no-", 1))}
     scripts = [*REPO.glob("launchers/*.sh"), *REPO.glob("scripts/*.sh"), REPO / "pyproject.toml"]
     told = re.findall(r"--[a-z][\w-]+", "".join(path.read_text(encoding="utf-8") for path in scripts))
     sources = [path for folder in ("miles_lite", "examples", "benchmarks") for path in (REPO / folder).rglob("*.py")]
     added = re.findall(r'add_argument\(\s*"(--[\w-]+)', "".join(path.read_text(encoding="utf-8") for path in sources))
-    options = [field for group in OPTIONS for field in dataclasses.fields(group)]
-    others = {name for field in options for name in field.metadata.get("aka", ())} | {f"--{x}" for x in IGNORED_FLAGS}
+    others = {name for each in options for name in each.option.aka} | {f"--{x}" for x in IGNORED_FLAGS}
     return frozenset({*own, *told, *added, *others, "--help"} | OF_OTHERS)
 
 

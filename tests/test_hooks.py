@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from miles_lite.config.options import GROUPS
+from miles_lite.config.flags import every_option
+from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import HOOKS, check_hooks, load_hook
 from miles_lite.rollout.filters import check_no_aborted
@@ -103,6 +103,5 @@ def test_what_can_be_used_is_let_through_without_being_imported_here(tmp_path: P
 
 def test_every_flag_that_names_a_function_has_its_signature() -> None:
     """And every signature its flag: what a flag's function is called with is said in one place."""
-    options = [field for group in GROUPS.values() for field in dataclasses.fields(group) if "help" in field.metadata]
-    flags = {"--" + field.name.replace("_", "-"): field.metadata["help"] for field in options}
+    flags = {each.flag: each.option.help for each in every_option(Config)}
     assert {flag for flag, told in flags.items() if "fn(" in told or "file.py:name" in told} == set(HOOKS)

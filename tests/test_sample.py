@@ -34,7 +34,9 @@ def test_truncation_cuts_everything_aligned_to_tokens(mask: list[int], length: i
         assert cut.routed_experts is not None
         assert len(cut.routed_experts) == max(0, len(cut) - 1)
     assert (cut.status is Status.TRUNCATED) == (length < len(mask))
-    assert cut.prompt_length + cut.response_length == len(cut)
+    record = cut.record()
+    assert (record.length, record.trained_tokens) == (len(cut), cut.trained_tokens)
+    assert record.weight_versions == ((3,) if cut.trained_tokens else ())
 
 
 def test_truncation_refuses_a_negative_length() -> None:

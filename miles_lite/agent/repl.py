@@ -12,15 +12,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from miles_lite.agent.conversation import Conversation, Event, Limits
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Call
 from miles_lite.agent.session_client import AgentSession
-from miles_lite.agent.shell import Shell
+from miles_lite.agent.shell import Sandbox, Shell
 from miles_lite.agent.tools import Tool, load_tools
-from miles_lite.config.flags import option
+from miles_lite.config.option import option
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonObject
 from miles_lite.traces import atraj
@@ -45,15 +45,16 @@ class AgentOptions:
     max_tokens: int = option(256, help="new tokens per reply", least=1)
     temperature: float = option(1.0, help="sampling temperature", least=0)
     system: str = option(PREAMBLE, help="beginning of the system prompt; the tools follow it", empty=True)
-    tool_format: Literal["auto", "native", "portable", "bash"] = option(
+    tool_format: str = option(
         "auto",
+        choices=("auto", *FORMATS),
         help="how calls are written: native to the chat template; portable JSON; fenced bash blocks, which call the "
         "tool bash, and --system as it is; auto: native where the template shows tools, else portable",
     )
     confirm_tools: bool = option(False, help="ask before each call")
     tool_timeout: float = option(30.0, help="seconds one call may take", above=0)
     tool_dir: str | None = option(None, help="folder that tools work in, writable in the sandbox (default: this one)")
-    sandbox: Literal["none", "bwrap"] = option("none", help="bwrap: read-only root, private /tmp, no network, limits")
+    sandbox: Sandbox = option(Sandbox.NONE, help="bwrap: read-only root, private /tmp, no network, limits")
     prompt_cache_dir: str | None = option(
         None, help="keep the system prompt's state here, so that the next launch loads it instead of computing it"
     )

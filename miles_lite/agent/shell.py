@@ -18,12 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
+from miles_lite.config.choices import Word
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonObject
-
-Sandbox = Literal["none", "bwrap"]
 
 GUARD = Path(__file__).with_name("script_guard.py")
 KEEP = 8192
@@ -36,6 +35,13 @@ PATIENCE = 15.0
 """Seconds beyond a script's time limit after which the guard itself is given up."""
 LIMITS = "ulimit -c 0 -v 4194304 -u 256\n"
 """Inside bubblewrap: no core files, 4 GiB of address space and 256 processes."""
+
+
+class Sandbox(Word):
+    """What a script is shut into."""
+
+    NONE = "none"
+    BWRAP = "bwrap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,16 @@ class Outcome:
 class Shell:
     """Runs scripts one at a time; a context manager. Owns one helper process, started with the first script."""
 
-    def __init__(self, *, timeout: float = 30.0, folder: Path | None = None, sandbox: Sandbox = "none") -> None:
+    def __init__(self, *, timeout: float = 30.0, folder: Path | None = None, sandbox: Sandbox = Sandbox.NONE) -> None:
         """`timeout` bounds each script, in seconds. `folder` is where scripts work, and stays writable in a sandbox;
         without it they work in the current folder, read-only in a sandbox. Raises UserError."""
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is no folder: tools need an existing one to work in")
-        self._timeout, self._folder, self._sandboxed = timeout, (folder or Path.cwd()).resolve(), sandbox == "bwrap"
+        self._timeout, self._folder, self._sandboxed = (
+            timeout,
+            (folder or Path.cwd()).resolve(),
+            sandbox == Sandbox.BWRAP,
+        )
         self._argv = [*(_bubblewrap(self._folder, writable=folder is not None) if self._sandboxed else ()), "bash"]
         self._env = environment(home="/tmp" if self._sandboxed else None)
         self._guard: subprocess.Popen[bytes] | None = None

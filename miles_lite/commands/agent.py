@@ -11,14 +11,21 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
 from miles_lite.agent.repl import Agent, AgentOptions
-from miles_lite.config.flags import Parser, add_group, sort_leftovers, take_group
-from miles_lite.config.options import Checkpoint, Engines, Session, Topology
+from miles_lite.config.engines import Engines, Routing
+from miles_lite.config.flags import parse_known, parser_of
+from miles_lite.config.launcher_flags import SglangValue
+from miles_lite.config.model import Model
+from miles_lite.config.option import again, option
+from miles_lite.config.places import RunFolder
+from miles_lite.config.serving import Serving
+from miles_lite.config.session_options import Session
 from miles_lite.errors import UserError
 from miles_lite.job.claim import claimed
 from miles_lite.model_folder import TEMPLATE_FILES, check_model_folder
@@ -32,20 +39,23 @@ CONVERSATIONS = 8
 """Requests in flight for which a started engine has room: more than one agent makes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AgentCommand:
+    """engine: where its log is."""
+
+    agent: AgentOptions
+    model: str = option(
+        positional=True, help="Hugging Face model folder, or the URL of a session server; --sglang-FLAG goes on"
+    )
+    run_dir: str = again(RunFolder, "run_dir", default="runs/agent", help="folder for the engine's log")
+
+
 def main(argv: Sequence[str]) -> int:
     """Parse flags and talk; the exit code. Raises UserError."""
-    parser = Parser(prog="miles-lite agent", allow_abbrev=False, usage="miles-lite agent MODEL --tools FILE [flags]")
-    parser.add_argument(
-        "model", help="Hugging Face model folder, or the URL of a session server; --sglang-FLAG goes on"
-    )
-    parser.add_argument("--run-dir", default="runs/agent", help="folder for the engine's log (default: %(default)s)")
-    add_group(parser, AgentOptions)
-    namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers = sort_leftovers(parser, unknown)
+    parser = parser_of(AgentCommand, prog="miles-lite agent", usage="miles-lite agent MODEL --tools FILE [flags]")
+    command, leftovers = parse_known(parser, argv, AgentCommand)
     leftovers.show_ignored()
-    sglang = leftovers.sglang
-    options: AgentOptions = take_group(namespace, AgentOptions)
-    model: str = namespace.model
+    model, options, sglang = command.model, command.agent, leftovers.sglang
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what a user pastes may be no UTF-8
@@ -61,15 +71,14 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    run_dir = Path(namespace.run_dir).resolve()
-    with claimed(run_dir), serving(model, flags, run_dir) as stack:
+    with claimed(Path(command.run_dir)), serving(model, flags, Path(command.run_dir)) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
         return agent.run()
 
 
-def _prompt_cache(model: Path, agent: Agent, root: str, flags: dict[str, Any]) -> PromptCache:
+def _prompt_cache(model: Path, agent: Agent, root: str, flags: Mapping[str, SglangValue]) -> PromptCache:
     """The cache of the tokens with which every conversation of this agent begins."""
     from miles_lite.tito.tito import Tito
 
@@ -100,40 +109,33 @@ def _shows_tools(model: Path) -> bool:
 
 
 @contextlib.contextmanager
-def serving(model: str, sglang: dict[str, Any], run_dir: Path) -> Iterator[Stack]:
+def serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Iterator[Stack]:
     """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
-    from miles_lite.stack.cluster import connect, disconnect
+    from miles_lite.stack.cluster import connected
     from miles_lite.stack.placement import place
-    from miles_lite.stack.serving_options import StackOptions
     from miles_lite.stack.stack import Stack
 
-    options = StackOptions(
-        topology=Topology(),
-        checkpoint=Checkpoint(hf_checkpoint=model),
-        engines=Engines(sglang_args=sglang, sglang_server_concurrency=CONVERSATIONS),
+    options = Serving(
+        model=Model(hf_checkpoint=model),
         session=Session(tito_allowed_append_roles=APPENDED),
-        max_context_len=None,
-        seed=1234,
-        run_dir=run_dir,
+        routing=Routing(sglang_server_concurrency=CONVERSATIONS),
+        engines=Engines(sglang_args=sglang),
+        run=RunFolder(run_dir=str(run_dir)),
     )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="servers", daemon=True)
 
-    def wait(work: Coroutine[Any, Any, None]) -> None:
+    def wait(work: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, loop).result()
 
-    with contextlib.redirect_stdout(sys.stderr):
-        connect(None)
-    thread.start()
-    try:
-        stack = Stack(options, place(options.topology, train=False))
-        try:
-            wait(stack.start())
-            yield stack
-        finally:
-            wait(stack.stop())
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-        disconnect()
+    with contextlib.ExitStack() as ending:
+        with contextlib.redirect_stdout(sys.stderr):
+            ending.enter_context(connected(None))
+        thread.start()
+        ending.callback(loop.close)
+        ending.callback(thread.join)
+        ending.callback(loop.call_soon_threadsafe, loop.stop)
+        stack = Stack(options, place(options.topology, train=False), known_key=known_key())
+        ending.callback(lambda: wait(stack.stop()))
+        wait(stack.start())
+        yield stack

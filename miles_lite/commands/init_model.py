@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.config.flags import Parser, add_group, check_folder, option, take_group
-from miles_lite.errors import UserError
+from miles_lite.config.flags import parser_of, take
+from miles_lite.config.folders import check_folder
+from miles_lite.config.model import Seed
+from miles_lite.config.option import again, option
+from miles_lite.errors import UserError, user_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class InitModel:
     ffn_hidden_size: int = option(256, help="width of the feed-forward layer", least=1)
     vocab_size: int = option(768, help="upper bound of the vocabulary", least=1)
     max_position_embeddings: int = option(2048, help="context length in tokens", least=1)
-    seed: int = option(1234, help="seed of the weights and of the warm start", least=0, most=2**31 - 1)
+    seed: int = again(Seed, "seed", aka=(), help="seed of the weights and of the warm start")
     warm_start: str | None = option(None, help="JSONL of {'messages': [...]}: train on its assistant turns")
     warm_start_steps: int = option(300, help="steps of that", least=1)
     warm_start_batch: int = option(32, help="transcripts per step", least=1)
@@ -37,9 +40,7 @@ class InitModel:
 
 def main(argv: Sequence[str]) -> int:
     """Parse flags, make the model, say what was made. Raises UserError."""
-    parser = Parser(prog="miles-lite init-model", allow_abbrev=False)
-    add_group(parser, InitModel)
-    options = take_group(parser.parse_args(list(argv)), InitModel)
+    options = take(parser_of(InitModel, prog="miles-lite init-model").parse_args(list(argv)), InitModel)
     check_folder("--out", options.out)
     if options.warm_start is not None and not Path(options.warm_start).is_file():
         raise UserError(f"--warm-start {options.warm_start}: no such file")
@@ -76,18 +77,15 @@ def main(argv: Sequence[str]) -> int:
 
 def read_corpus(path: Path) -> Iterator[str]:
     """The texts of a file: of a JSONL file every message's content, else the lines. Raises UserError."""
-    try:
+    with user_error(f"--corpus: cannot read {path}", OSError):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--corpus: cannot read {path}: {error.strerror}") from error
     if path.suffix != ".jsonl":
         yield from lines
         return
     for number, line in enumerate(lines, start=1):
-        try:
+        where = f"--corpus: {path}, line {number}: expected {{'messages': [...]}}"
+        with user_error(where, json.JSONDecodeError, KeyError, TypeError):
             messages = json.loads(line)["messages"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"--corpus: {path}, line {number}: expected {{'messages': [...]}}") from error
         for message in messages:
             yield message["role"]
             yield message["content"]

@@ -6,12 +6,17 @@ Invariant: no Ray and no SGLang; what is printed answers, and Ctrl-C or SIGTERM 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.config.flags import Parser, add_group, option, sort_leftovers, take_group
-from miles_lite.config.options import Session
+from miles_lite.config.engines import Engines, Routing
+from miles_lite.config.flags import parse_known, parser_of
+from miles_lite.config.model import Context, Model
+from miles_lite.config.option import again, option
+from miles_lite.config.places import Hosts, RunFolder
+from miles_lite.config.session_options import Session
 from miles_lite.errors import UserError
 from miles_lite.model_folder import context_length
 from miles_lite.process.admin_key import admin_key, announced, known_key
@@ -22,19 +27,15 @@ from miles_lite.session.supervised_server import Supervisor
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """session server: what it serves, and where."""
+    """session server: where its engines are, and its journal."""
 
-    hf_checkpoint: str = option(help="model folder: config.json, tokenizer and chat template are read", path=True)
+    hosts: Hosts
+    model: Model
+    context: Context
+    session: Session
     router_url: str = option(help="router, or a single engine: where /generate is")
-    bind_host: str = option("127.0.0.1", help="interface to bind to; off loopback each session needs its key")
-    advertise_host: str | None = option(None, help="host name others are told (default: --bind-host)")
-    router_timeout: float = option(600.0, help="seconds to wait for an engine's answer", above=0)
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
-    run_dir: str = option("runs/session", help="folder of the journal", path=True)
-
-
-OF_ONE_SERVER = tuple(name for name in Session.__dataclass_fields__ if name != "num_session_servers")
-"""The flags of a run's session servers that this one has too."""
+    router_timeout: float = again(Routing, "router_timeout", help="seconds to wait for an engine's answer")
+    run_dir: str = again(RunFolder, "run_dir", default="runs/session", help="folder of the journal")
 
 
 OF_SGLANG = ("enable_return_routed_experts", "reasoning_parser", "tool_call_parser")
@@ -43,33 +44,27 @@ OF_SGLANG = ("enable_return_routed_experts", "reasoning_parser", "tool_call_pars
 
 def main(argv: Sequence[str]) -> int:
     """Parse flags and serve; the exit code. Raises UserError."""
-    parser = Parser(prog="miles-lite session", allow_abbrev=False)
-    add_group(parser, SessionOptions)
-    add_group(parser, Session, only=OF_ONE_SERVER)
-    namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers = sort_leftovers(parser, unknown)
+    options, leftovers = parse_known(parser_of(SessionOptions, prog="miles-lite session"), argv, SessionOptions)
     leftovers.show_ignored()
-    sglang = leftovers.sglang
-    if without := [f"--sglang-{name.replace('_', '-')}" for name in sglang if name not in OF_SGLANG]:
+    if without := [f"--sglang-{name.replace('_', '-')}" for name in leftovers.sglang if name not in OF_SGLANG]:
         known = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in OF_SGLANG)
         raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
-    options, session = take_group(namespace, SessionOptions), take_group(namespace, Session)
-    folder = Path(options.hf_checkpoint).expanduser().resolve()
+    engines, hosts, model = Engines(sglang_args=leftovers.sglang), options.hosts, Path(options.model.hf_checkpoint)
     spec = SessionSpec(
         index=0,
-        model_path=str(folder),
+        model_path=str(model.resolve()),
         router_url=options.router_url,
-        bind_host=options.bind_host,
-        advertise_host=options.advertise_host or options.bind_host,
-        port=session.session_server_port,
-        options=session,
-        context_length=context_length(folder, options.rollout_max_context_len),
+        bind_host=hosts.bind_host,
+        advertise_host=hosts.public_host,
+        port=options.session.session_server_port,
+        options=options.session,
+        context_length=context_length(model, options.context.rollout_max_context_len),
         call_seconds=options.router_timeout,
         run_dir=str(Path(options.run_dir).resolve()),
-        routed_experts=bool(sglang.get("enable_return_routed_experts")),
-        reasoning_parser=sglang.get("reasoning_parser"),
-        tool_call_parser=sglang.get("tool_call_parser"),
-        admin_key=admin_key(options.bind_host, known_key()),
+        routed_experts=engines.returns_experts,
+        reasoning_parser=engines.text("reasoning_parser"),
+        tool_call_parser=engines.text("tool_call_parser"),
+        admin_key=admin_key(hosts.bind_host, known_key()),
     )
     asyncio.run(_serve(Supervisor(spec)))
     return 0
@@ -77,10 +72,9 @@ def main(argv: Sequence[str]) -> int:
 
 async def _serve(supervisor: Supervisor) -> None:
     stop = stop_requested()
-    try:
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(supervisor.stop)
         url = await supervisor.start()
         print(announced(supervisor.spec.admin_key, known_key()), end="")
         print(f"sessions: {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1", flush=True)
         await stop.wait()
-    finally:
-        await supervisor.stop()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from miles_lite.config.flags import Parser, add_group, option, take_group
+from miles_lite.config.flags import Parser, parser_of, take
+from miles_lite.config.option import option
 from miles_lite.errors import UserError
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Step, Trajectory
@@ -37,6 +38,7 @@ READER_GONE = 128 + signal.SIGPIPE
 class ToData:
     """datasets: what is written, from which trajectories."""
 
+    folder: str = option(positional=True, help="folder of .atraj files")
     out: str = option(help="folder to write")
     format: tuple[str, ...] = option(
         ("sft", "dpo", "rlvr", "parquet"), help="which", choices=("sft", "dpo", "rlvr", "parquet")
@@ -73,11 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _to_data(argv: Sequence[str]) -> None:
-    parser = Parser(prog="miles-lite traces to-data", allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="folder of .atraj files")
-    add_group(parser, ToData)
-    namespace = parser.parse_args(list(argv))
-    options = take_group(namespace, ToData)
+    options = take(parser_of(ToData, prog="miles-lite traces to-data").parse_args(list(argv)), ToData)
     filters = Filters(
         min_reward=1.0 if options.success and options.min_reward is None else options.min_reward,
         max_reward=options.max_reward,
@@ -85,7 +83,7 @@ def _to_data(argv: Sequence[str]) -> None:
         dedup=options.dedup,
     )
     counts, rows = to_data(
-        namespace.folder, Path(options.out), formats=options.format, filters=filters, splits=_splits(options.split)
+        Path(options.folder), Path(options.out), formats=options.format, filters=filters, splits=_splits(options.split)
     )
     print("  ".join(f"{name} {count}" for name, count in counts.items()))
     for name, count in rows.items():

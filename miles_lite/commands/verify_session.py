@@ -11,22 +11,25 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from miles_lite.config.flags import Parser, add_group, check_folder, option, sort_leftovers, take_group
-from miles_lite.config.options import SERVED, Checkpoint, Engines, Logging, Session, Topology
-from miles_lite.errors import UserError
+from miles_lite.config.flags import parse_known, parser_of
+from miles_lite.config.folders import check_folder
+from miles_lite.config.option import again, option
+from miles_lite.config.rollouts import Rollouts
+from miles_lite.config.serving import Serving
+from miles_lite.errors import user_error
 from miles_lite.process.admin_key import known_key
-from miles_lite.stack.cluster import connect, disconnect
+from miles_lite.stack.checks import check_serving
+from miles_lite.stack.cluster import connected
 from miles_lite.stack.placement import place
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.stack.stack import Stack
 from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.tito import check_roles
 from miles_lite.verify.driven_sessions import Plan, Report, verify_sessions
+from miles_lite.verify.driver import FailureMode
 from miles_lite.verify.judge import Failure, judge
 from miles_lite.verify.plan import schedule
 from miles_lite.verify.subject import load_subject
@@ -41,28 +44,24 @@ class Verification:
 
     session_url: str | None = option(None, help="verify the session server that runs there (default: start one)")
     session_verify_cycles: int = option(3, help="rounds of tool result, follow-up, reminder and rollback", least=1)
-    session_verify_failure_mode: Literal["rollback", "append_tool", "append_user"] = option(
-        "rollback", help="when a reply calls no tool: take it back (three times at most), or append"
+    session_verify_failure_mode: FailureMode = option(
+        FailureMode.ROLLBACK, help="when a reply calls no tool: take it back (three times at most), or append"
     )
     session_verify_stream: bool = option(True, help="ask for streams")
     assistant_text_threshold: float = option(
         0.2, help="share of sessions in which replies may be spelled unlike the template prints them", least=0, most=1
     )
-    rollout_batch_size: int = option(16, help="prompts", least=1)
-    n_samples_per_prompt: int = option(1, help="sessions per prompt", least=1)
-    rollout_max_response_len: int = option(8192, help="new tokens per model call", least=1)
-    rollout_max_context_len: int | None = option(None, help="the engine's context length in tokens", least=2)
-    rollout_temperature: float = option(0.7, help="sampling temperature", least=0)
-    seed: int = option(1234, help="seed of the engines", least=0, most=2**31 - 1)
+    rollout_batch_size: int = again(Rollouts, "rollout_batch_size", default=16, help="prompts")
+    n_samples_per_prompt: int = again(Rollouts, "n_samples_per_prompt", help="sessions per prompt")
+    rollout_max_response_len: int = again(Rollouts, "rollout_max_response_len", default=8192)
+    rollout_temperature: float = again(Rollouts, "rollout_temperature", default=0.7, least=0)
 
 
-@dataclass(frozen=True)
-class Options:
-    """All groups of the command."""
+@dataclass(frozen=True, kw_only=True)
+class Options(Serving):
+    """All groups of the command: what serves, and what its sessions go through."""
 
     verification: Verification
-    stack: StackOptions
-    ray_address: str | None
 
     @property
     def samples(self) -> int:
@@ -70,7 +69,7 @@ class Options:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return self.stack.session.tito_allowed_append_roles
+        return self.session.tito_allowed_append_roles
 
 
 def main(argv: Sequence[str], prog: str = "miles-lite verify session") -> int:
@@ -87,34 +86,21 @@ def main(argv: Sequence[str], prog: str = "miles-lite verify session") -> int:
 
 
 def _parse(argv: Sequence[str], prog: str) -> Options:
-    parser = Parser(prog=prog, allow_abbrev=False)
-    for group in (Verification, Topology, Checkpoint, Session, Engines, Logging):
-        add_group(parser, group, only=SERVED.get(group, ()))
-    namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers = sort_leftovers(parser, unknown)
+    options, leftovers = parse_known(parser_of(Options, prog=prog), argv, Options)
     leftovers.show_ignored()
-    verification, logging = take_group(namespace, Verification), take_group(namespace, Logging)
-    check_folder("--run-dir", logging.path)
-    stack = StackOptions.taken(
-        namespace,
-        leftovers,
-        max_context_len=verification.rollout_max_context_len,
-        seed=verification.seed,
-        run_dir=logging.path,
-    )
-    return Options(verification, stack, logging.ray_address)
+    check_folder("--run-dir", options.run_dir)
+    check_serving(options)
+    return options
 
 
 def _load(options: Options) -> Tito:
     """The template and tokenizer that sessions are compared with. Raises UserError when a declared role is refused."""
-    folder = options.stack.checkpoint.hf_checkpoint
-    session = options.stack.session
+    folder = options.model.hf_checkpoint
+    session = options.session
     template = session.chat_template_path
     model, tokenizer = (None, folder) if template else (folder, None)
-    try:
+    with user_error(f"the chat template in {folder} cannot be used", RenderError):
         tito = load_subject(template=template, tokenizer=tokenizer, model=model, family=session.tito_model).tito
-    except RenderError as error:
-        raise UserError(f"the chat template in {folder} cannot be used: {error}") from error
     check_roles(tito.surface, options.roles, folder)
     print(f"{folder}:\n{tito.table()}\n", flush=True)
     return tito
@@ -124,27 +110,17 @@ def _run(options: Options, tito: Tito) -> list[Report]:
     url = options.verification.session_url
     if url is not None:
         return asyncio.run(_drive([url.rstrip("/")], options, tito, known_key()))
-    connect(options.ray_address)
-    try:
+    with connected(options.cluster.ray_address):
         return asyncio.run(_drive_own(options, tito))
-    finally:
-        disconnect()
 
 
 async def _drive_own(options: Options, tito: Tito) -> list[Report]:
-    async with _serving(options.stack) as stack:
-        return await _drive(stack.session_urls, options, tito, stack.admin_key)
-
-
-@contextlib.asynccontextmanager
-async def _serving(options: StackOptions) -> AsyncIterator[Stack]:
-    """Engines, router and session servers, as `miles-lite serve` starts them."""
-    stack = Stack(options, place(options.topology, train=False))
-    try:
+    """With engines, router and session servers of this command, as `miles-lite serve` starts them."""
+    stack = Stack(options, place(options.topology, train=False), known_key=known_key())
+    async with contextlib.AsyncExitStack() as ending:
+        ending.push_async_callback(stack.stop)
         await stack.start()
-        yield stack
-    finally:
-        await stack.stop()
+        return await _drive(stack.session_urls, options, tito, stack.admin_key)
 
 
 async def _drive(urls: Sequence[str], options: Options, tito: Tito, admin_key: str | None) -> list[Report]:
@@ -154,7 +130,7 @@ async def _drive(urls: Sequence[str], options: Options, tito: Tito, admin_key: s
         sampling={"temperature": chosen.rollout_temperature, "max_new_tokens": chosen.rollout_max_response_len},
         max_tokens=chosen.rollout_max_response_len,
         failure_mode=chosen.session_verify_failure_mode,
-        call_seconds=options.stack.engines.router_timeout + 60,
+        call_seconds=options.routing.router_timeout + 60,
         stream=chosen.session_verify_stream,
         admin_key=admin_key,
     )

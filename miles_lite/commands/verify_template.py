@@ -9,14 +9,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from miles_lite.config.flags import Parser, add_group, option, take_group
-from miles_lite.errors import UserError
+from miles_lite.config.flags import parser_of, take
+from miles_lite.config.option import again, option
+from miles_lite.config.session_options import Session
+from miles_lite.errors import UserError, user_error
 from miles_lite.tito import AppendSurface, RenderError, Verdict
 from miles_lite.tito.verification_cases import ROLES
 from miles_lite.verify.subject import load_subject, read_options
 from miles_lite.verify.template import Outcome, gaps, implied, run, verdict
+from miles_lite.verify.trajectories import Thinking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,15 @@ class TemplateOptions:
     template: str | None = option(None, help="chat template file (.jinja)")
     tokenizer: str | None = option(None, help="folder with the tokenizer that goes with --template")
     model: str | None = option(None, help="Hugging Face model folder: its own template and tokenizer")
-    tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
-    tito_allowed_append_roles: tuple[str, ...] = option(
-        (), help="roles that must be appendable: tool user system assistant (tool is implied if the template has tools)"
+    tito_model: str = again(Session, "tito_model")
+    tito_allowed_append_roles: tuple[str, ...] = again(
+        Session,
+        "tito_allowed_append_roles",
+        default=(),
+        help="roles that must be appendable: tool user system assistant (tool is implied if the template has tools)",
     )
-    thinking: Literal["off", "on", "both"] = option(
-        "both", help="off: cases without reasoning; on: with; both: all, reasoning on and off"
+    thinking: Thinking = option(
+        Thinking.BOTH, help="off: cases without reasoning; on: with; both: all, reasoning on and off"
     )
     chat_template_kwargs: str | None = option(None, help="template options, a JSON object")
     json: str | None = option(None, help="write the append surface and the outcomes to this file")
@@ -39,9 +44,7 @@ class TemplateOptions:
 
 def main(argv: Sequence[str], prog: str = "miles-lite verify template") -> int:
     """Parse flags and verify; the exit code. Raises UserError."""
-    parser = Parser(prog=prog, allow_abbrev=False)
-    add_group(parser, TemplateOptions)
-    options = take_group(parser.parse_args(list(argv)), TemplateOptions)
+    options = take(parser_of(TemplateOptions, prog=prog).parse_args(list(argv)), TemplateOptions)
     if unknown := set(options.tito_allowed_append_roles) - set(ROLES):
         raise UserError(
             f"--tito-allowed-append-roles: no role {', '.join(sorted(unknown))}; there are {' '.join(ROLES)}"
@@ -94,8 +97,6 @@ def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Out
     return 0 if good else 2 if undecided else 1
 
 
-def _write(path: str, content: dict[str, Any]) -> None:
-    try:
+def _write(path: str, content: dict[str, object]) -> None:
+    with user_error(f"--json {path}: cannot be written", OSError):
         Path(path).expanduser().write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from error

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 HIDDEN = "***"
 _SECRET = re.compile(r"(^|_)(key|password|passwd|secret|credentials?|(auth|access|api|hf)_token)$")
@@ -20,12 +19,12 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(name))
 
 
-def secrets_in(options: Mapping[str, Any]) -> list[str]:
+def secrets_in(options: Mapping[str, object]) -> list[str]:
     """The texts that are secrets by the names of their options."""
     return [str(value) for name, value in options.items() if is_secret(name) and value]
 
 
-def redacted(options: Mapping[str, Any]) -> dict[str, Any]:
+def redacted(options: Mapping[str, object]) -> dict[str, object]:
     """`options` with HIDDEN in their place."""
     return {name: HIDDEN if is_secret(name) and value else value for name, value in options.items()}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.engine.spec import EngineSpec
 
 PACKAGE = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
@@ -16,9 +16,9 @@ LIBRARIES = ("libibverbs1", "libnl-3-200", "libnl-route-3-200")
 CPU_BACKEND = "mooncake_tcp"
 
 
-def options(spec: EngineSpec) -> Mapping[str, Any]:
+def options(spec: EngineSpec) -> Mapping[str, str]:
     """SGLang's options of a prefill or decode worker; none for a regular one. On CPU caches travel over TCP."""
-    if spec.worker_type == "regular":
+    if spec.worker_type == WorkerType.REGULAR:
         return {}
     backend = {"disaggregation_transfer_backend": CPU_BACKEND} if spec.device == "cpu" else {}
     return {"disaggregation_mode": spec.worker_type, **backend}

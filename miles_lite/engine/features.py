@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from miles_lite.config.choices import TransferMode, WorkerType
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.errors import UserError
 
@@ -54,22 +55,22 @@ def needs(spec: EngineSpec) -> Iterator[Need]:
         paths=("/generate", "/health_generate", "/pause_generation", "/continue_generation", "/flush_cache"),
         fields=("input_ids", "sampling_params", "return_logprob", "stream"),
     )
-    mode = f"--update-weight-transfer-mode {spec.transfer_mode}"
+    mode = f"--update-weight-transfer-mode {spec.updates.update_weight_transfer_mode}"
     yield Need("weight updates from a folder", "every run", paths=("/update_weights_from_disk",))
-    if spec.transfer_mode == "tensor":
+    if spec.updates.update_weight_transfer_mode == TransferMode.TENSOR:
         yield Need("weight updates from tensors", mode, paths=("/update_weights_from_tensor", *SESSION_UPDATE))
-    if spec.transfer_mode == "distributed":
+    if spec.updates.update_weight_transfer_mode == TransferMode.DISTRIBUTED:
         group = ("/init_weights_update_group", "/update_weights_from_distributed", "/destroy_weights_update_group")
         yield Need("weight updates by broadcast", mode, paths=(*group, *SESSION_UPDATE))
-    if spec.check_weights:
+    if spec.updates.check_weight_update_equal:
         yield Need("weight checksums", "--check-weight-update-equal", paths=("/weights_checker",))
-    if spec.sglang_args.get("enable_return_routed_experts"):
+    if spec.engines.returns_experts:
         flag = "--sglang-enable-return-routed-experts"
         yield Need("routed experts", flag, fields=("return_routed_experts",), setting="enable_return_routed_experts")
-    if spec.worker_type != "regular":
+    if spec.worker_type != WorkerType.REGULAR:
         fields = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
         yield Need("prefill/decode disaggregation", f"worker type {spec.worker_type}", fields=fields)
-    if spec.offload:
+    if spec.updates.offload_rollout:
         paths = ("/release_memory_occupation", "/resume_memory_occupation")
         saver = "enable_memory_saver" if spec.device == "cuda" else None
         yield Need("offloading", "--offload-rollout", paths=paths, setting=saver)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Any
 
 from miles_lite.engine import disaggregation
 from miles_lite.engine.cpu_shim import with_profile
@@ -19,7 +18,7 @@ from miles_lite.process.addresses import loopback
 POOL_REQUESTS = 64
 """A CPU server's cache holds this many requests of full context length (at most a fifth of the memory)."""
 
-CPU_OPTIONS: Mapping[str, Any] = {
+CPU_OPTIONS: Mapping[str, object] = {
     "device": "cpu",
     "attention_backend": "torch_native",
     "sampling_backend": "pytorch",
@@ -63,10 +62,10 @@ class Placement:
 
 def command(spec: EngineSpec, place: Placement, *, known: Set[str]) -> list[str]:
     """The server's argv. `known`: options of the installed SGLang, empty when unknown. UserError for an unknown one."""
-    given = {name.replace("-", "_"): value for name, value in spec.sglang_args.items()}
+    given = {name.replace("-", "_"): value for name, value in spec.engines.sglang_args.items()}
     check_options(given, known)
     options = {**_defaults(spec, place, known), **given}
-    options |= {"host": spec.bind_host, "port": place.port}
+    options |= {"host": spec.hosts.bind_host, "port": place.port}
     if spec.nodes > 1:
         options |= {"nnodes": spec.nodes, "node_rank": spec.node_rank, "dist_init_addr": place.dist_init_addr}
     if place.bootstrap_port is not None:
@@ -79,7 +78,7 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
     env = {**ENVIRONMENT, **inherited}
     if spec.device == "cpu":
         env |= CPU_ENVIRONMENT
-        if loopback(spec.bind_host):
+        if loopback(spec.hosts.bind_host):
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if spec.threads is not None:
             env["OMP_NUM_THREADS"] = str(spec.threads)
@@ -89,8 +88,8 @@ def environment(spec: EngineSpec, inherited: Mapping[str, str], *, profile: bool
     return env
 
 
-def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {
+def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, object]:
+    options: dict[str, object] = {
         "model_path": spec.model_path,
         "random_seed": spec.seed + spec.index,
         "log_level_http": "warning",
@@ -99,7 +98,7 @@ def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, 
         options["admin_api_key"] = spec.admin_key
     optional = {"weight_version": spec.weight_version, "incremental_streaming_output": True}
     options |= {name: value for name, value in optional.items() if not known or name in known}
-    if spec.offload and spec.device == "cuda":
+    if spec.updates.offload_rollout and spec.device == "cuda":
         options |= {"enable_memory_saver": True, "enable_weights_cpu_backup": True}
     if spec.slots > 1:
         options["tp_size"] = spec.slots
@@ -110,12 +109,13 @@ def _defaults(spec: EngineSpec, place: Placement, known: Set[str]) -> dict[str, 
     options |= disaggregation.options(spec)
     if spec.device == "cpu":
         options |= CPU_OPTIONS
-        options["max_running_requests"] = spec.max_concurrency
-        options["max_total_tokens"] = (spec.context_length or 4096) * min(spec.max_concurrency, POOL_REQUESTS)
+        most = spec.routing.sglang_server_concurrency
+        options["max_running_requests"] = most
+        options["max_total_tokens"] = (spec.context_length or 4096) * min(most, POOL_REQUESTS)
     return options
 
 
-def _argv(options: Mapping[str, Any]) -> list[str]:
+def _argv(options: Mapping[str, object]) -> list[str]:
     argv: list[str] = []
     for name, value in options.items():
         if value is None or value is False:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from miles_lite.config.flags import nearest
 from miles_lite.config.redaction import is_secret
+from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
 
 FIELD = re.compile(r"^    (\w+)\s*:", re.MULTILINE)

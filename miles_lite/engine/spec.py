@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from miles_lite.weights.bucket import TransferMode
-
-WorkerType = Literal["regular", "prefill", "decode"]
+from miles_lite.config.choices import Device, WorkerType
+from miles_lite.config.engines import Engines, Routing, WeightUpdates
+from miles_lite.config.places import Hosts
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """One SGLang server.
+    """One SGLang server: the options it is started with, and what belongs to this one alone.
 
     index            names the log and makes the seed: random_seed = seed + index
     router_url       where it registers once healthy; None: nowhere
     log_path         file that takes the server's stdout and stderr
-    start_timeout    seconds until it must be healthy
-    health_interval  seconds between two probes of its liveness
-    health_timeout   seconds in which a token must come out, or something be computed
-    hang_timeout     seconds in which a token must come out whatever is computed
     slots            tensor-parallel size, over all nodes: GPUs, or processes of a CPU server
     nodes            how many nodes it spans; each has an actor and a server process
     node_rank        which of them this one is; only the first answers requests
@@ -31,26 +25,18 @@ class EngineSpec:
     weight_version   what it reports until the first weight update
     context_length   tokens; None: the model's own
     threads          OMP threads of a CPU server; None: what the environment says
-    max_concurrency  requests that run at once on a CPU server
-    transfer_mode    how weights will come
-    check_weights    whether checksums will be asked for
-    offload          whether its memory will be freed between rollouts
-    sglang_args      SGLang's own options (underscored names), win over every default; True is a bare flag, False and
-                     None leave the flag out, a list gives several values
     """
 
     index: int
     model_path: str
-    device: Literal["cpu", "cuda"]
-    bind_host: str
-    advertise_host: str
+    device: Device
     log_path: str
-    worker_type: WorkerType = "regular"
+    engines: Engines = field(default_factory=Engines)
+    routing: Routing = field(default_factory=Routing)
+    updates: WeightUpdates = field(default_factory=WeightUpdates)
+    hosts: Hosts = field(default_factory=Hosts)
+    worker_type: WorkerType = WorkerType.REGULAR
     router_url: str | None = None
-    start_timeout: float = 300.0
-    health_interval: float = 2.0
-    health_timeout: float = 10.0
-    hang_timeout: float = 300.0
     seed: int = 0
     slots: int = 1
     nodes: int = 1
@@ -61,11 +47,6 @@ class EngineSpec:
     weight_version: int = 0
     context_length: int | None = None
     threads: int | None = None
-    max_concurrency: int = 64
-    transfer_mode: TransferMode = "disk"
-    check_weights: bool = False
-    offload: bool = False
-    sglang_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError
-from miles_lite.sample import NOT_SAMPLED, Sample
+from miles_lite.sample import Sample
+from miles_lite.train.examples import example
 
 
 def read_transcripts(path: Path | str) -> list[list[dict[str, Any]]]:
@@ -68,15 +69,4 @@ def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> Sam
         extend(turn, trained=True)
         extend(end, trained=True)
         done = after[: len(after) - len(rest)]
-    return sample(ids, mask)
-
-
-def sample(ids: Sequence[int], mask: Sequence[int]) -> Sample:
-    """Tokens as the trainer takes them: temperature 1, no engine's logprobs."""
-    return Sample(
-        tokens=np.asarray(ids, dtype=np.int32),
-        loss_mask=np.asarray(mask, dtype=np.uint8),
-        logprobs=np.zeros(len(ids), dtype=np.float32),
-        temperatures=np.ones(len(ids), dtype=np.float32),
-        weight_versions=np.where(np.asarray(mask) == 1, 0, NOT_SAMPLED).astype(np.int32),
-    )
+    return example(np.asarray(ids, np.int32), np.asarray(mask, np.uint8))

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miles_lite.config.options import Optimizer
+from miles_lite.config.training import Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
-from miles_lite.sample import Batch, Sample
+from miles_lite.sample import Sample
+from miles_lite.train.batching import Batch
 from miles_lite.train.learner import PASS_TOKENS
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.packing import Packed, forward_passes

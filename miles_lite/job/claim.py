@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from miles_lite.config.flags import check_folder
+from miles_lite.config.folders import check_folder
 from miles_lite.errors import UserError
 
 

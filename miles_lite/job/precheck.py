@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from miles_lite.config.flags import check_folder
+from miles_lite.config.folders import check_folder
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder, context_length
+from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, load_prompts
-from miles_lite.rollout.rewards import BUILT_IN
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
@@ -25,19 +25,24 @@ log = logging.getLogger(__name__)
 def check_inputs(config: Config) -> None:
     """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
     model = check_folders(config)
-    limit = context_length(model, config.rollouts.rollout_max_context_len) - 1
+    limit = context_length(model, config.context.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
     check_hooks(hooks_of(config.rollouts, config.session))
-    rule = config.rollouts.rm_type
-    if rule is not None and rule not in BUILT_IN:
-        raise UserError(f"--rm-type {rule}: known are {', '.join(BUILT_IN)}; others through --custom-rm-path")
+    if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
+        load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
         matcher_named(config.session.session_message_matcher)
     check_engines(config.topology, config.engines)
     roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
-    named = {name: config.engines.sglang_args.get(name) for name in ("reasoning_parser", "tool_call_parser")}
     template = config.session.chat_template_path
-    tito = Tito.load(model, append_roles=roles, family=family, chat_template=template, **named)
+    tito = Tito.load(
+        model,
+        append_roles=roles,
+        family=family,
+        chat_template=template,
+        reasoning_parser=config.engines.text("reasoning_parser"),
+        tool_call_parser=config.engines.text("tool_call_parser"),
+    )
     log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.table())
 
     def count(prompt: Prompt) -> int:
@@ -61,11 +66,11 @@ def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
 
 def check_folders(config: Config) -> Path:
     """The folders that are read and those that will be written; returns the model's. Raises UserError."""
-    model = check_model_folder(config.checkpoint.hf_checkpoint)
+    model = check_model_folder(config.model.hf_checkpoint)
     if config.algorithm.use_kl_loss and config.checkpoint.ref_load is not None:
         check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
     written = {
-        "--run-dir": config.logging.run_dir,
+        "--run-dir": config.run.run_dir,
         "--load": config.checkpoint.load,
         "--save": config.checkpoint.save,
         "--save-hf": config.checkpoint.save_hf,

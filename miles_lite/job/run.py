@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import ray
 
+from miles_lite.config.choices import TransferMode
 from miles_lite.config.options import Config
 from miles_lite.errors import RunLostError, UserError
 from miles_lite.job.claim import claimed
@@ -41,6 +42,7 @@ from miles_lite.stack.engine_plans import in_words, plan_engines
 from miles_lite.stack.environment import actor_env
 from miles_lite.stack.fleet import Delivered
 from miles_lite.stack.placement import TRAIN_SHARE, Layout, place
+from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
 
@@ -116,7 +118,7 @@ class Run:
         check_inputs(config)
         self._interrupts.check()
         self._interrupts.deaf = DEAF_SECONDS
-        self._ray_logs = connect(config.logging.ray_address)
+        self._ray_logs = connect(config.cluster.ray_address)
         self._layout = place(config.topology, train=self._train)
         config.write()
         manager = named_actor(RolloutManager, "rollout-manager", num_cpus=0)
@@ -124,8 +126,8 @@ class Run:
         self._watch.follow("the rollout manager", self._manager)
         self._watch.hears.append(Alarms(self._manager, self._say))
         starting = self._manager.start.remote()
-        ranks = f", {config.topology.train_ranks} train rank(s)" if self._train else ""
-        engines = in_words(plan_engines(config.topology, config.engines))
+        ranks = f", {config.topology.world_size} train rank(s)" if self._train else ""
+        engines = in_words(plan_engines(config.topology))
         log.info("%s%s; logs in %s", engines, ranks, self._run_dir / "logs")
         first = self._start_trainer() if self._train else 0
         self._open_log(resumed=first > 0)
@@ -196,11 +198,11 @@ class Run:
         assert self._trainer is not None
         assert self._progress is not None
         self._progress.begin("train")
-        if self._config.engines.offload_rollout:
+        if self._config.updates.offload_rollout:
             self._call("offload")
         began = time.time()
         self._training = True
-        metrics = self._trainer.train(generated.batches)
+        metrics = self._trainer.train(rollout_id, *estimate(generated.groups, self._config.algorithm))
         self._training = False
         self._trained = rollout_id
         ended = time.time()
@@ -214,12 +216,12 @@ class Run:
         (mode disk), or while the next rollout runs, for engines that start anew."""
         assert self._trainer is not None
         self._finish_export()
-        if self._config.engines.offload_rollout:
+        if self._config.updates.offload_rollout:
             self._call("onload")
         folder = self._run_dir / "weights" / f"v{version}"
-        options = self._config.engines
+        options = self._config.updates
         update = WeightUpdate(str(folder), version, options.pause_generation_mode)
-        if options.update_weight_transfer_mode == "disk":
+        if options.update_weight_transfer_mode == TransferMode.DISK:
             self._begin_export(folder)
             self._finish_export()
             delivered: Delivered = self._call("update_weights", update)

@@ -19,11 +19,11 @@ from miles_lite.model_folder import context_length
 from miles_lite.observe.sinks import open_sinks
 from miles_lite.process.post_mortem import DiedError, obituary, out_of_memory_kills
 from miles_lite.process.stopping import Interrupts
-from miles_lite.rollout.examples import Examples
 from miles_lite.stack.cluster import connect, disconnect
 from miles_lite.stack.environment import actor_env
 from miles_lite.stack.placement import TRAIN_SHARE, place
 from miles_lite.train.checkpoint import latest_iteration
+from miles_lite.train.examples import Examples
 from miles_lite.train.group import RankDiedError, TrainGroup
 
 START_TIMEOUT = 900.0
@@ -32,16 +32,16 @@ START_TIMEOUT = 900.0
 def imitate(config: Config) -> Path:
     """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError."""
     model = check_folders(config)
-    examples = Examples(config, context=context_length(model, config.rollouts.rollout_max_context_len))
+    examples = Examples(config, context=context_length(model, config.context.rollout_max_context_len))
     run_dir = config.run_dir
     killed_before = out_of_memory_kills()
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(run_dir))
         config.write()
-        ray_logs = connect(config.logging.ray_address)
+        ray_logs = connect(config.cluster.ray_address)
         stack.callback(disconnect)
         watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
-        ranks = config.topology.train_ranks
+        ranks = config.topology.world_size
         alone = dataclasses.replace(
             config.topology, colocate=True, rollout_num_gpus=ranks, rollout_num_gpus_per_engine=1
         )
@@ -60,7 +60,7 @@ def imitate(config: Config) -> Path:
         watch.follow_all("train rank", trainer.ranks)
         folder = run_dir / "model"
         try:
-            _train(config, trainer, examples, ranks)
+            _train(config, trainer, examples)
             trainer.export_model(folder)
         except (DiedError, RankDiedError) as error:
             died, save = death_in(error), config.checkpoint.save
@@ -73,12 +73,13 @@ def imitate(config: Config) -> Path:
         return folder
 
 
-def _train(config: Config, trainer: TrainGroup, examples: Examples, ranks: int) -> None:
+def _train(config: Config, trainer: TrainGroup, examples: Examples) -> None:
     first = trainer.start(START_TIMEOUT)
     sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     try:
         for step in range(first, examples.steps):
-            metrics = trainer.train(examples.batches(step, ranks=ranks))
+            rollouts = examples.rollouts(step)
+            metrics = trainer.train(step, rollouts, [0.0] * len(rollouts))
             sinks.log(metrics, step=step, step_key="train/step")
             print(f"step {step + 1}/{examples.steps}  loss {metrics['train/loss']:.4f}", flush=True)
             last, interval = step == examples.steps - 1, config.checkpoint.save_interval

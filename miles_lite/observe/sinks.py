@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import orjson
 import ray
 
-from miles_lite.config.options import Logging
+from miles_lite.config.tracking import Logging
 from miles_lite.observe.gauges import Gauges
 
 logger = logging.getLogger(__name__)

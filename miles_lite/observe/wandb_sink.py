@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miles_lite.config.options import Logging
 from miles_lite.config.redaction import redacted_arguments
+from miles_lite.config.tracking import Logging
 from miles_lite.errors import UserError
 from miles_lite.report.metric_names import EVAL_STEP, ROLLOUT_STEP, TRAIN_STEP
 

@@ -17,14 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from miles_lite.config.options import Config
 from miles_lite.environments import single_turn
+from miles_lite.errors import plain
 from miles_lite.hooks import AgentFunction, RewardFunction, load_hook
 from miles_lite.process.addresses import actor_label
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
+from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards import load_reward
+from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.traces import atraj
@@ -72,15 +77,16 @@ class AgentWorker:
         self._reward = load_reward(self._config)
         self._exits.callback(self._agents.close)
 
-    async def run(self, task: Task) -> Rollout:
-        """Run one agent to its end, its time limit or its failure; never raises."""
+    async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+        """Run one agent to its end, its time limit or its failure; its record and its samples. Never raises."""
         for _ in range(LOOP_ATTEMPTS):
-            rollout = await self._run(task)
+            rollout, samples = await self._run(task)
             if rollout.error != LoopLostError.__name__:
                 break
-        return rollout
+        return rollout, samples
 
-    async def _run(self, task: Task) -> Rollout:
+    async def _run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+        samples: list[Sample] = []
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
         try:
             client = await self._client(task.session_url)
@@ -88,7 +94,8 @@ class AgentWorker:
             try:
                 await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
                 rollout.finished_at = time.time()
-                rollout.samples = await self._collect(client, session_id)
+                samples = await self._collect(client, session_id)
+                rollout.samples = [sample.record() for sample in samples]
                 _settle(rollout)
                 if self._config.logging.trajectory_dir is not None:
                     await self._keep(rollout, task, await client.turns(session_id), session_id)
@@ -98,7 +105,7 @@ class AgentWorker:
             _fail(rollout, error)
         finally:
             rollout.finished_at = rollout.finished_at or time.time()
-        return rollout
+        return rollout, samples
 
     async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
@@ -135,7 +142,12 @@ class AgentWorker:
                 label=task.prompt.label,
             )
             rollout.metadata = dict(info or {})
-            return await self._score(rollout, task)
+            reported = agent_report(rollout.metadata)
+            rollout.spans.model, rollout.spans.tool = reported.get(MODEL_TIME), reported.get(TOOL_TIME)
+            judged = time.monotonic()
+            reward = await self._score(rollout, task)
+            rollout.spans.reward = time.monotonic() - judged
+            return reward
 
         try:
             rollout.reward = await self._agents.run(act, timeout=limit)
@@ -185,8 +197,28 @@ class AgentWorker:
         raise AssertionError("unreachable")
 
 
-def failed_rollout(task: Task, error: str, detail: str) -> Rollout:
-    """The rollout of a task whose worker could not run it."""
+async def run_task(worker: Any, task: Task) -> Rollout:
+    """One attempt of an AgentWorker at a task. What cannot be brought here, as a result that cannot be pickled, is a
+    failed rollout.
+
+    Who calls an actor owns what it returns: the record comes here, the samples stay in the store, whatever becomes of
+    the worker.
+    """
+    running, samples = worker.run.options(num_returns=2).remote(task)
+    try:
+        rollout: Rollout = await running
+    except asyncio.CancelledError:
+        ray.cancel(running)
+        raise
+    except ray.exceptions.RayActorError as error:
+        return _failed(task, "agent_worker_died", str(error))
+    except ray.exceptions.RayError as error:
+        return _failed(task, type(plain(error)).__name__, f"what the agent returned is lost: {plain(error)}")
+    rollout.stored = Stored(samples) if rollout.samples else None
+    return rollout
+
+
+def _failed(task: Task, error: str, detail: str) -> Rollout:
     rollout = Rollout(index=task.rollout_index, group_index=task.group_index, status=Status.FAILED, error=error)
     rollout.metadata["error_detail"] = detail
     rollout.started_at = rollout.finished_at = time.time()

@@ -1,9 +1,18 @@
-"""Dynamic sampling filters: which prompt groups are worth training on (DAPO, arXiv:2503.14476, section 3.2)."""
+"""Dynamic sampling filters: which prompt groups are worth training on (DAPO, arXiv:2503.14476, section 3.2).
+
+A filter sees records; one that wants tokens fetches them (`Rollout.fetch`), for which it runs in a thread.
+"""
 
 from __future__ import annotations
 
-from miles_lite.hooks import GroupFilter, Keep
+import asyncio
+from collections.abc import Mapping
+
+from miles_lite.errors import UserError
+from miles_lite.hooks import GroupFilter, Keep, load_hook
 from miles_lite.sample import Group, Status
+
+FLAG = "--dynamic-sampling-filter-path"
 
 
 def check_reward_nonzero_std(group: Group) -> Keep:
@@ -21,13 +30,27 @@ def check_no_aborted(group: Group) -> Keep:
     return Keep(not aborted, "group_has_aborted" if aborted else None)
 
 
-def verdict(group: Group, filter_function: GroupFilter | None) -> Keep:
+FILTERS: Mapping[str, GroupFilter] = {
+    "check_reward_nonzero_std": check_reward_nonzero_std,
+    "check_no_aborted": check_no_aborted,
+}
+"""Those that --dynamic-sampling-filter-path may name without a path."""
+
+
+def load_filter(path: str | None) -> GroupFilter | None:
+    """The filter of --dynamic-sampling-filter-path, if it is given. Raises UserError."""
+    if path is None or path in FILTERS:
+        return None if path is None else FILTERS[path]
+    if not {".", ":"} & set(path):
+        raise UserError(f"{FLAG} {path}: known are {', '.join(FILTERS)}; others by package.module.name or file.py:name")
+    return load_hook(path, flag=FLAG)
+
+
+async def verdict(group: Group, filter_function: GroupFilter | None) -> Keep:
     """Apply a filter that may answer with a Keep or a bool."""
     if filter_function is None:
         return Keep(True)
-    answer = filter_function(group)
-    return (
-        answer
-        if isinstance(answer, Keep)
-        else Keep(bool(answer), None if answer else getattr(filter_function, "__name__", "filter"))
-    )
+    answer = await asyncio.to_thread(filter_function, group)
+    if isinstance(answer, Keep):
+        return answer
+    return Keep(bool(answer), None if answer else getattr(filter_function, "__name__", "filter"))

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from miles_lite.config.options import Rollouts
+from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
-from miles_lite.rollout.batch import trainable
 from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import FAILURES, Group, Rollout
@@ -92,7 +91,10 @@ class Generator:
                     break
                 done, pending = await asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._settle(step, task.result())
+                    group = task.result()
+                    if not await self._settle(step, group):
+                        for rollout in group.rollouts:
+                            rollout.stored = None
         finally:
             await self._abandon(pending)
         step.groups.sort(key=lambda group: group.index)
@@ -116,11 +118,11 @@ class Generator:
         group.rollouts = list(await asyncio.gather(*(one() for _ in range(self._options.n_samples_per_prompt))))
         return group
 
-    def _settle(self, step: Step, group: Group) -> None:
-        """Decide what becomes of a finished group and book it."""
+    async def _settle(self, step: Step, group: Group) -> bool:
+        """Decide what becomes of a finished group and book it; whether it is trained."""
         step.finished.append(group)
         self._apply_reward_policy(group)
-        failed = [rollout for rollout in group.rollouts if not trainable(rollout)]
+        failed = [rollout for rollout in group.rollouts if not rollout.trainable]
         self.accounts.rollouts_failed += sum(rollout.status in FAILURES for rollout in failed)
         reasons = Counter(rollout.error or "none_reward" for rollout in failed)
         for reason, count in reasons.items():
@@ -128,8 +130,8 @@ class Generator:
         if len(failed) == len(group.rollouts):
             self.accounts.failed += 1
             step.dropped[f"failed_{reasons.most_common(1)[0][0]}"] += 1
-            return
-        kept = verdict(group, self._filter)
+            return False
+        kept = await verdict(group, self._filter)
         if not kept.keep:
             self.accounts.filtered += 1
             step.dropped[kept.reason or "filter"] += 1
@@ -138,6 +140,8 @@ class Generator:
         else:
             self.accounts.trained += 1
             step.groups.append(group)
+            return True
+        return False
 
     def _apply_reward_policy(self, group: Group) -> None:
         policy = self._options.none_reward_policy

@@ -1,8 +1,9 @@
-"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into batches.
+"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into groups of rollouts.
 
-Invariant: `generate` returns only samples that were validated, with every prompt of the step accounted for; what it
-stopped with (`save`) is what it continues with (`load`). A rollout that lost its worker or its session server runs
-again; whatever else becomes of one is data.
+Invariant: it holds records only; the arrays of samples lie in Ray's object store, owned by its process, so that an
+agent worker's death loses none. `generate` accounts for every prompt of the step; what it stopped with (`save`) is what
+it continues with (`load`). A rollout that lost its worker or its session server runs again; whatever else becomes of
+one is data.
 """
 
 from __future__ import annotations
@@ -17,24 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from miles_lite.config.options import Config, Evaluation, Rollouts
-from miles_lite.errors import UserError, plain, writing
-from miles_lite.hooks import load_hook
+from miles_lite.config.options import Config
+from miles_lite.config.rollouts import Evaluation, Rollouts
+from miles_lite.errors import UserError, writing
 from miles_lite.process.addresses import actor_label
-from miles_lite.rollout.agent_worker import AgentWorker, Task, failed_rollout
-from miles_lite.rollout.batch import make_batches
+from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
 from miles_lite.rollout.failures import note_failures
+from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
-from miles_lite.sample import Batch, Group, Rollout, Status
+from miles_lite.sample import Group, Rollout, Status
 from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Delivered
 from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
 
@@ -45,9 +43,9 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A step's batches, as object references (one per data-parallel rank), and what was seen on the way."""
+    """The groups of a step that are to be trained, and what was seen on the way."""
 
-    batches: list[ray.ObjectRef[Batch]]
+    groups: list[Group]
     metrics: dict[str, float]
     busy: list[tuple[float, float]]
 
@@ -68,19 +66,7 @@ class RolloutManager:
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
         self._config = config
-        self._stack = Stack(
-            StackOptions(
-                topology=config.topology,
-                checkpoint=config.checkpoint,
-                engines=config.engines,
-                session=config.session,
-                max_context_len=config.rollouts.rollout_max_context_len,
-                seed=config.optimizer.seed,
-                run_dir=config.run_dir,
-                known_key=known_key,
-            ),
-            layout,
-        )
+        self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
         self._workers: list[Kept] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
@@ -99,12 +85,11 @@ class RolloutManager:
         self._eval_sets = {
             name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
         }
-        filter_path = self._config.rollouts.dynamic_sampling_filter_path
         self._generator = Generator(
             self._config.rollouts,
             take_prompt=self._source.take,
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
-            filter_function=load_hook(filter_path, flag="--dynamic-sampling-filter-path") if filter_path else None,
+            filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
         )
         await asyncio.gather(self._stack.start(), self._start_workers())
@@ -130,15 +115,8 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         metrics["rollout/engine_restarts"] = float(self._stack.engine_restarts)
         metrics["perf/rollout_time"] = time.time() - began
-        batches = make_batches(
-            rollout_id,
-            step.groups,
-            ranks=self._config.topology.train_ranks,
-            global_batch_size=self._config.global_batch_size,
-            options=self._config.algorithm,
-        )
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
-        return Generated(batches=[ray.put(batch) for batch in batches], metrics=metrics, busy=busy)
+        return Generated(groups=step.groups, metrics=metrics, busy=busy)
 
     async def eval(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
         """Run the held-out sets on the current weights: metrics, and when agents were busy."""
@@ -247,6 +225,7 @@ class RolloutManager:
 
     async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
         """Run one agent to an end that is its own."""
+        asked = time.time()
         async with self._room:
             index = next(self._rollout_indices)
             for _ in range(ATTEMPTS):
@@ -256,7 +235,9 @@ class RolloutManager:
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
                 try:
-                    rollout = await _run(worker, Task(index, group_index, prompt, session.told, sampling))
+                    rollout = await run_task(
+                        await worker.serving(), Task(index, group_index, prompt, session.told, sampling)
+                    )
                 finally:
                     self._load.subtract(used.keys())
                 if rollout.status is not Status.FAILED:
@@ -267,22 +248,8 @@ class RolloutManager:
                     break
                 self._again += 1
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
+            rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
-
-
-async def _run(worker: Kept, task: Task) -> Rollout:
-    """One attempt. What cannot be brought here, as a result that cannot be unpickled, is a failed rollout."""
-    running = (await worker.serving()).run.remote(task)
-    try:
-        rollout: Rollout = await running
-        return rollout
-    except asyncio.CancelledError:
-        ray.cancel(running)
-        raise
-    except ray.exceptions.RayActorError as error:
-        return failed_rollout(task, "agent_worker_died", str(error))
-    except ray.exceptions.RayError as error:
-        return failed_rollout(task, type(plain(error)).__name__, f"what the agent returned is lost: {plain(error)}")
 
 
 def sampling(options: Rollouts) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.sample import FAILURES, NOT_SAMPLED, Group, Rollout, Sample, Status
+from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
+from miles_lite.sample import FAILURES, Group, Rollout, SampleRecord, Status
 
 Metrics = dict[str, float]
 
@@ -23,8 +24,6 @@ NONE_LABEL = "none"
 """The zero-std label of a group whose rollouts all have no reward, or that has no rollouts."""
 
 MISMATCHES = ("special_token_count", "special_token_type", "non_assistant_text", "assistant_text")
-AGENT_TOTALS = ("turns", "tool_calls")
-AGENT_TIMES = ("model_query_time_sum", "env_execution_time_sum", "eval_time", "agent_run_time")
 
 
 def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) -> Metrics:
@@ -50,7 +49,7 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
 
 def eval_metrics(name: str, groups: Sequence[Group]) -> Metrics:
     """The metrics of one held-out dataset; a rollout without a reward counts as 0 in `eval/<name>`."""
-    rewards = [_number(rollout.reward) for rollout in _rollouts(groups)]
+    rewards = [number(rollout.reward) for rollout in _rollouts(groups)]
     prefix = f"eval/{name}"
     return {
         **_present(prefix, _mean([0.0 if reward is None else reward for reward in rewards])),
@@ -69,8 +68,8 @@ def passrate_metrics(groups: Sequence[Group]) -> Metrics:
 
 def reward_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) -> Metrics:
     """Mean rewards: `reward` leaves rollouts without one out, `raw_reward` counts them as 0."""
-    rewards = [_number(rollout.reward) for rollout in _rollouts(groups)]
-    before = [_number(rollout.reward) for rollout in _rollouts(unfiltered_groups)]
+    rewards = [number(rollout.reward) for rollout in _rollouts(groups)]
+    before = [number(rollout.reward) for rollout in _rollouts(unfiltered_groups)]
     return {
         **_present("rollout/reward", _mean([reward for reward in rewards if reward is not None])),
         **_present("rollout/raw_reward", _mean([0.0 if reward is None else reward for reward in rewards])),
@@ -101,7 +100,7 @@ def failure_metrics(groups: Sequence[Group]) -> Metrics:
     rollouts = _rollouts(groups)
     reasons = Counter(_reason(rollout) for rollout in rollouts if rollout.status in FAILURES)
     return {
-        **_present("rollout/none_reward_ratio", _share(_number(rollout.reward) is None for rollout in rollouts)),
+        **_present("rollout/none_reward_ratio", _share(number(rollout.reward) is None for rollout in rollouts)),
         **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),
         **_present("rollout/aborted_ratio", _share(rollout.status is Status.ABORTED for rollout in rollouts)),
         **{f"rollout/failed/count_{reason}": float(count) for reason, count in sorted(reasons.items())},
@@ -130,20 +129,12 @@ def weight_version_metrics(groups: Sequence[Group]) -> Metrics:
 
 
 def agent_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means (and sums of counts) of what agents reported about themselves, over the rollouts that reported it.
-
-    An agent may leave the `_sum` of its time keys out: `model_query_time` is `agent/model_query_time_sum_mean`.
-    """
-    reports = [_report(rollout) for rollout in _rollouts(groups)]
-    totals = {name: _finite(report.get(name) for report in reports) for name in AGENT_TOTALS}
-    times = {
-        name: _finite(report.get(name, report.get(name.removesuffix("_sum"))) for report in reports)
-        for name in AGENT_TIMES
-    }
+    """Means (and sums of counts) of what agents reported about themselves, over the rollouts that reported it."""
+    reports = [agent_report(rollout.metadata) for rollout in _rollouts(groups)]
+    values = {name: [report[name] for report in reports if name in report] for name in AGENT_TOTALS + AGENT_TIMES}
     return {
-        **{f"agent/{name}_mean": sum(values) / len(values) for name, values in totals.items() if values},
-        **{f"agent/{name}_sum": sum(values) for name, values in totals.items() if values},
-        **{f"agent/{name}_mean": sum(values) / len(values) for name, values in times.items() if values},
+        **{f"agent/{name}_mean": sum(given) / len(given) for name, given in values.items() if given},
+        **{f"agent/{name}_sum": sum(values[name]) for name in AGENT_TOTALS if values[name]},
     }
 
 
@@ -153,7 +144,7 @@ def pass_rates(groups: Iterable[Group]) -> Metrics:
     The unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374), averaged over groups.
     Groups with fewer rollouts than the largest one are left out; groups of one say nothing.
     """
-    solved = [[_number(reward) == 1.0 for reward in group.rewards] for group in groups]
+    solved = [[number(reward) == 1.0 for reward in group.rewards] for group in groups]
     size = max(map(len, solved), default=0)
     correct = [sum(marks) for marks in solved if len(marks) == size]
     if size <= 1:
@@ -168,37 +159,27 @@ def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
     return [rollout for group in groups for rollout in group.rollouts]
 
 
-def _number(value: Any) -> float | None:
-    """A reward as a float; None for what is not a real number."""
-    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
 def _finite(values: Iterable[Any]) -> list[float]:
-    return [number for number in map(_number, values) if number is not None and math.isfinite(number)]
+    return [number for number in map(number, values) if number is not None and math.isfinite(number)]
 
 
 def _no_gradient(group: Group) -> bool:
     """Whether all rewards are the same; NaN equals NaN, None equals None, and a group of none or one is equal."""
-    rewards = map(_number, group.rewards)
+    rewards = map(number, group.rewards)
     return len({"nan" if reward is not None and math.isnan(reward) else reward for reward in rewards}) <= 1
 
 
 def _label(group: Group) -> str:
     """The bucket of a zero-std group: its one reward as a float with one decimal."""
-    reward = _number(group.rewards[0]) if group.rollouts else None
+    reward = number(group.rewards[0]) if group.rollouts else None
     return NONE_LABEL if reward is None else str(round(reward, 1) + 0.0)
 
 
-def _asked(rollout: Rollout) -> list[Sample]:
+def _asked(rollout: Rollout) -> list[SampleRecord]:
     return [sample for sample in rollout.samples if "tito_session_mismatch" in sample.metadata]
 
 
-def _mismatches(sample: Sample) -> set[str] | None:
+def _mismatches(sample: SampleRecord) -> set[str] | None:
     """The classes of a sample's differences; None when it was not compared."""
     entries = sample.metadata["tito_session_mismatch"]
     if not isinstance(entries, list):
@@ -216,14 +197,7 @@ def _reason(rollout: Rollout) -> str:
 
 
 def _versions(rollout: Rollout) -> set[int]:
-    found = {int(version) for sample in rollout.samples for version in np.unique(sample.weight_versions)}
-    return found - {NOT_SAMPLED}
-
-
-def _report(rollout: Rollout) -> Mapping[str, Any]:
-    """What the agent said of itself: `metadata["agent_metrics"]` over plain `metadata`."""
-    nested = rollout.metadata.get("agent_metrics")
-    return rollout.metadata | nested if isinstance(nested, dict) else rollout.metadata
+    return {version for sample in rollout.samples for version in sample.weight_versions}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from miles_lite.config.options import Data
+from miles_lite.config.rollouts import Data
 from miles_lite.errors import UserError
 
 DEEPEST = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from miles_lite.config.options import Config
@@ -25,7 +26,8 @@ async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
     return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
 
 
-BUILT_IN: dict[str, RewardFunction] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+REWARDS: Mapping[str, RewardFunction] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+"""By the name that --rm-type gives them."""
 
 
 def load_reward(config: Config) -> RewardFunction | None:
@@ -33,4 +35,4 @@ def load_reward(config: Config) -> RewardFunction | None:
     options = config.rollouts
     if options.custom_rm_path:
         return load_hook(options.custom_rm_path, flag="--custom-rm-path")
-    return None if options.rm_type is None else BUILT_IN[options.rm_type]
+    return None if options.rm_type is None else REWARDS[options.rm_type]

@@ -23,9 +23,8 @@ SHOW_SECONDS = 5.0
 class RouterActor:
     """One router. Callers wrap it: `ray.remote(RouterActor).options(...).remote(spec)`."""
 
-    def __init__(self, spec: RouterSpec, *, gateway: bool = False) -> None:
-        """gateway: generation goes through the Rust gateway."""
-        self._supervisor = Supervisor(spec, gateway=gateway)
+    def __init__(self, spec: RouterSpec) -> None:
+        self._supervisor = Supervisor(spec)
         self._showing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

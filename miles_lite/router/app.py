@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import needed, shows
 from miles_lite.router.admission import Admission
@@ -48,14 +49,14 @@ class Router:
         self._interval = interval
         self._admin_key = spec.admin_key
         self.registry = Registry(Path(spec.state_file) if spec.state_file else None)
-        self.placement = Placement(spec.policy, most=spec.concurrency)
+        self.placement = Placement(spec.routing.router_policy, most=spec.routing.sglang_server_concurrency)
         self.admission = Admission(self.registry, self.placement, patience=limits.queue)
         self._pool = Pool(connect=limits.connect, idle=limits.idle)
         self._gate = Gate(self.registry, self._pool, seconds=limits.connect)
         self._proxy = Proxy(self.admission, self._pool, limits)
         self._gateway = None
         if spec.gateway_port is not None:
-            self._gateway = Gateway(host=spec.bind_host, port=spec.gateway_port, timeout=spec.timeout)
+            self._gateway = Gateway(host=spec.hosts.bind_host, port=spec.gateway_port, timeout=limits.idle)
         self._collector = RouterCollector(self.registry, self.admission)
 
     def keyed(self, handler: Handler) -> Handler:
@@ -89,7 +90,7 @@ class Router:
         """POST /add_worker, POST /workers."""
         try:
             worker = parse_worker(await fields_of(request))
-            if self._gateway and worker.worker_type != "regular":
+            if self._gateway and worker.worker_type != WorkerType.REGULAR:
                 raise UserError(NO_PAIRS)
             await self._pool.reach(worker.url)
         except UserError as error:

@@ -10,9 +10,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.process.json_types import JsonObject
 
-WorkerType = Literal["regular", "prefill", "decode"]
 State = Literal["ready", "unreachable", "stale", "draining"]
 
 
@@ -29,7 +29,7 @@ class Worker:
     """
 
     url: str
-    worker_type: WorkerType = "regular"
+    worker_type: WorkerType = WorkerType.REGULAR
     bootstrap_port: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: State = "ready"

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
+from miles_lite.config.choices import PolicyName, WorkerType
 from miles_lite.router.backend import Worker
 
-PolicyName = Literal["least_in_flight", "round_robin", "power_of_two"]
 Policy: TypeAlias = Callable[[Sequence[Worker]], Worker]
 Target: TypeAlias = tuple[Worker, ...]
 """Who answers a request: one regular worker, or a prefill and a decode worker."""
 
 MAX_KEYS = 100_000
+ALONE, PAIR = (WorkerType.REGULAR,), (WorkerType.PREFILL, WorkerType.DECODE)
 
 
 class NoWorkerError(Exception):
@@ -41,10 +42,10 @@ def power_of_two(workers: Sequence[Worker]) -> Worker:
     return least_in_flight(random.sample(workers, 2) if len(workers) > 1 else workers)
 
 
-POLICIES: dict[PolicyName, Policy] = {
-    "least_in_flight": least_in_flight,
-    "round_robin": round_robin,
-    "power_of_two": power_of_two,
+POLICIES: Mapping[PolicyName, Policy] = {
+    PolicyName.LEAST_IN_FLIGHT: least_in_flight,
+    PolicyName.ROUND_ROBIN: round_robin,
+    PolicyName.POWER_OF_TWO: power_of_two,
 }
 
 
@@ -52,7 +53,7 @@ class Placement:
     """Sticky by routing key, over a policy, under a cap of requests in flight per worker."""
 
     def __init__(
-        self, policy: PolicyName = "least_in_flight", *, most: int | None = None, max_keys: int = MAX_KEYS
+        self, policy: PolicyName = PolicyName.LEAST_IN_FLIGHT, *, most: int | None = None, max_keys: int = MAX_KEYS
     ) -> None:
         """most: requests in flight that one worker may have; None: any number."""
         self._policy = POLICIES[policy]
@@ -96,7 +97,7 @@ class Placement:
 
 def _ready(workers: Sequence[Worker]) -> list[list[Worker]]:
     """Who could be each half of a target. Raises NoWorkerError where nobody could."""
-    roles = ("regular",) if any(one.worker_type == "regular" for one in workers) else ("prefill", "decode")
+    roles = ALONE if any(one.worker_type == WorkerType.REGULAR for one in workers) else PAIR
     ready = [[one for one in workers if one.worker_type == role and one.state == "ready"] for role in roles]
     if not all(ready):
         raise NoWorkerError(_reason(workers))
@@ -110,14 +111,10 @@ def _load(worker: Worker) -> tuple[int, int]:
 def _reason(workers: Sequence[Worker]) -> str:
     if not workers:
         return "no worker is registered"
-    counts = {
-        role: [one.state for one in workers if one.worker_type == role] for role in ("regular", "prefill", "decode")
-    }
-    if not counts["regular"] and not (counts["prefill"] and counts["decode"]):
-        return (
-            f"{len(counts['prefill'])} prefill and {len(counts['decode'])} decode workers are registered: one of each "
-            "is needed"
-        )
+    counts = Counter(one.worker_type for one in workers)
+    prefill, decode = counts[WorkerType.PREFILL], counts[WorkerType.DECODE]
+    if not counts[WorkerType.REGULAR] and not (prefill and decode):
+        return f"{prefill} prefill and {decode} decode workers are registered: one of each is needed"
     said = {"unreachable": "cannot be reached", "stale": "has other weights", "draining": "is being removed"}
     states = [f"{one.url} {said[one.state]}" for one in workers if one.state in said]
     return f"no worker is ready: {'; '.join(states)}. They are asked again and come back by themselves"

@@ -5,15 +5,15 @@ Invariant: a `Worker` that comes out of here has a usable URL, a known role, and
 
 from __future__ import annotations
 
-from typing import cast, get_args
 from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import Json, JsonObject
-from miles_lite.router.backend import Worker, WorkerType
+from miles_lite.router.backend import Worker
 
 
 async def fields_of(request: web.Request) -> JsonObject:
@@ -30,18 +30,18 @@ async def fields_of(request: web.Request) -> JsonObject:
 def parse_worker(fields: JsonObject) -> Worker:
     """A worker from a registration's fields: url or worker_url, worker_type, bootstrap_port. Raises UserError."""
     role = fields.get("worker_type") or "regular"
-    if role not in get_args(WorkerType):
-        raise UserError(f"worker_type {role!r}: must be one of {', '.join(get_args(WorkerType))}")
+    if role not in list(WorkerType):
+        raise UserError(f"worker_type {role!r}: must be one of {', '.join(WorkerType)}")
     bootstrap = fields.get("bootstrap_port")
     if bootstrap in (None, "", "none"):
         bootstrap = None
     elif not str(bootstrap).isdecimal() or not 0 < int(bootstrap) < 65536:
         raise UserError(f"bootstrap_port {bootstrap!r}: must be a port number")
-    if role == "prefill" and bootstrap is None:
+    if role == WorkerType.PREFILL and bootstrap is None:
         raise UserError("worker_type prefill needs bootstrap_port: where decode workers fetch the cache")
     return Worker(
         url=parse_url(fields.get("url") or fields.get("worker_url")),
-        worker_type=cast(WorkerType, role),
+        worker_type=WorkerType(role),
         bootstrap_port=None if bootstrap is None else int(bootstrap),
     )
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from miles_lite.config.choices import RouterKind
 from miles_lite.process import scratch
 from miles_lite.process.supervisor import SILENCE_SECONDS, Program, Supervised
 from miles_lite.router.gateway import free_port
@@ -21,10 +22,11 @@ COMMAND = (sys.executable, "-m", "miles_lite.router.server_main")
 class Supervisor:
     """One router: its socket, and the process that serves it."""
 
-    def __init__(self, spec: RouterSpec, *, gateway: bool = False, silence: float = SILENCE_SECONDS) -> None:
-        """gateway: data goes through the Rust gateway, on `spec.gateway_port`, or on one that is chosen here once. A
-        process that shows no life for `silence` seconds is replaced."""
+    def __init__(self, spec: RouterSpec, *, silence: float = SILENCE_SECONDS) -> None:
+        """The port of a gateway is chosen here once, where `spec` has none. A process that shows no life for `silence`
+        seconds is replaced."""
         self._scratch = None if spec.state_file else Path(scratch.make())
+        gateway = spec.routing.router == RouterKind.GATEWAY
         port = spec.gateway_port or free_port() if gateway else None
         state_file = spec.state_file or f"{self._scratch}/state.json"
         self._spec = replace(spec, gateway_port=port, state_file=state_file)

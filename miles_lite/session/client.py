@@ -75,7 +75,7 @@ class SessionClient:
         return self._keys.get(session_id, "")
 
     async def collect(self, session_id: str, max_seq_len: int | None = None) -> list[Sample]:
-        """The session's samples, validated. May be repeated."""
+        """The session's samples, as the server validated them. May be repeated."""
         return decode_samples(await self._call("POST", f"/sessions/{session_id}/samples", {"max_seq_len": max_seq_len}))
 
     async def describe(self, session_id: str) -> JsonObject:

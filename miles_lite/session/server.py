@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError, writing
 from miles_lite.model_folder import fingerprint
 from miles_lite.process.addresses import bracketed, loopback, network_file_system, reachable

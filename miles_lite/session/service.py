@@ -12,7 +12,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.json_types import JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.engine.engine_client import EngineCalls
@@ -47,7 +47,7 @@ class Service:
     ) -> None:
         self._tito, self._plan = tito, Plan.of(options, appender(tito))
         self._compares = options.session_compare_template
-        self._detects_snap = options.detect_timeline_snap == "true"
+        self._detects_snap = options.detect_timeline_snap
         self._idle_seconds = options.session_idle_seconds
         self._sessions = Sessions(
             journal,

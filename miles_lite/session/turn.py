@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.session.dialects import Dialect, Stamp
 from miles_lite.session.dialects.json_reuse import Bodies, Body
@@ -88,7 +88,7 @@ class Turns:
         self._prompter = Prompter(sessions.prompts, tito.parser, options.session_client_sampling, context_length)
         self._reader = Reader(tito)
         self._unknown = Unknown(options.session_unknown_fields == "refuse")
-        self._reports_forks = options.detect_timeline_snap == "true"
+        self._reports_forks = options.detect_timeline_snap
         self._grace = options.session_disconnect_grace
         self.limits = Limits(context_length)
         self.off_loop = OffLoop()

@@ -45,6 +45,16 @@ def connect(address: str | None) -> Path:
         raise
 
 
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Path]:
+    """As `connect`, for the time of its block."""
+    logs = connect(address)
+    try:
+        yield logs
+    finally:
+        disconnect()
+
+
 def _connect(address: str | None) -> Path:
     target = address or os.environ.get("RAY_ADDRESS")
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"

@@ -8,18 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import yaml
 
-from miles_lite.config.options import Engines, Topology
+from miles_lite.config.choices import WorkerType
+from miles_lite.config.engines import Engines
+from miles_lite.config.places import Topology
 from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
-from miles_lite.engine.spec import WorkerType
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.router.registration import parse_url
 
-PLACEHOLDER = "placeholder"
-"""A group that only keeps its slots free."""
+
+@dataclass(frozen=True)
+class _Described:
+    """Slots that go to one engine. role None: they only stay free."""
+
+    role: WorkerType | None
+    slots: int
+    overrides: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class EnginePlan:
     slots: int
     first_slot: int
     nodes: int = 1
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, object] = field(default_factory=dict)
     external_url: str | None = None
 
     def on_node(self, rank: int) -> slice:
@@ -41,26 +48,27 @@ class EnginePlan:
         return slice(self.first_slot + rank * size, self.first_slot + (rank + 1) * size)
 
 
-def plan_engines(topology: Topology, engines: Engines) -> tuple[EnginePlan, ...]:
+def plan_engines(topology: Topology) -> tuple[EnginePlan, ...]:
     """Engines of a run, by index. Raises UserError for a layout that does not fit."""
     external = topology.rollout_external_engine_addrs
     if external:
-        _refuse_both(engines, "--rollout-external-engine-addrs")
+        _refuse_both(topology, "--rollout-external-engine-addrs")
         urls = [parse_url(url if "://" in url else f"http://{url}") for url in external]
-        return tuple(EnginePlan(index, "regular", 1, 0, external_url=url) for index, url in enumerate(urls))
-    if engines.sglang_config:
-        if engines.prefill_num_servers:
+        return tuple(EnginePlan(index, WorkerType.REGULAR, 1, 0, external_url=url) for index, url in enumerate(urls))
+    if topology.sglang_config:
+        if topology.prefill_num_servers:
             raise UserError("--sglang-config names prefill and decode groups itself: leave out --prefill-num-servers")
-        return _number(_read(Path(engines.sglang_config), topology), topology)
-    count, size, prefill = topology.num_engines, topology.rollout_num_gpus_per_engine, engines.prefill_num_servers
-    roles = ["prefill"] * prefill + ["decode"] * (count - prefill) if prefill else ["regular"] * count
-    return _number([(role, size, {}) for role in roles], topology)
+        return _number(_read(Path(topology.sglang_config), topology), topology)
+    count, size, prefill = topology.num_engines, topology.rollout_num_gpus_per_engine, topology.prefill_num_servers
+    others = WorkerType.DECODE if prefill else WorkerType.REGULAR
+    roles = [WorkerType.PREFILL] * prefill + [others] * (count - prefill)
+    return _number([_Described(role, size) for role in roles], topology)
 
 
 def check_engines(topology: Topology, engines: Engines) -> None:
     """Raises UserError for a layout that does not fit, and for an SGLang option that does not exist or that contradicts
     one of ours."""
-    for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology, engines))):
+    for options in (engines.sglang_args, *(plan.overrides for plan in plan_engines(topology))):
         check_options(options, known_options())
         refuse_decided(options, known_options())
 
@@ -71,44 +79,44 @@ def in_words(plans: Sequence[EnginePlan]) -> str:
     return f"joining {joined} engine(s) that run already" if joined else f"starting {len(plans)} engine(s)"
 
 
-def _refuse_both(engines: Engines, flag: str) -> None:
-    others = {"--prefill-num-servers": engines.prefill_num_servers, "--sglang-config": engines.sglang_config}
+def _refuse_both(topology: Topology, flag: str) -> None:
+    others = {"--prefill-num-servers": topology.prefill_num_servers, "--sglang-config": topology.sglang_config}
     for other, given in others.items():
         if given:
             raise UserError(f"{flag} and {other} exclude each other")
 
 
-def _number(described: list[tuple[str, int, dict[str, Any]]], topology: Topology) -> tuple[EnginePlan, ...]:
+def _number(described: Sequence[_Described], topology: Topology) -> tuple[EnginePlan, ...]:
     plans: list[EnginePlan] = []
     first, per_node = 0, topology.num_gpus_per_node
-    for role, size, overrides in described:
-        nodes = -(-size // per_node)
-        if nodes > 1 and size % per_node:
-            raise UserError(f"an engine of {size} GPUs fills its nodes: --num-gpus-per-node {per_node} must divide it")
-        if role != PLACEHOLDER:
-            plans.append(EnginePlan(len(plans), cast(WorkerType, role), size, first, nodes, overrides))
-        first += size
+    for each in described:
+        nodes = -(-each.slots // per_node)
+        if nodes > 1 and each.slots % per_node:
+            raise UserError(
+                f"an engine of {each.slots} GPUs fills its nodes: --num-gpus-per-node {per_node} must divide it"
+            )
+        if each.role is not None:
+            plans.append(EnginePlan(len(plans), each.role, each.slots, first, nodes, each.overrides))
+        first += each.slots
     return tuple(plans)
 
 
-def _read(path: Path, topology: Topology) -> list[tuple[str, int, dict[str, Any]]]:
+def _read(path: Path, topology: Topology) -> list[_Described]:
     """The engines of a file `sglang: [{server_groups: [{worker_type, num_gpus, num_gpus_per_engine, overrides}]}]`."""
-    try:
+    with user_error(f"--sglang-config {path}", OSError, UnicodeError, RecursionError, yaml.YAMLError):
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"--sglang-config {path}: {error}") from error
     described = list(_engines(document, where=f"--sglang-config {path}", size=topology.rollout_num_gpus_per_engine))
-    slots = sum(size for _, size, _ in described)
+    slots = sum(each.slots for each in described)
     if slots != topology.rollout_slots:
         raise UserError(
             f"--sglang-config {path}: its groups have {slots} GPUs, --rollout-num-gpus gives {topology.rollout_slots}"
         )
-    if all(role == PLACEHOLDER for role, _, _ in described):
+    if all(each.role is None for each in described):
         raise UserError(f"--sglang-config {path}: no group has an engine")
     return described
 
 
-def _engines(document: Any, *, where: str, size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _engines(document: object, *, where: str, size: int) -> Iterator[_Described]:
     models = document.get("sglang") if isinstance(document, dict) else None
     if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
         raise UserError(f"{where}: expected `sglang:` with one entry; one model is served")
@@ -120,18 +128,23 @@ def _engines(document: Any, *, where: str, size: int) -> Iterator[tuple[str, int
         here = f"{where}, server_groups[{at}]"
         if not isinstance(group, dict):
             raise UserError(f"{here}: expected an object with worker_type and num_gpus")
-        unknown = set(group) - {"worker_type", "num_gpus", "num_gpus_per_engine", "overrides"}
-        if unknown:
-            raise UserError(f"{here}: unknown keys {', '.join(sorted(map(str, unknown)))}")
-        role = group.get("worker_type", "regular")
-        if role not in (*get_args(WorkerType), PLACEHOLDER):
-            raise UserError(f"{here}: worker_type {role!r}: regular, prefill, decode and placeholder exist")
-        each = group.get("num_gpus_per_engine", model.get("num_gpus_per_engine", size))
-        total = group.get("num_gpus")
-        if type(total) is not int or type(each) is not int or each < 1 or total < 1 or total % each:
-            raise UserError(f"{here}: num_gpus {total!r} must be a multiple of num_gpus_per_engine {each!r}")
-        overrides = group.get("overrides") or {}
-        if not isinstance(overrides, dict):
-            raise UserError(f"{here}: overrides must be an object of SGLang options")
-        named = {str(name).replace("-", "_"): value for name, value in overrides.items()}
-        yield from [(str(role), each, named)] * (total // each)
+        yield from _group(group, where=here, size=model.get("num_gpus_per_engine", size))
+
+
+def _group(group: Mapping[str, Any], *, where: str, size: object) -> list[_Described]:
+    """The engines of one of `server_groups`."""
+    unknown = set(group) - {"worker_type", "num_gpus", "num_gpus_per_engine", "overrides"}
+    if unknown:
+        raise UserError(f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}")
+    roles: dict[str, WorkerType | None] = {**{role.value: role for role in WorkerType}, "placeholder": None}
+    role = group.get("worker_type", "regular")
+    if role not in roles:
+        raise UserError(f"{where}: worker_type {role!r}: regular, prefill, decode and placeholder exist")
+    each, total = group.get("num_gpus_per_engine", size), group.get("num_gpus")
+    if type(total) is not int or type(each) is not int or each < 1 or total < 1 or total % each:
+        raise UserError(f"{where}: num_gpus {total!r} must be a multiple of num_gpus_per_engine {each!r}")
+    overrides = group.get("overrides") or {}
+    if not isinstance(overrides, dict):
+        raise UserError(f"{where}: overrides must be an object of SGLang options")
+    named = {str(name).replace("-", "_"): value for name, value in overrides.items()}
+    return [_Described(roles[role], each, named)] * (total // each)

@@ -19,15 +19,17 @@ from typing import Any
 
 import ray
 
+from miles_lite.config.choices import WorkerType
+from miles_lite.config.engines import WeightUpdates
+from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.spec import EngineInfo, EngineSpec, WorkerType
+from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
 from miles_lite.stack.actors import end_actor, named_actor, restarted, started
 from miles_lite.stack.engine_plans import EnginePlan, plan_engines
 from miles_lite.stack.placement import ENGINE_SHARE, Layout
 from miles_lite.stack.router_sync import RouterSync
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.weights.delivery import Receiver, WeightSync
 from miles_lite.weights.fits import WeightsError
 from miles_lite.weights.receiver import EngineError, WeightUpdate
@@ -87,11 +89,12 @@ class Fleet:
 
     def __init__(
         self,
-        options: StackOptions,
+        options: Serving,
         layout: Layout,
         *,
         model: Path,
         context_length: int,
+        updates: WeightUpdates | None = None,
         admin_key: str | None = None,
         router_key: str | None = None,
         say: Callable[[str], None] = log.warning,
@@ -99,13 +102,14 @@ class Fleet:
         """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open.
         `say` takes what a person must hear."""
         self._options = options
+        self._updates = updates = updates or WeightUpdates()
         self._layout = layout
         template = options.session.chat_template_path
         self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
-        self._slots = [_Slot(plan) for plan in plan_engines(options.topology, options.engines)]
-        self._weights = WeightUpdate(str(model), 0, options.engines.pause_generation_mode)
-        self._sync = WeightSync(options.engines.update_weight_transfer_mode)
+        self._slots = [_Slot(plan) for plan in plan_engines(options.topology)]
+        self._weights = WeightUpdate(str(model), 0, updates.pause_generation_mode)
+        self._sync = WeightSync(updates.update_weight_transfer_mode)
         self._changing = asyncio.Lock()
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
@@ -192,7 +196,7 @@ class Fleet:
 
     def _check_layout(self) -> None:
         """Raises UserError when servers could not work in the slots that Ray gave."""
-        bundles, host = self._layout.engine_slots, self._options.topology.bind_host
+        bundles, host = self._layout.engine_slots, self._options.hosts.bind_host
         machines = self._layout.machines(bundles)
         if loopback(host) and machines > 1:
             raise UserError(
@@ -245,22 +249,21 @@ class Fleet:
 
     def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
         """What the engine of `slot` is to be, on each of its nodes."""
-        options, engines, plan = self._options, self._options.engines, slot.plan
+        options, plan = self._options, slot.plan
+        args = {**self._text, **options.engines.sglang_args, **plan.overrides}
         logs, name = options.run_dir / "logs", f"engine-{slot.index}"
         first = EngineSpec(
             index=slot.index,
             model_path=self._weights.path,
             device=self._layout.device,
-            bind_host=options.topology.bind_host,
-            advertise_host=options.topology.public_host,
-            router_url=self._router_url,
             log_path=str(logs / f"{name}.{slot.restarts}.log"),
+            engines=dataclasses.replace(options.engines, sglang_args=args),
+            routing=options.routing,
+            updates=self._updates,
+            hosts=options.hosts,
             worker_type=plan.role,
-            start_timeout=engines.engine_start_timeout,
-            health_interval=engines.engine_health_interval,
-            health_timeout=engines.engine_health_timeout,
-            hang_timeout=engines.engine_hang_timeout,
-            seed=options.seed,
+            router_url=self._router_url,
+            seed=options.seeding.seed,
             slots=plan.slots,
             nodes=plan.nodes,
             external_url=plan.external_url,
@@ -269,11 +272,6 @@ class Fleet:
             weight_version=self._weights.version,
             context_length=self._context,
             threads=max(1, (os.cpu_count() or 1) // (2 * sum(each.plan.slots for each in self._slots))),
-            max_concurrency=engines.sglang_server_concurrency,
-            transfer_mode=engines.update_weight_transfer_mode,
-            check_weights=engines.check_weight_update_equal,
-            offload=engines.offload_rollout,
-            sglang_args={**self._text, **engines.sglang_args, **plan.overrides},
         )
         others = [
             dataclasses.replace(first, node_rank=rank, log_path=str(logs / f"{name}-node-{rank}.{slot.restarts}.log"))

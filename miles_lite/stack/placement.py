@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.placement_group import (
@@ -21,7 +21,8 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from miles_lite.config.options import Topology
+from miles_lite.config.choices import Device
+from miles_lite.config.places import Hosts, Topology
 from miles_lite.errors import UserError
 from miles_lite.process.addresses import EVERYWHERE
 from miles_lite.stack.environment import actor_env
@@ -44,7 +45,7 @@ class Layout:
     """A ready placement group and who gets which of its bundles: neighbours are on one node as far as can be."""
 
     group: PlacementGroup | None
-    device: Literal["cpu", "cuda"]
+    device: Device
     train_bundles: tuple[int, ...]
     engine_slots: tuple[int, ...]
     homes: Sequence[Home] = field(default=(), repr=False)
@@ -86,7 +87,7 @@ def place(topology: Topology, *, train: bool) -> Layout:
     """Reserve the slots of a run, with or without trainers. Needs a connected Ray. Raises UserError."""
     resources = ray.cluster_resources()
     device = _device(topology, resources)
-    ranks = topology.train_ranks if train else 0
+    ranks = topology.world_size if train else 0
     shared = topology.colocate or not train
     slots = max(ranks, topology.rollout_slots) if shared else ranks + topology.rollout_slots
     if slots == 0:  # external engines alone
@@ -107,7 +108,7 @@ def place(topology: Topology, *, train: bool) -> Layout:
     return Layout(group, device, train_bundles=tuple(bundles[:ranks]), engine_slots=engines, homes=homes)
 
 
-def _homes(group: PlacementGroup, device: str) -> list[Home]:
+def _homes(group: PlacementGroup, device: Device) -> list[Home]:
     """Where each of the group's bundles is."""
     nodes = placement_group_table(group)["bundles_to_node_id"]
     addresses = {node["NodeID"]: _octets(node["NodeManagerAddress"]) for node in ray.nodes()}
@@ -139,10 +140,10 @@ def _look() -> int:
     return int(ray.get_runtime_context().get_accelerator_ids()["GPU"][0])
 
 
-def service_nodes(topology: Topology, *, here: str, alive: Sequence[str]) -> list[str]:
+def service_nodes(hosts: Hosts, *, here: str, alive: Sequence[str]) -> list[str]:
     """The nodes that session servers are spread over: all `alive` ones when servers bind to every interface and tell
     their own address, else the one that is `here`, whose address is told."""
-    spread = topology.bind_host in EVERYWHERE and topology.advertise_host is None
+    spread = hosts.bind_host in EVERYWHERE and hosts.advertise_host is None
     return [here, *sorted(set(alive) - {here})] if spread else [here]
 
 
@@ -151,7 +152,7 @@ def pinned(node: str) -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 
 
-def _device(topology: Topology, resources: dict[str, float]) -> Literal["cpu", "cuda"]:
+def _device(topology: Topology, resources: dict[str, float]) -> Device:
     gpus = resources.get("GPU", 0)
     if topology.device == "cuda" and not gpus:
         raise UserError(

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import ray
 
+from miles_lite.config.choices import RouterKind
+from miles_lite.config.engines import WeightUpdates
+from miles_lite.config.serving import Serving
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.errors import UserError
 from miles_lite.model_folder import check_model_folder, context_length
@@ -27,7 +30,6 @@ from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Delivered, Fleet, Recovery
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
-from miles_lite.stack.serving_options import StackOptions
 from miles_lite.weights.receiver import WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -38,19 +40,29 @@ SERVICE_START_TIMEOUT = 60.0
 class Stack:
     """Starts, watches, updates and stops router, engines and sessions. Lives in one asyncio loop."""
 
-    def __init__(self, options: StackOptions, layout: Layout) -> None:
+    def __init__(
+        self,
+        options: Serving,
+        layout: Layout,
+        *,
+        updates: WeightUpdates | None = None,
+        known_key: str | None = None,
+    ) -> None:
+        """`updates`: how new weights will come, if they do. `known_key`: the admin key that the user's environment
+        names; the flag's wins."""
         self._options = options
-        self._model = check_model_folder(options.checkpoint.hf_checkpoint)
-        self._context = context_length(self._model, options.max_context_len)
-        self.admin_key = admin_key(options.topology.bind_host, *options.given_keys)
+        self._model = check_model_folder(options.model.hf_checkpoint)
+        self._context = context_length(self._model, options.context.rollout_max_context_len)
+        self.admin_key = admin_key(options.hosts.bind_host, options.engines.text("admin_api_key"), known_key)
         self.alarms: list[str] = []
         self._fleet = Fleet(
             options,
             layout,
             model=self._model,
             context_length=self._context,
+            updates=updates,
             admin_key=self.admin_key,
-            router_key=options.known_key if options.engines.sglang_router_ip else self.admin_key,
+            router_key=known_key if options.router_address.sglang_router_ip else self.admin_key,
             say=self.alarm,
         )
         self._router: Kept | None = None
@@ -141,9 +153,9 @@ class Stack:
             await self._router.stop()
 
     async def _start_router(self) -> str:
-        engines = self._options.engines
-        if engines.sglang_router_ip:
-            return f"http://{engines.sglang_router_ip}:{engines.sglang_router_port}"
+        address = self._options.router_address
+        if address.sglang_router_ip:
+            return f"http://{address.sglang_router_ip}:{address.sglang_router_port}"
         (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
         self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
         url: str = await self._router.start()
@@ -151,40 +163,40 @@ class Stack:
 
     def _make_router(self, restarts: int) -> Any:
         """A router; the next one on the ports of the first, which knows the workers from the state file."""
-        engines = self._options.engines
-        gateway = engines.router == "gateway"
-        spec = RouterSpec.of(
-            self._options.topology,
-            engines,
-            port=_port(self.router_url) if restarts else engines.sglang_router_port,
-            state_file=str(self._options.run_dir / "logs" / "router.json"),
-            admin_key=self.admin_key,
+        options = self._options
+        gateway = options.routing.router == RouterKind.GATEWAY
+        spec = RouterSpec(
+            hosts=options.hosts,
+            routing=options.routing,
+            port=_port(self.router_url) if restarts else options.router_address.sglang_router_port,
+            state_file=str(options.run_dir / "logs" / "router.json"),
             gateway_port=_port(self.data_url) if restarts and gateway else None,
+            admin_key=self.admin_key,
         )
-        return named_actor(RouterActor, restarted("router", restarts), num_cpus=0).remote(spec, gateway=gateway)
+        return named_actor(RouterActor, restarted("router", restarts), num_cpus=0).remote(spec)
 
     async def _start_sessions(self) -> None:
         options = self._options
         first_port = options.session.session_server_port
         alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
-        nodes = service_nodes(options.topology, here=ray.get_runtime_context().get_node_id(), alive=alive)
-        for index in range(options.session.num_session_servers):
+        nodes = service_nodes(options.hosts, here=ray.get_runtime_context().get_node_id(), alive=alive)
+        for index in range(options.session_servers.num_session_servers):
             spec = SessionSpec(
                 index=index,
                 model_path=str(self._model),
                 router_url=self.data_url,
-                bind_host=options.topology.bind_host,
-                advertise_host=options.topology.public_host,
+                bind_host=options.hosts.bind_host,
+                advertise_host=options.hosts.public_host,
                 port=None if first_port is None else first_port + index,
                 secret=secrets.token_hex(32),
                 admin_key=self.admin_key,
                 options=options.session,
                 context_length=self._context,
-                call_seconds=options.engines.router_timeout,
+                call_seconds=options.routing.router_timeout,
                 run_dir=str(options.run_dir),
-                routed_experts=bool(options.engines.sglang_args.get("enable_return_routed_experts")),
-                reasoning_parser=options.engines.sglang_args.get("reasoning_parser"),
-                tool_call_parser=options.engines.sglang_args.get("tool_call_parser"),
+                routed_experts=options.engines.returns_experts,
+                reasoning_parser=options.engines.text("reasoning_parser"),
+                tool_call_parser=options.engines.text("tool_call_parser"),
             )
             self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
         await asyncio.gather(*(session.start() for session in self.sessions))

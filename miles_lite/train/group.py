@@ -18,7 +18,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
-from miles_lite.sample import Batch
+from miles_lite.sample import Rollout
+from miles_lite.train.batching import make_batches
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -96,10 +97,10 @@ class TrainGroup:
         deadline = time.monotonic() + timeout
         places = self._all("whereabouts", timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
-        if len(hosts) > 1 and loopback(self._config.topology.bind_host):
+        if len(hosts) > 1 and loopback(self._config.hosts.bind_host):
             raise UserError(
                 f"train ranks are on several nodes ({', '.join(hosts)}) but --bind-host is "
-                f"{self._config.topology.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
+                f"{self._config.hosts.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
             )
         left = deadline - time.monotonic()
         [address] = self._wait([self._workers[0].rendezvous.remote(left)], timeout=left, doing="opening the rendezvous")
@@ -107,11 +108,21 @@ class TrainGroup:
         first: int = min(self._all("start", address, left, timeout=left, doing="loading the model"))
         return first
 
-    def train(self, batches: Sequence[ray.ObjectRef | Batch]) -> dict[str, float]:
-        """One batch per rank; metrics `train/…` and `perf/…` over all ranks. Raises TrainError, UserError."""
-        if len(batches) != len(self._workers):
-            raise ValueError(f"TrainGroup.train: {len(batches)} batches for {len(self._workers)} ranks")
-        calls = [worker.train.remote(batch) for worker, batch in zip(self._workers, batches, strict=True)]
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+        """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
+
+        Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
+        """
+        topology = self._config.topology
+        batches = make_batches(
+            rollout_id,
+            rollouts,
+            advantages,
+            ranks=topology.dp_size,
+            global_batch_size=self._config.global_batch_size,
+            options=self._config.algorithm,
+        )
+        calls = [worker.train.remote(batches[topology.dp_rank(rank)]) for rank, worker in enumerate(self._workers)]
         metrics: dict[str, float] = self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
         return metrics
 
@@ -128,7 +139,7 @@ class TrainGroup:
         draft = folder.with_name(f".{folder.name}.draft")
         self.export_weights(draft)
         template = self._config.session.chat_template_path
-        copy_tokenizer(Path(self._config.checkpoint.hf_checkpoint).expanduser(), draft, template=template)
+        copy_tokenizer(Path(self._config.model.hf_checkpoint).expanduser(), draft, template=template)
         replace_folder(draft, folder)
 
     def begin_export(self, folder: Path) -> list[ray.ObjectRef]:
@@ -197,7 +208,7 @@ class TrainGroup:
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
     """What one rank is told; without --train-threads the ranks of a node share its cores."""
     cores = len(os.sched_getaffinity(0))
-    local = loopback(config.topology.bind_host)
+    local = loopback(config.hosts.bind_host)
     return WorkerSpec(
         config=config,
         rank=rank,

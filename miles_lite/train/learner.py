@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config.options import Algorithm, Optimizer
+from miles_lite.config.choices import KLType
+from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
-from miles_lite.sample import Batch
-from miles_lite.train import losses
+from miles_lite.sample import Sample
+from miles_lite.train.batching import Batch
 from miles_lite.train.learning_rate import learning_rate
+from miles_lite.train.losses.objective import metric_names, objective
+from miles_lite.train.losses.streams import Streams
+from miles_lite.train.losses.terms import effective_sample_ratio, kl_estimate
 from miles_lite.train.packing import Packed, check, forward_passes, pack
 from miles_lite.train.parallel import Strategy, all_reduce, trainable
 from miles_lite.train.policy import Policy
@@ -27,7 +31,6 @@ from miles_lite.train.tally import Tally
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
 """Largest forward pass in padded tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
 
-PER_LOSS = ("loss", "pg_loss", "entropy_loss", "pg_clipfrac", "ppo_kl")
 PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
 
 
@@ -68,8 +71,9 @@ class Learner:
             weight_decay=options.weight_decay,
             fused=True,
         )
+        self._per_loss = metric_names(self.algorithm, reference=self.reference is not None)
 
-    def train(self, batch: Batch) -> dict[str, float]:
+    def train(self, batch: Batch[Sample]) -> dict[str, float]:
         """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks.
 
         Raises ValueError for a batch that breaks its contract, UserError for a gradient that is not finite.
@@ -86,7 +90,7 @@ class Learner:
         tally.top("actor_train_time", end - middle)
         return self._report(tally.reduce(), norms=norms)
 
-    def _prepare(self, batch: Batch) -> list[list[Pass]]:
+    def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit = PASS_TOKENS[self.device.type]
         steps = [
@@ -104,7 +108,7 @@ class Learner:
             for step, count in zip(steps, rounds, strict=True)
         ]
 
-    def _denominators(self, batch: Batch) -> list[np.ndarray]:
+    def _denominators(self, batch: Batch[Sample]) -> list[np.ndarray]:
         """Per optimizer step, float64 [samples]: what the loss of a sample's tokens is divided by."""
         if not self.algorithm.calculate_per_token_loss:
             per_rollout = np.maximum(batch.rollout_tokens.astype(np.float64), 1.0)
@@ -155,36 +159,20 @@ class Learner:
         new, entropy = self.policy(packed, entropy_gradient=algorithm.entropy_coef != 0)
         before_update = new.detach() if first else each.old
         old = new.detach() if each.old is None else each.old
-        if algorithm.use_rollout_logprobs:
-            old = torch.where(packed.in_context, old, new.detach())
-        logratio = losses.log_ratio(new, old)
-        policy_loss, clipped = losses.clipped_policy_loss(
-            logratio,
-            packed.advantages,
-            eps_clip=algorithm.eps_clip,
-            eps_clip_high=algorithm.eps_clip_high,
-            eps_clip_c=algorithm.eps_clip_c,
+        streams = Streams(
+            new=new,
+            entropy=entropy,
+            old=torch.where(packed.in_context, old, new.detach()) if algorithm.use_rollout_logprobs else old,
+            reference=each.reference,
+            rollout_logprobs=packed.rollout_logprobs,
+            in_context=packed.in_context,
+            advantages=packed.advantages,
         )
-        if algorithm.loss_type == "sft_loss":
-            policy_loss, clipped = -new, torch.zeros_like(new)
-        terms = {"entropy_loss": entropy, "pg_clipfrac": clipped, "ppo_kl": -logratio}
-        if algorithm.use_tis:
-            rollout = torch.where(packed.in_context, packed.rollout_logprobs, old)
-            terms["tis"], terms["tis_clipfrac"] = losses.truncated_importance(
-                old, rollout, low=algorithm.tis_clip_low, high=algorithm.tis_clip
-            )
-            policy_loss = policy_loss * terms["tis"]
-        terms["pg_loss"] = policy_loss
-        terms["loss"] = policy_loss - algorithm.entropy_coef * entropy
-        if each.reference is not None:
-            terms["kl_loss"] = losses.kl_estimate(new, each.reference, kind=algorithm.kl_loss_type)
-            terms["loss"] = terms["loss"] + algorithm.kl_loss_coef * terms["kl_loss"]
-        reduced: dict[str, Tensor] = {name: term @ packed.weights for name, term in terms.items()}
+        reduced = {name: term @ packed.weights for name, term in objective(streams, algorithm).items()}
         tally.add({name: term.detach() for name, term in reduced.items()})
-        ess = losses.effective_sample_ratio(logratio, packed.rows, count=packed.sequences)
+        ess = effective_sample_ratio(streams.logratio, packed.rows, count=packed.sequences)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
-        rolled_out = algorithm.loss_type == "policy_loss"
-        if rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
+        if self._rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
             comparable = packed.in_context
             self._tally_gap(tally, before_update[comparable], packed.rollout_logprobs[comparable])
         return reduced["loss"]
@@ -192,26 +180,27 @@ class Learner:
     def _tally_gap(self, tally: Tally, trainer: Tensor, rollout: Tensor) -> None:
         """How far the trainer's logprobs are from the engine's for the same weights."""
         gap = (trainer - rollout).abs()
-        kl = losses.kl_estimate(rollout, trainer, kind="low_var_kl")
+        kl = kl_estimate(rollout, trainer, kind=KLType.LOW_VAR)
         tally.add({"train_rollout_logprob_abs_diff": gap.sum(), "train_rollout_kl": kl.sum(), "gaps": float(len(gap))})
         if len(gap):
             tally.top("train_rollout_logprob_abs_diff_max", gap.max())
 
-    def _per_loss(self) -> tuple[str, ...]:
-        tis = ("tis", "tis_clipfrac") if self.algorithm.use_tis else ()
-        return PER_LOSS + tis + (("kl_loss",) if self.reference is not None else ())
+    @property
+    def _rolled_out(self) -> bool:
+        """Whether engines sampled the tokens, so that their logprobs can be compared."""
+        return self.algorithm.loss_type != "sft_loss"
 
     def _tally(self) -> Tally:
         return Tally(
-            sums=[*self._per_loss(), *PER_TOKEN, "gaps", "ess_ratio", "sequences", "tokens"],
+            sums=[*self._per_loss, *PER_TOKEN, "gaps", "ess_ratio", "sequences", "tokens"],
             maxima=["train_rollout_logprob_abs_diff_max", "log_probs_time", "actor_train_time"],
         )
 
     def _report(self, totals: dict[str, float], *, norms: list[float]) -> dict[str, float]:
         """Means over steps, tokens or sequences, under their published names."""
         steps = max(1, len(norms))
-        report = {f"train/{name}": totals[name] / steps for name in self._per_loss()}
-        if self.algorithm.loss_type == "policy_loss":
+        report = {f"train/{name}": totals[name] / steps for name in self._per_loss}
+        if self._rolled_out:
             report |= {f"train/{name}": totals[name] / max(1.0, totals["gaps"]) for name in PER_TOKEN}
             report["train/train_rollout_logprob_abs_diff_max"] = totals["train_rollout_logprob_abs_diff_max"]
         report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from miles_lite.config.options import Optimizer
+from miles_lite.config.training import Optimizer
 
 
 def learning_rate(update: int, options: Optimizer, *, total: int | None) -> float:

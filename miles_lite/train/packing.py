@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.sample import Batch, Sample
+from miles_lite.sample import Sample
+from miles_lite.train.batching import Batch
 
 MAX_PADDING = 0.2
 """Largest share of padding in a forward pass."""
@@ -53,7 +54,7 @@ class Packed:
         return len(self.tokens) if len(self.targets) else 0
 
 
-def check(batch: Batch) -> Batch:
+def check(batch: Batch[Sample]) -> Batch[Sample]:
     """Refuse a batch that breaks its own contract; returns it. Raises ValueError naming the sample and field."""
     size = len(batch.samples)
     for name in ("advantages", "rollout_tokens"):
@@ -104,7 +105,9 @@ def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
         yield group
 
 
-def forward_passes(batch: Batch, micro_batch: Sequence[int], *, denominators: np.ndarray, limit: int) -> list[Packed]:
+def forward_passes(
+    batch: Batch[Sample], micro_batch: Sequence[int], *, denominators: np.ndarray, limit: int
+) -> list[Packed]:
     """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in padded tokens.
 
     denominators: float64 [samples], what a token's loss is divided by.
@@ -114,7 +117,7 @@ def forward_passes(batch: Batch, micro_batch: Sequence[int], *, denominators: np
     return [pack(batch, group, denominators=denominators) for group in groups]
 
 
-def pack(batch: Batch, indices: Sequence[int], *, denominators: np.ndarray) -> Packed:
+def pack(batch: Batch[Sample], indices: Sequence[int], *, denominators: np.ndarray) -> Packed:
     """One forward pass over the given samples. No samples give a pass over one token that trains nothing."""
     samples = [batch.samples[index] for index in indices]
     lengths = [used_length(sample) for sample in samples]

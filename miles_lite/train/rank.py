@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from miles_lite.config.options import Config
 from miles_lite.process.addresses import actor_label
-from miles_lite.sample import Batch
 from miles_lite.train import checkpoint
+from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
 from miles_lite.train.policy import Policy, load_model
@@ -75,16 +75,16 @@ class TrainWorker:
         host, port = address
         self._store = self._store or reach_store(host, port, ranks=spec.ranks, timeout=timeout)
         join(self._store, rank=spec.rank, ranks=spec.ranks, device=self._device, host=host, timeout=COLLECTIVE_TIMEOUT)
-        checkpoint.seed_everything(config.optimizer.seed + spec.rank)
+        checkpoint.seed_everything(config.seeding.seed + spec.rank)
         self._learner = build_learner(config, device=self._device)
         if config.checkpoint.load is None:
             return 0
         loaded = checkpoint.load(self._learner, Path(config.checkpoint.load).expanduser())
         return 0 if loaded is None else loaded + 1
 
-    def train(self, batch: Batch) -> dict[str, float]:
-        """See Learner.train. Collective."""
-        return self._learner.train(batch)
+    def train(self, batch: Batch[Place]) -> dict[str, float]:
+        """Fetch the batch's samples; then see Learner.train. Collective."""
+        return self._learner.train(fetch(batch))
 
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""
@@ -102,7 +102,7 @@ class TrainWorker:
         if self._spec.rank != 0:
             return []
         published = published_state(policy.model, state, self._dtype())
-        limit = self._spec.config.engines.update_weight_buffer_size
+        limit = self._spec.config.updates.update_weight_buffer_size
         self._sender = Sender(published, device=self._device, bucket_bytes=limit)
         return self._sender.buckets
 
@@ -160,11 +160,11 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
     algorithm, rollouts = config.algorithm, config.rollouts
     reference = None
     if algorithm.use_kl_loss:
-        reference = Policy(load_model(config.checkpoint.ref_load or config.checkpoint.hf_checkpoint))
+        reference = Policy(load_model(config.checkpoint.ref_load or config.model.hf_checkpoint))
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
     return Learner(
-        policy=Policy(load_model(config.checkpoint.hf_checkpoint)),
+        policy=Policy(load_model(config.model.hf_checkpoint)),
         reference=reference,
         strategy=Sharded(device) if device.type == "cuda" else Replicated(),
         device=device,

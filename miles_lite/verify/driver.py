@@ -9,13 +9,12 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from miles_lite.config.choices import Word
 from miles_lite.process.json_types import JsonObject
 from miles_lite.verify.plan import Action
 from miles_lite.verify.trajectories import TOOLS
 
-FailureMode = Literal["rollback", "append_tool", "append_user"]
 MAX_ROLLBACKS = 3
 """Consecutive replies without a tool call that mode `rollback` takes back before it gives up."""
 
@@ -32,6 +31,14 @@ FOLLOWUPS = ("And what is it in Rome?", "And in Oslo?", "And in Cairo?")
 
 class NoToolCall(Exception):
     """The model was to call a tool and did not, for good."""
+
+
+class FailureMode(Word):
+    """What is done about a reply that calls no tool, where one was to."""
+
+    ROLLBACK = "rollback"
+    APPEND_TOOL = "append_tool"
+    APPEND_USER = "append_user"
 
 
 @dataclass(slots=True)
@@ -60,9 +67,9 @@ class Driver:
         """Results of the last reply's calls; without a call, what the failure mode says."""
         tries = 0
         while not self._pending():
-            if self.failure_mode == "append_user":
+            if self.failure_mode == FailureMode.APPEND_USER:
                 return await self._ask("T no call: append_user", [_user("Call a tool, please.")])
-            if self.failure_mode == "append_tool":
+            if self.failure_mode == FailureMode.APPEND_TOOL:
                 made_up = {"role": "tool", "tool_call_id": "call_none", "name": "get_weather", "content": "unknown"}
                 return await self._ask("T no call: append_tool", [made_up])
             if tries == MAX_ROLLBACKS:

@@ -23,9 +23,8 @@ from miles_lite.tito.cut_render import CompareError
 from miles_lite.tito.render import environment, unless_refused
 from miles_lite.verify.imitated_session import imitate
 from miles_lite.verify.subject import Subject
-from miles_lite.verify.trajectories import Case, cases
+from miles_lite.verify.trajectories import Case, Thinking, cases
 
-Thinking = Literal["off", "on", "both"]
 State = Literal["PASS", "FAIL", "REFUSED"]
 SWITCHES = ("enable_thinking", "thinking")
 """What templates call the option that turns reasoning on."""
@@ -99,9 +98,9 @@ def _modes(subject: Subject, thinking: Thinking) -> list[JsonObject]:
     """Template options to try: none for `off`, reasoning on for `on`, on and off for `both`."""
     read = meta.find_undeclared_variables(environment().parse(subject.template))
     names = [name for name in SWITCHES if name in read and name not in subject.tito.surface.kwargs]
-    if thinking == "off" or not names:
+    if thinking == Thinking.OFF or not names:
         return [{}]
-    return [dict.fromkeys(names, True)] + ([dict.fromkeys(names, False)] if thinking == "both" else [])
+    return [dict.fromkeys(names, True)] + ([dict.fromkeys(names, False)] if thinking == Thinking.BOTH else [])
 
 
 def _takes_system(tito: Tito) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from miles_lite.config.choices import Word
 from miles_lite.process.json_types import JsonObject
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
@@ -33,6 +33,14 @@ THINKING_SHAPES = {
     "intermediate_system_thinking": "suatsatsat",
     "multi_turn_no_tool_thinking": "suau",
 }
+
+
+class Thinking(Word):
+    """Which trajectories: those without reasoning, those with it, or all."""
+
+    OFF = "off"
+    ON = "on"
+    BOTH = "both"
 
 
 def _tool(name: str, description: str, *fields: str) -> JsonObject:
@@ -72,9 +80,10 @@ class Case:
         return replace(self, messages=self.messages[begun:], position=self.position - begun)
 
 
-def cases(thinking: Literal["off", "on", "both"]) -> Iterator[Case]:
+def cases(thinking: Thinking) -> Iterator[Case]:
     """Each trajectory at each of its boundaries: an assistant turn that other messages follow."""
-    chosen = {"off": SHAPES, "on": THINKING_SHAPES, "both": {**SHAPES, **THINKING_SHAPES}}[thinking]
+    plain = SHAPES if thinking != Thinking.ON else {}
+    chosen = plain | (THINKING_SHAPES if thinking != Thinking.OFF else {})
     for name, shape in chosen.items():
         messages = conversation(shape, thinking=name in THINKING_SHAPES)
         for position in boundaries(shape):

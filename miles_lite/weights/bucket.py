@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-TransferMode = Literal["disk", "tensor", "distributed"]
-"""disk: a Hugging Face folder; tensor: memory that both processes see; distributed: broadcasts in a process group."""
-
 GROUP_TIMEOUT = 60.0
 """Seconds the trainer waits for engines to join its group, and for one bucket to be received."""
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import ray
 
+from miles_lite.config.choices import TransferMode
 from miles_lite.errors import plain
-from miles_lite.weights.bucket import Meeting, TransferMode, memory
+from miles_lite.weights.bucket import Meeting, memory
 from miles_lite.weights.receiver import WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,11 @@ class WeightSync:
     async def deliver(self, update: WeightUpdate, sender: Any, receivers: Sequence[Receiver]) -> dict[int, str]:
         """Bring `receivers` to `update`; what failed, by engine index. `sender` holds the buckets of `update`."""
         failures: dict[int, str] = {}
-        if self._mode == "distributed":
+        if self._mode == TransferMode.DISTRIBUTED:
             failures = await self._meet(sender, receivers)
             if failures:
                 return failures
-        elif self._mode == "tensor":
+        elif self._mode == TransferMode.TENSOR:
             here = await sender.__ray_call__.remote(lambda _: memory())
             failures = {
                 one.index: "it does not share the trainer's memory" for one in receivers if one.info.memory != here
@@ -67,12 +68,12 @@ class WeightSync:
             receivers = [one for one in receivers if one.index not in failures]
         began = await self._each(receivers, lambda one: one.actor.begin_update.remote(update), failures)
         try:
-            if self._mode == "tensor":
+            if self._mode == TransferMode.TENSOR:
                 await self._share(update, sender, began, failures)
             elif not failures:
                 await self._broadcast(update, sender, began, failures)
         finally:
-            spoiled = bool(failures) and self._mode == "distributed"
+            spoiled = bool(failures) and self._mode == TransferMode.DISTRIBUTED
             commits = {one.index: one.index not in failures and not spoiled for one in began}
             if spoiled:
                 await self._part(sender, receivers)

@@ -14,10 +14,11 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 
+from miles_lite.config.choices import PauseMode
 from miles_lite.weights.bucket import GROUP_TIMEOUT, Bucket, Meeting
 
 CALL_TIMEOUT = 600.0
@@ -26,7 +27,6 @@ GROUP_CALL_TIMEOUT = GROUP_TIMEOUT + 30.0
 CONTROL_TIMEOUT = 60.0
 """Seconds for what moves no weights: a scheduler that hangs does not answer."""
 FLUSH_TIMEOUT = 30.0
-PauseMode = Literal["retract", "in_place", "abort"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WeightUpdate:
 
     path: str
     version: int
-    pause_mode: PauseMode = "retract"
+    pause_mode: PauseMode = PauseMode.RETRACT
     buckets: tuple[Bucket, ...] = ()
 
 
@@ -53,7 +53,7 @@ async def update_from_disk(update: WeightUpdate, *, url: str, headers: Mapping[s
     """Pause, flush the cache, load, continue; returns seconds. Raises EngineError with the server's words."""
     started = time.monotonic()
     async with _session(url, headers) as server, _paused(server, update.pause_mode):
-        if update.pause_mode != "in_place":
+        if update.pause_mode != PauseMode.IN_PLACE:
             await _flush(server)
         await _load_folder(server, update)
     return time.monotonic() - started
@@ -82,7 +82,7 @@ class StreamedUpdate:
         try:
             self._server = await self._pause.enter_async_context(_session(*self._address))
             await self._pause.enter_async_context(_paused(self._server, self.update.pause_mode))
-            if self.update.pause_mode != "in_place":
+            if self.update.pause_mode != PauseMode.IN_PLACE:
                 await _flush(self._server)
             await _post(self._server, "/begin_weight_update", {"selector": "all"}, timeout=CONTROL_TIMEOUT)
         except BaseException:

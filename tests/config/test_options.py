@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.config.flags import _edits
-from miles_lite.config.options import build_parser, parse
+from miles_lite.config.flags import parser_of
+from miles_lite.config.options import Config, parse
 from miles_lite.config.redaction import redacted
+from miles_lite.config.spelling import edits
 from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
 
@@ -22,12 +23,12 @@ SURFACE = Path(__file__).parent / "cli_surface.txt"
 
 def test_the_command_line_is_a_decision() -> None:
     """A changed flag or default shows here first; write the new surface only when it is meant."""
-    lines = [
+    lines = sorted(
         f"{action.option_strings[0]} = {action.default!r}"
-        for action in build_parser()._actions
+        for action in parser_of(Config, prog="miles-lite train")._actions
         if action.dest != "help"
-    ]
-    assert "\n".join(lines) + "\n" == SURFACE.read_text()
+    )
+    assert lines == sorted(SURFACE.read_text().splitlines())
 
 
 def test_launcher_flags_of_this_field_are_understood() -> None:
@@ -79,6 +80,7 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         (["--kl-loss-coef", "0.1"], "needs --use-kl-loss"),
         (["--tis-clip-low", "3"], "is above --tis-clip 2.0"),
         (["--rollout-top-k", "0"], "give -1 .off. or at least 1"),
+        (["--rm-type", "magic"], "invalid choice: .magic."),
         (["--rm-type", "contains"], "needs --label-key"),
         (["--rm-type", "random", "--custom-rm-path", "a.b"], "exclude each other"),
         (["--loss-type", "sft_loss", "--use-tis"], "has no rollouts"),
@@ -99,13 +101,13 @@ def test_bad_flags_get_one_clear_message(flags: list[str], message: str) -> None
 def test_other_launchers_names_of_an_option_are_that_option() -> None:
     """Also the router's, which are no option of the engines."""
     spelled = {
-        "--sglang-router-policy=consistent_hashing": ("engines", "router_policy", "least_in_flight"),
-        "--sglang-router-policy=round_robin": ("engines", "router_policy", "round_robin"),
-        "--sglang-router-request-timeout-secs=14400": ("engines", "router_timeout", 14400.0),
-        "--miles-router-timeout=30": ("engines", "router_timeout", 30.0),
+        "--sglang-router-policy=consistent_hashing": ("routing", "router_policy", "least_in_flight"),
+        "--sglang-router-policy=round_robin": ("routing", "router_policy", "round_robin"),
+        "--sglang-router-request-timeout-secs=14400": ("routing", "router_timeout", 14400.0),
+        "--miles-router-timeout=30": ("routing", "router_timeout", 30.0),
         "--sglang-tp-size=1": ("topology", "rollout_num_gpus_per_engine", 1),
-        "--sglang-context-length=4096": ("rollouts", "rollout_max_context_len", 4096),
-        "--sglang-random-seed=7": ("optimizer", "seed", 7),
+        "--sglang-context-length=4096": ("context", "rollout_max_context_len", 4096),
+        "--sglang-random-seed=7": ("seeding", "seed", 7),
         "--sglang-device=cpu": ("topology", "device", "cpu"),
     }
     for flag, (group, name, value) in spelled.items():
@@ -122,11 +124,11 @@ def test_other_launchers_names_of_an_option_are_that_option() -> None:
 @given(st.text("abcdefgh-", max_size=24), st.text("abcdefgh-", max_size=24))
 def test_a_hint_is_a_typing_mistake_away(one: str, other: str) -> None:
     """A distance: nothing to itself, symmetric, at least the difference in length; a swap is one mistake."""
-    assert _edits(one, one) == 0
-    assert _edits(one, other) == _edits(other, one)
-    assert abs(len(one) - len(other)) <= _edits(one, other) <= max(len(one), len(other))
+    assert edits(one, one) == 0
+    assert edits(one, other) == edits(other, one)
+    assert abs(len(one) - len(other)) <= edits(one, other) <= max(len(one), len(other))
     if len(one) > 1 and one[0] != one[1]:
-        assert _edits(one, one[1] + one[0] + one[2:]) == 1
+        assert edits(one, one[1] + one[0] + one[2:]) == 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_which_options_of_the_installed_sglang_are_secrets() -> None:
     assert not hidden & {"tokenizer_path", "bucket_time_to_first_token", "tokenizer_mode", "max_total_tokens"}
 
 
-NUMBERS = [action for action in build_parser()._actions if action.type in (int, float)]
+NUMBERS = [action for action in parser_of(Config, prog="miles-lite train")._actions if action.type in (int, float)]
 
 
 @pytest.mark.parametrize("action", NUMBERS, ids=lambda action: str(action.option_strings[0]))

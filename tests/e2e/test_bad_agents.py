@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 AGENT = """
 import asyncio, os, sys, threading, time
-from miles_lite.rollout import single_turn
+from miles_lite.environments import single_turn
 
 
 async def run(*, prompt, **given):

@@ -53,8 +53,6 @@ def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
         index=0,
         model_path=str(tiny_model),
         device="cpu",
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
         router_url=router_url,
         log_path=str(tmp_path_factory.mktemp("logs") / "engine-0.log"),
         context_length=2048,

@@ -19,6 +19,7 @@ import ray
 import requests
 from safetensors.numpy import load_file, save_file
 
+from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.liveness import Liveness
@@ -75,7 +76,7 @@ def test_what_the_server_says_of_itself_is_understood(running: Running):
     assert {"/begin_weight_update", "/weights_checker"} <= features.paths
     assert {"input_ids", "return_routed_experts", "bootstrap_room"} <= features.fields
     assert features.ranks(otherwise=7) == 1
-    lacking = dataclasses.replace(running.spec, sglang_args={"enable_return_routed_experts": True})
+    lacking = dataclasses.replace(running.spec, engines=Engines(sglang_args={"enable_return_routed_experts": True}))
     with pytest.raises(UserError, match=r"routed experts .*is off in the server"):
         check(features, lacking)
 
@@ -178,7 +179,10 @@ def test_the_servers_own_refusal_is_raised_in_its_words(running: Running, tiny_m
 
 def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_path: Path):
     spec = dataclasses.replace(
-        running.spec, index=1, log_path=str(tmp_path / "engine-1.log"), sglang_args={"dtype": "float33"}
+        running.spec,
+        index=1,
+        log_path=str(tmp_path / "engine-1.log"),
+        engines=Engines(sglang_args={"dtype": "float33"}),
     )
     engine = remote(EngineActor).remote(spec)
     with pytest.raises(UserError, match="invalid choice: 'float33'"):
@@ -212,7 +216,9 @@ def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Runn
 
 def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
     port = int(running.info.url.rsplit(":", 1)[1])
-    spec = dataclasses.replace(running.spec, log_path=str(tmp_path / "log"), sglang_args={"port": str(port)})
+    spec = dataclasses.replace(
+        running.spec, log_path=str(tmp_path / "log"), engines=Engines(sglang_args={"port": str(port)})
+    )
     with pytest.raises(UserError, match=f"--sglang-port {port}: cannot listen"):
         asyncio.run(EngineActor(spec).start())
 

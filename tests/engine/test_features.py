@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 
+from miles_lite.config.choices import TransferMode, WorkerType
+from miles_lite.config.engines import Engines, WeightUpdates
 from miles_lite.engine.features import Features, check, needs, read
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.errors import UserError
 
-SPEC = EngineSpec(
-    index=0, model_path="m", device="cpu", bind_host="127.0.0.1", advertise_host="127.0.0.1", log_path="log"
-)
+SPEC = EngineSpec(index=0, model_path="m", device="cpu", log_path="log")
+TENSOR = WeightUpdates(update_weight_transfer_mode=TransferMode.TENSOR)
+BROADCAST = WeightUpdates(update_weight_transfer_mode=TransferMode.DISTRIBUTED)
+EXPERTS = Engines(sglang_args={"enable_return_routed_experts": True})
 PATHS = (
     "/generate /health_generate /pause_generation /continue_generation /flush_cache /update_weights_from_disk".split()
 )
@@ -36,18 +39,21 @@ def test_a_server_that_has_everything_passes():
 
 
 def test_a_server_that_does_not_describe_itself_is_trusted():
-    check(read({}, {}), dataclasses.replace(SPEC, transfer_mode="tensor", worker_type="decode"))
+    check(read({}, {}), dataclasses.replace(SPEC, updates=TENSOR, worker_type=WorkerType.DECODE))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sglang_args": {"enable_return_routed_experts": True}}, "routed experts .*return_routed_experts"),
-        ({"transfer_mode": "tensor"}, "from tensors .*no /update_weights_from_tensor.*--update-weight-transfer-mode"),
-        ({"transfer_mode": "distributed"}, "by broadcast .*no /init_weights_update_group"),
-        ({"check_weights": True}, "weight checksums .*--check-weight-update-equal"),
-        ({"worker_type": "prefill"}, "disaggregation .*bootstrap_room"),
-        ({"offload": True}, "offloading"),
+        ({"engines": EXPERTS}, "routed experts .*return_routed_experts"),
+        ({"updates": TENSOR}, "from tensors .*no /update_weights_from_tensor.*--update-weight-transfer-mode"),
+        (
+            {"updates": BROADCAST},
+            "by broadcast .*no /init_weights_update_group",
+        ),
+        ({"updates": WeightUpdates(check_weight_update_equal=True)}, "weight checksums .*--check-weight-update-equal"),
+        ({"worker_type": WorkerType.PREFILL}, "disaggregation .*bootstrap_room"),
+        ({"updates": WeightUpdates(offload_rollout=True)}, "offloading"),
     ],
 )
 def test_what_is_missing_is_named_with_the_flag_that_needs_it(changes, words):
@@ -56,7 +62,7 @@ def test_what_is_missing_is_named_with_the_flag_that_needs_it(changes, words):
 
 
 def test_a_setting_that_the_server_dropped_is_missed():
-    spec = dataclasses.replace(SPEC, sglang_args={"enable_return_routed_experts": True})
+    spec = dataclasses.replace(SPEC, engines=EXPERTS)
     fields = [*FIELDS, "return_routed_experts"]
     check(features(fields=fields, enable_return_routed_experts=True), spec)
     with pytest.raises(UserError, match=r"routed experts .*is off in the server"):

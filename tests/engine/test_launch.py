@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.config.choices import WorkerType
+from miles_lite.config.engines import Engines
+from miles_lite.config.places import Hosts
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.sglang_flags import check_options, known_options, scan
 from miles_lite.engine.spec import EngineSpec
@@ -16,8 +19,7 @@ SPEC = EngineSpec(
     index=2,
     model_path="/models/tiny",
     device="cpu",
-    bind_host="127.0.0.1",
-    advertise_host="node7",
+    hosts=Hosts(advertise_host="node7"),
     log_path="/tmp/engine-2.log",
     seed=40,
     weight_version=7,
@@ -27,7 +29,7 @@ SPEC = EngineSpec(
 
 
 def argv(spec: EngineSpec = SPEC, place: Placement | None = None, **given_args) -> list[str]:
-    spec = dataclasses.replace(spec, sglang_args=given_args)
+    spec = dataclasses.replace(spec, engines=Engines(sglang_args=given_args))
     return command(spec, place or Placement(port=30000), known=frozenset())[3:]
 
 
@@ -61,10 +63,10 @@ def test_a_gpu_server_gets_no_cpu_option_and_is_told_where_to_begin():
 
 
 def test_prefill_and_decode_roles_are_passed_on():
-    prefill = argv(dataclasses.replace(SPEC, worker_type="prefill"), Placement(port=1, bootstrap_port=8998))
+    prefill = argv(dataclasses.replace(SPEC, worker_type=WorkerType.PREFILL), Placement(port=1, bootstrap_port=8998))
     assert value(prefill, "--disaggregation-mode") == "prefill"
     assert value(prefill, "--disaggregation-bootstrap-port") == "8998"
-    decode = argv(dataclasses.replace(SPEC, worker_type="decode"))
+    decode = argv(dataclasses.replace(SPEC, worker_type=WorkerType.DECODE))
     assert "--disaggregation-bootstrap-port" not in decode
 
 
@@ -101,7 +103,7 @@ def test_every_flag_appears_once_with_the_users_value(given_args):
 
 
 def test_an_unknown_option_names_the_nearest_known_one():
-    spec = dataclasses.replace(SPEC, sglang_args={"mem_fraction_statik": "0.5"})
+    spec = dataclasses.replace(SPEC, engines=Engines(sglang_args={"mem_fraction_statik": "0.5"}))
     with pytest.raises(UserError, match="did you mean --sglang-mem-fraction-static"):
         command(spec, Placement(port=1), known=frozenset({"mem_fraction_static"}))
 

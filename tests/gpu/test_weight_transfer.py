@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 
+from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.stack.environment import actor_env
@@ -33,11 +34,9 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         index=0,
         model_path=str(tiny_model),
         device="cuda",
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
         log_path=str(tmp_path_factory.mktemp("logs") / "log"),
         context_length=2048,
-        sglang_args={"mem_fraction_static": "0.3", "dtype": "bfloat16"},
+        engines=Engines(sglang_args={"mem_fraction_static": "0.3", "dtype": "bfloat16"}),
     )
     actor = ray.remote(EngineActor).options(num_gpus=0.2, runtime_env={"env_vars": actor_env(gpu=True)}).remote(spec)
     yield actor, ray.get(actor.start.remote(), timeout=600)

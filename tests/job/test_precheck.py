@@ -21,7 +21,6 @@ def config(model: Path, folder: Path, *flags: str) -> Config:
     ("flags", "message"),
     [
         (["--use-kl-loss", "--ref-load", "absent"], "--ref-load .*absent: no such folder"),
-        (["--rm-type", "magic"], "--rm-type magic: known are"),
         (["--session-message-matcher", "magic"], "--session-message-matcher magic: choose one of"),
         (["--session-message-matcher", "absent.py:match"], "--session-message-matcher: no such file"),
         (["--session-sample-picker-path", "absent.py:pick"], "--session-sample-picker-path: no such file"),

@@ -59,9 +59,9 @@ def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
 def test_quickstart_takes_seed_and_folder() -> None:
     output = dry_run("quickstart.sh", SEED="7", RUN_DIR="/runs/a run")
     config = train_config(output)
-    assert (config.optimizer.seed, config.data.rollout_seed) == (7, 7)
+    assert (config.seeding.seed, config.data.rollout_seed) == (7, 7)
     assert config.run_dir == Path("/runs/a run")
-    assert config.checkpoint.hf_checkpoint == "/runs/a run/data/model"
+    assert config.model.hf_checkpoint == "/runs/a run/data/model"
     assert "prepare.py --out /runs/a\\ run/data" in output
 
 
@@ -69,7 +69,7 @@ def test_quickstart_takes_seed_and_folder() -> None:
 def test_one_node_with_and_without_gpus(gpus: str) -> None:
     config = train_config(dry_run("run-local.sh", **{**JOB, "NUM_GPUS": gpus}))
     assert config.topology.device == ("auto" if gpus == "4" else "cpu")
-    assert config.checkpoint.hf_checkpoint == "/models/a model"
+    assert config.model.hf_checkpoint == "/models/a model"
     assert config.data.prompt_data == "/data/train.jsonl@[0:100]"
 
 
@@ -83,7 +83,7 @@ def test_one_node_with_and_without_gpus(gpus: str) -> None:
 )
 def test_engines_are_divided_into_prefill_and_decode(environment: dict[str, str], engines: int, prefill: int) -> None:
     config = train_config(dry_run("run-pd.sh", **{**JOB, **environment}))
-    assert (config.topology.num_engines, config.engines.prefill_num_servers) == (engines, prefill)
+    assert (config.topology.num_engines, config.topology.prefill_num_servers) == (engines, prefill)
     backend = config.engines.sglang_args.get("disaggregation_transfer_backend")
     assert backend == environment.get("TRANSFER_BACKEND")
 

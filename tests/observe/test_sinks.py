@@ -12,7 +12,7 @@ import orjson
 import psutil
 import pytest
 
-from miles_lite.config.options import Logging
+from miles_lite.config.tracking import Logging
 from miles_lite.observe.sinks import JsonlSink, Sinks, open_sinks
 from miles_lite.observe.wandb_sink import wandb_folder
 from miles_lite.report.history import read_history, series

@@ -14,7 +14,7 @@ from miles_lite.config.options import parse
 from miles_lite.rollout import agent_output
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.sample import Rollout, Status
+from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.traces import atraj
 from tests.session.engine import STOP, answer, bench
 
@@ -26,21 +26,22 @@ FLAGS = (
 def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
     config, _ = parse([*FLAGS, "--trajectory-dir", str(tmp_path)])
 
-    async def run() -> Rollout:
+    async def run() -> tuple[Rollout, list[Sample]]:
         async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
             worker = AgentWorker(0, config)
             await worker.start()
             prompt = Prompt(row=3, input="hello", label="zz", metadata={"k": 1})
-            rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            made = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
             await worker.stop()
-            return rollout
+            return made
 
-    rollout = asyncio.run(run())
+    rollout, (sample,) = asyncio.run(run())
     assert rollout.status is Status.COMPLETED
+    assert rollout.samples == [sample.record()]
+    assert rollout.spans.reward is not None
     (path,) = tmp_path.glob("00000007-*.atraj")
     made = atraj.read(path)
     ((ids, mask, logprobs),) = made.sequences()
-    (sample,) = rollout.samples
     assert ids.tolist() == sample.tokens.tolist()
     assert mask.tolist() == sample.loss_mask.tolist()
     assert np.allclose(logprobs, sample.logprobs)
@@ -62,7 +63,7 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
             worker = AgentWorker(0, config)
             await worker.start()
             prompt = Prompt(row=3, input="hello", label="zz")
-            rollout = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            rollout, _ = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
             await worker.stop()
             return rollout
 
@@ -110,7 +111,7 @@ def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_boun
             tasks = {
                 how: Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("nan", "mute", "logs")
             }
-            rollouts = {how: await worker.run(task) for how, task in tasks.items()}
+            rollouts = {how: (await worker.run(task))[0] for how, task in tasks.items()}
             await worker.stop()
             return rollouts
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Rollouts
+from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Group, Rollout, Status
-from tests.rollout.test_batch import make_sample
+from tests.rollout.helpers import make_rollout, make_sample
 
 
 def make_generator(
@@ -30,7 +30,7 @@ def make_generator(
         number = next(index)
         await asyncio.sleep(seconds * random.Random(number).random())
         reward = outcomes[number % len(outcomes)]
-        rollout = Rollout(number, group_index, samples=[make_sample(4, 2)], reward=reward, status=Status.COMPLETED)
+        rollout = make_rollout(number, group_index, make_sample(4, 2), reward=reward, status=Status.COMPLETED)
         if reward is None:
             rollout.status, rollout.error = Status.FAILED, "boom"
         return rollout

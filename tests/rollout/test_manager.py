@@ -12,7 +12,7 @@ from miles_lite.config.options import parse
 from miles_lite.rollout.agent_worker import Task
 from miles_lite.rollout.manager import RolloutManager, eval_sampling, sampling
 from miles_lite.sample import Group, Rollout, Status
-from tests.rollout.test_batch import make_sample
+from tests.rollout.helpers import make_rollout, make_sample
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
 
@@ -57,7 +57,7 @@ class FakeStack:
     session_urls = ("http://one", "http://two")
     router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     async def start(self) -> None: ...
 
@@ -88,8 +88,12 @@ def drive(
     running, seen = [0], []
 
     class Remote:
-        def remote(self, task: Task) -> asyncio.Task[Rollout]:
-            return asyncio.ensure_future(self._run(task))
+        def options(self, *, num_returns: int) -> Remote:
+            assert num_returns == 2
+            return self
+
+        def remote(self, task: Task) -> tuple[asyncio.Task[Rollout], object]:
+            return asyncio.ensure_future(self._run(task)), object()
 
         async def _run(self, task: Task) -> Rollout:
             running[0] += 1
@@ -98,7 +102,7 @@ def drive(
             running[0] -= 1
             if raising:
                 raise raising.pop()
-            done = Rollout(task.rollout_index, task.group_index, samples=[make_sample(4, 2)], status=Status.COMPLETED)
+            done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
             done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
             return done
 
@@ -109,7 +113,6 @@ def drive(
         manager._workers += [Stands(actor=Worker(), losses=losses)] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
-    monkeypatch.setattr(manager_module.ray, "put", lambda batch: batch)
     (tmp_path / "run").mkdir()
     return manager, seen
 

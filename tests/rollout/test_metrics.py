@@ -19,10 +19,10 @@ from miles_lite.rollout.metrics import (
     rollout_metrics,
     zero_std,
 )
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Status
+from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, SampleRecord, Status
 
 
-def a_sample(trained: int, versions: Sequence[int] = (0,), prompt: int = 2, **kw: Any) -> Sample:
+def a_sample(trained: int, versions: Sequence[int] = (0,), prompt: int = 2, **kw: Any) -> SampleRecord:
     """`prompt` given tokens, then `trained` sampled ones that walk through `versions`."""
     sampled = np.resize(np.array(versions, np.int32), trained)
     return Sample(
@@ -32,7 +32,7 @@ def a_sample(trained: int, versions: Sequence[int] = (0,), prompt: int = 2, **kw
         temperatures=np.ones(prompt + trained, np.float32),
         weight_versions=np.concatenate([np.full(prompt, NOT_SAMPLED, np.int32), sampled]),
         **kw,
-    )
+    ).record()
 
 
 def a_group(*rewards: Any, index: int = 0) -> Group:
@@ -159,14 +159,14 @@ def test_lengths_are_per_rollout_not_per_sample() -> None:
 def test_truncated_by_rollout_or_by_sample() -> None:
     groups = of(
         a_rollout(status=Status.TRUNCATED),
-        a_rollout(samples=[a_sample(3), a_sample(5).truncate(4)]),
+        a_rollout(samples=[a_sample(3), a_sample(2, status=Status.TRUNCATED)]),
         a_rollout(samples=[a_sample(3)]),
-        a_rollout(samples=[_continued(a_sample(5).truncate(4)), a_sample(3)]),
+        a_rollout(samples=[_continued(a_sample(2, status=Status.TRUNCATED)), a_sample(3)]),
     )
     assert rollout_metrics(groups, groups)["rollout/truncated_ratio"] == 0.5
 
 
-def _continued(sample: Sample) -> Sample:
+def _continued(sample: SampleRecord) -> SampleRecord:
     sample.metadata["continued"] = True
     return sample
 

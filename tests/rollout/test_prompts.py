@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Data
+from miles_lite.config.rollouts import Data
 from miles_lite.errors import UserError
 from miles_lite.rollout.prompts import DataSource, Prompt, check_lengths, load_prompts
 

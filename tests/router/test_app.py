@@ -8,7 +8,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from miles_lite.config.options import Engines, Topology
+from miles_lite.commands import router
+from miles_lite.config.places import Hosts
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import bearer
 from miles_lite.router.app import Router
@@ -425,19 +426,19 @@ def test_a_port_in_use_says_so():
 
 def test_a_host_of_others_says_so():
     with pytest.raises(UserError, match=r"192\.0\.2\.1.*\n.*--bind-host"):
-        listen(RouterSpec(bind_host="192.0.2.1"))
+        listen(RouterSpec(hosts=Hosts(bind_host="192.0.2.1")))
 
 
 @pytest.mark.parametrize(
-    ("engines", "port", "words"),
+    ("flags", "words"),
     [
-        ({"sglang_server_concurrency": 0}, None, "--sglang-server-concurrency must be at least 1"),
-        ({"router_timeout": 0.0}, None, "--router-timeout must be above 0"),
-        ({"router_queue_seconds": -1.0}, None, "--router-queue-seconds must not be negative"),
-        ({}, -1, "port -1"),
-        ({}, 65536, "port 65536"),
+        ("--sglang-server-concurrency 0", "--sglang-server-concurrency 0: must be at least 1"),
+        ("--router-timeout 0", "--router-timeout 0.0: must be above 0"),
+        ("--router-queue-seconds -1", "--router-queue-seconds -1.0: must be at least 0"),
+        ("--port -1", "--port -1: must be at least 1"),
+        ("--port 65536", "--port 65536: must be at least 1 and at most 65535"),
     ],
 )
-def test_what_no_router_can_be_is_refused(engines, port, words):
+def test_what_no_router_can_be_is_refused(flags, words):
     with pytest.raises(UserError, match=words):
-        RouterSpec.of(Topology(), Engines(**engines), port=port, state_file=None, admin_key=None)
+        router.main(flags.split())

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 import requests
 
+from miles_lite.config.choices import WorkerType
+from miles_lite.config.engines import Engines, Routing
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.disaggregation import missing
-from miles_lite.engine.spec import EngineSpec, WorkerType
+from miles_lite.engine.spec import EngineSpec
 from miles_lite.router.backend import Worker
 from miles_lite.router.pairs import with_room
 from miles_lite.router.spec import RouterSpec
@@ -67,7 +69,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         return asyncio.run_coroutine_threadsafe(doing, loop).result(seconds)
 
     router = Supervisor(RouterSpec())
-    model, roles = make_tiny_moe(folder / "model"), ("prefill", "decode", "regular")
+    model, roles = make_tiny_moe(folder / "model"), (WorkerType.PREFILL, WorkerType.DECODE, WorkerType.REGULAR)
     actors = []
     try:
         router_url = run(router.start())
@@ -90,18 +92,18 @@ def engine_spec(folder: Path, model: Path, role: WorkerType, router_url: str) ->
         index=0,
         model_path=str(model),
         device="cpu",
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
         log_path=str(folder / f"{role}.log"),
         worker_type=role,
         router_url=None if role == "regular" else router_url,
         context_length=1024,
         threads=1,
-        max_concurrency=8,
-        sglang_args={
-            "enable_return_routed_experts": True,
-            "disaggregation_decode_enable_radix_cache": role == "decode",
-        },
+        routing=Routing(sglang_server_concurrency=8),
+        engines=Engines(
+            sglang_args={
+                "enable_return_routed_experts": True,
+                "disaggregation_decode_enable_radix_cache": role == "decode",
+            }
+        ),
     )
 
 

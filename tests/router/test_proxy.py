@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
+from miles_lite.config.engines import Routing
 from miles_lite.router.replies import Limits
 from miles_lite.router.spec import RouterSpec
 from tests.ports import free_port
@@ -404,7 +405,7 @@ def test_a_worker_that_comes_back_is_tried_with_one_request_first():
 
 def test_keys_take_turns_when_workers_are_full():
     async def scenario():
-        spec = RouterSpec(concurrency=1)
+        spec = RouterSpec(routing=Routing(sglang_server_concurrency=1))
         async with serving(Upstream(paced=True)) as worker, routing(worker.url, spec=spec) as (router, client):
             keys = ["a"] * 4 + ["b"] + ["c"]
             asking = []
@@ -421,7 +422,7 @@ def test_keys_take_turns_when_workers_are_full():
 def test_waiting_for_room_has_an_end():
     async def scenario():
         limits = Limits(connect=2.0, idle=20.0, queue=0.1)
-        spec = RouterSpec(concurrency=1)
+        spec = RouterSpec(routing=Routing(sglang_server_concurrency=1))
         async with serving(Upstream()) as worker, routing(worker.url, spec=spec, limits=limits) as (_, client):
             first = asyncio.create_task(client.post("/hang"))
             await worker.arrived.wait()

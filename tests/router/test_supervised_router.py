@@ -13,6 +13,8 @@ import httpx
 import psutil
 import pytest
 
+from miles_lite.config.choices import RouterKind
+from miles_lite.config.engines import Routing
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import VARIABLE, bearer
 from miles_lite.router.actor import RouterActor
@@ -27,8 +29,8 @@ PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
 
 
 @contextlib.asynccontextmanager
-async def supervised(spec: RouterSpec, *, gateway: bool = False, silence: float = 30.0):
-    supervisor = Supervisor(spec, gateway=gateway, silence=silence)
+async def supervised(spec: RouterSpec, *, silence: float = 30.0):
+    supervisor = Supervisor(spec, silence=silence)
     try:
         async with aiohttp.ClientSession(await supervisor.start()) as client:
             yield supervisor, client
@@ -199,7 +201,8 @@ def test_the_command_tells_the_key_that_it_made_up():
 
 def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path):
     pytest.importorskip("smg", reason="the Rust gateway is not installed")
-    spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+    routing = Routing(router=RouterKind.GATEWAY)
+    spec = RouterSpec(routing=routing, state_file=str(tmp_path / "state.json"))
     body = b'{"input_ids": [1],  "odd": 1.50, "return_routed_experts": true}'
 
     async def generate(supervisor: Supervisor) -> int:
@@ -223,7 +226,7 @@ def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path)
         async with (
             serving(Upstream(status=200, answer={}, version="1")) as one,
             serving(Upstream(status=200, answer={}, version="2")) as two,
-            supervised(spec, gateway=True) as (supervisor, client),
+            supervised(spec) as (supervisor, client),
         ):
             url = supervisor.data_url
             assert url != supervisor.url

@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer, SessionSpec
 

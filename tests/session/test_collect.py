@@ -29,7 +29,7 @@ def test_a_linear_session_is_one_sample() -> None:
     assert list(sample.weight_versions) == [NOT_SAMPLED] * 2 + [4] * 3 + [NOT_SAMPLED] + [5] * 2
     assert sample.temperatures[2] == np.float32(0.7)
     assert sample.temperatures[0] == 1.0
-    assert (sample.prompt_length, sample.response_length, sample.status) == (2, 6, Status.COMPLETED)
+    assert (sample.prompt_length, len(sample), sample.status) == (2, 8, Status.COMPLETED)
     assert sample.metadata["turns"] == 2
 
 
@@ -79,7 +79,7 @@ def test_greedy_turns_are_not_trained() -> None:
     grow(tree, [A], "one", temperature=0.0)
     (sample,) = collect(tree)
     assert sample.trained_tokens == 0
-    assert sample.response_length == 3
+    assert len(sample) - sample.prompt_length == 3
 
 
 def test_the_leaf_says_how_the_sample_ended() -> None:
@@ -102,15 +102,15 @@ def test_a_conversation_that_went_on_after_a_cut_turn_is_not_cut(then: list[dict
     tree = new_tree()
     grow(tree, [A], "on", finish="length", at=0.0)
     grow(tree, then, "done", at=2.0, first=200)
-    assert [sample.metadata["leaf"] for sample in collect(tree) if sample.ends_cut] == cut
+    assert [sample.metadata["leaf"] for sample in collect(tree) if sample.record().ends_cut] == cut
 
 
 def test_parallel_and_last_turns_that_are_cut_count() -> None:
     tree = new_tree()
     grow(tree, [A], "on", finish="length", at=0.0)
     grow(tree, [A], "no", finish="length", at=0.5)
-    assert [sample.ends_cut for sample in collect(tree)] == [True, True]
-    assert [sample.ends_cut for sample in collect(tree, max_seq_len=4)] == [True, True]
+    assert [sample.record().ends_cut for sample in collect(tree)] == [True, True]
+    assert [sample.record().ends_cut for sample in collect(tree, max_seq_len=4)] == [True, True]
 
 
 def test_a_cut_before_anything_sampled_leaves_no_sample() -> None:

@@ -18,7 +18,8 @@ import openai
 import pytest
 import ray
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.engines import Engines
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.router.actor import RouterActor
@@ -50,7 +51,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A mixture-of-experts model, whose routed experts the session asks for."""
     tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    here: dict[str, Any] = {"bind_host": "127.0.0.1", "advertise_host": "127.0.0.1"}
     router = _remote(RouterActor).remote(RouterSpec())
     router_url = ray.get(router.start.remote(), timeout=30)
     spec = EngineSpec(
@@ -62,8 +62,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         context_length=2048,
         threads=1,
         weight_version=3,
-        sglang_args={"enable_return_routed_experts": True},
-        **here,
+        engines=Engines(sglang_args={"enable_return_routed_experts": True}),
     )
     engine = _remote(EngineActor).remote(spec)
     ray.get(engine.start.remote(), timeout=300)
@@ -77,7 +76,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             context_length=2048,
             run_dir=str(tmp_path_factory.mktemp("run")),
             routed_experts=True,
-            **here,
+            bind_host="127.0.0.1",
+            advertise_host="127.0.0.1",
         )
     )
     url = ray.get(session.start.remote(), timeout=60)

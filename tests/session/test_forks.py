@@ -68,7 +68,7 @@ def test_a_root_that_changed_nothing_forked_where_what_is_known_ends() -> None:
 
 
 def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def run(snap: str) -> dict[str, Any]:
+    async def run(snap: bool) -> dict[str, Any]:
         async with bench(
             tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",), detect_timeline_snap=snap
         ) as b:
@@ -83,11 +83,11 @@ def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pyt
             return await b.client.describe(session)
 
     caplog.set_level(logging.WARNING)
-    quiet = asyncio.run(run("false"))
+    quiet = asyncio.run(run(False))
     assert (quiet["counts"]["forks_role"], quiet["counts"]["forks_agent"]) == (1, 1)
     assert "forks" not in quiet
     assert not caplog.records
-    told = asyncio.run(run("true"))
+    told = asyncio.run(run(True))
     assert [(fork["turn"], fork["message"], fork["reason"]) for fork in told["forks"]] == [
         (1, 3, "role"),
         (2, None, "agent"),

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.sample import NOT_SAMPLED
 from miles_lite.session.dialects.request import ChatRequest
 from miles_lite.session.engine.engine_client import EngineCalls, Generation, OnTokens

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miles_lite.config.options import Session
+from miles_lite.config.session_options import Session
 from miles_lite.sample import Sample, Status
 from miles_lite.session.history.agent_identity import Caller, caller_of
 from miles_lite.session.history.forks import all_forks, report
@@ -327,5 +327,5 @@ def test_the_flags_of_merging_reach_it() -> None:
         return Plan.of(Session(**flags), append).merging
 
     assert merging() == Merging(level="token", ignore_tools=False, fix_drift=True, append=append)
-    given = merging(timeline_compare_level="text", timeline_ignore_tools="true", fix_retokenization_drift="false")
+    given = merging(timeline_compare_level="text", timeline_ignore_tools=True, fix_retokenization_drift=False)
     assert given == Merging(level="text", ignore_tools=True, fix_drift=False, append=append)

@@ -13,21 +13,24 @@ from typing import Any
 import openai
 import psutil
 
-from miles_lite.config.options import Checkpoint, Engines, Session, Topology
+from miles_lite.config.engines import Engines
+from miles_lite.config.model import Context, Model, Seed
+from miles_lite.config.places import RunFolder, Topology
+from miles_lite.config.serving import Serving
+from miles_lite.config.session_options import Session
 from miles_lite.session.client import SessionClient
-from miles_lite.stack.serving_options import StackOptions
 
 
-def stack_options(model: Path, run_dir: Path, **engines: Any) -> StackOptions:
+def stack_options(model: Path, run_dir: Path, **engines: Any) -> Serving:
     """Two engines of `model`."""
-    return StackOptions(
+    return Serving(
         topology=Topology(device="cpu", rollout_num_gpus=2),
-        checkpoint=Checkpoint(hf_checkpoint=str(model)),
+        model=Model(hf_checkpoint=str(model)),
         engines=Engines(**engines),
         session=Session(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=60.0),
-        max_context_len=2048,
-        seed=1,
-        run_dir=run_dir,
+        context=Context(rollout_max_context_len=2048),
+        seeding=Seed(seed=1),
+        run=RunFolder(run_dir=str(run_dir)),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 import requests
 
+from miles_lite.config.places import Hosts
 from miles_lite.engine.cpu_shim import needs_profile
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.server_process import ServerProcess
@@ -34,8 +35,6 @@ def by_hand(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         index=0,
         model_path=str(tiny_model),
         device="cpu",
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
         log_path=str(folder / "log"),
         context_length=2048,
         threads=1,
@@ -63,9 +62,9 @@ def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, t
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
         options = stack_options(tiny_model, tmp_path, sglang_args={"admin_api_key": KEY})
-        everywhere = {"bind_host": "0.0.0.0", "advertise_host": "127.0.0.1"}
-        topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,), **everywhere)
-        options = dataclasses.replace(options, topology=topology)
+        hosts = Hosts(bind_host="0.0.0.0", advertise_host="127.0.0.1")
+        topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,))
+        options = dataclasses.replace(options, topology=topology, hosts=hosts)
         other = make_tiny_model(tmp_path / "other", seed=1)
         asyncio.run(chat_across_an_update(Stack(options, place(topology, train=False)), other))
     finally:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from miles_lite.config.options import Topology
+from miles_lite.config.places import Hosts, Topology
 from miles_lite.errors import UserError
 from miles_lite.stack import placement
 
@@ -20,7 +20,7 @@ from miles_lite.stack import placement
     ],
 )
 def test_topology_counts_ranks_and_engines(topology: Topology, train: int, engines: int) -> None:
-    assert topology.train_ranks == train
+    assert topology.world_size == train
     assert topology.num_engines == engines
 
 
@@ -54,6 +54,6 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_session_servers_spread_over_nodes_that_tell_their_own_address() -> None:
     nodes: dict[str, Any] = {"here": "n2", "alive": ["n3", "n2", "n1"]}
-    assert placement.service_nodes(Topology(), **nodes) == ["n2"]
-    assert placement.service_nodes(Topology(bind_host="0.0.0.0"), **nodes) == ["n2", "n1", "n3"]
-    assert placement.service_nodes(Topology(bind_host="0.0.0.0", advertise_host="head"), **nodes) == ["n2"]
+    assert placement.service_nodes(Hosts(), **nodes) == ["n2"]
+    assert placement.service_nodes(Hosts(bind_host="0.0.0.0"), **nodes) == ["n2", "n1", "n3"]
+    assert placement.service_nodes(Hosts(bind_host="0.0.0.0", advertise_host="head"), **nodes) == ["n2"]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ray
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from miles_lite.config.options import Config, parse
-from miles_lite.sample import NOT_SAMPLED, Batch, Sample
+from miles_lite.sample import NOT_SAMPLED, Sample
+from miles_lite.train.batching import Batch
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
 SIZE = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "vocab_size": 288, "context": 256}

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from miles_lite.errors import UserError
-from miles_lite.sample import Batch
 from miles_lite.train import checkpoint
+from miles_lite.train.batching import Batch
 from miles_lite.weights.folder import copy_tokenizer, write_folder
 from tests.train.helpers import make_batch, make_samples
 from tests.train.test_learner import learner, parameters

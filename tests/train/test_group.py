@@ -14,12 +14,15 @@ import torch
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
+from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.policy import load_model
-from tests.train.helpers import make_batch, make_config, make_samples
+from tests.rollout.helpers import make_rollout
+from tests.train.helpers import make_config, make_samples
 from tests.train.test_packing import naive_logprobs
 
 pytestmark = pytest.mark.e2e
+RANKS = ("--actor-num-gpus-per-node", "2")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,14 +44,15 @@ def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:
 def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path, tmp_path: Path) -> None:
     saved = str(tmp_path / "checkpoints")
     hf = str(tmp_path / "hf-{rollout_id}")
-    config = make_config(model_dir, "--save", saved, "--load", saved, "--save-hf", hf, "--lr", "1e-2")
+    config = make_config(model_dir, "--save", saved, "--load", saved, "--save-hf", hf, "--lr", "1e-2", *RANKS)
     samples = make_samples(11, 6)
-    signs = [1, -1, 1, -1, 1, -1]
-    halves = [make_batch(samples[:3], signs[:3], rollouts=[6]), make_batch(samples[3:], signs[3:], rollouts=[6])]
+    signs = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
+    rollouts = [make_rollout(index, 0, sample) for index, sample in enumerate(samples)]
+    rollouts[0].stored = Stored(ray.put([samples[0]]))
     group, first = start(config, tmp_path)
     assert first == 0
     for _ in range(3):
-        metrics = group.train([halves[0], ray.put(halves[1])])
+        metrics = group.train(0, rollouts, signs)
     group.save(2)
     assert group.export_weights(tmp_path / "weights") > 0
     for _ in range(2):  # the second replaces what the first wrote
@@ -70,10 +74,10 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
     assert first == 3
     os.kill(ray.get(group._workers[1].whereabouts.remote())[1], signal.SIGKILL)
     with pytest.raises(TrainError, match="train rank 1 died while training"):
-        group.train(halves)
+        group.train(3, rollouts, signs)
     group.stop()
 
 
 def test_a_users_mistake_reaches_the_driver_as_it_is(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model in"):
-        start(make_config(tmp_path / "absent"), tmp_path)
+        start(make_config(tmp_path / "absent", *RANKS), tmp_path)

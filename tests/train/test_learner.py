@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from miles_lite.errors import UserError
-from miles_lite.sample import Batch
+from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.rank import build_learner
 from tests.metric_names import undocumented, unlogged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from miles_lite.config.options import Optimizer
+from miles_lite.config.training import Optimizer
 from miles_lite.train.learning_rate import learning_rate
 
 

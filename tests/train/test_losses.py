@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.train import losses
+from miles_lite.train.losses import terms as losses
 
 
 def t(*values: float) -> torch.Tensor:

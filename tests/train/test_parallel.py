@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from miles_lite.sample import Batch
 from miles_lite.train import checkpoint, parallel
+from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.policy import Policy, load_model
 from tests.train.helpers import make_batch, make_config, make_samples

@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.concurrently import together
 from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, spoken_at

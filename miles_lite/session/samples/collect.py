@@ -12,7 +12,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from miles_lite.config.options import Session as SessionOptions
+from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
 from miles_lite.session.dialects.typed_json import Count, Struct
@@ -60,8 +60,8 @@ class Plan:
             mask_inexact=options.session_logprob_inexact == "mask",
             merging=Merging(
                 level=options.timeline_compare_level,
-                ignore_tools=options.timeline_ignore_tools == "true",
-                fix_drift=options.fix_retokenization_drift == "true",
+                ignore_tools=options.timeline_ignore_tools,
+                fix_drift=options.fix_retokenization_drift,
                 append=append,
             ),
             picker=load_sample_hook(options.session_sample_picker_path, flag="--session-sample-picker-path"),

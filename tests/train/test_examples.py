@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
-from miles_lite.rollout.examples import Examples
+from miles_lite.train.examples import Examples
 
 
 def config(path: Path, *flags: str) -> Config:
@@ -28,18 +28,18 @@ def row(token: int) -> dict[str, Any]:
 
 
 @settings(deadline=None)
-@given(rows=st.integers(1, 9), size=st.integers(1, 4), ranks=st.integers(1, 3), shuffle=st.booleans())
+@given(rows=st.integers(1, 9), size=st.integers(1, 4), shuffle=st.booleans())
 def test_every_row_is_taken_once_per_epoch(
-    rows: int, size: int, ranks: int, shuffle: bool, tmp_path_factory: pytest.TempPathFactory
+    rows: int, size: int, shuffle: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = write(tmp_path_factory.mktemp("e") / "rows.jsonl", [row(10 + number) for number in range(rows)])
     flags = ["--rollout-batch-size", str(size), *(["--rollout-shuffle"] if shuffle else [])]
     options = config(path, *flags)
     taken = []
     for step in range(rows):  # `size` epochs
-        batches = Examples(options, context=8).batches(step, ranks=ranks)
-        assert len(batches) == ranks
-        taken += [int(sample.tokens[-1]) for batch in batches for sample in batch.samples]
+        rollouts = Examples(options, context=8).rollouts(step)
+        assert all(rollout.reward is None for rollout in rollouts)
+        taken += [int(sample.tokens[-1]) for rollout in rollouts for sample in rollout.fetch()]
     assert sorted(taken) == sorted([10 + number for number in range(rows)] * size)
     assert Examples(options, context=8).steps == -(-rows // size)
 

@@ -6,7 +6,8 @@ the rows it stopped before; every row is taken once per epoch. Ids are trained a
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ import orjson
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
-from miles_lite.rollout.batch import make_batches
-from miles_lite.sample import NOT_SAMPLED, Batch, Group, Rollout, Sample
+from miles_lite.sample import NOT_SAMPLED, Rollout, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Samples that lie where they are known."""
+
+    samples: Sequence[Sample]
+
+    def fetch(self) -> Sequence[Sample]:
+        return self.samples
 
 
 class Examples:
@@ -33,18 +43,14 @@ class Examples:
         epochs = options.num_epoch or 1
         return options.num_rollout or -(-len(self._samples) * epochs // options.rollout_batch_size)
 
-    def batches(self, step: int, *, ranks: int) -> list[Batch]:
-        """One batch per rank."""
+    def rollouts(self, step: int) -> list[Rollout]:
+        """The rows of a step as rollouts of one sample, which nobody judges."""
         size = self._config.rollouts.rollout_batch_size
-        rollouts = [
-            Rollout(index=place, group_index=place, samples=[self._at(place)], reward=1.0)
-            for place in range(step * size, (step + 1) * size)
+        samples = ((place, self._at(place)) for place in range(step * size, (step + 1) * size))
+        return [
+            Rollout(index=place, group_index=place, samples=[sample.record()], stored=Held((sample,)))
+            for place, sample in samples
         ]
-        options = dataclasses.replace(self._config.algorithm, disable_rewards_normalization=True)
-        groups = [Group(index=rollout.index, prompt={}, rollouts=[rollout]) for rollout in rollouts]
-        return make_batches(
-            step, groups, ranks=ranks, global_batch_size=self._config.global_batch_size, options=options
-        )
 
     def _at(self, place: int) -> Sample:
         epoch, offset = divmod(place, len(self._samples))
@@ -73,14 +79,17 @@ def _read(path: Path, context: int) -> list[Sample]:
         if len(ids) > context:
             raise UserError(f"{where}: {len(ids)} tokens, but the model's context is {context}")
         if mask.any():
-            samples.append(_sample(ids, mask))
+            samples.append(example(ids, mask))
     if not samples:
         raise UserError(f"--prompt-data: {path} holds no row with a trained token")
     return samples
 
 
-def _sample(ids: np.ndarray, mask: np.ndarray) -> Sample:
-    """Temperature 1 and no engine's logprobs: nothing here was sampled by this run."""
+def example(ids: np.ndarray, mask: np.ndarray) -> Sample:
+    """Ids to imitate where `mask` is 1: temperature 1 and no engine's logprobs, as no engine sampled them.
+
+    ids: int32 [T]; mask: uint8 [T].
+    """
     return Sample(
         tokens=ids,
         loss_mask=mask,

@@ -1,4 +1,4 @@
-"""Policy-gradient losses: small pure functions over packed token vectors.
+"""What losses are made of: small pure functions over packed token vectors.
 
 Invariant: every argument and result is float32 [tokens]; nothing here reduces, masks or knows about ranks. The
 reduction is the dot product with `Packed.weights` (see packing.py), so it is the same however tokens are packed.
@@ -6,15 +6,13 @@ reduction is the dot product with `Packed.weights` (see packing.py), so it is th
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from miles_lite.config.choices import KLType
+
 LOG_RATIO_LIMIT = 20.0
 LOW_VAR_KL_LIMIT = 10.0
-
-KLType = Literal["k1", "k2", "k3", "low_var_kl"]
 
 
 def log_ratio(new: Tensor, old: Tensor) -> Tensor:
@@ -53,11 +51,11 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, *, kind: KLType) -> Tensor:
     k3 as GRPO uses it (arXiv:2402.03300, eq. 4) with the log-ratio clamped to ±20 and the estimate to ±10.
     """
     delta = logprobs - reference
-    if kind == "k1":
+    if kind == KLType.K1:
         return delta
-    if kind == "k2":
+    if kind == KLType.K2:
         return delta.square() / 2
-    if kind == "k3":
+    if kind == KLType.K3:
         return torch.expm1(-delta) + delta
     delta = delta.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return (torch.expm1(-delta) + delta).clamp(-LOW_VAR_KL_LIMIT, LOW_VAR_KL_LIMIT)

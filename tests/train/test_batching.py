@@ -7,23 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.config.options import Algorithm
-from miles_lite.rollout.batch import advantages, make_batches
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample
+from miles_lite.config.training import Algorithm
+from miles_lite.sample import Group
+from miles_lite.train.advantages import estimate
+from miles_lite.train.batching import Batch, fetch, make_batches
+from tests.rollout.helpers import make_rollout, make_sample
 
 PLAIN = Algorithm()
-
-
-def make_sample(length: int, trained: int) -> Sample:
-    mask = np.zeros(length, dtype=np.uint8)
-    mask[length - trained :] = 1
-    return Sample(
-        tokens=np.arange(length, dtype=np.int32),
-        loss_mask=mask,
-        logprobs=-mask.astype(np.float32),
-        temperatures=np.ones(length, dtype=np.float32),
-        weight_versions=np.where(mask == 1, 0, NOT_SAMPLED).astype(np.int32),
-    )
 
 
 @st.composite
@@ -36,9 +26,15 @@ def groups(draw: st.DrawFn) -> list[Group]:
             lengths = draw(st.lists(st.integers(2, 30), max_size=3))
             samples = [make_sample(length, draw(st.integers(0, length - 1))) for length in lengths]
             reward = draw(st.one_of(st.none(), st.floats(-2, 2)))
-            group.rollouts.append(Rollout(next(index), group_index, samples=samples, reward=reward))
+            group.rollouts.append(make_rollout(next(index), group_index, *samples, reward=reward))
         made.append(group)
     return made
+
+
+def batches_of(made: list[Group], *, ranks: int, size: int, options: Algorithm = PLAIN) -> list[Batch]:
+    """As ranks get them, and fetched."""
+    rated = estimate(made, options)
+    return [fetch(one) for one in make_batches(7, *rated, ranks=ranks, global_batch_size=size, options=options)]
 
 
 @given(groups(), st.integers(1, 3), st.integers(1, 6), st.booleans())
@@ -46,8 +42,8 @@ def test_every_trained_sample_is_in_one_micro_batch_and_ranks_agree(
     made: list[Group], ranks: int, batch: int, dynamic: bool
 ) -> None:
     options = Algorithm(use_dynamic_batch_size=dynamic, max_tokens_per_gpu=32, micro_batch_size=2)
-    batches = make_batches(7, made, ranks=ranks, global_batch_size=batch, options=options)
-    expected = [s for g in made for r in g.rollouts if r.reward is not None for s in r.samples if s.trained_tokens]
+    batches = batches_of(made, ranks=ranks, size=batch, options=options)
+    expected = [s for g in made for r in g.rollouts if r.trainable for s in r.fetch() if s.trained_tokens]
     placed = [one.samples[index] for one in batches for index in chain.from_iterable(chain.from_iterable(one.steps))]
     assert sorted(map(id, placed)) == sorted(map(id, expected))
     shapes = {tuple(len(step) for step in one.steps) for one in batches}
@@ -64,14 +60,20 @@ def test_every_trained_sample_is_in_one_micro_batch_and_ranks_agree(
             for one in batches
             for step, plan in enumerate(one.steps)
             for index in chain.from_iterable(plan)
-            if any(one.samples[index] is sample for sample in rollout.samples)
+            if any(one.samples[index] is sample for sample in rollout.fetch())
         }
         assert len(homes) == 1
 
 
 def group_of(*rewards: float | None) -> Group:
-    rollouts = [Rollout(i, 0, samples=[make_sample(4, 2)], reward=reward) for i, reward in enumerate(rewards)]
+    rollouts = [make_rollout(i, 0, make_sample(4, 2), reward=reward) for i, reward in enumerate(rewards)]
     return Group(index=0, prompt={}, rollouts=rollouts)
+
+
+def advantages(group: Group, options: Algorithm) -> dict[int, float]:
+    """By rollout."""
+    rollouts, values = estimate([group], options)
+    return {rollout.index: value for rollout, value in zip(rollouts, values, strict=True)}
 
 
 def test_grpo_advantages_are_standardised_over_rewarded_rollouts() -> None:
@@ -92,7 +94,7 @@ def test_normalisation_can_be_switched_off() -> None:
 
 def test_siblings_share_their_rollouts_denominator_and_advantage() -> None:
     group = group_of(1.0, 0.0)
-    group.rollouts[0].samples.append(make_sample(9, 5))
-    (batch,) = make_batches(0, [group], ranks=1, global_batch_size=2, options=PLAIN)
+    group.rollouts[0] = make_rollout(0, 0, make_sample(4, 2), make_sample(9, 5), reward=1.0)
+    (batch,) = batches_of([group], ranks=1, size=2)
     assert sorted(batch.rollout_tokens.tolist()) == [2.0, 7.0, 7.0]
     assert len(set(batch.advantages[batch.rollout_tokens == 7.0].tolist())) == 1

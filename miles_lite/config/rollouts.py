@@ -1,0 +1,81 @@
+"""Rollouts: prompts in, rewarded samples out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from miles_lite.config.choices import RewardRule
+from miles_lite.config.folders import absolute
+from miles_lite.config.option import option
+
+
+def _located(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    """Names and paths in turn, the paths made absolute."""
+    return tuple(absolute(each) if at % 2 else each for at, each in enumerate(pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """data: the prompts."""
+
+    prompt_data: str = option(help="JSONL file of prompts, one object per line; path@[a:b] takes a slice", path=True)
+    input_key: str = option("input", help="key of the prompt: a string or a list of chat messages")
+    label_key: str | None = option(None, help="key of the label that rewards compare with")
+    metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
+    rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
+    rollout_seed: int = option(42, help="seed of the shuffle", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """rollouts: what is generated, and by whom."""
+
+    num_rollout: int | None = option(None, help="training steps; or give --num-epoch", least=1)
+    num_epoch: int | None = option(None, help="passes over the prompts, where --num-rollout is not given", least=1)
+    rollout_batch_size: int = option(help="prompt groups per rollout", least=1)
+    n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size", least=1)
+    over_sampling_batch_size: int | None = option(
+        None, help="groups started at once (default: --rollout-batch-size)", least=1
+    )
+    dynamic_sampling_filter_path: str | None = option(
+        None, help="dotted path or file.py:name of (group) -> Keep or bool: which groups are worth training on"
+    )
+    rollout_max_response_len: int = option(1024, help="new tokens per model call", least=1)
+    rollout_max_prompt_len: int | None = option(None, help="longest prompt in tokens, longer ones are refused", least=1)
+    max_seq_len: int | None = option(None, help="cut collected samples to this many tokens", least=1)
+    rollout_temperature: float = option(1.0, help="sampling temperature")
+    rollout_top_p: float = option(1.0, help="nucleus sampling", above=0, most=1)
+    rollout_top_k: int = option(-1, help="top-k sampling; -1: off", least=-1)
+    rollout_stop: tuple[str, ...] = option((), help="stop strings")
+    custom_agent_function_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
+    )
+    custom_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
+    )
+    rm_type: RewardRule | None = option(None, help="built-in reward")
+    none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
+    rollout_timeout: float = option(600.0, help="seconds one agent may take", above=0)
+    num_agent_workers: int = option(1, help="agent worker processes", least=1)
+    agent_concurrency: int = option(64, help="agents at once per worker", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """evaluation: held-out prompts."""
+
+    eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after", least=1)
+    eval_prompt_data: tuple[str, ...] = option((), help="NAME PATH [NAME PATH ...]", path=_located)
+    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1)
+    eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len", least=1)
+    eval_temperature: float | None = option(None, help="default: --rollout-temperature", least=0)
+    eval_top_p: float | None = option(None, help="default: --rollout-top-p", above=0, most=1)
+    skip_eval_before_train: bool = option(False, help="no evaluation before the first step")
+
+    @property
+    def datasets(self) -> dict[str, str]:
+        """Prompt file by name, in the order given."""
+        return dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))

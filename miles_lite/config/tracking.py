@@ -1,0 +1,22 @@
+"""What a run logs, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from miles_lite.config.option import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """logging: wandb, tensorboard, trajectories."""
+
+    use_wandb: bool = option(False, help="log to wandb")
+    wandb_project: str = option("miles_lite", help="wandb project")
+    wandb_group: str | None = option(None, help="wandb group")
+    wandb_mode: Literal["online", "offline", "disabled"] = option("online", help="offline writes into the run folder")
+    use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
+    reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
+    log_passrate: bool = option(False, help="log pass@k")
+    trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here", path=True)

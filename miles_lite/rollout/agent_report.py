@@ -1,0 +1,35 @@
+"""What agent functions say of themselves, in the numbers that are logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+AGENT_TOTALS = ("turns", "tool_calls")
+MODEL_TIME, TOOL_TIME = "model_query_time_sum", "env_execution_time_sum"
+AGENT_TIMES = (MODEL_TIME, TOOL_TIME, "eval_time", "agent_run_time")
+
+
+def number(value: object) -> float | None:
+    """A float of it; None for what is not a real number."""
+    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def agent_report(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers in what an agent returned, `agent_metrics` over plain keys, times in seconds.
+
+    An agent may leave the `_sum` of its time keys out: `model_query_time` is `model_query_time_sum`.
+    """
+    nested = metadata.get("agent_metrics")
+    given = {**metadata, **nested} if isinstance(nested, dict) else metadata
+    found = {name: number(given.get(name)) for name in AGENT_TOTALS}
+    found |= {name: number(given.get(name, given.get(name.removesuffix("_sum")))) for name in AGENT_TIMES}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,87 @@
+"""Samples in Ray's object store: who trains them has them, also when who made them is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from miles_lite.config.training import Algorithm
+from miles_lite.rollout.agent_worker import Task, run_task
+from miles_lite.rollout.prompts import Prompt
+from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.train.batching import Batch, Place, fetch, make_batches
+from tests.rollout.helpers import make_sample
+
+pytestmark = pytest.mark.e2e
+LONG = 200_000
+"""Tokens of a sample that is too large to travel with a call's answer."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Worker:
+    """Runs what an agent worker would."""
+
+    async def process(self) -> int:
+        return os.getpid()
+
+    async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+        samples = [make_sample(LONG + task.rollout_index, 100), make_sample(10, 3)]
+        rollout = Rollout(task.rollout_index, task.group_index, [sample.record() for sample in samples], reward=1.0)
+        rollout.status = Status.COMPLETED
+        if task.prompt.input == "locks":
+            rollout.metadata["lock"] = threading.Lock()
+        return rollout, samples
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Has agents run, as the manager has."""
+
+    async def run(self, worker: Any, how: list[str]) -> list[Rollout]:
+        tasks = [Task(index, 0, Prompt(row=1, input=each), "", {}) for index, each in enumerate(how)]
+        return list(await asyncio.gather(*(run_task(worker, task) for task in tasks)))
+
+
+@ray.remote(num_cpus=1)
+def lengths(batch: Batch[Place]) -> list[int]:
+    """What a rank gets."""
+    return [int(np.count_nonzero(sample.tokens >= 0)) for sample in fetch(batch).samples]
+
+
+def test_a_dead_worker_takes_no_sample_with_it_and_ranks_fetch_their_own() -> None:
+    worker, owner = Worker.remote(), Owner.remote()  # type: ignore[attr-defined]
+    rollouts: list[Rollout] = ray.get(owner.run.remote(worker, ["well", "well", "well"]))
+    os.kill(ray.get(worker.process.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(worker.process.remote())
+    assert all(rollout.status is Status.COMPLETED and rollout.trained_tokens == 103 for rollout in rollouts)
+    batches = make_batches(0, rollouts, [0.0] * 3, ranks=2, global_batch_size=3, options=Algorithm())
+    fetched: list[list[int]] = ray.get([lengths.remote(batch) for batch in batches])
+    assert sorted(chain.from_iterable(fetched)) == [10, 10, 10, LONG, LONG + 1, LONG + 2]
+    assert all(map(len, fetched))
+
+
+def test_what_cannot_be_brought_over_and_what_dies_fails_alone() -> None:
+    worker, owner = Worker.remote(), Owner.remote()  # type: ignore[attr-defined]
+    locks, well = ray.get(owner.run.remote(worker, ["locks", "well"]))
+    assert (locks.status, locks.error, locks.stored) == (Status.FAILED, "TypeError", None)
+    assert well.status is Status.COMPLETED
+    ray.kill(worker)
+    (died,) = ray.get(owner.run.remote(worker, ["well"]))
+    assert (died.status, died.error) == (Status.FAILED, "agent_worker_died")
