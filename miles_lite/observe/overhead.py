@@ -17,8 +17,3 @@ def uncovered(start: float, end: float, intervals: Iterable[Interval]) -> float:
         idle += max(0.0, min(begin, end) - reached)
         reached = max(reached, min(until, end))
     return idle + max(0.0, end - reached)
-
-
-def overhead_share(start: float, end: float, intervals: Iterable[Interval]) -> float:
-    """`uncovered` as a share of the step, in [0, 1]; 0 for a step that took no time."""
-    return uncovered(start, end, intervals) / (end - start) if end > start else 0.0

@@ -34,12 +34,6 @@ class Counts:
     prompts_unused: int
     rollouts_failed: int
 
-    @property
-    def unaccounted(self) -> int:
-        """Prompt groups that were started and are in none of the other counts; 0 unless something was lost."""
-        ended = self.prompts_trained + self.prompts_filtered + self.prompts_failed + self.prompts_unused
-        return self.prompts_started - ended
-
 
 def build_summary(
     metrics_jsonl: Path, *, counts: Counts, seconds: float, chance: float | None, heldout: str | None

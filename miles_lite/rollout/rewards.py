@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import Config
 from miles_lite.hooks import RewardFunction, load_hook
 from miles_lite.sample import Rollout
@@ -26,7 +27,11 @@ async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
     return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
 
 
-REWARDS: Mapping[str, RewardFunction] = {"exact_match": exact_match, "contains": contains, "random": random_reward}
+REWARDS: Mapping[RewardRule, RewardFunction] = {
+    RewardRule.EXACT_MATCH: exact_match,
+    RewardRule.CONTAINS: contains,
+    RewardRule.RANDOM: random_reward,
+}
 """By the name that --rm-type gives them."""
 
 

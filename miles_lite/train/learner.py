@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config.choices import KLType
+from miles_lite.config.choices import KLType, LossType
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
@@ -188,7 +188,7 @@ class Learner:
     @property
     def _rolled_out(self) -> bool:
         """Whether engines sampled the tokens, so that their logprobs can be compared."""
-        return self.algorithm.loss_type != "sft_loss"
+        return self.algorithm.loss_type is not LossType.SFT
 
     def _tally(self) -> Tally:
         return Tally(

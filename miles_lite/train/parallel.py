@@ -14,13 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -42,9 +41,6 @@ class Strategy(Protocol):
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         """Sum gradients over ranks and clip them to `max_norm` (0: off); the global L2 norm before clipping."""
-
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        """The model's whole state on the CPU; only rank 0's is complete."""
 
 
 class Replicated:
@@ -71,14 +67,11 @@ class Replicated:
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         assert self._flat is not None, "zero_grad comes first"
-        dist.all_reduce(self._flat)
+        all_reduce(self._flat)
         norm = float(torch.linalg.vector_norm(self._flat))
         if max_norm and norm > max_norm:
             self._flat.mul_(max_norm / norm)
         return norm
-
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        return dict(policy.model.state_dict())
 
 
 class Sharded:
@@ -111,11 +104,6 @@ class Sharded:
         norm = nn.utils.clip_grad_norm_(trainable(policy), max_norm or float("inf"))
         return float(norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm)
 
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(policy, options=options)
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
-
 
 def trainable(policy: Policy) -> Iterable[nn.Parameter]:
     """The parameters that get gradients, in the policy's order."""
@@ -123,24 +111,24 @@ def trainable(policy: Policy) -> Iterable[nn.Parameter]:
 
 
 def all_reduce(values: Tensor, *, maximum: bool = False) -> Tensor:
-    """Sum (or maximum) of a small CPU tensor over ranks, in place; all ranks give the same shape."""
-    if values.numel():
+    """Sum (or maximum) over ranks, in place; all give the same shape. Without a process group this is the only rank."""
+    if values.numel() and dist.is_initialized():
         dist.all_reduce(values, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
     return values
 
 
-def open_store(host: str, *, ranks: int, timeout: float) -> Any:
+def open_store(host: str, *, ranks: int, timeout: float) -> TCPStore:
     """The rendezvous of a process group, on a free port of `host`; rank 0 keeps it alive. `timeout` in seconds."""
     bound = timedelta(seconds=timeout)
     return TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False, timeout=bound)
 
 
-def reach_store(host: str, port: int, *, ranks: int, timeout: float) -> Any:
+def reach_store(host: str, port: int, *, ranks: int, timeout: float) -> TCPStore:
     """The store that rank 0 opened."""
     return TCPStore(host, port, ranks, is_master=False, timeout=timedelta(seconds=timeout))
 
 
-def join(store: Any, *, rank: int, ranks: int, device: torch.device, host: str, timeout: float) -> None:
+def join(store: TCPStore, *, rank: int, ranks: int, device: torch.device, host: str, timeout: float) -> None:
     """Enter the process group: gloo for CPU tensors, NCCL for CUDA ones. Every collective waits at most `timeout` s."""
     if loopback(host):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
 from miles_lite.train.packing import Packed
-from miles_lite.weights.transformers_compat import import_transformers
+from miles_lite.weights.compat import import_transformers
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
@@ -31,6 +31,10 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state under its own names; sharded where the policy is."""
+        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
 
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient

@@ -27,7 +27,7 @@ def make_taught_model(folder: Path, corpus: Sequence[str], play: Callable[[Path]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     policy = Policy(load_model(folder))
-    losses, _ = fit(policy, samples, steps=STEPS, batch=len(samples), lr=6e-3, seed=0, threads=1)
+    losses, _ = fit(policy, samples, steps=STEPS, batch=len(samples), lr=6e-3, seed=0)
     assert losses[-1] < 0.05, losses[:: STEPS // 6]
     replace_weights(policy, folder)
     return folder

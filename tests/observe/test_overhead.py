@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.observe.overhead import overhead_share, uncovered
+from miles_lite.observe.overhead import uncovered
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,6 @@ from miles_lite.observe.overhead import overhead_share, uncovered
 )
 def test_by_hand(intervals: list[tuple[float, float]], idle: float) -> None:
     assert uncovered(0.0, 10.0, intervals) == idle
-    assert overhead_share(0.0, 10.0, intervals) == idle / 10
-
-
-def test_a_step_that_took_no_time() -> None:
-    assert overhead_share(5.0, 5.0, [(1.0, 2.0)]) == 0.0
 
 
 POINT = st.integers(-5, 25)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from miles_lite.config.choices import AdvantageEstimator
 from miles_lite.config.training import Algorithm
 from miles_lite.sample import Group, Rollout
 from miles_lite.train.advantages.grpo import grpo
@@ -15,7 +16,7 @@ from miles_lite.train.advantages.grpo import grpo
 Advantage = Callable[[Sequence[Rollout], Algorithm], list[float]]
 """One value per rollout, in their order."""
 
-ADVANTAGES: Mapping[str, Advantage] = {"grpo": grpo}
+ADVANTAGES: Mapping[AdvantageEstimator, Advantage] = {AdvantageEstimator.GRPO: grpo}
 
 
 def estimate(groups: Sequence[Group], options: Algorithm) -> tuple[list[Rollout], list[float]]:

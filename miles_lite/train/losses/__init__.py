@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from miles_lite.config.choices import LossType
 from miles_lite.config.training import Algorithm
 from miles_lite.train.losses.cross_entropy import cross_entropy
 from miles_lite.train.losses.policy_gradient import policy_gradient
@@ -18,4 +19,4 @@ from miles_lite.train.losses.streams import Streams
 Loss = Callable[[Streams, Algorithm], tuple[Tensor, dict[str, Tensor]]]
 """Per-token loss and metrics, each float32 [N]; the metrics' names depend on the options alone."""
 
-LOSSES: Mapping[str, Loss] = {"policy_loss": policy_gradient, "sft_loss": cross_entropy}
+LOSSES: Mapping[LossType, Loss] = {LossType.POLICY: policy_gradient, LossType.SFT: cross_entropy}
