@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.model_folder import fingerprint, model_config
 from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
@@ -109,10 +109,8 @@ def prompt_cache(
     }
     text = json.dumps(ingredients, sort_keys=True, ensure_ascii=False)
     folder = root.resolve() / hashlib.sha256(text.encode()).hexdigest()
-    try:
+    with user_error(f"--prompt-cache-dir: cannot make {folder}", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--prompt-cache-dir: cannot make {folder}: {error.strerror}") from error
     return PromptCache(folder=folder, ids=ids)
 
 
@@ -134,10 +132,8 @@ def _version(package: str) -> str | None:
 
 
 def _call(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
-    try:
+    with user_error(f"--prompt-cache-dir: no answer from the engine to {method} {path}", httpx.HTTPError):
         answer = http.request(method, path, **options)
-    except httpx.HTTPError as error:
-        raise UserError(f"--prompt-cache-dir: no answer from the engine to {method} {path}: {error}") from error
     if answer.status_code != 200:
         raise UserError(f"--prompt-cache-dir: {method} {path} answered {answer.status_code}: {answer.text[:500]}")
     return answer

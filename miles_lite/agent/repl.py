@@ -21,7 +21,7 @@ from miles_lite.agent.session_client import AgentSession
 from miles_lite.agent.shell import Sandbox, Shell
 from miles_lite.agent.tools import Tool, load_tools
 from miles_lite.config.option import option
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
 from miles_lite.traces import atraj
 
@@ -84,10 +84,8 @@ class Agent:
             sandbox=options.sandbox,
         )
         if options.trajectory_dir:
-            try:
+            with user_error(f"--trajectory-dir: cannot make {options.trajectory_dir}", OSError):
                 Path(options.trajectory_dir).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--trajectory-dir: cannot make {options.trajectory_dir}: {error.strerror}") from error
         self._transcript: IO[str] | None = None
 
     @property
@@ -100,10 +98,8 @@ class Agent:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._shell)
             if self._options.transcript:
-                try:
+                with user_error(f"--transcript: cannot write {self._options.transcript}", OSError):
                     self._transcript = stack.enter_context(open(self._options.transcript, "w", encoding="utf-8"))
-                except OSError as error:
-                    raise UserError(f"--transcript: cannot write {error.filename}: {error.strerror}") from error
             return self._single(self._options.single) if self._options.single is not None else self._repl()
 
     def _single(self, text: str) -> int:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.encode import Encoder
@@ -75,17 +75,13 @@ def _check_given(*, template: str | None, tokenizer: str | None, model: str | No
 
 
 def _renderer(source: str | None, variables: Mapping[str, str], row: Family | None, where: str) -> Renderer:
-    try:
+    with user_error(where, RenderError):
         return renderer_of(source, variables, row, where=where)
-    except RenderError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _tokenized(text: ModelText, renderer: Renderer, source: str, options: JsonMapping, where: str) -> Tito:
-    try:
+    with user_error(f"the tokenizer in {where} cannot be used", ValueError):
         encoder = Encoder(text.tokenizer)
-    except ValueError as error:
-        raise UserError(f"the tokenizer in {where} cannot be used: {error}") from error
     return Tito.of(encoder, renderer, source, options=options, stop_ids=text.stop_ids)
 
 
@@ -106,10 +102,8 @@ def _refused(tito: Tito) -> int:
 
 def read_options(text: str | None) -> JsonObject:
     """The object of --chat-template-kwargs. Raises UserError."""
-    try:
+    with user_error("--chat-template-kwargs: not JSON", ValueError):
         options = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(f"--chat-template-kwargs: not JSON: {error}") from error
     if not isinstance(options, dict):
         raise UserError("--chat-template-kwargs takes a JSON object, such as '{\"enable_thinking\": false}'")
     return options
