@@ -86,18 +86,18 @@ async def recover(model: Path, run_dir: Path) -> dict[str, float]:
     try:
         await until(lambda: len(chats.replies) > 10 * SESSIONS, "the first replies")
         lost = time.time()
-        os.killpg(stack.engines[0].pid, signal.SIGKILL)
-        await until(lambda: len(stack.recoveries) == 1, "the first replacement")
-        await until(lambda: max(chats.first_after(stack.recoveries[0].serving)) < 60, "replies after it")
+        os.killpg(stack.fleet.engines[0].pid, signal.SIGKILL)
+        await until(lambda: len(stack.fleet.recoveries) == 1, "the first replacement")
+        await until(lambda: max(chats.first_after(stack.fleet.recoveries[0].serving)) < 60, "replies after it")
         stopped = time.time()
-        scheduler_of(stack.engines[1].pid).suspend()
-        await until(lambda: len(stack.recoveries) == 2, "the second replacement")
-        await until(lambda: max(chats.first_after(stack.recoveries[1].noticed)) < 60, "replies after it")
+        scheduler_of(stack.fleet.engines[1].pid).suspend()
+        await until(lambda: len(stack.fleet.recoveries) == 2, "the second replacement")
+        await until(lambda: max(chats.first_after(stack.fleet.recoveries[1].noticed)) < 60, "replies after it")
         chats.stopped = True
         await chatting
     finally:
         await stack.stop()
-    killed, hung = stack.recoveries
+    killed, hung = stack.fleet.recoveries
     return {
         "reply_seconds": chats.pace(lost - 10, lost),
         "reply_seconds_beside": chats.pace(killed.noticed, killed.serving),

@@ -12,7 +12,14 @@ from tests.metric_names import undocumented, unlogged
 from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
-COUNTING = ("service.py", "sessions.py", "engine/engine_reply.py", "history/forks.py", "supervised_server.py")
+COUNTING = (
+    "service.py",
+    "turn.py",
+    "sessions.py",
+    "engine/engine_reply.py",
+    "history/forks.py",
+    "supervised_server.py",
+)
 
 
 def computed() -> set[str]:
@@ -31,7 +38,7 @@ def computed() -> set[str]:
 
 def spelled_out() -> set[str]:
     """The names that stand in the source of the run, the manager and the trainer; a variable part is `x`."""
-    sources = ("job/run.py", "rollout/manager.py", "report/metric_names.py", "train/learner.py")
+    sources = ("job/run.py", "job/log.py", "rollout/manager.py", "report/metric_names.py", "train/learner.py")
     text = "".join((PACKAGE / source).read_text(encoding="utf-8") for source in sources)
     found = re.findall(r'"((?:rollout|train|eval|perf)/[^"\s]+)"', text)
     return {re.sub(r"\{\w+\}", "x", name) for name in found} - {"train/x"}

@@ -50,8 +50,8 @@ async def _until_interrupted(options: Serving, layout: Layout) -> None:
         await starting
         _announce(stack, options)
         while not stop.is_set():
-            if stack.failure is not None:
-                raise stack.failure
+            if stack.fleet.failure is not None:
+                raise stack.fleet.failure
             await asyncio.wait({stopping}, timeout=1.0)
 
 
@@ -59,7 +59,7 @@ def _announce(stack: Stack, options: Serving) -> None:
     print(f"router    {stack.router_url}")
     for url in stack.session_urls:
         print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
-    for url in stack.engine_urls:
+    for url in stack.fleet.urls:
         print(f"engine    {url}")
     print(announced(stack.admin_key, options.engines.text("admin_api_key"), known_key()), end="")
     print("ready; Ctrl-C ends it", flush=True)

@@ -6,6 +6,7 @@ Invariant: a registered engine is healthy; after `stop`, or when the actor dies 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 
@@ -45,20 +46,18 @@ class EngineActor(ServedWeights):
         """
         if self._info is not None:
             return self._info
-        try:
-            self._info = await self._server.start(meeting=meeting)
-            if self._spec.node_rank > 0:
-                return self._info
-            features = await probe(**self._server.address)
-            check(features, self._spec)
-            self._info = dataclasses.replace(self._info, ranks=features.ranks(otherwise=self._spec.slots))
-            await self._prepare_updates()
-            if register:
-                await self.register()
-        except BaseException:
-            await self.stop()
-            raise
-        return self._info
+        async with contextlib.AsyncExitStack() as failing:
+            failing.push_async_callback(self.stop)
+            info = self._info = await self._server.start(meeting=meeting)
+            if self._spec.node_rank == 0:  # the others answer no requests
+                features = await probe(**self._server.address)
+                check(features, self._spec)
+                info = self._info = dataclasses.replace(info, ranks=features.ranks(otherwise=self._spec.slots))
+                await self._prepare_updates()
+                if register:
+                    await self.register()
+            failing.pop_all()
+            return info
 
     async def register(self) -> None:
         """Tell the router, if there is one. Raises UserError when it refuses."""
@@ -79,12 +78,11 @@ class EngineActor(ServedWeights):
         ended = asyncio.create_task(process.wait() if process else _never())
         first = self._spec.node_rank == 0  # only the first node of several can be asked
         hanging = asyncio.create_task(self._hangs(process) if first else _never())
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(ended.cancel)
+            ending.callback(hanging.cancel)
             await asyncio.wait({ended, hanging}, return_when=asyncio.FIRST_COMPLETED)
             return "its process has ended" if ended.done() else hanging.result()
-        finally:
-            ended.cancel()
-            hanging.cancel()
 
     async def _hangs(self, process: ServerProcess | None) -> str:
         """Probe again and again; what is seen while an update pauses the server does not count."""

@@ -99,12 +99,11 @@ class ServerProcess:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
-        loop.add_reader(handle, ended.set)
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(os.close, handle)
+            loop.add_reader(handle, ended.set)
+            ending.callback(loop.remove_reader, handle)
             await ended.wait()
-        finally:
-            loop.remove_reader(handle)
-            os.close(handle)
 
     def kill(self) -> None:
         """End the server's process group at once: what hangs heeds nothing else."""

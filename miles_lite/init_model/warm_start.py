@@ -27,6 +27,7 @@ from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated
 from miles_lite.train.policy import Policy, load_model
 from miles_lite.weights.folder import write_folder
+from miles_lite.weights.gather import Published
 
 REPORTED = 10
 """Steps that the first and the last loss are averaged over."""
@@ -125,6 +126,6 @@ def replace_weights(policy: Policy, folder: Path) -> None:
     """Put the policy's weights into its model folder, tokenizer and template staying as they are."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         written = Path(scratch) / "model"
-        write_folder(policy.model, policy.model.state_dict(), written, dtype=torch.float32)
+        write_folder(Published(policy.model, policy.weights(), torch.float32), written)
         for path in written.iterdir():
             path.replace(folder / path.name)

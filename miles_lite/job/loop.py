@@ -7,33 +7,31 @@ version n exactly when n rollouts have been trained.
 from __future__ import annotations
 
 from miles_lite.config.options import Config
-from miles_lite.job.run import Run
+from miles_lite.job.run import rolling_out, training
 from miles_lite.observe.summary import Summary
 
 
 def train(config: Config) -> Summary:
     """Run the whole job. Returns the summary that is also written to `run_dir/summary.json`."""
-    with Run(config) as run:
-        first = run.start()
-        run.sync(first)
-        if run.eval_is_due():
-            run.evaluate(first)
-        for rollout_id in range(first, run.num_rollout):
+    with training(config) as run:
+        run.sync(run.first)
+        if run.due.evaluation():
+            run.evaluate(run.first)
+        for rollout_id in range(run.first, run.num_rollout):
             with run.step(rollout_id):
                 generated = run.generate(rollout_id)
                 run.train(rollout_id, generated)
                 run.sync(rollout_id + 1)
-                if run.eval_is_due(after=rollout_id):
+                if run.due.evaluation(after=rollout_id):
                     run.evaluate(rollout_id + 1)
-                if run.save_is_due(after=rollout_id):
+                if run.due.save(after=rollout_id):
                     run.save(rollout_id)
         return run.summary()
 
 
 def rollout(config: Config) -> dict[str, float]:
     """Generate and score `num_rollout` batches without training; metrics go to the run folder."""
-    with Run(config, train=False) as run:
-        run.start()
+    with rolling_out(config) as run:
         metrics: dict[str, float] = {}
         for rollout_id in range(run.num_rollout):
             with run.step(rollout_id):

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.errors import UserError
 from miles_lite.process.heartbeat import Pulse
 from miles_lite.process.post_mortem import DiedError
+from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.train.group import RankDiedError
+
+R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
@@ -48,11 +52,11 @@ class Watch:
         self.hears: list[Callable[[], None]] = []
         """Called at each look."""
 
-    def follow(self, name: str, actor: Any) -> None:
+    def follow(self, name: str, actor: Remote[object]) -> None:
         """The run ends when `actor` dies."""
         self._pulses[name] = Pulse(actor)
 
-    def follow_all(self, name: str, actors: Sequence[Any]) -> None:
+    def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
         for index, actor in enumerate(actors):
             self.follow(f"{name} {index}", actor)
@@ -78,12 +82,12 @@ class Watch:
         finally:
             self._deadline = None
 
-    def until(self, ref: Any, seconds: float) -> bool:
+    def until(self, ref: ObjectRef[R], seconds: float) -> bool:
         """Look, then wait for `ref` so long; whether it is there."""
         self.look()
         return bool(ray.wait([ref], timeout=seconds)[0])
 
-    def wait(self, ref: Any, what: str, timeout: float) -> Any:
+    def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
         """The value of `ref`. Raises what `look` raises and what the call raised; UserError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not self.until(ref, SLICE_SECONDS):
@@ -93,24 +97,24 @@ class Watch:
 
 
 class Alarms:
-    """Passes on what a manager's `alarms` says, line by line. It never waits for it."""
+    """Passes on what `ask` is answered, the lines said so far, to `say`, each once. It never waits for it."""
 
-    def __init__(self, manager: Any, say: Callable[[str], None]) -> None:
-        self._manager, self._say = manager, say
+    def __init__(self, ask: Callable[[], ObjectRef[list[str]]], say: Callable[[str], None]) -> None:
+        self._ask, self._say = ask, say
         self._heard = 0
         self._next = 0.0
-        self._asked: Any = None
+        self._asked: ObjectRef[list[str]] | None = None
 
     def __call__(self) -> None:
         if self._asked is None:
             if time.monotonic() > self._next:
-                self._asked = self._manager.alarms.remote()
+                self._asked = self._ask()
             return
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         asked, self._asked, self._next = self._asked, None, time.monotonic() + ALARM_SECONDS
         with contextlib.suppress(ray.exceptions.RayError):
-            lines: list[str] = ray.get(asked)
+            lines = ray.get(asked)
             for line in lines[self._heard :]:
                 self._say(line)
             self._heard = len(lines)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 import ray
@@ -86,7 +86,7 @@ class Sinks:
             logger.warning("%s lost %d rows in all", name, rows)
 
 
-def open_sinks(options: Logging, *, config: Mapping[str, Any], run_dir: Path) -> Sinks:
+def open_sinks(options: Logging, *, config: Mapping[str, object], run_dir: Path) -> Sinks:
     """Open run_dir/metrics.jsonl, Ray's gauges where Ray runs, and what `options` asks for.
 
     Raises UserError when one of them cannot be started.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from miles_lite.config.redaction import redacted_arguments
 from miles_lite.config.tracking import Logging
@@ -30,7 +29,7 @@ AXES = {
 class WandbSink:
     """A wandb run, online or offline. Raises UserError when it cannot be started."""
 
-    def __init__(self, options: Logging, *, config: Mapping[str, Any], run_dir: Path) -> None:
+    def __init__(self, options: Logging, *, config: Mapping[str, object], run_dir: Path) -> None:
         try:
             import wandb
         except ImportError as error:

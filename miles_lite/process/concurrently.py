@@ -6,13 +6,13 @@ Invariant: when `together` is left, however that is, none of them runs any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def together(*doing: Coroutine[Any, Any, T]) -> list[T]:
+async def together(*doing: Awaitable[T]) -> list[T]:
     """All results; the first failure, or a cancellation, cancels the rest and waits until it has ended."""
     if len(doing) == 1:
         return [await doing[0]]

@@ -6,10 +6,11 @@ Invariant: a look never waits. An actor that is busy for hours is not called dea
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+
+from miles_lite.process.remote import Remote
 
 BEAT_SECONDS = 2.0
 
@@ -17,9 +18,9 @@ BEAT_SECONDS = 2.0
 class Pulse:
     """One actor, which is asked for nothing again and again: the question fails as soon as the actor has died."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Remote[object]) -> None:
         self._actor = actor
-        self._asked = actor.__ray_ready__.remote()
+        self._asked = actor.ready()
         self._since = time.monotonic()
 
     def lost(self) -> RayActorError | None:
@@ -31,5 +32,5 @@ class Pulse:
         except RayActorError as error:
             return error
         if time.monotonic() - self._since > BEAT_SECONDS:
-            self._asked, self._since = self._actor.__ray_ready__.remote(), time.monotonic()
+            self._asked, self._since = self._actor.ready(), time.monotonic()
         return None

@@ -24,6 +24,7 @@ from miles_lite.environments import single_turn
 from miles_lite.errors import plain
 from miles_lite.hooks import AgentFunction, RewardFunction, load_hook
 from miles_lite.process.addresses import actor_label
+from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
@@ -198,16 +199,16 @@ class AgentWorker:
         raise AssertionError("unreachable")
 
 
-async def run_task(worker: Any, task: Task) -> Rollout:
+async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
     """One attempt of an AgentWorker at a task. What cannot be brought here, as a result that cannot be pickled, is a
     failed rollout.
 
     Who calls an actor owns what it returns: the record comes here, the samples stay in the store, whatever becomes of
     the worker.
     """
-    running, samples = worker.run.options(num_returns=2).remote(task)
+    running, samples = worker.call_pair(AgentWorker.run, task)
     try:
-        rollout: Rollout = await running
+        rollout = await running
     except asyncio.CancelledError:
         ray.cancel(running)
         raise

@@ -14,13 +14,15 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, writing
 from miles_lite.process.addresses import actor_label
+from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
 from miles_lite.rollout.failures import note_failures
@@ -29,16 +31,30 @@ from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
 from miles_lite.sample import Group, Rollout, Status
+from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
-from miles_lite.stack.fleet import Delivered
+from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.stack import Stack
-from miles_lite.weights.receiver import WeightUpdate
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WORKER_START_TIMEOUT = 120.0
 ATTEMPTS = 4
 """How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Where it serves, the rollouts of one evaluation, the steps of one epoch."""
+
+    router_url: str
+    session_urls: list[str]
+    engine_urls: list[str]
+    eval_rollouts: int
+    rollouts_per_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +77,25 @@ class Progress:
 
 
 class RolloutManager:
-    """Async Ray actor. `start` first; then `generate`, `eval`, `update_weights`, `save`, `load`, `status`, `stop`."""
+    """Async Ray actor. `start` first; then `generate`, `eval`, `fleet`, `save`, `load`, `status`, `stop`."""
 
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
         self._config = config
         self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
-        self._workers: list[Kept] = []
+        self._workers: list[Kept[AgentWorker]] = []
         self._accounts = Accounts()
         self._rollout_indices = itertools.count()
         self._before_step: tuple[int, dict[str, Any]] = (-1, {})
-        self._load: Counter[Kept] = Counter()
+        self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
         return actor_label("RolloutManager")
 
-    async def start(self) -> dict[str, Any]:
-        """Read the data, start the stack and the agent workers. Returns URLs, the rollouts of one epoch and those of
-        one evaluation."""
+    async def start(self) -> Started:
+        """Read the data, start the stack and the agent workers."""
         self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
         self._eval_sets = {
             name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
@@ -94,13 +109,13 @@ class RolloutManager:
         )
         await asyncio.gather(self._stack.start(), self._start_workers())
         held_out = sum(len(prompts) for prompts in self._eval_sets.values())
-        return {
-            "router_url": self._stack.router_url,
-            "session_urls": self._stack.session_urls,
-            "engine_urls": self._stack.engine_urls,
-            "eval_rollouts": held_out * self._config.evaluation.n_samples_per_eval_prompt,
-            "rollouts_per_epoch": max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
-        }
+        return Started(
+            router_url=self._stack.router_url,
+            session_urls=self._stack.session_urls,
+            engine_urls=self._stack.fleet.urls,
+            eval_rollouts=held_out * self._config.evaluation.n_samples_per_eval_prompt,
+            rollouts_per_epoch=max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
+        )
 
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, and compute metrics."""
@@ -113,7 +128,7 @@ class RolloutManager:
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
-        metrics["rollout/engine_restarts"] = float(self._stack.engine_restarts)
+        metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
@@ -138,21 +153,11 @@ class RolloutManager:
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
 
-    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
-        """Bring every engine to `update`; `sender` is who holds its buckets. See Stack.update_weights."""
-        return await self._stack.update_weights(update, sender)
-
-    async def offload(self) -> None:
-        """Free the engines' memory while the trainer works."""
-        await self._stack.offload()
-
-    async def onload(self) -> None:
-        """Take it back."""
-        await self._stack.onload()
-
-    async def verify_weights(self) -> None:
-        """Raises UserError when an engine serves something else than its folder holds."""
-        await self._stack.verify_weights()
+    async def fleet(
+        self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], /, *args: P.args, **options: P.kwargs
+    ) -> R:
+        """A method of the engines' fleet, which lives here and is the driver's to command."""
+        return await method(self._stack.fleet, *args, **options)
 
     async def status(self) -> Progress:
         step = self._generator.step
@@ -167,7 +172,7 @@ class RolloutManager:
         """What a person must hear of the run's servers, so far."""
         return self._stack.alarms
 
-    async def accounts(self) -> dict[str, Any]:
+    async def accounts(self) -> dict[str, int]:
         """Where every prompt of the run went."""
         return dataclasses.asdict(self._accounts)
 
@@ -208,18 +213,18 @@ class RolloutManager:
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
-        if self._stack.failure is not None:
-            raise self._stack.failure
+        if self._stack.fleet.failure is not None:
+            raise self._stack.fleet.failure
 
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
             self._workers.append(self._worker(index))
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
-    def _worker(self, index: int) -> Kept:
-        def make(restarts: int) -> Any:
-            actor = named_actor(AgentWorker, restarted(f"agent-worker-{index}", restarts), num_cpus=0)
-            return actor.remote(index, self._config, self._stack.admin_key)
+    def _worker(self, index: int) -> Kept[AgentWorker]:
+        def make(restarts: int) -> Remote[AgentWorker]:
+            name = restarted(f"agent-worker-{index}", restarts)
+            return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
@@ -229,9 +234,9 @@ class RolloutManager:
         async with self._room:
             index = next(self._rollout_indices)
             for _ in range(ATTEMPTS):
-                worker, session = (
-                    min(kept, key=self._load.__getitem__) for kept in (self._workers, self._stack.sessions)
-                )
+                worker = min(self._workers, key=self._load.__getitem__)
+                session = min(self._stack.sessions, key=self._load.__getitem__)
+                used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
                 try:

@@ -5,7 +5,7 @@ Invariant: every error leaves as JSON in OpenAI's shape, `{"error": {"message", 
 
 from __future__ import annotations
 
-from typing import Any
+from miles_lite.process.json_types import JsonObject
 
 
 class ApiError(Exception):
@@ -15,7 +15,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         kind = "invalid_request_error" if self.status < 500 else "api_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

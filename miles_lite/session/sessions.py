@@ -15,20 +15,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from sys import getsizeof
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects.json_reuse import Bodies
 from miles_lite.session.dialects.request import ChatRequest
 from miles_lite.session.engine.prompt_json import Prompts
 from miles_lite.session.errors import journal_failed, unknown_answer, unknown_session
 from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
+from miles_lite.session.history.placing import Placed
 from miles_lite.session.history.retries import Retries
-from miles_lite.session.history.tree import Tree, Turn
-from miles_lite.session.http.shared_request import Call
+from miles_lite.session.history.tree import Tree, Turn, pack_ids, sampling
 from miles_lite.session.journal.row import Entry, Receipt
 from miles_lite.session.journal.store import Journal, Stored
 from miles_lite.session.memory import Heap
+from miles_lite.session.shared_request import Call
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Session:
 
     session_id: str
     tree: Tree
-    sampling: dict[str, Any]
+    sampling: JsonObject
     recreated: bool = False
     used: float = 0.0
     size: int = _SESSION_BYTES
@@ -77,6 +78,20 @@ class Session:
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
         self.counts.update(counts)
         return turn, counts
+
+    def alike(self, placed: Placed, params: JsonMapping, request: ChatRequest) -> list[Turn]:
+        """Turns that answered the very tokens of this context, under the same parameters and constraints."""
+        place, suffix = placed.place, placed.suffix
+        siblings = self.tree.children(place.turn)
+        ids = pack_ids(suffix.ids) if siblings else b""
+        return [
+            turn
+            for turn in siblings
+            if turn.prompt_bytes == ids
+            and (turn.caller, turn.drop) == (place.caller, suffix.drop)
+            and sampling(turn.output) == params
+            and self.receipts[turn.number].constrained == request.constrained
+        ]
 
     def said_before(self, request: ChatRequest) -> ChatRequest:
         """The request with the conversation before it, when it names the answer it follows. Raises ApiError 400."""
@@ -117,6 +132,10 @@ class Sessions:
     def live(self) -> int:
         return len(self._resident) + self._spilled
 
+    def empty_tree(self) -> Tree:
+        """Of a session that nobody opened."""
+        return Tree(self._matcher)
+
     def peek(self, session_id: str) -> Session | None:
         """The session if it is in memory, without using it."""
         return self._resident.get(session_id)
@@ -124,7 +143,7 @@ class Sessions:
     def resident(self) -> list[Session]:
         return list(self._resident.values())
 
-    async def create(self, sampling: dict[str, Any]) -> Session:
+    async def create(self, sampling: JsonObject) -> Session:
         """A session with a fresh id, on disk when this returns. Raises sqlite3.Error, and there is no session then."""
         session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
         await self._admit_new(session)
@@ -260,7 +279,7 @@ def _size(entry: Entry) -> int:
     return _TURN_BYTES + arrays + weight([entry.messages, entry.reply])
 
 
-def weight(value: Any) -> int:
+def weight(value: Json) -> int:
     """Bytes of memory that JSON takes as objects. Keys, of which there are few, are not counted."""
     size, level = 0, [value]
     while level:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ParamSpec, Protocol, TypeVar
 
 import ray
 
 from miles_lite.errors import UserError
+from miles_lite.process.remote import Remote, remote
 from miles_lite.stack.environment import actor_env
 
 STOP_TIMEOUT = 6.0
+NO_SLOT: Mapping[str, object] = {"num_cpus": 0}
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def named_actor(actor_class: type, name: str, *, gpu: bool = False, **options: Any) -> Any:
-    """`actor_class` as a Ray actor with a name in the dashboard and the driver's environment; call `.remote(...)`."""
-    runtime_env = {"env_vars": actor_env(gpu=gpu)}
-    return ray.remote(actor_class).options(name=name, runtime_env=runtime_env, **options)
+class Stops(Protocol):
+    """An actor that can be asked to end what it holds."""
+
+    async def stop(self) -> None: ...
+
+
+def named_actor(
+    kind: Callable[P, T], name: str, where: Mapping[str, object] = NO_SLOT, *, gpu: bool = False
+) -> Callable[P, Remote[T]]:
+    """Makes actors of class `kind`, with a name in the dashboard and the driver's environment; see `remote`.
+
+    `where` are Ray's options of its place, `gpu` is for an engine on GPUs.
+    """
+    return remote(kind, name=name, env=actor_env(gpu=gpu), **where)
 
 
 def restarted(name: str, restarts: int) -> str:
@@ -25,27 +40,19 @@ def restarted(name: str, restarts: int) -> str:
     return f"{name}-restart-{restarts}" if restarts else name
 
 
-async def started(actor: Any, what: str, timeout: float, **options: Any) -> Any:
-    """What the actor's `start(**options)` returns. Raises UserError naming `what` after `timeout` seconds."""
+async def started(starting: Awaitable[T], what: str, timeout: float) -> T:
+    """What the call of an actor's `start` returns. Raises UserError naming `what` after `timeout` seconds."""
     try:
-        return await asyncio.wait_for(actor.start.remote(**options), timeout)
+        return await asyncio.wait_for(starting, timeout)
     except TimeoutError:
         raise UserError(
             f"{what} did not start within {timeout:.0f} s; see Ray's dashboard and the logs folder"
         ) from None
 
 
-async def lives(actor: Any, timeout: float, *, unbroken: float = 0.0) -> bool:
-    """Whether its `alive` says so, for the last `unbroken` seconds, and within `timeout` seconds."""
-    try:
-        return bool(await asyncio.wait_for(actor.alive.remote(unbroken), timeout))
-    except (ray.exceptions.RayActorError, TimeoutError):
-        return False
-
-
-async def end_actor(actor: Any) -> None:
+async def end_actor(actor: Remote[Stops]) -> None:
     """Stop an actor politely, then for good."""
     with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-        await asyncio.wait_for(actor.stop.remote(), STOP_TIMEOUT)
+        await asyncio.wait_for(actor.call(Stops.stop), STOP_TIMEOUT)
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.kill(actor)
+        actor.kill()

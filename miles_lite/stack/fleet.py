@@ -13,26 +13,28 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from miles_lite.config.choices import WorkerType
+from miles_lite.config.choices import TransferMode
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
-from miles_lite.stack.actors import end_actor, named_actor, restarted, started
-from miles_lite.stack.engine_plans import EnginePlan, plan_engines
+from miles_lite.process.remote import Remote
+from miles_lite.stack.actors import NO_SLOT, named_actor, restarted, started
+from miles_lite.stack.engine_plans import plan_engines
+from miles_lite.stack.engine_slot import EngineSlot
 from miles_lite.stack.placement import ENGINE_SHARE, Layout
 from miles_lite.stack.router_sync import RouterSync
-from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.weights.delivery import Failures, Receiver, Trainer, each
 from miles_lite.weights.fits import WeightsError
 from miles_lite.weights.receiver import EngineError, WeightUpdate
+from miles_lite.weights.transports import TRANSPORTS
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Delivered:
     """How a weight update went: seconds, pause included, and the engines that did not take it, with the reason."""
 
     seconds: float
-    behind: dict[int, str]
+    behind: Failures
 
 
 @dataclass(frozen=True)
@@ -56,32 +58,6 @@ class Recovery:
     reason: str
     noticed: float
     serving: float
-
-
-@dataclass
-class _Slot:
-    """One engine's place: the actor that fills it now, those of its other nodes, what it serves once it does, and how
-    often it was replaced."""
-
-    plan: EnginePlan
-    actor: Any = None
-    others: list[Any] = field(default_factory=list)
-    info: EngineInfo | None = None
-    restarts: int = 0
-    given_up: bool = False
-
-    @property
-    def index(self) -> int:
-        return self.plan.index
-
-    @property
-    def role(self) -> WorkerType:
-        return self.plan.role
-
-    async def end(self) -> None:
-        """End whatever fills it, on all its nodes."""
-        actors = [actor for actor in (self.actor, *self.others) if actor is not None]
-        await asyncio.gather(*(end_actor(actor) for actor in actors))
 
 
 class Fleet:
@@ -107,9 +83,10 @@ class Fleet:
         template = options.session.chat_template_path
         self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
-        self._slots = [_Slot(plan) for plan in plan_engines(options.topology)]
+        self._slots = [EngineSlot(plan) for plan in plan_engines(options.topology)]
         self._weights = WeightUpdate(str(model), 0, updates.pause_generation_mode)
-        self._sync = WeightSync(updates.update_weight_transfer_mode)
+        self._stream = TRANSPORTS[updates.update_weight_transfer_mode]()
+        self._disk = TRANSPORTS[TransferMode.DISK]()
         self._changing = asyncio.Lock()
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
@@ -132,6 +109,10 @@ class Fleet:
         """Those that serve."""
         return [slot.info for slot in self._slots if slot.info]
 
+    @property
+    def urls(self) -> list[str]:
+        return [engine.url for engine in self.engines]
+
     async def start(self, router_url: str) -> None:
         """Start all engines at once and watch them. Raises UserError when one does not come up."""
         self._router_url = router_url
@@ -147,26 +128,23 @@ class Fleet:
             watcher.cancel()
         await asyncio.gather(*(slot.end() for slot in self._slots))
 
-    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
+    async def update_weights(self, update: WeightUpdate, trainer: Remote[Trainer] | None = None) -> Delivered:
         """Bring every engine to `update`.
 
         Without buckets the engines load its folder; one that refuses is ended, and replaced by one that starts from it.
-        With buckets they get them from `sender`, the trainer's rank 0; those that could not take them serve what they
-        served before and are named in the answer.
+        With buckets they get them from `trainer`; those that could not take them serve what they served before and are
+        named in the answer.
         """
         async with self._changing:
             began, before = time.perf_counter(), self._weights
             await self._router.admit(update.version, previous=before.version)
-            behind: dict[int, str] = {}
+            serving, behind = self._serving(), Failures()
             if update.buckets:
-                receivers = [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
-                behind = await self._sync.deliver(update, sender, receivers)
-                self._weights = before if receivers and len(behind) == len(receivers) else update
+                behind = await self._stream.deliver(update, trainer, serving)
+                self._weights = before if serving and len(behind) == len(serving) else update
             else:
                 self._weights = update
-                await asyncio.gather(
-                    *(self._do(slot, slot.actor.update_weights.remote(update)) for slot in self._slots if slot.info)
-                )
+                await self._end(await self._disk.deliver(update, None, serving))
             if not behind:
                 for url in await self._router.admit(update.version):
                     log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
@@ -175,9 +153,9 @@ class Fleet:
     async def verify_weights(self) -> None:
         """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
         async with self._changing:
-            actors = [slot.actor for slot in self._slots if slot.info]
+            checking = [slot.actor.call(EngineActor.verify_weights) for slot in self._slots if slot.info]
             try:
-                counts = await asyncio.gather(*(actor.verify_weights.remote() for actor in actors))
+                counts = await asyncio.gather(*checking)
             except WeightsError as error:
                 raise UserError(f"--check-weight-update-equal: {plain(error)}") from error
             log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
@@ -185,12 +163,22 @@ class Fleet:
     async def offload(self) -> None:
         """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""
         async with self._changing:
-            await asyncio.gather(*(self._do(slot, slot.actor.offload.remote()) for slot in self._slots if slot.info))
+            await self._end(await each(self._serving(), lambda one: one.actor.call(EngineActor.offload)))
 
     async def onload(self) -> None:
         """Take the memory back."""
         async with self._changing:
-            await asyncio.gather(*(self._do(slot, slot.actor.onload.remote()) for slot in self._slots if slot.info))
+            await self._end(await each(self._serving(), lambda one: one.actor.call(EngineActor.onload)))
+
+    def _serving(self) -> list[Receiver[EngineActor]]:
+        return [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
+
+    async def _end(self, failures: Failures) -> None:
+        """End engines that are in no known state: their watchers replace them, and fresh ones start from the current
+        weights."""
+        for index, error in failures.items():
+            log.warning("engine %d, version %d: %s", index, self.weight_version, error)
+        await asyncio.gather(*(slot.end() for slot in self._slots if slot.index in failures))
 
     # ---- starting ------------------------------------------------------------------------------------------------
 
@@ -207,47 +195,45 @@ class Fleet:
             for rank in range(plan.nodes):
                 self._layout.check_neighbours(bundles[plan.on_node(rank)], f"engine {plan.index}")
 
-    async def _fill(self, slot: _Slot) -> None:
+    async def _fill(self, slot: EngineSlot) -> None:
         """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
         WeightsError or RayError when it cannot be; nothing is left of it then."""
         await _written(self._weights)
-        spec, *others = self._engine_specs(slot)
-        slot.actor, *slot.others = [self._actor(slot, each) for each in (spec, *others)]
+        specs = self._engine_specs(slot)
+        slot.nodes = [self._actor(slot, spec) for spec in specs]
         try:
             info = await self._started(slot)
             async with self._changing:
-                if self._weights.version != spec.weight_version or (slot.plan.external_url and slot.restarts):
+                if self._weights.version != specs[0].weight_version or (slot.plan.external_url and slot.restarts):
                     await _written(self._weights)
-                    await slot.actor.update_weights.remote(dataclasses.replace(self._weights, buckets=()))
-                await slot.actor.register.remote()
+                    folder = dataclasses.replace(self._weights, buckets=())
+                    await slot.actor.call(EngineActor.update_weights, folder)
+                await slot.actor.call(EngineActor.register)
                 slot.info = info
                 self._router.joined(info)
         except BaseException:
             await asyncio.shield(slot.end())
             raise
 
-    async def _started(self, slot: _Slot) -> EngineInfo:
+    async def _started(self, slot: EngineSlot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
-        meeting = await slot.actor.meet.remote() if slot.others else None
-        starts = [
-            started(actor, what, timeout, register=False, meeting=meeting) for actor in (slot.actor, *slot.others)
-        ]
-        infos: list[EngineInfo] = await asyncio.gather(*starts)
+        meeting = await slot.actor.call(EngineActor.meet) if slot.plan.nodes > 1 else None
+        starting = [node.call(EngineActor.start, register=False, meeting=meeting) for node in slot.nodes]
+        infos = await asyncio.gather(*(started(start, what, timeout) for start in starting))
         memories = {info.memory for info in infos}
         return dataclasses.replace(infos[0], memory=memories.pop() if len(memories) == 1 else None)
 
-    def _actor(self, slot: _Slot, spec: EngineSpec) -> Any:
+    def _actor(self, slot: EngineSlot, spec: EngineSpec) -> Remote[EngineActor]:
         """An actor for one node of an engine, in the first of the slots that it fills there."""
         name = f"engine-{slot.index}" + (f"-node-{spec.node_rank}" if spec.node_rank else "")
-        where: dict[str, Any] = {"num_cpus": 0}
+        where = NO_SLOT
         if not slot.plan.external_url:
             first, *_ = self._layout.engine_slots[slot.plan.on_node(spec.node_rank)]
             where = self._layout.options(first, ENGINE_SHARE)
-        return named_actor(
-            EngineActor, restarted(name, slot.restarts), gpu=self._layout.device == "cuda", **where
-        ).remote(spec)
+        gpu = self._layout.device == "cuda"
+        return named_actor(EngineActor, restarted(name, slot.restarts), where, gpu=gpu)(spec)
 
-    def _engine_specs(self, slot: _Slot) -> list[EngineSpec]:
+    def _engine_specs(self, slot: EngineSlot) -> list[EngineSpec]:
         """What the engine of `slot` is to be, on each of its nodes."""
         options, plan = self._options, slot.plan
         args = {**self._text, **options.engines.sglang_args, **plan.overrides}
@@ -281,11 +267,11 @@ class Fleet:
 
     # ---- keeping alive -------------------------------------------------------------------------------------------
 
-    async def _keep(self, slot: _Slot) -> None:
+    async def _keep(self, slot: EngineSlot) -> None:
         """Replace the engine of `slot` whenever it ends or hangs, as often as --engine-restarts allows."""
         limit = self._options.engines.engine_restarts
         while slot.info is not None:
-            reason = await _ailment(slot.actor, *slot.others)
+            reason = await slot.ailment()
             noticed = time.time()
             log.warning("engine %d: %s; replacing it (%d so far)", slot.index, reason, slot.restarts)
             info, slot.info = slot.info, None
@@ -301,7 +287,7 @@ class Fleet:
                     self.recoveries.append(Recovery(slot.index, reason, noticed, time.time()))
         self._give_up(slot, reason)
 
-    def _give_up(self, slot: _Slot, reason: str) -> None:
+    def _give_up(self, slot: EngineSlot, reason: str) -> None:
         """The run ends when this was the last engine of its role."""
         limit = self._options.engines.engine_restarts
         slot.given_up = True
@@ -311,34 +297,6 @@ class Fleet:
                 f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
                 f"Last reason: {reason}\n  See {self._options.run_dir / 'logs'}."
             )
-
-    async def _do(self, slot: _Slot, call: Any) -> None:
-        """Wait for a call that leaves the engine in a known state, or end the engine: its watcher replaces it, and a
-        fresh one starts from the current weights."""
-        try:
-            await call
-        except (EngineError, WeightsError, ray.exceptions.RayError) as error:
-            log.warning("engine %d, version %d: %s", slot.index, self.weight_version, plain(error))
-            await slot.end()
-
-
-async def _ailment(*nodes: Any) -> str:
-    """What is wrong with an engine, as soon as something is on any of its nodes."""
-    watches = [asyncio.ensure_future(_watched(node)) for node in nodes]
-    try:
-        done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
-    finally:
-        for watch in watches:
-            watch.cancel()
-
-
-async def _watched(actor: Any) -> str:
-    try:
-        reason: str = await actor.watch.remote()
-        return reason
-    except ray.exceptions.RayActorError:
-        return "its actor has died"
 
 
 async def _written(weights: WeightUpdate) -> None:

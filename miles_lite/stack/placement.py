@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 from ray.util.placement_group import (
@@ -51,7 +51,7 @@ class Layout:
     homes: Sequence[Home] = field(default=(), repr=False)
     """Of each bundle."""
 
-    def options(self, bundle: int, share: float) -> dict[str, Any]:
+    def options(self, bundle: int, share: float) -> dict[str, object]:
         """Ray actor options that claim `share` of the slot `bundle`."""
         assert self.group is not None, "there is a group wherever there is a bundle"
         strategy = PlacementGroupSchedulingStrategy(
@@ -147,7 +147,7 @@ def service_nodes(hosts: Hosts, *, here: str, alive: Sequence[str]) -> list[str]
     return [here, *sorted(set(alive) - {here})] if spread else [here]
 
 
-def pinned(node: str) -> dict[str, Any]:
+def pinned(node: str) -> dict[str, object]:
     """Ray actor options of a service that stays on `node` and claims no slot."""
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node, soft=False)}
 

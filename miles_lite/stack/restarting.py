@@ -7,15 +7,17 @@ to an actor that is being replaced does not fail for that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import ray
 
 from miles_lite.errors import UserError, plain
-from miles_lite.stack.actors import end_actor, lives, started
+from miles_lite.process.remote import Remote
+from miles_lite.stack.actors import Stops, end_actor, started
 
 log = logging.getLogger(__name__)
 
@@ -27,42 +29,58 @@ BACK_SECONDS = 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 
 
-class Kept:
-    """One actor and its successors: it has `start`, `alive(seconds)`, `watch`, which never returns, and `stop`."""
+class Service(Stops, Protocol):
+    """What can be kept."""
 
-    def __init__(self, what: str, make: Callable[[int], Any], *, start_seconds: float, say: Callable[[str], None]):
+    async def start(self) -> str | None:
+        """Serve; its URL, if it has one."""
+
+    async def alive(self, seconds: float) -> bool:
+        """Whether it serves, and did for so long."""
+
+    async def watch(self) -> None:
+        """Never returns."""
+
+
+Kind = TypeVar("Kind", bound=Service)
+
+
+class Kept(Generic[Kind]):
+    """One actor of class `Kind` and its successors."""
+
+    def __init__(
+        self, what: str, make: Callable[[int], Remote[Kind]], *, start_seconds: float, say: Callable[[str], None]
+    ) -> None:
         """`make(restarts)` gives an actor that is not started yet; `say` takes what a person must hear."""
         self._what, self._make, self._start_seconds, self._say = what, make, start_seconds, say
-        self._actor: Any = None
-        self._serving = asyncio.Event()
+        self._actor: Remote[Kind] | None = None
+        self._served: asyncio.Future[Remote[Kind]] = asyncio.Future()
         self._keeping: asyncio.Task[None] | None = None
-        self.told: Any = None
+        self.told = ""
         self.restarts = 0
 
-    async def start(self) -> Any:
-        """What the actor's `start` returns, which `told` is from then on. Raises UserError."""
+    async def start(self) -> str:
+        """The actor's URL, if it has one, which `told` is from then on. Raises UserError."""
         await self._launch()
         self._keeping = asyncio.create_task(self._keep())
         return self.told
 
-    async def serving(self) -> Any:
+    async def serving(self) -> Remote[Kind]:
         """The actor that serves. Raises UserError when none does for BACK_SECONDS."""
         try:
-            await asyncio.wait_for(self._serving.wait(), BACK_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._served), BACK_SECONDS)
         except TimeoutError:
             raise UserError(f"waited {BACK_SECONDS:.0f} s for {self._what} to be replaced; see its log") from None
-        return self._actor
 
     async def stood(self, restarts: int, seconds: float) -> bool:
         """Whether the actor of that time, counted in `restarts` and `seconds` ago, serves to this moment, and lost no
         process of its own meanwhile."""
-        same = restarts == self.restarts and self._serving.is_set()
-        return same and await lives(self._actor, SILENCE_SECONDS, unbroken=seconds)
+        return restarts == self.restarts and await self._lives(unbroken=seconds)
 
     async def renewed(self, restarts: int) -> None:
         """Return once there is a later actor than that of `restarts`, or that one lives after all. Raises UserError as
         `serving` does."""
-        while self.restarts == restarts and not await lives(self._actor, SILENCE_SECONDS):
+        while self.restarts == restarts and not await self._lives():
             await asyncio.sleep(0.05)
         await self.serving()
 
@@ -71,15 +89,16 @@ class Kept:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        actor, self._actor = self._actor, None
-        if actor is not None:
-            await end_actor(actor)
+        await self._end()
+
+    async def _lives(self, *, unbroken: float = 0.0) -> bool:
+        return self._served.done() and await _lives(self._served.result(), unbroken=unbroken)
 
     async def _keep(self) -> None:
         while True:
-            await _ended(self._actor)
+            await _ended(await self.serving())
             lost = time.monotonic()
-            self._serving.clear()
+            self._served = asyncio.Future()
             self._say(f"{self._what} has ended; replacing it")
             await self._replace()
             self._say(f"{self._what} serves again after {time.monotonic() - lost:.1f} s")
@@ -89,7 +108,7 @@ class Kept:
         pause = _FIRST_PAUSE
         while True:
             self.restarts += 1
-            await end_actor(self._actor)
+            await self._end()
             try:
                 return await self._launch()
             except (UserError, ray.exceptions.RayError) as error:
@@ -98,24 +117,36 @@ class Kept:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _launch(self) -> None:
-        self._actor = self._make(self.restarts)
-        self.told = await started(self._actor, self._what, self._start_seconds)
-        self._serving.set()
+        self._actor = actor = self._make(self.restarts)
+        service: Remote[Service] = actor
+        told = await started(service.call(Service.start), self._what, self._start_seconds)
+        self.told = told or ""
+        self._served.set_result(actor)
+
+    async def _end(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            await end_actor(actor)
 
 
-async def _ended(actor: Any) -> None:
+async def _ended(actor: Remote[Service]) -> None:
     """Return as soon as an actor is dead, or has not answered for SILENCE_SECONDS."""
     watching = asyncio.ensure_future(_died(actor))
     try:
         while not (await asyncio.wait({watching}, timeout=LOOK_SECONDS))[0]:
-            if not await lives(actor, SILENCE_SECONDS):
+            if not await _lives(actor):
                 return
     finally:
         watching.cancel()
 
 
-async def _died(actor: Any) -> None:
-    try:
-        await actor.watch.remote()
-    except ray.exceptions.RayActorError:
-        return
+async def _died(actor: Remote[Service]) -> None:
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        await actor.call(Service.watch)
+
+
+async def _lives(actor: Remote[Service], *, unbroken: float = 0.0) -> bool:
+    """Whether its `alive` says so, for the last `unbroken` seconds, and within SILENCE_SECONDS."""
+    with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
+        return await asyncio.wait_for(actor.call(Service.alive, unbroken), SILENCE_SECONDS)
+    return False

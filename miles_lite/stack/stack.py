@@ -7,11 +7,10 @@ Invariant: a dead router or session server is replaced by one on the same port, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import ray
@@ -19,18 +18,16 @@ import ray
 from miles_lite.config.choices import RouterKind
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
-from miles_lite.engine.spec import EngineInfo
-from miles_lite.errors import UserError
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.process.admin_key import admin_key
+from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.stack.actors import named_actor, restarted
-from miles_lite.stack.fleet import Delivered, Fleet, Recovery
+from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
-from miles_lite.weights.receiver import WeightUpdate
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ class Stack:
         self._context = context_length(self._model, options.context.rollout_max_context_len)
         self.admin_key = admin_key(options.hosts.bind_host, options.engines.text("admin_api_key"), known_key)
         self.alarms: list[str] = []
-        self._fleet = Fleet(
+        self.fleet = Fleet(
             options,
             layout,
             model=self._model,
@@ -65,78 +62,28 @@ class Stack:
             router_key=known_key if options.router_address.sglang_router_ip else self.admin_key,
             say=self.alarm,
         )
-        self._router: Kept | None = None
+        self._router: Kept[RouterActor] | None = None
         self.router_url = ""
         self.data_url = ""
-        self.sessions: list[Kept] = []
+        self.sessions: list[Kept[SessionActor]] = []
         """The session servers; each has `told` its URL."""
-
-    @property
-    def model(self) -> Path:
-        return self._model
-
-    @property
-    def context_length(self) -> int:
-        return self._context
-
-    @property
-    def weight_version(self) -> int:
-        return self._fleet.weight_version
-
-    @property
-    def engine_restarts(self) -> int:
-        return self._fleet.restarts
-
-    @property
-    def recoveries(self) -> list[Recovery]:
-        """Engines that were replaced so far."""
-        return self._fleet.recoveries
-
-    @property
-    def engines(self) -> list[EngineInfo]:
-        """Those that serve."""
-        return self._fleet.engines
-
-    @property
-    def engine_urls(self) -> list[str]:
-        return [engine.url for engine in self.engines]
 
     @property
     def session_urls(self) -> list[str]:
         return [session.told for session in self.sessions]
-
-    @property
-    def failure(self) -> UserError | None:
-        """Why no engine is left, once none is."""
-        return self._fleet.failure
 
     async def start(self) -> None:
         """Start everything; engines start together. Raises UserError when a part does not come up."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self.router_url = self.data_url = await self._start_router()
         if self._router is not None:
-            self.data_url = await (await self._router.serving()).data_url.remote()
-        await asyncio.gather(self._start_sessions(), self._fleet.start(self.router_url))
+            self.data_url = await (await self._router.serving()).call(RouterActor.data_url)
+        await asyncio.gather(self._start_sessions(), self.fleet.start(self.router_url))
 
     def alarm(self, line: str) -> None:
         """Say it in the log, and to whoever looks at `alarms`."""
         log.warning("%s", line)
         self.alarms.append(line)
-
-    async def update_weights(self, update: WeightUpdate, sender: Any = None) -> Delivered:
-        """Bring every engine to `update`; see Fleet.update_weights."""
-        return await self._fleet.update_weights(update, sender)
-
-    async def verify_weights(self) -> None:
-        """Raises UserError when an engine serves something else than its folder holds."""
-        await self._fleet.verify_weights()
-
-    async def offload(self) -> None:
-        """Free the engines' memory until `onload`."""
-        await self._fleet.offload()
-
-    async def onload(self) -> None:
-        await self._fleet.onload()
 
     async def session_stats(self) -> dict[str, float]:
         """Counters summed over the session actors. One that is being replaced does not count."""
@@ -148,7 +95,7 @@ class Stack:
 
     async def stop(self) -> None:
         """Stop everything within a bound, whatever state it is in."""
-        await asyncio.gather(self._fleet.stop(), *(session.stop() for session in self.sessions))
+        await asyncio.gather(self.fleet.stop(), *(session.stop() for session in self.sessions))
         if self._router:
             await self._router.stop()
 
@@ -158,10 +105,9 @@ class Stack:
             return f"http://{address.sglang_router_ip}:{address.sglang_router_port}"
         (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
         self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
-        url: str = await self._router.start()
-        return url
+        return await self._router.start()
 
-    def _make_router(self, restarts: int) -> Any:
+    def _make_router(self, restarts: int) -> Remote[RouterActor]:
         """A router; the next one on the ports of the first, which knows the workers from the state file."""
         options = self._options
         gateway = options.routing.router == RouterKind.GATEWAY
@@ -173,7 +119,7 @@ class Stack:
             gateway_port=_port(self.data_url) if restarts and gateway else None,
             admin_key=self.admin_key,
         )
-        return named_actor(RouterActor, restarted("router", restarts), num_cpus=0).remote(spec)
+        return named_actor(RouterActor, restarted("router", restarts))(spec)
 
     async def _start_sessions(self) -> None:
         options = self._options
@@ -201,13 +147,13 @@ class Stack:
             self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
         await asyncio.gather(*(session.start() for session in self.sessions))
 
-    def _session(self, spec: SessionSpec, node: str) -> Kept:
+    def _session(self, spec: SessionSpec, node: str) -> Kept[SessionActor]:
         """A session server; the next one on the port of the first, on its node and so with its journal."""
 
-        def make(restarts: int) -> Any:
+        def make(restarts: int) -> Remote[SessionActor]:
             port = _port(kept.told) if restarts else spec.port
             name = restarted(f"session-{spec.index}", restarts)
-            return named_actor(SessionActor, name, **pinned(node)).remote(replace(spec, port=port))
+            return named_actor(SessionActor, name, pinned(node))(replace(spec, port=port))
 
         what = f"session server {spec.index}"
         kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
@@ -218,9 +164,7 @@ def _port(url: str) -> int | None:
     return urlsplit(url).port
 
 
-async def _stats(session: Kept) -> dict[str, float]:
-    try:
-        stats: dict[str, float] = await (await session.serving()).stats.remote()
-    except ray.exceptions.RayActorError:
-        return {}
-    return stats
+async def _stats(session: Kept[SessionActor]) -> dict[str, float]:
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        return await (await session.serving()).call(SessionActor.stats)
+    return {}

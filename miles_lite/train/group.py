@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
 from miles_lite.process.addresses import loopback
+from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
 from miles_lite.train.batching import make_batches
 from miles_lite.train.rank import TrainWorker, WorkerSpec
@@ -31,6 +33,10 @@ LOOK_SECONDS = 0.2
 STOP_TIMEOUT = 10.0
 ROOT_CAUSE_SECONDS = 3.0
 """How long after a first failure others are waited for: a dead rank breaks its neighbours' connections first."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class TrainError(RuntimeError):
@@ -56,7 +62,7 @@ class TrainGroup:
         self,
         config: Config,
         *,
-        strategies: Sequence[Any],
+        strategies: Sequence[object],
         slot_share: float,
         device: Literal["cpu", "cuda"],
         run_dir: Path,
@@ -68,24 +74,20 @@ class TrainGroup:
         self._config = config
         self._run_dir = run_dir
         self._look = look
-        self._workers: list[Any] = []
+        self._workers: list[Remote[TrainWorker]] = []
+        self._offering: list[ObjectRef[list[Bucket]]] = []
         resources = {"num_gpus": slot_share} if device == "cuda" else {"num_cpus": slot_share}
-        actor = ray.remote(TrainWorker)
         for rank, strategy in enumerate(strategies):
             spec = worker_spec(config, rank=rank, ranks=len(strategies), device=device)
-            options = actor.options(
-                name=f"train-worker-{rank}",
-                scheduling_strategy=strategy,
-                runtime_env={"env_vars": dict(environment or {})},
-                **resources,
-            )
-            self._workers.append(options.remote(spec))
+            name, env = f"train-worker-{rank}", environment or {}
+            make = remote(TrainWorker, name=name, env=env, scheduling_strategy=strategy, **resources)
+            self._workers.append(make(spec))
 
     def __repr__(self) -> str:
         return f"TrainGroup({len(self._workers)} ranks)"
 
     @property
-    def ranks(self) -> Sequence[Any]:
+    def ranks(self) -> Sequence[Remote[TrainWorker]]:
         """The actors, by rank."""
         return self._workers
 
@@ -95,7 +97,7 @@ class TrainGroup:
         `timeout` in seconds. Raises TrainError, UserError.
         """
         deadline = time.monotonic() + timeout
-        places = self._all("whereabouts", timeout=timeout, doing="starting")
+        places = self._wait(self._all(TrainWorker.whereabouts), timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
         if len(hosts) > 1 and loopback(self._config.hosts.bind_host):
             raise UserError(
@@ -103,10 +105,10 @@ class TrainGroup:
                 f"{self._config.hosts.bind_host}: give an address that other nodes reach, such as 0.0.0.0"
             )
         left = deadline - time.monotonic()
-        [address] = self._wait([self._workers[0].rendezvous.remote(left)], timeout=left, doing="opening the rendezvous")
+        opening = self._workers[0].call(TrainWorker.rendezvous, left)
+        [address] = self._wait([opening], timeout=left, doing="opening the rendezvous")
         left = deadline - time.monotonic()
-        first: int = min(self._all("start", address, left, timeout=left, doing="loading the model"))
-        return first
+        return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
     def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
         """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
@@ -122,9 +124,9 @@ class TrainGroup:
             global_batch_size=self._config.global_batch_size,
             options=self._config.algorithm,
         )
-        calls = [worker.train.remote(batches[topology.dp_rank(rank)]) for rank, worker in enumerate(self._workers)]
-        metrics: dict[str, float] = self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
-        return metrics
+        shares = [batches[topology.dp_rank(rank)] for rank in range(len(self._workers))]
+        calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
+        return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
 
     def export_weights(self, folder: Path) -> float:
         """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
@@ -142,30 +144,34 @@ class TrainGroup:
         copy_tokenizer(Path(self._config.model.hf_checkpoint).expanduser(), draft, template=template)
         replace_folder(draft, folder)
 
-    def begin_export(self, folder: Path) -> list[ray.ObjectRef]:
+    def begin_export(self, folder: Path) -> list[ObjectRef[float]]:
         """The same without waiting: the ranks do it before whatever they are told next. Pass it to `finish_export`."""
-        return [worker.export.remote(folder.absolute()) for worker in self._workers]
+        return self._all(TrainWorker.export, folder.absolute())
 
-    def finish_export(self, calls: list[ray.ObjectRef]) -> float:
+    def finish_export(self, calls: list[ObjectRef[float]]) -> float:
         """Wait for `begin_export`; seconds it took."""
-        seconds: float = max(self._wait(calls, timeout=CALL_TIMEOUT, doing="exporting weights"))
-        return seconds
+        return max(self._wait(calls, timeout=CALL_TIMEOUT, doing="exporting weights"))
 
-    def offer_weights(self) -> tuple[list[Bucket], Any]:
-        """Gather the weights on rank 0; their buckets, and rank 0's handle, from which engines get them."""
-        buckets: list[Bucket] = self._all("offer", timeout=CALL_TIMEOUT, doing="gathering weights")[0]
+    def offer_weights(self) -> tuple[list[Bucket], Remote[TrainWorker]]:
+        """The buckets in which engines get the weights, and rank 0, from which they do until `withdraw_weights`; the
+        other ranks give it their parts meanwhile."""
+        first, *self._offering = self._all(TrainWorker.offer)
+        [buckets] = self._wait([first], timeout=CALL_TIMEOUT, doing="offering weights")
         return buckets, self._workers[0]
 
     def withdraw_weights(self) -> None:
-        """Free what `offer_weights` gathered."""
-        self._wait([self._workers[0].withdraw.remote()], timeout=CALL_TIMEOUT, doing="freeing weights")
+        """End what `offer_weights` began."""
+        ended = self._workers[0].call(TrainWorker.withdraw)
+        self._wait([ended], timeout=CALL_TIMEOUT, doing="withdrawing weights")
+        self._wait(self._offering, timeout=CALL_TIMEOUT, doing="sending weights")
 
     def save(self, rollout_id: int) -> None:
         """Write `iter_…` under `--save`."""
         if self._config.checkpoint.save is None:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
-        self._all("save", folder, rollout_id, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+        saving = self._all(TrainWorker.save, folder, rollout_id)
+        self._wait(saving, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
 
     def save_hf(self, rollout_id: int) -> None:
         """Write the model folder that `--save-hf` names for this rollout, if it names one."""
@@ -176,16 +182,17 @@ class TrainGroup:
     def stop(self) -> None:
         """End all ranks, within STOP_TIMEOUT; may be called twice."""
         workers, self._workers = self._workers, []
-        settle([worker.stop.remote() for worker in workers], timeout=STOP_TIMEOUT / 2)
+        settle([worker.call(TrainWorker.stop) for worker in workers], timeout=STOP_TIMEOUT / 2)
         for worker in workers:
-            ray.kill(worker)
-        settle([worker.__ray_ready__.remote() for worker in workers], timeout=STOP_TIMEOUT / 2)
+            worker.kill()
+        settle([worker.ready() for worker in workers], timeout=STOP_TIMEOUT / 2)
 
-    def _all(self, method: str, *args: Any, timeout: float, doing: str) -> list[Any]:
-        calls = [getattr(worker, method).remote(*args) for worker in self._workers]
-        return self._wait(calls, timeout=timeout, doing=doing)
+    def _all(
+        self, method: Callable[Concatenate[TrainWorker, P], R], *args: P.args, **options: P.kwargs
+    ) -> list[ObjectRef[R]]:
+        return [worker.call(method, *args, **options) for worker in self._workers]
 
-    def _wait(self, calls: list[Any], *, timeout: float, doing: str) -> list[Any]:
+    def _wait(self, calls: Sequence[ObjectRef[R]], *, timeout: float, doing: str) -> list[R]:
         """All answers in rank order. Raises TrainError, or the UserError of a rank."""
         deadline = time.monotonic() + timeout
         waiting = list(calls)
@@ -201,8 +208,7 @@ class TrainGroup:
             if done and failure(done[0]) is not None:
                 settle(waiting, timeout=ROOT_CAUSE_SECONDS)
                 raise root_cause(calls, doing=doing)
-        answers: list[Any] = ray.get(calls)
-        return answers
+        return ray.get(calls)
 
 
 def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
@@ -219,13 +225,13 @@ def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu",
     )
 
 
-def settle(calls: list[Any], *, timeout: float) -> None:
+def settle(calls: Sequence[Awaitable[object]], *, timeout: float) -> None:
     """Wait until all calls have ended, one way or the other, or `timeout` seconds have passed."""
     if calls:
-        ray.wait(calls, num_returns=len(calls), timeout=timeout)
+        ray.wait(list(calls), num_returns=len(calls), timeout=timeout)
 
 
-def failure(call: Any) -> Exception | None:
+def failure(call: ObjectRef[R]) -> Exception | None:
     """The error of a call that has ended with one; None when it succeeded or still runs."""
     if not ray.wait([call], timeout=0)[0]:
         return None
@@ -236,7 +242,7 @@ def failure(call: Any) -> Exception | None:
     return None
 
 
-def root_cause(calls: list[Any], *, doing: str) -> Exception:
+def root_cause(calls: Sequence[ObjectRef[R]], *, doing: str) -> Exception:
     """The error that explains the others: a user's mistake first, then a dead rank, then whatever came."""
     failures = {rank: error for rank, call in enumerate(calls) if (error := failure(call)) is not None}
     for error in failures.values():

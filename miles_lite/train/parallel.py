@@ -14,13 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -42,9 +41,6 @@ class Strategy(Protocol):
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         """Sum gradients over ranks and clip them to `max_norm` (0: off); the global L2 norm before clipping."""
-
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        """The model's whole state on the CPU; only rank 0's is complete."""
 
 
 class Replicated:
@@ -77,9 +73,6 @@ class Replicated:
             self._flat.mul_(max_norm / norm)
         return norm
 
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        return dict(policy.model.state_dict())
-
 
 class Sharded:
     """FSDP2: each decoder layer is a shard group, the rest of the model another."""
@@ -110,11 +103,6 @@ class Sharded:
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         norm = nn.utils.clip_grad_norm_(trainable(policy), max_norm or float("inf"))
         return float(norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm)
-
-    def full_state(self, policy: Policy) -> dict[str, Tensor]:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(policy, options=options)
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
 def trainable(policy: Policy) -> Iterable[nn.Parameter]:

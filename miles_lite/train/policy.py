@@ -32,6 +32,10 @@ class Policy(nn.Module):
         self.model = model
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state under its own names; sharded where the policy is."""
+        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""

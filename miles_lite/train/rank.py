@@ -6,16 +6,18 @@ all ranks or none. What it waits for beyond its own arithmetic are the other ran
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_lite.config.options import Config
 from miles_lite.process.addresses import actor_label
@@ -24,9 +26,10 @@ from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
 from miles_lite.train.policy import Policy, load_model
-from miles_lite.weights.bucket import Bucket, Meeting
+from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
-from miles_lite.weights.sender import Group, Sender, published_state
+from miles_lite.weights.gather import Published
+from miles_lite.weights.sender import Sender, SendingActor
 
 COLLECTIVE_TIMEOUT = 600.0
 """Seconds one rank may keep the others waiting."""
@@ -44,17 +47,17 @@ class WorkerSpec:
     threads: int
 
 
-class TrainWorker:
+class TrainWorker(SendingActor):
     """A rank of a TrainGroup."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        host = spec.host or str(ray.util.get_node_ip_address())
+        super().__init__(host=host, device=torch.device(spec.device))
         self._spec = spec
-        self._device = torch.device(spec.device)
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
-        self._store: Any = None
-        self._sender: Sender | None = None
-        self._group: Group | None = None
+        self._store: TCPStore | None = None
+        self._offered = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return actor_label("TrainWorker", f"{self._spec.rank}/{self._spec.ranks}", self._spec.device)
@@ -65,9 +68,8 @@ class TrainWorker:
 
     def rendezvous(self, timeout: float) -> tuple[str, int]:
         """Rank 0: open the store that all ranks meet at; its host and port."""
-        host = self._spec.host or str(ray.util.get_node_ip_address())
-        self._store = open_store(host, ranks=self._spec.ranks, timeout=timeout)
-        return host, self._store.port
+        self._store = open_store(self._host, ranks=self._spec.ranks, timeout=timeout)
+        return self._host, self._store.port
 
     def start(self, address: tuple[str, int], timeout: float) -> int:
         """Join the others, build model and optimizer, restore a checkpoint; the first rollout id to run. Collective."""
@@ -89,64 +91,40 @@ class TrainWorker:
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""
         begin = time.perf_counter()
-        policy = self._learner.policy
-        state = self._learner.strategy.full_state(policy)
+        weights = self._weights()
         if self._spec.rank == 0:
-            write_folder(policy.model, state, folder, dtype=self._dtype())
+            with contextlib.closing(weights):
+                write_folder(weights, folder)
+        else:
+            weights.follow()
         return time.perf_counter() - begin
 
     def offer(self) -> list[Bucket]:
-        """Gather the weights on rank 0, to be sent from there; its buckets, [] elsewhere. Collective."""
-        policy = self._learner.policy
-        state = self._learner.strategy.full_state(policy)
+        """Rank 0: the buckets in which engines can be given the weights, until `withdraw`. The other ranks hand over
+        their parts meanwhile, and return [] then. Collective."""
+        weights = self._weights()
         if self._spec.rank != 0:
+            weights.follow()
             return []
-        published = published_state(policy.model, state, self._dtype())
         limit = self._spec.config.updates.update_weight_buffer_size
-        self._sender = Sender(published, device=self._device, bucket_bytes=limit)
-        return self._sender.buckets
-
-    def share_bucket(self, index: int, copies: int) -> list[bytes]:
-        """Rank 0, after `offer`: see Sender.share."""
-        return self._offered().share(index, copies=copies)
-
-    def broadcast_bucket(self, index: int) -> None:
-        """Rank 0, after `offer` and `join_group`: see Sender.broadcast."""
-        assert self._group is not None, "join_group comes first"
-        self._offered().broadcast(index, self._group)
-
-    def open_group(self, world_size: int) -> Meeting:
-        """Rank 0: a group for `broadcast_bucket`, to be joined by engines with the ranks from 1."""
-        self.close_group()
-        host = self._spec.host or str(ray.util.get_node_ip_address())
-        self._group = Group(host=host, world_size=world_size, device=self._device)
-        return self._group.meeting
-
-    def join_group(self) -> None:
-        """Rank 0: wait until all are in the group."""
-        assert self._group is not None, "open_group comes first"
-        self._group.join()
-
-    def close_group(self) -> None:
-        """Rank 0: leave it."""
-        group, self._group = self._group, None
-        if group is not None:
-            group.close()
+        self._offered.callback(weights.close)
+        return self.send(Sender(weights.layout, weights.fetch, device=self._device, bucket_bytes=limit))
 
     def withdraw(self) -> None:
-        """Forget what was offered."""
+        """Forget what was offered, if anything was."""
         self._sender = None
+        self._offered.close()
 
-    def _offered(self) -> Sender:
-        assert self._sender is not None, "offer comes first"
-        return self._sender
-
-    def _dtype(self) -> torch.dtype:
-        """What engines compute in."""
-        return torch.float32 if self._spec.device == "cpu" else torch.bfloat16
+    def _weights(self) -> Published:
+        """In what engines compute in."""
+        policy = self._learner.policy
+        return Published(
+            policy.model, policy.weights(), torch.float32 if self._spec.device == "cpu" else torch.bfloat16
+        )
 
     def save(self, folder: Path, rollout_id: int) -> None:
         """Write a checkpoint. Collective."""
+        self.withdraw()  # what was interrupted: the other ranks wait for its end
         checkpoint.save(self._learner, folder, iteration=rollout_id)
 
     def stop(self) -> None:

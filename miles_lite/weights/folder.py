@@ -6,20 +6,17 @@ Invariant: a folder that exists is complete: it is written beside its place and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from miles_lite.errors import writing
+from miles_lite.weights.gather import Published
+from miles_lite.weights.tensor_files import write_tensors
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 
 
-def write_folder(model: Any, state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype) -> None:
-    """`config.json`, `generation_config.json` and safetensors of a model's whole `state`, in `dtype`.
+def write_folder(weights: Published, folder: Path) -> None:
+    """`config.json`, `generation_config.json` and safetensors of a model's `weights`.
 
     A folder that stood there is replaced. Names and shards are those of `save_pretrained`, so whatever reads Hugging
     Face folders reads this one.
@@ -27,17 +24,9 @@ def write_folder(model: Any, state: Mapping[str, Tensor], folder: Path, *, dtype
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with writing("the weights", folder):
-        model.save_pretrained(partial, state_dict=prepared(model, state, dtype))
+        weights.model.save_pretrained(partial, state_dict={})
+        write_tensors(partial, weights.layout, weights.fetch, parameters=weights.model.num_parameters())
     replace_folder(partial, folder)
-
-
-def prepared(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """`state` with floats in `dtype`, and without the weights that are tied to others: files do not hold them."""
-    return {
-        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-        if name not in model.all_tied_weights_keys
-    }
 
 
 def replace_folder(source: Path, target: Path) -> None:

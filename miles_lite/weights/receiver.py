@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import aiohttp
 
@@ -79,22 +79,20 @@ class StreamedUpdate:
     async def open(self) -> None:
         """Pause, flush the cache, and let the server make its weights writable. Raises EngineError; then nothing has
         changed."""
-        try:
-            self._server = await self._pause.enter_async_context(_session(*self._address))
-            await self._pause.enter_async_context(_paused(self._server, self.update.pause_mode))
+        async with contextlib.AsyncExitStack() as pause:
+            self._server = await pause.enter_async_context(_session(*self._address))
+            await pause.enter_async_context(_paused(self._server, self.update.pause_mode))
             if self.update.pause_mode != PauseMode.IN_PLACE:
                 await _flush(self._server)
             await _post(self._server, "/begin_weight_update", {"selector": "all"}, timeout=CONTROL_TIMEOUT)
-        except BaseException:
-            await self._pause.aclose()
-            raise
+            self._pause = pause.pop_all()
 
     async def load(self, shared: Sequence[bytes], meeting: Meeting | None) -> None:
         """Take the next bucket: from the memory that `shared` names, one handle per rank of this server, or, without
         any, from the group of `meeting`. Raises EngineError."""
         bucket = self.update.buckets[self._loaded]
         self._loaded += 1  # also when it fails: a part may have been written
-        body: dict[str, Any] = {"load_format": "flattened_bucket", "flush_cache": False}
+        body: dict[str, object] = {"load_format": "flattened_bucket", "flush_cache": False}
         if shared:
             body["serialized_named_tensors"] = [base64.b64encode(handle).decode() for handle in shared]
             await _post(self._server, "/update_weights_from_tensor", body)
@@ -149,7 +147,7 @@ async def checksums(*, url: str, headers: Mapping[str, str]) -> dict[str, str]:
     """What the server computes over each tensor it serves; keys name rank and tensor. Raises EngineError."""
     async with _session(url, headers) as server:
         answer = await _post(server, "/weights_checker", {"action": "checksum", "selector": "all"})
-    ranks = answer.get("ranks") or ()
+    ranks = cast("list[dict[str, dict[str, str]]]", answer.get("ranks") or [])
     return {f"{at}/{name}": value for at, rank in enumerate(ranks) for name, value in rank["checksums"].items()}
 
 
@@ -217,8 +215,8 @@ async def _flush(server: aiohttp.ClientSession) -> None:
 
 
 async def _post(
-    server: aiohttp.ClientSession, path: str, body: dict[str, Any], *, timeout: float = CALL_TIMEOUT
-) -> dict[str, Any]:
+    server: aiohttp.ClientSession, path: str, body: Mapping[str, object], *, timeout: float = CALL_TIMEOUT
+) -> dict[str, object]:
     """The answer's object, {} for another answer. Raises EngineError unless the status is 200."""
     limit = aiohttp.ClientTimeout(total=timeout, sock_connect=5.0)
     try:
@@ -236,5 +234,5 @@ async def _post(
     return {}
 
 
-def _shown(body: dict[str, Any]) -> str:
+def _shown(body: Mapping[str, object]) -> str:
     return textwrap.shorten(str(body), 300)

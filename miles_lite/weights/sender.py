@@ -1,157 +1,130 @@
-"""Rank 0's side of a weight transfer: the model's state in flat buckets, shared with engines or broadcast to them.
+"""Rank 0's side of a weight transfer: the weights in flat buckets, shared with engines or broadcast to them.
 
-Invariant: at most one bucket exists beside the state, and it lives until the next one is asked for or `close`. Every
-wait for engines ends after GROUP_TIMEOUT seconds.
+Invariant: at most two buckets exist, the one that engines take and the next.
 """
 
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from multiprocessing.reduction import ForkingPickler
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, multiprocessing
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-from torch.distributed.distributed_c10d import _new_process_group_helper, _world
 
-from miles_lite.model_folder import import_transformers
-from miles_lite.weights.bucket import GROUP_TIMEOUT, Bucket, Meeting
-from miles_lite.weights.folder import prepared
-
-
-def published_state(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """`state` under the names and in the shapes of the model's checkpoint files, floats in `dtype`, tied weights once.
-
-    transformers keeps some weights in another form than files do (experts are fused); this undoes it as
-    `save_pretrained` does.
-    """
-    import_transformers()
-    from transformers.core_model_loading import revert_weight_conversion
-
-    published: dict[str, Tensor] = revert_weight_conversion(model, prepared(model, state, dtype))
-    return published
+from miles_lite.weights.bucket import Bucket, Meeting, memory
+from miles_lite.weights.compat import place_in_bucket
+from miles_lite.weights.process_group import Group
+from miles_lite.weights.tensor_files import Fetch
 
 
 class Sender:
-    """A state's buckets. `device` is where a bucket lies when engines take it, `bucket_bytes` its largest size."""
+    """The buckets of what `layout` describes (shapes and dtypes) and `fetch` gives. `device` is where a bucket lies
+    when engines take it, `bucket_bytes` its largest size."""
 
-    def __init__(self, state: Mapping[str, Tensor], *, device: torch.device, bucket_bytes: int) -> None:
-        self._device = device
-        self._pieces = list(_pieces(state, bucket_bytes))
-        self._flat: Tensor | None = None
+    def __init__(self, layout: Mapping[str, Tensor], fetch: Fetch, *, device: torch.device, bucket_bytes: int) -> None:
+        self._fetch, self._device = fetch, device
+        self._flat: dict[int, Tensor] = {}
         self.buckets = [
             Bucket(
                 names=tuple(names),
-                shapes=tuple(tuple(state[name].shape) for name in names),
-                dtype=str(state[names[0]].dtype).removeprefix("torch."),
+                shapes=tuple(tuple(layout[name].shape) for name in names),
+                dtype=str(layout[names[0]].dtype).removeprefix("torch."),
             )
-            for names in self._pieces
+            for names in _runs(layout, bucket_bytes)
         ]
-        self._state = state
+
+    def prepare(self, index: int) -> Tensor:
+        """Bucket `index`, uint8 [its bytes], on the device. Those before the last are given up."""
+        if index not in self._flat:
+            names = self.buckets[index].names
+            self._flat = {at: flat for at, flat in self._flat.items() if at == index - 1}
+            pieces = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in self._fetch(names))
+            self._flat[index] = torch.cat([piece.to(self._device) for piece in pieces])
+        return self._flat[index]
 
     def share(self, index: int, *, copies: int) -> list[bytes]:
         """Handles of bucket `index` in memory that others can open, one for each process that will: shared memory on
         the CPU, CUDA IPC on a GPU. SGLang's form of a flattened bucket (its `flattened_bucket` load format)."""
+        flat = self.prepare(index)
         if self._device.type == "cpu":
             multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
-        self._flat = self._flatten(index)
-        if self._device.type == "cpu":
-            self._flat.share_memory_()  # type: ignore[no-untyped-call]
-        payload = {"flattened_tensor": self._flat, "metadata": list(_layout(self.buckets[index]))}
+            flat.share_memory_()  # type: ignore[no-untyped-call]
+        payload = {"flattened_tensor": flat, "metadata": list(_places(self.buckets[index]))}
         return [bytes(ForkingPickler.dumps(payload)) for _ in range(copies)]
 
-    def broadcast(self, index: int, group: Group) -> None:
-        """Send bucket `index` to every member of `group`. Raises RuntimeError when they do not take it in time."""
-        self._flat = self._flatten(index)
-        group.broadcast(self._flat)
 
-    def close(self) -> None:
-        """Free the last bucket."""
-        self._flat = None
+class SendingActor:
+    """An actor that does what a transport tells it, as `delivery.Trainer` says, with what it was given to `send`."""
 
-    def _flatten(self, index: int) -> Tensor:
-        self._flat = None
-        tensors = [self._state[name].contiguous().view(-1).view(torch.uint8) for name in self._pieces[index]]
-        return torch.cat(tensors).to(self._device)
+    def __init__(self, *, host: str, device: torch.device) -> None:
+        """Groups are joined at `host`."""
+        self._host, self._device = host, device
+        self._sender: Sender | None = None
+        self._group: Group | None = None
+
+    def send(self, sender: Sender) -> list[Bucket]:
+        """From now on these buckets are asked for."""
+        self._sender = sender
+        return sender.buckets
+
+    def memory(self) -> str:
+        """See `bucket.memory`."""
+        return memory()
+
+    def prepare_bucket(self, index: int) -> None:
+        """Have bucket `index` ready."""
+        self._sending().prepare(index)
+
+    def share_bucket(self, index: int, copies: int) -> list[bytes]:
+        """See Sender.share."""
+        return self._sending().share(index, copies=copies)
+
+    def broadcast_bucket(self, index: int) -> None:
+        """Send bucket `index` to all of the group."""
+        assert self._group is not None, "join_group comes first"
+        self._group.broadcast(self._sending().prepare(index))
+
+    def open_group(self, world_size: int) -> Meeting:
+        """A group for `broadcast_bucket`, to be joined by engines with the ranks from 1."""
+        self.close_group()
+        self._group = Group(host=self._host, world_size=world_size, device=self._device)
+        return self._group.meeting
+
+    def join_group(self) -> None:
+        """Wait until all are in the group."""
+        assert self._group is not None, "open_group comes first"
+        self._group.join()
+
+    def close_group(self) -> None:
+        """Leave it."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+    def _sending(self) -> Sender:
+        assert self._sender is not None, "nothing is offered"
+        return self._sender
 
 
-def _pieces(state: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
-    """Names in order, cut where the dtype changes and where a piece would exceed `limit` bytes."""
-    for _, run in itertools.groupby(state, key=lambda name: state[name].dtype):
-        piece: list[str] = []
+def _runs(layout: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
+    """Names in order, cut where the dtype changes and where a bucket would exceed `limit` bytes."""
+    for _, run in itertools.groupby(layout, key=lambda name: layout[name].dtype):
+        names: list[str] = []
         size = 0
         for name in run:
-            if piece and size + state[name].nbytes > limit:
-                yield piece
-                piece, size = [], 0
-            piece.append(name)
-            size += state[name].nbytes
-        yield piece
+            if names and size + layout[name].nbytes > limit:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += layout[name].nbytes
+        yield names
 
 
-def _layout(bucket: Bucket) -> Iterator[SimpleNamespace]:
+def _places(bucket: Bucket) -> Iterator[object]:
     """Where each tensor lies in the flat bucket, in bytes."""
     dtype: torch.dtype = getattr(torch, bucket.dtype)
     start = 0
-    for name, shape in zip(bucket.names, bucket.shapes, strict=True):
-        size = torch.Size(shape).numel() * dtype.itemsize
-        yield SimpleNamespace(
-            name=name, shape=torch.Size(shape), dtype=dtype, start_idx=start, end_idx=start + size, numel=size
-        )
-        start += size
-
-
-class Group:
-    """A process group of the trainer, rank 0, and engines' ranks, beside the trainer's own."""
-
-    def __init__(self, *, host: str, world_size: int, device: torch.device) -> None:
-        bound = timedelta(seconds=GROUP_TIMEOUT)
-        self._store = TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False, timeout=bound)
-        self._group: Any = None
-        self.meeting = Meeting(
-            host=host,
-            port=self._store.port,
-            name=f"weights-{uuid.uuid4().hex[:8]}",
-            backend="nccl" if device.type == "cuda" else "gloo",
-            world_size=world_size,
-        )
-
-    def join(self) -> None:
-        """Return once everyone is there. Raises RuntimeError after GROUP_TIMEOUT. SGLang builds its side with the same
-        helper of torch: the public constructors only make subgroups of the default group."""
-        meeting = self.meeting
-        self._group, _ = _new_process_group_helper(
-            meeting.world_size,
-            0,
-            [],
-            dist.Backend(meeting.backend),
-            PrefixStore(meeting.name, self._store),
-            group_name=meeting.name,  # type: ignore[arg-type]
-            timeout=timedelta(seconds=GROUP_TIMEOUT),
-        )
-        _world.pg_group_ranks[self._group] = {rank: rank for rank in range(meeting.world_size)}
-
-    def broadcast(self, flat: Tensor) -> None:
-        """Send `flat` to every other rank."""
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        work = self._group.broadcast([flat], options)
-        if not work.wait(timedelta(seconds=GROUP_TIMEOUT)):
-            raise RuntimeError(f"the engines did not take a bucket of {flat.nbytes} bytes in {GROUP_TIMEOUT:g} s")
-        if flat.is_cuda:
-            torch.cuda.synchronize(flat.device)
-
-    def close(self) -> None:
-        """Leave; ranks that still wait get an error (gloo) or their own timeout (NCCL)."""
-        group, self._group = self._group, None
-        if group is None:
-            return
-        if self.meeting.backend == "nccl":
-            group.abort()  # else the next line waits for what is under way
-        dist.destroy_process_group(group)
+    for name, shape in zip(bucket.names, map(torch.Size, bucket.shapes), strict=True):
+        yield place_in_bucket(name, shape, dtype, start)
+        start += shape.numel() * dtype.itemsize

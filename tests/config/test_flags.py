@@ -14,8 +14,6 @@ from miles_lite.config.option import KEY, again, declared, option
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
 from miles_lite.errors import UserError
-from miles_lite.rollout.rewards import REWARDS
-from miles_lite.router.policies import POLICIES
 
 COMMANDS = (
     Config,
@@ -95,8 +93,3 @@ def test_sglangs_flags_reach_the_group_that_holds_them() -> None:
     argv = ["--hf-checkpoint", "m", "--sglang-page-size", "16"]
     options, _ = parse_known(parser_of(Serving, prog="test"), argv, Serving)
     assert options.engines.sglang_args == {"page_size": "16"}
-
-
-def test_registries_hold_what_can_be_chosen() -> None:
-    assert set(POLICIES) == set(choices.PolicyName)
-    assert set(REWARDS) == set(choices.RewardRule)

@@ -15,8 +15,10 @@ import pytest
 import ray
 
 from miles_lite.engine.actor import EngineActor
-from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.process.remote import Remote
+from miles_lite.weights.delivery import Receiver, Transport
 from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import Running, remote
 from tests.engine.waiting import wait_until
 from tests.models import make_tiny_model, reference_logprobs
@@ -40,15 +42,15 @@ def trainer(cluster: None) -> Iterator[Any]:
     ray.kill(actor)
 
 
-def receivers(*engines: tuple[Any, Any]) -> list[Receiver]:
-    return [Receiver(at, actor, info) for at, (actor, info) in enumerate(engines)]
+def receivers(*engines: tuple[Any, Any]) -> list[Receiver[EngineActor]]:
+    return [Receiver(at, Remote(actor), info) for at, (actor, info) in enumerate(engines)]
 
 
-def send(sync: WeightSync, trainer: Any, to: list[Receiver], folder: Path, version: int, mode="retract"):
+def send(sync: Transport, trainer: Any, to: list[Receiver[EngineActor]], folder: Path, version: int, mode="retract"):
     buckets = ray.get(trainer.load.remote(str(folder), BUCKET))
     assert len(buckets) > 3
     update = WeightUpdate(str(folder), version, mode, tuple(buckets))
-    return asyncio.run(sync.deliver(update, trainer, to))
+    return asyncio.run(sync.deliver(update, Remote(trainer), to))
 
 
 def gap(folder: Path, answer: dict, span: slice = slice(None)) -> float:
@@ -63,7 +65,7 @@ def gap(folder: Path, answer: dict, span: slice = slice(None)) -> float:
 def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_are_exact(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, mode
 ):
-    sync, to = WeightSync(transfer), receivers((running.engine, running.info))
+    sync, to = TRANSPORTS[transfer](), receivers((running.engine, running.info))
     assert send(sync, trainer, to, tiny_model, 10) == {}
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
@@ -85,8 +87,8 @@ def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_ar
 def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
     buckets = ray.get(trainer.load.remote(str(tiny_model), BUCKET))
     lying = WeightUpdate(str(other_model), 20, "retract", tuple(buckets))
-    sync = WeightSync("tensor")
-    assert asyncio.run(sync.deliver(lying, trainer, receivers((running.engine, running.info)))) == {}
+    sync = TRANSPORTS["tensor"]()
+    assert asyncio.run(sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info)))) == {}
     with pytest.raises(Exception, match=r"of \d+ tensors differ from .*embed_tokens"):
         ray.get(running.engine.verify_weights.remote())
 
@@ -96,14 +98,16 @@ def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_mod
 def test_after_a_failed_update_the_old_weights_serve_on(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, damage
 ):
-    sync, to = WeightSync(transfer), receivers((running.engine, running.info))
+    sync, to = TRANSPORTS[transfer](), receivers((running.engine, running.info))
     assert send(sync, trainer, to, tiny_model, 30) == {}
     buckets = ray.get(trainer.load.remote(str(other_model), BUCKET))
     if damage == "shape":
         buckets[1] = dataclasses.replace(buckets[1], shapes=((3, 3),))
     else:  # the trainer has fewer buckets than it announced: its call fails when some were loaded
         buckets = [*buckets, dataclasses.replace(buckets[0])]
-    failures = asyncio.run(sync.deliver(WeightUpdate(str(other_model), 31, "retract", tuple(buckets)), trainer, to))
+    failures = asyncio.run(
+        sync.deliver(WeightUpdate(str(other_model), 31, "retract", tuple(buckets)), Remote(trainer), to)
+    )
     assert list(failures) == [0]
     assert ("has shape" if damage == "shape" else "list index") in failures[0]
     answer = running.generate(PROMPT)
@@ -116,9 +120,9 @@ def test_after_a_failed_update_the_old_weights_serve_on(
 def test_an_engine_on_another_machine_is_left_alone_by_memory_that_it_cannot_open(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path
 ):
-    assert send(WeightSync("tensor"), trainer, receivers((running.engine, running.info)), tiny_model, 33) == {}
-    far = [Receiver(0, running.engine, dataclasses.replace(running.info, memory=None))]
-    failures = send(WeightSync("tensor"), trainer, far, other_model, 34)
+    assert send(TRANSPORTS["tensor"](), trainer, receivers((running.engine, running.info)), tiny_model, 33) == {}
+    far = [Receiver(0, Remote(running.engine), dataclasses.replace(running.info, memory=None))]
+    failures = send(TRANSPORTS["tensor"](), trainer, far, other_model, 34)
     assert failures == {0: "it does not share the trainer's memory"}
     assert running.generate(PROMPT)["meta_info"]["weight_version"] == "33"
 
@@ -147,7 +151,7 @@ def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
     try:
         info = ray.get(second.start.remote(), timeout=300)
         both = receivers((running.engine, running.info), (second, info))
-        sync = WeightSync("distributed")
+        sync = TRANSPORTS["distributed"]()
         assert send(sync, trainer, both, tiny_model, 40) == {}
         ray.get(second.leave_group.remote())  # it refuses the next broadcast at once; the trainer would wait for it
         failures = send(sync, trainer, both, other_model, 41)
@@ -157,7 +161,7 @@ def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
             assert answer["meta_info"]["weight_version"] == "40"
             assert gap(tiny_model, answer) < 1e-4
         assert send(sync, trainer, both, other_model, 42) == {}
-        assert send(WeightSync("tensor"), trainer, both, tiny_model, 43) == {}
+        assert send(TRANSPORTS["tensor"](), trainer, both, tiny_model, 43) == {}
         for url in (running.info.url, info.url):
             assert gap(tiny_model, running.generate(PROMPT, url=url)) < 1e-4
     finally:

@@ -14,9 +14,11 @@ import torch
 from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
+from miles_lite.process.remote import Remote
 from miles_lite.stack.environment import actor_env
-from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.weights.delivery import Receiver
 from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.transports import TRANSPORTS
 from tests.models import make_tiny_model
 from tests.weights.sender_process import FolderTrainer
 
@@ -60,7 +62,7 @@ def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo],
     trainer = ray.remote(FolderTrainer).options(num_gpus=0.2, runtime_env=environment).remote(device)
     buckets = ray.get(trainer.load.remote(str(other), 100_000))
     update = WeightUpdate(str(other), 1, "retract", tuple(buckets))
-    receivers = [Receiver(0, actor, info)]
-    assert asyncio.run(WeightSync(mode).deliver(update, trainer, receivers)) == {}
+    receivers = [Receiver(0, Remote(actor), info)]
+    assert asyncio.run(TRANSPORTS[mode]().deliver(update, Remote(trainer), receivers)) == {}
     assert ray.get(actor.verify_weights.remote()) > 10
     ray.kill(trainer)

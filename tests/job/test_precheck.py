@@ -6,8 +6,10 @@ import pytest
 
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
+from miles_lite.job.due import Due
+from miles_lite.job.lifetime import lifetime
 from miles_lite.job.precheck import check_inputs
-from miles_lite.job.run import CALL_TIMEOUT, Run
+from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
 
 
 def config(model: Path, folder: Path, *flags: str) -> Config:
@@ -90,21 +92,19 @@ def test_a_file_where_a_folder_is_to_be_made_is_named(flag: str, tiny_model: Pat
 
 def test_a_run_folder_that_cannot_be_made_is_named(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(UserError, match=r"--run-dir .* is no folder"), Run(config(tiny_model, tmp_path)):
+    with pytest.raises(UserError, match=r"--run-dir .* is no folder"), lifetime(config(tiny_model, tmp_path)):
         raise AssertionError("unreachable")
 
 
 def test_evaluation_is_due_before_the_first_step_unless_skipped(tiny_model: Path, tmp_path: Path) -> None:
     flags = ["--eval-interval", "2", "--eval-prompt-data", "held", "x"]
     for skip, due in ((False, True), (True, False)):
-        run = Run(config(tiny_model, tmp_path, *flags, *(["--skip-eval-before-train"] if skip else [])))
-        run.num_rollout = 5
-        assert run.eval_is_due() is due
-        assert [run.eval_is_due(after=at) for at in range(5)] == [False, True, False, True, True]
-    assert not Run(config(tiny_model, tmp_path)).eval_is_due()
+        run = Due(config(tiny_model, tmp_path, *flags, *(["--skip-eval-before-train"] if skip else [])), 5)
+        assert run.evaluation() is due
+        assert [run.evaluation(after=at) for at in range(5)] == [False, True, False, True, True]
+    assert not Due(config(tiny_model, tmp_path), 5).evaluation()
 
 
 def test_an_evaluation_is_waited_for_as_long_as_its_agents_may_take(tiny_model: Path, tmp_path: Path) -> None:
-    run = Run(config(tiny_model, tmp_path, "--rollout-timeout", "100", "--agent-concurrency", "4"))
-    run._eval_rollouts = 9
-    assert run._eval_timeout() - CALL_TIMEOUT == 300
+    given = config(tiny_model, tmp_path, "--rollout-timeout", "100", "--agent-concurrency", "4")
+    assert eval_timeout(given, 9) - CALL_TIMEOUT == 300

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import ray
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
-from miles_lite.rollout.agent_worker import Task
+from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Rollout, Status
 from tests.rollout.helpers import make_rollout, make_sample
@@ -59,7 +60,8 @@ class FakeStack:
 
     sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
-    router_url, engine_urls, engine_restarts, weight_version, failure, admin_key = "", (), 0, 0, None, None
+    router_url, admin_key = "", None
+    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -91,12 +93,9 @@ def drive(
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
 
-    class Remote:
-        def options(self, *, num_returns: int) -> Remote:
-            assert num_returns == 2
-            return self
-
-        def remote(self, task: Task) -> tuple[asyncio.Task[Rollout], object]:
+    class Worker:
+        def call_pair(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], object]:
+            assert method is AgentWorker.run
             return asyncio.ensure_future(self._run(task)), object()
 
         async def _run(self, task: Task) -> Rollout:
@@ -109,9 +108,6 @@ def drive(
             done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
             done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
             return done
-
-    class Worker:
-        run = Remote()
 
     async def start_workers() -> None:
         manager._workers += [Stands(actor=Worker(), losses=losses)] * config.rollouts.num_agent_workers
@@ -128,7 +124,7 @@ def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.Monkey
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
     async def run() -> dict[str, float]:
-        assert (await manager.start())["eval_rollouts"] == 12
+        assert (await manager.start()).eval_rollouts == 12
         return (await manager.eval())[0]
 
     assert asyncio.run(run())["eval/held"] == 0.5

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from miles_lite.config.training import Algorithm
+from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_worker import Task, run_task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Sample, Status
@@ -55,7 +56,7 @@ class Owner:
 
     async def run(self, worker: Any, how: list[str]) -> list[Rollout]:
         tasks = [Task(index, 0, Prompt(row=1, input=each), "", {}) for index, each in enumerate(how)]
-        return list(await asyncio.gather(*(run_task(worker, task) for task in tasks)))
+        return list(await asyncio.gather(*(run_task(Remote(worker), task) for task in tasks)))
 
 
 @ray.remote(num_cpus=1)

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from miles_lite.session import server_main, sessions
-from miles_lite.session.http import shared_request
+from miles_lite.session import server_main, sessions, shared_request
 from miles_lite.session.journal import store
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from miles_lite.session.dialects import ChatCompletions
+from miles_lite.session.dialects.json_reuse import Conversation
 from miles_lite.session.errors import ApiError
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench
@@ -163,7 +164,7 @@ def test_what_the_session_holds_changes_nothing_in_what_is_read(kept: int, chang
     if changed < kept:
         held[changed]["content"] = "other"
     sent = said[: max(cut, 1)]
-    read = ChatCompletions().parse({"messages": [dict(message) for message in sent]}, held=held)
+    read = ChatCompletions().parse({"messages": Conversation(map(dict, sent), held)})
     assert read.messages == sent
     assert all(read.messages[n] is held[n] for n in range(min(len(held), len(sent))) if n != changed)
 
@@ -175,5 +176,5 @@ def test_a_bad_message_is_refused_wherever_it_stands(bad: Any) -> None:
         sent = [*map(dict, held), {"role": "user", "content": "c"}]
         sent[place] = bad
         with pytest.raises(ApiError) as refused:
-            ChatCompletions().parse({"messages": sent}, held=held)
+            ChatCompletions().parse({"messages": Conversation(sent, held)})
         assert str(refused.value.param).startswith(f"messages[{place}]")

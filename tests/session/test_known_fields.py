@@ -25,7 +25,7 @@ from openai.types.responses.response_text_config_param import ResponseTextConfig
 from openai.types.responses.tool_param import ToolParam
 from openai.types.shared_params.reasoning import Reasoning
 
-from miles_lite.session.dialects import DIALECTS, ChatCompletions, Google, Messages, Responses, field_tables
+from miles_lite.session.dialects import DIALECTS, ChatCompletions, Google, Messages, Responses
 from miles_lite.session.dialects.google_input import camel
 from miles_lite.session.dialects.known_fields import Known, Table
 from miles_lite.session.errors import ApiError
@@ -80,15 +80,15 @@ def kinds(union: Any) -> set[str]:
 
 
 FIELDS: list[tuple[Table, set[str]]] = [
-    (field_tables.CHAT, typed(chat.CompletionCreateParamsBase) - {"stream_options"}),
-    (field_tables.RESPONSES, typed(responses.ResponseCreateParamsBase) - {"reasoning", "text"}),
-    (field_tables.RESPONSES, typed(Reasoning, within="reasoning.") | typed(ResponseTextConfigParam, within="text.")),
-    (field_tables.MESSAGES, typed(anthropic_messages.MessageCreateParamsBase) - {"thinking", "output_config"}),
-    (field_tables.MESSAGES, typed(anthropic_beta.MessageCreateParamsBase) - {"thinking", "output_config"}),
-    (field_tables.MESSAGES, typed(BetaOutputConfigParam, within="output_config.")),
-    (field_tables.MESSAGES, typed(BetaThinkingConfigEnabledParam, within="thinking.")),
-    (field_tables.MESSAGES, typed(BetaThinkingConfigAdaptiveParam, within="thinking.")),
-    (field_tables.GOOGLE, google()),
+    (ChatCompletions.fields, typed(chat.CompletionCreateParamsBase) - {"stream_options"}),
+    (Responses.fields, typed(responses.ResponseCreateParamsBase) - {"reasoning", "text"}),
+    (Responses.fields, typed(Reasoning, within="reasoning.") | typed(ResponseTextConfigParam, within="text.")),
+    (Messages.fields, typed(anthropic_messages.MessageCreateParamsBase) - {"thinking", "output_config"}),
+    (Messages.fields, typed(anthropic_beta.MessageCreateParamsBase) - {"thinking", "output_config"}),
+    (Messages.fields, typed(BetaOutputConfigParam, within="output_config.")),
+    (Messages.fields, typed(BetaThinkingConfigEnabledParam, within="thinking.")),
+    (Messages.fields, typed(BetaThinkingConfigAdaptiveParam, within="thinking.")),
+    (Google.fields, google()),
 ]
 
 
@@ -99,9 +99,9 @@ def test_every_field_of_the_clients_types_is_in_the_table(table: Table, fields: 
 
 
 def test_every_tool_of_the_clients_types_is_in_the_table() -> None:
-    assert kinds(chat_tools.ChatCompletionToolUnionParam) == {"function", "custom"} == set(field_tables.CHAT_TOOLS.rows)
-    assert set(map(camelled, genai.Tool.model_fields)) - field_tables.GOOGLE_TOOLS.rows.keys() == set()
-    for table, union in ((field_tables.RESPONSES_TOOLS, ToolParam), (field_tables.MESSAGES_TOOLS, BetaToolUnionParam)):
+    assert kinds(chat_tools.ChatCompletionToolUnionParam) == {"function", "custom"} == set(ChatCompletions.tools.rows)
+    assert set(map(camelled, genai.Tool.model_fields)) - Google.tools.rows.keys() == set()
+    for table, union in ((Responses.tools, ToolParam), (Messages.tools, BetaToolUnionParam)):
         assert len(kinds(union)) > 10
         assert [kind for kind in kinds(union) if table.kind(kind) is None] == []
 
@@ -109,7 +109,7 @@ def test_every_tool_of_the_clients_types_is_in_the_table() -> None:
 def test_sglangs_own_fields_are_in_the_table() -> None:
     """Read in its source, which needs no engine to be imported."""
     file = package_folder("sglang") / "srt" / "entrypoints" / "openai" / "protocol.py"
-    for name, table in (("ChatCompletionRequest", field_tables.CHAT), ("ResponsesRequest", field_tables.RESPONSES)):
+    for name, table in (("ChatCompletionRequest", ChatCompletions.fields), ("ResponsesRequest", Responses.fields)):
         (found,) = [node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == name]
         assert isinstance(found, ast.ClassDef)
         fields = {str(ast.unparse(node.target)) for node in found.body if isinstance(node, ast.AnnAssign)}
@@ -124,19 +124,13 @@ BODIES: dict[type, dict[str, Any]] = {
     Messages: {"messages": ASK, "max_tokens": 5},
     Google: {"contents": [{"role": "user", "parts": [{"text": "go"}]}]},
 }
-TABLES = {
-    ChatCompletions: field_tables.CHAT,
-    Responses: field_tables.RESPONSES,
-    Messages: field_tables.MESSAGES,
-    Google: field_tables.GOOGLE,
-}
 
 
 def rows(verdict: str) -> list[Any]:
     return [
         pytest.param(dialect, name, row, id=f"{dialect.__name__}-{name}")
-        for dialect, table in TABLES.items()
-        for name, row in table.rows.items()
+        for dialect in DIALECTS.values()
+        for name, row in dialect.fields.rows.items()
         if row.verdict == verdict
     ]
 
@@ -169,16 +163,12 @@ def test_what_is_harmless_is_not_looked_at(dialect: Any, name: str, row: Known) 
         )
 
 
-def test_every_dialect_has_a_table() -> None:
-    assert set(TABLES) == set(DIALECTS)
-
-
 def nested(name: str, value: Any) -> dict[str, Any]:
     holder, dot, field = name.partition(".")
     return {holder: nested(field, value)} if dot else {name: value}
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", DIALECTS.values())
 def test_unknown_fields_are_told(dialect: Any) -> None:
     assert dialect().parse(BODIES[dialect] | {"unheard": 1, "newer": None}).unknown == ("unheard",)
 
@@ -218,22 +208,14 @@ def test_the_documentation_has_the_tables() -> None:
     assert documented() == PAGE.read_text(encoding="utf-8")
 
 
-HEADINGS = {
-    "Chat completions": (field_tables.CHAT, field_tables.CHAT_TOOLS),
-    "Responses": (field_tables.RESPONSES, field_tables.RESPONSES_TOOLS),
-    "Messages": (field_tables.MESSAGES, field_tables.MESSAGES_TOOLS),
-    "generateContent": (field_tables.GOOGLE, field_tables.GOOGLE_TOOLS),
-}
-
-
 def documented() -> str:
     """The page with its tables as the code has them; each stands between its heading and the next."""
     text = PAGE.read_text(encoding="utf-8")
-    for heading, (fields, tools) in HEADINGS.items():
+    for heading, dialect in DIALECTS.items():
         before, mark, rest = text.partition(f"### {heading}\n")
         assert mark, f"docs/dialects.md has no heading {heading}"
         after = rest[rest.index("\n#") :] if "\n#" in rest else ""
-        text = before + mark + "\n" + table_text(fields, tools) + after
+        text = before + mark + "\n" + table_text(dialect.fields, dialect.tools) + after
     return text
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from miles_lite.session.dialects.limits import Limits
 from miles_lite.session.history.agent_identity import caller_of
-from miles_lite.session.history.placing import Placed
-from miles_lite.session.history.tree import Tree
-from miles_lite.session.http.limits import Limits
+from miles_lite.session.history.tree import Place, Tree
 from miles_lite.session.sessions import weight
 from tests.session.engine import STOP, Bench, answer, bench
 from tests.session.replies import CHAT_TOOLS
@@ -82,10 +81,10 @@ class _Gate:
     def __init__(self, b: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         assert b.server.service is not None
         self.entered, self.opened = threading.Event(), threading.Event()
-        placer = b.server.service._placer
+        placer = b.server.service.turns._placer
         place = placer.place
 
-        def held(tree: Tree, request: Any) -> Placed:
+        def held(tree: Tree, request: Any) -> Place:
             if request.messages[:1] == LARGE:
                 self.entered.set()
                 assert self.opened.wait(20)

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.session.dialects import Responses
+from miles_lite.session.dialects.responses_body import ResponsesBody
 from miles_lite.session.dialects.responses_tools import tools_of
+from miles_lite.session.dialects.typed_json import read
 from miles_lite.session.errors import ApiError
 from miles_lite.tito import Tito
 from tests.session.engine import bench
@@ -113,7 +115,7 @@ spaces = st.builds(lambda name, tools: {"type": "namespace", "name": name, "tool
 
 @given(tools=st.lists(plain | spaces, max_size=6))
 def test_names_that_the_model_sees_are_unique_and_lead_back(tools: list[dict[str, Any]]) -> None:
-    made = tools_of({"tools": tools})
+    made = tools_of(read({"input": "", "tools": tools}, ResponsesBody).tools or ())
     shown = [function["function"]["name"] for function in made.functions]
     assert len(shown) == len(set(shown))
     back = [made.as_called(name) for name in shown]

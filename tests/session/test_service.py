@@ -42,8 +42,8 @@ def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: Tito) 
                 assert status == 200
                 assert got["choices"][0]["message"] == {"role": "assistant", "content": "the answer"}
                 assert got["choices"][0]["finish_reason"] == "stop"
-                _, bodies = b.server.service.held(session)
-                assert [list(seen.messages) for seen in bodies._seen] == [messages]
+                held = b.server.service._sessions.peek(session)
+                assert [list(seen.messages) for seen in held.bodies._seen] == [messages]
                 messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
             prompts = [request["input_ids"] for request in b.engine.requests]
             for before, after in pairwise(prompts):

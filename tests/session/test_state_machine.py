@@ -23,9 +23,9 @@ from miles_lite.session.dialects.request import ChatRequest
 from miles_lite.session.engine.engine_client import EngineCalls, Generation, OnTokens
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import MATCHERS
-from miles_lite.session.http.shared_request import Ask
 from miles_lite.session.off_loop import OffLoop
 from miles_lite.session.service import Service
+from miles_lite.session.shared_request import Ask
 from miles_lite.tito import Tito
 from tests.session.engine import STOP
 from tests.session.trees import fingerprint, user
@@ -127,7 +127,7 @@ class Harness(RuleBasedStateMachine):
         self.engines = Engines(self.tito)
         own = SessionOptions(tito_allowed_append_roles=("tool", "user"), session_disconnect_grace=0.0)
         self.service = Service(self.tito, self.engines, options=own, matcher=MATCHERS["replay"], context_length=100_000)
-        self.service.off_loop = OnLoop()
+        self.service.turns.off_loop = OnLoop()
         self.session = self.loop.run_until_complete(self.service.create({"temperature": 1.0, "max_new_tokens": 500}))
         self.open: list[tuple[str | None, list[Message]]] = []
         self.step = 0
@@ -251,7 +251,7 @@ class Harness(RuleBasedStateMachine):
             agent=agent,
         )
         ask = Ask(_identity(agent, messages), retried=retried)
-        call = await self.service.call(self.session, chat, ask, prefix="x-")
+        call = await self.service.turns.call(self.session, chat, ask, prefix="x-")
         try:
             if give_up:
                 await asyncio.sleep(0)

@@ -17,12 +17,14 @@ from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta, 
 from miles_lite.session.dialects.responses_shape import Form
 from miles_lite.session.dialects.responses_tools import Called, ResponseTools
 from miles_lite.session.engine.engine_client import Generation
-from miles_lite.session.engine.engine_reply import Prompt, Reader
+from miles_lite.session.engine.engine_reply import Reader
+from miles_lite.session.engine.engine_stream import watcher
+from miles_lite.session.engine.prompt import Prompt
 from miles_lite.session.engine.sampling import Sampling
 from miles_lite.session.history.agent_identity import Caller
 from miles_lite.session.history.match import FieldMatcher
 from miles_lite.session.history.tree import Place, Tree
-from miles_lite.session.http.shared_request import Call
+from miles_lite.session.shared_request import Call
 from miles_lite.tito import Suffix, Tito
 from tests.session.engine import STOP
 from tests.session.replies import CHAT_TOOLS
@@ -49,7 +51,7 @@ FORMS: dict[Any, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("dialect", [dialect() for dialect in DIALECTS], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dialect", [dialect() for dialect in DIALECTS.values()], ids=lambda each: type(each).__name__)
 @given(data=st.data())
 def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data: st.DataObject) -> None:
     ids = list(map(int, tito.encoder.encode(data.draw(texts))))
@@ -96,12 +98,12 @@ async def _heard(
     async def take(delta: Delta) -> None:
         said.append(delta)
 
-    watch = reader.watcher(request, prompt, take)
+    watch = watcher(tito, request, prompt, take)
     for cut in cuts:
         await watch(generation.ids[:cut])
     call = Call(b"", STAMP, grace=1.0, release=lambda call: None)
     entry = reader.entry(request, prompt, generation, started=0.0, call=call, superseded=None)
-    return said, reader.told(request, entry.commit(Tree(FieldMatcher())), entry.receipt)
+    return said, reader.answer(request, entry.commit(Tree(FieldMatcher())), entry.receipt)
 
 
 def _events(stream: bytes) -> list[dict[str, Any]]:

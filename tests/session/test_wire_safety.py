@@ -12,8 +12,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from miles_lite.session.dialects import fields
-from miles_lite.session.http import limits
+from miles_lite.session.dialects import fields, limits
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench, failure
 from tests.session.replies import saying

@@ -81,7 +81,7 @@ async def chat_across_an_update(stack: Stack, other: Path) -> None:
         chats = Chats(stack.session_urls[0], count=2, admin_key=KEY)
         chatting = asyncio.create_task(chats.run())
         await until(lambda: len(chats.replies) > 4, "replies before the update")
-        assert (await stack.update_weights(WeightUpdate(str(other), 1))).behind == {}
+        assert (await stack.fleet.update_weights(WeightUpdate(str(other), 1))).behind == {}
         before = len(chats.replies)
         await until(lambda: len(chats.replies) > before + 4, "replies after it")
         chats.stopped = True

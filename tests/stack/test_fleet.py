@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.ports import Ports
 from miles_lite.errors import UserError
-from miles_lite.stack import fleet
+from miles_lite.process.remote import Remote
+from miles_lite.stack import engine_slot, fleet
 from miles_lite.stack.fleet import Fleet
 from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_weights
@@ -35,15 +37,10 @@ class Method:
 
 
 class Here:
-    """An actor in this process; `.remote(...)` makes it, as Ray's does."""
+    """The handle of an actor in this process."""
 
-    def __init__(self, actor_class: type) -> None:
-        self._class = actor_class
-        self._actor: Any = None
-
-    def remote(self, *args: Any) -> Here:
-        self._actor = self._class(*args)
-        return self
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
 
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(self._actor, name))
@@ -67,11 +64,11 @@ class Slots:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def end(actor: Any) -> None:
-        await actor.stop.remote()
+    async def end(actor: Remote[Any]) -> None:
+        await actor.call(EngineActor.stop)
 
-    monkeypatch.setattr(fleet, "named_actor", lambda actor_class, name, **options: Here(actor_class))
-    monkeypatch.setattr(fleet, "end_actor", end)
+    monkeypatch.setattr(fleet, "named_actor", lambda kind, *_, **options: lambda *given: Remote(Here(kind(*given))))
+    monkeypatch.setattr(engine_slot, "end_actor", end)
     fake = str(Path(__file__).parent / "fake_sglang")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([fake, os.environ.get("PYTHONPATH", "")]))
 
@@ -129,11 +126,11 @@ def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_w
     async def run() -> None:
         async with engines(tmp_path, topology=TWO_NODES) as (running, calls):
             [slot] = running._slots
-            before = [actor._actor._info for actor in (slot.actor, *slot.others)]
+            before = [node.handle._actor._info for node in slot.nodes]
             assert [url for path, url in calls if path == "/add_worker"] == [before[0].url]
             os.kill(before[1].pid, signal.SIGKILL)
             await until(lambda: running.recoveries, "a replacement")
-            after = [actor._actor._info for actor in (slot.actor, *slot.others)]
+            after = [node.handle._actor._info for node in slot.nodes]
             assert not {info.pid for info in before} & {info.pid for info in after}
             assert not Path(f"/proc/{before[0].pid}").exists()
 
@@ -190,7 +187,7 @@ def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_i
             await until(lambda: len(running.engines) == 1, "the loss")
             await running.update_weights(WeightUpdate(str(other), 1))
             await until(lambda: len(running.engines) == 2, "the replacement")
-            served = [slot.actor._actor._served.version for slot in running._slots]
+            served = [slot.actor.handle._actor._served.version for slot in running._slots]
             assert served == [1, 1]
 
     asyncio.run(run())

@@ -36,21 +36,21 @@ async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
     await stack.start()
     chats = Chats(stack.session_urls[0])
     try:
-        delivered = await stack.update_weights(WeightUpdate(str(other), 1))
+        delivered = await stack.fleet.update_weights(WeightUpdate(str(other), 1))
         assert delivered.behind == {}
         chatting = asyncio.create_task(chats.run())
         await until(lambda: len(chats.replies) > 8, "the first replies")
-        victim, survivor = stack.engines
+        victim, survivor = stack.fleet.engines
         if how == "it is killed":
             os.killpg(victim.pid, signal.SIGKILL)
         else:
             scheduler_of(victim.pid).suspend()
             assert requests.get(f"{victim.url}/health", timeout=5).status_code == 200
-        await until(lambda: stack.recoveries, "the replacement")
-        [recovery] = stack.recoveries
+        await until(lambda: stack.fleet.recoveries, "the replacement")
+        [recovery] = stack.fleet.recoveries
         assert ("hangs" if "stopped" in how else "has ended") in recovery.reason
         assert max(chats.first_after(recovery.noticed)) < recovery.serving - recovery.noticed
-        replacement = next(one for one in stack.engines if one.url != survivor.url)
+        replacement = next(one for one in stack.fleet.engines if one.url != survivor.url)
         assert replacement.url != victim.url
         workers = (await asyncio.to_thread(requests.get, f"{stack.router_url}/workers", timeout=5)).json()["workers"]
         assert {one["url"] for one in workers} == {survivor.url, replacement.url}

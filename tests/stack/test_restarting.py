@@ -18,6 +18,7 @@ import ray
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError
+from miles_lite.process.remote import Remote
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.stack import restarting
@@ -42,10 +43,10 @@ class Plain:
     def __init__(self, restarts: int, obstacle: Path) -> None:
         self._restarts, self._obstacle = restarts, obstacle
 
-    async def start(self) -> int:
+    async def start(self) -> str:
         if self._obstacle.exists():
             raise UserError("something is in the way")
-        return os.getpid()
+        return str(os.getpid())
 
     async def alive(self, seconds: float) -> bool:
         return True
@@ -64,17 +65,17 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
     said: list[str] = []
     obstacle = tmp_path / "obstacle"
 
-    def make(restarts: int) -> Any:
-        return named_actor(Plain, restarted("plain", restarts), num_cpus=0).remote(restarts, obstacle)
+    def make(restarts: int) -> Remote[Plain]:
+        return named_actor(Plain, restarted("plain", restarts))(restarts, obstacle)
 
     async def run() -> None:
         plain = Kept("the plain actor", make, start_seconds=30, say=said.append)
         first = await plain.start()
-        assert await (await plain.serving()).who.remote() == 0
+        assert await (await plain.serving()).call(Plain.who) == 0
         assert await plain.stood(0, 0.0)
         obstacle.touch()
-        calling = (await plain.serving()).who.remote(60)
-        os.kill(first, signal.SIGKILL)
+        calling = (await plain.serving()).call(Plain.who, 60)
+        os.kill(int(first), signal.SIGKILL)
         with pytest.raises(ray.exceptions.RayActorError):
             await calling
         assert not await plain.stood(0, 0.0)
@@ -83,7 +84,7 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
             await asyncio.sleep(0.05)
         obstacle.unlink()
         await asyncio.wait_for(waiting, 60)
-        assert await (await plain.serving()).who.remote() == plain.restarts >= 2
+        assert await (await plain.serving()).call(Plain.who) == plain.restarts >= 2
         assert plain.told != first
         assert not await plain.stood(0, 0.0)
         assert await plain.stood(plain.restarts, 0.0)
@@ -120,9 +121,9 @@ def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path
                 run_dir=str(tmp_path),
             )
 
-            def make(restarts: int) -> Any:
+            def make(restarts: int) -> Remote[SessionActor]:
                 placed = replace(spec, port=_port(sessions.told)) if restarts else spec
-                return named_actor(SessionActor, restarted("session-0", restarts), num_cpus=0).remote(placed)
+                return named_actor(SessionActor, restarted("session-0", restarts))(placed)
 
             sessions = Kept("session server 0", make, start_seconds=60, say=print)
             try:
@@ -136,7 +137,7 @@ def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path
     asyncio.run(run())
 
 
-async def talk(url: str, sessions: Kept) -> None:
+async def talk(url: str, sessions: Kept[SessionActor]) -> None:
     """One conversation of two turns, between which the actor is killed."""
     async with SessionClient(url, restart_seconds=60) as client:
         session = await client.create({"max_new_tokens": 4})

@@ -17,12 +17,15 @@ import ray
 import requests
 from ray.cluster_utils import Cluster
 
+from miles_lite.engine.actor import EngineActor
+from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
-from miles_lite.weights.delivery import Receiver, WeightSync
+from miles_lite.weights.delivery import Receiver
 from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import remote
 from tests.models import make_tiny_model, reference_logprobs
 from tests.stack.chats import stack_options, until
@@ -66,7 +69,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
         [engine], [slot] = fleet.engines, fleet._slots
         assert [worker["url"] for worker in await router.workers.remote()] == [engine.url]
         assert engine.ranks == 2
-        assert len({await actor.__ray_call__.remote(node) for actor in (slot.actor, *slot.others)}) == nodes
+        assert len({await actor.handle.__ray_call__.remote(node) for actor in slot.nodes}) == nodes
         await check(url, model, "0")
 
         trainer = remote(FolderTrainer).remote()
@@ -79,14 +82,16 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
             else:
                 buckets = tuple(await trainer.load.remote(str(folder), 100_000))
                 update = dataclasses.replace(update, buckets=buckets)
-                assert await WeightSync(mode).deliver(update, trainer, [Receiver(0, slot.actor, engine)]) == {}
+                assert (
+                    await TRANSPORTS[mode]().deliver(update, Remote(trainer), [Receiver(0, slot.actor, engine)]) == {}
+                )
             spans = (await asking)["meta_info"]["weight_versions"]
             assert [span["version"] for span in spans] == [str(version - 1), str(version)]
             await check(url, folder, str(version))
-            assert await slot.actor.verify_weights.remote() > 20  # both ranks' tensors
+            assert await slot.actor.call(EngineActor.verify_weights) > 20  # both ranks' tensors
 
-        processes = [process for actor in (slot.actor, *slot.others) for process in await tree(actor)]
-        last = (slot.others or [slot.actor])[-1]
+        processes = [process for actor in slot.nodes for process in await tree(actor.handle)]
+        last = slot.nodes[-1].handle
         ranks = [process for process in await tree(last) if "scheduler" in " ".join(process.cmdline())]
         assert len(ranks) == 2 // nodes
         if nodes == 1:
@@ -100,7 +105,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
         [engine] = fleet.engines
         assert [worker["url"] for worker in await router.workers.remote()] == [engine.url]
         await check(url, other, "1")  # the fleet itself heard of version 1 only
-        processes = [process for actor in (slot.actor, *slot.others) for process in await tree(actor)]
+        processes = [process for actor in slot.nodes for process in await tree(actor.handle)]
     finally:
         await fleet.stop()
         await router.stop.remote()

@@ -13,6 +13,7 @@ from miles_lite.errors import UserError
 from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch
 from miles_lite.weights.folder import copy_tokenizer, write_folder
+from miles_lite.weights.gather import Published
 from tests.train.helpers import make_batch, make_samples
 from tests.train.test_learner import learner, parameters
 
@@ -54,7 +55,7 @@ def test_a_full_disk_is_called_one_and_what_was_saved_before_stays(
     assert checkpoint.latest_iteration(full_disk) is None
     policy = trainer.policy
     with pytest.raises(UserError, match="the disk is full: the weights could not be written"):
-        write_folder(policy.model, policy.model.state_dict(), full_disk / "v1", dtype=torch.float32)
+        write_folder(Published(policy.model, policy.weights(), torch.float32), full_disk / "v1")
     assert not (full_disk / "v1").exists()
 
 
@@ -92,8 +93,8 @@ def test_exported_weights_load_in_transformers(model_dir: Path, tmp_path: Path) 
     trainer = learner(model_dir)
     for seed in range(2):
         trainer.train(step(seed))
-        state = trainer.strategy.full_state(trainer.policy)
-        write_folder(trainer.policy.model, state, tmp_path / "out", dtype=torch.float32)
+        weights = Published(trainer.policy.model, trainer.policy.weights(), torch.float32)
+        write_folder(weights, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(load_file(model_dir / "model.safetensors"))
     copy_tokenizer(model_dir, tmp_path / "out")
@@ -105,5 +106,5 @@ def test_exported_weights_load_in_transformers(model_dir: Path, tmp_path: Path) 
 
 def test_export_in_half_precision(model_dir: Path, tmp_path: Path) -> None:
     model = learner(model_dir).policy.model
-    write_folder(model, model.state_dict(), tmp_path / "half", dtype=torch.bfloat16)
+    write_folder(Published(model, model.state_dict(), torch.bfloat16), tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}

@@ -17,6 +17,7 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.policy import load_model
+from miles_lite.train.rank import TrainWorker
 from tests.rollout.helpers import make_rollout
 from tests.train.helpers import make_config, make_samples
 from tests.train.test_packing import naive_logprobs
@@ -72,7 +73,7 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
 
     group, first = start(config, tmp_path)
     assert first == 3
-    os.kill(ray.get(group._workers[1].whereabouts.remote())[1], signal.SIGKILL)
+    os.kill(ray.get(group.ranks[1].call(TrainWorker.whereabouts))[1], signal.SIGKILL)
     with pytest.raises(TrainError, match="train rank 1 died while training"):
         group.train(3, rollouts, signs)
     group.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from miles_lite.train import checkpoint, parallel
 from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.policy import Policy, load_model
+from miles_lite.weights.gather import Published
 from tests.train.helpers import make_batch, make_config, make_samples
 
 FLAGS = ("--adam-eps", "1.0", "--lr", "0.1", "--use-kl-loss", "--kl-loss-coef", "0.1")
@@ -50,7 +52,12 @@ def train_and_resume(batch: Batch, strategy: type, model: Path, folder: Path) ->
     checkpoint.save(trained, folder, iteration=0)
     resumed = learner()
     assert checkpoint.load(resumed, folder) == 0
-    return metrics, resumed.strategy.full_state(resumed.policy)
+    weights = Published(resumed.policy.model, resumed.policy.weights(), torch.float32)
+    if dist.get_rank() > 0:
+        weights.follow()
+        return metrics, {}
+    with contextlib.closing(weights):
+        return metrics, dict(zip(weights.layout, weights.fetch(list(weights.layout)), strict=True))
 
 
 def run_rank(rank: int, port: int, model: Path, out: Path) -> None:

@@ -18,9 +18,12 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _declare_torchvision_ops() -> None:
@@ -31,39 +34,48 @@ def _declare_torchvision_ops() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def _use_plain_host_memory(module: Any) -> None:
+def _use_plain_host_memory(module: ModuleType) -> None:
     import torch
 
-    def allocate(dims: Any, dtype: Any, device: Any, *_args: Any, **_options: Any) -> Any:
+    def allocate(
+        dims: Sequence[int], dtype: torch.dtype, device: str, *_args: object, **_options: object
+    ) -> torch.Tensor:
         return torch.empty(dims, dtype=dtype, device=device)
 
     module.ALLOC_MEMORY_FUNCS["cpu"] = allocate
 
 
-def _copy_cache_rows(module: Any) -> None:
+def _copy_cache_rows(module: ModuleType) -> None:
     """Between the cache and its host copy, both plain memory: row src_indices[i] goes to row dst_indices[i]."""
 
-    def transfer(*, src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int) -> None:
+    def transfer(
+        *,
+        src_layers: Sequence[torch.Tensor],
+        dst_layers: Sequence[torch.Tensor],
+        src_indices: torch.Tensor,
+        dst_indices: torch.Tensor,
+        page_size: int,
+    ) -> None:
         for source, target in zip(src_layers, dst_layers, strict=True):
             target[dst_indices] = source[src_indices]
 
-    module.transfer_kv_direct = transfer
+    vars(module)["transfer_kv_direct"] = transfer
     module.HostKVCache.pin_memory = property(lambda pool: False, lambda pool, value: None)
 
 
-def _fork_processes(module: Any) -> None:
+def _fork_processes(module: ModuleType) -> None:
     import multiprocessing
 
     configure = module._set_envs_and_config
 
-    def configure_and_fork(server_args: Any) -> None:
+    def configure_and_fork(server_args: object) -> None:
         configure(server_args)
         multiprocessing.set_start_method("fork", force=True)
 
-    module._set_envs_and_config = configure_and_fork
+    vars(module)["_set_envs_and_config"] = configure_and_fork
 
 
-def _send_indices_through_numpy(module: Any) -> None:
+def _send_indices_through_numpy(module: ModuleType) -> None:
     module.MooncakeKVSender.supports_host_tensor_indices = False
 
 
@@ -90,14 +102,16 @@ class PatchedLoader(importlib.abc.Loader):
         self._loader.exec_module(module)
         self._patch(module)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
 
 
 class PatchFinder(importlib.abc.MetaPathFinder):
     """Runs each patch once, when its module is first imported; finds nothing else itself."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if prepare := BEFORE_IMPORT.pop(name, None):
             prepare()
         if patch := AFTER_IMPORT.pop(name, None):

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
 
 import orjson
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.session.dialects.known_fields import Table
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
+from miles_lite.session.dialects.typed_json import Struct
 from miles_lite.session.errors import ApiError
-from miles_lite.tito.chat_messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,35 @@ class Events(Protocol):
     def failure(self, error: ApiError) -> bytes: ...
 
 
+@dataclass(frozen=True)
+class Route:
+    """`path` below a session's address; what stands in braces is a variable, as a regular expression where it has one.
+
+    `shown` is the path as people write it, where that differs. A `turn` answers a request, `count` tells how many
+    tokens its prompt has; `models` lists the one model, `model` tells of it under any name.
+    """
+
+    does: Literal["turn", "count", "models", "model"]
+    path: str
+    about: str
+    shown: str = ""
+    query: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\{\w+:?([^{}]*)\}", lambda found: f"(?:{found[1] or '[^/]+'})", self.path))
+
+    def begins(self, path: str) -> bool:
+        """Whether a path leads here, or further down."""
+        return self._pattern.search(path) is not None
+
+
 class Dialect(Protocol):
-    """`prefix` begins the ids of answers; `keep_alive` may be sent between any two events.
+    """A wire format: where it is spoken (`routes`), what a request holds (`body`), and what of that is known (`fields`,
+    `tools`).
 
-    `marks` is found in every path that the dialect is spoken at, and in no other's.
-
-    `turns` are the paths, below a session's address, of requests that are answered with a turn, `counts` the one of
-    those that count a prompt's tokens. `addressed` is what a request's address says beside its body: fields to add.
-
-    `held` is the conversation that a request probably repeats; a dialect whose requests hold chat messages as they are
-    takes those it finds there without checking them again.
+    `prefix` begins the ids of answers; `keep_alive` may be sent between any two events. `addressed` is what a request's
+    address says beside its body: fields to add.
     """
 
     @property
@@ -54,36 +76,36 @@ class Dialect(Protocol):
     @property
     def keep_alive(self) -> bytes: ...
     @property
-    def marks(self) -> re.Pattern[str]: ...
+    def routes(self) -> Sequence[Route]: ...
     @property
-    def turns(self) -> Sequence[str]: ...
+    def body(self) -> type[Struct]: ...
     @property
-    def counts(self) -> str | None: ...
-    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> Mapping[str, Any]: ...
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest: ...
-    def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]: ...
+    def fields(self) -> Table: ...
+    @property
+    def tools(self) -> Table: ...
+    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> JsonMapping: ...
+    def parse(self, body: JsonMapping) -> ChatRequest: ...
+    def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject: ...
     def events(self, request: ChatRequest, stamp: Stamp) -> Events: ...
-    def counted(self, tokens: int) -> dict[str, Any]: ...
-    def error(self, error: ApiError) -> dict[str, Any]: ...
+    def counted(self, tokens: int) -> JsonObject: ...
+    def error(self, error: ApiError) -> JsonObject: ...
 
 
 class Bodied:
     """A dialect whose requests say everything in their bodies."""
 
-    counts: str | None = None
-
-    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> Mapping[str, Any]:
+    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> JsonMapping:
         return {}
 
-    def counted(self, tokens: int) -> dict[str, Any]:
+    def counted(self, tokens: int) -> JsonObject:
         return {"input_tokens": tokens}
 
 
-def sse(event: Any, *, name: str | None = None) -> bytes:
+def sse(event: Json, *, name: str | None = None) -> bytes:
     """One server-sent event."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + orjson.dumps(event) + b"\n\n"
 
 
-def openai_error(error: ApiError) -> dict[str, Any]:
+def openai_error(error: ApiError) -> JsonObject:
     return error.body()

@@ -5,34 +5,29 @@ Invariant: the fields that are used are checked, and each error names the path o
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from miles_lite.session.dialects.base import Bodied, Stamp, openai_error, sse
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.session.dialects import chat_body
+from miles_lite.session.dialects.base import Bodied, Route, Stamp, openai_error, sse
+from miles_lite.session.dialects.chat_body import ChatBody, ToolChoice
 from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
 from miles_lite.session.dialects.chat_media import pictured, without_media
-from miles_lite.session.dialects.field_tables import CHAT, CHAT_TOOLS
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
     check_limits,
-    items,
-    need,
-    obj,
-    recall,
+    schema_of,
     switch,
-    take,
     template_options,
 )
+from miles_lite.session.dialects.json_reuse import Conversation
 from miles_lite.session.dialects.media import Media
-from miles_lite.session.dialects.request import JSON_OBJECT, ChatAnswer, ChatRequest, Constraint, Delta
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, Delta
+from miles_lite.session.dialects.typed_json import read
 from miles_lite.session.errors import ApiError, bad_request
 from miles_lite.tito.chat_messages import Message, Tools
-
-MAX_CHOICES = 128
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ChatCompletions(Bodied):
@@ -40,58 +35,64 @@ class ChatCompletions(Bodied):
 
     prefix = "chatcmpl-"
     keep_alive = b": keep-alive\n\n"
-    marks = re.compile("/v1/chat/")
-    turns = ("/v1/chat/completions",)
+    routes = (
+        Route("turn", "/v1/chat/completions", "OpenAI chat completions"),
+        Route("models", "/v1/models", "The model"),
+        Route("model", "/v1/models/{model:.+}", "The model, under any name", shown="/v1/models/{model}"),
+    )
+    body, fields, tools = ChatBody, chat_body.FIELDS, chat_body.TOOLS
 
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: JsonMapping) -> ChatRequest:
         """Raises ApiError 400."""
-        messages = need(body, "messages", "a list")
-        if not messages:
-            raise bad_request("messages must be a list of at least one message", param="messages")
-        check_count(messages, "messages")
-        others = recall(messages, held)
+        given = body.get("messages")
+        talk = given if isinstance(given, Conversation) else Conversation(given if isinstance(given, list) else ())
+        check_count(talk, "messages")
+        others = talk.unchecked()
+        messages: Json = given
         if any(old(message) or pictured(message) for _, message in others):
-            messages = without_media(modernised(messages, held), self._media)
-            others = recall(messages, held)
-        check_limits({**body, "messages": [message for _, message in others]})
-        unknown = CHAT.check(body)
+            talk = Conversation(without_media(modernised(talk, talk.held), self._media), talk.held)
+            others, messages = talk.unchecked(), list(talk)
+        unseen = [message for _, message in others]
+        check_limits({**body, "messages": unseen})
+        unknown = self.fields.check(body)
+        form, body = "functions" if asked(body) else None, modern(body)
+        if talk and not others:  # sent again as it was: one that was checked stands for all
+            unseen = talk[-1:]
+        checked = read({**body, "messages": unseen}, ChatBody, whole={**body, "messages": messages})
         for index, message in others:
-            _check_message(message, f"messages[{index}]")
-        form = "functions" if asked(body) else None
-        body = modern(body)
-        tools = tools_of(body)
-        stream_options = take(body, "stream_options", "an object") or {}
-        take(body, "model", "a string")
-        if body.get("stop_at") not in (None, JSON_OBJECT):
-            raise bad_request(f"stop_at must be {JSON_OBJECT}", param="stop_at")
+            _check_parts(message, f"messages[{index}].content")
+        for index, tool in enumerate(checked.tools or ()):
+            self.tools.shows(tool.type or "function", f"tools[{index}].type")
+        tools = body.get("tools") or None
+        stream_options = checked.stream_options
         return ChatRequest(
             messages=messages,
             tools=tools,
-            callable_tools=None if body.get("tool_choice") == "none" else tools,
-            options=_options(body),
-            stream=bool(take(body, "stream", "a boolean")),
-            include_usage=bool(take(stream_options, "include_usage", "a boolean", "stream_options.")),
-            logprobs=bool(take(body, "logprobs", "a boolean")),
+            callable_tools=None if checked.tool_choice == "none" else tools,
+            options=_options(checked),
+            stream=bool(checked.stream),
+            include_usage=bool(stream_options and stream_options.include_usage),
+            logprobs=bool(checked.logprobs),
             body=body,
-            constraint=_constraint(body, tools),
-            n=_choices(body),
+            constraint=_constraint(checked, tools),
+            n=checked.n or 1,
             form=form,
             unknown=tuple(unknown),
         )
 
-    def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
+    def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject:
         message = answer.message if request.form is None else answered(answer.message)
-        choice: dict[str, Any] = {"index": request.choice, "message": message}
+        choice: JsonObject = {"index": request.choice, "message": message}
         choice |= {"finish_reason": _finish_reason(request, answer), "logprobs": _logprobs(answer)}
         return _envelope(answer, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
 
     def events(self, request: ChatRequest, stamp: Stamp) -> ChatEvents:
         return ChatEvents(request, stamp)
 
-    def error(self, error: ApiError) -> dict[str, Any]:
+    def error(self, error: ApiError) -> JsonObject:
         return openai_error(error)
 
 
@@ -108,7 +109,7 @@ class ChatEvents:
         return self._chunk({"role": "assistant", "content": ""})
 
     def delta(self, delta: Delta) -> bytes:
-        made: dict[str, Any] = {}
+        made: JsonObject = {}
         if delta.reasoning:
             made["reasoning_content"] = delta.reasoning
         if delta.content:
@@ -128,7 +129,7 @@ class ChatEvents:
     def failure(self, error: ApiError) -> bytes:
         return sse(openai_error(error))
 
-    def _chunk(self, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None) -> bytes:
+    def _chunk(self, delta: JsonMapping, *, finish_reason: str | None = None, logprobs: Json = None) -> bytes:
         choice = {"index": self.request.choice, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return sse(
             {
@@ -147,100 +148,37 @@ def ending(request: ChatRequest, answers: Sequence[ChatAnswer]) -> bytes:
     return (sse(usage) if request.include_usage else b"") + b"data: [DONE]\n\n"
 
 
-def together(bodies: Sequence[dict[str, Any]], answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+def together(bodies: Sequence[JsonObject], answers: Sequence[ChatAnswer]) -> JsonObject:
     """Several answers to one request as one body."""
     return bodies[0] | {"choices": [choice for body in bodies for choice in body["choices"]], "usage": _usage(*answers)}
 
 
-def tools_of(body: Mapping[str, Any]) -> Tools | None:
-    """The request's tools, checked; they are what the template is given."""
-    found = []
-    for path, tool in items(body, "tools"):
-        CHAT_TOOLS.shows(take(tool, "type", "a string", f"{path}.") or "function", f"{path}.type")
-        function = obj(tool.get("function"), f"{path}.function")
-        need(function, "name", "a string", f"{path}.function.")
-        take(function, "parameters", "an object", f"{path}.function.")
-        take(function, "description", "a string", f"{path}.function.")
-        found.append(tool)
-    return found or None
-
-
-def schema_of(form: Mapping[str, Any] | None, path: str, *, nested: str | None) -> Mapping[str, Any] | None:
-    """The JSON schema that a response format asks for. `nested`: the field that holds name and schema, if one does."""
-    kind = (form or {}).get("type", "text")
-    if form is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        raise bad_request("type must be text, json_object or json_schema", param=f"{path}.type")
-    holder, at = (form, path) if nested is None else (need(form, nested, "an object", f"{path}."), f"{path}.{nested}")
-    schema: Mapping[str, Any] = need(holder, "schema", "an object", f"{at}.")
-    return schema
-
-
-def _constraint(body: Mapping[str, Any], tools: Tools | None) -> Constraint:
-    asked = body.get("tool_choice")
-    only = None
-    if isinstance(asked, dict):
-        if asked.get("type") != "function":
-            raise bad_request("tool_choice.type must be function", param="tool_choice.type")
-        function = need(asked, "function", "an object", "tool_choice.")
-        only = need(function, "name", "a string", "tool_choice.function.")
-    elif asked not in (None, "auto", "none", "required"):
-        raise bad_request("tool_choice must be auto, none, required or a function", param="tool_choice")
-    parallel = take(body, "parallel_tool_calls", "a boolean")
-    form = take(body, "response_format", "an object")
+def _constraint(body: ChatBody, tools: Tools | None) -> Constraint:
+    chosen = body.tool_choice
     constraint = Constraint(
-        force=asked == "required",
-        only=only,
-        parallel=parallel is not False,
-        schema=schema_of(form, "response_format", nested="json_schema"),
+        force=chosen == "required",
+        only=chosen.function.name if isinstance(chosen, ToolChoice) else None,
+        parallel=body.parallel_tool_calls is not False,
+        schema=schema_of(body.response_format, "response_format", nested=True),
     )
     return check_choice(constraint, tools, "tool_choice")
 
 
-def _check_message(message: Any, path: str) -> None:
-    if not isinstance(message, dict):
-        raise bad_request("a message must be an object", param=path)
-    if message.get("role") not in ROLES:
-        raise bad_request(f"role must be one of {', '.join(ROLES)}", param=f"{path}.role")
+def _check_parts(message: Message, path: str) -> None:
     content = message.get("content")
-    if isinstance(content, list):
-        for number, part in enumerate(content):
-            text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
-            if not isinstance(text, str):
-                raise bad_request("only text parts are supported", param=f"{path}.content[{number}]")
-    elif content is not None and not isinstance(content, str):
-        raise bad_request("content must be a string, a list of text parts or null", param=f"{path}.content")
-    for name in ("reasoning_content", "tool_call_id", "name"):
-        if not isinstance(message.get(name, ""), str | None):
-            raise bad_request(f"{name} must be a string", param=f"{path}.{name}")
-    _check_calls(message.get("tool_calls"), f"{path}.tool_calls")
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            raise bad_request("only text parts are supported", param=f"{path}[{number}]")
 
 
-def _check_calls(calls: Any, path: str) -> None:
-    if calls is None:
-        return
-    if not isinstance(calls, list):
-        raise bad_request("tool_calls must be a list", param=path)
-    for index, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise bad_request("a tool call needs function.name", param=f"{path}[{index}].function")
-        if not isinstance(call.get("id", ""), str | None):
-            raise bad_request("id must be a string", param=f"{path}[{index}].id")
-        if not isinstance(function.get("arguments", ""), str | dict | None):
-            raise bad_request("arguments must be JSON text", param=f"{path}[{index}].function.arguments")
-
-
-def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+def _options(body: ChatBody) -> JsonObject:
     """Thinking as the servers of several model families let clients ask for it."""
-    reasoning = take(body, "reasoning", "an object") or {}
-    asked_for = [take(body, "enable_thinking", "a boolean"), take(reasoning, "enabled", "a boolean", "reasoning.")]
-    thinks = next((flag for flag in asked_for if flag is not None), switch(take(body, "thinking", "an object")))
-    effort = take(body, "reasoning_effort", "a string") or take(reasoning, "effort", "a string", "reasoning.")
-    return template_options(body, thinks=thinks, effort=effort)
+    reasoning = body.reasoning or chat_body.ChatReasoning()
+    thinks = next((flag for flag in (body.enable_thinking, reasoning.enabled) if flag is not None), None)
+    if thinks is None:
+        thinks = switch(body.thinking.type if body.thinking else None)
+    return template_options(body.chat_template_kwargs, thinks=thinks, effort=body.reasoning_effort or reasoning.effort)
 
 
 def _finish_reason(request: ChatRequest, answer: ChatAnswer) -> str:
@@ -248,18 +186,11 @@ def _finish_reason(request: ChatRequest, answer: ChatAnswer) -> str:
     return "function_call" if calls and request.form is not None else answer.finish_reason
 
 
-def _choices(body: Mapping[str, Any]) -> int:
-    n = take(body, "n", "an integer")
-    if n is not None and not 1 <= n <= MAX_CHOICES:
-        raise bad_request(f"n must be from 1 to {MAX_CHOICES}", param="n")
-    return n or 1
-
-
-def _envelope(answer: ChatAnswer, kind: str) -> dict[str, Any]:
+def _envelope(answer: ChatAnswer, kind: str) -> JsonObject:
     return {"id": answer.answer_id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _usage(*answers: ChatAnswer) -> dict[str, Any]:
+def _usage(*answers: ChatAnswer) -> JsonObject:
     """The prompt is counted once, however many answers it has."""
     prompt, completion = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
     return {
@@ -270,11 +201,11 @@ def _usage(*answers: ChatAnswer) -> dict[str, Any]:
     }
 
 
-def _logprobs(answer: ChatAnswer) -> dict[str, Any] | None:
+def _logprobs(answer: ChatAnswer) -> JsonObject | None:
     return None if answer.logprobs is None else {"content": logprob_entries(answer)}
 
 
-def logprob_entries(answer: ChatAnswer) -> list[dict[str, Any]]:
+def logprob_entries(answer: ChatAnswer) -> list[JsonObject]:
     return [
         {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
         for text, value in answer.logprobs or ()

@@ -5,31 +5,31 @@ Invariant: a message without them comes out as the same object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects.media import Media, type_in
 
 _KINDS = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video", "file": "file"}
 
 
-def pictured(message: Any) -> bool:
+def pictured(message: Json) -> bool:
     """Whether a tool message holds anything but texts."""
     content = message.get("content") if isinstance(message, dict) and message.get("role") == "tool" else None
     return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") in _KINDS for part in content)
 
 
-def without_media(messages: Sequence[Any], media: Media) -> list[Any]:
+def without_media(messages: Sequence[Json], media: Media) -> list[Json]:
     """The messages with texts in the place of what tools returned. Raises ApiError 400."""
     return [_told(one, media, f"messages[{n}]") if pictured(one) else one for n, one in enumerate(messages)]
 
 
-def _told(message: Mapping[str, Any], media: Media, path: str) -> dict[str, Any]:
+def _told(message: JsonMapping, media: Media, path: str) -> JsonObject:
     parts = [_part(part, media, f"{path}.content[{n}]") for n, part in enumerate(message["content"])]
     return {**message, "content": parts}
 
 
-def _part(part: Any, media: Media, path: str) -> Any:
+def _part(part: Json, media: Media, path: str) -> Json:
     kind = _KINDS.get(str(part.get("type"))) if isinstance(part, dict) else None
     if kind is None:
         return part

@@ -1,89 +1,38 @@
-"""Reading JSON that strangers wrote: each wrong type is refused with the path of its field.
+"""What requests of all dialects say alike.
 
 Invariant: nothing here raises anything but ApiError 400.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sized
 
-from miles_lite.session.dialects.known_fields import UNSUPPORTED
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.session.dialects.chat_body import Format
 from miles_lite.session.dialects.request import Constraint
-from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message, Tools, nested_beyond
+from miles_lite.session.errors import bad_request
+from miles_lite.tito.chat_messages import Tools, nested_beyond
 
 MAX_MESSAGES = 10_000
 MAX_NESTING = 64
 
-Kind = Literal["a string", "a boolean", "an integer", "a number", "an object", "a list"]
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "a string": (str,),
-    "a boolean": (bool,),
-    "an integer": (int,),
-    "a number": (int, float),
-    "an object": (dict,),
-    "a list": (list,),
-}
-
-
-def take(body: Mapping[str, Any], name: str, kind: Kind, at: str = "") -> Any:
-    """The field's value, None when it is absent or null."""
-    value = body.get(name)
-    return None if value is None else _checked(value, kind, at + name)
-
-
-def need(body: Mapping[str, Any], name: str, kind: Kind, at: str = "") -> Any:
-    """The field's value, which must be there."""
-    return _checked(body.get(name), kind, at + name)
-
-
-def obj(value: Any, path: str) -> dict[str, Any]:
-    """`value`, which must be an object."""
-    checked: dict[str, Any] = _checked(value, "an object", path)
-    return checked
-
-
-def items(body: Mapping[str, Any], name: str, at: str = "") -> list[tuple[str, dict[str, Any]]]:
-    """(path, object) of each element of a list of objects; empty when it is absent."""
-    values = take(body, name, "a list", at) or []
-    return [(path, obj(value, path)) for path, value in ((f"{at}{name}[{n}]", v) for n, v in enumerate(values))]
-
-
-def choice(body: Mapping[str, Any], name: str, among: Sequence[str], at: str = "") -> str:
-    value = body.get(name)
-    if value not in among or not isinstance(value, str):
-        raise bad_request(f"{name} must be one of {', '.join(among)}", param=at + name)
-    return value
-
-
-def check_limits(body: Any) -> None:
+def check_limits(body: Json) -> None:
     """Refuse what is nested deeper than any request has reason to be."""
     if nested_beyond(body, MAX_NESTING):
         raise bad_request(f"the request is nested deeper than {MAX_NESTING} levels")
 
 
-def recall(messages: list[Any], held: Sequence[Message]) -> list[tuple[int, Any]]:
-    """Put what the session holds in the place of messages that equal it; the others, and where they are.
-
-    What is held has been checked when it came, so that a long conversation sent again costs a comparison of its bytes.
-    """
-    count, others = len(held), []
-    if messages[:count] == list(held):
-        messages[:count] = held
-        return list(enumerate(messages[count:], count))
-    for index, (message, known) in enumerate(zip(messages, held, strict=False)):
-        if message == known:
-            messages[index] = known
-        else:
-            others.append((index, message))
-    return others + list(enumerate(messages[count:], count))
-
-
-def check_count(messages: Sequence[Any], name: str) -> None:
+def check_count(messages: Sized, name: str) -> None:
     if len(messages) > MAX_MESSAGES:
         raise bad_request(f"{name} has {len(messages)} entries: {MAX_MESSAGES} is the most", param=name)
+
+
+def needed(text: str | None, path: str) -> str:
+    """A text that must be there."""
+    if text is None:
+        raise bad_request(f"{path} must be a string", param=path)
+    return text
 
 
 def check_choice(constraint: Constraint, tools: Tools | None, path: str) -> Constraint:
@@ -95,24 +44,28 @@ def check_choice(constraint: Constraint, tools: Tools | None, path: str) -> Cons
     return constraint
 
 
-def template_options(body: Mapping[str, Any], *, thinks: bool | None = None, effort: Any = None) -> dict[str, Any]:
+def schema_of(form: Format | None, path: str, *, nested: bool = False) -> JsonMapping | None:
+    """The JSON schema that a response format asks for. `nested`: in an object of its own, with a name."""
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "object"}
+    holder, at = (form.json_schema, f"{path}.json_schema") if nested else (form, f"{path}.schema")
+    if holder is None or holder.schema is None:
+        raise bad_request(f"{at} must be an object", param=at)
+    return holder.schema
+
+
+def template_options(
+    options: JsonObject | None, *, thinks: bool | None = None, effort: str | None = None
+) -> JsonObject:
     """chat_template_kwargs over what the dialect has its own fields for; with the effort `none` nobody thinks."""
-    made = {} if effort in (None, "none") else {"reasoning_effort": effort}
+    made: JsonObject = {} if effort in (None, "none") else {"reasoning_effort": effort}
     thinks = False if effort == "none" and thinks is None else thinks
     made |= {} if thinks is None else {"enable_thinking": thinks}
-    return made | (take(body, "chat_template_kwargs", "an object") or {})
+    return made | (options or {})
 
 
-def switch(thinking: Mapping[str, Any] | None) -> bool | None:
-    """Whether `{"type": ...}` switches thinking on or off; None when it leaves that to the template."""
-    return {"enabled": True, "disabled": False}.get(str((thinking or {}).get("type")))
-
-
-def unsupported(message: str, path: str) -> ApiError:
-    return ApiError(400, message, param=path, code=UNSUPPORTED)
-
-
-def _checked(value: Any, kind: Kind, path: str) -> Any:
-    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "a boolean"):
-        raise bad_request(f"{path} must be {kind}", param=path)
-    return value
+def switch(thinking: str | None) -> bool | None:
+    """Whether this type of thinking switches it on or off; None when it leaves that to the template."""
+    return {"enabled": True, "disabled": False}.get(thinking or "")

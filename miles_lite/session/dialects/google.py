@@ -6,30 +6,23 @@ that were answered: thought parts are reasoning, functionCall parts tool calls, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
-from miles_lite.session.dialects.base import Stamp
-from miles_lite.session.dialects.field_tables import GOOGLE, GOOGLE_TOOLS
-from miles_lite.session.dialects.fields import (
-    check_choice,
-    check_count,
-    check_limits,
-    items,
-    need,
-    obj,
-    take,
-    template_options,
-)
+from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.session.dialects import google_body
+from miles_lite.session.dialects.base import Route, Stamp
+from miles_lite.session.dialects.fields import check_choice, check_count, check_limits, template_options
+from miles_lite.session.dialects.google_body import Declaration, GenerationConfig, GoogleBody, ThinkingConfig
 from miles_lite.session.dialects.google_events import GoogleEvents
 from miles_lite.session.dialects.google_input import camel, conversation
 from miles_lite.session.dialects.google_schema import json_schema
 from miles_lite.session.dialects.google_shape import error_body, parts_of, response
 from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
+from miles_lite.session.dialects.typed_json import read
 from miles_lite.session.errors import ApiError, bad_request
-from miles_lite.tito.chat_messages import Message, Tools
+from miles_lite.tito.chat_messages import Tools
 
 ADDRESS = "address"
 """Where `parse` finds what `addressed` read in the request's address; no field of Google's has this name."""
@@ -46,41 +39,52 @@ _NAMES = {
 }
 
 
+def _route(does: Literal["turn", "count"], verb: str, about: str, **query: Sequence[str]) -> Route:
+    path = f"/{{version:v1(?:beta|alpha)?}}/models/{{model:[^:]+}}:{{verb:{verb}}}"
+    return Route(does, path, about, shown=f"/v1beta/models/{{model}}:{verb}", query=query)
+
+
 class Google:
     """POST /v1beta/models/{model}:generateContent and its two siblings."""
 
     prefix = "gen-"
     keep_alive = b"\n"
     """White space, because some clients of Google's read no comments."""
-    marks = re.compile("/v1(?:beta|alpha)/|/models/[^:]+:")
-    turns = tuple(
-        f"/{{version:v1(?:beta|alpha)?}}/models/{{model:[^:]+}}:{{verb:{verb}}}"
-        for verb in ("generateContent", "streamGenerateContent")
+    routes = (
+        _route("turn", "generateContent", "Google generateContent"),
+        _route("turn", "streamGenerateContent", "Google streamGenerateContent", alt=("sse", "json")),
+        _route("count", "countTokens", "Tokens of a prompt"),
+        Route("models", "/v1beta/models", "The model, for clients of Google"),
+        Route(
+            "model",
+            "/v1beta/models/{model:.+}",
+            "The model, under any name, for clients of Google",
+            shown="/v1beta/models/{model}",
+        ),
     )
-    counts = "/{version:v1(?:beta|alpha)?}/models/{model:[^:]+}:countTokens"
+    body, fields, tools = GoogleBody, google_body.FIELDS, google_body.TOOLS
 
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> JsonObject:
         streams = match.get("verb") == "streamGenerateContent"
         return {ADDRESS: {"model": match["model"], "stream": streams, "array": query.get("alt") != "sse"}}
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: JsonMapping) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
         address = body.get(ADDRESS) or {}
         body = camel({name: value for name, value in body.items() if name != ADDRESS})
-        body = take(body, "generateContentRequest", "an object") or body
-        unknown = GOOGLE.check(body)
-        if not need(body, "contents", "a list"):
-            raise bad_request("contents must be a list of at least one content", param="contents")
+        inner = body.get("generateContentRequest")
+        body = inner if isinstance(inner, dict) and inner else body
+        unknown = self.fields.check(body)
+        checked = read(body, GoogleBody)
         check_count(body["contents"], "contents")
-        config = take(body, "generationConfig", "an object") or {}
-        tools = _tools(body)
-        callable_tools, force, only = _choice(body, tools)
-        schema = _schema(config)
-        thinking = take(config, "thinkingConfig", "an object", "generationConfig.") or {}
+        config = checked.generation_config or GenerationConfig()
+        thinking = config.thinking_config or ThinkingConfig()
+        tools = self._tools(body, checked)
+        callable_tools, force, only = _choice(checked, tools)
         messages = conversation(body, self._media)
         return ChatRequest(
             messages=messages,
@@ -88,17 +92,24 @@ class Google:
             callable_tools=callable_tools,
             options=_options(thinking),
             stream=bool(address.get("stream")),
-            logprobs=bool(take(config, "responseLogprobs", "a boolean", "generationConfig.")),
-            body=_sampling(config) | {"model": address.get("model")},
+            logprobs=bool(config.response_logprobs),
+            body=_sampling(body.get("generationConfig") or {}) | {"model": address.get("model")},
             constraint=check_choice(
-                Constraint(force=force, only=only, schema=schema), tools, "toolConfig.functionCallingConfig"
+                Constraint(force=force, only=only, schema=_schema(config)), tools, "toolConfig.functionCallingConfig"
             ),
             prefilled=ends_in_reply(messages),
-            form=(bool(take(thinking, "includeThoughts", "a boolean")), bool(address.get("array"))),
+            form=(bool(thinking.include_thoughts), bool(address.get("array"))),
             unknown=tuple(unknown),
         )
 
-    def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
+    def _tools(self, body: JsonMapping, checked: GoogleBody) -> Tools | None:
+        found = []
+        for number, (given, tool) in enumerate(zip(body.get("tools") or (), checked.tools or (), strict=True)):
+            shown = [self.tools.shows(kind, f"tools[{number}].{kind}") for kind in given if given[kind] is not None]
+            found += [_function(each) for each in tool.function_declarations or ()] if any(shown) else []
+        return found or None
+
+    def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject:
         thoughts, _ = request.form
         said = whole(answer)
         parts = parts_of(said, thoughts=thoughts, thought=said.reasoning)
@@ -108,73 +119,49 @@ class Google:
         thoughts, array = request.form
         return GoogleEvents(request, stamp, thoughts, array)
 
-    def counted(self, tokens: int) -> dict[str, Any]:
+    def counted(self, tokens: int) -> JsonObject:
         return {"totalTokens": tokens}
 
-    def error(self, error: ApiError) -> dict[str, Any]:
+    def error(self, error: ApiError) -> JsonObject:
         return error_body(error)
 
 
-def _tools(body: Mapping[str, Any]) -> Tools | None:
-    found = []
-    for path, tool in items(body, "tools"):
-        for kind, value in tool.items():
-            if value is None or not GOOGLE_TOOLS.shows(kind, f"{path}.{kind}"):
-                continue
-            found += [_function(function, at) for at, function in items(tool, kind, f"{path}.")]
-    return found or None
+def _function(given: Declaration) -> JsonObject:
+    function: JsonObject = {"name": given.name}
+    function |= {"description": given.description} if given.description else {}
+    schema = json_schema(given.parameters) if given.parameters_json_schema is None else given.parameters_json_schema
+    return {"type": "function", "function": function | {"parameters": schema or {}}}
 
 
-def _function(given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": need(given, "name", "a string", f"{path}.")}
-    if description := take(given, "description", "a string", f"{path}."):
-        function["description"] = description
-    schema = take(given, "parametersJsonSchema", "an object", f"{path}.")
-    if schema is None:
-        schema = json_schema(take(given, "parameters", "an object", f"{path}."))
-    function["parameters"] = schema or {}
-    return {"type": "function", "function": function}
-
-
-def _choice(body: Mapping[str, Any], tools: Tools | None) -> tuple[Tools | None, bool, str | None]:
+def _choice(body: GoogleBody, tools: Tools | None) -> tuple[Tools | None, bool, str | None]:
     """(what a reply may call, whether it must, and which one alone)."""
-    at = "toolConfig.functionCallingConfig."
-    asked = take(take(body, "toolConfig", "an object") or {}, "functionCallingConfig", "an object", "toolConfig.") or {}
-    mode = asked.get("mode") or "AUTO"
+    asked = body.tool_config and body.tool_config.function_calling_config
+    mode, names = (asked.mode or "AUTO", asked.allowed_function_names or []) if asked else ("AUTO", [])
     if mode == "NONE":
         return None, False, None
-    if mode not in ("AUTO", "ANY", "VALIDATED", "MODE_UNSPECIFIED"):
-        raise bad_request("mode must be AUTO, ANY, VALIDATED or NONE", param=f"{at}mode")
-    names = take(asked, "allowedFunctionNames", "a list", at) or []
+    known = [tool["function"]["name"] for tool in tools or ()]
     for name in names:
-        if name not in [tool["function"]["name"] for tool in tools or ()]:
-            raise bad_request(f"there is no function named {name!r}", param=f"{at}allowedFunctionNames")
+        if name not in known:
+            at = "toolConfig.functionCallingConfig.allowedFunctionNames"
+            raise bad_request(f"there is no function named {name!r}", param=at)
     allowed = [tool for tool in tools or () if not names or tool["function"]["name"] in names] or None
     return allowed, mode == "ANY", names[0] if mode == "ANY" and len(names) == 1 else None
 
 
-def _schema(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _schema(config: GenerationConfig) -> JsonMapping | None:
     """What the answer must be, when JSON is asked for."""
-    kind = take(config, "responseMimeType", "a string", "generationConfig.") or "text/plain"
-    schema = take(config, "responseJsonSchema", "an object", "generationConfig.")
-    if schema is None:
-        schema = json_schema(take(config, "responseSchema", "an object", "generationConfig."))
-    if kind not in ("text/plain", "application/json"):
-        raise bad_request("it must be text/plain or application/json", param="generationConfig.responseMimeType")
-    if kind == "application/json":
-        return obj(schema or {"type": "object"}, "generationConfig.responseSchema")
-    return None
+    if config.response_mime_type != "application/json":
+        return None
+    schema = config.response_json_schema
+    return (json_schema(config.response_schema) if schema is None else schema) or {"type": "object"}
 
 
-def _options(thinking: Mapping[str, Any]) -> dict[str, Any]:
-    level = take(thinking, "thinkingLevel", "a string", "generationConfig.thinkingConfig.")
-    budget = take(thinking, "thinkingBudget", "an integer", "generationConfig.thinkingConfig.")
-    return template_options({}, thinks=False if budget == 0 else None, effort=level.lower() if level else None)
+def _options(thinking: ThinkingConfig) -> JsonObject:
+    level = thinking.thinking_level
+    return template_options(
+        None, thinks=False if thinking.thinking_budget == 0 else None, effort=level.lower() if level else None
+    )
 
 
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    stops = take(config, "stopSequences", "a list", "generationConfig.") or []
-    for number, stop in enumerate(stops):
-        if not isinstance(stop, str) or not stop:
-            raise bad_request("a stop sequence is a text", param=f"generationConfig.stopSequences[{number}]")
+def _sampling(config: JsonMapping) -> JsonObject:
     return {name: config[theirs] for theirs, name in _NAMES.items() if config.get(theirs) is not None}

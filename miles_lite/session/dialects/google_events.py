@@ -6,10 +6,10 @@ Invariant: the parts of the pieces, texts of one kind joined, are those of the a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.google_shape import error_body, parts_of, response
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
@@ -44,7 +44,7 @@ class GoogleEvents:
     def failure(self, error: ApiError) -> bytes:
         return self._piece(error_body(error)) + (b"]" if self.array else b"")
 
-    def _piece(self, piece: dict[str, Any]) -> bytes:
+    def _piece(self, piece: JsonObject) -> bytes:
         self._sent += 1
         if not self.array:
             return sse(piece)

@@ -7,21 +7,19 @@ as protocol buffers have them (`function_call`); what a user names is left as it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby, takewhile
-from typing import Any
 
-from miles_lite.session.dialects.fields import items, need, obj, take
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects.google_schema import camel_case
 from miles_lite.session.dialects.media import Media, not_text
-from miles_lite.session.errors import bad_request
 from miles_lite.tito.chat_messages import Message
 
 _USERS = ("args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels")
 _TEXTS = {"output", "result", "error"}
 
 
-def camel(value: Any) -> Any:
+def camel(value: Json) -> Json:
     """Names in camel case, as deep as they are Google's."""
     if isinstance(value, list):
         return [camel(inner) for inner in value]
@@ -31,16 +29,16 @@ def camel(value: Any) -> Any:
     return {name: value[key] if name in _USERS else camel(value[key]) for name, key in named.items()}
 
 
-def conversation(body: Mapping[str, Any], media: Media) -> list[Message]:
-    """The system instruction, if any, and the contents. Raises ApiError 400."""
+def conversation(body: JsonMapping, media: Media) -> list[Message]:
+    """The system instruction, if any, and the contents, of a body that is a `GoogleBody`. Raises ApiError 400."""
     messages: list[Message] = []
     system = body.get("systemInstruction")
     if system is not None:
-        parts = [{"text": system}] if isinstance(system, str) else _parts(obj(system, "systemInstruction"))
-        texts = [need(part, "text", "a string", f"{path}.") for path, part in _listed(parts, "systemInstruction")]
-        if text := "".join(texts):
+        parts = [{"text": system}] if isinstance(system, str) else _parts(system)
+        if text := "".join(part.get("text") or "" for _, part in _listed(parts, "systemInstruction")):
             messages.append({"role": "system", "content": text})
-    for answered, group in groupby(items(body, "contents"), key=_answered):
+    contents = [(f"contents[{number}]", content) for number, content in enumerate(body["contents"])]
+    for answered, group in groupby(contents, key=_answered):
         if answered:
             messages.append(_model([part for path, content in group for part in _listed(_parts(content), path)]))
             continue
@@ -49,36 +47,31 @@ def conversation(body: Mapping[str, Any], media: Media) -> list[Message]:
     return messages
 
 
-def _answered(item: tuple[str, Mapping[str, Any]]) -> bool:
+def _answered(item: tuple[str, JsonMapping]) -> bool:
     """Whether the model said this. Clients that heard a stream send each of its pieces as contents of its own."""
-    path, content = item
-    role = content.get("role") or "user"
-    if role not in ("user", "model", "function"):
-        raise bad_request("role must be user or model", param=f"{path}.role")
-    return bool(role == "model")
+    return item[1].get("role") == "model"
 
 
-def _parts(content: Mapping[str, Any]) -> Any:
+def _parts(content: JsonMapping) -> Json:
     return content.get("parts") or []
 
 
-def _listed(parts: Any, path: str) -> list[tuple[str, dict[str, Any]]]:
-    return items({"parts": [parts] if isinstance(parts, dict) else parts}, "parts", f"{path}.")
+def _listed(parts: Json, path: str) -> list[tuple[str, JsonObject]]:
+    listed = [parts] if isinstance(parts, dict) else parts
+    return [(f"{path}.parts[{number}]", part) for number, part in enumerate(listed)]
 
 
-def _model(parts: Sequence[tuple[str, dict[str, Any]]]) -> Message:
+def _model(parts: Sequence[tuple[str, JsonObject]]) -> Message:
     text, thoughts, calls = "", "", []
     for path, part in parts:
-        if "functionCall" in part:
-            call, at = obj(part["functionCall"], f"{path}.functionCall"), f"{path}.functionCall."
-            given = take(call, "args", "an object", at) or {}
-            function = {"name": need(call, "name", "a string", at), "arguments": json.dumps(given, ensure_ascii=False)}
-            calls.append({"id": take(call, "id", "a string", at) or "", "type": "function", "function": function})
+        if call := part.get("functionCall"):
+            function = {"name": call["name"], "arguments": json.dumps(call.get("args") or {}, ensure_ascii=False)}
+            calls.append({"id": call.get("id") or "", "type": "function", "function": function})
         elif part.get("thought") is True:
-            thoughts += take(part, "text", "a string", f"{path}.") or ""
+            thoughts += part.get("text") or ""
         else:
             text += _text(part, path)
-    made: dict[str, Any] = {"role": "assistant", "content": text}
+    made: JsonObject = {"role": "assistant", "content": text}
     if thoughts:
         made["reasoning_content"] = thoughts
     if calls:
@@ -86,7 +79,7 @@ def _model(parts: Sequence[tuple[str, dict[str, Any]]]) -> Message:
     return made
 
 
-def _calls(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+def _calls(messages: Sequence[Message]) -> list[JsonMapping]:
     """The calls that functionResponse parts answer, for those that say no id; other contents may have answered some."""
     results = list(takewhile(lambda message: message["role"] == "tool", reversed(messages)))
     answered = {message["tool_call_id"] for message in results}
@@ -94,16 +87,16 @@ def _calls(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
     return [call for message in before for call in message.get("tool_calls") or () if call["id"] not in answered]
 
 
-def _user(parts: Sequence[tuple[str, dict[str, Any]]], calls: list[Mapping[str, Any]], media: Media) -> list[Message]:
+def _user(parts: Sequence[tuple[str, JsonObject]], calls: list[JsonMapping], media: Media) -> list[Message]:
     """Tool results are messages of their own; texts that follow each other are one message.
 
     An image beside tool results is one of theirs.
     """
     made: list[Message] = []
-    answers = any("functionResponse" in part for _, part in parts)
+    answers = any(part.get("functionResponse") for _, part in parts)
     for path, part in parts:
-        if "functionResponse" in part:
-            made.append(_result(obj(part["functionResponse"], f"{path}.functionResponse"), path, calls, media))
+        if given := part.get("functionResponse"):
+            made.append(_result(given, path, calls, media))
             continue
         text = media.told(*_media(part), path) if answers and _media(part)[0] else _text(part, path)
         if made and made[-1]["role"] == "user":
@@ -113,19 +106,19 @@ def _user(parts: Sequence[tuple[str, dict[str, Any]]], calls: list[Mapping[str, 
     return made
 
 
-def _result(given: Mapping[str, Any], path: str, calls: list[Mapping[str, Any]], media: Media) -> dict[str, Any]:
+def _result(given: JsonMapping, path: str, calls: list[JsonMapping], media: Media) -> JsonObject:
     at = f"{path}.functionResponse"
-    name, call_id = need(given, "name", "a string", f"{at}."), take(given, "id", "a string", f"{at}.")
+    call_id = given.get("id")
     if call_id is None:
-        call = next((call for call in calls if call["function"]["name"] == name), None)
+        call = next((call for call in calls if call["function"]["name"] == given["name"]), None)
         call_id = "" if call is None else calls.pop(calls.index(call))["id"]
-    text = said(take(given, "response", "an object", f"{at}.") or {})
+    text = said(given.get("response") or {})
     for inner, part in _listed(_parts(given), at):
         text += "\n" + media.told(*_media(part), inner) if _media(part)[0] else _text(part, inner)
     return {"role": "tool", "tool_call_id": call_id, "content": text}
 
 
-def said(response: Mapping[str, Any]) -> str:
+def said(response: JsonMapping) -> str:
     """What a function returned: its text, where that is all there is, else JSON."""
     if len(response) == 1 and _TEXTS & response.keys():
         (value,) = response.values()
@@ -134,7 +127,7 @@ def said(response: Mapping[str, Any]) -> str:
     return json.dumps(response, ensure_ascii=False)
 
 
-def _media(part: Mapping[str, Any]) -> tuple[str, object]:
+def _media(part: JsonMapping) -> tuple[str, object]:
     """(kind, media type) of an image or a file; the kind is empty for anything else."""
     for name in ("inlineData", "fileData"):
         if isinstance(data := part.get(name), dict):
@@ -143,10 +136,10 @@ def _media(part: Mapping[str, Any]) -> tuple[str, object]:
     return "", ""
 
 
-def _text(part: Mapping[str, Any], path: str) -> str:
+def _text(part: JsonMapping, path: str) -> str:
     """The text of a part; a part that is a signature alone has none."""
     if "text" in part:
-        return str(take(part, "text", "a string", f"{path}.") or "")
+        return part["text"] or ""
     kind = next((name for name in part if name not in ("thought", "thoughtSignature", "partMetadata")), None)
     if kind is not None:
         raise not_text(kind, f"{path}.{kind}")

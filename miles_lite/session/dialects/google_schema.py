@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+
+from miles_lite.process.json_types import Json
 
 _UNDERSCORE = re.compile(r"_([a-z])")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
@@ -20,7 +21,7 @@ def camel_case(name: str) -> str:
     return _UNDERSCORE.sub(lambda found: found[1].upper(), name) if "_" in name else name
 
 
-def json_schema(schema: Any) -> Any:
+def json_schema(schema: Json) -> Json:
     """Types in small letters, `nullable` as a type, bounds as numbers (Google writes 64-bit integers as text)."""
     if not isinstance(schema, dict):
         return schema
@@ -31,7 +32,7 @@ def json_schema(schema: Any) -> Any:
     return made
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: Json) -> Json:
     if name == "type":
         return value.lower() if isinstance(value, str) else value
     if name in _COUNTS and isinstance(value, str) and value.isdigit():

@@ -5,11 +5,11 @@ Invariant: these are functions of their arguments alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import orjson
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.dialects.messages_shape import signature
 from miles_lite.session.dialects.request import ChatAnswer, Delta
 from miles_lite.session.errors import ApiError
@@ -25,7 +25,7 @@ _STATUS = {
     504: "DEADLINE_EXCEEDED",
 }
 
-Part = dict[str, Any]
+Part = JsonObject
 
 
 def parts_of(delta: Delta, *, thoughts: bool, thought: str) -> list[Part]:
@@ -41,10 +41,10 @@ def parts_of(delta: Delta, *, thoughts: bool, thought: str) -> list[Part]:
     return made
 
 
-def response(answer_id: str, model: str, parts: Sequence[Part], answer: ChatAnswer | None = None) -> dict[str, Any]:
+def response(answer_id: str, model: str, parts: Sequence[Part], answer: ChatAnswer | None = None) -> JsonObject:
     """A GenerateContentResponse, or a piece of one; with the answer it is the last."""
-    candidate: dict[str, Any] = {"content": {"role": "model", "parts": list(parts)}, "index": 0}
-    made: dict[str, Any] = {"candidates": [candidate], "modelVersion": model, "responseId": answer_id}
+    candidate: JsonObject = {"content": {"role": "model", "parts": list(parts)}, "index": 0}
+    made: JsonObject = {"candidates": [candidate], "modelVersion": model, "responseId": answer_id}
     if answer is None:
         return made
     candidate["finishReason"] = "MAX_TOKENS" if answer.finish_reason == "length" else "STOP"
@@ -62,13 +62,13 @@ def response(answer_id: str, model: str, parts: Sequence[Part], answer: ChatAnsw
     return made
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> JsonObject:
     status = _STATUS.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
     named = error.param is None or error.param in error.message
     message = error.message if named else f"{error.param}: {error.message}"
     return {"error": {"code": error.status, "message": message, "status": status}}
 
 
-def _call(call: Mapping[str, Any]) -> Part:
+def _call(call: JsonMapping) -> Part:
     function = call["function"]
     return {"id": call["id"], "name": function["name"], "args": orjson.loads(function["arguments"])}

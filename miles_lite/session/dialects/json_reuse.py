@@ -1,5 +1,7 @@
 """Request bodies as JSON. Of a conversation that is sent again, only what follows the messages already seen is parsed.
 
+Nor is it checked again: a `Body` gives the messages that the session holds as the objects that it holds.
+
 Invariant: `read` gives what the parser gives for the whole body, whatever was kept before. Where a list of messages
 begins and ends is not guessed: the parser has accepted what stands on either side of the cut.
 """
@@ -8,12 +10,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 from xxhash import xxh3_128_digest
+
+from miles_lite.process.json_types import Json, JsonObject
+from miles_lite.session.errors import bad_request
+from miles_lite.tito.chat_messages import Message
 
 _OPENING = re.compile(rb'"messages"\s*:\s*\[')
 _MARK = uuid.uuid4().hex
@@ -24,8 +29,66 @@ _CONVERSATIONS = 4
 """Of this many a session may have at once, as those of an agent and its sub-agents, without being parsed as a whole."""
 
 
+class Conversation(list[Message]):
+    """The messages of a body. `held` is the conversation that they probably repeat, as the session holds it."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, messages: Iterable[Message], held: Sequence[Message] = ()) -> None:
+        super().__init__(messages)
+        self.held = held
+
+    def unchecked(self) -> list[tuple[int, Json]]:
+        """Put what is held in the place of messages that equal it; the others, and where they are.
+
+        What is held has been checked when it came, so that a long conversation sent again costs a comparison of its
+        bytes.
+        """
+        count, others = len(self.held), []
+        if self[:count] == list(self.held):
+            self[:count] = self.held
+            return list(enumerate(self[count:], count))
+        for index, (message, known) in enumerate(zip(self, self.held, strict=False)):
+            if message == known:
+                self[index] = known
+            else:
+                others.append((index, message))
+        return others + list(enumerate(self[count:], count))
+
+
+class Body:
+    """A request's body, and what of it the session has seen."""
+
+    def __init__(self, raw: bytes, bodies: Bodies, held: Sequence[Message] = ()) -> None:
+        """`held` is the conversation of the session's latest turn, as a client sent it last."""
+        self._raw, self._bodies, self._held = raw, bodies, held
+        self._known = bodies.known(raw)
+
+    @property
+    def fresh(self) -> int:
+        """Bytes that were not seen before."""
+        return len(self._raw) - (self._known.size if self._known else 0)
+
+    def parse(self) -> JsonObject:
+        """What it says; a list of `messages` is a `Conversation`. Raises ApiError 400."""
+        try:
+            body = self._bodies.read(self._raw, self._known) if self._raw else {}
+        except orjson.JSONDecodeError as error:
+            raise bad_request(f"the request body is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise bad_request("the request body must be a JSON object")
+        if isinstance(messages := body.get("messages"), list):
+            body["messages"] = Conversation(messages, self._held)
+        return body
+
+    def keep(self, bodies: Bodies, messages: Sequence[Message]) -> None:
+        """Let `bodies` know it, unless the dialect put other `messages` in the place of those that it says."""
+        if isinstance(messages, Conversation):
+            bodies.keep(self._raw, messages)
+
+
 class Bodies:
-    """The bodies of one session."""
+    """What was seen of the bodies of one session."""
 
     def __init__(self) -> None:
         self._seen: list[Seen] = []
@@ -39,7 +102,7 @@ class Bodies:
         """The beginning of `raw` that was seen."""
         return next((seen for seen in self._seen if seen.begins(raw)), None)
 
-    def read(self, raw: bytes, seen: Seen | None) -> Any:
+    def read(self, raw: bytes, seen: Seen | None) -> Json:
         """What `raw`, of which `seen` is known, says; messages that were seen are the objects that were kept.
 
         Raises orjson.JSONDecodeError.
@@ -52,7 +115,7 @@ class Bodies:
                 return body
         return orjson.loads(raw)
 
-    def keep(self, raw: bytes, messages: Sequence[Any]) -> None:
+    def keep(self, raw: bytes, messages: Sequence[Message]) -> None:
         """Know `raw`, which says `messages`, when the next body comes; not one whose messages cannot be told apart."""
         before = self.known(raw)
         start = before or _opening(raw)
@@ -72,7 +135,7 @@ class Seen:
     size: int
     digest: bytes
     head: bytes
-    messages: Sequence[Any]
+    messages: Sequence[Message]
     rest: int
 
     def begins(self, raw: bytes) -> bool:
@@ -111,7 +174,7 @@ def _ends(raw: bytes, start: Seen, size: int) -> bool:
     return _parsed(b"[%b%b]" % (b'""' if start.messages else b"", raw[start.size : size])) is not None
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes) -> Json:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:

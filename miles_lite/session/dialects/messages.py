@@ -7,32 +7,42 @@ is the one that was answered. Tools that Anthropic would run itself are not show
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import orjson
 
-from miles_lite.session.dialects.base import Bodied, Stamp
-from miles_lite.session.dialects.chat import schema_of
-from miles_lite.session.dialects.field_tables import MESSAGES, MESSAGES_TOOLS
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.session.dialects import messages_body
+from miles_lite.session.dialects.base import Bodied, Route, Stamp
 from miles_lite.session.dialects.fields import (
     check_choice,
     check_count,
     check_limits,
-    choice,
-    items,
-    need,
-    obj,
+    needed,
+    schema_of,
     switch,
-    take,
     template_options,
 )
 from miles_lite.session.dialects.media import Media
+from miles_lite.session.dialects.messages_body import (
+    AssistantMessage,
+    Document,
+    Image,
+    MessagesBody,
+    MessagesChoice,
+    RedactedThought,
+    SystemMessage,
+    TextBlock,
+    Thought,
+    ToolResult,
+    ToolUse,
+    UserMessage,
+)
 from miles_lite.session.dialects.messages_events import MessageEvents
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Constraint, ends_in_reply, whole
-from miles_lite.session.errors import ApiError, bad_request
+from miles_lite.session.dialects.typed_json import read
+from miles_lite.session.errors import ApiError
 from miles_lite.tito.chat_messages import Message, Tools
 
 TELEMETRY = "x-anthropic-billing-header:"
@@ -44,42 +54,55 @@ class Messages(Bodied):
 
     prefix = "msg_"
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
-    marks = re.compile("/v1/messages")
-    turns = ("/v1/messages",)
-    counts = "/v1/messages/count_tokens"
+    routes = (
+        Route("turn", "/v1/messages", "Anthropic Messages"),
+        Route("count", "/v1/messages/count_tokens", "Tokens of a prompt"),
+    )
+    body, fields, tools = MessagesBody, messages_body.FIELDS, messages_body.TOOLS
 
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def parse(self, body: Mapping[str, Any], *, held: Sequence[Message] = ()) -> ChatRequest:
+    def parse(self, body: JsonMapping) -> ChatRequest:
         """Raises ApiError 400."""
         check_limits(body)
-        unknown = MESSAGES.check(body)
-        listed = need(body, "messages", "a list")
-        if not listed:
-            raise bad_request("messages must be a list of at least one message", param="messages")
-        check_count(listed, "messages")
-        messages = _system(body)
-        for path, message in items(body, "messages"):
-            messages += _chat_messages(message, path, self._media)
-        tools = _tools(body)
-        asked = take(body, "tool_choice", "an object") or {"type": "auto"}
-        kind = choice(asked, "type", ("auto", "any", "tool", "none"), "tool_choice.")
+        unknown = self.fields.check(body)
+        checked = read(body, MessagesBody)
+        check_count(checked.messages, "messages")
+        messages = _system(checked)
+        for number, message in enumerate(checked.messages):
+            messages += _chat_messages(message, f"messages[{number}]", self._media)
+        tools = self._tools(checked)
+        asked = checked.tool_choice or MessagesChoice()
         return ChatRequest(
             messages=messages,
             tools=tools,
-            callable_tools=None if kind == "none" else tools,
-            options=_options(body),
-            stream=bool(take(body, "stream", "a boolean")),
+            callable_tools=None if asked.type == "none" else tools,
+            options=template_options(
+                checked.chat_template_kwargs,
+                thinks=switch(checked.thinking.type if checked.thinking else None),
+                effort=checked.output_config.effort if checked.output_config else None,
+            ),
+            stream=bool(checked.stream),
             logprobs=False,
             body=_sampling(body),
-            constraint=_constraint(body, asked, tools),
+            constraint=_constraint(checked, asked, tools),
             prefilled=ends_in_reply(messages),
             unknown=tuple(unknown),
         )
 
-    def answer(self, request: ChatRequest, answer: ChatAnswer) -> dict[str, Any]:
-        content: list[dict[str, Any]] = []
+    def _tools(self, body: MessagesBody) -> Tools | None:
+        found = []
+        for number, tool in enumerate(body.tools or ()):
+            if self.tools.shows(tool.type or "custom", f"tools[{number}].type"):
+                function: JsonObject = {"name": needed(tool.name, f"tools[{number}].name")}
+                function |= {"description": tool.description} if tool.description else {}
+                function["parameters"] = tool.input_schema or {}
+                found.append({"type": "function", "function": function})
+        return found or None
+
+    def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject:
+        content: list[JsonObject] = []
         said = whole(answer)
         if said.reasoning:
             content.append({"type": "thinking", "thinking": said.reasoning, "signature": signature(said.reasoning)})
@@ -96,49 +119,42 @@ class Messages(Bodied):
     def events(self, request: ChatRequest, stamp: Stamp) -> MessageEvents:
         return MessageEvents(request, stamp)
 
-    def error(self, error: ApiError) -> dict[str, Any]:
+    def error(self, error: ApiError) -> JsonObject:
         return error_body(error)
 
 
-def _tool_use(call: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_use(call: JsonMapping) -> JsonObject:
     arguments = orjson.loads(call["function"]["arguments"])
     return {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": arguments}
 
 
-def _system(body: Mapping[str, Any]) -> list[Any]:
-    system = body.get("system")
-    if system is None:
+def _system(body: MessagesBody) -> list[Message]:
+    if body.system is None:
         return []
-    parts = [system] if isinstance(system, str) else _texts(body, "system", "")
+    parts = [body.system] if isinstance(body.system, str) else [block.text for block in body.system]
     first, *others = parts or [""]
     if first.startswith(TELEMETRY):
         parts = [rest for rest in [first.partition("\n")[2]] if rest] + others
     return [{"role": "system", "content": _joined(parts)}] if parts else []
 
 
-def _chat_messages(message: Mapping[str, Any], path: str, media: Media) -> list[dict[str, Any]]:
-    role = choice(message, "role", ("user", "assistant", "system"), f"{path}.")
-    if isinstance(message.get("content"), str):
-        return [{"role": role, "content": message["content"]}]
-    need(message, "content", "a list", f"{path}.")
-    blocks = items(message, "content", f"{path}.")
-    return [_assistant(blocks)] if role == "assistant" else _user(role, blocks, media)
+def _chat_messages(
+    message: UserMessage | SystemMessage | AssistantMessage, path: str, media: Media
+) -> Sequence[Message]:
+    if isinstance(message, AssistantMessage):
+        said = [TextBlock(text=message.content)] if isinstance(message.content, str) else message.content
+        return [_assistant(said)]
+    role = "user" if isinstance(message, UserMessage) else "system"
+    if isinstance(message.content, str):
+        return [{"role": role, "content": message.content}]
+    return _user(role, message.content, path, media)
 
 
-def _assistant(blocks: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    text, thoughts, calls = "", "", []
-    for path, block in blocks:
-        kind = choice(block, "type", ("text", "thinking", "redacted_thinking", "tool_use"), f"{path}.")
-        if kind == "text":
-            text += need(block, "text", "a string", f"{path}.")
-        elif kind == "thinking":
-            thoughts += need(block, "thinking", "a string", f"{path}.")
-        elif kind == "tool_use":
-            given = need(block, "input", "an object", f"{path}.")
-            name = need(block, "name", "a string", f"{path}.")
-            function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
-            calls.append({"id": need(block, "id", "a string", f"{path}."), "type": "function", "function": function})
-    made: dict[str, Any] = {"role": "assistant", "content": text}
+def _assistant(blocks: Sequence[TextBlock | Thought | RedactedThought | ToolUse]) -> Message:
+    text = "".join(block.text for block in blocks if isinstance(block, TextBlock))
+    thoughts = "".join(block.thinking for block in blocks if isinstance(block, Thought))
+    calls = [_call(block) for block in blocks if isinstance(block, ToolUse)]
+    made: JsonObject = {"role": "assistant", "content": text}
     if thoughts:
         made["reasoning_content"] = thoughts
     if calls:
@@ -146,86 +162,62 @@ def _assistant(blocks: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     return made
 
 
-def _user(role: str, blocks: list[tuple[str, dict[str, Any]]], media: Media) -> list[dict[str, Any]]:
+def _call(block: ToolUse) -> JsonObject:
+    function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
+    return {"id": block.id, "type": "function", "function": function}
+
+
+def _user(role: str, blocks: Sequence[TextBlock | ToolResult], path: str, media: Media) -> Sequence[Message]:
     """Tool results are messages of their own; texts that follow each other are one message."""
-    made: list[dict[str, Any]] = []
-    for path, block in blocks:
-        kind = choice(block, "type", ("text", "tool_result"), f"{path}.")
-        if kind == "tool_result":
-            call_id = need(block, "tool_use_id", "a string", f"{path}.")
-            content = block.get("content")
-            given = content if isinstance(content, str) else _joined(_returned(block, path, media))
-            made.append({"role": "tool", "tool_call_id": call_id, "content": given})
-            continue
-        text = need(block, "text", "a string", f"{path}.")
-        if made and made[-1]["role"] == role:
-            made[-1]["content"].append({"type": "text", "text": text})
+    made: list[JsonObject] = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, ToolResult):
+            given = block.content
+            if not isinstance(given, str):
+                given = _joined(
+                    [_told(part, f"{path}.content[{number}].content[{n}]", media) for n, part in enumerate(given or ())]
+                )
+            made.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": given})
+        elif made and made[-1]["role"] == role:
+            made[-1]["content"].append({"type": "text", "text": block.text})
         else:
-            made.append({"role": role, "content": [{"type": "text", "text": text}]})
+            made.append({"role": role, "content": [{"type": "text", "text": block.text}]})
     return made
 
 
-def _returned(block: Mapping[str, Any], path: str, media: Media) -> list[str]:
-    """The texts of a tool's result; what is no text is told of."""
-    found = []
-    for at, part in items(block, "content", f"{path}."):
-        kind = choice(part, "type", ("text", "image", "document"), f"{at}.")
-        if kind == "text":
-            found.append(need(part, "text", "a string", f"{at}."))
-        else:
-            found.append(media.told(kind, obj(part.get("source") or {}, f"{at}.source").get("media_type"), at))
-    return found
+def _returned(result: ToolResult, path: str, media: Media) -> Json:
+    if isinstance(result.content, str):
+        return result.content
+    return _joined([_told(part, f"{path}[{number}]", media) for number, part in enumerate(result.content or ())])
 
 
-def _texts(holder: Mapping[str, Any], name: str, at: str) -> list[str]:
-    found = []
-    for path, block in items(holder, name, at):
-        choice(block, "type", ("text",), f"{path}.")
-        found.append(need(block, "text", "a string", f"{path}."))
-    return found
+def _told(part: TextBlock | Image | Document, path: str, media: Media) -> str:
+    """What is no text is told of."""
+    if isinstance(part, TextBlock):
+        return part.text
+    kind = "image" if isinstance(part, Image) else "document"
+    return media.told(kind, part.source and part.source.media_type, path)
 
 
-def _joined(parts: list[str]) -> Any:
+def _joined(parts: list[str]) -> Json:
     return parts[0] if len(parts) == 1 else [{"type": "text", "text": part} for part in parts]
 
 
-def _tools(body: Mapping[str, Any]) -> Tools | None:
-    found = []
-    for path, tool in items(body, "tools"):
-        if not MESSAGES_TOOLS.shows(take(tool, "type", "a string", f"{path}.") or "custom", f"{path}.type"):
-            continue
-        function: dict[str, Any] = {"name": need(tool, "name", "a string", f"{path}.")}
-        if description := take(tool, "description", "a string", f"{path}."):
-            function["description"] = description
-        function["parameters"] = take(tool, "input_schema", "an object", f"{path}.") or {}
-        found.append({"type": "function", "function": function})
-    return found or None
-
-
-def _options(body: Mapping[str, Any]) -> dict[str, Any]:
-    effort = take(take(body, "output_config", "an object") or {}, "effort", "a string", "output_config.")
-    return template_options(body, thinks=switch(take(body, "thinking", "an object")), effort=effort)
-
-
-def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
-    take(body, "model", "a string")
+def _sampling(body: JsonMapping) -> JsonObject:
     names = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")
-    stops = take(body, "stop_sequences", "a list") or []
-    for number, stop in enumerate(stops):
-        if not isinstance(stop, str) or not stop:
-            raise bad_request("a stop sequence must be a string", param=f"stop_sequences[{number}]")
-    return {name: body[name] for name in names if body.get(name) is not None} | {"stop": stops}
+    return {name: body[name] for name in names if body.get(name) is not None} | {
+        "stop": body.get("stop_sequences") or []
+    }
 
 
-def _constraint(body: Mapping[str, Any], asked: Mapping[str, Any], tools: Tools | None) -> Constraint:
-    output = take(body, "output_config", "an object") or {}
-    form, path = take(output, "format", "an object", "output_config."), "output_config.format"
+def _constraint(body: MessagesBody, asked: MessagesChoice, tools: Tools | None) -> Constraint:
+    form, path = body.output_config.format if body.output_config else None, "output_config.format"
     if form is None:
-        form, path = take(body, "output_format", "an object"), "output_format"
+        form, path = body.output_format, "output_format"
     constraint = Constraint(
-        force=asked["type"] == "any",
-        only=need(asked, "name", "a string", "tool_choice.") if asked["type"] == "tool" else None,
-        parallel=not take(asked, "disable_parallel_tool_use", "a boolean", "tool_choice."),
-        schema=schema_of(form, path, nested=None),
+        force=asked.type == "any",
+        only=needed(asked.name, "tool_choice.name") if asked.type == "tool" else None,
+        parallel=not asked.disable_parallel_tool_use,
+        schema=schema_of(form, path),
     )
     return check_choice(constraint, tools, "tool_choice")

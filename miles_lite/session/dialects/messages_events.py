@@ -6,8 +6,8 @@ Invariant: at most one block is open, and the blocks that the events describe ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.messages_shape import envelope, error_body, signature, stop_reason, usage
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
@@ -26,7 +26,7 @@ class MessageEvents:
 
     def start(self, prompt_tokens: int) -> bytes:
         """How many of the prompt's tokens were cached is told at the end, with the tokens of the reply."""
-        empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        empty: JsonObject = {"content": [], "stop_reason": None, "stop_sequence": None}
         counts = {"input_tokens": prompt_tokens, "output_tokens": 0}
         message = envelope(self.stamp.answer_id, self.request.model) | empty | {"usage": counts}
         return _event("message_start", message=message)
@@ -54,14 +54,14 @@ class MessageEvents:
     def failure(self, error: ApiError) -> bytes:
         return sse(error_body(error), name="error")
 
-    def _enter(self, kind: str, block: dict[str, Any]) -> bytes:
+    def _enter(self, kind: str, block: JsonObject) -> bytes:
         if self._open == kind:
             return b""
         closed = self._leave()
         self._open, self._index = kind, self._index + 1
         return closed + _event("content_block_start", index=self._index, content_block=block)
 
-    def _grow(self, delta: dict[str, Any]) -> bytes:
+    def _grow(self, delta: JsonObject) -> bytes:
         return _event("content_block_delta", index=self._index, delta=delta)
 
     def _leave(self) -> bytes:
@@ -74,5 +74,5 @@ class MessageEvents:
         return signed + _event("content_block_stop", index=self._index)
 
 
-def _event(name: str, /, **fields: Any) -> bytes:
+def _event(name: str, /, **fields: Json) -> bytes:
     return sse({"type": name, **fields}, name=name)

@@ -6,8 +6,8 @@ Invariant: these are functions of their arguments alone.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.session.dialects.request import ChatAnswer
 from miles_lite.session.errors import ApiError
 
@@ -23,7 +23,7 @@ _ERRORS = {
 }
 
 
-def envelope(answer_id: str, model: str) -> dict[str, Any]:
+def envelope(answer_id: str, model: str) -> JsonObject:
     return {"id": answer_id, "type": "message", "role": "assistant", "model": model}
 
 
@@ -50,7 +50,7 @@ def signature(thinking: str) -> str:
     return blake2b(thinking.encode(), digest_size=16).hexdigest()
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> JsonObject:
     """With the code where clients look for one, such as `thread_unsupported_request` to go on without threads."""
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = (

@@ -7,12 +7,12 @@ whatever the client spoke. The deltas of a stream, with what `rest` adds at its 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.parse import Reply, ToolCall
 
@@ -27,7 +27,7 @@ class Constraint:
     force: bool = False
     only: str | None = None
     parallel: bool = True
-    schema: Mapping[str, Any] | None = None
+    schema: JsonMapping | None = None
 
 
 _FREE = Constraint()
@@ -49,16 +49,16 @@ class ChatRequest:
     messages: list[Message]
     tools: Tools | None
     callable_tools: Tools | None
-    options: Mapping[str, Any]
+    options: JsonMapping
     stream: bool
     logprobs: bool
-    body: Mapping[str, Any]
+    body: JsonMapping
     constraint: Constraint = Constraint()
     include_usage: bool = False
     agent: str | None = None
     n: int = 1
     choice: int = 0
-    form: Any = None
+    form: Json = None
     after: str | None = None
     instructed: bool = False
     prefilled: bool = False
@@ -91,7 +91,7 @@ class ChatAnswer:
     answer_id: str
     created: int
     model: str
-    message: dict[str, Any]
+    message: JsonObject
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
@@ -106,15 +106,15 @@ class Delta:
 
     reasoning: str = ""
     content: str = ""
-    calls: tuple[Mapping[str, Any], ...] = ()
+    calls: tuple[JsonMapping, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.reasoning or self.content or self.calls)
 
 
-def message_of(reply: Reply) -> dict[str, Any]:
+def message_of(reply: Reply) -> JsonObject:
     """A whole reply as an assistant message; calls that the model gave no id get one."""
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    message: JsonObject = {"role": "assistant", "content": reply.content}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
     if reply.tool_calls:
@@ -148,6 +148,6 @@ def _after(said: str, text: str) -> str:
     return text[len(said) :]
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: ToolCall) -> JsonObject:
     call_id = call.id or f"call_{uuid.uuid4().hex[:24]}"
     return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

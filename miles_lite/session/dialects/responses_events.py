@@ -5,10 +5,9 @@ Invariant: at most one item is open, and the items of the events are those of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonMapping
 from miles_lite.session.dialects.base import Stamp, sse
 from miles_lite.session.dialects.chat import logprob_entries
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
@@ -38,7 +37,7 @@ class ResponseEvents:
     _open: str = ""
     _id: str = ""
     _text: list[str] = field(default_factory=list)
-    _calls: list[Mapping[str, Any]] = field(default_factory=list)
+    _calls: list[JsonMapping] = field(default_factory=list)
     _output: list[Item] = field(default_factory=list)
 
     def start(self, prompt_tokens: int) -> bytes:
@@ -101,7 +100,7 @@ class ResponseEvents:
         self._text.clear()
         return events
 
-    def _call(self, call: Mapping[str, Any], *, status: str) -> bytes:
+    def _call(self, call: JsonMapping, *, status: str) -> bytes:
         called = self.request.form.tools.as_called(call["function"]["name"])
         number, arguments = self._named("fc"), called.argument(call)
         here = {"item_id": number, "output_index": len(self._output)}
@@ -127,7 +126,7 @@ class ResponseEvents:
             }
         )
 
-    def _made_part(self, text: str, logprobs: Any = ()) -> Item:
+    def _made_part(self, text: str, logprobs: Json = ()) -> Item:
         return text_part(text, logprobs) if self._open == "message" else {"type": "reasoning_text", "text": text}
 
     def _named(self, prefix: str) -> str:
@@ -136,11 +135,11 @@ class ResponseEvents:
     def _item(self, moment: str, item: Item) -> bytes:
         return self._event(f"response.output_item.{moment}", output_index=len(self._output), item=item)
 
-    def _part(self, name: str, /, **fields: Any) -> bytes:
+    def _part(self, name: str, /, **fields: Json) -> bytes:
         here = {"item_id": self._id, "output_index": len(self._output), "content_index": 0}
         return self._event(name, **here, **fields)
 
-    def _event(self, name: str, /, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Json) -> bytes:
         event = {"type": name, "sequence_number": self._number, **fields}
         self._number += 1
         return sse(event, name=name)

@@ -5,45 +5,63 @@ Invariant: items that one answer brought become one assistant message again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from miles_lite.session.dialects.fields import check_count, choice, items, need, take, unsupported
+from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.session.dialects.fields import check_count, needed
 from miles_lite.session.dialects.media import Media, type_in
+from miles_lite.session.dialects.responses_body import (
+    CustomCallItem,
+    CustomResult,
+    FunctionCallItem,
+    FunctionResult,
+    MessageItem,
+    Part,
+    ReasoningItem,
+    ResponsesBody,
+    ResultPart,
+    Said,
+)
 from miles_lite.session.dialects.responses_tools import ResponseTools, arguments_of
-from miles_lite.session.errors import bad_request
 from miles_lite.tito.chat_messages import Message
 
-_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
-
-
-_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-_RESULTS = ("function_call_output", "custom_tool_call_output")
 _MEDIA = {"input_image": "image", "input_file": "file", "input_audio": "audio"}
 
 
-def conversation(body: Mapping[str, Any], tools: ResponseTools, media: Media) -> list[Message]:
+def with_types(body: JsonMapping) -> JsonMapping:
+    """The body, whose items of no type are messages."""
+    given = body.get("input")
+    if not isinstance(given, list):
+        return body
+    check_count(given, "input")
+    items = [
+        {**item, "type": "message"} if isinstance(item, dict) and item.get("type") is None else item for item in given
+    ]
+    return {**body, "input": items}
+
+
+def conversation(body: ResponsesBody, tools: ResponseTools, media: Media) -> list[Message]:
     """Instructions, if any, and the input. Raises ApiError 400."""
     messages: list[Message] = []
-    if instructions := take(body, "instructions", "a string"):
-        messages.append({"role": "system", "content": instructions})
-    given = body.get("input")
-    if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
-    if not need(body, "input", "a list"):
-        raise bad_request("input must be text or a list of at least one item", param="input")
-    check_count(given or (), "input")
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
     turn: _Turn | None = None
-    for path, item in items(body, "input"):
-        kind = take(item, "type", "a string", f"{path}.") or "message"
-        if kind == "reasoning" or kind in _CALLS or (kind == "message" and item.get("role") == "assistant"):
-            if turn is None or turn.ends_before(kind):
+    for number, item in enumerate(body.input):
+        path = f"input[{number}]"
+        if isinstance(item, FunctionResult | CustomResult):
+            turn = None
+            content = _text(item.output, f"{path}.output", media)
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            turn = None
+            messages.append({"role": item.role, "content": _text(item.content, f"{path}.content")})
+        else:
+            if turn is None or turn.ends_before(item):
                 turn = _Turn()
                 messages.append(turn.message)
-            turn.add(kind, item, path, tools)
-        else:
-            turn = None
-            messages.append(_told(kind, item, path, media))
+            turn.add(item, path, tools)
     return messages
 
 
@@ -51,49 +69,42 @@ class _Turn:
     """An assistant message that is put together again."""
 
     def __init__(self) -> None:
-        self.message: dict[str, Any] = {"role": "assistant", "content": None}
-        self._last = ""
+        self.message: JsonObject = {"role": "assistant", "content": None}
+        self._last: Said | MessageItem | None = None
 
-    def ends_before(self, kind: str) -> bool:
+    def ends_before(self, item: Said | MessageItem) -> bool:
         """An answer thinks first and has no two texts in a row."""
-        return kind == "reasoning" or kind == self._last == "message"
+        return isinstance(item, ReasoningItem) or (
+            isinstance(item, MessageItem) and isinstance(self._last, MessageItem)
+        )
 
-    def add(self, kind: str, item: Mapping[str, Any], path: str, tools: ResponseTools) -> None:
-        self._last = kind
-        if kind == "message":
-            self.message["content"] = (self.message["content"] or "") + _text(item, "content", path)
-        elif kind in _CALLS:
-            name, space = need(item, "name", "a string", f"{path}."), take(item, "namespace", "a string", f"{path}.")
-            given = need(item, _CALLS[kind], "a string", f"{path}.")
-            arguments = given if kind == "function_call" else arguments_of(given)
-            function = {"name": tools.shown(name, space), "arguments": arguments}
-            call_id = need(item, "call_id", "a string", f"{path}.")
-            self.message.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
-        elif thought := _text(item, "content", path):
-            self.message["reasoning_content"] = thought
+    def add(self, item: Said | MessageItem, path: str, tools: ResponseTools) -> None:
+        self._last = item
+        if isinstance(item, MessageItem):
+            self.message["content"] = (self.message["content"] or "") + _text(item.content, f"{path}.content")
+        elif isinstance(item, ReasoningItem):
+            if thought := _text(item.content, f"{path}.content"):
+                self.message["reasoning_content"] = thought
+        else:
+            self.message.setdefault("tool_calls", []).append(_call(item, tools))
 
 
-def _told(kind: str, item: Mapping[str, Any], path: str, media: Media) -> Message:
-    """What the harness says: a message or the result of a call."""
-    if kind == "message":
-        role = choice(item, "role", ("user", "system", "developer"), f"{path}.")
-        return {"role": role, "content": _text(item, "content", path)}
-    if kind in _RESULTS:
-        call_id = need(item, "call_id", "a string", f"{path}.")
-        return {"role": "tool", "tool_call_id": call_id, "content": _text(item, "output", path, media)}
-    raise unsupported(f"items of type {kind!r} are not supported", f"{path}.type")
+def _call(item: FunctionCallItem | CustomCallItem, tools: ResponseTools) -> JsonObject:
+    arguments = item.arguments if isinstance(item, FunctionCallItem) else arguments_of(item.input)
+    function = {"name": tools.shown(item.name, item.namespace), "arguments": arguments}
+    return {"id": item.call_id, "type": "function", "function": function}
 
 
-def _text(item: Mapping[str, Any], name: str, path: str, media: Media | None = None) -> str:
+def _text(content: str | Sequence[Part | ResultPart] | None, path: str, media: Media | None = None) -> str:
     """With `media`, what is no text is told of."""
-    value = item.get(name)
-    if isinstance(value, str):
-        return value
-    texts = []
-    for at, part in items(item, name, f"{path}."):
-        if media is not None and part.get("type") in _MEDIA:
-            texts.append(media.told(_MEDIA[part["type"]], type_in(part.get("image_url") or part.get("file_data")), at))
-            continue
-        choice(part, "type", (*_TEXTS, "refusal"), f"{at}.")
-        texts.append(need(part, "refusal" if part["type"] == "refusal" else "text", "a string", f"{at}."))
-    return "".join(texts)
+    if isinstance(content, str):
+        return content
+    return "".join(_of_part(part, f"{path}[{number}]", media) for number, part in enumerate(content or ()))
+
+
+def _of_part(part: Part | ResultPart, path: str, media: Media | None) -> str:
+    if isinstance(part, ResultPart) and media is not None and part.type in _MEDIA:
+        return media.told(_MEDIA[part.type], type_in(part.image_url or part.file_data), path)
+    if part.type == "refusal":
+        return needed(part.refusal, f"{path}.refusal")
+    return needed(part.text, f"{path}.text")

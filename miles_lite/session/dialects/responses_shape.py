@@ -5,16 +5,16 @@ Invariant: the items of a stream and of a plain answer are made here, by the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects.base import Stamp
 from miles_lite.session.dialects.chat import logprob_entries
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, whole
 from miles_lite.session.dialects.responses_tools import Called, ResponseTools
 
-Item = dict[str, Any]
+Item = JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def reasoning_item(number: str, text: str, status: str = "completed") -> Item:
     return {"id": number, "type": "reasoning", "summary": [], "content": content, "status": status}
 
 
-def text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
+def text_part(text: str, logprobs: Sequence[Json] = ()) -> Item:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
@@ -43,9 +43,7 @@ def message_item(number: str, parts: list[Item], status: str = "completed") -> I
     return {"id": number, "type": "message", "role": "assistant", "content": parts, "status": status}
 
 
-def call_item(
-    number: str, call: Mapping[str, Any], *, called: Called, arguments: str, status: str = "completed"
-) -> Item:
+def call_item(number: str, call: JsonMapping, *, called: Called, arguments: str, status: str = "completed") -> Item:
     return {"id": number} | called.item(call, arguments) | {"status": status}
 
 
@@ -67,10 +65,10 @@ def output_items(request: ChatRequest, answer: ChatAnswer) -> list[Item]:
     return made
 
 
-def response(request: ChatRequest, stamp: Stamp, *, status: str, output: list[Item]) -> dict[str, Any]:
+def response(request: ChatRequest, stamp: Stamp, *, status: str, output: list[Item]) -> JsonObject:
     """The response object. Of the request it repeats what clients need to read it, not the conversation."""
     only = request.constraint.only
-    forced: Any = "required" if request.constraint.force else "auto" if request.callable_tools else "none"
+    forced: Json = "required" if request.constraint.force else "auto" if request.callable_tools else "none"
     return {
         "id": stamp.answer_id,
         "object": "response",
@@ -96,7 +94,7 @@ def response(request: ChatRequest, stamp: Stamp, *, status: str, output: list[It
     }
 
 
-def finished(request: ChatRequest, stamp: Stamp, answer: ChatAnswer, output: list[Item]) -> dict[str, Any]:
+def finished(request: ChatRequest, stamp: Stamp, answer: ChatAnswer, output: list[Item]) -> JsonObject:
     """The response object of an answered request; a reply cut by its length is `incomplete`."""
     cut = answer.finish_reason == "length"
     if cut and output:

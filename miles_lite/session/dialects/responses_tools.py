@@ -6,14 +6,16 @@ tool of free text, goes back under its own name and in its own form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
-from miles_lite.session.dialects.field_tables import RESPONSES_TOOLS
-from miles_lite.session.dialects.fields import items, need, take, unsupported
+from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.session.dialects.fields import needed
+from miles_lite.session.dialects.known_fields import UNSUPPORTED
+from miles_lite.session.dialects.responses_body import TOOLS, ResponsesTool
+from miles_lite.session.errors import ApiError
 
 _INPUT = {
     "type": "object",
@@ -31,13 +33,13 @@ class Called:
     namespace: str | None = None
     custom: bool = False
 
-    def item(self, call: Mapping[str, Any], arguments: str) -> dict[str, Any]:
+    def item(self, call: JsonMapping, arguments: str) -> JsonObject:
         """What an item of this call says beside its id and status."""
         kind, told = ("custom_tool_call", "input") if self.custom else ("function_call", "arguments")
         made = {"type": kind, "call_id": call["id"], "name": self.name, told: arguments}
         return made if self.namespace is None else made | {"namespace": self.namespace}
 
-    def argument(self, call: Mapping[str, Any]) -> str:
+    def argument(self, call: JsonMapping) -> str:
         """JSON, or the text of a tool of free text: all of what the model wrote, where it is no `input` alone."""
         arguments: str = call["function"]["arguments"]
         if not self.custom:
@@ -51,7 +53,7 @@ class Called:
 class ResponseTools:
     """`functions` in chat shape; `called` tells how the client calls those that it calls otherwise."""
 
-    functions: list[dict[str, Any]] = field(default_factory=list)
+    functions: list[JsonObject] = field(default_factory=list)
     called: dict[str, Called] = field(default_factory=dict)
 
     def as_called(self, shown: str) -> Called:
@@ -62,21 +64,17 @@ class ResponseTools:
         names = (shown for shown, called in self.called.items() if (called.name, called.namespace) == (name, namespace))
         return next(names, name if namespace is None else _joined(namespace, name))
 
-    def add(
-        self, kind: str, tool: Mapping[str, Any], path: str, *, namespace: str | None = None, head: str = ""
-    ) -> None:
+    def add(self, tool: ResponsesTool, path: str, *, namespace: str | None = None, head: str = "") -> None:
         """`head` begins the description."""
-        name = need(tool, "name", "a string", f"{path}.")
-        function: dict[str, Any] = {"name": self._free(name if namespace is None else _joined(namespace, name))}
-        texts = [head, take(tool, "description", "a string", f"{path}.") or ""]
-        if kind == "custom":
-            texts.append(_grammar(tool, path))
+        name = needed(tool.name, f"{path}.name")
+        function: JsonObject = {"name": self._free(name if namespace is None else _joined(namespace, name))}
+        custom = tool.type == "custom"
+        texts = [head, tool.description or "", _grammar(tool, path) if custom else ""]
         if description := "\n\n".join(filter(None, texts)):
             function["description"] = description
-        schema = take(tool, "parameters", "an object", f"{path}.") or {}
-        function["parameters"] = _INPUT if kind == "custom" else schema
+        function["parameters"] = _INPUT if custom else tool.parameters or {}
         self.functions.append({"type": "function", "function": function})
-        called = Called(name, namespace, kind == "custom")
+        called = Called(name, namespace, custom)
         if called != Called(function["name"]):
             self.called[function["name"]] = called
 
@@ -88,24 +86,23 @@ class ResponseTools:
         return made
 
 
-def tools_of(body: Mapping[str, Any]) -> ResponseTools:
-    """The request's tools, checked. Plain functions come first, so that they keep their names. Raises ApiError 400."""
+def tools_of(tools: Sequence[ResponsesTool]) -> ResponseTools:
+    """A request's tools, checked. Plain functions come first, so that they keep their names. Raises ApiError 400."""
     made = ResponseTools()
     spaces = []
-    for path, tool in items(body, "tools"):
-        kind = need(tool, "type", "a string", f"{path}.")
-        if kind == "namespace":
-            spaces.append((path, tool))
-        elif RESPONSES_TOOLS.shows(kind, f"{path}.type"):
-            made.add(kind, tool, path)
+    for number, tool in enumerate(tools):
+        if tool.type == "namespace":
+            spaces.append((f"tools[{number}]", tool))
+        elif TOOLS.shows(tool.type, f"tools[{number}].type"):
+            made.add(tool, f"tools[{number}]")
     for path, space in spaces:
-        namespace = need(space, "name", "a string", f"{path}.")
-        head = take(space, "description", "a string", f"{path}.") or ""
-        for at, tool in items(space, "tools", f"{path}."):
-            kind = need(tool, "type", "a string", f"{at}.")
-            if kind not in ("function", "custom"):
-                raise unsupported(f"a namespace holds functions and custom tools, not {kind!r}", f"{at}.type")
-            made.add(kind, tool, at, namespace=namespace, head=head)
+        namespace, head = needed(space.name, f"{path}.name"), space.description or ""
+        for number, tool in enumerate(space.tools or ()):
+            at = f"{path}.tools[{number}]"
+            if tool.type not in ("function", "custom"):
+                why = f"a namespace holds functions and custom tools, not {tool.type!r}"
+                raise ApiError(400, why, param=f"{at}.type", code=UNSUPPORTED)
+            made.add(tool, at, namespace=namespace, head=head)
             head = ""
     return made
 
@@ -119,9 +116,8 @@ def _joined(namespace: str, name: str) -> str:
     return f"{namespace}__{name}"
 
 
-def _grammar(tool: Mapping[str, Any], path: str) -> str:
-    form = take(tool, "format", "an object", f"{path}.") or {}
-    if form.get("type") != "grammar":
+def _grammar(tool: ResponsesTool, path: str) -> str:
+    if tool.format is None or tool.format.type != "grammar":
         return ""
-    syntax = take(form, "syntax", "a string", f"{path}.format.") or ""
-    return f"The input follows this {syntax} grammar:\n{need(form, 'definition', 'a string', f'{path}.format.')}"
+    definition = needed(tool.format.definition, f"{path}.format.definition")
+    return f"The input follows this {tool.format.syntax or ''} grammar:\n{definition}"

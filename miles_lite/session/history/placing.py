@@ -41,21 +41,25 @@ class Placer:
         self._roles = frozenset({"tool", *roles})
         self._linear = policy == "v1"
 
-    def place(self, tree: Tree, request: ChatRequest) -> Placed:
-        """Raises ApiError 400 for what the template or the policy refuses, and for what is far too long."""
+    def place(self, tree: Tree, request: ChatRequest) -> Place:
+        """Raises ApiError 400 for what the policy refuses."""
         caller = caller_of(request.agent, request.tools, request.options)
-        if self._linear:
-            roles = partial(self._tito.roles, options=request.options)
-            place = linear.place(tree, request.messages, caller, allowed=self._roles, roles=roles)
-        else:
-            place = tree.attach(request.messages, caller)
+        if not self._linear:
+            return tree.attach(request.messages, caller)
+        roles = partial(self._tito.roles, options=request.options)
+        return linear.place(tree, request.messages, caller, allowed=self._roles, roles=roles)
+
+    def tokenise(self, tree: Tree, request: ChatRequest, place: Place) -> Placed:
+        """The ids that follow at `place`, or those of the whole conversation as a new root.
+
+        Raises ApiError 400 for what the template refuses, and for what is far too long.
+        """
         try:
-            place, suffix = self._suffix(tree, request, place)
+            return self._suffixed(tree, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
         except TooLongError as error:
             raise context_exceeded(self._context_length, f"at least {error.tokens}") from error
-        return Placed(place, suffix)
 
     def reanchor(self, request: ChatRequest) -> Placed:
         """The whole conversation as a new root, for an engine that refuses to go on from where it was."""
@@ -63,8 +67,7 @@ class Placer:
         caller = caller_of(request.agent, request.tools, request.options)
         return Placed(Place(None, 0, caller, root="reanchored"), suffix)
 
-    def _suffix(self, tree: Tree, request: ChatRequest, place: Place) -> tuple[Place, Suffix]:
-        """The suffix at `place`, or the whole conversation as a new root where nothing else is proved."""
+    def _suffixed(self, tree: Tree, request: ChatRequest, place: Place) -> Placed:
         reason = "diverged" if tree.turns else "first"
         if place.turn is not None:
             appended = request.messages[place.matched :]
@@ -78,7 +81,7 @@ class Placer:
                     suffix = self._tito.append(
                         history, appended, stop=stop, tools=request.tools, options=request.options
                     )
-                    return place, suffix
+                    return Placed(place, suffix)
                 except SuffixError as error:
                     reason, why = "no_suffix", str(error)
             else:
@@ -86,4 +89,4 @@ class Placer:
             if self._linear:
                 raise bad_request(f"these messages cannot be appended: {why}", param=f"messages[{place.matched}]")
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
-        return Place(None, 0, place.caller, root=reason), suffix
+        return Placed(Place(None, 0, place.caller, root=reason), suffix)

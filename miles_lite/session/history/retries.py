@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from miles_lite.session.history.tree import Tree, Turn
-from miles_lite.session.http.shared_request import Ask, Call
 from miles_lite.session.journal.row import Receipt
+from miles_lite.session.shared_request import Ask, Call
 
 
 @dataclass(slots=True)

@@ -9,41 +9,39 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
-from xxhash import xxh3_128
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.concurrently import together
-from miles_lite.session.dialects import DIALECTS, Dialect, Media, chat
+from miles_lite.process.json_types import Json, JsonObject
+from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, spoken_at
 from miles_lite.session.dialects.fields import check_limits
+from miles_lite.session.dialects.json_reuse import Bodies, Body
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
-from miles_lite.session.dialects.unknown_fields import Unknown
+from miles_lite.session.dialects.typed_json import read
 from miles_lite.session.engine.sampling import check_run
 from miles_lite.session.errors import ApiError, bad_request, journal_failed
-from miles_lite.session.history.agent_identity import agent_name, hints_of
-from miles_lite.session.http.headers import header
 from miles_lite.session.http.keys import Keys, shown_key
 from miles_lite.session.http.model_list import model_named, models
 from miles_lite.session.http.openapi import openapi
-from miles_lite.session.http.shared_request import Ask
 from miles_lite.session.http.streaming import Stream
 from miles_lite.session.logs import SESSION
+from miles_lite.session.samples.collect import Collecting
 from miles_lite.session.samples.sample_file import encode_samples
 from miles_lite.session.samples.trajectory_rows import encode_turns
 from miles_lite.session.service import Service
+from miles_lite.session.shared_request import Call
+from miles_lite.session.turn import Incoming
 
 MAX_SESSION_ID = 200
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SPOKEN: tuple[Dialect, ...] = tuple(dialect() for dialect in DIALECTS)
 _SESSION = "/sessions/{session_id}"
 _ADDRESSES = (_SESSION, f"{_SESSION}/v1", "")
 """Where dialects are spoken: below a session, also by agents that append /v1 to a base URL that ends in it, and at the
@@ -55,20 +53,13 @@ def build_app(
 ) -> web.Application:
     """`model` is the model's fingerprint; /v1/models lists its name. A stream is never silent for more than
     `keep_alive` seconds."""
-    routes = _Routes(service, dict(model), keys, keep_alive, refuses=options.session_unknown_fields == "refuse")
+    routes = _Routes(service, dict(model), keys, keep_alive)
     app = web.Application(middlewares=[_errors, routes.guard])
     media = Media(refused=options.session_tool_images == "refuse")
+    dialects: list[Dialect] = [make(media) for make in DIALECTS.values()]
     for at in _ADDRESSES:  # aiohttp tries routes in this order
-        for dialect in [make(media) for make in DIALECTS]:
-            app.add_routes([web.post(at + path, routes.speaking(dialect)) for path in dialect.turns])
-            if dialect.counts is not None:
-                app.add_routes([web.post(at + dialect.counts, routes.counting(dialect))])
-        app.add_routes(
-            [
-                web.get(at + "/{version:v1(?:beta)?}/models", routes.listing(models)),
-                web.get(at + "/{version:v1(?:beta)?}/models/{model:.+}", routes.listing(model_named)),
-            ]
-        )
+        for dialect in dialects:
+            app.add_routes([routes.of(dialect, route, at) for route in dialect.routes])
     app.add_routes(
         [
             web.get("/health", routes.health),
@@ -85,12 +76,8 @@ def build_app(
 
 
 class _Routes:
-    def __init__(
-        self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float, *, refuses: bool
-    ) -> None:
-        """`refuses` requests with fields that nobody knows."""
+    def __init__(self, service: Service, model: dict[str, str], keys: Keys, keep_alive: float) -> None:
         self._service, self._model, self._keys, self._keep_alive = service, model, keys, keep_alive
-        self._unknown = Unknown(refuses)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -117,7 +104,14 @@ class _Routes:
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def listing(self, tell: Callable[[str], dict[str, Any]]) -> Handler:
+    def of(self, dialect: Dialect, route: Route, at: str) -> web.RouteDef:
+        """The route of a dialect at an address."""
+        if route.does in ("models", "model"):
+            return web.get(at + route.path, self.listing(models if route.does == "models" else model_named))
+        handler = self.speaking(dialect) if route.does == "turn" else self.counting(dialect)
+        return web.post(at + route.path, handler)
+
+    def listing(self, tell: Callable[[str], JsonObject]) -> Handler:
         """A handler that tells of the model under the name that the path has, else under its own."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -148,43 +142,25 @@ class _Routes:
         return web.Response(status=204)
 
     async def samples(self, request: web.Request) -> web.Response:
-        limit = (await self._body(request)).get("max_seq_len")
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise bad_request("max_seq_len must be a positive integer", param="max_seq_len")
+        limit = read(await self._body(request), Collecting).max_seq_len
         samples = await self._service.samples(_session_id(request), max_seq_len=limit)
-        body = await self._service.off_loop.run(partial(encode_samples, samples), heavy=True)
+        body = await self._service.turns.off_loop.run(partial(encode_samples, samples), heavy=True)
         return web.Response(body=body, content_type="application/octet-stream")
 
     def speaking(self, dialect: Dialect) -> Handler:
         """A handler that runs one turn in `dialect`."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            session_id = self._session_id(request)
-            raw = await self._service.limits.read(request.content)
-            parsed, ask = await self._parsed(request, session_id, dialect, raw)
-            if parsed.prefilled:
-                raise bad_request(
-                    "the conversation ends in the assistant's own words, and going on from them (prefill) is not "
-                    "served: end it with a user's message or a tool's result",
-                    param="messages",
-                )
-            calls = [
-                await self._service.call(session_id, parsed, ask.choice(number), prefix=dialect.prefix)
-                for number in range(parsed.n)
-            ]
-            with ExitStack() as listening:
+            async def tell(asked: ChatRequest, calls: Sequence[Call]) -> web.StreamResponse:
+                if asked.stream:
+                    return await Stream(request, asked, dialect, calls, keep_alive=self._keep_alive).run()
+                answers = await together(*(call.hear() for call in calls))
+                response = await _whole(request, _said(dialect, asked, answers))
                 for call in calls:
-                    listening.enter_context(call.listener())
-                if parsed.stream:
-                    response = await Stream(request, parsed, dialect, calls, keep_alive=self._keep_alive).run()
-                else:
-                    answers = await together(*(call.hear() for call in calls))
-                    response = await _whole(request, _said(dialect, parsed, answers))
-                    for call in calls:
-                        call.deliver()
-            if not ask.heavy:
-                self._service.saw(session_id, raw, parsed)
-            return response
+                    call.deliver()
+                return response
+
+            return await self._service.turns.run(await self._incoming(request, dialect), tell)
 
         return handle
 
@@ -192,36 +168,23 @@ class _Routes:
         """A handler that counts the tokens of a prompt."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            session_id = self._session_id(request)
-            raw = await self._service.limits.read(request.content)
-            parsed, ask = await self._parsed(request, session_id, dialect, raw)
-            return _json(dialect.counted(await self._service.count_tokens(session_id, parsed, heavy=ask.heavy)))
+            incoming = await self._incoming(request, dialect)
+            return _json(dialect.counted(await self._service.turns.count_tokens(incoming)))
 
         return handle
 
-    async def _parsed(
-        self, request: web.Request, session_id: str, dialect: Dialect, raw: bytes
-    ) -> tuple[ChatRequest, Ask]:
-        held, bodies = self._service.held(session_id)
-        known = bodies.known(raw)
-        ask = _ask(request, raw, fresh=len(raw) - (known.size if known else 0))
+    async def _incoming(self, request: web.Request, dialect: Dialect) -> Incoming:
+        return Incoming(
+            session_id=self._session_id(request),
+            dialect=dialect,
+            raw=await self._service.turns.limits.read(request.content),
+            path=request.path,
+            headers=request.headers,
+            address=dialect.addressed(request.match_info, request.query),
+        )
 
-        def parse() -> ChatRequest:
-            body = _object(raw, lambda data: bodies.read(data, known))
-            address = dialect.addressed(request.match_info, request.query)
-            parsed = dialect.parse({**body, **address} if address else body, held=held)
-            if ask.heavy:
-                self._service.limits.check(parsed)
-                self._service.saw(session_id, raw, parsed)
-            who: dict[str, Any] = {"agent": agent_name(request.headers, body), "hints": hints_of(request.headers)}
-            return replace(parsed, options=self._service.options_read(parsed.options), **who)
-
-        parsed = await self._service.off_loop.run(parse, heavy=ask.heavy)
-        self._unknown.meet(parsed.unknown)
-        return parsed, ask
-
-    async def _body(self, request: web.Request) -> Any:
-        body = _object(await self._service.limits.read(request.content))
+    async def _body(self, request: web.Request) -> Json:
+        body = Body(await self._service.turns.limits.read(request.content), Bodies()).parse()
         check_limits(body)
         return body
 
@@ -249,34 +212,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
     """The error in the shape of the route's dialect."""
-    dialect = next((dialect for dialect in _SPOKEN if dialect.marks.search(request.path)), _SPOKEN[0])
-    answer = _json(dialect.error(error), status=error.status)
+    answer = _json(spoken_at(request.path).error(error), status=error.status)
     if cause is not None and "Allow" in cause.headers:
         answer.headers["Allow"] = cause.headers["Allow"]
     return answer
 
 
-def _ask(request: web.Request, raw: bytes, *, fresh: int) -> Ask:
-    """The same bytes to the same route with the same idempotency key are the same request."""
-    key = header(request.headers, "Idempotency-Key")
-    digest = xxh3_128(f"{request.path}\0{key}\0".encode())
-    digest.update(raw)
-    retries = request.headers.get("X-Stainless-Retry-Count", "")
-    retried = retries.isascii() and retries.isdigit() and bool(retries.strip("0"))
-    return Ask(digest.digest(), keyed=bool(key), retried=retried, fresh=fresh)
-
-
-def _object(data: bytes, read: Callable[[bytes], Any] = orjson.loads) -> Any:
-    try:
-        body = read(data) if data else {}
-    except orjson.JSONDecodeError as error:
-        raise bad_request(f"the request body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise bad_request("the request body must be a JSON object")
-    return body
-
-
-def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> JsonObject:
     if len(answers) == 1:
         return dialect.answer(parsed, answers[0])
     bodies = [dialect.answer(replace(parsed, choice=number), answer) for number, answer in enumerate(answers)]
@@ -287,7 +229,7 @@ def _session_id(request: web.Request) -> str:
     return request.match_info["session_id"]
 
 
-async def _whole(request: web.Request, body: Any) -> web.StreamResponse:
+async def _whole(request: web.Request, body: Json) -> web.StreamResponse:
     """The answer, written out to its last byte."""
     response = _json(body)
     await response.prepare(request)
@@ -295,7 +237,7 @@ async def _whole(request: web.Request, body: Any) -> web.StreamResponse:
     return response
 
 
-def _json(body: Any, *, status: int = 200) -> web.Response:
+def _json(body: Json, *, status: int = 200) -> web.Response:
     """In a copy: a waiting connection keeps its last answer, and orjson leaves its bytes in a far larger buffer."""
     data = bytes(memoryview(orjson.dumps(body)))
     return web.Response(body=data, status=status, content_type="application/json")

@@ -19,7 +19,7 @@ from miles_lite.session.dialects import Dialect, Events
 from miles_lite.session.dialects.chat import ending
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta, rest
 from miles_lite.session.errors import ApiError
-from miles_lite.session.http.shared_request import Call
+from miles_lite.session.shared_request import Call
 
 log = logging.getLogger(__name__)
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -15,6 +15,7 @@ import numpy as np
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
+from miles_lite.session.dialects.typed_json import Count, Struct
 from miles_lite.session.engine.experts import path_experts
 from miles_lite.session.engine.sampling import inexact
 from miles_lite.session.history import linear
@@ -22,6 +23,13 @@ from miles_lite.session.history.tree import Tree, Turn, versions_per_token
 from miles_lite.session.samples.sample_hooks import SampleHook, load_sample_hook
 from miles_lite.session.samples.timelines import Append, Merging, Timelines, merge
 from miles_lite.tito.chat_messages import text_of
+
+
+class Collecting(Struct):
+    """The body of POST /sessions/ID/samples; `max_seq_len` bounds the tokens of each sample."""
+
+    max_seq_len: Count | None = None
+
 
 SYSTEM_LINE = 200
 """Characters of a system prompt's first line that a sample's metadata keeps."""

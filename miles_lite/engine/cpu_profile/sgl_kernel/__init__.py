@@ -7,13 +7,16 @@ no AMX support and takes its pure PyTorch paths.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __version__ = "0.0.0+cpu.profile"
 
 
 def assign_req_to_token_pool_cpu(
-    req_pool_indices: Any, req_to_token: Any, start: Any, end: Any, out_cache_loc: Any, pool_len: int
+    req_pool_indices: Tensor, req_to_token: Tensor, start: Tensor, end: Tensor, out_cache_loc: Tensor, pool_len: int
 ) -> None:
     """Write each request's new cache slots into its row: req_to_token[row, start:end] = its part of out_cache_loc.
 
@@ -30,7 +33,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
     if name.startswith("__"):
         raise AttributeError(name)
 
-    def missing(*_args: Any, **_options: Any) -> NoReturn:
+    def missing(*_args: object, **_options: object) -> NoReturn:
         raise NotImplementedError(
             f"sgl_kernel.{name} has no CPU version here: SGLang took a path that needs its compiled kernels. "
             "Change the --sglang-* flag that selects it, or run on a GPU."

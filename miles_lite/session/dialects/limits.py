@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import StreamReader
 
+from miles_lite.process.json_types import Json
 from miles_lite.session.dialects.request import ChatRequest
 from miles_lite.session.errors import ApiError
 
@@ -82,7 +82,7 @@ class Limits:
         return ApiError(413, message, code="request_too_large")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Json) -> Iterator[str]:
     """The texts in JSON, those of keys left out."""
     level = [value]
     while level:

@@ -7,15 +7,16 @@ listened for its grace time, by being let go; what was said is kept for late lis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.dialects.request import ChatAnswer, Delta
+from miles_lite.session.http.headers import header
 from miles_lite.session.off_loop import HEAVY_BYTES
 
 OnDelta = Callable[[Delta], Awaitable[None]]
@@ -33,6 +34,16 @@ class Ask:
     keyed: bool = False
     retried: bool = False
     fresh: int = 0
+
+    @classmethod
+    def of(cls, raw: bytes, path: str, headers: Mapping[str, str], *, fresh: int) -> Ask:
+        """The same bytes to the same route with the same idempotency key are the same request."""
+        key = header(headers, "Idempotency-Key")
+        digest = xxh3_128(f"{path}\0{key}\0".encode())
+        digest.update(raw)
+        retries = headers.get("X-Stainless-Retry-Count", "")
+        retried = retries.isascii() and retries.isdigit() and bool(retries.strip("0"))
+        return cls(digest.digest(), keyed=bool(key), retried=retried, fresh=fresh)
 
     def choice(self, number: int) -> Ask:
         """The request for one of several answers to it."""

@@ -1,0 +1,60 @@
+"""What a run says of itself: metrics to their sinks, a line and a bar to the terminal.
+
+Invariant: from `open_log` on, sinks are closed when the run ends, however it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+from miles_lite.config.options import Config
+from miles_lite.job.lifetime import Lifetime
+from miles_lite.observe.overhead import uncovered
+from miles_lite.observe.progress import Progress
+from miles_lite.observe.sinks import Sinks, open_sinks
+from miles_lite.observe.terminal import step_line
+from miles_lite.report import metric_names as names
+
+
+def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
+    """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
+    metrics = config.run_dir / "metrics.jsonl"
+    if metrics.exists() and not resumed:
+        metrics.rename(config.run_dir / f"metrics.before-{life.began:.0f}.jsonl")
+    sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
+    life.unhurried.callback(sinks.close)
+    return sinks
+
+
+class Log:
+    """Logs steps."""
+
+    def __init__(self, life: Lifetime, sinks: Sinks, *, steps: int, done: int) -> None:
+        self._sinks, self._steps = sinks, steps
+        self._busy: list[tuple[float, float]] = []
+        self._seen: dict[str, float] = {}
+        self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
+        life.say = self.progress.say
+
+    @contextlib.contextmanager
+    def step(self, rollout_id: int) -> Iterator[None]:
+        """One turn of the loop; logs how long it took and how much of that nothing useful ran."""
+        began = time.time()
+        self._busy.clear()
+        self._seen.clear()
+        yield
+        ended = time.time()
+        idle = uncovered(began, ended, self._busy)
+        self.metrics({names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle}, rollout_id, names.ROLLOUT_STEP)
+        self.progress.step(step_line(rollout_id + 1, total=self._steps, metrics=self._seen))
+
+    def busy(self, *intervals: tuple[float, float]) -> None:
+        """Something useful ran in these."""
+        self._busy += intervals
+
+    def metrics(self, metrics: Mapping[str, float], step: int, step_key: str) -> None:
+        """Write `metrics` at `step` of the axis `step_key`."""
+        self._seen |= metrics
+        self._sinks.log(metrics, step=step, step_key=step_key)

@@ -1,0 +1,113 @@
+"""What a run rolls out with: the rollout manager, and the servers and agents that it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+import ray
+from ray import ObjectRef
+
+from miles_lite.config.options import Config
+from miles_lite.errors import UserError
+from miles_lite.job.lifetime import Lifetime
+from miles_lite.job.watch import Alarms, Watch
+from miles_lite.observe.progress import Progress
+from miles_lite.process.admin_key import known_key
+from miles_lite.process.remote import Remote
+from miles_lite.rollout.manager import Generated, RolloutManager, Started
+from miles_lite.stack.actors import named_actor
+from miles_lite.stack.fleet import Fleet
+from miles_lite.stack.placement import Layout
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+START_TIMEOUT = 900.0
+CALL_TIMEOUT = 600.0
+STOP_TIMEOUT = 5.0
+STALL_MARGIN = 180.0
+POLL_SECONDS = 0.5
+
+
+class StartingServers:
+    """They start while others do; `started` waits for them."""
+
+    def __init__(self, config: Config, life: Lifetime, layout: Layout) -> None:
+        self._config, self._watch = config, life.watch
+        self._manager = named_actor(RolloutManager, "rollout-manager")(config, layout, known_key())
+        life.parts.callback(_stop, self._manager)
+        life.watch.follow("the rollout manager", self._manager)
+        ask = lambda: self._manager.call(RolloutManager.alarms)  # noqa: E731
+        life.watch.hears.append(Alarms(ask, lambda line: life.say(line)))
+        self._starting = self._manager.call(RolloutManager.start)
+
+    def started(self) -> Servers:
+        """Raises UserError when a part does not come up."""
+        limit = START_TIMEOUT + self._config.engines.engine_start_timeout
+        told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
+        log.info("router %s, sessions %s, engines %s", told.router_url, told.session_urls, told.engine_urls)
+        return Servers(self._config, self._watch, self._manager, told)
+
+
+class Servers:
+    """They serve. Every call is waited for, and ends with what `Watch.wait` raises."""
+
+    def __init__(self, config: Config, watch: Watch, manager: Remote[RolloutManager], told: Started) -> None:
+        self._config, self._watch, self._manager = config, watch, manager
+        self.told = told
+
+    def call(
+        self, method: Callable[Concatenate[RolloutManager, P], Awaitable[R]], *args: P.args, **options: P.kwargs
+    ) -> R:
+        """What a method of the manager returns."""
+        ref = self._manager.call(method, *args, **options)
+        return self._watch.wait(ref, f"the rollout manager's {method.__name__}", CALL_TIMEOUT)
+
+    def fleet(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
+        """What a method of the engines' fleet returns."""
+        ref: ObjectRef[R] = self._manager.call(RolloutManager.fleet, method, *args, **options)
+        return self._watch.wait(ref, f"the fleet's {method.__name__}", CALL_TIMEOUT)
+
+    def generate(self, rollout_id: int, progress: Progress) -> Generated:
+        """A step's groups. Gives up when no rollout ends for longer than one may take."""
+        limit, logs = self._config.rollouts.rollout_timeout + STALL_MARGIN, self._config.run_dir / "logs"
+        ref = self._manager.call(RolloutManager.generate, rollout_id)
+        before, changed = None, time.monotonic()
+        while not self._watch.until(ref, POLL_SECONDS):
+            status = self.call(RolloutManager.status)
+            progress.update(groups=status.groups_done, rollouts=status.rollouts_done)
+            if status != before:
+                before, changed = status, time.monotonic()
+            elif time.monotonic() - changed > limit:
+                raise UserError(
+                    f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
+                    f"{status.rollouts_started} did). See {logs}; --rollout-timeout bounds an agent."
+                )
+        return self._watch.wait(ref, "the rollout's groups", CALL_TIMEOUT)
+
+    def evaluate(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
+        """Metrics of the held-out prompts, and when agents were busy."""
+        ref = self._manager.call(RolloutManager.eval)
+        return self._watch.wait(ref, "the rollout manager's eval", eval_timeout(self._config, self.told.eval_rollouts))
+
+
+def eval_timeout(config: Config, rollouts: int) -> float:
+    """As many times --rollout-timeout as agents have to wait for one another, and a margin; seconds."""
+    options = config.rollouts
+    waves = math.ceil(rollouts / (options.num_agent_workers * options.agent_concurrency))
+    return CALL_TIMEOUT + waves * options.rollout_timeout
+
+
+def _stop(manager: Remote[RolloutManager]) -> None:
+    """What does not end by itself ends with this process."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(manager.call(RolloutManager.stop), timeout=STOP_TIMEOUT)
+    with contextlib.suppress(ray.exceptions.RayError):
+        manager.kill()

@@ -1,0 +1,157 @@
+"""What a run trains with, and how weights go from there to the engines.
+
+Invariant: engines that start anew find the current weights in a folder, the two last of which are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ray import ObjectRef
+
+from miles_lite.config.choices import TransferMode
+from miles_lite.config.options import Config
+from miles_lite.job.lifetime import Lifetime
+from miles_lite.job.servers import START_TIMEOUT, Servers
+from miles_lite.job.watch import OvertimeError
+from miles_lite.process.post_mortem import DiedError
+from miles_lite.rollout.manager import RolloutManager
+from miles_lite.sample import Group
+from miles_lite.stack.environment import actor_env
+from miles_lite.stack.fleet import Delivered, Fleet
+from miles_lite.stack.placement import TRAIN_SHARE, Layout
+from miles_lite.train.advantages import estimate
+from miles_lite.train.group import TrainError, TrainGroup
+from miles_lite.weights.receiver import WeightUpdate
+
+log = logging.getLogger(__name__)
+
+SAVE_TIMEOUT = 4.0
+KEPT_WEIGHTS = 2
+
+
+def start_ranks(config: Config, life: Lifetime, layout: Layout) -> tuple[TrainGroup, int]:
+    """The ranks, ready, and the first rollout to run. Raises UserError, TrainError."""
+    options = [layout.options(bundle, TRAIN_SHARE) for bundle in layout.train_bundles]
+    ranks = TrainGroup(
+        config,
+        strategies=[option["scheduling_strategy"] for option in options],
+        slot_share=TRAIN_SHARE,
+        device=layout.device,
+        run_dir=config.run_dir,
+        environment=actor_env(),
+        look=life.watch.look,
+    )
+    life.parts.callback(ranks.stop)
+    life.watch.follow_all("train rank", ranks.ranks)
+    return ranks, ranks.start(START_TIMEOUT)
+
+
+class Trainer:
+    """Trains, brings the weights to the servers, saves; and saves once more when the run is interrupted."""
+
+    def __init__(
+        self,
+        config: Config,
+        life: Lifetime,
+        ranks: TrainGroup,
+        servers: Servers,
+        exported: Callable[[int, float], None],
+    ) -> None:
+        """`exported` is told the version and seconds of each folder that was written."""
+        self._config, self._life, self._ranks, self._servers = config, life, ranks, servers
+        self._exported = exported
+        self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
+        self._training = False
+        life.parts.push(self._save_interrupted)
+
+    def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
+        """Metrics of one training step on a rollout's groups, and from when until when it took."""
+        if self._config.updates.offload_rollout:
+            self._servers.fleet(Fleet.offload)
+        began = time.time()
+        self._training = True
+        metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
+        self._training = False
+        self._life.reached.trained = rollout_id
+        return metrics, (began, time.time())
+
+    def sync(self, version: int) -> float:
+        """Bring every engine to the trainer's weights, as `version`; seconds.
+
+        The folder that holds them too is written before (mode disk), or while the next rollout runs.
+        """
+        self.finish_export()
+        options = self._config.updates
+        if options.offload_rollout:
+            self._servers.fleet(Fleet.onload)
+        folder = self._config.run_dir / "weights" / f"v{version}"
+        update = WeightUpdate(str(folder), version, options.pause_generation_mode)
+        if options.update_weight_transfer_mode == TransferMode.DISK:
+            self._begin_export(folder)
+            delivered = self._through_folder(update)
+        else:
+            delivered = self._in_buckets(update)
+            self._begin_export(folder)
+            if delivered.behind:
+                log.warning("version %d did not reach %s: loading its folder instead", version, delivered.behind)
+                delivered = self._through_folder(update)
+        if options.check_weight_update_equal:
+            self.finish_export()
+            self._servers.fleet(Fleet.verify_weights)
+        return delivered.seconds
+
+    def _through_folder(self, update: WeightUpdate) -> Delivered:
+        self.finish_export()
+        return self._servers.fleet(Fleet.update_weights, update)
+
+    def _in_buckets(self, update: WeightUpdate) -> Delivered:
+        buckets, first_rank = self._ranks.offer_weights()
+        streamed = dataclasses.replace(update, buckets=tuple(buckets))
+        delivered = self._servers.fleet(Fleet.update_weights, streamed, first_rank)
+        self._ranks.withdraw_weights()
+        return delivered
+
+    def _begin_export(self, folder: Path) -> None:
+        self._exporting = (folder, self._ranks.begin_export(folder))
+
+    def finish_export(self) -> None:
+        """Wait for the folder that is being written, if any, and remove those before the last two."""
+        exporting, self._exporting = self._exporting, None
+        if exporting is None:
+            return
+        folder, calls = exporting
+        seconds = self._ranks.finish_export(calls)
+        for old in sorted(folder.parent.glob("v*"), key=lambda path: int(path.name[1:]))[:-KEPT_WEIGHTS]:
+            shutil.rmtree(old)
+        self._exported(int(folder.name[1:]), seconds)
+
+    def save(self, rollout_id: int) -> None:
+        """Checkpoint trainer and rollout state of `rollout_id`; then the model folder of --save-hf."""
+        self._servers.call(RolloutManager.save, self._config.checkpoint.save or "", rollout_id)
+        self._ranks.save(rollout_id)
+        self._life.reached.saved = rollout_id
+        self._ranks.save_hf(rollout_id)
+
+    def _save_interrupted(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """After Ctrl-C between training steps, save what was trained since the last checkpoint."""
+        trained, saved = self._life.reached.trained, self._life.reached.saved
+        if not isinstance(error, KeyboardInterrupt) or self._training or not self._config.checkpoint.save:
+            return
+        if trained is None or trained == saved:
+            return
+        print(f"\ninterrupted: saving rollout {trained} before stopping", flush=True)
+        try:
+            with self._life.watch.at_most(SAVE_TIMEOUT):
+                self.save(trained)
+        except (OvertimeError, DiedError, TrainError) as failed:
+            why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
+            print(f"{why}; the last checkpoint is {saved}", flush=True)

@@ -1,0 +1,63 @@
+"""What the way of weights uses of others beyond their public interfaces, all in one place.
+
+Tested with torch 2.13, transformers 5.19 and SGLang 0.5.23; `tests/weights/test_compat.py` says what of it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _new_process_group_helper, _world
+
+from miles_lite.model_folder import import_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def process_group(store: Store, *, name: str, backend: str, world_size: int, timeout: timedelta) -> ProcessGroup:
+    """A process group beside the default one, of which this process is rank 0. Raises RuntimeError after `timeout`.
+
+    torch's public constructors only make subgroups of the default group; SGLang builds its side with the same helper.
+    """
+    group: ProcessGroup
+    group, _ = _new_process_group_helper(
+        world_size,
+        0,
+        [],
+        dist.Backend(backend),
+        PrefixStore(name, store),
+        group_name=name,  # type: ignore[arg-type]
+        timeout=timeout,
+    )
+    _world.pg_group_ranks[group] = {rank: rank for rank in range(world_size)}
+    return group
+
+
+def left_out(model: PreTrainedModel) -> set[str]:
+    """What of the model's state its checkpoint files do not hold: weights tied to others, and what can be computed."""
+    return {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+
+
+def published(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names and in the shapes of the model's checkpoint files, as `save_pretrained` writes them:
+    transformers keeps some weights in another form (experts are fused). A part of a state is enough, if what belongs
+    together is in it."""
+    import_transformers()
+    from transformers.core_model_loading import revert_weight_conversion
+
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(state))
+    return reverted
+
+
+def place_in_bucket(name: str, shape: torch.Size, dtype: torch.dtype, start: int) -> SimpleNamespace:
+    """SGLang's metadata of a tensor in a flattened bucket (its FlattenedTensorMetadata); it starts at byte `start`."""
+    size = shape.numel() * dtype.itemsize
+    return SimpleNamespace(name=name, shape=shape, dtype=dtype, start_idx=start, end_idx=start + size, numel=size)
