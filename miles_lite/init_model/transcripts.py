@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.sample import Sample
 from miles_lite.train.examples import example
 
@@ -22,17 +22,14 @@ from miles_lite.train.examples import example
 def read_transcripts(path: Path | str) -> list[list[dict[str, Any]]]:
     """The messages of each line `{"messages": [...]}`. Raises UserError with the line number."""
     transcripts = []
-    try:
+    with user_error(f"cannot read transcripts {path}", OSError):
         lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read transcripts {path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
+        where = f'{path}, line {number}: expected {{"messages": [...]}}, got {line[:80]!r}'
+        with user_error(where, json.JSONDecodeError, KeyError, TypeError):
             messages = json.loads(line)["messages"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f'{path}, line {number}: expected {{"messages": [...]}}, got {line[:80]!r}') from error
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError(f"{path}, line {number}: no assistant message, so nothing to learn")
         transcripts.append(messages)
