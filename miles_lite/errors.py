@@ -50,7 +50,7 @@ def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"{what}: {reason or error}") from error
+        raise UserError(f"{what}: {reason or plain(error)}") from error
 
 
 @contextlib.contextmanager

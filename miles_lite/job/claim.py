@@ -21,14 +21,14 @@ def claimed(run_dir: Path) -> Iterator[None]:
     check_folder("--run-dir", run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise UserError(f"--run-dir {run_dir}: another run is using it: give another folder, or end that run") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
+    with contextlib.ExitStack() as end:
+        end.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--run-dir {run_dir}: another run is using it: give another folder, or end that run"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
         yield
-    finally:
-        os.close(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from miles_lite.config.options import Config
 from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
+from miles_lite.job.due import Due
 from miles_lite.job.precheck import check_folders
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.model_folder import context_length
@@ -75,16 +76,13 @@ def imitate(config: Config) -> Path:
 
 def _train(config: Config, trainer: TrainGroup, examples: Examples) -> None:
     first = trainer.start(START_TIMEOUT)
-    sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
-    try:
+    due = Due(config, examples.steps)
+    with contextlib.closing(open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)) as sinks:
         for step in range(first, examples.steps):
             rollouts = examples.rollouts(step)
             metrics = trainer.train(step, rollouts, [0.0] * len(rollouts))
             sinks.log(metrics, step=step, step_key="train/step")
             print(f"step {step + 1}/{examples.steps}  loss {metrics['train/loss']:.4f}", flush=True)
-            last, interval = step == examples.steps - 1, config.checkpoint.save_interval
-            if config.checkpoint.save and (last or (interval and (step + 1) % interval == 0)):
+            if due.save(after=step):
                 trainer.save(step)
                 trainer.save_hf(step)
-    finally:
-        sinks.close()

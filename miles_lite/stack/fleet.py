@@ -8,6 +8,7 @@ weight updates, not the replacement's start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -23,7 +24,7 @@ from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import UserError, plain, user_error
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote
 from miles_lite.stack.actors import NO_SLOT, named_actor, restarted, started
@@ -154,10 +155,8 @@ class Fleet:
         """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
         async with self._changing:
             checking = [slot.actor.call(EngineActor.verify_weights) for slot in self._slots if slot.info]
-            try:
+            with user_error("--check-weight-update-equal", WeightsError):
                 counts = await asyncio.gather(*checking)
-            except WeightsError as error:
-                raise UserError(f"--check-weight-update-equal: {plain(error)}") from error
             log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
 
     async def offload(self) -> None:
@@ -201,7 +200,8 @@ class Fleet:
         await _written(self._weights)
         specs = self._engine_specs(slot)
         slot.nodes = [self._actor(slot, spec) for spec in specs]
-        try:
+        async with contextlib.AsyncExitStack() as failed:
+            failed.push_async_callback(lambda: asyncio.shield(slot.end()))
             info = await self._started(slot)
             async with self._changing:
                 if self._weights.version != specs[0].weight_version or (slot.plan.external_url and slot.restarts):
@@ -211,9 +211,7 @@ class Fleet:
                 await slot.actor.call(EngineActor.register)
                 slot.info = info
                 self._router.joined(info)
-        except BaseException:
-            await asyncio.shield(slot.end())
-            raise
+            failed.pop_all()
 
     async def _started(self, slot: EngineSlot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30

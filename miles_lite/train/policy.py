@@ -7,7 +7,7 @@ those only one chunk at a time. A logprob is of the distribution the token was s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.model_folder import import_transformers
 from miles_lite.train.packing import Packed
+from miles_lite.weights.compat import import_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
@@ -27,10 +30,10 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -53,7 +56,8 @@ class Policy(nn.Module):
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
-        logits = self.model.get_output_embeddings()(hidden).float().div_(temperatures[:, None])
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        logits = head(hidden).float().div_(temperatures[:, None])
         distribution = torch.log_softmax(logits, dim=-1)
         logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -61,11 +65,11 @@ class Policy(nn.Module):
         return logprobs, entropy
 
 
-def load_model(folder: str | Path) -> Any:
+def load_model(folder: str | Path) -> PreTrainedModel:
     """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    model = import_transformers().AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
     )
     config = model.config.get_text_config()
