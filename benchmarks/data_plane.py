@@ -149,7 +149,8 @@ def make_sample() -> Sample:
 class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
-    admin_key, router_url, session_urls, engine_urls, engine_restarts, failure = None, "", (), (), 0, None
+    admin_key, router_url, session_urls = None, "", ()
+    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
 
     def __init__(self, url: str) -> None:
         self.sessions = [Server(told=url, restarts=0)]

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from miles_lite.config.options import Config
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.sample import NOT_SAMPLED, Rollout, Sample
 
 
@@ -61,19 +61,15 @@ class Examples:
 
 
 def _read(path: Path, context: int) -> list[Sample]:
-    try:
+    with user_error(f"--prompt-data: cannot read {path}", OSError):
         lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"--prompt-data: cannot read {path}: {error.strerror}") from error
     samples = []
     for number, line in enumerate(lines, 1):
         where = f"--prompt-data: {path}, line {number}"
-        try:
+        needed = f"{where}: needs input_ids and loss_mask, as `miles-lite traces to-data --format sft` writes them"
+        with user_error(needed, KeyError, TypeError, ValueError):
             row = orjson.loads(line)
             ids, mask = np.asarray(row["input_ids"], np.int32), np.asarray(row["loss_mask"], np.uint8)
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            message = f"{where}: needs input_ids and loss_mask, as `miles-lite traces to-data --format sft` writes them"
-            raise UserError(message) from error
         if ids.ndim != 1 or ids.shape != mask.shape or mask.max(initial=0) > 1 or ids.min(initial=0) < 0:
             raise UserError(f"{where}: input_ids and loss_mask (0 or 1) must be lists of one length")
         if len(ids) > context:
