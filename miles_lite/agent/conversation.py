@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from miles_lite.agent.scan import Answer, Call
 from miles_lite.agent.session_client import AgentSession, ContextFull
 from miles_lite.agent.shell import Outcome, Shell, clipped
 from miles_lite.agent.tools import Tool
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.traces import atraj
 
 REFUSED = 126
@@ -25,7 +26,7 @@ INVALID = 2
 UNKNOWN_TOOL = 127
 
 log = logging.getLogger(__name__)
-Event = dict[str, Any]
+Event = JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +53,10 @@ class Conversation:
 
     def __post_init__(self) -> None:
         system = self.format.system(self.tools, self.preamble)
-        self._messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
+        self._messages: list[JsonObject] = [{"role": "system", "content": system}]
         self._by_name = {tool.name: tool for tool in self.tools}
         self._calls: dict[int, Call] = {}
-        self._results: dict[int, list[dict[str, Any]]] = {}
+        self._results: dict[int, list[JsonObject]] = {}
         self._replies = 0
         self._sent = 0
 
@@ -100,7 +101,7 @@ class Conversation:
         self.emit({"type": "answer", "text": text})
         return text
 
-    def _reply(self, step: int) -> dict[str, Any]:
+    def _reply(self, step: int) -> JsonObject:
         tools = [tool.openai() for tool in self.tools] if self.format.shows_tools else ()
         message = self.session.chat(
             self._messages, max_tokens=self.limits.max_tokens, tools=tools, one_object=self.format.one_object
@@ -150,13 +151,13 @@ class Conversation:
         return made
 
 
-def _raw(message: Mapping[str, Any]) -> str:
+def _raw(message: JsonMapping) -> str:
     """What the model wrote, as text: content, and native calls in their JSON."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
     return "\n".join([text for text in [message.get("content")] if text] + calls)
 
 
-def _handle(handler: Callable[..., Any], arguments: Mapping[str, Any]) -> Outcome:
+def _handle(handler: Callable[..., Any], arguments: JsonMapping) -> Outcome:
     """Run a Python tool in this process; its result is stdout, an exception stderr."""
     began = time.monotonic()
     try:

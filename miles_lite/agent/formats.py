@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from miles_lite.agent.scan import Answer, Call, read_reply
 from miles_lite.agent.shell import Outcome
 from miles_lite.agent.tools import Tool
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping, JsonObject
 
 PREAMBLE = "You are an agent that uses tools to do what the user asks."
 PORTABLE = (
@@ -36,17 +37,17 @@ class Format(Protocol):
     def system(self, tools: Sequence[Tool], preamble: str) -> str:
         """The system prompt. Raises UserError for tools that the format cannot call."""
 
-    def read(self, message: Mapping[str, Any]) -> list[Call] | Answer:
+    def read(self, message: JsonMapping) -> list[Call] | Answer:
         """What a reply means."""
 
-    def result(self, call: Call, outcome: Outcome) -> dict[str, Any]:
+    def result(self, call: Call, outcome: Outcome) -> JsonObject:
         """The message that carries a result."""
 
     def final(self, outcome: Outcome) -> str | None:
         """The answer, where a result ends the turn."""
 
 
-class Json:
+class JsonForms:
     """The portable JSON forms; with `native` also the model's own calls, which its chat template renders."""
 
     def __init__(self, *, native: bool) -> None:
@@ -56,13 +57,13 @@ class Json:
         lines = "\n".join(tool.line() for tool in tools)
         return f"{preamble}\n\nTools:\n{lines}\n\n{NATIVE if self.shows_tools else PORTABLE}"
 
-    def read(self, message: Mapping[str, Any]) -> list[Call] | Answer:
+    def read(self, message: JsonMapping) -> list[Call] | Answer:
         if calls := _native_calls(message):
             return calls
         reply = read_reply(message.get("content") or "")
         return reply if isinstance(reply, Answer) else [reply]
 
-    def result(self, call: Call, outcome: Outcome) -> dict[str, Any]:
+    def result(self, call: Call, outcome: Outcome) -> JsonObject:
         answering = {"role": "tool", "tool_call_id": call.call_id} if call.call_id else {"role": "user"}
         return {**answering, "content": json.dumps({"tool": call.tool} | _streams(outcome), ensure_ascii=False)}
 
@@ -81,12 +82,12 @@ class Bash:
             raise UserError("--tool-format bash needs a tool called bash whose required argument is command")
         return preamble
 
-    def read(self, message: Mapping[str, Any]) -> list[Call] | Answer:
+    def read(self, message: JsonMapping) -> list[Call] | Answer:
         text = message.get("content") or ""
         blocks = _BLOCK.findall(text)
         return [Call("bash", {"command": blocks[0]})] if blocks else Answer(text.strip(), fallback=True)
 
-    def result(self, call: Call, outcome: Outcome) -> dict[str, Any]:
+    def result(self, call: Call, outcome: Outcome) -> JsonObject:
         return {"role": "user", "content": f"exit {outcome.exit_code}\n{outcome.stdout}{outcome.stderr}"}
 
     def final(self, outcome: Outcome) -> str | None:
@@ -94,14 +95,14 @@ class Bash:
         return rest if first.strip() == SUBMIT and outcome.exit_code == 0 else None
 
 
-FORMATS: dict[str, Format] = {"portable": Json(native=False), "native": Json(native=True), "bash": Bash()}
+FORMATS: dict[str, Format] = {"portable": JsonForms(native=False), "native": JsonForms(native=True), "bash": Bash()}
 
 
-def _streams(outcome: Outcome) -> dict[str, Any]:
+def _streams(outcome: Outcome) -> JsonObject:
     return {"stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
 
 
-def _native_calls(message: Mapping[str, Any]) -> list[Call]:
+def _native_calls(message: JsonMapping) -> list[Call]:
     calls = []
     for call in message.get("tool_calls") or ():
         function = call["function"]

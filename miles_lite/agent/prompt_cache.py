@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from typing import Any
 import httpx
 
 from miles_lite.errors import UserError
+from miles_lite.model_folder import fingerprint, model_config
 from miles_lite.process.admin_key import bearer
-from miles_lite.traces import atraj
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 PAGE = 16
 """Tokens per page; what is left over at the end of the prompt is computed at every launch."""
@@ -49,7 +50,7 @@ class PromptCache:
         """How many of the ids can be loaded: whole pages, and at least one token is always computed."""
         return max(0, len(self.ids) - 1) // PAGE * PAGE
 
-    def engine_flags(self) -> dict[str, Any]:
+    def engine_flags(self) -> JsonObject:
         """The engine's flags, by SGLang's names."""
         storage = {"file_storage_path": str(self.folder), "prefetch_threshold": PAGE}
         return {
@@ -88,12 +89,12 @@ class PromptCache:
 
 
 def prompt_cache(
-    root: Path, *, model: Path, ids: Sequence[int], system: str, tools: Sequence[Any], flags: Mapping[str, Any]
+    root: Path, *, model: Path, ids: Sequence[int], system: str, tools: Sequence[Json], flags: JsonMapping
 ) -> PromptCache:
     """The cache of this prompt under `root`. `flags` are what the engine is started with. Raises UserError."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = model_config(model)
     ingredients = {
-        "model": atraj.fingerprint(model),
+        "model": fingerprint(model),
         "weights": [_weight_file(file) for file in sorted(model.glob("*.safetensors"))],
         "vocabulary": config.get("vocab_size"),
         "layers": config.get("num_hidden_layers"),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from miles_lite.agent.conversation import Conversation, Event, Limits
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
@@ -22,6 +22,7 @@ from miles_lite.agent.shell import Sandbox, Shell
 from miles_lite.agent.tools import Tool, load_tools
 from miles_lite.config.option import option
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonObject
 from miles_lite.traces import atraj
 
 KV_CACHE = (
@@ -90,7 +91,7 @@ class Agent:
         self._transcript: IO[str] | None = None
 
     @property
-    def template_tools(self) -> list[dict[str, Any]]:
+    def template_tools(self) -> list[JsonObject]:
         """The tools that the chat template gets."""
         return [tool.openai() for tool in self._tools] if self._format.shows_tools else []
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
+from miles_lite.process.json_types import Json, parsed
 from miles_lite.tito.json_object import first_object
 
 
@@ -17,7 +17,7 @@ class Call:
     """A tool call; `arguments` is whatever JSON value the model wrote there."""
 
     tool: str
-    arguments: Any
+    arguments: Json
     call_id: str | None = None
 
 
@@ -33,10 +33,7 @@ def read_reply(text: str) -> Call | Answer:
     """`{"tool": name, "arguments": {...}}` (or `"name"` for `"tool"`, as in tool-call tags), `{"answer": ...}`, or
     the whole text as a fallback. What follows the object is ignored."""
     found = first_object(text)
-    try:
-        value = json.loads(found) if found else None
-    except (ValueError, RecursionError):
-        value = None
+    value = parsed(found) if found else None
     if isinstance(value, dict):
         name = value.get("tool", value.get("name"))
         if isinstance(name, str) and name:

@@ -7,15 +7,16 @@ Invariant: every call ends within its bound; what the server refuses is a UserEr
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import bearer
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 CALL_SECONDS = 660.0
 """Longer than the server's own bound on one turn."""
@@ -39,8 +40,8 @@ class AgentSession:
         self,
         url: str,
         *,
-        sampling: Mapping[str, Any] | None = None,
-        request: Mapping[str, Any] | None = None,
+        sampling: JsonMapping | None = None,
+        request: JsonMapping | None = None,
         admin_key: str | None = None,
     ) -> None:
         """`sampling` in the engines' names: temperature, top_p, ...; `request`: more fields of every chat request;
@@ -51,7 +52,7 @@ class AgentSession:
         self.session_id, self._owned = "", True
 
     @classmethod
-    def joining(cls, base_url: str, *, api_key: str | None = None, request: Mapping[str, Any] | None = None) -> Self:
+    def joining(cls, base_url: str, *, api_key: str | None = None, request: JsonMapping | None = None) -> Self:
         """A session that somebody else opened and will delete, by its OpenAI base URL, `.../sessions/ID/v1`, and its
         key, which servers off loopback want. Raises UserError."""
         url, found, rest = base_url.rstrip("/").rpartition("/sessions/")
@@ -91,17 +92,17 @@ class AgentSession:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[JsonMapping],
         *,
         max_tokens: int | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[JsonMapping] = (),
         agent: str | None = None,
         one_object: bool = False,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """The reply as an assistant message, to be sent back as it is. `agent` names the caller where several share
         the session; with `one_object` nothing is sampled after the reply's first JSON object. Raises ContextFull,
         UserError."""
-        body: dict[str, Any] = {"model": "default", **self._request, "messages": list(messages)}
+        body: JsonObject = {"model": "default", **self._request, "messages": list(messages)}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
         if agent is not None:
@@ -113,11 +114,11 @@ class AgentSession:
         answer = self._call("POST", f"/sessions/{self.session_id}/v1/chat/completions", body)
         return dict(answer["choices"][0]["message"])
 
-    def turns(self) -> dict[str, Any]:
+    def turns(self) -> JsonObject:
         """What `atraj.build` takes."""
         return dict(self._call("GET", f"/sessions/{self.session_id}/turns"))
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def _call(self, method: str, path: str, body: Json = None) -> Json:
         try:
             answer = self._http.request(method, self._url + path, json=body)
         except httpx.HTTPError as error:

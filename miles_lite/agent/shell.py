@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from miles_lite.config.choices import Word
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonObject
 
 GUARD = Path(__file__).with_name("script_guard.py")
 KEEP = 8192
@@ -124,7 +125,7 @@ class Shell:
             guard.wait()
         guard.stdout.close()
 
-    def _ask(self, request: bytes) -> dict[str, Any] | None:
+    def _ask(self, request: bytes) -> JsonObject | None:
         """The guard's answer; None when it was killed."""
         if self._guard is None or self._guard.poll() is not None:
             self.close()

@@ -6,11 +6,9 @@ variable, never as a part of the script.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from referencing.exceptions import Unresolvable
 
 from miles_lite.agent.shell import assignments
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject, is_unicode
+from miles_lite.process.user_code import load_named
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELLS_OWN = frozenset(
@@ -43,7 +43,7 @@ class Tool:
 
     name: str
     description: str
-    parameters: Mapping[str, Any]
+    parameters: JsonMapping
     exec_args: tuple[str, ...]
     template: str | None = None
     handler: Callable[..., Any] | None = None
@@ -60,12 +60,12 @@ class Tool:
         shown = ", ".join(f"{name}{mark}: {_type(properties.get(name, {}))}" for name, mark in names)
         return f"- {self.name}({shown}) {' '.join(self.description.split())}".rstrip()
 
-    def openai(self) -> dict[str, Any]:
+    def openai(self) -> JsonObject:
         """The tool as OpenAI's chat API and chat templates take it."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
-    def problem(self, arguments: Any) -> str | None:
+    def problem(self, arguments: Json) -> str | None:
         """What is wrong with a call's arguments, in words for the model; None when nothing is."""
         if text := _bad_text(arguments):
             return text
@@ -77,7 +77,7 @@ class Tool:
             return f"the tool's own schema cannot be used: {unknown}"
         return None if error is None else f"{error.json_path}: {error.message[:500]}"
 
-    def script(self, arguments: Mapping[str, Any]) -> str:
+    def script(self, arguments: JsonMapping) -> str:
         """The arguments as variables, then the template. An argument that is not a string is its JSON text; one that
         is absent stays unset."""
         assert self.template is not None
@@ -96,7 +96,7 @@ def load_tools(path: Path | str) -> list[Tool]:
     return parse_tools(data, where=str(path))
 
 
-def parse_tools(data: Any, *, where: str = "tools") -> list[Tool]:
+def parse_tools(data: Json, *, where: str = "tools") -> list[Tool]:
     """Tools from OpenAI's JSON, with `_exec`, `_exec_args` or `_handler` (a callable or "module:name", "file.py:name")
     beside the name. Raises UserError."""
     entries = data.get("tools") if isinstance(data, dict) else data
@@ -110,7 +110,7 @@ def parse_tools(data: Any, *, where: str = "tools") -> list[Tool]:
     return tools
 
 
-def _tool(entry: Any, where: str) -> Tool:
+def _tool(entry: Json, where: str) -> Tool:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is not an object")
     function = entry["function"] if isinstance(entry.get("function"), dict) else entry
@@ -131,11 +131,13 @@ def _tool(entry: Any, where: str) -> Tool:
         parameters=parameters,
         exec_args=() if template is None else _exec_args(fields.get("_exec_args"), parameters, where),
         template=template,
-        handler=None if handler is None else _load_handler(handler, where),
+        handler=handler
+        if handler is None or callable(handler)
+        else load_named(str(handler), given_as=f"{where}: cannot load _handler"),
     )
 
 
-def _parameters(schema: Any, where: str) -> dict[str, Any]:
+def _parameters(schema: Json, where: str) -> JsonObject:
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         raise UserError(f"{where}: parameters must be a JSON schema of type object")
     try:
@@ -148,7 +150,7 @@ def _parameters(schema: Any, where: str) -> dict[str, Any]:
     return {"type": "object", **schema}
 
 
-def _exec_args(given: Any, schema: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _exec_args(given: Json, schema: JsonMapping, where: str) -> tuple[str, ...]:
     properties = schema.get("properties", {})
     names = sorted(properties) if given is None else given
     if not isinstance(names, list) or not all(name in properties for name in names):
@@ -159,56 +161,29 @@ def _exec_args(given: Any, schema: Mapping[str, Any], where: str) -> tuple[str, 
     return tuple(names)
 
 
-def _load_handler(handler: Any, where: str) -> Callable[..., Any]:
-    if callable(handler):
-        return handler  # type: ignore[no-any-return]
-    module, _, name = str(handler).rpartition(":")
-    try:
-        if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
-        else:
-            loaded = importlib.import_module(module)
-        found: Callable[..., Any] = getattr(loaded, name)
-    except (ImportError, AttributeError, ValueError, OSError) as error:
-        raise UserError(f"{where}: cannot load _handler {handler!r} (module:name or file.py:name): {error}") from error
-    return found
-
-
-def _type(schema: Any) -> str:
+def _type(schema: Json) -> str:
     kind = schema.get("type", "any") if isinstance(schema, dict) else "any"
     return kind if isinstance(kind, str) else "|".join(kind)
 
 
-def _shell_text(value: Any) -> str:
+def _shell_text(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _bad_text(value: Any) -> str | None:
+def _bad_text(value: Json) -> str | None:
     """Why strings in `value` fit in no shell variable or UTF-8 text."""
-    waiting: list[tuple[Any, str, int]] = [(value, "$", 0)]
+    waiting: list[tuple[Json, str, int]] = [(value, "$", 0)]
     while waiting:
         item, path, depth = waiting.pop()
         if depth > MAX_DEPTH:
             return f"$: nested deeper than {MAX_DEPTH}"
         if isinstance(item, str) and "\0" in item:
             return f"{path}: the text holds a NUL character"
-        if isinstance(item, str) and not _is_unicode(item):
+        if isinstance(item, str) and not is_unicode(item):
             return f"{path}: the text holds half of a surrogate pair"
         if isinstance(item, dict):
-            waiting += [(part, f"{path}.{name}", depth + 1) for name, part in item.items() if _is_unicode(name)]
+            waiting += [(part, f"{path}.{name}", depth + 1) for name, part in item.items() if is_unicode(name)]
             waiting += [(name, f"a name in {path}", depth + 1) for name in item]
         elif isinstance(item, list):
             waiting += [(part, f"{path}[{index}]", depth + 1) for index, part in enumerate(item)]
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

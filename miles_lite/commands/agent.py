@@ -28,7 +28,7 @@ from miles_lite.config.serving import Serving
 from miles_lite.config.session_options import Session
 from miles_lite.errors import UserError
 from miles_lite.job.claim import claimed
-from miles_lite.model_folder import check_model_folder
+from miles_lite.model_folder import TEMPLATE_FILES, check_model_folder
 from miles_lite.process.admin_key import known_key
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _warm(cache: PromptCache, engine_url: str) -> None:
 
 def _shows_tools(model: Path) -> bool:
     """Whether the model's chat template prints tools."""
-    files = [model / "chat_template.jinja", model / "tokenizer_config.json"]
+    files = [model / name for name in TEMPLATE_FILES]
     return any("tools" in file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 

@@ -50,8 +50,6 @@ def main(argv: Sequence[str]) -> int:
         known = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in OF_SGLANG)
         raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
     engines, hosts, model = Engines(sglang_args=leftovers.sglang), options.hosts, Path(options.model.hf_checkpoint)
-    if not (model / "config.json").is_file():
-        raise UserError(f"--hf-checkpoint {model}: has no config.json, so it is not a Hugging Face model folder")
     spec = SessionSpec(
         index=0,
         model_path=str(model.resolve()),

@@ -20,12 +20,12 @@ from miles_lite.config.choices import LossType
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
-from miles_lite.model_folder import import_transformers
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated
 from miles_lite.train.policy import Policy, load_model
+from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 

@@ -228,6 +228,6 @@ async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
 
 
-def _fail(call: asyncio.Future[Any]) -> None:
+def _fail(call: asyncio.Future[T]) -> None:
     with contextlib.suppress(asyncio.InvalidStateError):
         call.set_exception(LoopLostError("another agent function blocked the event loop"))

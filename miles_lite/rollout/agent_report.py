@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ def number(value: object) -> float | None:
         return math.inf if value > 0 else -math.inf
 
 
-def agent_report(metadata: Mapping[str, Any]) -> dict[str, float]:
+def agent_report(metadata: Mapping[str, object]) -> dict[str, float]:
     """The finite numbers in what an agent returned, `agent_metrics` over plain keys, times in seconds.
 
     An agent may leave the `_sum` of its time keys out: `model_query_time` is `model_query_time_sum`.

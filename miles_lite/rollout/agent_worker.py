@@ -28,6 +28,7 @@ from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
+from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards import load_reward
 from miles_lite.rollout.stored import Stored
@@ -50,7 +51,7 @@ class Task:
     group_index: int
     prompt: Prompt
     session_url: str
-    sampling: Mapping[str, Any]
+    sampling: Sampling
 
 
 class AgentWorker:
@@ -138,7 +139,7 @@ class AgentWorker:
                 base_url=base_url,
                 api_key=api_key,
                 prompt=task.prompt.input,
-                request_kwargs=_request_kwargs(task.sampling),
+                request_kwargs=request_kwargs(task.sampling),
                 metadata=metadata,
                 label=task.prompt.label,
             )
@@ -246,9 +247,3 @@ def _fail(rollout: Rollout, error: Exception) -> None:
     except Exception:  # noqa: BLE001 - what users' code raises may not even say what it is
         detail = "its message cannot be printed"
     rollout.metadata["error_detail"] = detail[:2000]
-
-
-def _request_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters under the names OpenAI clients use."""
-    names = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "stop": "stop"}
-    return {names[key]: value for key, value in sampling.items() if key in names and value not in (None, (), [])}

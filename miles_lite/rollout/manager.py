@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
-from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.errors import UserError, writing
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
@@ -138,7 +138,7 @@ class RolloutManager:
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
         count = self._config.evaluation.n_samples_per_eval_prompt
-        sampled = sampling(self._config.rollouts) | eval_sampling(self._config.evaluation)
+        sampled = eval_sampling(self._config.rollouts, self._config.evaluation)
         for name, prompts in self._eval_sets.items():
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
@@ -228,7 +228,7 @@ class RolloutManager:
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
-    async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
+    async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
         """Run one agent to an end that is its own."""
         asked = time.time()
         async with self._room:
@@ -256,32 +256,11 @@ class RolloutManager:
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
 
-    async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: dict[str, Any]) -> Rollout:
+    async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
         """The same, and its samples leave the store: nobody trains them."""
         rollout = await self._run_rollout(prompt, group_index, sampling)
         rollout.stored = None
         return rollout
-
-
-def sampling(options: Rollouts) -> dict[str, Any]:
-    """SGLang's sampling parameters of the run."""
-    return {
-        "temperature": options.rollout_temperature,
-        "top_p": options.rollout_top_p,
-        "top_k": options.rollout_top_k,
-        "max_new_tokens": options.rollout_max_response_len,
-        "stop": list(options.rollout_stop),
-    }
-
-
-def eval_sampling(options: Evaluation) -> dict[str, Any]:
-    """Those that differ on held-out prompts."""
-    given = {
-        "temperature": options.eval_temperature,
-        "top_p": options.eval_top_p,
-        "max_new_tokens": options.eval_max_response_len,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _state_path(folder: str, rollout_id: int) -> Path:

@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -159,7 +158,7 @@ def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
     return [rollout for group in groups for rollout in group.rollouts]
 
 
-def _finite(values: Iterable[Any]) -> list[float]:
+def _finite(values: Iterable[object]) -> list[float]:
     return [number for number in map(number, values) if number is not None and math.isfinite(number)]
 
 

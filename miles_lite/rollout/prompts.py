@@ -68,7 +68,7 @@ def _parse(line: bytes, row: int, path: Path, options: Data) -> Prompt:
     return Prompt(row=row, input=text, label=label, metadata=metadata)
 
 
-def _read(line: bytes, where: str) -> Any:
+def _read(line: bytes, where: str) -> object:
     """The JSON of a line of UTF-8. Raises UserError for anything else, and for what no tokenizer or file could hold."""
     try:
         text = line.decode("utf-8-sig")
@@ -90,7 +90,7 @@ def _read(line: bytes, where: str) -> Any:
     return value
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     """How many lists and objects are inside one another."""
     depth, layer = 0, [value]
     while layer := [each for each in layer if isinstance(each, dict | list)]:

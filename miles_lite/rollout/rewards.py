@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import Config
@@ -12,17 +11,17 @@ from miles_lite.hooks import RewardFunction, load_hook
 from miles_lite.sample import Rollout
 
 
-async def exact_match(config: Config, rollout: Rollout, *, response: str, label: Any, **_: Any) -> float:
+async def exact_match(config: Config, rollout: Rollout, *, response: str, label: object, **_: object) -> float:
     """1 when the response, stripped, equals the label."""
     return float(response.strip() == str(label).strip())
 
 
-async def contains(config: Config, rollout: Rollout, *, response: str, label: Any, **_: Any) -> float:
+async def contains(config: Config, rollout: Rollout, *, response: str, label: object, **_: object) -> float:
     """1 when the label occurs in the response."""
     return float(str(label) in response)
 
 
-async def random_reward(config: Config, rollout: Rollout, **_: Any) -> float:
+async def random_reward(config: Config, rollout: Rollout, **_: object) -> float:
     """A coin, seeded by the run and the rollout: for dry runs of a pipeline."""
     return float(random.Random(f"{config.data.rollout_seed}-{rollout.index}").random() < 0.5)
 

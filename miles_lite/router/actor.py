@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
 import aiohttp
 import ray
 
 from miles_lite.process.addresses import actor_label
+from miles_lite.process.json_types import JsonObject
 from miles_lite.router.gauges import WorkerGauges
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervised_router import Supervisor
@@ -49,10 +49,10 @@ class RouterActor:
         """Never returns: who waits for it learns of this actor's death at once."""
         await asyncio.Event().wait()
 
-    async def workers(self) -> list[dict[str, Any]]:
+    async def workers(self) -> list[JsonObject]:
         """What GET /workers lists."""
         async with aiohttp.ClientSession() as client, client.get(f"{self._supervisor.url}/workers") as reply:
-            listed: list[dict[str, Any]] = (await reply.json())["workers"]
+            listed: list[JsonObject] = (await reply.json())["workers"]
             return listed
 
     async def process(self) -> int | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from miles_lite.config.choices import WorkerType
+from miles_lite.process.json_types import JsonObject
 
 State = Literal["ready", "unreachable", "stale", "draining"]
 
@@ -59,9 +60,9 @@ class Worker:
         self.served += 1
         self.trial = False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The form of GET /workers."""
-        shown: dict[str, Any] = {"id": self.id, "url": self.url, "worker_type": self.worker_type}
+        shown: JsonObject = {"id": self.id, "url": self.url, "worker_type": self.worker_type}
         if self.bootstrap_port is not None:
             shown["bootstrap_port"] = self.bootstrap_port
         return shown | {

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import bearer
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 log = logging.getLogger(__name__)
 TIMEOUT = aiohttp.ClientTimeout(total=30.0)
@@ -31,7 +31,7 @@ class Standing:
     of GET /workers."""
 
     versions: frozenset[str]
-    workers: Mapping[str, Mapping[str, Any]]
+    workers: Mapping[str, JsonMapping]
 
 
 async def set_weight_version(
@@ -63,7 +63,7 @@ async def standing(url: str) -> Standing | None:
     return Standing(frozenset(answer["weight_versions"]), {one["url"]: one for one in answer["workers"]})
 
 
-async def _call(method: str, url: str, key: str | None = None, body: Any = None) -> tuple[int, dict[str, Any]]:
+async def _call(method: str, url: str, key: str | None = None, body: Json = None) -> tuple[int, JsonObject]:
     """Status and JSON object, which is empty for another body. Raises RouterError without an answer."""
     try:
         async with (

@@ -22,7 +22,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -30,6 +29,7 @@ from aiohttp import web
 from miles_lite.errors import UserError
 from miles_lite.process.addresses import bracketed, local, loopback
 from miles_lite.process.admin_key import bearer
+from miles_lite.process.json_types import JsonObject
 from miles_lite.process.probe import answers
 from miles_lite.router.replies import failure
 
@@ -60,7 +60,7 @@ def command(*, host: str, port: int, metrics_port: int, timeout: float, worker: 
     takes. Raises UserError when it is not installed."""
     if importlib.util.find_spec("smg") is None:
         raise UserError("--router gateway needs the Rust gateway: pip install 'miles_lite[gateway]' (smg 1.13)")
-    options: dict[str, Any] = {
+    options: JsonObject = {
         "host": host,
         "port": port,
         "prometheus-host": "127.0.0.1",
@@ -158,18 +158,18 @@ class Gateway:
                 await self._call("DELETE", f"/workers/{listed[url]['id']}")
         return listed.keys() == urls and all(one.get("status") == "ready" for one in listed.values())
 
-    async def _listed(self) -> dict[str, dict[str, Any]]:
+    async def _listed(self) -> dict[str, JsonObject]:
         """The gateway's workers by URL."""
         return {one["url"].rstrip("/"): one for one in (await self._call("GET", "/workers")).get("workers", ())}
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def _call(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
         """The gateway's JSON object; an empty one while it does not answer."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=TIMEOUT, headers=bearer(self._key)) as client,
                 client.request(method, self._url + path, json=body) as reply,
             ):
-                answer: dict[str, Any] = await reply.json(content_type=None)
+                answer: JsonObject = await reply.json(content_type=None)
                 self._unanswered = 0
                 return answer
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:

@@ -5,10 +5,11 @@ Invariant: needs a started Ray; a worker that is gone shows 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from ray.util.metrics import Gauge
+
+from miles_lite.process.json_types import JsonMapping
 
 TAGS = ("worker", "worker_type")
 
@@ -21,7 +22,7 @@ class WorkerGauges:
         self._ready = Gauge("miles_lite_router_ready", description="1 when it is given requests", tag_keys=TAGS)
         self._known: set[tuple[str, str]] = set()
 
-    def show(self, workers: Iterable[Mapping[str, Any]]) -> None:
+    def show(self, workers: Iterable[JsonMapping]) -> None:
         """Set the gauges to what GET /workers lists."""
         rows = {(one["url"], one["worker_type"]): one for one in workers}
         self._known |= rows.keys()

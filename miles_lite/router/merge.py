@@ -12,11 +12,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import orjson
 
-Json: TypeAlias = dict[str, Any]
+from miles_lite.process.json_types import JsonObject
+from miles_lite.process.server_sent_events import payload
+
 FROM_PROMPT = ("cached_tokens", "cached_tokens_details")
 
 
@@ -24,18 +25,18 @@ FROM_PROMPT = ("cached_tokens", "cached_tokens_details")
 class Prompt:
     """What a prefill worker says of one prompt: meta_info fields, expert rows in base64, weight version."""
 
-    fields: Json = field(default_factory=dict)
+    fields: JsonObject = field(default_factory=dict)
     experts: str = ""
     version: str | None = None
 
-    def learn(self, meta: Json) -> None:
+    def learn(self, meta: JsonObject) -> None:
         """Take what a prefill worker's meta_info holds."""
         self.fields |= {name: value for name, value in meta.items() if name.startswith("input_") and value}
         self.fields |= {name: meta[name] for name in FROM_PROMPT if name in meta}
         self.experts = meta.get("routed_experts") or self.experts
         self.version = meta.get("weight_version") or self.version
 
-    def complete(self, meta: Json) -> bool:
+    def complete(self, meta: JsonObject) -> bool:
         """Complete a decode worker's meta_info in place; True when that changed it."""
         told = {name: value for name, value in self.fields.items() if meta.get(name, value) != value}
         if self.experts and meta.get("routed_experts"):
@@ -60,7 +61,7 @@ def spliced(first: str, whole: str) -> str:
     return first[:seam] + base64.b64encode(across).decode() + whole[seam + 4 :]
 
 
-def prompts_of(replies: Iterable[Json | list[Json]]) -> dict[int, Prompt]:
+def prompts_of(replies: Iterable[JsonObject | list[JsonObject]]) -> dict[int, Prompt]:
     """What a prefill worker says, by index in the batch: of its whole reply, or of the events of its stream."""
     prompts: dict[int, Prompt] = {}
     for reply in replies:
@@ -76,35 +77,13 @@ def merged(decode: bytes, prompts: Mapping[int, Prompt]) -> bytes:
     return orjson.dumps(reply) if any(changed) else decode
 
 
-class Events:
-    """The events of a stream (server-sent events, WHATWG HTML section 9.2) out of its chunks."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that are whole, each without the empty line that ends it."""
-        *events, self._rest = (self._rest + chunk).split(b"\n\n")
-        return events
-
-    @property
-    def rest(self) -> bytes:
-        """What came after the last whole event."""
-        return self._rest
-
-
-def payload(event: bytes) -> bytes | None:
-    """The JSON object of an event; None for any other event, such as the last, `data: [DONE]`."""
-    return event[6:] if event.startswith(b"data: {") else None
-
-
 def merged_event(event: bytes, prompts: Mapping[int, Prompt]) -> bytes:
     """One event of a decode worker's stream, completed, with the empty line that ends it."""
     data = payload(event)
     return (event if data is None else b"data: " + merged(data, prompts)) + b"\n\n"
 
 
-def _metas(reply: Json | list[Json]) -> Iterator[tuple[int, Json]]:
+def _metas(reply: JsonObject | list[JsonObject]) -> Iterator[tuple[int, JsonObject]]:
     """Where a reply of /generate, chat completions or completions says such things, with the index it is about."""
     if isinstance(reply, list):
         for index, one in enumerate(reply):

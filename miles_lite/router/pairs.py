@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -19,8 +19,10 @@ from aiohttp import web
 
 from miles_lite.process.addresses import bracketed
 from miles_lite.process.concurrently import together
+from miles_lite.process.json_types import JsonObject
+from miles_lite.process.server_sent_events import Events, payload
 from miles_lite.router.backend import Worker
-from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of
+from miles_lite.router.merge import merged, merged_event, prompts_of
 from miles_lite.router.policies import Target
 from miles_lite.router.replies import PER_REQUEST, Limits, WorkerError, cut, failure, judge, open_reply, whole_reply
 from miles_lite.router.upstream import BROKEN, Pool, Reply, Request
@@ -133,7 +135,7 @@ def with_room(body: bytes, prefill: Worker) -> bytes:
     return inner[:-1] + comma + orjson.dumps(meeting)[1:]
 
 
-def _choices(body: dict[str, Any]) -> int:
+def _choices(body: JsonObject) -> int:
     sampling = body.get("sampling_params") or {}
     each = [body, *(sampling if isinstance(sampling, list) else [sampling])]
     counts = [one.get("n") for one in each if isinstance(one, dict)]

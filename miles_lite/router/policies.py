@@ -72,17 +72,11 @@ class Placement:
         NoWorkerError.
         """
         workers = list(workers)
+        free = [[one for one in some if one.room(self._most)] for some in _ready(workers)]
+        if not all(free):
+            return None
         last = self._last.get(key, ()) if key else ()
-        roles = ALONE if any(one.worker_type == WorkerType.REGULAR for one in workers) else PAIR
-        target: list[Worker] = []
-        for role in roles:
-            ready = [one for one in workers if one.worker_type == role and one.state == "ready"]
-            if not ready:
-                raise NoWorkerError(_reason(workers))
-            free = [one for one in ready if one.room(self._most)]
-            if not free:
-                return None
-            target.append(next((one for one in last if one in free), None) or self._policy(free))
+        target = [next((one for one in last if one in some), None) or self._policy(some) for some in free]
         for worker in target:
             worker.turn = next(self._turns)
         if key:
@@ -99,6 +93,15 @@ class Placement:
         self._last.move_to_end(key)
         if len(self._last) > self._max_keys:
             self._last.popitem(last=False)
+
+
+def _ready(workers: Sequence[Worker]) -> list[list[Worker]]:
+    """Who could be each half of a target. Raises NoWorkerError where nobody could."""
+    roles = ALONE if any(one.worker_type == WorkerType.REGULAR for one in workers) else PAIR
+    ready = [[one for one in workers if one.worker_type == role and one.state == "ready"] for role in roles]
+    if not all(ready):
+        raise NoWorkerError(_reason(workers))
+    return ready
 
 
 def _load(worker: Worker) -> tuple[int, int]:

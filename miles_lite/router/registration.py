@@ -5,7 +5,6 @@ Invariant: a `Worker` that comes out of here has a usable URL, a known role, and
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -13,10 +12,11 @@ from aiohttp import web
 
 from miles_lite.config.choices import WorkerType
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.router.backend import Worker
 
 
-async def fields_of(request: web.Request) -> dict[str, Any]:
+async def fields_of(request: web.Request) -> JsonObject:
     """A control request's fields, the query's before the JSON body's. Raises UserError for a body that is no object."""
     try:
         fields = orjson.loads(await request.read() or b"{}")
@@ -27,7 +27,7 @@ async def fields_of(request: web.Request) -> dict[str, Any]:
     return fields | dict(request.query)
 
 
-def parse_worker(fields: dict[str, Any]) -> Worker:
+def parse_worker(fields: JsonObject) -> Worker:
     """A worker from a registration's fields: url or worker_url, worker_type, bootstrap_port. Raises UserError."""
     role = fields.get("worker_type") or "regular"
     if role not in list(WorkerType):
@@ -46,7 +46,7 @@ def parse_worker(fields: dict[str, Any]) -> Worker:
     )
 
 
-def parse_versions(fields: dict[str, Any]) -> tuple[str, str | None]:
+def parse_versions(fields: JsonObject) -> tuple[str, str | None]:
     """The weight version that workers must report, and the one that will also do meanwhile. Raises UserError."""
     version, before = fields.get("version"), fields.get("previous")
     if version in (None, "") or not isinstance(version, int | str):
@@ -56,7 +56,7 @@ def parse_versions(fields: dict[str, Any]) -> tuple[str, str | None]:
     return str(version), None if before is None else str(before)
 
 
-def parse_url(value: Any) -> str:
+def parse_url(value: Json) -> str:
     """`http(s)://host[:port]` without a trailing slash. Raises UserError, which shows no password."""
     if not value:
         raise UserError("url (or worker_url) is required, in the query or in a JSON body")

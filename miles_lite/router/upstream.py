@@ -14,13 +14,12 @@ import functools
 import time
 from collections.abc import AsyncIterator, Iterable, Set
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
+
+from miles_lite.router.aiohttp_compat import HttpProcessingError, RawResponseMessage, ResponseHandler
 
 KEEP_ALIVE = 2.0
 """Seconds an idle connection to a worker is kept: less than the worker does, so that none closes under a request."""
@@ -63,7 +62,7 @@ class Request:
 class Reply:
     """A worker's reply: status line and headers are here, the body comes with `read` or `chunks`."""
 
-    def __init__(self, message: Any, payload: aiohttp.StreamReader) -> None:
+    def __init__(self, message: RawResponseMessage, payload: aiohttp.StreamReader) -> None:
         self.status: int = message.code
         self.reason: str = message.reason
         self.headers: CIMultiDictProxy[str] = message.headers

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 import aiohttp
 import orjson
 
 from miles_lite.process.admin_key import bearer
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import decode_samples
 
@@ -64,7 +63,7 @@ class SessionClient:
         """What an agent is given as its OpenAI base URL."""
         return f"{self.url}/sessions/{session_id}/v1"
 
-    async def create(self, sampling: Mapping[str, Any] | None = None) -> str:
+    async def create(self, sampling: JsonMapping | None = None) -> str:
         """Open a session whose turns sample with `sampling` (engine names); returns its id."""
         body = orjson.loads(await self._call("POST", "/sessions", {"sampling": dict(sampling or {})}))
         session_id = str(body["session_id"])
@@ -79,11 +78,11 @@ class SessionClient:
         """The session's samples, as the server validated them. May be repeated."""
         return decode_samples(await self._call("POST", f"/sessions/{session_id}/samples", {"max_seq_len": max_seq_len}))
 
-    async def describe(self, session_id: str) -> dict[str, Any]:
+    async def describe(self, session_id: str) -> JsonObject:
         """Turns, leaves and counts of a session, for people."""
         return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}")))
 
-    async def turns(self, session_id: str) -> dict[str, Any]:
+    async def turns(self, session_id: str) -> JsonObject:
         """Every turn with its messages and ids: what `atraj.build` takes."""
         return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}/turns")))
 
@@ -91,7 +90,7 @@ class SessionClient:
         await self._call("DELETE", f"/sessions/{session_id}")
         self._keys.pop(session_id, None)
 
-    async def _call(self, method: str, path: str, body: Any = None) -> bytes:
+    async def _call(self, method: str, path: str, body: Json = None) -> bytes:
         """Asked again while the server is being restarted. Raises SessionError."""
         deadline = time.monotonic() + min(self._timeout, self._restart_seconds)
         again = False
@@ -106,7 +105,7 @@ class SessionClient:
             again = True
             await asyncio.sleep(RETRY_PAUSE)
 
-    async def _once(self, method: str, path: str, body: Any) -> bytes:
+    async def _once(self, method: str, path: str, body: Json) -> bytes:
         if self._http is None:
             raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
         data = None if body is None else orjson.dumps(body)

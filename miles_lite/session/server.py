@@ -17,6 +17,7 @@ from aiohttp import web
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError, writing
+from miles_lite.model_folder import fingerprint
 from miles_lite.process.addresses import bracketed, loopback, network_file_system, reachable
 from miles_lite.process.http_log import refuse_expectations, server_log
 from miles_lite.process.scratch import lasting
@@ -28,7 +29,6 @@ from miles_lite.session.http.keys import Keys
 from miles_lite.session.journal.store import Journal
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
-from miles_lite.traces.atraj import fingerprint
 
 BACKLOG = 4096
 

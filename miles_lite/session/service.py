@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process.json_types import JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.engine.engine_client import EngineCalls
 from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
-from miles_lite.session.history.tree import Tree, Turn, describe
+from miles_lite.session.history.tree import Tree, describe
+from miles_lite.session.history.turn_record import Turn
 from miles_lite.session.http.prometheus import Metrics
 from miles_lite.session.journal.store import Journal
 from miles_lite.session.samples.audit import MISMATCH, mismatches
@@ -80,7 +82,7 @@ class Service:
         await asyncio.gather(*ending, return_exceptions=True)
         self.turns.off_loop.close()
 
-    async def create(self, sampling: dict[str, Any]) -> str:
+    async def create(self, sampling: JsonObject) -> str:
         session = await self._sessions.create(sampling)
         self._counts["sessions_created"] += 1
         return session.session_id
@@ -91,13 +93,13 @@ class Service:
         for call in session.calls:
             call.abort()
 
-    async def describe(self, session_id: str) -> dict[str, Any]:
+    async def describe(self, session_id: str) -> JsonObject:
         """For a session that nobody opened, what an empty one has."""
         session = await self._sessions.find(session_id)
         if session is None:
             return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
-        about: dict[str, Any] = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
+        about: JsonObject = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
         about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
         return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
@@ -106,7 +108,7 @@ class Service:
         session = await self._sessions.find(session_id)
         if session is None:
             return []
-        metadata: dict[str, Any] = {"session_id": session_id, "counts": dict(session.counts)}
+        metadata: JsonObject = {"session_id": session_id, "counts": dict(session.counts)}
         metadata |= {"recreated": True} if session.recreated else {}
         gather = partial(collect, session.tree.copy(), self._plan, max_seq_len=max_seq_len, metadata=metadata)
         samples = await self.turns.off_loop.run(gather, heavy=True)

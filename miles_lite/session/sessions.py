@@ -25,7 +25,8 @@ from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
 from miles_lite.session.history.placing import Placed
 from miles_lite.session.history.retries import Retries
-from miles_lite.session.history.tree import Tree, Turn, pack_ids, sampling
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn, pack_ids, sampling
 from miles_lite.session.journal.row import Entry, Receipt
 from miles_lite.session.journal.store import Journal, Stored
 from miles_lite.session.memory import Heap

@@ -7,17 +7,19 @@ JSON text, for templates that take no objects) wherever they parse as one. What 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import orjson
+
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject, is_unicode, parsed
 
 MAX_ARGUMENT_NESTING = 50
 """Levels of a call's arguments: requests, which hold them some levels down, may have 64."""
 
-Message = Mapping[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+Message = JsonMapping
+Tools = Sequence[JsonMapping]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Form:
 PLAIN = Form()
 
 
-def text_of(content: Any) -> str:
+def text_of(content: Json) -> str:
     """The text of a message's content: a string, None, or a list of text parts joined without separator."""
     if content is None:
         return ""
@@ -40,12 +42,12 @@ def text_of(content: Any) -> str:
     return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
-def text_as(text: str, form: Form) -> Any:
+def text_as(text: str, form: Form) -> Json:
     """Text as a message's content."""
     return text if form.content == "text" else [{"type": "text", "text": text}]
 
 
-def normalise(message: Message, form: Form = PLAIN) -> dict[str, Any]:
+def normalise(message: Message, form: Form = PLAIN) -> JsonObject:
     """The message as templates get it. The role `developer` is `system`."""
     clean = {key: value for key, value in message.items() if value is not None}
     clean["content"] = text_as(text_of(message.get("content")), form)
@@ -58,7 +60,7 @@ def normalise(message: Message, form: Form = PLAIN) -> dict[str, Any]:
     return clean
 
 
-def _normalise_call(call: Mapping[str, Any], form: Form) -> dict[str, Any]:
+def _normalise_call(call: JsonMapping, form: Form) -> JsonObject:
     function = dict(call.get("function") or {})
     arguments = as_object(function.get("arguments"))
     if form.arguments == "text" and not isinstance(arguments, str):
@@ -67,17 +69,14 @@ def _normalise_call(call: Mapping[str, Any], form: Form) -> dict[str, Any]:
     return {key: value for key, value in call.items() if value is not None} | {"function": function}
 
 
-def as_object(arguments: Any) -> Any:
+def as_object(arguments: Json) -> Json:
     """Tool arguments as an object; None and "" are {}, and text that is no JSON object stays as it is."""
     if arguments is None or arguments == "":
         return {}
     if not isinstance(arguments, str):
         return arguments
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    return parsed if isinstance(parsed, dict) and is_unicode(json.dumps(parsed, ensure_ascii=False)) else arguments
+    found = parsed(arguments)
+    return found if isinstance(found, dict) and is_unicode(json.dumps(found, ensure_ascii=False)) else arguments
 
 
 class History(Sequence[Message]):
@@ -102,14 +101,11 @@ def readable_arguments(arguments: str) -> bool:
 
     Python's own JSON also has NaN, infinite numbers and lone surrogates.
     """
-    try:
-        parsed = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(parsed, dict) and not nested_beyond(parsed, MAX_ARGUMENT_NESTING)
+    found = parsed(arguments, orjson.loads)
+    return isinstance(found, dict) and not nested_beyond(found, MAX_ARGUMENT_NESTING)
 
 
-def nested_beyond(value: Any, limit: int) -> bool:
+def nested_beyond(value: Json, limit: int) -> bool:
     """Whether a JSON value has objects and lists in more than `limit` levels, its own included."""
     level = [value]
     for _ in range(limit):
@@ -121,13 +117,4 @@ def nested_beyond(value: Any, limit: int) -> bool:
         ]
         if not level:
             return False
-    return True
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogates, which JSON escapes can spell and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
     return True

@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.cut_render import Sampled, canonical, opening_of, without_reasoning
 from miles_lite.tito.encode import Encoder
@@ -55,7 +56,7 @@ class Mismatch:
         """Whether nothing but reasoning that the template drops from the history differs."""
         return self.detail.startswith(REASONING_DROPPED)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return asdict(self)
 
 
@@ -66,7 +67,7 @@ def compare(
     sampled: Sequence[Sampled],
     *,
     tools: Tools | None = None,
-    options: Mapping[str, Any] = NO_OPTIONS,
+    options: JsonMapping = NO_OPTIONS,
     open_turn: bool = False,
 ) -> list[Mismatch]:
     """What differs between `ids` and the render of `messages`, in the order of the text; [] when nothing does.
@@ -119,12 +120,9 @@ class _Comparing:
         theirs = self._segments(self._ids(expected))
         mine = self._segments(ours)
         begin, self._done = self._done, self._done + len(theirs)
-        if [special for special, _ in theirs] != [special for special, _ in mine]:
-            place = next((n for n, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), len(theirs) - 1)
-            counts = [sum(special for special, _ in each) for each in (theirs, mine)]
-            detail = f"{counts[0]} special tokens expected, {counts[1]} found" if counts[0] != counts[1] else ""
+        if shifted := _shifted(theirs, mine):
             left, right = self._encoder.decode(self._ids(expected)), self._encoder.decode(ours)
-            yield _mismatch("special_token_count", begin + max(place, 0), left, right, detail or "placed differently")
+            yield _mismatch("special_token_count", begin + shifted[0], left, right, shifted[1])
             return
         wanted = [self._encoder.decode(segment) for _, segment in theirs]
         found = [self._encoder.decode(segment) for _, segment in mine]
@@ -183,6 +181,17 @@ class _Comparing:
 
     def _same(self, token: int) -> int:
         return self._aliases.get(token, token)
+
+
+def _shifted(theirs: Sequence[Segment], mine: Sequence[Segment]) -> tuple[int, str] | None:
+    """(the first segment that differs, how), if special tokens do not stand in the same places."""
+    if [special for special, _ in theirs] == [special for special, _ in mine]:
+        return None
+    pairs = enumerate(zip(theirs, mine, strict=False))
+    place = next((n for n, (a, b) in pairs if a != b), max(len(theirs) - 1, 0))
+    wanted, found = (sum(special for special, _ in each) for each in (theirs, mine))
+    how = f"{wanted} special tokens expected, {found} found" if wanted != found else "placed differently"
+    return place, how
 
 
 def _mismatch(kind: Kind, index: int, expected: str, actual: str, detail: str) -> Mismatch:

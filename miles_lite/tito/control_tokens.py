@@ -19,10 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from jinja2 import nodes
 
+from miles_lite.process.json_types import Json
 from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, environment
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ class Guard:
                 return self._marked(value, mark, "fields"), mark
         raise RenderError("the messages hold every private-use character, so none is left to mark look-alikes")
 
-    def _any(self, value: Any, keys: Keys) -> bool:
+    def _any(self, value: Json, keys: Keys) -> bool:
         if isinstance(value, str):
             return self._needs(value)
         if isinstance(value, dict):
@@ -118,7 +119,7 @@ class Guard:
             )
         return isinstance(value, list | tuple) and any(self._any(item, keys) for item in value)
 
-    def _marked(self, value: Any, mark: str, keys: Keys) -> Any:
+    def _marked(self, value: Json, mark: str, keys: Keys) -> Json:
         if isinstance(value, str):
             return self._mark(value, mark)
         if isinstance(value, dict):
@@ -157,17 +158,16 @@ class Guard:
         if self._completes(text):
             places.add(len(text) - len(text.lstrip()))
         if found := [cut for cut in self._cuts if cut in text]:
-            kept = {
-                place
-                for cut in found
-                if cut
-                for match in re.finditer(re.escape(cut), text)
-                for place in range(*match.span())
-            }
-            free = [(place, letter) for place, letter in enumerate(text) if place not in kept]
-            places |= {place + 1 for place, letter in free if letter in self._first}
-            places |= {place for place, letter in free if letter in self._next}
+            places |= self._between(text, list(filter(None, found)))
         return places
+
+    def _between(self, text: str, cuts: list[str]) -> set[int]:
+        """At every letter of a control token, but for those of what the template cuts."""
+        spans = [match.span() for cut in cuts for match in re.finditer(re.escape(cut), text)]
+        kept = {place for span in spans for place in range(*span)}
+        free = [(place, letter) for place, letter in enumerate(text) if place not in kept]
+        begun = {place + 1 for place, letter in free if letter in self._first}
+        return begun | {place for place, letter in free if letter in self._next}
 
     def _completes(self, text: str) -> bool:
         """Whether the string's start goes on with a control token that the template may have begun."""
@@ -198,7 +198,7 @@ def _is_data(key: str, keys: Keys) -> bool:
     return isinstance(key, str) and (keys != "fields" or key not in _FIELDS)
 
 
-def _is_role(key: str, item: Any, keys: Keys) -> bool:
+def _is_role(key: str, item: Json, keys: Keys) -> bool:
     return keys == "fields" and key == "role" and item in _ROLES
 
 

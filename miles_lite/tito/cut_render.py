@@ -8,13 +8,13 @@ Invariant: frames and replies, end to end, are the plain render; where the two r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Message, Tools, normalise
-from miles_lite.tito.render import RenderError
+from miles_lite.tito.render import unless_refused
 from miles_lite.tito.short_context import short_history
 from miles_lite.tito.suffix import Cut, SuffixError, in_arguments, in_content
 from miles_lite.tito.tito import Tito
@@ -63,7 +63,7 @@ def canonical(
     frames: Sequence[Sequence[int]],
     *,
     tools: Tools | None,
-    options: Mapping[str, Any],
+    options: JsonMapping,
     open_turn: bool,
 ) -> Canonical:
     """Render `messages` and cut at `sampled`. Raises CompareError, RenderError.
@@ -92,7 +92,7 @@ def canonical(
     return Canonical(found, list(_between(plain, found, sampled)), mark)
 
 
-def opening_of(tito: Tito, options: Mapping[str, Any]) -> Opening:
+def opening_of(tito: Tito, options: JsonMapping) -> Opening:
     """The generation prompt under these template options, divided where turns of a history go on differently.
 
     A control token that is not flagged special, such as <think>, never belongs to the header.
@@ -108,15 +108,14 @@ def opening_of(tito: Tito, options: Mapping[str, Any]) -> Opening:
     return Opening(whole[:size], whole[size:])
 
 
-def _begun_turn(tito: Tito, options: Mapping[str, Any]) -> str:
+def _begun_turn(tito: Tito, options: JsonMapping) -> str:
     """What the template prints before the content of an earlier assistant turn; "" when that cannot be told."""
     said = [("user", "hi"), ("assistant", "Said0"), ("user", "go on")]
     shaped = [normalise({"role": role, "content": content}, tito.form) for role, content in said]
-    try:
-        before, _ = _render(tito, shaped[:1], None, options, open_turn=False)
-        whole, _ = _render(tito, shaped, None, options, open_turn=False)
-    except RenderError:
-        return ""
+    texts = unless_refused(
+        lambda: [_render(tito, some, None, options, open_turn=False)[0] for some in (shaped[:1], shaped)]
+    )
+    before, whole = texts or ("", "")
     turn, found, _ = whole.removeprefix(before).partition("Said0")
     return turn if found and whole.startswith(before) else ""
 
@@ -130,7 +129,7 @@ def without_reasoning(tito: Tito, frame: list[int], opening: Opening) -> tuple[l
 
 
 def written(
-    tito: Tito, messages: Sequence[Message], prompt: Sequence[int], *, tools: Tools | None, options: Mapping[str, Any]
+    tito: Tito, messages: Sequence[Message], prompt: Sequence[int], *, tools: Tools | None, options: JsonMapping
 ) -> str:
     """What a model writes after `prompt`, the ids of all messages but the last, to be printed as the last.
 
@@ -165,7 +164,7 @@ def _between(plain: str, frames: Sequence[str], sampled: Sequence[Sampled]) -> I
 
 
 def _render(
-    tito: Tito, shaped: list[dict[str, Any]], tools: Tools | None, options: Mapping[str, Any], open_turn: bool
+    tito: Tito, shaped: list[JsonObject], tools: Tools | None, options: JsonMapping, open_turn: bool
 ) -> tuple[str, str]:
     (guarded, tool_list), mark = tito.guard((shaped, tools))
     merged = {**tito.surface.kwargs, **options}
@@ -174,10 +173,10 @@ def _render(
 
 def _anchored(
     tito: Tito,
-    shaped: list[dict[str, Any]],
+    shaped: list[JsonObject],
     sampled: Sequence[Sampled],
     tools: Tools | None,
-    options: Mapping[str, Any],
+    options: JsonMapping,
     open_turn: bool,
 ) -> tuple[str, list[tuple[int, str]]]:
     """The render with an anchor at the end of each reply: in its last call, or its content where no call is printed."""
@@ -193,7 +192,7 @@ def _anchored(
     return text, anchors
 
 
-def _rest_of_call(tito: Tito, reply: dict[str, Any], tools: Tools | None, options: Mapping[str, Any]) -> str:
+def _rest_of_call(tito: Tito, reply: JsonObject, tools: Tools | None, options: JsonMapping) -> str:
     """What the template prints between the last argument of a turn's last call and the closing of the turn.
 
     Some templates print the content there, after the calls (Gemma).

@@ -6,15 +6,15 @@ so, the generation prompt is the same, and no role leaves the append surface.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from jinja2 import TemplateError, meta, nodes
 
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.tito.chat_messages import Form, normalise
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.laws import find_form, verify
-from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, environment
+from miles_lite.tito.render import JinjaRenderer, Renderer, environment, unless_refused
 from miles_lite.tito.surface import AppendSurface
 from miles_lite.tito.verification_cases import boundaries
 
@@ -26,7 +26,7 @@ _GIVEN = frozenset(
 
 
 def verify_best(
-    renderer: Renderer, encoder: Encoder, *, options: Mapping[str, Any] | None = None
+    renderer: Renderer, encoder: Encoder, *, options: JsonMapping | None = None
 ) -> tuple[AppendSurface, Form]:
     """The surface under `options` and whatever further option keeps history. Raises RenderError."""
     given, form = dict(options or {}), find_form(renderer)
@@ -66,7 +66,7 @@ def _switches(renderer: Renderer) -> list[str]:
     return sorted(names - own - _GIVEN - set(renderer.variables) - set(environment().globals))
 
 
-def _stable(renderer: Renderer, form: Form, options: Mapping[str, Any]) -> frozenset[tuple[str, int]]:
+def _stable(renderer: Renderer, form: Form, options: JsonMapping) -> frozenset[tuple[str, int]]:
     """The boundaries at which the history's text, reasoning included, begins the text of the whole."""
     found = set()
     for role in ("user", "tool"):
@@ -75,11 +75,9 @@ def _stable(renderer: Renderer, form: Form, options: Mapping[str, Any]) -> froze
                 continue
             history = [normalise(message, form) for message in boundary.history]
             whole = history + [normalise(message, form) for message in boundary.appended]
-            try:
-                before = renderer.render(history, tools=boundary.tools, open_turn=False, options=options)
-                after = renderer.render(whole, tools=boundary.tools, open_turn=True, options=options)
-            except RenderError:
-                continue
-            if "Why0" in after and after.startswith(before):
+            render = partial(renderer.render, tools=boundary.tools, options=options)
+            before = unless_refused(partial(render, history, open_turn=False))
+            after = unless_refused(partial(render, whole, open_turn=True))
+            if before is not None and after and "Why0" in after and after.startswith(before):
                 found.add((role, number))
     return frozenset(found)

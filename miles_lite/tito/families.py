@@ -7,14 +7,13 @@ options, and the Python encoder of a model that ships no template.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping
 
-NONE: Mapping[str, Any] = MappingProxyType({})
+NONE: JsonMapping = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Family:
     name: str
     reasoning: str | None = None
     tool_calls: str | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=lambda: NONE)
+    kwargs: JsonMapping = field(default_factory=lambda: NONE)
     encoder: str | None = None
     model_types: tuple[str, ...] = ()
     verified: bool = True

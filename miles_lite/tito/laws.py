@@ -15,12 +15,12 @@ Invariant: a role is in the surface only when every boundary tried keeps every l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Form, normalise
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.render import Renderer, RenderError
+from miles_lite.tito.render import Renderer, RenderError, unless_refused
 from miles_lite.tito.short_context import short_history
 from miles_lite.tito.suffix import Cut, Join, SuffixError, cut
 from miles_lite.tito.surface import AppendSurface, Context, Verdict
@@ -34,7 +34,7 @@ class _Broken(ValueError):
 
 
 def verify(
-    renderer: Renderer, encoder: Encoder, *, form: Form | None = None, options: Mapping[str, Any] | None = None
+    renderer: Renderer, encoder: Encoder, *, form: Form | None = None, options: JsonMapping | None = None
 ) -> AppendSurface:
     """Try every role at boundaries with and without tools and reasoning. Raises RenderError when plain chat fails."""
     given = dict(options or {})
@@ -52,7 +52,7 @@ def find_form(renderer: Renderer) -> Form:
     return Form(arguments=_form_of_arguments(renderer), content=_form_of_content(renderer))
 
 
-def _form_of_content(renderer: Renderer) -> Any:
+def _form_of_content(renderer: Renderer) -> Json:
     chat = [{"role": "user", "content": "Ask0 this."}, {"role": "assistant", "content": "Said0 so."}]
     for form in (Form(), Form(content="parts")):
         text = _try_render(renderer, chat, form, None)
@@ -61,7 +61,7 @@ def _form_of_content(renderer: Renderer) -> Any:
     return "text"
 
 
-def _form_of_arguments(renderer: Renderer) -> Any:
+def _form_of_arguments(renderer: Renderer) -> Json:
     boundary = next(iter(boundaries("tool")))
     for form in (Form(), Form(arguments="text")):
         if "City0" in _try_render(renderer, [*boundary.history, *boundary.appended], form, TOOLS):
@@ -69,19 +69,17 @@ def _form_of_arguments(renderer: Renderer) -> Any:
     return "object"
 
 
-def _try_render(renderer: Renderer, messages: Sequence[Mapping[str, Any]], form: Form, tools: Any) -> str:
-    try:
-        return renderer.render([normalise(each, form) for each in messages], tools=tools, open_turn=False, options={})
-    except RenderError:
-        return ""
+def _try_render(renderer: Renderer, messages: Sequence[JsonMapping], form: Form, tools: Json) -> str:
+    shaped = [normalise(each, form) for each in messages]
+    return unless_refused(lambda: renderer.render(shaped, tools=tools, open_turn=False, options={})) or ""
 
 
 class _Laws:
-    def __init__(self, renderer: Renderer, encoder: Encoder, form: Form, options: dict[str, Any]) -> None:
+    def __init__(self, renderer: Renderer, encoder: Encoder, form: Form, options: JsonObject) -> None:
         self.renderer, self.encoder, self.form, self.options = renderer, encoder, form, options
         self.control = encoder.control_pattern
-        asked: dict[str, Any] = {"role": "user", "content": "Ask0 this."}
-        said: dict[str, Any] = {"role": "assistant", "content": "Said0 so."}
+        asked: JsonObject = {"role": "user", "content": "Ask0 this."}
+        said: JsonObject = {"role": "assistant", "content": "Said0 so."}
         self.join = Join.of(self.cut(Boundary([asked, said], [{**asked, "content": "go on"}], None)), self.control)
         self.opening = self._opening(asked, said)
         self.reasons = self._prints_reasoning()
@@ -131,15 +129,11 @@ class _Laws:
         """Whether several system messages at the beginning are printed each in its place, if one is."""
         system = [{"role": "system", "content": f"Sys{number} rule."} for number in range(3)]
         asked = {"role": "user", "content": "Ask0 this."}
-        for tools in (None, TOOLS):
-            try:
-                text = self.render([*system, asked], tools, open_turn=True)
-            except RenderError:
-                return False
-            places = [text.find(message["content"]) for message in (*system, asked)]
-            if places[0] >= 0 and places != sorted(set(places)):
-                return False
-        return True
+        texts = unless_refused(
+            lambda: [self.render([*system, asked], tools, open_turn=True) for tools in (None, TOOLS)]
+        )
+        places = [[text.find(message["content"]) for message in (*system, asked)] for text in texts or ()]
+        return bool(places) and all(each[0] < 0 or each == sorted(set(each)) for each in places)
 
     def cut(self, boundary: Boundary) -> Cut:
         return self._cut(self._shaped(boundary.history), self._shaped(boundary.appended), boundary.tools)
@@ -155,13 +149,13 @@ class _Laws:
     def joined(self, found: Cut) -> tuple[Join, str]:
         return self.join.after(found, self.control), found.suffix
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, open_turn: bool) -> str:
+    def render(self, messages: Sequence[JsonMapping], tools: Json, *, open_turn: bool) -> str:
         return self.renderer.render(self._shaped(messages), tools=tools, open_turn=open_turn, options=self.options)
 
-    def _shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _shaped(self, messages: Sequence[JsonMapping]) -> list[JsonObject]:
         return [normalise(message, self.form) for message in messages]
 
-    def _cut(self, history: list[dict[str, Any]], appended: list[dict[str, Any]], tools: Any) -> Cut:
+    def _cut(self, history: list[JsonObject], appended: list[JsonObject], tools: Json) -> Cut:
         options, control = self.options, self.control
         return cut(self.renderer, history, appended, tools=tools, options=options, control=control)
 
@@ -177,7 +171,7 @@ class _Laws:
             raise _Broken("conserve", "the reasoning of an appended message is dropped or doubled")
         self.warnings.append("its reasoning is dropped when a user message follows it")
 
-    def _opening(self, asked: dict[str, Any], said: dict[str, Any]) -> str:
+    def _opening(self, asked: JsonObject, said: JsonObject) -> str:
         """What opens a reply; "" when the template leaves it to whoever asks.
 
         It is the generation prompt; or, without one, what ends a user message if a reply follows that at once.
@@ -196,17 +190,14 @@ class _Laws:
 
     def _prints_reasoning(self) -> bool:
         """Whether any render shows the reasoning of an assistant turn."""
-        for role in ("tool", "user"):
-            for boundary in boundaries(role):
-                try:
-                    text = self.render(boundary.history, boundary.tools, open_turn=False)
-                except RenderError:
-                    continue
-                if "Why" in text:
-                    return True
-        return False
 
-    def _frames(self, text: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+        def shows(boundary: Boundary) -> bool:
+            text = unless_refused(lambda: self.render(boundary.history, boundary.tools, open_turn=False))
+            return "Why" in (text or "")
+
+        return any(shows(boundary) for role in ("tool", "user") for boundary in boundaries(role))
+
+    def _frames(self, text: str, history: Sequence[JsonMapping]) -> list[tuple[str, str]]:
         """The text before all control tokens, and each message that no assistant wrote with the token before it."""
         wanted = [message["content"] for message in history if message["role"] != "assistant"]
         frames, start, opener = [], 0, ""

@@ -5,14 +5,14 @@ Invariant: neither torch nor transformers is imported unless the folder has no t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from miles_lite.errors import UserError
+from miles_lite.model_folder import read_json
+from miles_lite.process.json_types import Json, JsonObject
 
 _VOCABULARIES = ("*.model", "*.tiktoken", "vocab.*")
 """What older checkpoints hold instead of tokenizer.json; without one transformers would make up an empty tokenizer."""
@@ -34,12 +34,12 @@ def load_model_text(folder: str | Path) -> ModelText:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"model folder {path} does not exist: give --hf-checkpoint a Hugging Face model folder")
-    config = _read_json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json")
     tokenizer = _tokenizer(path)
     template = _template(path, config)
     variables = {name: _token_text(config[name]) for name in config if name.endswith("_token") and config[name]}
     stops = _stop_ids(path, tokenizer, variables.get("eos_token"))
-    return ModelText(tokenizer, template or None, variables, stops, _read_json(path / "config.json").get("model_type"))
+    return ModelText(tokenizer, template or None, variables, stops, read_json(path / "config.json").get("model_type"))
 
 
 def read_template(path: str | Path, *, flag: str) -> str:
@@ -80,7 +80,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     return backend
 
 
-def _template(path: Path, config: dict[str, Any]) -> str:
+def _template(path: Path, config: JsonObject) -> str:
     if (path / "chat_template.jinja").is_file():
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     template = config.get("chat_template") or ""
@@ -93,22 +93,12 @@ def _template(path: Path, config: dict[str, Any]) -> str:
 def _stop_ids(path: Path, tokenizer: Tokenizer, eos: str | None) -> frozenset[int]:
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        ids = _read_json(path / name).get("eos_token_id")
+        ids = read_json(path / name).get("eos_token_id")
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     if eos is not None and (index := tokenizer.token_to_id(eos)) is not None:
         found.add(index)
     return frozenset(found)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _token_text(token: Any) -> str:
+def _token_text(token: Json) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from miles_lite.tito.chat_messages import Tools, is_unicode, readable_arguments
+from miles_lite.process.json_types import Json, is_unicode, parsed
+from miles_lite.tito.chat_messages import Tools, readable_arguments
 from miles_lite.tito.reasoning import CLOSE_THINK, Reasoning, Thoughts, hold_back
 
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
@@ -171,18 +172,14 @@ def parser_for(template: str) -> ReplyParser:
 
 def _take_call(match: re.Match[str], calls: list[ToolCall]) -> str:
     """Collect a well-formed call; returns what stays in the content."""
-    try:
-        call = json.loads(match[1])
-    except (ValueError, RecursionError):
-        return match[0]
-    made = _call(call)
+    made = _call(parsed(match[1]))
     if made is None or not made.well_formed:
         return match[0]
     calls.append(made)
     return ""
 
 
-def _call(call: Any) -> ToolCall | None:
+def _call(call: Json) -> ToolCall | None:
     """None when this is no call."""
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None

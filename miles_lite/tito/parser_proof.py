@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.tito.cut_render import CompareError, written
 from miles_lite.tito.families import Family, parsers_for, sglang_installed
 from miles_lite.tito.parse import ReplyParser, parser_for
@@ -21,8 +21,8 @@ from miles_lite.tito.render import RenderError
 from miles_lite.tito.suffix import SuffixError
 from miles_lite.tito.tito import NO_OPTIONS, Tito
 
-ARGUMENTS: dict[str, Any] = {"city": "Rome, Italy", "days": 3}
-TOOLS: list[dict[str, Any]] = [
+ARGUMENTS: JsonObject = {"city": "Rome, Italy", "days": 3}
+TOOLS: list[JsonObject] = [
     {
         "type": "function",
         "function": {
@@ -39,7 +39,7 @@ TOOLS: list[dict[str, Any]] = [
 ASK = {"role": "user", "content": "Ask0 this."}
 NAME: str = TOOLS[0]["function"]["name"]
 CALL = {"id": "call00001", "type": "function", "function": {"name": NAME, "arguments": ARGUMENTS}}
-TURNS: tuple[dict[str, Any], ...] = (
+TURNS: tuple[JsonObject, ...] = (
     {"content": "", "tool_calls": [CALL]},
     {"content": "Said0 so.", "tool_calls": [CALL]},
     {"content": "Said0 so.", "reasoning_content": "Why0 think.", "tool_calls": [CALL]},
@@ -65,7 +65,7 @@ class _Turn:
 
     text: str
     inside: bool
-    message: dict[str, Any]
+    message: JsonObject
 
 
 def choose_parser(
@@ -133,6 +133,11 @@ def _prove(parser: ReplyParser, turns: Sequence[_Turn]) -> Proof:
             read = f"calls with {json.dumps(found)}" if found else "no call"
             by = f" by {parser.calls.name}" if parser.calls else ""
             return Proof(parser, f"of {turn.text!r}, which the template prints of a turn, {read} is read{by}", 2)
+    return _prove_texts(parser, turns)
+
+
+def _prove_texts(parser: ReplyParser, turns: Sequence[_Turn]) -> Proof:
+    """Of content and reasoning."""
     for turn in turns:
         reply = parser.parse(turn.text, tools=TOOLS, in_reasoning=turn.inside)
         given = [text for field in ("reasoning_content", "content") if (text := turn.message.get(field))]

@@ -6,9 +6,9 @@ Invariant: a renderer is a function of its arguments (and, for templates that pr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jinja2
 from jinja2 import meta, nodes
@@ -18,7 +18,10 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from miles_lite.process.json_types import Json, JsonMapping
 from miles_lite.tito.chat_messages import Message, Tools
+
+T = TypeVar("T")
 
 
 class RenderError(ValueError):
@@ -28,11 +31,17 @@ class RenderError(ValueError):
 class Renderer(Protocol):
     """Anything that prints a conversation: a chat template, or a model's own Python encoder."""
 
-    def render(
-        self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: Mapping[str, Any]
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: JsonMapping) -> str:
         """The conversation as text, with the generation prompt when `open_turn`. Raises RenderError."""
         ...
+
+
+def unless_refused(printing: Callable[[], T]) -> T | None:
+    """What `printing` returns; None where the template refuses."""
+    try:
+        return printing()
+    except RenderError:
+        return None
 
 
 class JinjaRenderer:
@@ -41,7 +50,7 @@ class JinjaRenderer:
     `reads` are the variables that it takes from outside.
     """
 
-    def __init__(self, template: str, *, variables: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, template: str, *, variables: JsonMapping | None = None) -> None:
         """`variables` are what a tokenizer adds, such as bos_token. Raises RenderError when it does not compile."""
         self.template = template
         self.variables = dict(variables or {})
@@ -51,9 +60,7 @@ class JinjaRenderer:
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}") from error
 
-    def render(
-        self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: Mapping[str, Any]
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Tools | None, open_turn: bool, options: JsonMapping) -> str:
         try:
             return self._compiled.render(
                 messages=messages,
@@ -102,7 +109,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Json, ensure_ascii: bool = False, indent: Json = None, separators: Json = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

@@ -3,23 +3,19 @@
 SGLang's streaming parsers do not add up to what its plain ones say, so only the plain ones are asked, and only for what
 takes a grammar: the calls from the first mark on. Where reasoning stands between two tags, we find it by the tags.
 
-Invariant: they are imported by a route without torch, which leaves a bare `sglang` package behind in this process; only
-a process that never serves a model may call `load_sglang_parser`.
+Invariant: only a process that never serves a model may call `load_sglang_parser` (see sglang_compat.py).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
-import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.tito import sglang_compat
 from miles_lite.tito.chat_messages import Tools
 from miles_lite.tito.harmony import HarmonyCalls, HarmonyReasoning
 from miles_lite.tito.parse import Calls, Marks, ReplyParser, ToolCall
@@ -156,12 +152,9 @@ class _SGLang:
     @classmethod
     def load(cls) -> _SGLang:
         """Raises UserError when SGLang is not installed."""
-        _open_light_route()
-        return cls(
-            importlib.import_module("sglang.srt.parser.reasoning_parser"),
-            importlib.import_module("sglang.srt.function_call.function_call_parser"),
-            importlib.import_module("sglang.srt.entrypoints.openai.protocol").Tool,
-        )
+        modules = map(sglang_compat.load, (sglang_compat.REASONING, sglang_compat.CALLS, sglang_compat.PROTOCOL))
+        reasoning, calls, protocol = modules
+        return cls(reasoning, calls, protocol.Tool)
 
     @property
     def reasoning_names(self) -> frozenset[str]:
@@ -197,29 +190,3 @@ class _SGLang:
             mark = getattr(detector, "bot_token", "") or getattr(detector, "tool_call_start_token", "")
             marks = Marks((mark,)) if mark and detector.has_tool_call(mark) else Marks()
         return SGLangCalls(name, marks, self._calls_module, self._tool)
-
-
-def _open_light_route() -> None:
-    """Make `sglang.srt...` importable without running sglang/__init__.py, and xgrammar a set of empty names."""
-    if "sglang" in sys.modules:
-        return
-    spec = importlib.util.find_spec("sglang")
-    if spec is None or spec.submodule_search_locations is None:
-        raise UserError("SGLang's parsers were asked for by name, but sglang is not installed: install it")
-    package = types.ModuleType("sglang")
-    package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations)
-    sys.modules["sglang"] = package
-    for name in ("xgrammar", "xgrammar.structural_tag"):
-        sys.modules.setdefault(name, _EmptyNames(name))
-
-
-class _EmptyNames(types.ModuleType):
-    """Any name is an empty pydantic model, which SGLang's request types can mention."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        from pydantic import create_model
-
-        setattr(self, name, create_model(name))
-        return self.__dict__[name]

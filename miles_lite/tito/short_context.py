@@ -6,11 +6,11 @@ with the real context; where the two give different suffixes it is not used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Form, Message, text_as
 from miles_lite.tito.render import Renderer
 from miles_lite.tito.suffix import Rest, rest_after
@@ -18,15 +18,15 @@ from miles_lite.tito.suffix import Rest, rest_after
 _KEPT = 512
 
 
-def short_history(last: Message, form: Form) -> list[dict[str, Any]]:
+def short_history(last: Message, form: Form) -> list[JsonObject]:
     """A conversation as short as can be that ends like one whose last message is `last`, an assistant's."""
-    reply: dict[str, Any] = {"role": "assistant", "content": text_as("ok", form)}
+    reply: JsonObject = {"role": "assistant", "content": text_as("ok", form)}
     if calls := last.get("tool_calls"):
         reply["tool_calls"] = [_bare(call, form) for call in calls]
     return [{"role": "user", "content": text_as("hi", form)}, reply]
 
 
-def _bare(call: Mapping[str, Any], form: Form) -> dict[str, Any]:
+def _bare(call: JsonMapping, form: Form) -> JsonObject:
     """A tool call without its arguments."""
     function = {
         "name": (call.get("function") or {}).get("name"),
@@ -41,9 +41,9 @@ class ShortContexts:
     """What a template prints after the last turn of short contexts, kept: it is the same for every turn of a kind."""
 
     renderer: Renderer
-    _rests: dict[tuple[Any, ...], tuple[str, int] | None] = field(default_factory=dict)
+    _rests: dict[tuple[Json, ...], tuple[str, int] | None] = field(default_factory=dict)
 
-    def rest(self, *, options: Mapping[str, Any], key: str) -> Rest:
+    def rest(self, *, options: JsonMapping, key: str) -> Rest:
         """For `suffix.cut` without tools; `key` stands for the options."""
         return partial(self._kept, partial(rest_after, self.renderer, tools=None, options=options), key)
 
@@ -60,6 +60,6 @@ class ShortContexts:
         return self._rests[key] or ask(anchored, anchor)
 
 
-def _renamed(message: Message) -> dict[str, Any]:
+def _renamed(message: Message) -> JsonObject:
     """The message with other ids for its calls: a template that prints them after the arguments shows it."""
     return {**message, "tool_calls": [{**call, "id": f"other{n:04}"} for n, call in enumerate(message["tool_calls"])]}

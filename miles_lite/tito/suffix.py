@@ -10,11 +10,11 @@ Invariant: a suffix depends on the messages given and nothing else; where the tw
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.render import Renderer
 
@@ -94,7 +94,7 @@ def cut(
     appended: Sequence[Message],
     *,
     tools: Tools | None,
-    options: Mapping[str, Any],
+    options: JsonMapping,
     control: re.Pattern[str],
     rest: Rest | None = None,
 ) -> Cut:
@@ -122,14 +122,14 @@ def cut(
 
 
 def rest_after(
-    renderer: Renderer, anchored: Sequence[Message], anchor: str, *, tools: Tools | None, options: Mapping[str, Any]
+    renderer: Renderer, anchored: Sequence[Message], anchor: str, *, tools: Tools | None, options: JsonMapping
 ) -> tuple[str, int]:
     """What follows the first `anchor` in the render, and how many there are. Raises RenderError."""
     text = renderer.render(anchored, tools=tools, open_turn=False, options=options)
     return text.partition(anchor)[2], text.count(anchor)
 
 
-def in_content(message: Message, anchor: str) -> dict[str, Any]:
+def in_content(message: Message, anchor: str) -> JsonObject:
     """The assistant message, its content ending in `anchor`."""
     content = message.get("content", "")
     if isinstance(content, str):
@@ -138,7 +138,7 @@ def in_content(message: Message, anchor: str) -> dict[str, Any]:
     return {**message, "content": [*parts, {**last, "text": last["text"] + anchor}]}
 
 
-def in_arguments(message: Message, anchor: str, *, call: int = -1) -> dict[str, Any]:
+def in_arguments(message: Message, anchor: str, *, call: int = -1) -> JsonObject:
     """The assistant message with `anchor` as a further, last argument of one of its calls, the last by default."""
     calls = list(message["tool_calls"])
     function = calls[call]["function"]
@@ -146,7 +146,7 @@ def in_arguments(message: Message, anchor: str, *, call: int = -1) -> dict[str, 
     if isinstance(arguments, str) and arguments.rstrip().endswith("}"):
         inside = arguments.rstrip()[:-1]
         comma = "" if inside.rstrip().endswith("{") else ", "
-        anchored: Any = f'{inside}{comma}"zz_anchor": "{anchor}"}}'
+        anchored: Json = f'{inside}{comma}"zz_anchor": "{anchor}"}}'
     else:
         anchored = {**(arguments if isinstance(arguments, dict) else {}), "zz_anchor": anchor}
     calls[call] = {**calls[call], "function": {**function, "arguments": anchored}}

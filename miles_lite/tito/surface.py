@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito.suffix import Join
 
 Context = Literal["short", "real"]
@@ -38,7 +39,7 @@ class AppendSurface:
     roles: Mapping[str, Verdict]
     join: Join | None
     opening: str
-    kwargs: Mapping[str, Any]
+    kwargs: JsonMapping
     joins: bool = False
 
     def proved(self, roles: Sequence[str]) -> bool:
@@ -47,7 +48,7 @@ class AppendSurface:
     def context(self, roles: Sequence[str]) -> Context:
         return "short" if all(self.roles[role].context == "short" for role in roles) else "real"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """`{"surface": {role: {verdict, law, reason, context, warning}}, "join": ..., "kwargs": ...}`."""
         surface = {
             role: {

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.control_tokens import Edges, Guard
 from miles_lite.tito.discover import verify_best
@@ -23,15 +23,15 @@ from miles_lite.tito.encode import Encoder
 from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.laws import verify
-from miles_lite.tito.load import ModelText, load_model_text, no_template, read_template
+from miles_lite.tito.load import load_model_text, no_template, read_template
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
-from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError
+from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, unless_refused
 from miles_lite.tito.short_context import ShortContexts, short_history
 from miles_lite.tito.suffix import SuffixError, cut
 from miles_lite.tito.surface import AppendSurface
 from miles_lite.tito.system_messages import Arranged, arrange, needed, role_of
 
-NO_OPTIONS: Mapping[str, Any] = {}
+NO_OPTIONS: JsonMapping = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +95,37 @@ class Tito:
             text = replace(text, template=read_template(chat_template, flag="--chat-template-path"))
             folder = chat_template
         row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
+        template, options = text.template or "", row.kwargs if row else NO_OPTIONS
         try:
-            encoder, renderer = Encoder(text.tokenizer, longest=longest), _renderer(text, row, folder)
-            surface, form = cached_surface(renderer, encoder, row.kwargs if row else NO_OPTIONS)
+            renderer = renderer_of(text.template, text.variables, row, where=folder)
+            encoder = Encoder(text.tokenizer, longest=longest)
+            tito = cls.of(encoder, renderer, template, options=options, stop_ids=text.stop_ids)
+        except UserError:
+            raise
         except (RenderError, SuffixError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
-        check_roles(surface, append_roles, folder)
+        check_roles(tito.surface, append_roles, folder)
+        return tito.reading(template, row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, renderer: Renderer, template: str, *, options: JsonMapping, stop_ids: frozenset[int]
+    ) -> Tito:
+        """What may be appended is verified; replies are read in the format that the template shows signs of.
+
+        Raises RenderError when not even a plain chat can be printed.
+        """
+        surface, form = cached_surface(renderer, encoder, options)
+        return cls(encoder, renderer, form, surface, parser_for(template), stop_ids, ShortContexts(renderer))
+
+    def reading(
+        self, template: str, row: Family | None, *, reasoning: str | None = None, tool_calls: str | None = None
+    ) -> Tito:
+        """With the parser that reads what the template prints, or the named ones. Raises UserError."""
         from miles_lite.tito.parser_proof import choose_parser
 
-        template = text.template or ""
-        tito = cls(encoder, renderer, form, surface, parser_for(template), text.stop_ids, ShortContexts(renderer))
-        proof = choose_parser(tito, template, row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
-        return replace(tito, parser=proof.parser, flaw=proof.flaw)
+        proof = choose_parser(self, template, row, reasoning=reasoning, tool_calls=tool_calls)
+        return replace(self, parser=proof.parser, flaw=proof.flaw)
 
     def table(self) -> str:
         """The append surface and how replies are read, for people."""
@@ -116,14 +133,14 @@ class Tito:
         reading = f"  replies are read by: {', '.join(names) or 'nothing, all of it is content'}"
         return f"{self.surface.table()}\n{reading}" + (f"\n  NOT READ: {self.flaw}" if self.flaw else "")
 
-    def options_read(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def options_read(self, options: JsonMapping) -> JsonMapping:
         """Those that the renderer reads: the others would be verified for nothing."""
         reads: frozenset[str] | None = getattr(self.renderer, "reads", None)
         if not options or reads is None or options.keys() <= reads:
             return options
         return {name: value for name, value in options.items() if name in reads}
 
-    def surface_for(self, options: Mapping[str, Any]) -> AppendSurface:
+    def surface_for(self, options: JsonMapping) -> AppendSurface:
         """The surface under a request's template options, verified when they are first seen. Raises RenderError."""
         if not options:
             return self.surface
@@ -133,14 +150,12 @@ class Tito:
             self._surfaces[key] = verify(self.renderer, self.encoder, form=self.form, options=merged)
         return self._surfaces[key]
 
-    def proved(self, roles: Sequence[str], options: Mapping[str, Any] = NO_OPTIONS) -> bool:
+    def proved(self, roles: Sequence[str], options: JsonMapping = NO_OPTIONS) -> bool:
         """Whether all roles may be appended under these options."""
-        try:
-            return self.surface_for(options).proved(roles)
-        except RenderError:
-            return False
+        surface = unless_refused(lambda: self.surface_for(options))
+        return surface is not None and surface.proved(roles)
 
-    def begin_alike(self, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    def begin_alike(self, before: JsonMapping | None, now: JsonMapping) -> bool:
         """Whether a conversation begun under the options `before` (None: not known) is begun so under `now` too.
 
         Some templates print the effort of reasoning, or whether there is any, in front of all messages.
@@ -152,26 +167,20 @@ class Tito:
             self._alike[pair] = self._beginning(before) == self._beginning(now)
         return self._alike[pair]
 
-    def _beginning(self, options: Mapping[str, Any]) -> str | None:
+    def _beginning(self, options: JsonMapping) -> str | None:
         """What the template prints of a first message; None where it takes none."""
         said = [normalise({"role": "user", "content": "hi"}, self.form)]
         merged = {**self.surface.kwargs, **options}
-        try:
-            return self.renderer.render(said, tools=None, open_turn=False, options=merged)
-        except RenderError:
-            return None
+        return unless_refused(lambda: self.renderer.render(said, tools=None, open_turn=False, options=merged))
 
-    def roles(self, appended: Sequence[Message], options: Mapping[str, Any] = NO_OPTIONS) -> set[str]:
+    def roles(self, appended: Sequence[Message], options: JsonMapping = NO_OPTIONS) -> set[str]:
         """The roles under which messages are printed after a turn; that of system messages is the surface's."""
         if not needed(appended, begins=False):
             return {str(message["role"]) for message in appended}
-        try:
-            surface = self.surface_for(options)
-        except RenderError:
-            surface = self.surface
+        surface = unless_refused(lambda: self.surface_for(options)) or self.surface
         return {role_of(message, surface) for message in appended}
 
-    def arranged(self, messages: Sequence[Message], options: Mapping[str, Any], *, begins: bool) -> Arranged:
+    def arranged(self, messages: Sequence[Message], options: JsonMapping, *, begins: bool) -> Arranged:
         """The messages as the template takes them; `begins`: they begin the conversation. Raises RenderError."""
         if not needed(messages, begins=begins):
             return Arranged(messages)
@@ -182,7 +191,7 @@ class Tito:
         messages: Sequence[Message],
         *,
         tools: Tools | None = None,
-        options: Mapping[str, Any] = NO_OPTIONS,
+        options: JsonMapping = NO_OPTIONS,
         open_turn: bool = True,
     ) -> Suffix:
         """The ids of a whole conversation, with the generation prompt when `open_turn`. Raises RenderError."""
@@ -202,7 +211,7 @@ class Tito:
         *,
         stop: int | None,
         tools: Tools | None = None,
-        options: Mapping[str, Any] = NO_OPTIONS,
+        options: JsonMapping = NO_OPTIONS,
     ) -> Suffix:
         """The ids that follow a sampled assistant turn, the last of `history`, when `appended` comes after it.
 
@@ -215,7 +224,7 @@ class Tito:
             raise SuffixError("tail: the template closes no turn in a way that can be continued")
         arranged = self.arranged(appended, options, begins=False)
         new = [normalise(message, self.form) for message in arranged.messages]
-        before: list[dict[str, Any]]
+        before: list[JsonObject]
         rest, kwargs = None, dict(surface.kwargs)
         if surface.context([message["role"] for message in new]) == "short":
             before, tools = short_history(history[-1], self.form), None
@@ -243,7 +252,7 @@ class Tito:
         return self.parser.stream(tools=tools, in_reasoning=in_reasoning)
 
 
-def cached_surface(renderer: Renderer, encoder: Encoder, options: Mapping[str, Any]) -> tuple[AppendSurface, Form]:
+def cached_surface(renderer: Renderer, encoder: Encoder, options: JsonMapping) -> tuple[AppendSurface, Form]:
     """`verify_best`, once per process for a template, its control tokens and options."""
     if not isinstance(renderer, JinjaRenderer):
         return verify_best(renderer, encoder, options=options)
@@ -291,15 +300,18 @@ def _end_of(text: str, suffix: str, start: int) -> int | None:
     return next((place + len(form) for form in forms if (place := suffix.find(form, start)) >= 0), None)
 
 
-def _renderer(text: ModelText, row: Family | None, folder: str | Path) -> Renderer:
-    if row is not None and row.encoder is not None and (text.template is None or ":" in row.name):
+def renderer_of(
+    template: str | None, variables: Mapping[str, str], row: Family | None, *, where: str | Path
+) -> Renderer:
+    """That of a template, or of the family's Python encoder. Raises UserError: there is neither; RenderError."""
+    if row is not None and row.encoder is not None and (template is None or ":" in row.name):
         return load_encoder(row.encoder)
-    if text.template is None:
-        raise no_template(folder)
-    return JinjaRenderer(text.template, variables=text.variables)
+    if template is None:
+        raise no_template(where)
+    return JinjaRenderer(template, variables=variables)
 
 
-def _key(options: Mapping[str, Any]) -> str:
+def _key(options: JsonMapping) -> str:
     return json.dumps(options, sort_keys=True, default=str) if options else ""
 
 

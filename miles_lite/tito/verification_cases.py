@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from miles_lite.process.json_types import Json, JsonObject
 
 ROLES = ("tool", "user", "system", "assistant")
 TOOLS = [
@@ -26,18 +27,18 @@ TOOLS = [
 class Boundary:
     """`appended` comes after `history`, whose last message is an assistant's."""
 
-    history: list[dict[str, Any]]
-    appended: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
+    history: list[JsonObject]
+    appended: list[JsonObject]
+    tools: list[JsonObject] | None
 
 
-def contents(messages: Sequence[dict[str, Any]]) -> list[str]:
+def contents(messages: Sequence[JsonObject]) -> list[str]:
     return [text for message in messages for text in (message.get("reasoning_content"), message["content"]) if text]
 
 
 def boundaries(role: str) -> Iterator[Boundary]:
     """What to try for one role: with and without system prompt, tools, reasoning; early and late; several calls."""
-    system: dict[str, Any] = {"role": "system", "content": "Sys0 rule."}
+    system: JsonObject = {"role": "system", "content": "Sys0 rule."}
     asked, again = _user("Ask0 this."), _user("Ask1 more.")
     result = [_result(number) for number in range(4)]
     for thought in ({}, {"reasoning_content": "Why0 think."}):
@@ -70,15 +71,15 @@ def boundaries(role: str) -> Iterator[Boundary]:
             yield Boundary([system, asked, said], [{**new, "reasoning_content": "Why2 not."}, again], None)
 
 
-def _user(content: str) -> dict[str, Any]:
+def _user(content: str) -> JsonObject:
     return {"role": "user", "content": content}
 
 
-def _assistant(content: str, **more: Any) -> dict[str, Any]:
+def _assistant(content: str, **more: Json) -> JsonObject:
     return {"role": "assistant", "content": content, **more}
 
 
-def _result(number: int) -> dict[str, Any]:
+def _result(number: int) -> JsonObject:
     return {
         "role": "tool",
         "tool_call_id": f"call{number:05}",
@@ -87,6 +88,6 @@ def _result(number: int) -> dict[str, Any]:
     }
 
 
-def _call(number: int) -> dict[str, Any]:
+def _call(number: int) -> JsonObject:
     function = {"name": "get_weather", "arguments": {"city": f"City{number}"}}
     return {"id": f"call{number:05}", "type": "function", "function": function}

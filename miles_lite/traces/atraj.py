@@ -8,22 +8,21 @@ most 64 bits, numbers in their shortest form.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 FORMAT, VERSION = "atraj", 1
 SUFFIX = ".atraj"
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-NOTHING_SAID: Mapping[str, Any] = {"role": "assistant", "content": ""}
+NOTHING_SAID: JsonMapping = {"role": "assistant", "content": ""}
 """Stands for the messages of a turn that added none, to hold what the template put between two outputs."""
 _NULL = type(None)
 _FIELDS: Mapping[str, tuple[type, ...]] = {
@@ -49,15 +48,13 @@ _STEP_FIELDS: Mapping[str, tuple[type, ...]] = {
 }
 _CALL_FIELDS: Mapping[str, tuple[type, ...]] = {"name": (str,), "arguments_json": (str,)}
 _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {"name": (str,), "exit_code": (int,)}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
-_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One message: what was said, and its ids. A view of the file's own object, `data`."""
 
-    data: dict[str, Any]
+    data: JsonObject
 
     @property
     def role(self) -> str:
@@ -99,7 +96,7 @@ class Step:
 class Trajectory:
     """One rollout. A view of the file's own object, `data`; change that to change the file."""
 
-    data: dict[str, Any]
+    data: JsonObject
 
     @property
     def steps(self) -> list[Step]:
@@ -135,7 +132,7 @@ class Trajectory:
         """See `sequences`."""
         return sequences(self.paths())
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[JsonObject]:
         """The first path as chat messages; empty when nothing was sampled."""
         return [message for path in self.paths()[:1] for message in messages(path)]
 
@@ -165,7 +162,7 @@ def sequences(paths: Sequence[Sequence[Step]], *, where: str = "trajectory") -> 
         yield ids[:end], mask[:end], logprobs[:end]
 
 
-def messages(path: Sequence[Step]) -> list[dict[str, Any]]:
+def messages(path: Sequence[Step]) -> list[JsonObject]:
     """A path as the chat messages that were sent and received."""
     return [_message(step) for step in path]
 
@@ -181,7 +178,7 @@ def read(path: Path | str) -> Trajectory:
     return parse(data, where=str(path))
 
 
-def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
+def parse(data: Json, *, where: str = "trajectory") -> Trajectory:
     """Check what the reader relies on, save that ids and logprobs are numbers: `sequences` finds that. Raises UserError
     naming `where` and the field."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -194,13 +191,17 @@ def parse(data: Any, *, where: str = "trajectory") -> Trajectory:
     _check(data, _FIELDS, where, required=("steps", "leaves"))
     for index, step in enumerate(data["steps"]):
         _check_step(step, f"{where}: steps[{index}]")
+    _check_turns(data, where)
+    return Trajectory(data)
+
+
+def _check_turns(data: JsonObject, where: str) -> None:
     parents = {step["turn"]: step.get("parent") for step in data["steps"] if "output_ids" in step}
     for turn in [*data["leaves"], *(parent for parent in parents.values() if parent is not None)]:
         if not isinstance(turn, int) or turn not in parents:
             raise UserError(f"{where}: turn {turn} is named, but no step is its output")
     if any(parent is not None and parent >= turn for turn, parent in parents.items()):
         raise UserError(f"{where}: a turn's parent must come before it")
-    return Trajectory(data)
 
 
 def dump(trajectory: Trajectory) -> bytes:
@@ -217,18 +218,18 @@ def write(trajectory: Trajectory, path: Path) -> None:
 
 
 def build(
-    turns: Mapping[str, Any],
+    turns: JsonMapping,
     *,
     reward: float | None = None,
     task: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: JsonMapping | None = None,
 ) -> Trajectory:
     """A trajectory of what a session answers to GET /sessions/{id}/turns.
 
     The ids of a turn's new messages are one text of the chat template: the last of them holds the ids, the others none.
     `reward` is the rollout's, and that of its last sampled step.
     """
-    steps: list[dict[str, Any]] = []
+    steps: list[JsonObject] = []
     for turn in turns["turns"]:
         new = [_input(message, turn) for message in turn["messages"] or [NOTHING_SAID]]
         new[-1]["input_ids"] = turn["prompt_ids"]
@@ -251,23 +252,7 @@ def build(
     )
 
 
-def fingerprint(model: Path | str, *, template: str | None = None) -> dict[str, str]:
-    """SHA-256 of what makes a model folder's text and tokens: `model` is over config.json and the names and sizes of
-    the weight files, `tokenizer` and `template` over the files themselves. `template` is a file in the place of the
-    folder's."""
-    folder = Path(model)
-    printed = (folder, _TEMPLATE_FILES) if template is None else (Path(template).parent, (Path(template).name,))
-    weights = sorted(folder.glob("*.safetensors"))
-    sizes = "".join(f"\n{file.name} {file.stat().st_size}" for file in weights)
-    return {
-        "name": folder.name,
-        "model": _digest(folder, ("config.json",), sizes.encode()),
-        "tokenizer": _digest(folder, _TOKENIZER_FILES),
-        "template": _digest(*printed),
-    }
-
-
-def _check(data: Any, kinds: Mapping[str, tuple[type, ...]], where: str, *, required: Sequence[str] = ()) -> None:
+def _check(data: Json, kinds: Mapping[str, tuple[type, ...]], where: str, *, required: Sequence[str] = ()) -> None:
     """Raises UserError for a field of another type, or one that is missing."""
     if not isinstance(data, dict):
         raise UserError(f"{where} is no object")
@@ -280,7 +265,7 @@ def _check(data: Any, kinds: Mapping[str, tuple[type, ...]], where: str, *, requ
             raise UserError(f"{where} has no {name}")
 
 
-def _check_step(step: Any, where: str) -> None:
+def _check_step(step: Json, where: str) -> None:
     _check(step, _STEP_FIELDS, where, required=("role", "content", "turn"))
     if "output_ids" not in step and "input_ids" not in step:
         raise UserError(f"{where} needs input_ids or output_ids")
@@ -292,7 +277,7 @@ def _check_step(step: Any, where: str) -> None:
         _check(step["tool_result"], _RESULT_FIELDS, f"{where}: tool_result", required=tuple(_RESULT_FIELDS))
 
 
-def _input(message: Mapping[str, Any], turn: Mapping[str, Any]) -> dict[str, Any]:
+def _input(message: JsonMapping, turn: JsonMapping) -> JsonObject:
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part["text"] if isinstance(part, dict) else part for part in content)
@@ -300,7 +285,7 @@ def _input(message: Mapping[str, Any], turn: Mapping[str, Any]) -> dict[str, Any
     return step | _calls(message) | ({"tool_call_id": message["tool_call_id"]} if message.get("tool_call_id") else {})
 
 
-def _output(turn: Mapping[str, Any]) -> dict[str, Any]:
+def _output(turn: JsonMapping) -> JsonObject:
     reply = turn["reply"]
     reasoning = {"reasoning": reply["reasoning_content"]} if reply.get("reasoning_content") else {}
     return {
@@ -318,10 +303,10 @@ def _output(turn: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _message(step: Step) -> dict[str, Any]:
+def _message(step: Step) -> JsonObject:
     """A call with an id was one of the chat API; any other is in the content already."""
     data = step.data
-    message: dict[str, Any] = {"role": data.get("sent_as", step.role), "content": step.content}
+    message: JsonObject = {"role": data.get("sent_as", step.role), "content": step.content}
     if "reasoning" in data:
         message["reasoning_content"] = data["reasoning"]
     if "tool_call_id" in data:
@@ -334,7 +319,7 @@ def _message(step: Step) -> dict[str, Any]:
     return message
 
 
-def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
+def _calls(message: JsonMapping) -> JsonObject:
     """`tool_call` for one call, `tool_calls` for several."""
     calls = []
     for call in message.get("tool_calls") or ():
@@ -343,15 +328,5 @@ def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
     return {} if not calls else {"tool_call": calls[0]} if len(calls) == 1 else {"tool_calls": calls}
 
 
-def _json_text(arguments: Any) -> str:
+def _json_text(arguments: Json) -> str:
     return arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
-
-
-def _digest(folder: Path, names: Sequence[str], more: bytes = b"") -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        if (folder / name).is_file():
-            data = (folder / name).read_bytes()
-            digest.update(f"{name} {len(data)}\n".encode() + data)
-    digest.update(more)
-    return digest.hexdigest()

@@ -21,10 +21,11 @@ import numpy as np
 import orjson
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonObject
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Arrays, Step, Trajectory
 
-Row = dict[str, Any]
+Row = JsonObject
 PARQUET_ROWS = 512
 """Rows of a row group."""
 WRITE_BYTES = 1 << 18

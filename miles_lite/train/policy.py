@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.model_folder import import_transformers
 from miles_lite.train.packing import Packed
+from miles_lite.weights.compat import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

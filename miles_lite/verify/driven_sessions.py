@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import httpx
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.compare import Mismatch, compare
-from miles_lite.tito.cut_render import CompareError, Sampled
+from miles_lite.tito.cut_render import CompareError
+from miles_lite.tito.timeline import Added, Timeline, timeline
 from miles_lite.verify.chat_client import Chat, ChatError
 from miles_lite.verify.driver import Driver, FailureMode, NoToolCall
 from miles_lite.verify.plan import Action
@@ -34,7 +35,7 @@ class Report:
     mismatches: list[Mismatch] | None = None
     error: tuple[str, str] | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         found = None if self.mismatches is None else [each.as_json() for each in self.mismatches]
         counts = {"sample": self.index, "turns": self.turns, "tokens": self.tokens}
         error = None if self.error is None else ": ".join(self.error)
@@ -46,7 +47,7 @@ class Plan:
     """How every session is driven. `call_seconds` bounds one completion; `admin_key` opens sessions."""
 
     actions: Sequence[Action]
-    sampling: Mapping[str, Any]
+    sampling: JsonMapping
     max_tokens: int
     failure_mode: FailureMode
     call_seconds: float
@@ -98,32 +99,28 @@ async def _inspect(report: Report, client: SessionClient, session: str, tito: Ti
     report.roots = {name.removeprefix(prefix): count for name, count in counts if name.startswith(prefix)}
     found: list[Mismatch] = []
     for leaf in told["leaves"]:
-        messages, ids, sampled = timeline(turns, leaf, tito.stop_ids)
-        found += await asyncio.to_thread(compare, tito, messages, ids, sampled, tools=TOOLS)
+        line = held(turns, leaf, tito.stop_ids)
+        found += await asyncio.to_thread(compare, tito, line.messages, line.ids, line.sampled, tools=TOOLS)
     report.mismatches = found
 
 
-def timeline(
-    turns: Mapping[int, Mapping[str, Any]], leaf: int, stop_ids: frozenset[int]
-) -> tuple[list[dict[str, Any]], list[int], list[Sampled]]:
-    """(messages, ids, what was sampled) from the root to the turn `leaf`, from what `GET /sessions/ID/turns` tells."""
-    path: list[Mapping[str, Any]] = []
+def held(turns: Mapping[int, JsonMapping], leaf: int, stop_ids: frozenset[int]) -> Timeline:
+    """From the root to the turn `leaf`, as `GET /sessions/ID/turns` tells it."""
+    path: list[JsonMapping] = []
     number: int | None = leaf
     while number is not None:
         path.append(turns[number])
         number = turns[number]["parent"]
-    messages: list[dict[str, Any]] = []
-    ids: list[int] = []
-    sampled: list[Sampled] = []
-    for turn in reversed(path):
-        if turn["drop"]:
-            del ids[-turn["drop"] :]
-            sampled[-1] = replace(sampled[-1], end=min(sampled[-1].end, len(ids)))
-        messages += turn["messages"]
-        ids += turn["prompt_ids"]
-        output: list[int] = turn["output_ids"]
-        stopped = turn["finish_reason"] == "stop" and bool(output) and output[-1] in stop_ids
-        sampled.append(Sampled(len(messages), len(ids), len(ids) + len(output) - stopped))
-        ids += output
-        messages.append(turn["reply"])
-    return messages, ids, sampled
+    return timeline(_added(turn, stop_ids) for turn in reversed(path))
+
+
+def _added(turn: JsonMapping, stop_ids: frozenset[int]) -> Added:
+    output: list[int] = turn["output_ids"]
+    return Added(
+        messages=turn["messages"],
+        reply=turn["reply"],
+        drop=turn["drop"],
+        prompt_ids=turn["prompt_ids"],
+        output_ids=output,
+        stopped=turn["finish_reason"] == "stop" and bool(output) and output[-1] in stop_ids,
+    )

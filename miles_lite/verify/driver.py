@@ -9,16 +9,16 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from miles_lite.config.choices import Word
+from miles_lite.process.json_types import JsonObject
 from miles_lite.verify.plan import Action
 from miles_lite.verify.trajectories import TOOLS
 
 MAX_ROLLBACKS = 3
 """Consecutive replies without a tool call that mode `rollback` takes back before it gives up."""
 
-Message = dict[str, Any]
+Message = JsonObject
 Complete = Callable[[Sequence[Message], str], Awaitable[Message]]
 """(messages, tool_choice) -> the reply."""
 

@@ -5,10 +5,10 @@ Invariant: every token is either a prompt's, as `Tito` builds it, or written onc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.tito import Tito
 from miles_lite.tito.chat_messages import Message, Tools
 from miles_lite.tito.cut_render import Sampled, beyond, canonical, opening_of, without_reasoning
@@ -27,7 +27,7 @@ class Buffer:
         return [self.ids[left:right] for left, right in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
-def imitate(tito: Tito, messages: Sequence[Message], *, tools: Tools | None, options: Mapping[str, Any]) -> Buffer:
+def imitate(tito: Tito, messages: Sequence[Message], *, tools: Tools | None, options: JsonMapping) -> Buffer:
     """The buffer of a session in which every assistant message was sampled; it ends in a generation prompt.
 
     Messages begin with a prompt and do not end in an assistant message. Raises RenderError, SuffixError, CompareError.
@@ -49,7 +49,7 @@ def imitate(tito: Tito, messages: Sequence[Message], *, tools: Tools | None, opt
 
 
 def _write(
-    tito: Tito, buffer: Buffer, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any]
+    tito: Tito, buffer: Buffer, messages: Sequence[Message], tools: Tools | None, options: JsonMapping
 ) -> int | None:
     """Sample the last message; returns the stop token that the template prints after it, if it prints one."""
     start, opening = len(buffer.ids), opening_of(tito, options)

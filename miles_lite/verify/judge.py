@@ -36,6 +36,18 @@ def _failures(reports: Sequence[Report], roles: Sequence[str], threshold: float)
     for report in reports:
         if report.error is not None:
             yield Failure(report.error[0], f"sample {report.index}: {report.error[1]}")
+    yield from _missing(reports, roles)
+    for report in reports:
+        begun = {reason: count for reason, count in report.roots.items() if reason != "first"}
+        if begun:
+            reasons = ", ".join(f"{reason} x{count}" for reason, count in begun.items())
+            yield Failure("NewRoot", f"sample {report.index}: the session began anew ({reasons}) instead of appending")
+        if report.mismatches is None:
+            yield Failure("NotCompared", f"sample {report.index} has no tito_session_mismatch")
+    yield from _differences(reports, threshold)
+
+
+def _missing(reports: Sequence[Report], roles: Sequence[str]) -> Iterator[Failure]:
     wanted = ["rollback", *(f"append_{role}" for role in ("user", "system", "assistant") if role in roles)]
     for report in reports:
         missing = [event for event in wanted if not report.events.get(event)]
@@ -43,15 +55,6 @@ def _failures(reports: Sequence[Report], roles: Sequence[str], threshold: float)
             yield Failure("MissingEvent", f"sample {report.index} has no {', '.join(missing)}")
     if not any(report.events.get("append_tool") for report in reports):
         yield Failure("MissingEvent", "no sample has append_tool")
-    for report in reports:
-        begun = {reason: count for reason, count in report.roots.items() if reason != "first"}
-        if begun:
-            reasons = ", ".join(f"{reason} x{count}" for reason, count in begun.items())
-            yield Failure("NewRoot", f"sample {report.index}: the session began anew ({reasons}) instead of appending")
-    for report in reports:
-        if report.mismatches is None:
-            yield Failure("NotCompared", f"sample {report.index} has no tito_session_mismatch")
-    yield from _differences(reports, threshold)
 
 
 def _differences(reports: Sequence[Report], threshold: float) -> Iterator[Failure]:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.encoders import load_encoder
 from miles_lite.tito.fake_tokenizer import VARIABLES, stand_in_tokenizer
 from miles_lite.tito.families import Family, family_named, family_of_type
-from miles_lite.tito.load import load_model_text, no_template, read_template
-from miles_lite.tito.parse import parser_for
-from miles_lite.tito.parser_proof import choose_parser
-from miles_lite.tito.render import JinjaRenderer, Renderer
-from miles_lite.tito.short_context import ShortContexts
-from miles_lite.tito.tito import NO_OPTIONS, cached_surface
+from miles_lite.tito.load import ModelText, load_model_text, read_template
+from miles_lite.tito.render import Renderer, unless_refused
+from miles_lite.tito.tito import NO_OPTIONS, renderer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +40,10 @@ class Subject:
     def framed(self) -> bool:
         """Whether what frames messages is known: by real tokens, or because the stand-in's show in a plain chat."""
         said = [("user", "hi"), ("assistant", "hello"), ("user", "go on")]
-        try:
-            ids = self.tito.first([{"role": role, "content": content} for role, content in said]).ids.tolist()
-        except RenderError:
-            return True
-        return self.tokens or not set(ids).isdisjoint(self.tito.encoder.control.values())
+        messages = [{"role": role, "content": content} for role, content in said]
+        printed = unless_refused(lambda: self.tito.first(messages))
+        ids = () if printed is None else printed.ids.tolist()
+        return self.tokens or printed is None or not set(ids).isdisjoint(self.tito.encoder.control.values())
 
 
 def load_subject(
@@ -57,59 +52,59 @@ def load_subject(
     tokenizer: str | None = None,
     model: str | None = None,
     family: str = "auto",
-    options: Mapping[str, Any] = NO_OPTIONS,
+    options: JsonMapping = NO_OPTIONS,
 ) -> Subject:
     """Raises UserError for input that cannot be read, RenderError when not even a plain chat can be printed."""
+    _check_given(template=template, tokenizer=tokenizer, model=model)
+    folder, where = model or tokenizer, template or str(model)
+    text = None if folder is None else load_model_text(folder)
+    source = text.template if template is None and text else read_template(where, flag="--template")
+    row = family_named(family) or (family_of_type(text.model_type) if text and source is None else None)
+    renderer = _renderer(source, text.variables if text else VARIABLES, row, where)
+    source = source or ""
+    kwargs = options if row is None else {**row.kwargs, **options}
+    tito = _imagined(renderer, source, kwargs) if text is None else _tokenized(text, renderer, source, kwargs, where)
+    return Subject(tito.reading(source, row), source, where, text is not None)
+
+
+def _check_given(*, template: str | None, tokenizer: str | None, model: str | None) -> None:
     if (template is None) == (model is None):
         raise UserError("give one of --template FILE.jinja and --model DIR")
     if tokenizer is not None and template is None:
         raise UserError("--tokenizer goes with --template; --model brings its own")
-    row = family_named(family)
-    folder = model or tokenizer
-    text = load_model_text(folder) if folder is not None else None
-    source = read_template(template, flag="--template") if template is not None else text.template if text else None
-    row = row or (family_of_type(text.model_type) if text and source is None else None)
-    renderer = _renderer(source, text.variables if text else VARIABLES, row, where=template or str(folder))
-    if text is None and source is None:
-        raise UserError("a Python encoder needs a tokenizer: give --model DIR")
-    kwargs = {**(row.kwargs if row else {}), **options}
-    stops = text.stop_ids if text else frozenset[int]()
+
+
+def _renderer(source: str | None, variables: Mapping[str, str], row: Family | None, where: str) -> Renderer:
     try:
-        encoder = Encoder(text.tokenizer if text else stand_in_tokenizer(source or ""))
+        return renderer_of(source, variables, row, where=where)
+    except RenderError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _tokenized(text: ModelText, renderer: Renderer, source: str, options: JsonMapping, where: str) -> Tito:
+    try:
+        encoder = Encoder(text.tokenizer)
     except ValueError as error:
-        raise UserError(f"the tokenizer in {folder or template} cannot be used: {error}") from error
-    best = _tito(renderer, encoder, kwargs, source, stops)
-    if text is None and _refused(best):
-        other = _tito(renderer, Encoder(stand_in_tokenizer(source or "", widely=True)), kwargs, source, stops)
-        best = min(best, other, key=_refused)
-    proof = choose_parser(best, source or "", row)
-    best = replace(best, parser=proof.parser, flaw=proof.flaw)
-    return Subject(best, source or "", template or str(folder), text is not None)
+        raise UserError(f"the tokenizer in {where} cannot be used: {error}") from error
+    return Tito.of(encoder, renderer, source, options=options, stop_ids=text.stop_ids)
 
 
-def _tito(
-    renderer: Renderer, encoder: Encoder, kwargs: Mapping[str, Any], source: str | None, stops: frozenset[int]
-) -> Tito:
-    surface, form = cached_surface(renderer, encoder, kwargs)
-    return Tito(encoder, renderer, form, surface, parser_for(source or ""), stops, ShortContexts(renderer))
+def _imagined(renderer: Renderer, source: str, options: JsonMapping) -> Tito:
+    """With a stand-in tokenizer: of the two ways to make one, the one that proves more."""
+
+    def made(widely: bool) -> Tito:
+        encoder = Encoder(stand_in_tokenizer(source, widely=widely))
+        return Tito.of(encoder, renderer, source, options=options, stop_ids=frozenset())
+
+    best = made(False)
+    return min(best, made(True), key=_refused) if _refused(best) else best
 
 
 def _refused(tito: Tito) -> int:
     return sum(verdict.law is not None for verdict in tito.surface.roles.values())
 
 
-def _renderer(source: str | None, variables: Mapping[str, Any], row: Family | None, *, where: str) -> Renderer:
-    if row is not None and row.encoder is not None and (source is None or ":" in row.name):
-        return load_encoder(row.encoder)
-    if source is None:
-        raise no_template(where)
-    try:
-        return JinjaRenderer(source, variables=variables)
-    except RenderError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def read_options(text: str | None) -> dict[str, Any]:
+def read_options(text: str | None) -> JsonObject:
     """The object of --chat-template-kwargs. Raises UserError."""
     try:
         options = json.loads(text or "{}")

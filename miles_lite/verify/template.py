@@ -9,17 +9,18 @@ and fails only for declared roles; a verdict is PASS only when a case passed and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import meta
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito import RenderError, SuffixError, Tito
 from miles_lite.tito.chat_messages import Message, Tools, normalise
 from miles_lite.tito.compare import compare
 from miles_lite.tito.cut_render import CompareError
-from miles_lite.tito.render import environment
+from miles_lite.tito.render import environment, unless_refused
 from miles_lite.verify.imitated_session import imitate
 from miles_lite.verify.subject import Subject
 from miles_lite.verify.trajectories import Case, Thinking, cases
@@ -34,7 +35,7 @@ class Outcome:
     """One case: `remark` says why it failed or was refused, or what to know of a pass."""
 
     case: Case
-    options: Mapping[str, Any]
+    options: JsonMapping
     state: State
     remark: str = ""
 
@@ -43,7 +44,7 @@ class Outcome:
         label = f"{self.case.name} N={self.case.position}{mode}"
         return f"[{self.state}] {label}" + (f": {self.remark}" if self.remark else "")
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "case": self.case.name,
             "position": self.case.position,
@@ -93,7 +94,7 @@ def gaps(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _modes(subject: Subject, thinking: Thinking) -> list[dict[str, Any]]:
+def _modes(subject: Subject, thinking: Thinking) -> list[JsonObject]:
     """Template options to try: none for `off`, reasoning on for `on`, on and off for `both`."""
     read = meta.find_undeclared_variables(environment().parse(subject.template))
     names = [name for name in SWITCHES if name in read and name not in subject.tito.surface.kwargs]
@@ -105,14 +106,10 @@ def _modes(subject: Subject, thinking: Thinking) -> list[dict[str, Any]]:
 def _takes_system(tito: Tito) -> bool:
     """Whether a conversation may begin with a system message; Gemma's may not."""
     begin = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-    try:
-        _render(tito, begin, None, {})
-    except RenderError:
-        return False
-    return True
+    return unless_refused(lambda: _render(tito, begin, None, {})) is not None
 
 
-def _check(tito: Tito, case: Case, options: Mapping[str, Any], declared: frozenset[str]) -> tuple[State, str]:
+def _check(tito: Tito, case: Case, options: JsonMapping, declared: frozenset[str]) -> tuple[State, str]:
     try:
         native = _render(tito, case.messages, case.tools, options)
         surface = tito.surface_for(options)
@@ -140,7 +137,7 @@ def _check(tito: Tito, case: Case, options: Mapping[str, Any], declared: frozens
     return "PASS", "the template drops earlier reasoning; a session keeps it" if found else ""
 
 
-def _render(tito: Tito, messages: Sequence[Message], tools: Tools | None, options: Mapping[str, Any]) -> str:
+def _render(tito: Tito, messages: Sequence[Message], tools: Tools | None, options: JsonMapping) -> str:
     shaped = [normalise(message, tito.form) for message in messages]
     return tito.renderer.render(shaped, tools=tools, open_turn=True, options={**tito.surface.kwargs, **options})
 

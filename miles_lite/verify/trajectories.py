@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from miles_lite.config.choices import Word
+from miles_lite.process.json_types import JsonObject
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 SHAPES = {
@@ -43,7 +43,7 @@ class Thinking(Word):
     BOTH = "both"
 
 
-def _tool(name: str, description: str, *fields: str) -> dict[str, Any]:
+def _tool(name: str, description: str, *fields: str) -> JsonObject:
     properties = {field: {"type": "string"} for field in fields}
     parameters = {"type": "object", "properties": properties, "required": [fields[0]]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
@@ -60,12 +60,12 @@ class Case:
     """`messages[position:]` are appended after an assistant turn; `thinking`: assistants reason."""
 
     name: str
-    messages: list[dict[str, Any]]
+    messages: list[JsonObject]
     position: int
     thinking: bool
 
     @property
-    def tools(self) -> list[dict[str, Any]] | None:
+    def tools(self) -> list[JsonObject] | None:
         return TOOLS if any(message["role"] == "tool" for message in self.messages) else None
 
     @property
@@ -96,12 +96,12 @@ def boundaries(shape: str) -> list[int]:
     return [n for n in range(1, len(shape)) if shape[n - 1] == "a" and shape[n] != "a"]
 
 
-def conversation(shape: str, *, thinking: bool) -> list[dict[str, Any]]:
+def conversation(shape: str, *, thinking: bool) -> list[JsonObject]:
     """The messages of a shape. Of the assistant turns that call tools, every second says something as well."""
-    messages: list[dict[str, Any]] = []
-    pending: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
+    pending: list[JsonObject] = []
     for place, letter in enumerate(shape):
-        message: dict[str, Any] = {"role": ROLES[letter], "content": f"{ROLES[letter].title()} says {place}."}
+        message: JsonObject = {"role": ROLES[letter], "content": f"{ROLES[letter].title()} says {place}."}
         if letter == "t":
             call = pending.pop(0)
             message |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
@@ -115,7 +115,7 @@ def conversation(shape: str, *, thinking: bool) -> list[dict[str, Any]]:
     return messages
 
 
-def _call(place: int, number: int) -> dict[str, Any]:
+def _call(place: int, number: int) -> JsonObject:
     names = ("get_weather", {"city": f"City{place}{number}", "unit": "C"}), ("get_date", {"timezone": f"UTC+{place}"})
     name, arguments = names[number % 2]
     return {

@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _new_process_group_helper, _world
-
-from miles_lite.model_folder import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,3 +59,23 @@ def place_in_bucket(name: str, shape: torch.Size, dtype: torch.dtype, start: int
     """SGLang's metadata of a tensor in a flattened bucket (its FlattenedTensorMetadata); it starts at byte `start`."""
     size = shape.numel() * dtype.itemsize
     return SimpleNamespace(name=name, shape=shape, dtype=dtype, start_idx=start, end_idx=start + size, numel=size)
+
+
+def import_transformers() -> Any:
+    """The `transformers` module, importable also beside a torchvision that was built for another torch.
+
+    transformers imports torchvision wherever it is installed. A CUDA build of it next to a CPU torch fails for want of
+    two operators that no language model calls; declaring them is enough.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return transformers
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", signature)
+    return transformers

@@ -10,8 +10,9 @@ import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
+from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task
-from miles_lite.rollout.manager import RolloutManager, eval_sampling, sampling
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Rollout, Status
 from tests.rollout.helpers import make_rollout, make_sample
 
@@ -23,13 +24,16 @@ def test_sampling_flags_reach_the_engines() -> None:
     config, _ = parse([*NEEDED, *given, "--rollout-stop", "END", "STOP"])
     asked = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_new_tokens": 7, "stop": ["END", "STOP"]}
     assert sampling(config.rollouts) == asked
-    assert eval_sampling(config.evaluation) == {}
+    assert eval_sampling(config.rollouts, config.evaluation) == asked
+    sent = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 7, "stop": ["END", "STOP"]}
+    assert request_kwargs(sampling(config.rollouts)) == sent
 
 
 def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
     given = "--eval-temperature 0 --eval-top-p 0.5 --eval-max-response-len 9".split()
     config, _ = parse([*NEEDED, *given])
-    assert eval_sampling(config.evaluation) == {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
+    differ = {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
+    assert eval_sampling(config.rollouts, config.evaluation) == sampling(config.rollouts) | differ  # type: ignore[operator]
 
 
 class Stands:

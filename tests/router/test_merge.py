@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.process.server_sent_events import Events, payload
 from miles_lite.router.backend import Worker
-from miles_lite.router.merge import Events, merged, merged_event, payload, prompts_of, spliced
+from miles_lite.router.merge import merged, merged_event, prompts_of, spliced
 from miles_lite.router.pairs import with_room
 
 PREFILL = Worker("http://10.0.0.7:1", "prefill", 8998)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from miles_lite.session.history.agent_identity import Caller
-from miles_lite.session.history.tree import pack_ids
+from miles_lite.session.history.turn_record import pack_ids
 from miles_lite.session.samples.audit import MISMATCH, mismatches
 from miles_lite.tito import Tito
 from tests.session.engine import bench

@@ -20,7 +20,7 @@ from miles_lite.process.addresses import network_file_system
 from miles_lite.session import server
 from miles_lite.session.client import SessionError
 from miles_lite.session.history.agent_identity import Caller
-from miles_lite.session.history.tree import Output, pack_spans, pack_tokens
+from miles_lite.session.history.turn_record import Output, pack_spans, pack_tokens
 from miles_lite.session.journal.row import Entry, Receipt, from_row, to_row
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, spec

@@ -13,7 +13,8 @@ import pytest
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history import linear
 from miles_lite.session.history.agent_identity import Caller, caller_of
-from miles_lite.session.history.tree import Place, Tree, Turn
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.history.turn_record import Turn
 from miles_lite.tito.chat_messages import Message
 from tests.session.engine import STOP, answer, bench, failure
 from tests.session.trees import NOBODY, fingerprint, new_tree, output, said, user

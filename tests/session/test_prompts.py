@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.session.engine.prompt_json import Prompts
-from miles_lite.session.history.tree import Place, Tree, Turn
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.history.turn_record import Turn
 from tests.session.trees import NOBODY, new_tree, output, said, user
 
 growths = st.lists(

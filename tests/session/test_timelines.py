@@ -12,7 +12,8 @@ from miles_lite.config.session_options import Session
 from miles_lite.sample import Sample, Status
 from miles_lite.session.history.agent_identity import Caller, caller_of
 from miles_lite.session.history.forks import all_forks, report
-from miles_lite.session.history.tree import Output, Place, Tree, Turn, pack_spans, pack_tokens
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.history.turn_record import Output, Turn, pack_spans, pack_tokens
 from miles_lite.session.samples.collect import Plan, collect
 from miles_lite.session.samples.timelines import Merging, merge
 from miles_lite.tito import Suffix

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from miles_lite.model_folder import fingerprint
 from miles_lite.traces import atraj
 from tests.session.engine import STOP, answer, bench
 
@@ -23,7 +24,7 @@ async def _talk(model: Path) -> None:
     made = atraj.build(turns, reward=0.5, task="t")
     assert atraj.parse(made.data) is not None
     assert made.data["leaves"] == [1, 2]
-    assert made.data["model"] == atraj.fingerprint(model)
+    assert made.data["model"] == fingerprint(model)
     roles = [(step.role, step.sampled) for step in made.paths()[1]]
     assert roles == [("system", False), ("user", False), ("assistant", True), ("user", False), ("assistant", True)]
     for (ids, mask, logprobs), sample in zip(made.sequences(), samples, strict=True):

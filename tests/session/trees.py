@@ -9,7 +9,8 @@ import numpy as np
 
 from miles_lite.session.history.agent_identity import Caller, caller_of
 from miles_lite.session.history.match import MATCHERS
-from miles_lite.session.history.tree import Output, Tree, Turn, pack_spans, pack_tokens
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Output, Turn, pack_spans, pack_tokens
 
 NOBODY = caller_of(None, None)
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
 import sys
 
 import pytest
+
+from miles_lite.tito.sglang_compat import TESTED
 
 LIGHT = "import sys, miles_lite.tito; print([name for name in ('torch', 'transformers') if name in sys.modules])"
 PARSERS = """
@@ -43,3 +46,12 @@ def test_sglang_parsers_by_name_without_torch() -> None:
     assert "oops" in bad
     assert refused.startswith("--sglang-tool-call-parser nonsense: this SGLang knows ")
     assert not torch
+
+
+CHANGED = "from miles_lite.tito.sglang_compat import changed; print(list(changed()))"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sglang") is None, reason="sglang is not installed")
+def test_this_sglang_is_one_that_was_tested() -> None:
+    assert _python(CHANGED) == "[]"
+    assert importlib.metadata.version("sglang") in TESTED, "run tests/tito, then add the version to TESTED"

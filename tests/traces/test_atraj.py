@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
+from miles_lite.model_folder import fingerprint
 from miles_lite.traces import atraj
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
@@ -141,8 +142,8 @@ def test_ids_and_logprobs_that_are_no_numbers_are_in_no_sequence(change: dict[st
 
 def test_a_fingerprint_moves_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    before = atraj.fingerprint(tmp_path)
+    before = fingerprint(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    after = atraj.fingerprint(tmp_path)
+    after = fingerprint(tmp_path)
     assert before["model"] == after["model"]
     assert before["tokenizer"] != after["tokenizer"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from miles_lite.model_folder import import_transformers
 from miles_lite.weights import compat
+from miles_lite.weights.compat import import_transformers
 
 TESTED = {"torch": "2.13", "transformers": "5.19", "sglang": "0.5.23"}
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from miles_lite.model_folder import import_transformers
 from miles_lite.train import parallel
 from miles_lite.train.policy import Policy
 from miles_lite.weights import tensor_files
+from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 from miles_lite.weights.sender import Sender

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects import chat_body
 from miles_lite.session.dialects.base import Bodied, Route, Stamp, openai_error, sse
-from miles_lite.session.dialects.chat_body import ChatBody, ToolChoice
+from miles_lite.session.dialects.chat_body import ChatBody, StreamOptions, ToolChoice
 from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
 from miles_lite.session.dialects.chat_media import pictured, without_media
 from miles_lite.session.dialects.fields import (
@@ -47,34 +47,25 @@ class ChatCompletions(Bodied):
 
     def parse(self, body: JsonMapping) -> ChatRequest:
         """Raises ApiError 400."""
-        given = body.get("messages")
-        talk = given if isinstance(given, Conversation) else Conversation(given if isinstance(given, list) else ())
-        check_count(talk, "messages")
-        others = talk.unchecked()
-        messages: Json = given
-        if any(old(message) or pictured(message) for _, message in others):
-            talk = Conversation(without_media(modernised(talk, talk.held), self._media), talk.held)
-            others, messages = talk.unchecked(), list(talk)
+        messages, others = self._messages(body.get("messages"))
         unseen = [message for _, message in others]
         check_limits({**body, "messages": unseen})
         unknown = self.fields.check(body)
         form, body = "functions" if asked(body) else None, modern(body)
-        if talk and not others:  # sent again as it was: one that was checked stands for all
-            unseen = talk[-1:]
+        self._check_kinds(body.get("tools"))
+        if messages and not others:  # sent again as it was: one that was checked stands for all
+            unseen = messages[-1:]
         checked = read({**body, "messages": unseen}, ChatBody, whole={**body, "messages": messages})
         for index, message in others:
             _check_parts(message, f"messages[{index}].content")
-        for index, tool in enumerate(checked.tools or ()):
-            self.tools.shows(tool.type or "function", f"tools[{index}].type")
-        tools = body.get("tools") or None
-        stream_options = checked.stream_options
+        tools, stream_options = body.get("tools") or None, checked.stream_options or StreamOptions()
         return ChatRequest(
             messages=messages,
             tools=tools,
             callable_tools=None if checked.tool_choice == "none" else tools,
             options=_options(checked),
             stream=bool(checked.stream),
-            include_usage=bool(stream_options and stream_options.include_usage),
+            include_usage=bool(stream_options.include_usage),
             logprobs=bool(checked.logprobs),
             body=body,
             constraint=_constraint(checked, tools),
@@ -82,6 +73,24 @@ class ChatCompletions(Bodied):
             form=form,
             unknown=tuple(unknown),
         )
+
+    def _messages(self, given: Json) -> tuple[Json, list[tuple[int, Message]]]:
+        """The messages in the form that the session holds, and which of them were not checked before."""
+        if not isinstance(given, list):
+            return given, []
+        talk = given if isinstance(given, Conversation) else Conversation(given)
+        check_count(talk, "messages")
+        others = talk.unchecked()
+        if not any(old(message) or pictured(message) for _, message in others):
+            return given, others
+        talk = Conversation(without_media(modernised(talk, talk.held), self._media), talk.held)
+        others = talk.unchecked()
+        return list(talk), others
+
+    def _check_kinds(self, tools: Json) -> None:
+        for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+            if isinstance(tool, dict) and isinstance(kind := tool.get("type"), str):
+                self.tools.shows(kind, f"tools[{index}].type")
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject:
         message = answer.message if request.form is None else answered(answer.message)

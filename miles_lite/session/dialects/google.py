@@ -13,7 +13,14 @@ from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.dialects import google_body
 from miles_lite.session.dialects.base import Route, Stamp
 from miles_lite.session.dialects.fields import check_choice, check_count, check_limits, template_options
-from miles_lite.session.dialects.google_body import Declaration, GenerationConfig, GoogleBody, ThinkingConfig
+from miles_lite.session.dialects.google_body import (
+    CallingConfig,
+    Declaration,
+    GenerationConfig,
+    GoogleBody,
+    ThinkingConfig,
+    ToolConfig,
+)
 from miles_lite.session.dialects.google_events import GoogleEvents
 from miles_lite.session.dialects.google_input import camel, conversation
 from miles_lite.session.dialects.google_schema import json_schema
@@ -135,17 +142,17 @@ def _function(given: Declaration) -> JsonObject:
 
 def _choice(body: GoogleBody, tools: Tools | None) -> tuple[Tools | None, bool, str | None]:
     """(what a reply may call, whether it must, and which one alone)."""
-    asked = body.tool_config and body.tool_config.function_calling_config
-    mode, names = (asked.mode or "AUTO", asked.allowed_function_names or []) if asked else ("AUTO", [])
-    if mode == "NONE":
+    config = body.tool_config or ToolConfig()
+    asked = config.function_calling_config or CallingConfig()
+    if asked.mode == "NONE":
         return None, False, None
-    known = [tool["function"]["name"] for tool in tools or ()]
-    for name in names:
-        if name not in known:
-            at = "toolConfig.functionCallingConfig.allowedFunctionNames"
-            raise bad_request(f"there is no function named {name!r}", param=at)
-    allowed = [tool for tool in tools or () if not names or tool["function"]["name"] in names] or None
-    return allowed, mode == "ANY", names[0] if mode == "ANY" and len(names) == 1 else None
+    names, forced = asked.allowed_function_names or [], asked.mode == "ANY"
+    known = {tool["function"]["name"]: tool for tool in tools or ()}
+    if unknown := [name for name in names if name not in known]:
+        at = "toolConfig.functionCallingConfig.allowedFunctionNames"
+        raise bad_request(f"there is no function named {unknown[0]!r}", param=at)
+    allowed = [tool for name, tool in known.items() if name in names] if names else tools
+    return allowed, forced, names[0] if forced and len(names) == 1 else None
 
 
 def _schema(config: GenerationConfig) -> JsonMapping | None:

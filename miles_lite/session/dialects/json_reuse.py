@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import orjson
 from xxhash import xxh3_128_digest
 
-from miles_lite.process.json_types import Json, JsonObject
+from miles_lite.process.json_types import Json, JsonObject, parsed
 from miles_lite.session.errors import bad_request
 from miles_lite.tito.chat_messages import Message
 
@@ -108,7 +108,7 @@ class Bodies:
         Raises orjson.JSONDecodeError.
         """
         if seen is not None:
-            body = _parsed(b'%b"%b"%b' % (seen.head, _MARK.encode(), raw[seen.size :])) or {}
+            body = _read(b'%b"%b"%b' % (seen.head, _MARK.encode(), raw[seen.size :])) or {}
             messages = body.get("messages")
             if isinstance(messages, list) and messages[:1] == [_MARK]:
                 messages[:1] = seen.messages
@@ -145,7 +145,7 @@ class Seen:
 def _opening(raw: bytes) -> Seen | None:
     """The beginning of a body up to the bracket that opens its messages."""
     found = _OPENING.search(raw)
-    if found is None or _parsed(raw[: found.end()] + b"]}") is None:
+    if found is None or _read(raw[: found.end()] + b"]}") is None:
         return None
     head = raw[: found.end()]
     return Seen(len(head), b"", head, (), 0)
@@ -168,17 +168,14 @@ def _end(raw: bytes, start: Seen) -> int | None:
 
 def _ends(raw: bytes, start: Seen, size: int) -> bool:
     """The bytes from `start` to `size` are elements of the list, and what follows ends it and does not replace it."""
-    after = _parsed(b'{"":[' + raw[size:])
+    after = _read(b'{"":[' + raw[size:])
     if after is None or "messages" in after:
         return False
-    return _parsed(b"[%b%b]" % (b'""' if start.messages else b"", raw[start.size : size])) is not None
+    return _read(b"[%b%b]" % (b'""' if start.messages else b"", raw[start.size : size])) is not None
 
 
-def _parsed(data: bytes) -> Json:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
+def _read(data: bytes) -> Json:
+    return parsed(data, orjson.loads)
 
 
 def _digest(raw: bytes, size: int) -> bytes:

@@ -11,19 +11,19 @@ import math
 import operator
 import time
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import aiohttp
 import numpy as np
 import orjson
 
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject, parsed
 from miles_lite.session.engine.experts import decode_experts
 from miles_lite.session.engine.prompt_json import joined, numbers
 from miles_lite.session.errors import ApiError, upstream_failed
-from miles_lite.session.history.tree import Span
+from miles_lite.session.history.turn_record import Span
 
 OnTokens = Callable[[np.ndarray], Awaitable[int | None]]
 """Is told of all ids so far, and tells how many of them suffice; None for more."""
@@ -49,7 +49,7 @@ class Generation:
     logprobs: np.ndarray = field(default_factory=lambda: _NO_LOGPROBS)
     spans: list[Span] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
-    finish: Mapping[str, Any] = field(default_factory=dict)
+    finish: JsonMapping = field(default_factory=dict)
     cached_tokens: int = 0
     retries: int = 0
     version: int = 0
@@ -97,7 +97,7 @@ class EngineCalls:
     async def generate(
         self,
         prompt: bytes,
-        params: Mapping[str, Any],
+        params: JsonMapping,
         *,
         tokens: int,
         key: str,
@@ -139,7 +139,7 @@ class EngineCalls:
         done: Generation,
         prompt: bytes,
         tokens: int,
-        params: Mapping[str, Any],
+        params: JsonMapping,
         key: str,
         on_tokens: OnTokens | None,
         experts_from: int,
@@ -150,14 +150,11 @@ class EngineCalls:
         if left < 1:
             done.finish = {"type": "length", "length": len(done.ids)}
             return
-        body = {
-            "sampling_params": {**params, "max_new_tokens": left},
-            "return_logprob": True,
-            "stream": on_tokens is not None,
-        }
+        body = {"sampling_params": {**params, "max_new_tokens": left}, "return_logprob": True}
         routed = experts_from + sum(map(len, done.experts))
         if self._expert_layers:
             body |= {"return_routed_experts": True, "routed_experts_start_len": routed}
+        body["stream"] = on_tokens is not None
         headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
         try:
             async with self._http.post(self._url, data=_with_ids(body, prompt, done.ids), headers=headers) as response:
@@ -178,7 +175,7 @@ class EngineCalls:
         if done.finish_reason in ("", "abort"):
             raise _Retry(str(done.finish.get("message") or "the generation was cut short"))
 
-    def _take_experts(self, done: Generation, event: Mapping[str, Any], *, rows: int) -> None:
+    def _take_experts(self, done: Generation, event: JsonMapping, *, rows: int) -> None:
         """An attempt that was cut short may come without; the next one asks from the same token on."""
         payload = event["meta_info"].get("routed_experts")
         if payload is None and done.finish_reason == "abort":
@@ -189,7 +186,7 @@ class EngineCalls:
             raise upstream_failed(f"the engine returned {error}") from error
 
 
-def _with_ids(body: Mapping[str, Any], prompt: bytes, more: np.ndarray) -> bytes:
+def _with_ids(body: JsonMapping, prompt: bytes, more: np.ndarray) -> bytes:
     """The request, its `input_ids` being the prompt and `more`. They come first: a long text is copied once."""
     return b'{"input_ids":[%b],%b' % (joined(prompt, numbers(more)), orjson.dumps(body)[1:])
 
@@ -208,14 +205,13 @@ def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:
 
 
 def _message(text: str) -> str:
-    try:
-        error = orjson.loads(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return text[:300]
+    said = parsed(text, orjson.loads)
+    error = said.get("error") if isinstance(said, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return text[:300] if message is None else str(message)
 
 
-async def _events(response: aiohttp.ClientResponse, *, streaming: bool) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: aiohttp.ClientResponse, *, streaming: bool) -> AsyncIterator[JsonObject]:
     if not streaming:
         yield _object(await response.read())
         return
@@ -238,11 +234,8 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             parts = [line]
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        value = None
+def _object(data: bytes) -> JsonObject:
+    value = parsed(data, orjson.loads)
     if not isinstance(value, dict) or not ("meta_info" in value or "error" in value):
         raise _Retry(f"the engine answered with something else than a generation: {data[:100]!r}")
     return value
@@ -255,13 +248,13 @@ class _Piece:
     tokens: int
     ids: np.ndarray
     logprobs: np.ndarray
-    finish: Mapping[str, Any]
+    finish: JsonMapping
     version: int
     cached_tokens: int
     spans: list[Span]
 
 
-def _piece(event: Mapping[str, Any]) -> _Piece:
+def _piece(event: JsonMapping) -> _Piece:
     """Raises _Retry for what no engine in its right mind says."""
     try:
         meta = event["meta_info"]
@@ -280,18 +273,18 @@ def _piece(event: Mapping[str, Any]) -> _Piece:
         raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
 
 
-def _ids(column: list[Any]) -> np.ndarray:
+def _ids(column: list[Json]) -> np.ndarray:
     ids = np.asarray(array("i", column))
     if ids.size and ids.min() < 0:
         raise ValueError(f"token id {ids.min()}")
     return ids
 
 
-def _logprobs(column: list[Any]) -> np.ndarray:
+def _logprobs(column: list[Json]) -> np.ndarray:
     return np.asarray(array("f", column))
 
 
-def _check_refused(finish: Mapping[str, Any]) -> None:
+def _check_refused(finish: JsonMapping) -> None:
     """A stream's status is sent before the engine looks at the request: a refusal is an abort, and its token is none.
 
     Raises ApiError 400.
@@ -335,6 +328,6 @@ def _cover(done: Generation) -> None:
         done.spans.append((done.version, covered, len(done.ids)))
 
 
-def _version(text: Any) -> int:
+def _version(text: Json) -> int:
     """Engines started by hand report no number; their weights are version 0."""
     return int(text) if str(text).isdigit() else 0

@@ -14,7 +14,7 @@ from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, message
 from miles_lite.session.engine.engine_client import Generation
 from miles_lite.session.engine.prompt import Prompt
 from miles_lite.session.engine.sampling import Sampling
-from miles_lite.session.history.tree import Output, Turn, pack_spans, pack_tokens
+from miles_lite.session.history.turn_record import Output, Turn, pack_spans, pack_tokens
 from miles_lite.session.journal.row import Entry, Receipt
 from miles_lite.session.shared_request import Call
 from miles_lite.tito import Tito

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from miles_lite.errors import UserError
+from miles_lite.model_folder import text_config
 
 
 def expert_layers(model_path: str | Path) -> int:
     """Layers of a model, all of which engines report on. Raises UserError for a model without experts."""
-    config = json.loads((Path(model_path) / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = text_config(model_path)
     if not any("expert" in name for name in config):
         raise UserError(
             f"--use-rollout-routing-replay (or --sglang-enable-return-routed-experts): {model_path} is no "

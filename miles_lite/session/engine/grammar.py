@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any
 
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.session.dialects.request import Constraint
 from miles_lite.session.errors import bad_request
 from miles_lite.tito.chat_messages import Tools
 from miles_lite.tito.parse import CLOSE_CALL, OPEN_CALL, JsonCalls, ReplyParser
 from miles_lite.tito.reasoning import Thoughts
 
-Format = Mapping[str, Any]
+Format = JsonMapping
 
 
 def grammar(constraint: Constraint, *, tools: Tools | None, parser: ReplyParser, in_reasoning: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import orjson
 
-from miles_lite.session.history.tree import Turn, backwards
+from miles_lite.session.history.turn_record import Turn, backwards
 
 _LIMIT = 4 * 2**20
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.errors import bad_request
 from miles_lite.session.history.match import canonical_json
 from miles_lite.session.http.headers import header
@@ -34,10 +34,10 @@ class Caller:
     name: str | None
     seed: bytes
     tools: Tools | None = field(default=None, compare=False, repr=False)
-    options: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    options: JsonMapping | None = field(default=None, compare=False, repr=False)
 
 
-def caller_of(name: str | None, tools: Tools | None, options: Mapping[str, Any] | None = None) -> Caller:
+def caller_of(name: str | None, tools: Tools | None, options: JsonMapping | None = None) -> Caller:
     seed = blake2b(canonical_json([name, list(tools or ())]), digest_size=16).digest()
     return Caller(name, seed, tools, options)
 
@@ -47,13 +47,13 @@ def hints_of(headers: Mapping[str, str]) -> Hints:
     return tuple((name.lower(), value[:MAX_NAME]) for name in HINTS if (value := header(headers, name)))
 
 
-def agent_name(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
+def agent_name(headers: Mapping[str, str], body: JsonMapping) -> str | None:
     """The agent's name from the header X-Agent-Name, else from `metadata.agent` or `metadata.agent_name`.
 
     Raises ApiError 400 for a name that is no text, or is too long.
     """
     metadata = body.get("metadata")
-    named: dict[str, Any] = {AGENT_HEADER: header(headers, AGENT_HEADER)}
+    named: JsonObject = {AGENT_HEADER: header(headers, AGENT_HEADER)}
     if isinstance(metadata, dict):
         named |= {f"metadata.{key}": metadata.get(key) for key in ("agent", "agent_name")}
     for path, name in named.items():

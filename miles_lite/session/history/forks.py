@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.session.history.match import MATCHERS, FieldMatcher
-from miles_lite.session.history.tree import Tree, Turn
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn
 from miles_lite.tito.chat_messages import Message
 
 LATEST = 8
@@ -76,7 +77,7 @@ def counts(tree: Tree, turn: Turn) -> dict[str, int]:
     return roots | ({"forks": 1, f"forks_{fork.reason}": 1} if fork else {})
 
 
-def all_forks(tree: Tree) -> list[dict[str, Any]]:
+def all_forks(tree: Tree) -> list[JsonObject]:
     """Every fork of the session, in the order of its turns, as plain data."""
     return [asdict(fork) for turn in tree.turns if (fork := fork_of(tree, turn))]
 

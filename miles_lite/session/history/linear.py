@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.agent_identity import Caller
-from miles_lite.session.history.tree import Place, Tree, Turn
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.history.turn_record import Turn
 from miles_lite.tito.chat_messages import Message, text_of
 
 MAX_ROLLBACK = 1

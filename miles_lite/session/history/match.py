@@ -8,7 +8,7 @@ without a closer look, so that a replayed conversation costs about a comparison 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import orjson
 
 from miles_lite.errors import UserError
 from miles_lite.hooks import load_hook
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.errors import ApiError
 from miles_lite.tito.chat_messages import Message, text_of
 
@@ -101,14 +102,14 @@ class FieldMatcher:
     def _names(self) -> tuple[str, ...]:
         return (*self.fields, *self.marks)
 
-    def _same_calls(self, ours: Any, theirs: Any, call_ids: bool) -> bool:
-        def same(mine: list[Any], other: list[Any]) -> bool:
+    def _same_calls(self, ours: Json, theirs: Json, call_ids: bool) -> bool:
+        def same(mine: list[Json], other: list[Json]) -> bool:
             known = call_ids and mine[0] and mine[:2] == other[:2]
             return known or mine == other or (self.omits and not other[0] and mine[1:] == other[1:])
 
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
 
-    def _canonical(self, name: str, value: Any) -> Any:
+    def _canonical(self, name: str, value: Json) -> Json:
         """Comparable and JSON-encodable; empty for None, "" and []."""
         if not value:
             return [] if name == "tool_calls" else ""
@@ -119,7 +120,7 @@ class FieldMatcher:
         )
         return text.strip() if self.strips else text
 
-    def _canonical_call(self, call: Mapping[str, Any]) -> list[Any]:
+    def _canonical_call(self, call: JsonMapping) -> list[Any]:
         function = call.get("function") or {}
         arguments = function.get("arguments")
         if self.json_arguments:
@@ -132,7 +133,7 @@ class CustomMatcher:
     """A user's `fn(stored, replayed) -> bool`, called for every message that does not equal the stored one."""
 
     path: str
-    function: Callable[[dict[str, Any], dict[str, Any]], object]
+    function: Callable[[JsonObject, JsonObject], object]
 
     def digest(self, message: Message) -> bytes:
         return MATCHERS["strict"].digest(message)
@@ -177,7 +178,7 @@ def matcher_named(name: str) -> Matcher:
     return CustomMatcher(name, load_hook(name, flag="--session-message-matcher"))
 
 
-def canonical_arguments(arguments: Any) -> str:
+def canonical_arguments(arguments: Json) -> str:
     """Tool arguments as JSON in which equal objects are written alike; text that is no JSON object stays as it is.
 
     None and "" are an empty object. Equal numbers are equal however they are spelled.

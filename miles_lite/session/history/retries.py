@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from miles_lite.session.history.tree import Tree, Turn
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn
 from miles_lite.session.journal.row import Receipt
 from miles_lite.session.shared_request import Ask, Call
 

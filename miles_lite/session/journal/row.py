@@ -14,7 +14,8 @@ import orjson
 
 from miles_lite.session.dialects import Stamp
 from miles_lite.session.history.agent_identity import Caller, Hints
-from miles_lite.session.history.tree import Output, Place, Tree, Turn, pack_ids, pack_spans, sampling
+from miles_lite.session.history.tree import Place, Tree
+from miles_lite.session.history.turn_record import Output, Turn, pack_ids, pack_spans, sampling
 from miles_lite.tito.chat_messages import Message
 
 Row = tuple[Any, ...]

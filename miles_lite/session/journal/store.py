@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import orjson
 
 from miles_lite.errors import UserError, writing
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.journal.row import Entry, from_row, to_row
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions
 class Stored:
     """A session as the journal holds it; entries in the order of their commits."""
 
-    sampling: dict[str, Any]
+    sampling: JsonObject
     recreated: bool
     entries: list[Entry]
 
@@ -97,7 +98,7 @@ class Journal:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
-    def create(self, session_id: str, sampling: Mapping[str, Any], *, recreated: bool) -> asyncio.Future[None]:
+    def create(self, session_id: str, sampling: JsonMapping, *, recreated: bool) -> asyncio.Future[None]:
         row = (session_id, orjson.dumps(sampling), recreated, time.time())
         return self._do(_Row("INSERT OR REPLACE INTO sessions", row))
 

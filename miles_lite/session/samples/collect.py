@@ -6,20 +6,21 @@ collecting can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.sample import NOT_SAMPLED, Sample, Status
 from miles_lite.session.dialects.typed_json import Count, Struct
 from miles_lite.session.engine.experts import path_experts
 from miles_lite.session.engine.sampling import inexact
 from miles_lite.session.history import linear
-from miles_lite.session.history.tree import Tree, Turn, versions_per_token
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn, versions_per_token
 from miles_lite.session.samples.sample_hooks import SampleHook, load_sample_hook
 from miles_lite.session.samples.timelines import Append, Merging, Timelines, merge
 from miles_lite.tito.chat_messages import text_of
@@ -87,7 +88,7 @@ class _Candidate:
 
 
 def collect(
-    tree: Tree, plan: Plan | None = None, *, max_seq_len: int | None = None, metadata: Mapping[str, Any] | None = None
+    tree: Tree, plan: Plan | None = None, *, max_seq_len: int | None = None, metadata: JsonMapping | None = None
 ) -> list[Sample]:
     """One validated sample per leaf that is kept, earliest first, of at most `max_seq_len` tokens.
 
@@ -96,15 +97,7 @@ def collect(
     hook fails.
     """
     plan, metadata = plan or Plan(), metadata or {}
-    timelines = Timelines(tree.turns) if plan.linear else merge(tree, plan.merging)
-    kept = {leaf.number for leaf in plan.kept(tree)}
-    leaves = [leaf for leaf in timelines.leaves() if plan.picker or leaf.number in kept]
-    candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, max_seq_len))])
-    for candidate in candidates:
-        _flag_inexact(candidate, mask=plan.mask_inexact)
-        if candidate.leaf.number not in kept:
-            candidate.sample.metadata["superseded"] = True
-    _flag_continued(candidates, tree)
+    candidates = _candidates(tree, plan, max_seq_len)
     samples = [candidate.sample for candidate in candidates]
     if plan.picker:
         samples = plan.picker.pick(samples, metadata)
@@ -115,6 +108,20 @@ def collect(
     if plan.postprocessor:
         return plan.postprocessor.validate(plan.postprocessor(samples, metadata))
     return [sample.validate(f"leaf {sample.metadata['leaf']}") for sample in samples]
+
+
+def _candidates(tree: Tree, plan: Plan, limit: int | None) -> list[_Candidate]:
+    """A sample of each leaf that may be kept, with what is to be said of it."""
+    timelines = Timelines(tree.turns) if plan.linear else merge(tree, plan.merging)
+    kept = {leaf.number for leaf in plan.kept(tree)}
+    leaves = [leaf for leaf in timelines.leaves() if plan.picker or leaf.number in kept]
+    candidates = _distinct([made for leaf in leaves if (made := _candidate(leaf, timelines, limit))])
+    for candidate in candidates:
+        _flag_inexact(candidate, mask=plan.mask_inexact)
+        if candidate.leaf.number not in kept:
+            candidate.sample.metadata["superseded"] = True
+    _flag_continued(candidates, tree)
+    return candidates
 
 
 def unsuperseded(tree: Tree) -> list[Turn]:
@@ -142,7 +149,7 @@ def _candidate(leaf: Turn, timelines: Timelines, limit: int | None) -> _Candidat
     return _Candidate(leaf, path, sample if limit is None else sample.truncate(limit))
 
 
-def _merged(path: Sequence[Turn], timelines: Timelines) -> dict[str, Any]:
+def _merged(path: Sequence[Turn], timelines: Timelines) -> JsonObject:
     """What merging did to a path: `merged` roots, and the [start, end) of outputs sampled in another context."""
     merged = sum(turn.number in timelines.moved for turn in path)
     spans = [[turn.end - turn.output.size, turn.end] for turn in path if turn.number in timelines.off_context]
@@ -216,7 +223,7 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
         if output.temperature > 0:
             loss_mask[sampled] = 1
             logprobs[sampled] = output.logprobs[:kept]
-    metadata: dict[str, Any] = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
+    metadata: JsonObject = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
     metadata |= {"agent": leaf.caller.name} if leaf.caller.name else {}
     metadata |= {"hints": dict(leaf.hints)} if leaf.hints else {}
     metadata |= {"system": line} if (line := _system_line(path)) else {}

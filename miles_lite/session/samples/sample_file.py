@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.sample import Sample, Status
 
 _FIELDS = {
@@ -44,7 +44,7 @@ def decode_samples(data: bytes) -> list[Sample]:
     samples, start = [], 0
     for index, row in enumerate(rows):
         end = start + row["length"]
-        arrays: dict[str, Any] = {name: tensors[name][start:end] for name in _FIELDS}
+        arrays: JsonObject = {name: tensors[name][start:end] for name in _FIELDS}
         experts = tensors.get(f"routed_experts.{index}")
         samples.append(Sample(**arrays, routed_experts=experts, status=Status(row["status"]), metadata=row["metadata"]))
         start = end

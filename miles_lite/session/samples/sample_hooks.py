@@ -5,11 +5,11 @@ Invariant: whatever such a function does wrong is an ApiError 422 that names its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from miles_lite.hooks import load_hook
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.errors import ApiError
 
@@ -20,9 +20,9 @@ class SampleHook:
 
     flag: str
     path: str
-    function: Callable[[list[Sample], dict[str, Any]], Any]
+    function: Callable[[list[Sample], JsonObject], Json]
 
-    def __call__(self, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample], metadata: JsonMapping) -> list[Sample]:
         """The samples it returned. Raises ApiError 422."""
         try:
             returned = self.function(list(samples), dict(metadata))
@@ -32,7 +32,7 @@ class SampleHook:
             raise self.failed(f"returned {type(returned).__name__}, not a list of samples")
         return returned
 
-    def pick(self, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[Sample]:
+    def pick(self, samples: Sequence[Sample], metadata: JsonMapping) -> list[Sample]:
         """Those of `samples` that it chose. Raises ApiError 422 for others, and for one that is chosen twice."""
         chosen = self(samples, metadata)
         given, taken = {id(sample) for sample in samples}, {id(sample) for sample in chosen}

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from miles_lite.process.json_types import JsonObject
 from miles_lite.session.history.agent_identity import Caller
-from miles_lite.session.history.tree import Tree, Turn, pack_ids, sampling
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn, pack_ids, sampling
 from miles_lite.tito import RenderError, Suffix, SuffixError, Tito
 from miles_lite.tito.chat_messages import Message
 
@@ -176,7 +177,7 @@ def _rebuilt(turns: Iterable[Turn], moves: dict[int, _Move]) -> list[Turn]:
         before = move.host if move else turn.parent
         parent = made[before.number] if before else None
         drop = move.drop if move else turn.drop
-        changes: dict[str, Any] = {"prompt_bytes": pack_ids(move.ids)} if move else {}
+        changes: JsonObject = {"prompt_bytes": pack_ids(move.ids)} if move else {}
         start = (parent.end if parent else 0) - drop
         made[turn.number] = replace(turn, parent=parent, start=start, drop=drop, **changes)
     return list(made.values())

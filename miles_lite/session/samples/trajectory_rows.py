@@ -6,12 +6,13 @@ Invariant: reads only; ids and logprobs are those of the tree, and `leaves` are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import orjson
 
-from miles_lite.session.history.tree import Tree, Turn
+from miles_lite.process.json_types import JsonObject
+from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.turn_record import Turn
 
 
 def encode_turns(tree: Tree, *, kept: Sequence[Turn], model: dict[str, str]) -> bytes:
@@ -23,7 +24,7 @@ def encode_turns(tree: Tree, *, kept: Sequence[Turn], model: dict[str, str]) -> 
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _turn(turn: Turn) -> dict[str, Any]:
+def _turn(turn: Turn) -> JsonObject:
     output = turn.output
     return {
         "turn": turn.number,
