@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,11 @@ from miles_lite.process.user_code import load_named
 from miles_lite.sample import Group, Rollout, Sample
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from miles_lite.config.options import Config
+    from miles_lite.config.training import Algorithm
+    from miles_lite.train.losses.streams import Streams
 
 CHECK_SECONDS = 300.0
 """Importing torch from a slow disk takes a minute."""
@@ -106,6 +110,25 @@ class MessageMatcher(Protocol):
     """`--session-message-matcher`: whether a message that a harness sends again is the one that the session holds."""
 
     def __call__(self, stored: dict[str, Any], replayed: dict[str, Any], /) -> bool: ...
+
+
+class AdvantageFunction(Protocol):
+    """A value of ADVANTAGES (`train/advantages/`): the advantage of each rewarded rollout of one group, in their order.
+
+    Pure: rewards and records in, numbers out.
+    """
+
+    def __call__(self, rollouts: Sequence[Rollout], options: Algorithm, /) -> list[float]: ...
+
+
+class LossFunction(Protocol):
+    """A value of LOSSES (`train/losses/`): the loss of each token of a packed pass, and metrics, each float32 [N].
+
+    Pure. It reduces, masks and weighs nothing: the learner does, the same for each. The names of the metrics depend on
+    the options alone.
+    """
+
+    def __call__(self, streams: Streams, options: Algorithm, /) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 HOOKS: Mapping[str, type] = {

@@ -6,17 +6,15 @@ ADVANTAGES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from miles_lite.config.choices import AdvantageEstimator
 from miles_lite.config.training import Algorithm
+from miles_lite.hooks import AdvantageFunction
 from miles_lite.sample import Group, Rollout
 from miles_lite.train.advantages.grpo import grpo
 
-Advantage = Callable[[Sequence[Rollout], Algorithm], list[float]]
-"""One value per rollout, in their order."""
-
-ADVANTAGES: Mapping[AdvantageEstimator, Advantage] = {AdvantageEstimator.GRPO: grpo}
+ADVANTAGES: Mapping[AdvantageEstimator, AdvantageFunction] = {AdvantageEstimator.GRPO: grpo}
 
 
 def estimate(groups: Sequence[Group], options: Algorithm) -> tuple[list[Rollout], list[float]]:

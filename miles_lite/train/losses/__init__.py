@@ -6,17 +6,11 @@ line in LOSSES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from miles_lite.config.choices import LossType
-from miles_lite.config.training import Algorithm
+from miles_lite.hooks import LossFunction
 from miles_lite.train.losses.cross_entropy import cross_entropy
 from miles_lite.train.losses.policy_gradient import policy_gradient
-from miles_lite.train.losses.streams import Streams
 
-Loss = Callable[[Streams, Algorithm], tuple[Tensor, dict[str, Tensor]]]
-"""Per-token loss and metrics, each float32 [N]; the metrics' names depend on the options alone."""
-
-LOSSES: Mapping[LossType, Loss] = {LossType.POLICY: policy_gradient, LossType.SFT: cross_entropy}
+LOSSES: Mapping[LossType, LossFunction] = {LossType.POLICY: policy_gradient, LossType.SFT: cross_entropy}
