@@ -24,6 +24,7 @@ from typing import Any
 
 from miles_lite.errors import UserError
 from miles_lite.process.supervised import READY
+from miles_lite.process.undo import undone
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +89,8 @@ class Supervised:
         """Serve on `listener`, which is closed by `stop`. Raises UserError with the process's reason; nothing is left
         then."""
         self._listener = listener
-        try:
+        async with undone(self.stop):
             self._process = await self._launch(listener)
-        except BaseException:
-            await self.stop()
-            raise
         self._keeping = asyncio.create_task(self._keep(self._process, listener))
 
     async def stop(self) -> None:
@@ -161,11 +159,8 @@ class Supervised:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-        try:
+        async with undone(lambda: _end(process, asking=False)):
             said = await _first_words(process, pickle.dumps(self._program.spec))
-        except BaseException:
-            await _end(process, asking=False)
-            raise
         if said == READY:
             return process
         await _end(process)

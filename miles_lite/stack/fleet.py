@@ -8,7 +8,6 @@ weight updates, not the replacement's start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -27,6 +26,7 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UserError, plain, user_error
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote
+from miles_lite.process.undo import undone
 from miles_lite.stack.actors import NO_SLOT, named_actor, restarted, started
 from miles_lite.stack.engine_plans import plan_engines
 from miles_lite.stack.engine_slot import EngineSlot
@@ -200,8 +200,7 @@ class Fleet:
         await _written(self._weights)
         specs = self._engine_specs(slot)
         slot.nodes = [self._actor(slot, spec) for spec in specs]
-        async with contextlib.AsyncExitStack() as failed:
-            failed.push_async_callback(lambda: asyncio.shield(slot.end()))
+        async with undone(lambda: asyncio.shield(slot.end())):
             info = await self._started(slot)
             async with self._changing:
                 if self._weights.version != specs[0].weight_version or (slot.plan.external_url and slot.restarts):
@@ -211,7 +210,6 @@ class Fleet:
                 await slot.actor.call(EngineActor.register)
                 slot.info = info
                 self._router.joined(info)
-            failed.pop_all()
 
     async def _started(self, slot: EngineSlot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30

@@ -19,6 +19,7 @@ from typing import cast
 import aiohttp
 
 from miles_lite.config.choices import PauseMode
+from miles_lite.process.undo import undone
 from miles_lite.weights.bucket import GROUP_TIMEOUT, Bucket, Meeting
 
 CALL_TIMEOUT = 600.0
@@ -108,19 +109,19 @@ class StreamedUpdate:
         Raises EngineError when neither can be: the server stays paused then and must be ended.
         """
         complete = self._loaded == len(self.update.buckets)
-        try:
+        async with undone(self._leave_paused):
             await _post(self._server, "/end_weight_update", {})
             if commit and complete:
                 version = {"new_version": str(self.update.version), "abort_all_requests": False}
                 await _post(self._server, "/update_weight_version", version)
             elif self._loaded:
                 await _load_folder(self._server, self._old)
-        except BaseException:
-            self._pause.pop_all()
-            await self._server.close()
-            raise
         await self._pause.aclose()
         return time.monotonic() - self._started
+
+    async def _leave_paused(self) -> None:
+        self._pause.pop_all()
+        await self._server.close()
 
 
 async def join_group(meeting: Meeting, *, first_rank: int, url: str, headers: Mapping[str, str]) -> None:
@@ -156,15 +157,10 @@ async def offload(mode: PauseMode, *, url: str, headers: Mapping[str, str]) -> N
 
     The server ends when it is told to free memory while requests run, so it is paused and flushed first.
     """
-    async with _session(url, headers) as server:
-        try:
-            await _post(server, "/pause_generation", {"mode": mode}, timeout=CONTROL_TIMEOUT)
-            await _flush(server)
-            await _post(server, "/release_memory_occupation", {})
-        except BaseException:
-            with contextlib.suppress(EngineError):
-                await asyncio.shield(_continue(server))
-            raise
+    async with _session(url, headers) as server, undone(lambda: _continue_if_it_can(server)):
+        await _post(server, "/pause_generation", {"mode": mode}, timeout=CONTROL_TIMEOUT)
+        await _flush(server)
+        await _post(server, "/release_memory_occupation", {})
 
 
 async def onload(*, url: str, headers: Mapping[str, str]) -> None:
@@ -187,18 +183,19 @@ def _session(url: str, headers: Mapping[str, str]) -> aiohttp.ClientSession:
 @contextlib.asynccontextmanager
 async def _paused(server: aiohttp.ClientSession, mode: PauseMode) -> AsyncIterator[None]:
     """No token is generated inside. The first error is the one that is raised."""
-    try:
+    async with undone(lambda: _continue_if_it_can(server)):
         await _post(server, "/pause_generation", {"mode": mode}, timeout=CONTROL_TIMEOUT)
         yield
-    except BaseException:
-        with contextlib.suppress(EngineError):
-            await asyncio.shield(_continue(server))
-        raise
     await asyncio.shield(_continue(server))
 
 
 async def _continue(server: aiohttp.ClientSession) -> None:
     await _post(server, "/continue_generation", {"torch_empty_cache": False}, timeout=CONTROL_TIMEOUT)
+
+
+async def _continue_if_it_can(server: aiohttp.ClientSession) -> None:
+    with contextlib.suppress(EngineError):
+        await asyncio.shield(_continue(server))
 
 
 async def _flush(server: aiohttp.ClientSession) -> None:
