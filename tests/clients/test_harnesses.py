@@ -5,7 +5,6 @@ They are npm packages that `make setup-clients` installs; without them these tes
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -53,7 +52,7 @@ args = ["{server}"]
 
 
 @pytest.mark.parametrize("template", [QWEN3, QWEN3_5], ids=lambda template: template.name)
-def test_codex(folders: Folders, tmp_path: Path, template: Template) -> None:
+async def test_codex(folders: Folders, tmp_path: Path, template: Template) -> None:
     """With a tool of an MCP server, which it puts into a namespace."""
     codex = program("codex")
     replies = [
@@ -64,24 +63,21 @@ def test_codex(folders: Folders, tmp_path: Path, template: Template) -> None:
     ]
     lines = [replies[number] for number in (0, 1, 2, 2, 3)]
 
-    async def run() -> None:
-        async with stage(folders, template, plays(template, lines)) as s:
-            home = tmp_path / "home"
-            (home / ".codex").mkdir(parents=True)
-            config = CODEX.format(url=s.url, python=sys.executable, server=mcp_server.__file__)
-            (home / ".codex" / "config.toml").write_text(config)
-            told = await s.run([codex, "exec", "--skip-git-repo-check", TASK], home=home, SESSION_KEY=s.key)
-            assert DONE in told
-            sample = await s.check(turns=4)
-            text = s.tito.encoder.decode(sample.tokens)
-            assert "the meaning of watermelon" in text
-            assert "the meaning of b" in text
-            assert "two" in text
-
-    asyncio.run(run())
+    async with stage(folders, template, plays(template, lines)) as s:
+        home = tmp_path / "home"
+        (home / ".codex").mkdir(parents=True)
+        config = CODEX.format(url=s.url, python=sys.executable, server=mcp_server.__file__)
+        (home / ".codex" / "config.toml").write_text(config)
+        told = await s.run([codex, "exec", "--skip-git-repo-check", TASK], home=home, SESSION_KEY=s.key)
+        assert DONE in told
+        sample = await s.check(turns=4)
+        text = s.tito.encoder.decode(sample.tokens)
+        assert "the meaning of watermelon" in text
+        assert "the meaning of b" in text
+        assert "two" in text
 
 
-def test_gemini_cli(folders: Folders, tmp_path: Path) -> None:
+async def test_gemini_cli(folders: Folders, tmp_path: Path) -> None:
     gemini = program("gemini")
     template = QWEN3
     home = tmp_path / "home"
@@ -94,33 +90,30 @@ def test_gemini_cli(folders: Folders, tmp_path: Path) -> None:
         template.reply(DONE),
     ]
 
-    async def run() -> None:
-        async with stage(folders, template, plays(template, replies)) as s:
-            settings = {
-                "security": {"auth": {"selectedType": "gemini-api-key"}},
-                "privacy": {"usageStatisticsEnabled": False},
-                "telemetry": {"enabled": False},
-                "general": {"disableAutoUpdate": True, "enableAutoUpdate": False},
-            }
-            (home / ".gemini").mkdir()
-            (home / ".gemini" / "settings.json").write_text(json.dumps(settings))
-            told = await s.run(
-                [gemini, "--yolo", "--skip-trust", "-m", "gemini-2.5-pro", "-p", TASK],
-                home=home,
-                GEMINI_API_KEY=s.key,
-                GOOGLE_GEMINI_BASE_URL=s.url,
-                GEMINI_TELEMETRY_ENABLED="false",
-                GEMINI_CLI_NO_RELAUNCH="true",
-            )
-            assert DONE in told
-            sample = await s.check(turns=4)
-            assert "a watermelon is a fruit" in s.tito.encoder.decode(sample.tokens)
-
-    asyncio.run(run())
+    async with stage(folders, template, plays(template, replies)) as s:
+        settings = {
+            "security": {"auth": {"selectedType": "gemini-api-key"}},
+            "privacy": {"usageStatisticsEnabled": False},
+            "telemetry": {"enabled": False},
+            "general": {"disableAutoUpdate": True, "enableAutoUpdate": False},
+        }
+        (home / ".gemini").mkdir()
+        (home / ".gemini" / "settings.json").write_text(json.dumps(settings))
+        told = await s.run(
+            [gemini, "--yolo", "--skip-trust", "-m", "gemini-2.5-pro", "-p", TASK],
+            home=home,
+            GEMINI_API_KEY=s.key,
+            GOOGLE_GEMINI_BASE_URL=s.url,
+            GEMINI_TELEMETRY_ENABLED="false",
+            GEMINI_CLI_NO_RELAUNCH="true",
+        )
+        assert DONE in told
+        sample = await s.check(turns=4)
+        assert "a watermelon is a fruit" in s.tito.encoder.decode(sample.tokens)
 
 
 @pytest.mark.parametrize("template", [QWEN3, QWEN3_5], ids=lambda template: template.name)
-def test_qwen_code(folders: Folders, tmp_path: Path, template: Template) -> None:
+async def test_qwen_code(folders: Folders, tmp_path: Path, template: Template) -> None:
     qwen = program("qwen")
     home = tmp_path / "home"
     home.mkdir()
@@ -132,24 +125,21 @@ def test_qwen_code(folders: Folders, tmp_path: Path, template: Template) -> None
         template.reply(DONE),
     ]
 
-    async def run() -> None:
-        async with stage(folders, template, plays(template, replies)) as s:
-            told = await s.run(
-                [qwen, "--yolo", "--auth-type", "openai", "-p", TASK],
-                home=home,
-                OPENAI_API_KEY=s.key,
-                OPENAI_BASE_URL=f"{s.url}/v1",
-                OPENAI_MODEL="m",
-                QWEN_TELEMETRY_ENABLED="false",
-            )
-            assert DONE in told
-            sample = await s.check(turns=4)
-            assert "a watermelon is a fruit" in s.tito.encoder.decode(sample.tokens)
-
-    asyncio.run(run())
+    async with stage(folders, template, plays(template, replies)) as s:
+        told = await s.run(
+            [qwen, "--yolo", "--auth-type", "openai", "-p", TASK],
+            home=home,
+            OPENAI_API_KEY=s.key,
+            OPENAI_BASE_URL=f"{s.url}/v1",
+            OPENAI_MODEL="m",
+            QWEN_TELEMETRY_ENABLED="false",
+        )
+        assert DONE in told
+        sample = await s.check(turns=4)
+        assert "a watermelon is a fruit" in s.tito.encoder.decode(sample.tokens)
 
 
-def test_claude_code(folders: Folders, tmp_path: Path) -> None:
+async def test_claude_code(folders: Folders, tmp_path: Path) -> None:
     """Eleven calls, several of which it sends back rewritten: with `replace_all`, without `cd HERE &&`, trimmed."""
     claude = program("claude")
     template = QWEN3
@@ -170,20 +160,17 @@ def test_claude_code(folders: Folders, tmp_path: Path) -> None:
     ]
     replies = [template.reply(f"Step {number}.", step) for number, step in enumerate(steps)] + [template.reply(DONE)]
 
-    async def run() -> None:
-        async with stage(folders, template, plays(template, replies)) as s:
-            told = await s.run(
-                [claude, "-p", TASK, "--allowedTools", "Bash", "Read", "Edit", "Write", "--model", "m"],
-                home=home,
-                ANTHROPIC_BASE_URL=s.url,
-                ANTHROPIC_API_KEY=s.key,
-                CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
-                DISABLE_TELEMETRY="1",
-                DISABLE_AUTOUPDATER="1",
-                IS_SANDBOX="1",
-            )
-            assert DONE in told
-            sample = await s.check(turns=11)
-            assert "uno" in s.tito.encoder.decode(sample.tokens)
-
-    asyncio.run(run())
+    async with stage(folders, template, plays(template, replies)) as s:
+        told = await s.run(
+            [claude, "-p", TASK, "--allowedTools", "Bash", "Read", "Edit", "Write", "--model", "m"],
+            home=home,
+            ANTHROPIC_BASE_URL=s.url,
+            ANTHROPIC_API_KEY=s.key,
+            CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+            DISABLE_TELEMETRY="1",
+            DISABLE_AUTOUPDATER="1",
+            IS_SANDBOX="1",
+        )
+        assert DONE in told
+        sample = await s.check(turns=11)
+        assert "uno" in s.tito.encoder.decode(sample.tokens)

@@ -20,8 +20,8 @@ from miles_lite.weights.delivery import Receiver, Transport
 from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import Running, remote
-from tests.engine.waiting import wait_until
 from tests.models import make_tiny_model, reference_logprobs
+from tests.waiting import wait_until
 from tests.weights.sender_process import FolderTrainer
 
 pytestmark = pytest.mark.e2e

@@ -27,8 +27,8 @@ from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.weights.receiver import WeightUpdate
 from tests.engine.conftest import Running, remote
-from tests.engine.waiting import wait_until
 from tests.models import make_tiny_model, reference_logprobs
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 PROMPT = [5, 6, 7, 100, 200]

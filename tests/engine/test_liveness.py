@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from miles_lite.engine.liveness import Liveness, activity
-from tests.engine.waiting import wait_until
+from tests.waiting import wait_until
 
 SERVER = """
 import http.server, subprocess, sys, threading

@@ -25,8 +25,8 @@ from miles_lite.engine.ports import require_free
 from miles_lite.engine.server_process import ServerProcess
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
-from tests.engine.waiting import wait_until
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 STUBBORN_TREE = """
 import os, signal, subprocess, sys, time
@@ -169,7 +169,7 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
         other.unlink()
 
 
-def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
+async def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
     mark = f"tree-{os.getpid()}-exit"
     code = STUBBORN_TREE.removesuffix("time.sleep(600)\n") + "sys.exit(3)"
     command = [sys.executable, "-c", code, mark]
@@ -177,7 +177,7 @@ def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
     wait_until(lambda: server.exit_code is not None, "the guard to exit")
     assert server.exit_code == 3
     assert not members(mark)
-    asyncio.run(server.stop())
+    await server.stop()
 
 
 def launch_and_wait(code: str, log: Path, timeout: float) -> None:

@@ -8,20 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from miles_lite.process import scratch
 from miles_lite.stack.cluster import _Scratch
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, f"waited 30 s for {what}"
-        time.sleep(0.05)
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -35,6 +28,7 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 OWNER = """
 import subprocess, sys, tempfile, time
 from miles_lite.stack.cluster import _Scratch
+from tests.waiting import wait_until
 _Scratch().enter()
 child = "import tempfile, time; open(tempfile.mkdtemp() + '/left', 'w'); print('up', flush=True); time.sleep(600)"
 print(subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
@@ -53,7 +47,7 @@ def test_a_killed_owners_folder_goes_once_nobody_uses_it(temp: Path, number: int
         time.sleep(1.5)
         assert len(list(temp.glob("miles-lite-*/*/left"))) == 1, "its child still uses it"
         os.kill(child, signal.SIGKILL)
-    until(lambda: not list(temp.iterdir()), "the folder to go")
+    wait_until(lambda: not list(temp.iterdir()), "the folder to go")
 
 
 def test_the_folder_is_the_temp_folder_of_what_starts_in_it_and_what_is_to_last_goes_elsewhere(temp: Path) -> None:

@@ -97,20 +97,14 @@ def test_a_process_whose_loop_hangs_is_replaced(notes: Path, caplog: pytest.LogC
     assert "hangs: waited 4 s for a sign of life from its event loop; starting it again" in caplog.text
 
 
-def test_silence_that_is_the_parents_own_does_not_count(notes: Path) -> None:
-    async def scenario() -> None:
-        async with supervised(notes, "serve", silence=3.0) as one:
-            time.sleep(4.0)
-            await asyncio.sleep(0.5)
-            assert one.restarts == 0
-
-    asyncio.run(scenario())
+async def test_silence_that_is_the_parents_own_does_not_count(notes: Path) -> None:
+    async with supervised(notes, "serve", silence=3.0) as one:
+        time.sleep(4.0)
+        await asyncio.sleep(0.5)
+        assert one.restarts == 0
 
 
-def test_a_process_that_cannot_start_says_why_and_nothing_is_left(notes: Path) -> None:
-    async def scenario() -> None:
-        with pytest.raises(UserError, match="the program cannot start: there is no milk"):
-            async with supervised(notes, "refuse"):
-                pass
-
-    asyncio.run(scenario())
+async def test_a_process_that_cannot_start_says_why_and_nothing_is_left(notes: Path) -> None:
+    with pytest.raises(UserError, match="the program cannot start: there is no milk"):
+        async with supervised(notes, "refuse"):
+            pass

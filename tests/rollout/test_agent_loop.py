@@ -158,24 +158,21 @@ def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
     assert asyncio.run(together(blocks, takes_its_time, timeout=2.9)) == ["awake", "done"]
 
 
-def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_run_again() -> None:
+async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_run_again() -> None:
     let_go = threading.Event()
 
     async def waits_in_foreign_code() -> None:
         let_go.wait(20.0)
 
-    async def run() -> None:
-        agents = AgentLoop()
-        calls = [agents.run(work, timeout=1.5) for work in (waits_in_foreign_code, takes_long)]
-        blocked, lost = await asyncio.gather(*calls, return_exceptions=True)
-        assert isinstance(blocked, AgentError)
-        assert blocked.label == "blocked_loop"
-        assert isinstance(lost, LoopLostError)
-        assert await agents.run(good, timeout=10) == "done"
-        agents.close()
-        let_go.set()
-
-    asyncio.run(run())
+    agents = AgentLoop()
+    calls = [agents.run(work, timeout=1.5) for work in (waits_in_foreign_code, takes_long)]
+    blocked, lost = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(blocked, AgentError)
+    assert blocked.label == "blocked_loop"
+    assert isinstance(lost, LoopLostError)
+    assert await agents.run(good, timeout=10) == "done"
+    agents.close()
+    let_go.set()
 
 
 def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its_parents(tmp_path: Any) -> None:
@@ -195,7 +192,7 @@ def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its
     assert steps.read_text() == f"{os.getpid()}\n"
 
 
-def test_a_call_that_is_cancelled_cancels_its_function() -> None:
+async def test_a_call_that_is_cancelled_cancels_its_function() -> None:
     ended = threading.Event()
 
     async def work() -> None:
@@ -204,14 +201,11 @@ def test_a_call_that_is_cancelled_cancels_its_function() -> None:
         finally:
             ended.set()
 
-    async def run() -> None:
-        agents = AgentLoop()
-        call = asyncio.create_task(agents.run(work, timeout=60))
-        await asyncio.sleep(0.2)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert await asyncio.to_thread(ended.wait, 5)
-        agents.close()
-
-    asyncio.run(run())
+    agents = AgentLoop()
+    call = asyncio.create_task(agents.run(work, timeout=60))
+    await asyncio.sleep(0.2)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await asyncio.to_thread(ended.wait, 5)
+    agents.close()

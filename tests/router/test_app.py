@@ -49,24 +49,21 @@ PREFILL = {"worker_type": "prefill", "bootstrap_port": 8998}
         ("/workers/", {"url": "{url}", **PREFILL}, PREFILL),
     ],
 )
-def test_a_worker_is_registered_in_every_form_as_often_as_one_likes(path, body, role):
-    async def scenario():
-        with reachable_urls(1) as (url,):
-            async with routing() as (_, client):
-                filled = body and {name: url if value == "{url}" else value for name, value in body.items()}
-                for _ in range(2):
-                    told = {} if filled is None else {"json": filled}
-                    status, answer = await ask(client, "POST", path.format(url=url), **told)
-                    assert (status, answer["worker_urls"]) == (200, {url: 0})
-                (row,) = (await ask(client, "GET", "/workers"))[1]["workers"]
-                expected = {"url": url, "worker_type": "regular", "id": answer["worker_id"]} | role
-                assert {name: row.get(name) for name in (*expected, "bootstrap_port")} == {
-                    "bootstrap_port": None,
-                    **expected,
-                }
-                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [url]}
-
-    asyncio.run(scenario())
+async def test_a_worker_is_registered_in_every_form_as_often_as_one_likes(path, body, role):
+    with reachable_urls(1) as (url,):
+        async with routing() as (_, client):
+            filled = body and {name: url if value == "{url}" else value for name, value in body.items()}
+            for _ in range(2):
+                told = {} if filled is None else {"json": filled}
+                status, answer = await ask(client, "POST", path.format(url=url), **told)
+                assert (status, answer["worker_urls"]) == (200, {url: 0})
+            (row,) = (await ask(client, "GET", "/workers"))[1]["workers"]
+            expected = {"url": url, "worker_type": "regular", "id": answer["worker_id"]} | role
+            assert {name: row.get(name) for name in (*expected, "bootstrap_port")} == {
+                "bootstrap_port": None,
+                **expected,
+            }
+            assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [url]}
 
 
 @pytest.mark.parametrize(
@@ -83,17 +80,14 @@ def test_a_worker_is_registered_in_every_form_as_often_as_one_likes(path, body, 
         ("POST", "/remove_worker/", "worker_url"),
     ],
 )
-def test_a_worker_is_removed_in_every_form(method, path, body):
-    async def scenario():
-        with reachable_urls(2) as (url, other):
-            async with routing(url, other) as (router, client):
-                names = {"id": router.registry.find(url).id, "quoted": quote(url, safe=""), "url": url}
-                told = {} if body is None else {"json": {body: url}}
-                gone = raw_url(client, path.format(**names))
-                assert [(await ask(client, method, gone, **told))[0] for _ in range(2)] == [200, 404]
-                assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [other]}
-
-    asyncio.run(scenario())
+async def test_a_worker_is_removed_in_every_form(method, path, body):
+    with reachable_urls(2) as (url, other):
+        async with routing(url, other) as (router, client):
+            names = {"id": router.registry.find(url).id, "quoted": quote(url, safe=""), "url": url}
+            told = {} if body is None else {"json": {body: url}}
+            gone = raw_url(client, path.format(**names))
+            assert [(await ask(client, method, gone, **told))[0] for _ in range(2)] == [200, 404]
+            assert (await ask(client, "GET", "/list_workers"))[1] == {"urls": [other]}
 
 
 @pytest.mark.parametrize(
@@ -106,50 +100,44 @@ def test_a_worker_is_removed_in_every_form(method, path, body):
         ("POST", "/weight_version", "GET, PUT"),
     ],
 )
-def test_another_method_on_a_path_of_the_routers_own_is_405(method, path, allowed):
-    async def scenario():
-        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
-            async with client.request(method, path) as reply:
-                assert (reply.status, reply.headers["Allow"]) == (405, allowed)
-                assert (await reply.json())["error"]["type"] == "method_not_allowed"
-            async with client.head("/workers") as reply:
-                assert (reply.status, await reply.read()) == (200, b"")
-            assert not worker.seen
-
-    asyncio.run(scenario())
+async def test_another_method_on_a_path_of_the_routers_own_is_405(method, path, allowed):
+    async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+        async with client.request(method, path) as reply:
+            assert (reply.status, reply.headers["Allow"]) == (405, allowed)
+            assert (await reply.json())["error"]["type"] == "method_not_allowed"
+        async with client.head("/workers") as reply:
+            assert (reply.status, await reply.read()) == (200, b"")
+        assert not worker.seen
 
 
-def test_what_changes_workers_or_versions_needs_the_admin_key_where_there_is_one():
-    async def scenario():
-        spec = RouterSpec(admin_key="k")
-        upstream = Upstream(status=200, version="1", answer={})
-        async with serving(upstream) as one, routing(one.url, spec=spec) as (router, client):
-            named = {"url": one.url}
-            changes = [
-                ("PUT", "/weight_version", {"version": 1}),
-                ("POST", "/add_worker", named),
-                ("POST", "/workers", named),
-                ("DELETE", "/workers", named),
-                ("POST", "/workers", named),
-                ("DELETE", f"/workers/{quote(one.url, safe='')}", {}),
-                ("POST", "/workers", named),
-                ("POST", "/remove_worker", named),
-                ("POST", "/workers", named),
-            ]
-            for headers in ({}, {"Authorization": "Bearer other"}):
-                for method, path, body in changes:
-                    status, told = await ask(client, method, path, json=body, headers=headers)
-                    assert (status, told["error"]["type"]) == (401, "unauthorized")
-            with pytest.raises(UserError, match="did not take weight version 1: 401"):
-                await set_weight_version(url_of_client(client), 1, key="other")
-            assert (await states(client), router.registry.accepted) == ({one.url: "ready"}, ())
-            assert (await ask(client, "POST", "/generate", json={}))[0] == 200
+async def test_what_changes_workers_or_versions_needs_the_admin_key_where_there_is_one():
+    spec = RouterSpec(admin_key="k")
+    upstream = Upstream(status=200, version="1", answer={})
+    async with serving(upstream) as one, routing(one.url, spec=spec) as (router, client):
+        named = {"url": one.url}
+        changes = [
+            ("PUT", "/weight_version", {"version": 1}),
+            ("POST", "/add_worker", named),
+            ("POST", "/workers", named),
+            ("DELETE", "/workers", named),
+            ("POST", "/workers", named),
+            ("DELETE", f"/workers/{quote(one.url, safe='')}", {}),
+            ("POST", "/workers", named),
+            ("POST", "/remove_worker", named),
+            ("POST", "/workers", named),
+        ]
+        for headers in ({}, {"Authorization": "Bearer other"}):
             for method, path, body in changes:
-                assert (await ask(client, method, path, json=body, headers=bearer("k")))[0] == 200
-            assert await set_weight_version(url_of_client(client), 2, key="k") == [one.url]
-            assert router.registry.accepted == ("2",)
-
-    asyncio.run(scenario())
+                status, told = await ask(client, method, path, json=body, headers=headers)
+                assert (status, told["error"]["type"]) == (401, "unauthorized")
+        with pytest.raises(UserError, match="did not take weight version 1: 401"):
+            await set_weight_version(url_of_client(client), 1, key="other")
+        assert (await states(client), router.registry.accepted) == ({one.url: "ready"}, ())
+        assert (await ask(client, "POST", "/generate", json={}))[0] == 200
+        for method, path, body in changes:
+            assert (await ask(client, method, path, json=body, headers=bearer("k")))[0] == 200
+        assert await set_weight_version(url_of_client(client), 2, key="k") == [one.url]
+        assert router.registry.accepted == ("2",)
 
 
 def url_of_client(client: aiohttp.ClientSession) -> str:
@@ -167,89 +155,71 @@ def url_of_client(client: aiohttp.ClientSession) -> str:
         (b'{"url": "http://h:1", "worker_type": "prefill"}', "bootstrap_port"),
     ],
 )
-def test_a_bad_registration_is_400_with_the_reason(body, words):
-    async def scenario():
+async def test_a_bad_registration_is_400_with_the_reason(body, words):
+    async with routing() as (_, client):
+        status, answer = await ask(client, "POST", "/add_worker", data=body)
+        assert status == 400
+        assert words in answer["error"]["message"]
+
+
+async def test_a_url_that_cannot_be_reached_is_400():
+    async with routing() as (router, client):
+        url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+        status, answer = await ask(client, "POST", "/add_worker", params={"url": url})
+        assert (status, answer["error"]["type"]) == (400, "unreachable_worker")
+        assert url in answer["error"]["message"]
+        assert len(router.registry) == 0
+
+
+async def test_half_a_pair_is_503_with_the_reason():
+    with reachable_urls(1) as (url,):
         async with routing() as (_, client):
-            status, answer = await ask(client, "POST", "/add_worker", data=body)
-            assert status == 400
-            assert words in answer["error"]["message"]
-
-    asyncio.run(scenario())
-
-
-def test_a_url_that_cannot_be_reached_is_400():
-    async def scenario():
-        async with routing() as (router, client):
-            url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
-            status, answer = await ask(client, "POST", "/add_worker", params={"url": url})
-            assert (status, answer["error"]["type"]) == (400, "unreachable_worker")
-            assert url in answer["error"]["message"]
-            assert len(router.registry) == 0
-
-    asyncio.run(scenario())
+            prefill = {"url": url, "worker_type": "prefill", "bootstrap_port": 8998}
+            await ask(client, "POST", "/workers", json=prefill)
+            status, answer = await ask(client, "POST", "/generate")
+            assert status == 503
+            assert "1 prefill and 0 decode" in answer["error"]["message"]
 
 
-def test_half_a_pair_is_503_with_the_reason():
-    async def scenario():
-        with reachable_urls(1) as (url,):
-            async with routing() as (_, client):
-                prefill = {"url": url, "worker_type": "prefill", "bootstrap_port": 8998}
-                await ask(client, "POST", "/workers", json=prefill)
-                status, answer = await ask(client, "POST", "/generate")
-                assert status == 503
-                assert "1 prefill and 0 decode" in answer["error"]["message"]
-
-    asyncio.run(scenario())
-
-
-def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
-    async def scenario():
-        async with serving(Upstream()) as worker, routing(worker.url) as (router, client):
-            async with client.post("/stream") as reply:
-                assert await reply.content.readany() == b"data: 1\n\n"
-                status, answer = await ask(client, "POST", "/remove_worker", params={"url": worker.url})
-                assert (status, answer["in_flight"]) == (200, 1)
-                assert await states(client) == {worker.url: "draining"}
-                assert (await ask(client, "DELETE", f"/workers/{answer['worker_id']}"))[1] == answer
-                assert (await ask(client, "POST", "/generate"))[0] == 503
-                worker.release.set()
-                assert await reply.content.read() == b"data: 2\n\n"
-            await eventually(lambda: len(router.registry) == 0, "the worker to be forgotten")
-            await eventually(lambda: not router._pool._kept, "its connection to be closed")
-
-    asyncio.run(scenario())
+async def test_a_removed_worker_ends_its_requests_and_is_then_forgotten():
+    async with serving(Upstream()) as worker, routing(worker.url) as (router, client):
+        async with client.post("/stream") as reply:
+            assert await reply.content.readany() == b"data: 1\n\n"
+            status, answer = await ask(client, "POST", "/remove_worker", params={"url": worker.url})
+            assert (status, answer["in_flight"]) == (200, 1)
+            assert await states(client) == {worker.url: "draining"}
+            assert (await ask(client, "DELETE", f"/workers/{answer['worker_id']}"))[1] == answer
+            assert (await ask(client, "POST", "/generate"))[0] == 503
+            worker.release.set()
+            assert await reply.content.read() == b"data: 2\n\n"
+        await eventually(lambda: len(router.registry) == 0, "the worker to be forgotten")
+        await eventually(lambda: not router._pool._kept, "its connection to be closed")
 
 
-def test_registering_a_draining_worker_again_keeps_it():
-    async def scenario():
-        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
-            async with client.post("/stream") as reply:
-                await reply.content.readany()
-                await ask(client, "POST", "/remove_worker", params={"url": worker.url})
-                await ask(client, "POST", "/add_worker", params={"url": worker.url})
-                worker.release.set()
-                await reply.content.read()
-            assert await states(client) == {worker.url: "ready"}
-
-    asyncio.run(scenario())
+async def test_registering_a_draining_worker_again_keeps_it():
+    async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+        async with client.post("/stream") as reply:
+            await reply.content.readany()
+            await ask(client, "POST", "/remove_worker", params={"url": worker.url})
+            await ask(client, "POST", "/add_worker", params={"url": worker.url})
+            worker.release.set()
+            await reply.content.read()
+        assert await states(client) == {worker.url: "ready"}
 
 
-def test_workers_and_versions_survive_a_restart(tmp_path):
+async def test_workers_and_versions_survive_a_restart(tmp_path):
     spec = RouterSpec(state_file=str(tmp_path / "folder" / "state.json"))
 
-    async def scenario():
-        async with serving(Upstream(version="7")) as one, serving(Upstream(version="6")) as two:
-            async with routing(spec=spec) as (_, client):
-                for worker in (one, two):
-                    await ask(client, "POST", "/add_worker", params={"url": worker.url})
-                before = (await ask(client, "GET", "/workers"))[1]["workers"]
-                await ask(client, "PUT", "/weight_version", json={"version": 7})
-            async with routing(spec=spec) as (router, client):
-                assert [worker.id for worker in router.registry] == [row["id"] for row in before]
-                await eventually(lambda: router.registry.find(one.url).state == "ready", "the version to be asked")
-                assert await states(client) == {one.url: "ready", two.url: "stale"}
-
-    asyncio.run(scenario())
+    async with serving(Upstream(version="7")) as one, serving(Upstream(version="6")) as two:
+        async with routing(spec=spec) as (_, client):
+            for worker in (one, two):
+                await ask(client, "POST", "/add_worker", params={"url": worker.url})
+            before = (await ask(client, "GET", "/workers"))[1]["workers"]
+            await ask(client, "PUT", "/weight_version", json={"version": 7})
+        async with routing(spec=spec) as (router, client):
+            assert [worker.id for worker in router.registry] == [row["id"] for row in before]
+            await eventually(lambda: router.registry.find(one.url).state == "ready", "the version to be asked")
+            assert await states(client) == {one.url: "ready", two.url: "stale"}
 
 
 ROW = {"id": "a", "url": "http://h:1", "worker_type": "regular", "bootstrap_port": None}
@@ -285,138 +255,114 @@ def test_a_state_file_that_cannot_be_written_is_refused_at_start(tmp_path):
             Router(RouterSpec(state_file=str(path)))
 
 
-def test_a_disk_that_fails_later_stops_no_registration_and_is_said(tmp_path, caplog):
+async def test_a_disk_that_fails_later_stops_no_registration_and_is_said(tmp_path, caplog):
     folder = tmp_path / "folder"
 
-    async def scenario():
-        with reachable_urls(2) as urls:
-            async with routing(spec=RouterSpec(state_file=str(folder / "state.json"))) as (_, client):
-                (folder / "state.json").unlink()
-                folder.rmdir()
-                folder.touch()
-                assert (await ask(client, "POST", "/add_worker", params={"url": urls[0]}))[0] == 200
-                assert "state.json: workers and weight version are not kept: " in caplog.text
-                folder.unlink()
-                assert (await ask(client, "POST", "/add_worker", params={"url": urls[1]}))[0] == 200
-                assert [row["url"] for row in json.loads((folder / "state.json").read_text())["workers"]] == urls
-
-    asyncio.run(scenario())
+    with reachable_urls(2) as urls:
+        async with routing(spec=RouterSpec(state_file=str(folder / "state.json"))) as (_, client):
+            (folder / "state.json").unlink()
+            folder.rmdir()
+            folder.touch()
+            assert (await ask(client, "POST", "/add_worker", params={"url": urls[0]}))[0] == 200
+            assert "state.json: workers and weight version are not kept: " in caplog.text
+            folder.unlink()
+            assert (await ask(client, "POST", "/add_worker", params={"url": urls[1]}))[0] == 200
+            assert [row["url"] for row in json.loads((folder / "state.json").read_text())["workers"]] == urls
 
 
-def test_both_versions_pass_during_an_update_and_one_after_it():
-    async def scenario():
-        async with (
-            serving(Upstream(version="1")) as old,
-            serving(Upstream(version="2")) as new,
-            routing(old.url, new.url) as (_, client),
-        ):
-            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
-            assert answer == {"weight_versions": ["2", "1"], "stale": []}
-            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
-            assert answer == {"weight_versions": ["2"], "stale": [old.url]}
-            for _ in range(4):
-                async with client.post("/generate") as reply:
-                    assert reply.status == 418
-            assert not old.seen
-            old.version = "2"
-            while (await states(client))[old.url] != "ready":
-                await asyncio.sleep(0.02)
-
-    asyncio.run(scenario())
+async def test_both_versions_pass_during_an_update_and_one_after_it():
+    async with (
+        serving(Upstream(version="1")) as old,
+        serving(Upstream(version="2")) as new,
+        routing(old.url, new.url) as (_, client),
+    ):
+        _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
+        assert answer == {"weight_versions": ["2", "1"], "stale": []}
+        _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
+        assert answer == {"weight_versions": ["2"], "stale": [old.url]}
+        for _ in range(4):
+            async with client.post("/generate") as reply:
+                assert reply.status == 418
+        assert not old.seen
+        old.version = "2"
+        while (await states(client))[old.url] != "ready":
+            await asyncio.sleep(0.02)
 
 
-def test_an_engine_that_returns_to_its_url_with_other_weights_is_noticed_when_it_registers():
-    async def scenario():
-        async with serving(Upstream(version="2")) as worker, routing(worker.url, interval=60) as (_, client):
-            await ask(client, "PUT", "/weight_version", json={"version": 2})
-            assert await states(client) == {worker.url: "ready"}
-            worker.version = "1"
-            await ask(client, "POST", "/add_worker", params={"url": worker.url})
-            assert await states(client) == {worker.url: "stale"}
-
-    asyncio.run(scenario())
+async def test_an_engine_that_returns_to_its_url_with_other_weights_is_noticed_when_it_registers():
+    async with serving(Upstream(version="2")) as worker, routing(worker.url, interval=60) as (_, client):
+        await ask(client, "PUT", "/weight_version", json={"version": 2})
+        assert await states(client) == {worker.url: "ready"}
+        worker.version = "1"
+        await ask(client, "POST", "/add_worker", params={"url": worker.url})
+        assert await states(client) == {worker.url: "stale"}
 
 
-def test_who_does_not_say_its_version_is_taken_at_its_last_word():
-    async def scenario():
-        limits = Limits(connect=0.2, idle=20.0)
-        async with serving(Upstream(version="1")) as worker, routing(worker.url, limits=limits) as (_, client):
-            await ask(client, "PUT", "/weight_version", json={"version": 1})
-            worker.mute = True
-            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
-            assert answer["stale"] == []
-            _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
-            assert answer["stale"] == [worker.url]
-            assert await states(client) == {worker.url: "stale"}
-            worker.mute, worker.version = False, "2"
-            while (await states(client))[worker.url] != "ready":
-                await asyncio.sleep(0.02)
-
-    asyncio.run(scenario())
+async def test_who_does_not_say_its_version_is_taken_at_its_last_word():
+    limits = Limits(connect=0.2, idle=20.0)
+    async with serving(Upstream(version="1")) as worker, routing(worker.url, limits=limits) as (_, client):
+        await ask(client, "PUT", "/weight_version", json={"version": 1})
+        worker.mute = True
+        _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2, "previous": 1})
+        assert answer["stale"] == []
+        _, answer = await ask(client, "PUT", "/weight_version", json={"version": 2})
+        assert answer["stale"] == [worker.url]
+        assert await states(client) == {worker.url: "stale"}
+        worker.mute, worker.version = False, "2"
+        while (await states(client))[worker.url] != "ready":
+            await asyncio.sleep(0.02)
 
 
-def test_registering_again_does_not_open_the_gate():
-    async def scenario():
-        async with serving(Upstream(version="1")) as worker, routing(worker.url, interval=60) as (_, client):
-            await ask(client, "PUT", "/weight_version", json={"version": 2})
-            await ask(client, "POST", "/add_worker", params={"url": worker.url})
-            assert await states(client) == {worker.url: "stale"}
-            status, answer = await ask(client, "POST", "/generate")
-            assert status == 503
-            assert "has other weights" in answer["error"]["message"]
-            worker.version = "2"
-            await ask(client, "POST", "/add_worker", params={"url": worker.url})
-            assert await states(client) == {worker.url: "ready"}
-
-    asyncio.run(scenario())
+async def test_registering_again_does_not_open_the_gate():
+    async with serving(Upstream(version="1")) as worker, routing(worker.url, interval=60) as (_, client):
+        await ask(client, "PUT", "/weight_version", json={"version": 2})
+        await ask(client, "POST", "/add_worker", params={"url": worker.url})
+        assert await states(client) == {worker.url: "stale"}
+        status, answer = await ask(client, "POST", "/generate")
+        assert status == 503
+        assert "has other weights" in answer["error"]["message"]
+        worker.version = "2"
+        await ask(client, "POST", "/add_worker", params={"url": worker.url})
+        assert await states(client) == {worker.url: "ready"}
 
 
 @pytest.mark.parametrize("answer", [[1], {"weight_version": None}, {}])
-def test_a_worker_that_says_no_version_does_not_pass_the_gate(answer):
-    async def scenario():
-        async with (
-            serving(Upstream(status=200, answer=answer, model=answer)) as worker,
-            routing(worker.url, interval=0.01) as (_, client),
-        ):
-            await ask(client, "PUT", "/weight_version", json={"version": 2})
-            if isinstance(answer, dict):
-                assert await states(client) == {worker.url: "stale"}
-            worker.model = {"weight_version": 2}
-            while (await states(client))[worker.url] != "ready":
-                await asyncio.sleep(0.02)
-
-    asyncio.run(scenario())
+async def test_a_worker_that_says_no_version_does_not_pass_the_gate(answer):
+    async with (
+        serving(Upstream(status=200, answer=answer, model=answer)) as worker,
+        routing(worker.url, interval=0.01) as (_, client),
+    ):
+        await ask(client, "PUT", "/weight_version", json={"version": 2})
+        if isinstance(answer, dict):
+            assert await states(client) == {worker.url: "stale"}
+        worker.model = {"weight_version": 2}
+        while (await states(client))[worker.url] != "ready":
+            await asyncio.sleep(0.02)
 
 
-def test_a_version_is_required():
-    async def scenario():
-        async with routing() as (_, client):
-            for fields in ({}, {"version": [1]}, {"version": ""}, {"version": 1, "previous": [0]}):
-                assert (await ask(client, "PUT", "/weight_version", json=fields))[0] == 400
-            assert (await ask(client, "GET", "/weight_version"))[1] == {"weight_versions": []}
-
-    asyncio.run(scenario())
+async def test_a_version_is_required():
+    async with routing() as (_, client):
+        for fields in ({}, {"version": [1]}, {"version": ""}, {"version": 1, "previous": [0]}):
+            assert (await ask(client, "PUT", "/weight_version", json=fields))[0] == 400
+        assert (await ask(client, "GET", "/weight_version"))[1] == {"weight_versions": []}
 
 
-def test_prometheus_can_read_the_state():
-    async def scenario():
-        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
-            async with client.post("/generate") as reply:
-                await reply.read()
-            async with client.get("/metrics") as reply:
-                page = await reply.text()
-        samples = {
-            (sample.name, sample.labels.get("state")): sample.value
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-        }
-        assert samples["router_worker_answered_total", None] == 1
-        assert samples["router_worker_in_flight", None] == 0
-        assert samples["router_worker_state", "ready"] == 1
-        assert samples["router_worker_state", "stale"] == 0
-        assert samples["router_queue_length", None] == 0
-
-    asyncio.run(scenario())
+async def test_prometheus_can_read_the_state():
+    async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+        async with client.post("/generate") as reply:
+            await reply.read()
+        async with client.get("/metrics") as reply:
+            page = await reply.text()
+    samples = {
+        (sample.name, sample.labels.get("state")): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    assert samples["router_worker_answered_total", None] == 1
+    assert samples["router_worker_in_flight", None] == 0
+    assert samples["router_worker_state", "ready"] == 1
+    assert samples["router_worker_state", "stale"] == 0
+    assert samples["router_queue_length", None] == 0
 
 
 def test_a_port_in_use_says_so():

@@ -62,7 +62,7 @@ def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_
     assert "the gateway hangs: " in caplog.text
 
 
-def test_a_gateway_that_changes_what_passes_is_refused_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gateway_that_changes_what_passes_is_refused_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "VERBATIM", ("--policy", "cache_aware", "--disable-tokenizer-autoload"))
 
     async def scenario() -> None:
@@ -71,10 +71,12 @@ def test_a_gateway_that_changes_what_passes_is_refused_and_ended(monkeypatch: py
             await one.start()
         assert one._process is None
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    await asyncio.wait_for(scenario(), 60)
 
 
-def test_a_worker_that_returns_while_the_gateway_still_drains_it_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_returns_while_the_gateway_still_drains_it_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(gateway.HEALTH, "drain_settle_secs", 1)
 
     async def scenario() -> None:
@@ -91,4 +93,4 @@ def test_a_worker_that_returns_while_the_gateway_still_drains_it_is_taken_back(m
             async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
                 assert reply.status == 200
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    await asyncio.wait_for(scenario(), 60)

@@ -37,37 +37,31 @@ async def content_worker() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-def test_headers_that_cannot_be_read_are_passed_on_or_refused():
-    async def scenario():
-        async with content_worker() as worker, routing() as (_, client):
-            async with client.post("/add_worker", json={"url": worker}) as reply:
-                assert reply.status == 200
-            port = int(str(client._base_url).rpartition(":")[2].strip("/"))
-            for line, status in (
-                (b"Expect: \xff\xfe", 417),
-                (b"X-SMG-Routing-Key: \xff\xfe", 200),
-                (b"Content-Encoding: gzip", 200),
-                (b"X-Agent-Name: \xff", 200),
-                (b"Connection: \xff, close", 200),
-            ):
-                data = b"POST /generate HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nContent-Length: 2\r\n\r\n{}"
-                assert (line, await ask(port, data)) == (line, status)
-
-    asyncio.run(scenario())
+async def test_headers_that_cannot_be_read_are_passed_on_or_refused():
+    async with content_worker() as worker, routing() as (_, client):
+        async with client.post("/add_worker", json={"url": worker}) as reply:
+            assert reply.status == 200
+        port = int(str(client._base_url).rpartition(":")[2].strip("/"))
+        for line, status in (
+            (b"Expect: \xff\xfe", 417),
+            (b"X-SMG-Routing-Key: \xff\xfe", 200),
+            (b"Content-Encoding: gzip", 200),
+            (b"X-Agent-Name: \xff", 200),
+            (b"Connection: \xff, close", 200),
+        ):
+            data = b"POST /generate HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nContent-Length: 2\r\n\r\n{}"
+            assert (line, await ask(port, data)) == (line, status)
 
 
-def test_no_bytes_make_it_fail():
+async def test_no_bytes_make_it_fail():
     """MILES_LITE_FUZZ_REQUESTS says how many are tried."""
     paths = ["/generate", "/v1/chat/completions", "/", "/list_workers", "/workers", "/weight_version", "/health"]
     paths += ["/metrics", "/workers/x", "/remove_worker?url=x", "/health_generate?x=1", "/anything/at/all"]
 
-    async def scenario():
-        async with content_worker() as worker, routing(spec=RouterSpec(admin_key="k")) as (_, client):
-            async with client.post("/add_worker", json={"url": worker}, headers=bearer("k")) as reply:
-                assert reply.status == 200
-            port = int(str(client._base_url).rpartition(":")[2].strip("/"))
-            told = await ask_many(port, paths, count=COUNT, seed=COUNT)
-            assert {status: seen for status, seen in told.items() if status >= 500} == {}
-            assert {200, 400, 401, 405} <= told.keys()
-
-    asyncio.run(scenario())
+    async with content_worker() as worker, routing(spec=RouterSpec(admin_key="k")) as (_, client):
+        async with client.post("/add_worker", json={"url": worker}, headers=bearer("k")) as reply:
+            assert reply.status == 200
+        port = int(str(client._base_url).rpartition(":")[2].strip("/"))
+        told = await ask_many(port, paths, count=COUNT, seed=COUNT)
+        assert {status: seen for status, seen in told.items() if status >= 500} == {}
+        assert {200, 400, 401, 405} <= told.keys()

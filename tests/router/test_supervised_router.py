@@ -93,7 +93,7 @@ def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered_though_no_fil
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
-def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
+async def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
     meta = {
         "completion_tokens": 2,
         "output_token_logprobs": [[-0.5, 11, None], [-0.25, 12, None]],
@@ -103,26 +103,23 @@ def test_a_sessions_generation_outlives_the_router_that_carried_it(tmp_path):
     }
     engine = Upstream(status=200, version="3", answer={"meta_info": meta}, paced=True)
 
-    async def scenario():
-        spec = RouterSpec(state_file=str(tmp_path / "state.json"))
-        async with serving(engine), supervised(spec) as (supervisor, client):
-            await client.post("/add_worker", params={"url": engine.url})
-            async with EngineCalls(supervisor.url, retry_seconds=30, call_seconds=30) as calls:
-                params = {"max_new_tokens": 2}
-                asking = asyncio.create_task(calls.generate(b"0,1,2", params, tokens=3, key="s"))
-                await eventually(lambda: len(engine.seen) == 1, "the request to reach the engine")
-                os.kill(supervisor.pid, signal.SIGKILL)
-                await eventually(lambda: len(engine.seen) == 2, "the session to ask again")
-                engine.release.set()
-                done = await asking
-        assert (list(done.ids), list(done.logprobs), done.spans, done.retries) == (
-            [11, 12],
-            [-0.5, -0.25],
-            [(3, 0, 2)],
-            1,
-        )
-
-    asyncio.run(scenario())
+    spec = RouterSpec(state_file=str(tmp_path / "state.json"))
+    async with serving(engine), supervised(spec) as (supervisor, client):
+        await client.post("/add_worker", params={"url": engine.url})
+        async with EngineCalls(supervisor.url, retry_seconds=30, call_seconds=30) as calls:
+            params = {"max_new_tokens": 2}
+            asking = asyncio.create_task(calls.generate(b"0,1,2", params, tokens=3, key="s"))
+            await eventually(lambda: len(engine.seen) == 1, "the request to reach the engine")
+            os.kill(supervisor.pid, signal.SIGKILL)
+            await eventually(lambda: len(engine.seen) == 2, "the session to ask again")
+            engine.release.set()
+            done = await asking
+    assert (list(done.ids), list(done.logprobs), done.spans, done.retries) == (
+        [11, 12],
+        [-0.5, -0.25],
+        [(3, 0, 2)],
+        1,
+    )
 
 
 def test_the_process_ends_with_its_parent(tmp_path):
@@ -144,32 +141,26 @@ def test_the_process_ends_with_its_parent(tmp_path):
         psutil.Process(int(done.stdout)).wait(timeout=20)
 
 
-def test_the_actor_starts_once_stops_twice_and_a_port_in_use_says_so():
-    async def scenario():
-        first = RouterActor(RouterSpec())
-        url = await first.start()
-        assert await first.start() == url
-        assert await first.workers() == []
-        with pytest.raises(UserError, match="--sglang-router-port"):
-            await RouterActor(RouterSpec(port=int(url.rsplit(":", 1)[1]))).start()
-        await first.stop()
-        await first.stop()
-        again = Supervisor(RouterSpec(port=int(url.rsplit(":", 1)[1])))
-        assert await again.start() == url
-        await again.stop()
-
-    asyncio.run(scenario())
+async def test_the_actor_starts_once_stops_twice_and_a_port_in_use_says_so():
+    first = RouterActor(RouterSpec())
+    url = await first.start()
+    assert await first.start() == url
+    assert await first.workers() == []
+    with pytest.raises(UserError, match="--sglang-router-port"):
+        await RouterActor(RouterSpec(port=int(url.rsplit(":", 1)[1]))).start()
+    await first.stop()
+    await first.stop()
+    again = Supervisor(RouterSpec(port=int(url.rsplit(":", 1)[1])))
+    assert await again.start() == url
+    await again.stop()
 
 
-def test_a_router_that_cannot_start_says_why(tmp_path):
+async def test_a_router_that_cannot_start_says_why(tmp_path):
     file = tmp_path / "state.json"
     file.write_text("{")
 
-    async def scenario():
-        with pytest.raises(UserError, match="not the state of a router"):
-            await Supervisor(RouterSpec(state_file=str(file))).start()
-
-    asyncio.run(scenario())
+    with pytest.raises(UserError, match="not the state of a router"):
+        await Supervisor(RouterSpec(state_file=str(file))).start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -199,7 +190,7 @@ def test_the_command_tells_the_key_that_it_made_up():
         assert process.wait(timeout=30) == 0
 
 
-def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path):
+async def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path):
     pytest.importorskip("smg", reason="the Rust gateway is not installed")
     routing = Routing(router=RouterKind.GATEWAY)
     spec = RouterSpec(routing=routing, state_file=str(tmp_path / "state.json"))
@@ -257,7 +248,7 @@ def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp_path)
                 await again.post(f"{supervisor.url}/remove_worker", params={"url": two.url})
             assert await generate(supervisor) == 503
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    await asyncio.wait_for(scenario(), 60)
 
 
 def generations(worker: Upstream) -> list[bytes]:

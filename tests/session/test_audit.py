@@ -54,18 +54,15 @@ def test_nothing_is_compared_unless_asked(tiny_model: Path, tito: Tito) -> None:
     assert collected(tiny_model, tito, "well") == ["absent"] * 2
 
 
-def test_a_foreign_token_is_found_and_what_cannot_be_compared_is_none(tiny_model: Path, tito: Tito) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, "well")) as server:
-            session = await server.client.create({"temperature": 1.0})
-            await server.chat(session, [{"role": "user", "content": "hi"}])
-            assert server.server.service is not None
-            (turn,) = (await server.server.service.tree(session)).turns
-            assert mismatches(tito, turn) == []
-            changed = turn.prompt_ids.copy()
-            changed[len(ids_of(tito, "<|im_start|>user\n"))] = ids_of(tito, "X")[0]
-            (found,) = mismatches(tito, replace(turn, prompt_bytes=pack_ids(changed))) or []
-            assert found["type"] == "non_assistant_text"
-            assert mismatches(tito, replace(turn, caller=Caller(None, turn.caller.seed))) is None
-
-    asyncio.run(run())
+async def test_a_foreign_token_is_found_and_what_cannot_be_compared_is_none(tiny_model: Path, tito: Tito) -> None:
+    async with bench(tiny_model, saying(tito, "well")) as server:
+        session = await server.client.create({"temperature": 1.0})
+        await server.chat(session, [{"role": "user", "content": "hi"}])
+        assert server.server.service is not None
+        (turn,) = (await server.server.service.tree(session)).turns
+        assert mismatches(tito, turn) == []
+        changed = turn.prompt_ids.copy()
+        changed[len(ids_of(tito, "<|im_start|>user\n"))] = ids_of(tito, "X")[0]
+        (found,) = mismatches(tito, replace(turn, prompt_bytes=pack_ids(changed))) or []
+        assert found["type"] == "non_assistant_text"
+        assert mismatches(tito, replace(turn, caller=Caller(None, turn.caller.seed))) is None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +43,23 @@ def test_agents_of_different_names_share_no_turn() -> None:
     assert tree.attach(more, caller_of("third", None)).turn is None
 
 
-def test_names_reach_the_tree_through_every_dialect(tiny_model: Path) -> None:
+async def test_names_reach_the_tree_through_every_dialect(tiny_model: Path) -> None:
     async def post(url: str, body: dict[str, Any], **headers: str) -> int:
         async with aiohttp.ClientSession(headers=headers) as http, http.post(url, json=body) as response:
             return response.status
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([7, STOP])) as b:
-            session = await b.client.create()
-            url = b.client.base_url(session)
-            by_header: Any = {"X-Agent-Name": "one"}
-            assert await post(f"{url}/chat/completions", {"messages": HELLO}, **by_header) == 200
-            assert await post(f"{url}/responses", {"input": "hello", "metadata": {"agent": "two"}}) == 200
-            asked = {"messages": HELLO, "max_tokens": 9, "metadata": {"agent_name": "three"}}
-            assert await post(f"{url}/messages", asked) == 200
-            assert await post(f"{url}/chat/completions", {"messages": HELLO, "metadata": {"agent": 4}}) == 400
-            assert b.server.service is not None
-            assert [turn.caller.name for turn in (await b.server.service.tree(session)).turns] == [
-                "one",
-                "two",
-                "three",
-            ]
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([7, STOP])) as b:
+        session = await b.client.create()
+        url = b.client.base_url(session)
+        by_header: Any = {"X-Agent-Name": "one"}
+        assert await post(f"{url}/chat/completions", {"messages": HELLO}, **by_header) == 200
+        assert await post(f"{url}/responses", {"input": "hello", "metadata": {"agent": "two"}}) == 200
+        asked = {"messages": HELLO, "max_tokens": 9, "metadata": {"agent_name": "three"}}
+        assert await post(f"{url}/messages", asked) == 200
+        assert await post(f"{url}/chat/completions", {"messages": HELLO, "metadata": {"agent": 4}}) == 400
+        assert b.server.service is not None
+        assert [turn.caller.name for turn in (await b.server.service.tree(session)).turns] == [
+            "one",
+            "two",
+            "three",
+        ]

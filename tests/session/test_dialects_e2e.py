@@ -31,38 +31,35 @@ ATTEMPTS = 8
 """A random model thinks without end in half of its attempts."""
 
 
-def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> None:  # noqa: F811
+async def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> None:  # noqa: F811
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": PARAMETERS}}
 
-    async def run() -> None:
-        async with SessionClient(stack.url) as client:
-            session = await client.create(RUN)
-            async with openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0) as agent:
-                called, formed = 0, 0
-                for _ in range(ATTEMPTS):
-                    ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "go"}]}
-                    got = await agent.chat.completions.create(
-                        **ask, tools=CHAT_TOOLS, tool_choice="required", logprobs=True
-                    )
-                    choice = got.choices[0]
-                    assert choice.finish_reason in ("tool_calls", "length")
-                    if choice.finish_reason == "tool_calls":
-                        calls: Any = choice.message.tool_calls
-                        assert all(json.loads(call.function.arguments)["cmd"] in ("ls", "pwd") for call in calls)
-                        logprobs = [token.logprob for token in choice.logprobs.content]  # type: ignore[union-attr]
-                        assert sum(abs(logprob) < 1e-3 for logprob in logprobs) >= 10
-                        called += 1
-                    got = await agent.chat.completions.create(**ask, response_format=form)
-                    if got.choices[0].finish_reason == "stop":
-                        assert json.loads(got.choices[0].message.content or "")["cmd"] in ("ls", "pwd")
-                        formed += 1
-                assert called > 0
-                assert formed > 0
-
-    asyncio.run(run())
+    async with SessionClient(stack.url) as client:
+        session = await client.create(RUN)
+        async with openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0) as agent:
+            called, formed = 0, 0
+            for _ in range(ATTEMPTS):
+                ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "go"}]}
+                got = await agent.chat.completions.create(
+                    **ask, tools=CHAT_TOOLS, tool_choice="required", logprobs=True
+                )
+                choice = got.choices[0]
+                assert choice.finish_reason in ("tool_calls", "length")
+                if choice.finish_reason == "tool_calls":
+                    calls: Any = choice.message.tool_calls
+                    assert all(json.loads(call.function.arguments)["cmd"] in ("ls", "pwd") for call in calls)
+                    logprobs = [token.logprob for token in choice.logprobs.content]  # type: ignore[union-attr]
+                    assert sum(abs(logprob) < 1e-3 for logprob in logprobs) >= 10
+                    called += 1
+                got = await agent.chat.completions.create(**ask, response_format=form)
+                if got.choices[0].finish_reason == "stop":
+                    assert json.loads(got.choices[0].message.content or "")["cmd"] in ("ls", "pwd")
+                    formed += 1
+            assert called > 0
+            assert formed > 0
 
 
-def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  # noqa: F811
+async def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  # noqa: F811
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/nowhere"}}}
 
     async def run() -> None:
@@ -78,22 +75,19 @@ def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  # noqa
                             stream=stream,  # type: ignore[call-overload]
                         )
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    await asyncio.wait_for(run(), 20)
 
 
-def test_anthropic_and_responses_conversations_stay_one_sample(stack: Stack) -> None:  # noqa: F811
-    async def run() -> None:
-        async with SessionClient(stack.url) as client:
-            first, second = await client.create(RUN), await client.create(RUN)
-            async with anthropic.AsyncAnthropic(base_url=f"{client.url}/sessions/{first}", api_key="-") as agent:
-                await _converse_anthropic(agent)
-            async with openai.AsyncOpenAI(base_url=client.base_url(second), api_key="-") as other:
-                await _converse_responses(other)
-            for session in (first, second):
-                assert [turn["parent"] for turn in (await client.describe(session))["turns"]] == [None, 0, 1, 2]
-                assert len(await client.collect(session)) == 1
-
-    asyncio.run(run())
+async def test_anthropic_and_responses_conversations_stay_one_sample(stack: Stack) -> None:  # noqa: F811
+    async with SessionClient(stack.url) as client:
+        first, second = await client.create(RUN), await client.create(RUN)
+        async with anthropic.AsyncAnthropic(base_url=f"{client.url}/sessions/{first}", api_key="-") as agent:
+            await _converse_anthropic(agent)
+        async with openai.AsyncOpenAI(base_url=client.base_url(second), api_key="-") as other:
+            await _converse_responses(other)
+        for session in (first, second):
+            assert [turn["parent"] for turn in (await client.describe(session))["turns"]] == [None, 0, 1, 2]
+            assert len(await client.collect(session)) == 1
 
 
 async def _converse_anthropic(agent: anthropic.AsyncAnthropic) -> None:

@@ -199,55 +199,46 @@ async def _talk(client: SessionClient, questions: list[str]) -> tuple[str, list[
 
 
 @pytest.mark.parametrize("level", ["token", "text"])
-def test_timelines_of_a_real_model_merge_and_every_logprob_is_of_the_context_that_the_sample_says(
+async def test_timelines_of_a_real_model_merge_and_every_logprob_is_of_the_context_that_the_sample_says(
     stack: Stack, level: Any
 ) -> None:
     """No role but tool is declared, so each turn is a root of its own; random replies seldom re-encode as sampled."""
 
-    async def run() -> None:
-        async with _serving(stack, timeline_compare_level=level) as client:
-            session, _, spent = await _talk(client, ["a", "b", "c"])
-            assert (await client.describe(session))["counts"]["roots_role"] == 2
-            samples = await client.collect(session)
-            assert sum(sample.trained_tokens for sample in samples) == spent
-            assert len(samples) == 1 or level == "token"
-            for sample in samples:
-                expected = reference_logprobs(stack.model, sample.tokens.tolist(), temperature=1.0)
-                exact = (sample.loss_mask == 1) & ~sample.off_context
-                assert np.abs(expected - sample.logprobs[1:])[exact[1:]].max() <= 1e-4
-
-    asyncio.run(run())
+    async with _serving(stack, timeline_compare_level=level) as client:
+        session, _, spent = await _talk(client, ["a", "b", "c"])
+        assert (await client.describe(session))["counts"]["roots_role"] == 2
+        samples = await client.collect(session)
+        assert sum(sample.trained_tokens for sample in samples) == spent
+        assert len(samples) == 1 or level == "token"
+        for sample in samples:
+            expected = reference_logprobs(stack.model, sample.tokens.tolist(), temperature=1.0)
+            exact = (sample.loss_mask == 1) & ~sample.off_context
+            assert np.abs(expected - sample.logprobs[1:])[exact[1:]].max() <= 1e-4
 
 
 def longest(samples: list[Sample], metadata: dict[str, Any]) -> list[Sample]:
     return sorted(samples, key=len)[-1:]
 
 
-def test_a_line_and_a_picker_in_front_of_a_real_engine(stack: Stack) -> None:
-    async def run() -> None:
-        roles = ("tool", "user")
-        async with _serving(stack, use_session_server="v1", tito_allowed_append_roles=roles) as client:
-            session, messages, spent = await _talk(client, ["a", "b", "c"])
-            agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
-            with pytest.raises(openai.BadRequestError, match="rollback failed: discard_count=3"):
-                await agent.chat.completions.create(model="m", messages=messages[:2])
-            got = await agent.chat.completions.create(model="m", messages=messages[:-1])
-            assert got.usage is not None
-            (sample,) = await client.collect(session)
-            described = await client.describe(session)
-            assert (
-                sample.trained_tokens
-                == spent - described["turns"][2]["completion_tokens"] + got.usage.completion_tokens
-            )
-            assert _gap(stack.model, sample, 1.0) <= 1e-4
-        picker = f"{__name__}.longest"
-        async with _serving(stack, session_sample_picker_path=picker, tito_allowed_append_roles=roles) as client:
-            session, messages, _ = await _talk(client, ["a", "b"])
-            agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+async def test_a_line_and_a_picker_in_front_of_a_real_engine(stack: Stack) -> None:
+    roles = ("tool", "user")
+    async with _serving(stack, use_session_server="v1", tito_allowed_append_roles=roles) as client:
+        session, messages, spent = await _talk(client, ["a", "b", "c"])
+        agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="rollback failed: discard_count=3"):
             await agent.chat.completions.create(model="m", messages=messages[:2])
-            assert [sample.metadata["leaf"] for sample in await client.collect(session)] == [1]
-
-    asyncio.run(run())
+        got = await agent.chat.completions.create(model="m", messages=messages[:-1])
+        assert got.usage is not None
+        (sample,) = await client.collect(session)
+        described = await client.describe(session)
+        assert sample.trained_tokens == spent - described["turns"][2]["completion_tokens"] + got.usage.completion_tokens
+        assert _gap(stack.model, sample, 1.0) <= 1e-4
+    picker = f"{__name__}.longest"
+    async with _serving(stack, session_sample_picker_path=picker, tito_allowed_append_roles=roles) as client:
+        session, messages, _ = await _talk(client, ["a", "b"])
+        agent = openai.AsyncOpenAI(base_url=client.base_url(session), api_key="-", max_retries=0)
+        await agent.chat.completions.create(model="m", messages=messages[:2])
+        assert [sample.metadata["leaf"] for sample in await client.collect(session)] == [1]
 
 
 async def _streamed(agent: openai.AsyncOpenAI, messages: list[Any]) -> tuple[str, int]:

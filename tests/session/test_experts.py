@@ -98,21 +98,18 @@ def test_pieces_are_the_rows_of_one_request(moe_model: Path, tito: Tito, tmp_pat
 
 
 @pytest.mark.parametrize("payload", [None, "not base64!", base64.b64encode(b"\0" * 12).decode()])
-def test_an_engine_that_returns_no_experts_is_refused(moe_model: Path, payload: str | None) -> None:
+async def test_an_engine_that_returns_no_experts_is_refused(moe_model: Path, payload: str | None) -> None:
     def script(body: dict[str, Any]) -> Any:
         made = answer([5, STOP])
         made["meta_info"]["routed_experts"] = payload
         return made
 
-    async def run() -> None:
-        async with bench(moe_model, script, routed_experts=True) as b:
-            session = await b.client.create()
-            status, body = await b.chat(session, ASK)
-            assert status == 502
-            assert "routed experts" in body["error"]["message"]
-            assert (await b.client.describe(session))["turns"] == []
-
-    asyncio.run(run())
+    async with bench(moe_model, script, routed_experts=True) as b:
+        session = await b.client.create()
+        status, body = await b.chat(session, ASK)
+        assert status == 502
+        assert "routed experts" in body["error"]["message"]
+        assert (await b.client.describe(session))["turns"] == []
 
 
 def test_a_model_without_experts_cannot_be_asked_for_them(tiny_model: Path, moe_model: Path) -> None:

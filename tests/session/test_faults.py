@@ -50,47 +50,41 @@ def _sent(value: Any, *, stream: bool) -> web.Response:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nonsense_is_never_a_turn_and_never_a_crash(tiny_model: Path, stream: bool) -> None:
-    async def run() -> None:
-        said: list[Any] = [None]
-        script = lambda body: _sent(said[0], stream=stream)  # noqa: E731
-        async with bench(tiny_model, script, session_retry_seconds=0.05) as b:
-            session = await b.client.create()
-            for said[0] in NONSENSE:
-                ask = b.stream if stream else b.chat
-                status, got = await ask(session, ASK)
-                assert status == 502, (said[0], got)
-            assert (await b.client.describe(session))["turns"] == []
-            said[0] = answer([5, STOP])
-            assert (await b.chat(session, ASK))[0] == 200 or stream
-
-    asyncio.run(run())
+async def test_nonsense_is_never_a_turn_and_never_a_crash(tiny_model: Path, stream: bool) -> None:
+    said: list[Any] = [None]
+    script = lambda body: _sent(said[0], stream=stream)  # noqa: E731
+    async with bench(tiny_model, script, session_retry_seconds=0.05) as b:
+        session = await b.client.create()
+        for said[0] in NONSENSE:
+            ask = b.stream if stream else b.chat
+            status, got = await ask(session, ASK)
+            assert status == 502, (said[0], got)
+        assert (await b.client.describe(session))["turns"] == []
+        said[0] = answer([5, STOP])
+        assert (await b.chat(session, ASK))[0] == 200 or stream
 
 
-def test_an_engine_that_hangs_is_given_up_in_time(tiny_model: Path) -> None:
+async def test_an_engine_that_hangs_is_given_up_in_time(tiny_model: Path) -> None:
     async def hang(body: dict[str, Any]) -> Any:
         await asyncio.sleep(60)
 
-    async def run() -> None:
-        async with scripted(hang) as (engine, url):
-            made = spec(tiny_model, url, session_retry_seconds=0.3)
-            server = SessionServer(replace(made, call_seconds=0.3))
-            try:
-                async with SessionClient(await server.start(), timeout=15.0) as client:
-                    session = await client.create()
-                    async with aiohttp.ClientSession() as http:
-                        for stream in (False, True):
-                            body = {"messages": ASK, "stream": stream}
-                            path = f"{client.base_url(session)}/chat/completions"
-                            async with http.post(path, json=body) as response:
-                                assert response.status == 502
-                                assert "no engine answered" in (await response.json())["error"]["message"]
-                    assert len(engine.requests) >= 4
-                    assert (await client.describe(session))["turns"] == []
-            finally:
-                await server.stop()
-
-    asyncio.run(run())
+    async with scripted(hang) as (engine, url):
+        made = spec(tiny_model, url, session_retry_seconds=0.3)
+        server = SessionServer(replace(made, call_seconds=0.3))
+        try:
+            async with SessionClient(await server.start(), timeout=15.0) as client:
+                session = await client.create()
+                async with aiohttp.ClientSession() as http:
+                    for stream in (False, True):
+                        body = {"messages": ASK, "stream": stream}
+                        path = f"{client.base_url(session)}/chat/completions"
+                        async with http.post(path, json=body) as response:
+                            assert response.status == 502
+                            assert "no engine answered" in (await response.json())["error"]["message"]
+                assert len(engine.requests) >= 4
+                assert (await client.describe(session))["turns"] == []
+        finally:
+            await server.stop()
 
 
 def test_reset_connections_and_dying_engines_cost_no_token(tiny_model: Path, tito: Tito) -> None:
@@ -137,7 +131,7 @@ async def _prompt_tokens(b: Any, session: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("journaled", [False, True])
-def test_two_thousand_sessions_leave_nothing_behind(
+async def test_two_thousand_sessions_leave_nothing_behind(
     tiny_model: Path, tmp_path: Path, journaled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two turns each, a third of them left by their client, then deleted: memory, tasks and sockets are as before."""
@@ -172,25 +166,22 @@ def test_two_thousand_sessions_leave_nothing_behind(
         gc.collect()
         return process.memory_info().rss, len(asyncio.all_tasks()), process.num_fds()
 
-    async def run() -> None:
-        script = lambda body: answer([*range(40, 140), STOP])  # noqa: E731
-        run_dir = tmp_path if journaled else None
-        async with (
-            bench(tiny_model, script, run_dir=run_dir, session_disconnect_grace=0.1) as b,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as http,
-        ):
-            assert b.server.service is not None
-            before = await soak(b, http, range(500))
-            b.engine.requests.clear()
-            after = await soak(b, http, range(500, 2500))
-            b.engine.requests.clear()
-            assert b.server.service.live() == 0
-            assert after[1] <= before[1] + 5
-            assert after[2] <= before[2] + 10
-            assert after[0] <= before[0] * 1.15
-            held = b.server.service._sessions
-            assert (held.bytes, len(held.resident())) == (0, 0)
-            ours = [record for record in caplog.records if record.name.startswith("miles_lite")]
-            assert [record.getMessage() for record in ours if record.levelno >= logging.WARNING] == []
-
-    asyncio.run(run())
+    script = lambda body: answer([*range(40, 140), STOP])  # noqa: E731
+    run_dir = tmp_path if journaled else None
+    async with (
+        bench(tiny_model, script, run_dir=run_dir, session_disconnect_grace=0.1) as b,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as http,
+    ):
+        assert b.server.service is not None
+        before = await soak(b, http, range(500))
+        b.engine.requests.clear()
+        after = await soak(b, http, range(500, 2500))
+        b.engine.requests.clear()
+        assert b.server.service.live() == 0
+        assert after[1] <= before[1] + 5
+        assert after[2] <= before[2] + 10
+        assert after[0] <= before[0] * 1.15
+        held = b.server.service._sessions
+        assert (held.bytes, len(held.resident())) == (0, 0)
+        ours = [record for record in caplog.records if record.name.startswith("miles_lite")]
+        assert [record.getMessage() for record in ours if record.levelno >= logging.WARNING] == []

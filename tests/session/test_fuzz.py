@@ -54,16 +54,13 @@ def test_nothing_breaks_the_server(case: schemathesis.Case, server: tuple[str, s
     case.call_and_validate(base_url=url, checks=[not_a_server_error])
 
 
-def test_the_document_names_every_route(server: tuple[str, str, str]) -> None:
-    async def run() -> None:
-        async with aiohttp.ClientSession() as http:
-            for path, verbs in openapi()["paths"].items():
-                for verb in set(verbs) - {"parameters"}:
-                    target = server[0] + path.replace("{session_id}", "nobody").replace("{model}", "m")
-                    async with http.request(verb, target, json={}) as response:
-                        assert response.status not in (405, 500)
-                        operation = openapi()["paths"][path][verb]["responses"]
-                        told = operation.get(str(response.status), {}).get("content", {"application/json": {}})
-                        assert response.content_type in told
-
-    asyncio.run(run())
+async def test_the_document_names_every_route(server: tuple[str, str, str]) -> None:
+    async with aiohttp.ClientSession() as http:
+        for path, verbs in openapi()["paths"].items():
+            for verb in set(verbs) - {"parameters"}:
+                target = server[0] + path.replace("{session_id}", "nobody").replace("{model}", "m")
+                async with http.request(verb, target, json={}) as response:
+                    assert response.status not in (405, 500)
+                    operation = openapi()["paths"][path][verb]["responses"]
+                    told = operation.get(str(response.status), {}).get("content", {"application/json": {}})
+                    assert response.content_type in told

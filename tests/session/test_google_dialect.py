@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -38,68 +37,62 @@ def _client(b: Bench, session: str) -> Any:
 
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("thoughts", [False, True])
-def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut: bool, thoughts: bool) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, cut=cut)) as b:
-            client = _client(b, await b.client.create())
-            config = {"tools": TOOLS, "thinking_config": {"include_thoughts": thoughts}, "response_logprobs": True}
-            asked: dict[str, Any] = {"model": "m", "contents": "go", "config": config}
-            plain = await client.models.generate_content(**asked)
-            chunks = [chunk async for chunk in await client.models.generate_content_stream(**asked)]
-            assert len(chunks) > 5
-            assert _parts([chunk.candidates[0] for chunk in chunks]) == _parts(plain.candidates)
-            kinds = [kind for kind, _ in _parts(plain.candidates)]
-            assert kinds == ["thought"] * thoughts + ["text", "call", "call"]
-            assert plain.candidates[0].finish_reason == chunks[-1].candidates[0].finish_reason
-            assert plain.candidates[0].finish_reason.value == ("MAX_TOKENS" if cut else "STOP")
-            assert plain.usage_metadata == chunks[-1].usage_metadata
-            assert plain.usage_metadata.cached_content_token_count == 1
-            assert plain.candidates[0].logprobs_result == chunks[-1].candidates[0].logprobs_result
-            sampled = plain.usage_metadata.candidates_token_count
-            assert len(plain.candidates[0].logprobs_result.chosen_candidates) == sampled
-            assert [part.thought_signature is not None for part in plain.candidates[0].content.parts].count(True) == 1
-
-    asyncio.run(run())
+async def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito, cut: bool, thoughts: bool) -> None:
+    async with bench(tiny_model, saying(tito, cut=cut)) as b:
+        client = _client(b, await b.client.create())
+        config = {"tools": TOOLS, "thinking_config": {"include_thoughts": thoughts}, "response_logprobs": True}
+        asked: dict[str, Any] = {"model": "m", "contents": "go", "config": config}
+        plain = await client.models.generate_content(**asked)
+        chunks = [chunk async for chunk in await client.models.generate_content_stream(**asked)]
+        assert len(chunks) > 5
+        assert _parts([chunk.candidates[0] for chunk in chunks]) == _parts(plain.candidates)
+        kinds = [kind for kind, _ in _parts(plain.candidates)]
+        assert kinds == ["thought"] * thoughts + ["text", "call", "call"]
+        assert plain.candidates[0].finish_reason == chunks[-1].candidates[0].finish_reason
+        assert plain.candidates[0].finish_reason.value == ("MAX_TOKENS" if cut else "STOP")
+        assert plain.usage_metadata == chunks[-1].usage_metadata
+        assert plain.usage_metadata.cached_content_token_count == 1
+        assert plain.candidates[0].logprobs_result == chunks[-1].candidates[0].logprobs_result
+        sampled = plain.usage_metadata.candidates_token_count
+        assert len(plain.candidates[0].logprobs_result.chosen_candidates) == sampled
+        assert [part.thought_signature is not None for part in plain.candidates[0].content.parts].count(True) == 1
 
 
 @pytest.mark.parametrize("thoughts", [False, True])
-def test_a_chat_with_tools_is_one_sample(tiny_model: Path, tito: Tito, thoughts: bool) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito)) as b:
-            session = await b.client.create()
-            config = {
-                "tools": TOOLS,
-                "system_instruction": "Be kind.",
-                "thinking_config": {"include_thoughts": thoughts},
-                "automatic_function_calling": {"disable": True},
-            }
-            chat = _client(b, session).chats.create(model="m", config=config)
-            said: Any = "go"
-            for turn in range(4):
-                if turn % 2:
-                    calls = []
-                    async for chunk in await chat.send_message_stream(said):
-                        calls += chunk.function_calls or []
-                else:
-                    calls = (await chat.send_message(said)).function_calls
-                assert [call.args for call in calls] == [{"cmd": "ls"}, {"cmd": "pwd"}]
-                said = [
-                    types.Part(
-                        function_response=types.FunctionResponse(id=call.id, name=call.name, response={"output": "ok"})
-                    )
-                    for call in calls
-                ]
-            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1, 2]
-            assert len(await b.client.collect(session)) == 1
-            prompt = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
-            assert "Be kind." in prompt
-            assert '{"maxLength": 9, "type": ["string", "null"]}' in prompt
-            assert "<tool_response>\nok\n</tool_response>" in prompt
-
-    asyncio.run(run())
+async def test_a_chat_with_tools_is_one_sample(tiny_model: Path, tito: Tito, thoughts: bool) -> None:
+    async with bench(tiny_model, saying(tito)) as b:
+        session = await b.client.create()
+        config = {
+            "tools": TOOLS,
+            "system_instruction": "Be kind.",
+            "thinking_config": {"include_thoughts": thoughts},
+            "automatic_function_calling": {"disable": True},
+        }
+        chat = _client(b, session).chats.create(model="m", config=config)
+        said: Any = "go"
+        for turn in range(4):
+            if turn % 2:
+                calls = []
+                async for chunk in await chat.send_message_stream(said):
+                    calls += chunk.function_calls or []
+            else:
+                calls = (await chat.send_message(said)).function_calls
+            assert [call.args for call in calls] == [{"cmd": "ls"}, {"cmd": "pwd"}]
+            said = [
+                types.Part(
+                    function_response=types.FunctionResponse(id=call.id, name=call.name, response={"output": "ok"})
+                )
+                for call in calls
+            ]
+        assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1, 2]
+        assert len(await b.client.collect(session)) == 1
+        prompt = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
+        assert "Be kind." in prompt
+        assert '{"maxLength": 9, "type": ["string", "null"]}' in prompt
+        assert "<tool_response>\nok\n</tool_response>" in prompt
 
 
-def test_the_client_calls_functions_by_itself(tiny_model: Path, tito: Tito) -> None:
+async def test_the_client_calls_functions_by_itself(tiny_model: Path, tito: Tito) -> None:
     heard: list[str] = []
 
     def run_command(cmd: str) -> str:
@@ -113,19 +106,16 @@ def test_the_client_calls_functions_by_itself(tiny_model: Path, tito: Tito) -> N
         done = "did ls" in tito.encoder.decode(body["input_ids"])
         return answer([*ids_of(tito, "done" if done else call), STOP])
 
-    async def run() -> None:
-        async with bench(tiny_model, script) as b:
-            session = await b.client.create()
-            got = await _client(b, session).models.generate_content(
-                model="m", contents="go", config={"tools": [run_command]}
-            )
-            assert (got.text, heard) == ("done", ["ls"])
-            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0]
-
-    asyncio.run(run())
+    async with bench(tiny_model, script) as b:
+        session = await b.client.create()
+        got = await _client(b, session).models.generate_content(
+            model="m", contents="go", config={"tools": [run_command]}
+        )
+        assert (got.text, heard) == ("done", ["ls"])
+        assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0]
 
 
-def test_choices_formats_counts_and_models(tiny_model: Path, tito: Tito) -> None:
+async def test_choices_formats_counts_and_models(tiny_model: Path, tito: Tito) -> None:
     two = [{"function_declarations": [{**FUNCTION, "name": "run"}, {"name": "walk"}]}]
 
     def mode(mode: str, *names: str) -> dict[str, Any]:
@@ -141,40 +131,34 @@ def test_choices_formats_counts_and_models(tiny_model: Path, tito: Tito) -> None
         ({"response_mime_type": "application/json", "response_schema": SCHEMA}, ['"cmd"'], ["STRING"]),
     ]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([STOP])) as b:
-            client = _client(b, await b.client.create())
-            for config, words, absent in cases:
-                await client.models.generate_content(model="m", contents="go", config=config)
-                tag = b.engine.requests[-1]["sampling_params"].get("structural_tag", "")
-                assert bool(tag) == bool(words)
-                assert all(word in tag for word in words)
-                assert not any(word in tag for word in absent)
-            config = {"max_output_tokens": 7, "stop_sequences": ["END"], "top_k": 3}
+    async with bench(tiny_model, lambda body: answer([STOP])) as b:
+        client = _client(b, await b.client.create())
+        for config, words, absent in cases:
             await client.models.generate_content(model="m", contents="go", config=config)
-            params = b.engine.requests[-1]["sampling_params"]
-            assert (params["max_new_tokens"], params["stop"], params["top_k"]) == (7, ["END"], 3)
-            counted = await client.models.count_tokens(model="m", contents="go")
-            assert counted.total_tokens == len(b.engine.requests[-1]["input_ids"])
-            assert [model.name async for model in await client.models.list()] == [f"models/{tiny_model.name}"]
-            assert (await client.models.get(model="gemini-x")).name == "models/gemini-x"
+            tag = b.engine.requests[-1]["sampling_params"].get("structural_tag", "")
+            assert bool(tag) == bool(words)
+            assert all(word in tag for word in words)
+            assert not any(word in tag for word in absent)
+        config = {"max_output_tokens": 7, "stop_sequences": ["END"], "top_k": 3}
+        await client.models.generate_content(model="m", contents="go", config=config)
+        params = b.engine.requests[-1]["sampling_params"]
+        assert (params["max_new_tokens"], params["stop"], params["top_k"]) == (7, ["END"], 3)
+        counted = await client.models.count_tokens(model="m", contents="go")
+        assert counted.total_tokens == len(b.engine.requests[-1]["input_ids"])
+        assert [model.name async for model in await client.models.list()] == [f"models/{tiny_model.name}"]
+        assert (await client.models.get(model="gemini-x")).name == "models/gemini-x"
 
-    asyncio.run(run())
 
-
-def test_a_stream_without_sse_is_one_json_array(tiny_model: Path, tito: Tito) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito), keep_alive=0.05) as b, aiohttp.ClientSession() as http:
-            url = f"{b.client.url}/sessions/{await b.client.create()}/v1beta/models/m:streamGenerateContent"
-            async with http.post(url, json={"contents": [USER]}) as response:
-                pieces = json.loads(await response.read())
-            assert len(pieces) > 3
-            assert pieces[-1]["candidates"][0]["finishReason"] == "STOP"
-            async with http.post(f"{url}?alt=sse", json={"contents": [USER]}) as response:
-                events = [json.loads(line[6:]) for line in (await response.read()).splitlines() if line]
-            assert len(events) == len(pieces)
-
-    asyncio.run(run())
+async def test_a_stream_without_sse_is_one_json_array(tiny_model: Path, tito: Tito) -> None:
+    async with bench(tiny_model, saying(tito), keep_alive=0.05) as b, aiohttp.ClientSession() as http:
+        url = f"{b.client.url}/sessions/{await b.client.create()}/v1beta/models/m:streamGenerateContent"
+        async with http.post(url, json={"contents": [USER]}) as response:
+            pieces = json.loads(await response.read())
+        assert len(pieces) > 3
+        assert pieces[-1]["candidates"][0]["finishReason"] == "STOP"
+        async with http.post(f"{url}?alt=sse", json={"contents": [USER]}) as response:
+            events = [json.loads(line[6:]) for line in (await response.read()).splitlines() if line]
+        assert len(events) == len(pieces)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -195,27 +179,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_errors_have_googles_shape(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: failure(503), session_retry_seconds=0.2) as b:
-            session = await b.client.create()
-            async with aiohttp.ClientSession() as http:
-                for body, path in BAD:
-                    url = f"{b.client.url}/sessions/{session}/v1beta/models/m:generateContent"
-                    async with http.post(url, json=body) as response:
-                        error = (await response.json())["error"]
-                    assert (response.status, error["code"], error["status"]) == (400, 400, "INVALID_ARGUMENT")
-                    assert path in error["message"]
-            client = _client(b, session)
-            with pytest.raises(errors.ClientError, match="maximum context length"):
-                await client.models.generate_content(model="m", contents="word " * 3000)
-            with pytest.raises(errors.ServerError, match=r"UNAVAILABLE|INTERNAL"):
-                await client.models.generate_content(model="m", contents="go")
-            await b.client.delete(session)
-            with pytest.raises(errors.ClientError, match="NOT_FOUND"):
-                await client.models.generate_content(model="m", contents="go")
-
-    asyncio.run(run())
+async def test_errors_have_googles_shape(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: failure(503), session_retry_seconds=0.2) as b:
+        session = await b.client.create()
+        async with aiohttp.ClientSession() as http:
+            for body, path in BAD:
+                url = f"{b.client.url}/sessions/{session}/v1beta/models/m:generateContent"
+                async with http.post(url, json=body) as response:
+                    error = (await response.json())["error"]
+                assert (response.status, error["code"], error["status"]) == (400, 400, "INVALID_ARGUMENT")
+                assert path in error["message"]
+        client = _client(b, session)
+        with pytest.raises(errors.ClientError, match="maximum context length"):
+            await client.models.generate_content(model="m", contents="word " * 3000)
+        with pytest.raises(errors.ServerError, match=r"UNAVAILABLE|INTERNAL"):
+            await client.models.generate_content(model="m", contents="go")
+        await b.client.delete(session)
+        with pytest.raises(errors.ClientError, match="NOT_FOUND"):
+            await client.models.generate_content(model="m", contents="go")
 
 
 def test_results_without_ids_answer_their_calls_in_order() -> None:

@@ -106,128 +106,109 @@ async def _everything(b: Bench, session: str) -> tuple[Any, ...]:
     return await b.client.describe(session), await b.client.turns(session), arrays
 
 
-def test_a_server_that_starts_again_has_everything_it_had(tiny_model: Path, tito: Tito, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito), run_dir=tmp_path) as b:
-            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 400})
-            messages = await _talk(b, session)
-            await b.chat(session, ASK, tools=CHAT_TOOLS)
-            before = await _everything(b, session)
-            gone = await b.client.create()
-            await b.client.delete(gone)
-        async with bench(tiny_model, saying(tito), run_dir=tmp_path) as b:
-            assert b.server.service is not None
-            assert b.server.service.live() == 1
-            assert await _everything(b, session) == before
-            status, _ = await b.chat(session, messages, tools=CHAT_TOOLS, temperature=0.1)
-            assert status == 200
-            assert (await b.client.describe(session))["turns"][-1]["parent"] == 1
-            assert b.engine.requests[0]["sampling_params"]["temperature"] == 0.7
-            status, body = await b.chat(gone, ASK)
-            assert (status, body["error"]["code"]) == (404, "session_not_found")
-
-    asyncio.run(run())
+async def test_a_server_that_starts_again_has_everything_it_had(tiny_model: Path, tito: Tito, tmp_path: Path) -> None:
+    async with bench(tiny_model, saying(tito), run_dir=tmp_path) as b:
+        session = await b.client.create({"temperature": 0.7, "max_new_tokens": 400})
+        messages = await _talk(b, session)
+        await b.chat(session, ASK, tools=CHAT_TOOLS)
+        before = await _everything(b, session)
+        gone = await b.client.create()
+        await b.client.delete(gone)
+    async with bench(tiny_model, saying(tito), run_dir=tmp_path) as b:
+        assert b.server.service is not None
+        assert b.server.service.live() == 1
+        assert await _everything(b, session) == before
+        status, _ = await b.chat(session, messages, tools=CHAT_TOOLS, temperature=0.1)
+        assert status == 200
+        assert (await b.client.describe(session))["turns"][-1]["parent"] == 1
+        assert b.engine.requests[0]["sampling_params"]["temperature"] == 0.7
+        status, body = await b.chat(gone, ASK)
+        assert (status, body["error"]["code"]) == (404, "session_not_found")
 
 
-def test_sessions_beyond_the_memory_wait_in_the_journal(tiny_model: Path, tito: Tito, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito), run_dir=tmp_path, session_memory_gb=2e-5) as b:
-            sessions = [await b.client.create() for _ in range(6)]
-            talks = [await _talk(b, session) for session in sessions]
-            assert b.server.service is not None
-            held = b.server.service._sessions
-            assert len(held.resident()) <= 2
-            assert held.live() == 6
-            for session, messages in zip(sessions, talks, strict=True):
-                await b.chat(session, messages, tools=CHAT_TOOLS)
-                assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1]
-            await asyncio.gather(*(b.client.delete(session) for session in sessions))
-            assert held.live() == 0
-
-    asyncio.run(run())
+async def test_sessions_beyond_the_memory_wait_in_the_journal(tiny_model: Path, tito: Tito, tmp_path: Path) -> None:
+    async with bench(tiny_model, saying(tito), run_dir=tmp_path, session_memory_gb=2e-5) as b:
+        sessions = [await b.client.create() for _ in range(6)]
+        talks = [await _talk(b, session) for session in sessions]
+        assert b.server.service is not None
+        held = b.server.service._sessions
+        assert len(held.resident()) <= 2
+        assert held.live() == 6
+        for session, messages in zip(sessions, talks, strict=True):
+            await b.chat(session, messages, tools=CHAT_TOOLS)
+            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1]
+        await asyncio.gather(*(b.client.delete(session) for session in sessions))
+        assert held.live() == 0
 
 
-def test_many_requests_for_one_spilled_session_load_it_once(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
-            session = await b.client.create()
-            await _talk(b, session)
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
-            await asyncio.gather(*(b.chat(session, ASK) for _ in range(8)))
-            assert len((await b.client.describe(session))["turns"]) == 10
-            assert b.server.service is not None
-            assert b.server.service.live() == 1
-
-    asyncio.run(run())
+async def test_many_requests_for_one_spilled_session_load_it_once(tiny_model: Path, tmp_path: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
+        session = await b.client.create()
+        await _talk(b, session)
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
+        await asyncio.gather(*(b.chat(session, ASK) for _ in range(8)))
+        assert len((await b.client.describe(session))["turns"]) == 10
+        assert b.server.service is not None
+        assert b.server.service.live() == 1
 
 
 @pytest.mark.parametrize("journaled", [True, False])
-def test_idle_sessions_expire_and_deleted_ones_stay_deleted(tiny_model: Path, tmp_path: Path, journaled: bool) -> None:
-    async def run() -> None:
-        run_dir = tmp_path if journaled else None
-        script = lambda body: answer([5, STOP])  # noqa: E731
-        async with bench(tiny_model, script, run_dir=run_dir, session_idle_seconds=0.4) as b:
-            session = await b.client.create()
-            await b.chat(session, ASK)
-            assert b.server.service is not None
-            for _ in range(100):
-                if b.server.service.live() == 0:
-                    break
-                await asyncio.sleep(0.05)
-            assert (await b.client.describe(session))["turns"] == []
-            assert b.server.service.live() == 0
-            assert b.server.service.stats()["sessions_expired"] == 1
+async def test_idle_sessions_expire_and_deleted_ones_stay_deleted(
+    tiny_model: Path, tmp_path: Path, journaled: bool
+) -> None:
+    run_dir = tmp_path if journaled else None
+    script = lambda body: answer([5, STOP])  # noqa: E731
+    async with bench(tiny_model, script, run_dir=run_dir, session_idle_seconds=0.4) as b:
+        session = await b.client.create()
+        await b.chat(session, ASK)
+        assert b.server.service is not None
+        for _ in range(100):
+            if b.server.service.live() == 0:
+                break
+            await asyncio.sleep(0.05)
+        assert (await b.client.describe(session))["turns"] == []
+        assert b.server.service.live() == 0
+        assert b.server.service.stats()["sessions_expired"] == 1
 
-    asyncio.run(run())
 
-
-def test_unknown_sessions_are_made_by_a_post_and_empty_to_a_get(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            assert (await b.client.describe("lost"))["turns"] == []
-            assert (await b.client.turns("lost"))["turns"] == []
-            assert await b.client.collect("lost") == []
-            assert b.server.service is not None
-            assert b.server.service.live() == 0
-            with pytest.raises(SessionError, match="there is no session"):
-                await b.client.delete("lost")
-            assert (await b.chat("lost", ASK))[0] == 200
-            assert (await b.client.describe("lost"))["recreated"] is True
-            (sample,) = await b.client.collect("lost")
-            assert sample.metadata["recreated"] is True
+async def test_unknown_sessions_are_made_by_a_post_and_empty_to_a_get(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        assert (await b.client.describe("lost"))["turns"] == []
+        assert (await b.client.turns("lost"))["turns"] == []
+        assert await b.client.collect("lost") == []
+        assert b.server.service is not None
+        assert b.server.service.live() == 0
+        with pytest.raises(SessionError, match="there is no session"):
             await b.client.delete("lost")
-            assert (await b.chat("lost", ASK))[0] == 404
-
-    asyncio.run(run())
-
-
-def test_a_journal_that_another_server_has_open_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
-            with pytest.raises(UserError, match="--session-journal-dir"):
-                async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
-                    pass
-
-    asyncio.run(run())
+        assert (await b.chat("lost", ASK))[0] == 200
+        assert (await b.client.describe("lost"))["recreated"] is True
+        (sample,) = await b.client.collect("lost")
+        assert sample.metadata["recreated"] is True
+        await b.client.delete("lost")
+        assert (await b.chat("lost", ASK))[0] == 404
 
 
-def test_a_turn_that_cannot_be_journaled_is_not_answered(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
-            session = await b.client.create()
-            await b.chat(session, ASK)
-            before = await _everything(b, session)
-            assert b.server.service is not None
-            journal = b.server.service._sessions._journal
-            assert journal is not None
-            await journal._do(lambda db: db.execute("PRAGMA query_only = 1") and None)
-            status, body = await b.chat(session, ASK)
-            assert (status, body["error"]["code"]) == (503, "journal_failed")
-            assert await _everything(b, session) == before
-            await journal._do(lambda db: db.execute("PRAGMA query_only = 0") and None)
-            assert (await b.chat(session, ASK))[0] == 200
+async def test_a_journal_that_another_server_has_open_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
+        with pytest.raises(UserError, match="--session-journal-dir"):
+            async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
+                pass
 
-    asyncio.run(run())
+
+async def test_a_turn_that_cannot_be_journaled_is_not_answered(tiny_model: Path, tmp_path: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
+        session = await b.client.create()
+        await b.chat(session, ASK)
+        before = await _everything(b, session)
+        assert b.server.service is not None
+        journal = b.server.service._sessions._journal
+        assert journal is not None
+        await journal._do(lambda db: db.execute("PRAGMA query_only = 1") and None)
+        status, body = await b.chat(session, ASK)
+        assert (status, body["error"]["code"]) == (503, "journal_failed")
+        assert await _everything(b, session) == before
+        await journal._do(lambda db: db.execute("PRAGMA query_only = 0") and None)
+        assert (await b.chat(session, ASK))[0] == 200
 
 
 def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:
@@ -258,14 +239,11 @@ def test_the_journal_lies_on_the_nodes_own_disk(
     assert "is on nfs4: commits are slow" in caplog.text
 
 
-def test_a_journal_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_journal_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "sessions").mkdir()
     with closing(sqlite3.connect(tmp_path / "sessions" / "sessions-0.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")
 
-    async def run() -> None:
-        with pytest.raises(UserError, match="of version 99"):
-            async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
-                pass
-
-    asyncio.run(run())
+    with pytest.raises(UserError, match="of version 99"):
+        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path):
+            pass

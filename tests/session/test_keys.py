@@ -31,74 +31,65 @@ def test_loopback_is_recognised() -> None:
     assert not any(map(loopback, ("", "0.0.0.0", "::", "10.0.0.1", "host")))
 
 
-def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
-            session, other = await b.client.create(), await b.client.create()
-            key = b.client.api_key(session)
-            base = b.client.base_url(session)
-            async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as agent:
-                assert (await agent.chat.completions.create(model="m", messages=ASK)).choices
-            for wrong in ("none", b.client.api_key(other), key[:-1]):
-                async with openai.AsyncOpenAI(base_url=base, api_key=wrong, max_retries=0) as agent:
-                    with pytest.raises(openai.AuthenticationError, match="POST /sessions"):
-                        await agent.chat.completions.create(model="m", messages=ASK)
-            async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key=key, max_retries=0) as claude:
+async def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_path: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
+        session, other = await b.client.create(), await b.client.create()
+        key = b.client.api_key(session)
+        base = b.client.base_url(session)
+        async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as agent:
+            assert (await agent.chat.completions.create(model="m", messages=ASK)).choices
+        for wrong in ("none", b.client.api_key(other), key[:-1]):
+            async with openai.AsyncOpenAI(base_url=base, api_key=wrong, max_retries=0) as agent:
+                with pytest.raises(openai.AuthenticationError, match="POST /sessions"):
+                    await agent.chat.completions.create(model="m", messages=ASK)
+        async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key=key, max_retries=0) as claude:
+            await claude.messages.create(model="m", max_tokens=5, messages=ASK)
+        async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key="x", max_retries=0) as claude:
+            with pytest.raises(anthropic.AuthenticationError) as refused:
                 await claude.messages.create(model="m", max_tokens=5, messages=ASK)
-            async with anthropic.AsyncAnthropic(base_url=base[:-3], api_key="x", max_retries=0) as claude:
-                with pytest.raises(anthropic.AuthenticationError) as refused:
-                    await claude.messages.create(model="m", max_tokens=5, messages=ASK)
-                body: Any = refused.value.body
-                assert body["error"]["type"] == "authentication_error"
-            assert (await b.chat(session, ASK))[0] == 401
-            assert (await b.chat("nobody", ASK))[0] == 401
-            async with SessionClient(b.client.url) as stranger:
-                for call in (stranger.collect, stranger.describe, stranger.turns, stranger.delete):
-                    with pytest.raises(SessionError, match="401"):
-                        await call(session)
-            assert len((await b.client.describe(session))["turns"]) == 2
-        async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
-            agent = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key=key, max_retries=0)
-            assert (await agent.chat.completions.create(model="m", messages=ASK)).choices, "after a restart too"
-            await agent.close()
-
-    asyncio.run(run())
+            body: Any = refused.value.body
+            assert body["error"]["type"] == "authentication_error"
+        assert (await b.chat(session, ASK))[0] == 401
+        assert (await b.chat("nobody", ASK))[0] == 401
+        async with SessionClient(b.client.url) as stranger:
+            for call in (stranger.collect, stranger.describe, stranger.turns, stranger.delete):
+                with pytest.raises(SessionError, match="401"):
+                    await call(session)
+        assert len((await b.client.describe(session))["turns"]) == 2
+    async with bench(tiny_model, lambda body: answer([5, STOP]), bind_host="0.0.0.0", run_dir=tmp_path) as b:
+        agent = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key=key, max_retries=0)
+        assert (await agent.chat.completions.create(model="m", messages=ASK)).choices, "after a restart too"
+        await agent.close()
 
 
-def test_opening_a_session_needs_the_admin_key_where_there_is_one(tiny_model: Path) -> None:
-    async def run() -> None:
-        server = SessionServer(replace(spec(tiny_model), bind_host="0.0.0.0", admin_key="k"))
-        url = await server.start()
-        try:
-            for key in (None, "other"):
-                async with SessionClient(url, admin_key=key) as stranger:
-                    with pytest.raises(SessionError, match="opening a session needs the admin key") as refused:
-                        await stranger.create()
-                assert refused.value.status == 401
-                with pytest.raises(UserError, match="opening a session needs the admin key"):
-                    await asyncio.to_thread(AgentSession(url, admin_key=key).__enter__)
-            async with SessionClient(url, admin_key="k") as client:
-                assert (await client.describe(await client.create()))["turns"] == []
-        finally:
-            await server.stop()
-
-    asyncio.run(run())
+async def test_opening_a_session_needs_the_admin_key_where_there_is_one(tiny_model: Path) -> None:
+    server = SessionServer(replace(spec(tiny_model), bind_host="0.0.0.0", admin_key="k"))
+    url = await server.start()
+    try:
+        for key in (None, "other"):
+            async with SessionClient(url, admin_key=key) as stranger:
+                with pytest.raises(SessionError, match="opening a session needs the admin key") as refused:
+                    await stranger.create()
+            assert refused.value.status == 401
+            with pytest.raises(UserError, match="opening a session needs the admin key"):
+                await asyncio.to_thread(AgentSession(url, admin_key=key).__enter__)
+        async with SessionClient(url, admin_key="k") as client:
+            assert (await client.describe(await client.create()))["turns"] == []
+    finally:
+        await server.stop()
 
 
-def test_metrics_are_what_prometheus_reads(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b, aiohttp.ClientSession() as http:
-            session = await b.client.create()
-            await b.chat(session, ASK)
-            async with http.get(f"{b.client.url}/metrics") as response:
-                families = list(text_string_to_metric_families(await response.text()))
-            found = {sample.name: sample.value for family in families for sample in family.samples}
-            assert found["miles_lite_session_turns_total"] == 1
-            assert found["miles_lite_session_sessions"] == 1
-            assert found["miles_lite_session_turn_seconds_count"] == 1
-            assert found["miles_lite_session_session_bytes"] > 0
-
-    asyncio.run(run())
+async def test_metrics_are_what_prometheus_reads(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b, aiohttp.ClientSession() as http:
+        session = await b.client.create()
+        await b.chat(session, ASK)
+        async with http.get(f"{b.client.url}/metrics") as response:
+            families = list(text_string_to_metric_families(await response.text()))
+        found = {sample.name: sample.value for family in families for sample in family.samples}
+        assert found["miles_lite_session_turns_total"] == 1
+        assert found["miles_lite_session_sessions"] == 1
+        assert found["miles_lite_session_turn_seconds_count"] == 1
+        assert found["miles_lite_session_session_bytes"] > 0
 
 
 def test_log_lines_name_the_session(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:

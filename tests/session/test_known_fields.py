@@ -186,21 +186,18 @@ def test_unknown_fields_are_counted_or_refused(tiny_model: Path) -> None:
     assert (status, body["error"]["param"], counts) == (400, "brand_new", {})
 
 
-def test_clients_see_the_name_of_what_is_refused(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            session = await b.client.create()
-            async with openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key="-", max_retries=0) as agent:
-                with pytest.raises(openai.BadRequestError, match="logit_bias") as refused:
-                    await agent.chat.completions.create(model="m", messages=ASK, logit_bias={"5": 1})
-                assert refused.value.param == "logit_bias"
-            url = f"{b.client.url}/sessions/{session}"
-            async with anthropic.AsyncAnthropic(base_url=url, api_key="-", max_retries=0) as claude:
-                with pytest.raises(anthropic.BadRequestError, match="thread is not served"):
-                    await claude.beta.messages.create(model="m", max_tokens=5, messages=ASK, thread={"type": "create"})
-            assert b.engine.requests == []
-
-    asyncio.run(run())
+async def test_clients_see_the_name_of_what_is_refused(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        session = await b.client.create()
+        async with openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key="-", max_retries=0) as agent:
+            with pytest.raises(openai.BadRequestError, match="logit_bias") as refused:
+                await agent.chat.completions.create(model="m", messages=ASK, logit_bias={"5": 1})
+            assert refused.value.param == "logit_bias"
+        url = f"{b.client.url}/sessions/{session}"
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="-", max_retries=0) as claude:
+            with pytest.raises(anthropic.BadRequestError, match="thread is not served"):
+                await claude.beta.messages.create(model="m", max_tokens=5, messages=ASK, thread={"type": "create"})
+        assert b.engine.requests == []
 
 
 def test_the_documentation_has_the_tables() -> None:

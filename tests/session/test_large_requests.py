@@ -29,7 +29,7 @@ async def _post(b: Bench, data: bytes) -> tuple[int, dict[str, Any]]:
         return response.status, (await response.json())["error"]
 
 
-def test_what_cannot_fit_the_context_is_refused_with_numbers(tiny_model: Path) -> None:
+async def test_what_cannot_fit_the_context_is_refused_with_numbers(tiny_model: Path) -> None:
     text, brackets = "x" * (BOUNDS.body + 1), ",".join(["[]"] * (BOUNDS.containers + 1)) + " " * 2**18
     refused: list[tuple[str, int, str]] = [
         (json.dumps({"messages": [], "user": text}), 413, f"is over {BOUNDS.body} bytes, for a context of 2048 tokens"),
@@ -54,25 +54,19 @@ def test_what_cannot_fit_the_context_is_refused_with_numbers(tiny_model: Path) -
         (json.dumps({"messages": [{"role": "user", "content": "a b " * 50_000}]}), 400, "resulted in at least"),
     ]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            for data, status, words in refused:
-                got, error = await _post(b, data.encode())
-                assert (got, words in error["message"]) == (status, True), error
-                if status == 400:
-                    assert error["code"] == "context_length_exceeded"
-            assert b.engine.requests == []
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        for data, status, words in refused:
+            got, error = await _post(b, data.encode())
+            assert (got, words in error["message"]) == (status, True), error
+            if status == 400:
+                assert error["code"] == "context_length_exceeded"
+        assert b.engine.requests == []
 
 
-def test_media_are_not_counted_as_text(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            body = {"messages": GO, "user": "data:image/png;base64," + "A" * BOUNDS.body}
-            assert (await b.chat(await b.client.create(), body.pop("messages"), **body))[0] == 200
-
-    asyncio.run(run())
+async def test_media_are_not_counted_as_text(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        body = {"messages": GO, "user": "data:image/png;base64," + "A" * BOUNDS.body}
+        assert (await b.chat(await b.client.create(), body.pop("messages"), **body))[0] == 200
 
 
 class _Gate:
@@ -93,44 +87,40 @@ class _Gate:
         monkeypatch.setattr(placer, "place", held)
 
 
-def test_others_are_served_while_a_large_request_is_rendered(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            gate = _Gate(b, monkeypatch)
-            large = asyncio.create_task(b.chat(await b.client.create(), LARGE))
-            assert await asyncio.to_thread(gate.entered.wait, 20)
-            other = await b.client.create()
-            for _ in range(3):
-                assert (await b.chat(other, GO))[0] == 200
-            assert not large.done()
-            gate.opened.set()
-            status, got = await large
-            assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
-
-    asyncio.run(run())
-
-
-def test_who_leaves_while_his_request_is_rendered_asks_no_engine(
+async def test_others_are_served_while_a_large_request_is_rendered(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def run() -> None:
-        options: dict[str, Any] = {"session_disconnect_grace": 0.0, "context_length": 10**6}
-        async with bench(tiny_model, lambda body: answer([5, STOP]), **options) as b:
-            gate, session = _Gate(b, monkeypatch), await b.client.create()
-            large = asyncio.create_task(b.chat(session, LARGE))
-            assert await asyncio.to_thread(gate.entered.wait, 20)
-            large.cancel()
-            await asyncio.gather(large, return_exceptions=True)
-            await asyncio.sleep(0.1)
-            gate.opened.set()
-            await asyncio.sleep(0.1)
-            assert (await b.chat(session, GO))[0] == 200
-            assert len(b.engine.requests) == 1
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        gate = _Gate(b, monkeypatch)
+        large = asyncio.create_task(b.chat(await b.client.create(), LARGE))
+        assert await asyncio.to_thread(gate.entered.wait, 20)
+        other = await b.client.create()
+        for _ in range(3):
+            assert (await b.chat(other, GO))[0] == 200
+        assert not large.done()
+        gate.opened.set()
+        status, got = await large
+        assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_memory_counts_lists_and_objects(tiny_model: Path) -> None:
+async def test_who_leaves_while_his_request_is_rendered_asks_no_engine(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"session_disconnect_grace": 0.0, "context_length": 10**6}
+    async with bench(tiny_model, lambda body: answer([5, STOP]), **options) as b:
+        gate, session = _Gate(b, monkeypatch), await b.client.create()
+        large = asyncio.create_task(b.chat(session, LARGE))
+        assert await asyncio.to_thread(gate.entered.wait, 20)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        gate.opened.set()
+        await asyncio.sleep(0.1)
+        assert (await b.chat(session, GO))[0] == 200
+        assert len(b.engine.requests) == 1
+
+
+async def test_memory_counts_lists_and_objects(tiny_model: Path) -> None:
     """A message's parts and a call's arguments, and an agent's tools, once."""
     size = 200_000
     parts = [{"role": "user", "content": [{"type": "text", "text": "x" * size}]}]
@@ -140,18 +130,15 @@ def test_memory_counts_lists_and_objects(tiny_model: Path) -> None:
     tools = [{**CHAT_TOOLS[0], "function": {**CHAT_TOOLS[0]["function"], "description": "z " * (size // 2)}}]
     assert caller_of(None, tools).tools is tools
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), context_length=10**6) as b:
-            service = b.server.service
-            assert service is not None
-            before = service.stats()["session_bytes"]
-            session = await b.client.create()
-            _, got = await b.chat(session, GO, tools=tools)
-            first = service.stats()["session_bytes"]
-            assert first - before > size
-            assert (await b.chat(session, [*GO, got["choices"][0]["message"], *GO], tools=tools))[0] == 200
-            assert service.stats()["session_bytes"] - first < size, "tools are held once"
-            await b.client.delete(session)
-            assert service.stats()["session_bytes"] == before
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([5, STOP]), context_length=10**6) as b:
+        service = b.server.service
+        assert service is not None
+        before = service.stats()["session_bytes"]
+        session = await b.client.create()
+        _, got = await b.chat(session, GO, tools=tools)
+        first = service.stats()["session_bytes"]
+        assert first - before > size
+        assert (await b.chat(session, [*GO, got["choices"][0]["message"], *GO], tools=tools))[0] == 200
+        assert service.stats()["session_bytes"] - first < size, "tools are held once"
+        await b.client.delete(session)
+        assert service.stats()["session_bytes"] == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,31 +143,26 @@ def test_each_agent_has_its_own_line() -> None:
     assert [tip.number for tip in linear.tips(tree)] == [1, 2]
 
 
-def test_a_refused_or_failed_request_leaves_the_service_as_it_was(tiny_model: Path) -> None:
+async def test_a_refused_or_failed_request_leaves_the_service_as_it_was(tiny_model: Path) -> None:
     answers: list[Any] = [lambda: answer([5, STOP])]
 
-    async def run() -> None:
-        async with bench(
-            tiny_model, lambda body: answers[-1](), use_session_server="v1", session_retry_seconds=0.2
-        ) as b:
-            assert b.server.service is not None
-            session, line = await b.client.create(), [S, U]
-            for turn in range(3):
-                _, got = await b.chat(session, line)
-                line = [*line, got["choices"][0]["message"], user(f"u{turn}")]
-            tree = await b.server.service.tree(session)
-            before = fingerprint(tree)
-            assert (await b.chat(session, [S, U]))[1]["error"]["code"] == "rollback_failed"
-            status, got = await b.chat(session, [*line, {"role": "system", "content": "x"}])
-            assert (status, got["error"]["code"]) == (400, "role_not_allowed")
-            answers.append(lambda: failure(503))
-            assert (await b.chat(session, line[:-2]))[0] == 502
-            answers.append(lambda: answer([6, STOP]))
-            assert fingerprint(tree) == before
-            assert (await b.chat(session, line[:-2]))[0] == 200
-            assert [tip.number for tip in linear.tips(tree)] == [3]
-            (sample,) = await b.client.collect(session)
-            assert sample.metadata["turns"] == 3
-            assert sample.tokens[-2] == 6
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answers[-1](), use_session_server="v1", session_retry_seconds=0.2) as b:
+        assert b.server.service is not None
+        session, line = await b.client.create(), [S, U]
+        for turn in range(3):
+            _, got = await b.chat(session, line)
+            line = [*line, got["choices"][0]["message"], user(f"u{turn}")]
+        tree = await b.server.service.tree(session)
+        before = fingerprint(tree)
+        assert (await b.chat(session, [S, U]))[1]["error"]["code"] == "rollback_failed"
+        status, got = await b.chat(session, [*line, {"role": "system", "content": "x"}])
+        assert (status, got["error"]["code"]) == (400, "role_not_allowed")
+        answers.append(lambda: failure(503))
+        assert (await b.chat(session, line[:-2]))[0] == 502
+        answers.append(lambda: answer([6, STOP]))
+        assert fingerprint(tree) == before
+        assert (await b.chat(session, line[:-2]))[0] == 200
+        assert [tip.number for tip in linear.tips(tree)] == [3]
+        (sample,) = await b.client.collect(session)
+        assert sample.metadata["turns"] == 3
+        assert sample.tokens[-2] == 6

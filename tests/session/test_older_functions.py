@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -24,67 +23,60 @@ async def _client(b: Bench, session: str) -> openai.AsyncOpenAI:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_conversation_in_the_older_form_is_one_sample(tiny_model: Path, tito: Tito, streamed: bool) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, ONE), session_message_matcher="strict") as b:
-            session = await b.client.create()
-            client = await _client(b, session)
-            messages: list[Any] = list(ASK)
-            for turn in range(3):
-                asked: dict[str, Any] = {"model": "m", "messages": messages, "functions": [FUNCTION]}
-                message, reason = await (_streamed if streamed else _plain)(client, asked)
-                assert message["function_call"] == {"name": "run", "arguments": '{"cmd": "ls"}'}
-                assert "tool_calls" not in message
-                assert reason == "function_call"
-                messages += [message, {"role": "function", "name": "run", "content": f"result {turn}"}]
-            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1]
-            assert len(await b.client.collect(session)) == 1
-            prompt = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
-            assert "<tool_response>\nresult 1\n</tool_response>" in prompt
-            assert '"name": "run"' in prompt.partition("<|im_end|>")[0]
-
-    asyncio.run(run())
+async def test_a_conversation_in_the_older_form_is_one_sample(tiny_model: Path, tito: Tito, streamed: bool) -> None:
+    async with bench(tiny_model, saying(tito, ONE), session_message_matcher="strict") as b:
+        session = await b.client.create()
+        client = await _client(b, session)
+        messages: list[Any] = list(ASK)
+        for turn in range(3):
+            asked: dict[str, Any] = {"model": "m", "messages": messages, "functions": [FUNCTION]}
+            message, reason = await (_streamed if streamed else _plain)(client, asked)
+            assert message["function_call"] == {"name": "run", "arguments": '{"cmd": "ls"}'}
+            assert "tool_calls" not in message
+            assert reason == "function_call"
+            messages += [message, {"role": "function", "name": "run", "content": f"result {turn}"}]
+        assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1]
+        assert len(await b.client.collect(session)) == 1
+        prompt = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
+        assert "<tool_response>\nresult 1\n</tool_response>" in prompt
+        assert '"name": "run"' in prompt.partition("<|im_end|>")[0]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_calls_that_the_older_form_cannot_say_are_in_tool_calls(tiny_model: Path, tito: Tito, streamed: bool) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito)) as b:
-            session = await b.client.create()
-            client = await _client(b, session)
-            asked: dict[str, Any] = {"model": "m", "messages": ASK, "functions": [FUNCTION]}
-            message, _ = await (_streamed if streamed else _plain)(client, asked)
-            assert message["function_call"]["arguments"] == '{"cmd": "ls"}'
-            assert [call["function"]["arguments"] for call in message["tool_calls"]] == [
-                '{"cmd": "ls"}',
-                '{"cmd": "pwd"}',
-            ]
-            asked["messages"] = [*ASK, message, {"role": "function", "name": "run", "content": "ok"}]
-            await client.chat.completions.create(**asked)
-            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0]
+async def test_calls_that_the_older_form_cannot_say_are_in_tool_calls(
+    tiny_model: Path, tito: Tito, streamed: bool
+) -> None:
+    async with bench(tiny_model, saying(tito)) as b:
+        session = await b.client.create()
+        client = await _client(b, session)
+        asked: dict[str, Any] = {"model": "m", "messages": ASK, "functions": [FUNCTION]}
+        message, _ = await (_streamed if streamed else _plain)(client, asked)
+        assert message["function_call"]["arguments"] == '{"cmd": "ls"}'
+        assert [call["function"]["arguments"] for call in message["tool_calls"]] == [
+            '{"cmd": "ls"}',
+            '{"cmd": "pwd"}',
+        ]
+        asked["messages"] = [*ASK, message, {"role": "function", "name": "run", "content": "ok"}]
+        await client.chat.completions.create(**asked)
+        assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0]
 
-    asyncio.run(run())
 
-
-def test_a_choice_in_the_older_form(tiny_model: Path, tito: Tito) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, ONE)) as b:
-            session = await b.client.create()
-            status, _ = await b.chat(session, ASK, functions=[FUNCTION], function_call={"name": "run"})
-            assert status == 200
-            assert "tags_with_separator" in b.engine.requests[-1]["sampling_params"]["structural_tag"]
-            status, answer = await b.chat(session, ASK, functions=[FUNCTION], function_call="none")
-            assert "function_call" not in answer["choices"][0]["message"]
-            for bad, path in (
-                ({"functions": [FUNCTION], "tools": [{"type": "function", "function": FUNCTION}]}, "functions"),
-                ({"functions": [FUNCTION], "function_call": "required"}, "function_call"),
-                ({"functions": [FUNCTION], "function_call": {"name": "nobody"}}, "tool_choice"),
-                ({"functions": [{}]}, "tools[0].function.name"),
-            ):
-                status, answer = await b.chat(session, ASK, **bad)
-                assert (status, answer["error"]["param"]) == (400, path)
-
-    asyncio.run(run())
+async def test_a_choice_in_the_older_form(tiny_model: Path, tito: Tito) -> None:
+    async with bench(tiny_model, saying(tito, ONE)) as b:
+        session = await b.client.create()
+        status, _ = await b.chat(session, ASK, functions=[FUNCTION], function_call={"name": "run"})
+        assert status == 200
+        assert "tags_with_separator" in b.engine.requests[-1]["sampling_params"]["structural_tag"]
+        status, answer = await b.chat(session, ASK, functions=[FUNCTION], function_call="none")
+        assert "function_call" not in answer["choices"][0]["message"]
+        for bad, path in (
+            ({"functions": [FUNCTION], "tools": [{"type": "function", "function": FUNCTION}]}, "functions"),
+            ({"functions": [FUNCTION], "function_call": "required"}, "function_call"),
+            ({"functions": [FUNCTION], "function_call": {"name": "nobody"}}, "tool_choice"),
+            ({"functions": [{}]}, "tools[0].function.name"),
+        ):
+            status, answer = await b.chat(session, ASK, **bad)
+            assert (status, answer["error"]["param"]) == (400, path)
 
 
 async def _plain(client: openai.AsyncOpenAI, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -39,40 +39,34 @@ def test_a_sessions_own_parameters_ask_for_one_answer(n: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", ["keep", "mask"])
-def test_inexact_turns_are_flagged_and_kept_or_masked(tiny_model: Path, policy: str) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([40, STOP]), session_logprob_inexact=policy) as b:
-            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
-            _, got = await b.chat(session, ASK, tools=CHAT_TOOLS)
-            more = [*ASK, got["choices"][0]["message"], *ASK]
-            await b.chat(session, more, tools=CHAT_TOOLS, tool_choice="required")
-            (sample,) = await b.client.collect(session)
-            assert sample.metadata["logprob_inexact"] == {"parameters": ["structural_tag"], "tokens": 2}
-            assert sample.trained_tokens == (4 if policy == "keep" else 2)
-            first, second = (await b.client.describe(session))["turns"]
-            assert first["sampling"] == b.engine.requests[0]["sampling_params"]
-            assert "structural_tag" in second["sampling"]
-            plain = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
-            await b.chat(plain, ASK, top_p=0.2)
-            (sample,) = await b.client.collect(plain)
-            assert "logprob_inexact" not in sample.metadata, "the client's top_p gave way to the run's"
-            top_p = await b.client.create({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 50})
-            await b.chat(top_p, ASK)
-            (sample,) = await b.client.collect(top_p)
-            assert sample.metadata["logprob_inexact"]["parameters"] == ["top_p"]
-
-    asyncio.run(run())
+async def test_inexact_turns_are_flagged_and_kept_or_masked(tiny_model: Path, policy: str) -> None:
+    async with bench(tiny_model, lambda body: answer([40, STOP]), session_logprob_inexact=policy) as b:
+        session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+        _, got = await b.chat(session, ASK, tools=CHAT_TOOLS)
+        more = [*ASK, got["choices"][0]["message"], *ASK]
+        await b.chat(session, more, tools=CHAT_TOOLS, tool_choice="required")
+        (sample,) = await b.client.collect(session)
+        assert sample.metadata["logprob_inexact"] == {"parameters": ["structural_tag"], "tokens": 2}
+        assert sample.trained_tokens == (4 if policy == "keep" else 2)
+        first, second = (await b.client.describe(session))["turns"]
+        assert first["sampling"] == b.engine.requests[0]["sampling_params"]
+        assert "structural_tag" in second["sampling"]
+        plain = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+        await b.chat(plain, ASK, top_p=0.2)
+        (sample,) = await b.client.collect(plain)
+        assert "logprob_inexact" not in sample.metadata, "the client's top_p gave way to the run's"
+        top_p = await b.client.create({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 50})
+        await b.chat(top_p, ASK)
+        (sample,) = await b.client.collect(top_p)
+        assert sample.metadata["logprob_inexact"]["parameters"] == ["top_p"]
 
 
 @pytest.mark.parametrize("chooses", [True, False])
-def test_clients_choose_sampling_parameters_only_where_they_may(tiny_model: Path, chooses: bool) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([40, STOP]), session_client_sampling=chooses) as b:
-            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
-            await b.chat(session, ASK, temperature=0.2)
-            assert b.engine.requests[0]["sampling_params"]["temperature"] == (0.2 if chooses else 0.7)
-
-    asyncio.run(run())
+async def test_clients_choose_sampling_parameters_only_where_they_may(tiny_model: Path, chooses: bool) -> None:
+    async with bench(tiny_model, lambda body: answer([40, STOP]), session_client_sampling=chooses) as b:
+        session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+        await b.chat(session, ASK, temperature=0.2)
+        assert b.engine.requests[0]["sampling_params"]["temperature"] == (0.2 if chooses else 0.7)
 
 
 @pytest.mark.parametrize("status", [400, 409])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -32,43 +31,37 @@ async def _ask(b: Bench, session: str) -> None:
 
 
 @pytest.mark.parametrize("memory", [8.0, 0.0])
-def test_samples_say_who_asked_also_when_they_come_from_the_journal(
+async def test_samples_say_who_asked_also_when_they_come_from_the_journal(
     tiny_model: Path, tmp_path: Path, memory: float
 ) -> None:
-    async def run() -> None:
-        script = lambda body: answer([5, STOP])  # noqa: E731
-        async with bench(tiny_model, script, run_dir=tmp_path, session_memory_gb=memory) as b:
-            session = await b.client.create()
-            await _ask(b, session)
-            await b.client.create()
-            said = [sample.metadata for sample in await b.client.collect(session)]
-            assert [each["system"] for each in said] == [system.strip().splitlines()[0] for system, _ in REQUESTS]
-            assert [each.get("hints") for each in said] == [
-                None,
-                None,
-                {"x-claude-code-agent-id": "a1b2"},
-                {"x-openai-subagent": "compact"},
-                None,
-            ]
-            assert [each.get("agent") for each in said] == [None] * 4 + ["summary"]
-
-    asyncio.run(run())
+    script = lambda body: answer([5, STOP])  # noqa: E731
+    async with bench(tiny_model, script, run_dir=tmp_path, session_memory_gb=memory) as b:
+        session = await b.client.create()
+        await _ask(b, session)
+        await b.client.create()
+        said = [sample.metadata for sample in await b.client.collect(session)]
+        assert [each["system"] for each in said] == [system.strip().splitlines()[0] for system, _ in REQUESTS]
+        assert [each.get("hints") for each in said] == [
+            None,
+            None,
+            {"x-claude-code-agent-id": "a1b2"},
+            {"x-openai-subagent": "compact"},
+            None,
+        ]
+        assert [each.get("agent") for each in said] == [None] * 4 + ["summary"]
 
 
 @pytest.mark.parametrize(("name", "picked"), [("task_only", [0, 2]), ("without_subagents", [0])])
-def test_a_picker_leaves_out_what_is_not_the_task(tiny_model: Path, name: str, picked: list[int]) -> None:
-    async def run() -> None:
-        path: dict[str, Any] = {"session_sample_picker_path": f"miles_lite.session.samples.pickers.{name}"}
-        async with bench(tiny_model, lambda body: answer([5, STOP]), session_disconnect_grace=0.0, **path) as b:
-            session = await b.client.create()
-            await _ask(b, session)
-            assert [sample.metadata["leaf"] for sample in await b.client.collect(session)] == picked
-            url = f"{b.client.base_url(session)}/chat/completions"
-            messages = [{"role": "system", "content": AGENT}, {"role": "user", "content": "go"}]
-            again = {"X-Stainless-Retry-Count": "1"}
-            async with aiohttp.ClientSession() as http:
-                await http.post(url, json={"messages": messages}, headers=again)
-            leaves = [sample.metadata["leaf"] for sample in await b.client.collect(session)]
-            assert leaves == [*picked[1:], len(REQUESTS)]
-
-    asyncio.run(run())
+async def test_a_picker_leaves_out_what_is_not_the_task(tiny_model: Path, name: str, picked: list[int]) -> None:
+    path: dict[str, Any] = {"session_sample_picker_path": f"miles_lite.session.samples.pickers.{name}"}
+    async with bench(tiny_model, lambda body: answer([5, STOP]), session_disconnect_grace=0.0, **path) as b:
+        session = await b.client.create()
+        await _ask(b, session)
+        assert [sample.metadata["leaf"] for sample in await b.client.collect(session)] == picked
+        url = f"{b.client.base_url(session)}/chat/completions"
+        messages = [{"role": "system", "content": AGENT}, {"role": "user", "content": "go"}]
+        again = {"X-Stainless-Retry-Count": "1"}
+        async with aiohttp.ClientSession() as http:
+            await http.post(url, json={"messages": messages}, headers=again)
+        leaves = [sample.metadata["leaf"] for sample in await b.client.collect(session)]
+        assert leaves == [*picked[1:], len(REQUESTS)]

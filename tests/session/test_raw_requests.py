@@ -54,46 +54,42 @@ def test_what_cannot_be_read_is_refused(tiny_model: Path, tmp_path: Path, caplog
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_no_bytes_make_it_fail(tiny_model: Path, tmp_path: Path) -> None:
+async def test_no_bytes_make_it_fail(tiny_model: Path, tmp_path: Path) -> None:
     """MILES_LITE_FUZZ_REQUESTS says how many are tried."""
     routes = ("chat/completions", "responses", "messages", "messages/count_tokens", "models", "nothing")
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
-            session = await b.client.create()
-            paths = [f"/sessions/{session}/v1/{route}" for route in routes]
-            paths += [f"/sessions/nobody/v1/{route}" for route in routes[:3]]
-            paths += [f"/sessions/{session}{rest}" for rest in ("", "/turns", "/samples", "/v1/v1/chat/completions")]
-            paths += ["/sessions", "/health", "/metrics", "/v1/models", "/openapi.json", "/", "/v1/chat/completions"]
-            told = await ask_many(_port(b.client.url), paths, count=COUNT, seed=COUNT)
-            assert {status: seen for status, seen in told.items() if status >= 500} == {}
-            assert {200, 400, 404} <= told.keys()
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
+        session = await b.client.create()
+        paths = [f"/sessions/{session}/v1/{route}" for route in routes]
+        paths += [f"/sessions/nobody/v1/{route}" for route in routes[:3]]
+        paths += [f"/sessions/{session}{rest}" for rest in ("", "/turns", "/samples", "/v1/v1/chat/completions")]
+        paths += ["/sessions", "/health", "/metrics", "/v1/models", "/openapi.json", "/", "/v1/chat/completions"]
+        told = await ask_many(_port(b.client.url), paths, count=COUNT, seed=COUNT)
+        assert {status: seen for status, seen in told.items() if status >= 500} == {}
+        assert {200, 400, 404} <= told.keys()
 
 
 @pytest.mark.e2e
-def test_a_disk_that_takes_nothing_is_a_503_until_it_takes_something_again(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_disk_that_takes_nothing_is_a_503_until_it_takes_something_again(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     """The worker may write no file beyond the size that its journal has."""
 
-    async def run() -> None:
-        async with scripted(lambda body: answer([5, STOP])) as (_, engine):
-            supervisor = Supervisor(replace(spec(tiny_model, engine), run_dir=str(tmp_path)))
-            try:
-                async with SessionClient(await supervisor.start()) as client, aiohttp.ClientSession() as http:
-                    assert supervisor.worker_pid is not None
-                    await client.create()
-                    _, most = resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE)
-                    resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE, (1, most))
-                    for path in ("/sessions", "/sessions/mine/v1/chat/completions"):
-                        async with http.post(client.url + path, data=BODY) as response:
-                            error: dict[str, Any] = (await response.json())["error"]
-                            assert (response.status, error["code"]) == (503, "journal_failed")
-                    resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE, (most, most))
-                    session = await client.create()
-                    assert (await client.describe(session))["turns"] == []
-                    assert supervisor.restarts == 0
-            finally:
-                await supervisor.stop()
-
-    asyncio.run(run())
+    async with scripted(lambda body: answer([5, STOP])) as (_, engine):
+        supervisor = Supervisor(replace(spec(tiny_model, engine), run_dir=str(tmp_path)))
+        try:
+            async with SessionClient(await supervisor.start()) as client, aiohttp.ClientSession() as http:
+                assert supervisor.worker_pid is not None
+                await client.create()
+                _, most = resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE, (1, most))
+                for path in ("/sessions", "/sessions/mine/v1/chat/completions"):
+                    async with http.post(client.url + path, data=BODY) as response:
+                        error: dict[str, Any] = (await response.json())["error"]
+                        assert (response.status, error["code"]) == (503, "journal_failed")
+                resource.prlimit(supervisor.worker_pid, resource.RLIMIT_FSIZE, (most, most))
+                session = await client.create()
+                assert (await client.describe(session))["turns"] == []
+                assert supervisor.restarts == 0
+        finally:
+            await supervisor.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -48,40 +47,34 @@ def test_reasoning_is_compared_whatever_the_dialect(read: Any) -> None:
 
 
 @pytest.mark.parametrize("thought", ["why not", None, "changed"])
-def test_thinking_blocks_find_their_turn(tiny_model: Path, tito: Tito, thought: str | None) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito)) as b, aiohttp.ClientSession() as http:
-            url = b.client.base_url(await b.client.create()) + "/messages"
-            ask: Any = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "tools": ANTHROPIC_TOOLS}
-            got = await (await http.post(url, json=ask)).json()
-            kept = [block for block in got["content"] if block["type"] != "thinking"]
-            if thought is not None:
-                kept = [{"type": "thinking", "thinking": thought, "signature": ""}, *kept]
-            calls = [block["id"] for block in kept if block["type"] == "tool_use"]
-            results = [{"type": "tool_result", "tool_use_id": call, "content": "ok"} for call in calls]
-            ask["messages"] += [{"role": "assistant", "content": kept}, {"role": "user", "content": results}]
-            assert (await http.post(url, json=ask)).status == 200
-            assert b.server.service is not None
-            turns = (await b.server.service.tree(url.split("/")[4])).turns
-            assert (turns[1].parent is turns[0]) is (thought != "changed")
-
-    asyncio.run(run())
+async def test_thinking_blocks_find_their_turn(tiny_model: Path, tito: Tito, thought: str | None) -> None:
+    async with bench(tiny_model, saying(tito)) as b, aiohttp.ClientSession() as http:
+        url = b.client.base_url(await b.client.create()) + "/messages"
+        ask: Any = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500, "tools": ANTHROPIC_TOOLS}
+        got = await (await http.post(url, json=ask)).json()
+        kept = [block for block in got["content"] if block["type"] != "thinking"]
+        if thought is not None:
+            kept = [{"type": "thinking", "thinking": thought, "signature": ""}, *kept]
+        calls = [block["id"] for block in kept if block["type"] == "tool_use"]
+        results = [{"type": "tool_result", "tool_use_id": call, "content": "ok"} for call in calls]
+        ask["messages"] += [{"role": "assistant", "content": kept}, {"role": "user", "content": results}]
+        assert (await http.post(url, json=ask)).status == 200
+        assert b.server.service is not None
+        turns = (await b.server.service.tree(url.split("/")[4])).turns
+        assert (turns[1].parent is turns[0]) is (thought != "changed")
 
 
-def test_reasoning_items_find_their_turn(tiny_model: Path, tito: Tito) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito)) as b, aiohttp.ClientSession() as http:
-            url = b.client.base_url(await b.client.create()) + "/responses"
-            ask: Any = {"input": [{"role": "user", "content": "hi"}], "tools": RESPONSES_TOOLS}
-            got = await (await http.post(url, json=ask)).json()
-            assert got["output"][0]["type"] == "reasoning"
-            calls = [item["call_id"] for item in got["output"] if item["type"] == "function_call"]
-            ask["input"] += got["output"]
-            ask["input"] += [{"type": "function_call_output", "call_id": call, "output": "ok"} for call in calls]
-            assert (await http.post(url, json=ask)).status == 200
-            assert b.server.service is not None
-            turns = (await b.server.service.tree(url.split("/")[4])).turns
-            assert turns[1].parent is turns[0]
-            assert [message["role"] for message in turns[1].messages] == ["tool", "tool"]
-
-    asyncio.run(run())
+async def test_reasoning_items_find_their_turn(tiny_model: Path, tito: Tito) -> None:
+    async with bench(tiny_model, saying(tito)) as b, aiohttp.ClientSession() as http:
+        url = b.client.base_url(await b.client.create()) + "/responses"
+        ask: Any = {"input": [{"role": "user", "content": "hi"}], "tools": RESPONSES_TOOLS}
+        got = await (await http.post(url, json=ask)).json()
+        assert got["output"][0]["type"] == "reasoning"
+        calls = [item["call_id"] for item in got["output"] if item["type"] == "function_call"]
+        ask["input"] += got["output"]
+        ask["input"] += [{"type": "function_call_output", "call_id": call, "output": "ok"} for call in calls]
+        assert (await http.post(url, json=ask)).status == 200
+        assert b.server.service is not None
+        turns = (await b.server.service.tree(url.split("/")[4])).turns
+        assert turns[1].parent is turns[0]
+        assert [message["role"] for message in turns[1].messages] == ["tool", "tool"]

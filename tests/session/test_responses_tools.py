@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -67,45 +66,42 @@ EXPECTED = [
 ]
 
 
-def test_calls_go_back_as_the_client_named_them_and_its_conversation_is_one_sample(
+async def test_calls_go_back_as_the_client_named_them_and_its_conversation_is_one_sample(
     tiny_model: Path, tito: Tito
 ) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, CALLS)) as b:
-            session = await b.client.create()
-            client = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key="-", max_retries=0)
-            b.closing.push_async_callback(client.close)
-            items: list[Any] = [{"role": "user", "content": "go"}]
-            for turn in range(4):
-                asked: dict[str, Any] = {"model": "m", "input": items, "tools": TOOLS}
-                if turn % 2:
-                    events: Any = [event async for event in await client.responses.create(**asked, stream=True)]
-                    output = events[-1].response.output
-                    done = [event.item for event in events if event.type == "response.output_item.done"]
-                    assert [told(item) for item in done] == EXPECTED
-                    inputs = [event.input for event in events if event.type == "response.custom_tool_call_input.done"]
-                    assert inputs == ["hi", PATCH]
-                else:
-                    output = (await client.responses.create(**asked)).output
-                assert [told(item) for item in output] == EXPECTED
-                items += [item.model_dump(exclude_none=True) for item in output]
-                items += [{"type": f"{item.type}_output", "call_id": item.call_id, "output": "ok"} for item in output]
-            assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1, 2]
-            assert len(await b.client.collect(session)) == 1
-            prompt = tito.encoder.decode(b.engine.requests[0]["input_ids"])
-            shown = (
-                "mcp__demo__look",
-                "other__look",
-                "other__look_2",
-                "other__say",
-                "apply_patch",
-                "start: begin hunk+",
-            )
-            assert all(f'"{name}"' in prompt or name in prompt for name in shown)
-            assert "A demo." in prompt
-            assert "web_search" not in prompt
-
-    asyncio.run(run())
+    async with bench(tiny_model, saying(tito, CALLS)) as b:
+        session = await b.client.create()
+        client = openai.AsyncOpenAI(base_url=b.client.base_url(session), api_key="-", max_retries=0)
+        b.closing.push_async_callback(client.close)
+        items: list[Any] = [{"role": "user", "content": "go"}]
+        for turn in range(4):
+            asked: dict[str, Any] = {"model": "m", "input": items, "tools": TOOLS}
+            if turn % 2:
+                events: Any = [event async for event in await client.responses.create(**asked, stream=True)]
+                output = events[-1].response.output
+                done = [event.item for event in events if event.type == "response.output_item.done"]
+                assert [told(item) for item in done] == EXPECTED
+                inputs = [event.input for event in events if event.type == "response.custom_tool_call_input.done"]
+                assert inputs == ["hi", PATCH]
+            else:
+                output = (await client.responses.create(**asked)).output
+            assert [told(item) for item in output] == EXPECTED
+            items += [item.model_dump(exclude_none=True) for item in output]
+            items += [{"type": f"{item.type}_output", "call_id": item.call_id, "output": "ok"} for item in output]
+        assert [turn["parent"] for turn in (await b.client.describe(session))["turns"]] == [None, 0, 1, 2]
+        assert len(await b.client.collect(session)) == 1
+        prompt = tito.encoder.decode(b.engine.requests[0]["input_ids"])
+        shown = (
+            "mcp__demo__look",
+            "other__look",
+            "other__look_2",
+            "other__say",
+            "apply_patch",
+            "start: begin hunk+",
+        )
+        assert all(f'"{name}"' in prompt or name in prompt for name in shown)
+        assert "A demo." in prompt
+        assert "web_search" not in prompt
 
 
 names = st.sampled_from(["a", "b", "a__b", "a_2", "a__a"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -67,43 +66,37 @@ async def _converse(b: Bench, session: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["v2", "v1"])
-def test_eleven_turns_with_rewritten_calls_are_one_sample_of_what_was_sampled(
+async def test_eleven_turns_with_rewritten_calls_are_one_sample_of_what_was_sampled(
     tiny_model: Path, tito: Tito, tmp_path: Path, policy: str
 ) -> None:
     replies = _replies(tito)
 
-    async def run() -> None:
-        said = iter(replies)
-        async with bench(
-            tiny_model,
-            lambda body: answer(next(said)),
-            use_session_server=policy,
-            session_journal_dir=str(tmp_path),
-            session_memory_gb=0.0,
-        ) as b:
-            session = await b.client.create()
-            await _converse(b, session)
-            (sample,) = await b.client.collect(session)
-            assert sample.metadata["turns"] == len(replies)
-            assert sample.metadata["counts"]["calls_rewritten"] == sum(
-                rewritten(name, arguments) != arguments for name, arguments in CALLS
-            )
-            trained = sample.tokens[sample.loss_mask == 1]
-            assert np.array_equal(trained, [token for reply in replies for token in reply])
-            asked = b.engine.requests[-1]["input_ids"]
-            assert np.array_equal(sample.tokens[: len(asked)], asked)
-
-    asyncio.run(run())
+    said = iter(replies)
+    async with bench(
+        tiny_model,
+        lambda body: answer(next(said)),
+        use_session_server=policy,
+        session_journal_dir=str(tmp_path),
+        session_memory_gb=0.0,
+    ) as b:
+        session = await b.client.create()
+        await _converse(b, session)
+        (sample,) = await b.client.collect(session)
+        assert sample.metadata["turns"] == len(replies)
+        assert sample.metadata["counts"]["calls_rewritten"] == sum(
+            rewritten(name, arguments) != arguments for name, arguments in CALLS
+        )
+        trained = sample.tokens[sample.loss_mask == 1]
+        assert np.array_equal(trained, [token for reply in replies for token in reply])
+        asked = b.engine.requests[-1]["input_ids"]
+        assert np.array_equal(sample.tokens[: len(asked)], asked)
 
 
-def test_a_flag_makes_arguments_count(tiny_model: Path, tito: Tito) -> None:
+async def test_a_flag_makes_arguments_count(tiny_model: Path, tito: Tito) -> None:
     replies = _replies(tito)
 
-    async def run() -> None:
-        said = iter(replies)
-        async with bench(tiny_model, lambda body: answer(next(said)), session_message_matcher="replay_arguments") as b:
-            session = await b.client.create()
-            await _converse(b, session)
-            assert len(await b.client.collect(session)) > 1
-
-    asyncio.run(run())
+    said = iter(replies)
+    async with bench(tiny_model, lambda body: answer(next(said)), session_message_matcher="replay_arguments") as b:
+        session = await b.client.create()
+        await _converse(b, session)
+        assert len(await b.client.collect(session)) > 1

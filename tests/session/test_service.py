@@ -30,65 +30,59 @@ def _ids(tito: Tito, text: str) -> list[int]:
     return list(map(int, tito.encoder.encode(text)))
 
 
-def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: Tito) -> None:
+async def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: Tito) -> None:
     reply = [*_ids(tito, "the answer"), STOP]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer(reply)) as b:
-            session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
-            messages = [{"role": "system", "content": "s"}, *HELLO]
-            for turn in range(3):
-                status, got = await b.chat(session, messages, model="m", temperature=0.1)
-                assert status == 200
-                assert got["choices"][0]["message"] == {"role": "assistant", "content": "the answer"}
-                assert got["choices"][0]["finish_reason"] == "stop"
-                held = b.server.service._sessions.peek(session)
-                assert [list(seen.messages) for seen in held.bodies._seen] == [messages]
-                messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
-            prompts = [request["input_ids"] for request in b.engine.requests]
-            for before, after in pairwise(prompts):
-                assert after[: len(before) + len(reply)] == before + reply
-            assert b.engine.requests[0]["sampling_params"]["temperature"] == 0.7
-            assert {request["key"] for request in b.engine.requests} == {session}
-            (sample,) = await b.client.collect(session)
-            assert list(sample.tokens) == prompts[-1] + reply
-            assert sample.trained_tokens == 3 * len(reply)
-            assert set(sample.weight_versions) == {NOT_SAMPLED, 3}
-            assert set(sample.temperatures[sample.loss_mask == 1]) == {np.float32(0.7)}
-            assert sample.metadata["counts"]["sampling_overridden"] == 3
-            assert sample.metadata["counts"]["roots_first"] == 1
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer(reply)) as b:
+        session = await b.client.create({"temperature": 0.7, "max_new_tokens": 50})
+        messages = [{"role": "system", "content": "s"}, *HELLO]
+        for turn in range(3):
+            status, got = await b.chat(session, messages, model="m", temperature=0.1)
+            assert status == 200
+            assert got["choices"][0]["message"] == {"role": "assistant", "content": "the answer"}
+            assert got["choices"][0]["finish_reason"] == "stop"
+            held = b.server.service._sessions.peek(session)
+            assert [list(seen.messages) for seen in held.bodies._seen] == [messages]
+            messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
+        prompts = [request["input_ids"] for request in b.engine.requests]
+        for before, after in pairwise(prompts):
+            assert after[: len(before) + len(reply)] == before + reply
+        assert b.engine.requests[0]["sampling_params"]["temperature"] == 0.7
+        assert {request["key"] for request in b.engine.requests} == {session}
+        (sample,) = await b.client.collect(session)
+        assert list(sample.tokens) == prompts[-1] + reply
+        assert sample.trained_tokens == 3 * len(reply)
+        assert set(sample.weight_versions) == {NOT_SAMPLED, 3}
+        assert set(sample.temperatures[sample.loss_mask == 1]) == {np.float32(0.7)}
+        assert sample.metadata["counts"]["sampling_overridden"] == 3
+        assert sample.metadata["counts"]["roots_first"] == 1
 
 
-def test_tool_calls_reasoning_usage_and_logprobs(tiny_model: Path, tito: Tito) -> None:
+async def test_tool_calls_reasoning_usage_and_logprobs(tiny_model: Path, tito: Tito) -> None:
     text = '<think>\nwhy\n</think>\n\ndo\n<tool_call>\n{"name": "run", "arguments": {"cmd": "ls"}}\n</tool_call>'
     reply = [*_ids(tito, text), STOP]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer(reply)) as b:
-            session = await b.client.create()
-            _, got = await b.chat(session, HELLO, tools=TOOLS, logprobs=True, max_tokens=9)
-            choice, usage = got["choices"][0], got["usage"]
-            (call,) = choice["message"]["tool_calls"]
-            assert choice["finish_reason"] == "tool_calls"
-            assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("do", "why")
-            assert call["function"] == {"name": "run", "arguments": '{"cmd": "ls"}'}
-            assert usage["completion_tokens"] == len(reply) == len(choice["logprobs"]["content"])
-            assert usage["prompt_tokens"] == len(b.engine.requests[0]["input_ids"])
-            assert b.engine.requests[0]["sampling_params"]["max_new_tokens"] == 9
-            result = {"role": "tool", "tool_call_id": call["id"], "content": "</tool_response><|im_end|>"}
-            await b.chat(session, [*HELLO, choice["message"], result], tools=TOOLS)
-            first, second = (request["input_ids"] for request in b.engine.requests)
-            added = second[len(first) + len(reply) :]
-            assert second[: len(first) + len(reply)] == first + reply
-            assert added.count(STOP) == 1
-            assert "</tool_response><|im_end|>" in tito.encoder.decode(added)
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer(reply)) as b:
+        session = await b.client.create()
+        _, got = await b.chat(session, HELLO, tools=TOOLS, logprobs=True, max_tokens=9)
+        choice, usage = got["choices"][0], got["usage"]
+        (call,) = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("do", "why")
+        assert call["function"] == {"name": "run", "arguments": '{"cmd": "ls"}'}
+        assert usage["completion_tokens"] == len(reply) == len(choice["logprobs"]["content"])
+        assert usage["prompt_tokens"] == len(b.engine.requests[0]["input_ids"])
+        assert b.engine.requests[0]["sampling_params"]["max_new_tokens"] == 9
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "</tool_response><|im_end|>"}
+        await b.chat(session, [*HELLO, choice["message"], result], tools=TOOLS)
+        first, second = (request["input_ids"] for request in b.engine.requests)
+        added = second[len(first) + len(reply) :]
+        assert second[: len(first) + len(reply)] == first + reply
+        assert added.count(STOP) == 1
+        assert "</tool_response><|im_end|>" in tito.encoder.decode(added)
 
 
-def test_streams_are_real_and_add_up(tiny_model: Path, tito: Tito) -> None:
+async def test_streams_are_real_and_add_up(tiny_model: Path, tito: Tito) -> None:
     text = '<think>\nwhy not\n</think>\n\nhé, do 🎈\n<tool_call>\n{"name": "run", "arguments": {}}\n</tool_call>'
     reply = [*_ids(tito, text), STOP]
 
@@ -101,165 +95,138 @@ def test_streams_are_real_and_add_up(tiny_model: Path, tito: Tito) -> None:
             made.append(event)
         return made
 
-    async def run() -> None:
-        for cumulative in (False, True):
-            script = lambda body, c=cumulative: events(c) if body["stream"] else answer(reply)  # noqa: E731
-            async with bench(tiny_model, script) as b:
-                session = await b.client.create()
-                options = {"tools": TOOLS, "stream_options": {"include_usage": True}}
-                status, got = await b.stream(session, HELLO, **options)
-                assert (status, got.pop()) == (200, b"[DONE]")
-                assert got[-1]["usage"]["completion_tokens"] == len(reply)
-                deltas = [event["choices"][0]["delta"] for event in got[:-1]]
-                assert got[-2]["choices"][0]["finish_reason"] == "tool_calls"
-                assert "".join(delta.get("content", "") for delta in deltas) == "hé, do 🎈"
-                assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "why not"
-                assert deltas[-2]["tool_calls"][0]["function"]["name"] == "run"
-                assert sum("content" in delta for delta in deltas) > 2
-                (sample,) = await b.client.collect(session)
-                assert list(sample.tokens[sample.loss_mask == 1]) == reply
-
-    asyncio.run(run())
+    for cumulative in (False, True):
+        script = lambda body, c=cumulative: events(c) if body["stream"] else answer(reply)  # noqa: E731
+        async with bench(tiny_model, script) as b:
+            session = await b.client.create()
+            options = {"tools": TOOLS, "stream_options": {"include_usage": True}}
+            status, got = await b.stream(session, HELLO, **options)
+            assert (status, got.pop()) == (200, b"[DONE]")
+            assert got[-1]["usage"]["completion_tokens"] == len(reply)
+            deltas = [event["choices"][0]["delta"] for event in got[:-1]]
+            assert got[-2]["choices"][0]["finish_reason"] == "tool_calls"
+            assert "".join(delta.get("content", "") for delta in deltas) == "hé, do 🎈"
+            assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "why not"
+            assert deltas[-2]["tool_calls"][0]["function"]["name"] == "run"
+            assert sum("content" in delta for delta in deltas) > 2
+            (sample,) = await b.client.collect(session)
+            assert list(sample.tokens[sample.loss_mask == 1]) == reply
 
 
-def test_a_generation_cut_by_a_weight_update_is_continued(tiny_model: Path, tito: Tito) -> None:
+async def test_a_generation_cut_by_a_weight_update_is_continued(tiny_model: Path, tito: Tito) -> None:
     ids = _ids(tito, "one two three")
     pieces = [
         answer(ids[:3], finish={"type": "abort", "message": "paused"}, version="1"),
         answer([*ids[3:], STOP], version="2"),
     ]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: pieces[len(b.engine.requests) - 1]) as b:
-            session = await b.client.create({"temperature": 1.0, "max_new_tokens": 50})
-            status, _ = await b.chat(session, HELLO)
-            first, second = b.engine.requests
-            assert status == 200
-            assert second["input_ids"] == first["input_ids"] + ids[:3]
-            assert second["sampling_params"]["max_new_tokens"] == 47
-            (sample,) = await b.client.collect(session)
-            assert list(sample.weight_versions[sample.loss_mask == 1]) == [1] * 3 + [2] * (len(ids) - 2)
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: pieces[len(b.engine.requests) - 1]) as b:
+        session = await b.client.create({"temperature": 1.0, "max_new_tokens": 50})
+        status, _ = await b.chat(session, HELLO)
+        first, second = b.engine.requests
+        assert status == 200
+        assert second["input_ids"] == first["input_ids"] + ids[:3]
+        assert second["sampling_params"]["max_new_tokens"] == 47
+        (sample,) = await b.client.collect(session)
+        assert list(sample.weight_versions[sample.loss_mask == 1]) == [1] * 3 + [2] * (len(ids) - 2)
 
 
-def test_a_stream_that_breaks_off_is_continued_from_what_came(tiny_model: Path, tito: Tito) -> None:
+async def test_a_stream_that_breaks_off_is_continued_from_what_came(tiny_model: Path, tito: Tito) -> None:
     ids = _ids(tito, "one two three")
     broken = answer(ids[:2], version="1") | {}
     broken["meta_info"]["finish_reason"] = None
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: [broken] if len(b.engine.requests) == 1 else answer([STOP])) as b:
-            session = await b.client.create()
-            _, got = await b.stream(session, HELLO)
-            assert got[-2]["choices"][0]["finish_reason"] == "stop"
-            (sample,) = await b.client.collect(session)
-            assert list(sample.tokens[sample.loss_mask == 1]) == [*ids[:2], STOP]
-            assert list(sample.weight_versions[-3:]) == [1, 1, 3]
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: [broken] if len(b.engine.requests) == 1 else answer([STOP])) as b:
+        session = await b.client.create()
+        _, got = await b.stream(session, HELLO)
+        assert got[-2]["choices"][0]["finish_reason"] == "stop"
+        (sample,) = await b.client.collect(session)
+        assert list(sample.tokens[sample.loss_mask == 1]) == [*ids[:2], STOP]
+        assert list(sample.weight_versions[-3:]) == [1, 1, 3]
 
 
-def test_an_event_of_a_stream_may_be_of_any_size(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]) | {"text": "x" * 2**20}) as b:
-            status, got = await b.stream(await b.client.create(), HELLO)
-            assert (status, got[-1]) == (200, b"[DONE]")
-            assert got[-2]["choices"][0]["finish_reason"] == "stop"
-
-    asyncio.run(run())
+async def test_an_event_of_a_stream_may_be_of_any_size(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]) | {"text": "x" * 2**20}) as b:
+        status, got = await b.stream(await b.client.create(), HELLO)
+        assert (status, got[-1]) == (200, b"[DONE]")
+        assert got[-2]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: Tito) -> None:
+async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, tito: Tito) -> None:
     answers: list[Any] = [lambda: answer([5, STOP])]
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answers[-1](), session_retry_seconds=0.3) as b:
-            session = await b.client.create()
-            _, got = await b.chat(session, HELLO)
-            assert b.server.service is not None
-            tree = await b.server.service.tree(session)
-            before = await b.client.describe(session), fingerprint(tree)
-            more = [*HELLO, got["choices"][0]["message"], *HELLO]
-            for bad, status in (
-                (lambda: failure(400, "bad parameter"), 400),
-                (lambda: failure(500, "boom"), 502),
-                (lambda: failure(503), 502),
-                (lambda: web.Response(text="garbage"), 502),
-                (lambda: {"meta_info": {"completion_tokens": 3, "finish_reason": {"type": "stop"}}}, 502),
-            ):
-                answers.append(bad)
-                found, body = await b.chat(session, more)
-                assert found == status
-                assert set(body["error"]) == {"message", "type", "param", "code"}
-            found, body = await b.stream(session, more)
-            assert found == 502
-            assert (await b.client.describe(session), fingerprint(tree)) == before
-            answers.append(lambda: answer([6, STOP]))
-            assert (await b.chat(session, more))[0] == 200
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answers[-1](), session_retry_seconds=0.3) as b:
+        session = await b.client.create()
+        _, got = await b.chat(session, HELLO)
+        assert b.server.service is not None
+        tree = await b.server.service.tree(session)
+        before = await b.client.describe(session), fingerprint(tree)
+        more = [*HELLO, got["choices"][0]["message"], *HELLO]
+        for bad, status in (
+            (lambda: failure(400, "bad parameter"), 400),
+            (lambda: failure(500, "boom"), 502),
+            (lambda: failure(503), 502),
+            (lambda: web.Response(text="garbage"), 502),
+            (lambda: {"meta_info": {"completion_tokens": 3, "finish_reason": {"type": "stop"}}}, 502),
+        ):
+            answers.append(bad)
+            found, body = await b.chat(session, more)
+            assert found == status
+            assert set(body["error"]) == {"message", "type", "param", "code"}
+        found, body = await b.stream(session, more)
+        assert found == 502
+        assert (await b.client.describe(session), fingerprint(tree)) == before
+        answers.append(lambda: answer([6, STOP]))
+        assert (await b.chat(session, more))[0] == 200
 
 
-def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
-    async def run() -> None:
-        busy = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(404, NO_WORKER)]
-        busy.append(failure(502, headers={"Retry-After": "600"}))  # of one engine: another may answer at once
-        replies = [*busy, answer([STOP])]
-        async with bench(tiny_model, lambda body: replies[len(b.engine.requests) - 1]) as b:
-            session = await b.client.create()
-            assert (await b.chat(session, HELLO))[0] == 200
-            assert (await b.client.describe(session))["counts"]["engine_retries"] == len(busy)
-
-    asyncio.run(run())
+async def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
+    busy = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(404, NO_WORKER)]
+    busy.append(failure(502, headers={"Retry-After": "600"}))  # of one engine: another may answer at once
+    replies = [*busy, answer([STOP])]
+    async with bench(tiny_model, lambda body: replies[len(b.engine.requests) - 1]) as b:
+        session = await b.client.create()
+        assert (await b.chat(session, HELLO))[0] == 200
+        assert (await b.client.describe(session))["counts"]["engine_retries"] == len(busy)
 
 
-def test_a_refusal_in_a_stream_is_no_answer(tiny_model: Path) -> None:
+async def test_a_refusal_in_a_stream_is_no_answer(tiny_model: Path) -> None:
     refusal = {"type": "abort", "message": "Failed to compile the grammar", "status_code": 400}
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: [answer([9], finish=refusal)]) as b:
-            session = await b.client.create()
-            status, _ = await b.stream(session, HELLO)
-            assert (status, len(b.engine.requests)) == (400, 1)
-            assert (await b.client.describe(session))["turns"] == []
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: [answer([9], finish=refusal)]) as b:
+        session = await b.client.create()
+        status, _ = await b.stream(session, HELLO)
+        assert (status, len(b.engine.requests)) == (400, 1)
+        assert (await b.client.describe(session))["turns"] == []
 
 
-def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",)) as b:
-            session = await b.client.create()
-            _, got = await b.chat(session, HELLO)
-            await b.chat(session, [*HELLO, got["choices"][0]["message"], *HELLO])
-            described = await b.client.describe(session)
-            assert [turn["parent"] for turn in described["turns"]] == [None, None]
-            assert described["counts"]["roots_role"] == 1
-            (sample,) = await b.client.collect(session)
-            assert (sample.metadata["turns"], sample.metadata["merged"], sample.trained_tokens) == (2, 1, 4)
-
-    asyncio.run(run())
+async def test_undeclared_roles_begin_a_new_root_and_are_counted(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",)) as b:
+        session = await b.client.create()
+        _, got = await b.chat(session, HELLO)
+        await b.chat(session, [*HELLO, got["choices"][0]["message"], *HELLO])
+        described = await b.client.describe(session)
+        assert [turn["parent"] for turn in described["turns"]] == [None, None]
+        assert described["counts"]["roots_role"] == 1
+        (sample,) = await b.client.collect(session)
+        assert (sample.metadata["turns"], sample.metadata["merged"], sample.trained_tokens) == (2, 1, 4)
 
 
-def test_stop_strings_are_cut_from_the_text_and_kept_in_the_tokens(tiny_model: Path, tito: Tito) -> None:
+async def test_stop_strings_are_cut_from_the_text_and_kept_in_the_tokens(tiny_model: Path, tito: Tito) -> None:
     ids = _ids(tito, "answer ENDing")
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer(ids, finish={"type": "stop", "matched": "END"})) as b:
-            session = await b.client.create({"temperature": 1.0, "stop": ["X"]})
-            _, got = await b.chat(session, HELLO, stop="END")
-            assert got["choices"][0]["message"]["content"] == "answer "
-            assert b.engine.requests[0]["sampling_params"]["stop"] == ["X", "END"]
-            _, events = await b.stream(session, HELLO, stop=["END"])
-            text = "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1])
-            assert text == "answer "
-            _, got = await b.chat(session, [*HELLO, {"role": "assistant", "content": "answer "}, *HELLO])
-            prompt = b.engine.requests[-1]["input_ids"]
-            at = len(b.engine.requests[0]["input_ids"])
-            assert prompt[at : at + len(ids) + 1] == [*ids, STOP]
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer(ids, finish={"type": "stop", "matched": "END"})) as b:
+        session = await b.client.create({"temperature": 1.0, "stop": ["X"]})
+        _, got = await b.chat(session, HELLO, stop="END")
+        assert got["choices"][0]["message"]["content"] == "answer "
+        assert b.engine.requests[0]["sampling_params"]["stop"] == ["X", "END"]
+        _, events = await b.stream(session, HELLO, stop=["END"])
+        text = "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1])
+        assert text == "answer "
+        _, got = await b.chat(session, [*HELLO, {"role": "assistant", "content": "answer "}, *HELLO])
+        prompt = b.engine.requests[-1]["input_ids"]
+        at = len(b.engine.requests[0]["input_ids"])
+        assert prompt[at : at + len(ids) + 1] == [*ids, STOP]
 
 
 BAD = [
@@ -281,73 +248,61 @@ BAD = [
 ]
 
 
-def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([STOP])) as b:
-            session = await b.client.create()
-            for body, field in BAD:
-                status, got = await b.chat(session, **body)
-                assert (status, got["error"]["param"]) == (400, field)
-            status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
-            assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
-            with pytest.raises(SessionError, match="temperature"):
-                await b.client.create({"temperature": "hot"})
-            assert b.engine.requests == []
-            for method, path, status in (("GET", "/nowhere", 404), ("PUT", "/sessions", 405)):
-                async with aiohttp.request(method, b.client.url + path) as response:
-                    assert response.status == status
-                    assert "error" in await response.json()
-
-    asyncio.run(run())
+async def test_wrong_requests_name_their_field(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([STOP])) as b:
+        session = await b.client.create()
+        for body, field in BAD:
+            status, got = await b.chat(session, **body)
+            assert (status, got["error"]["param"]) == (400, field)
+        status, got = await b.chat(session, [{"role": "user", "content": "word " * 2000}])
+        assert (status, got["error"]["code"]) == (400, "context_length_exceeded")
+        with pytest.raises(SessionError, match="temperature"):
+            await b.client.create({"temperature": "hot"})
+        assert b.engine.requests == []
+        for method, path, status in (("GET", "/nowhere", 404), ("PUT", "/sessions", 405)):
+            async with aiohttp.request(method, b.client.url + path) as response:
+                assert response.status == status
+                assert "error" in await response.json()
 
 
-def test_room_left_bounds_the_answer(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([STOP])) as b:
-            session = await b.client.create()
-            await b.chat(session, HELLO)
-            request = b.engine.requests[0]
-            assert request["sampling_params"]["max_new_tokens"] == 2048 - len(request["input_ids"])
-
-    asyncio.run(run())
+async def test_room_left_bounds_the_answer(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([STOP])) as b:
+        session = await b.client.create()
+        await b.chat(session, HELLO)
+        request = b.engine.requests[0]
+        assert request["sampling_params"]["max_new_tokens"] == 2048 - len(request["input_ids"])
 
 
-def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, _slow) as b:
-            session = await b.client.create()
-            await asyncio.gather(*[b.chat(session, HELLO) for _ in range(4)])
-            assert len(await b.client.collect(session)) == 4
-            stats = b.server.service.stats() if b.server.service else {}
-            assert (stats["turns"], stats["calls"], stats["sessions"]) == (4.0, 0.0, 1.0)
-
-    asyncio.run(run())
+async def test_parallel_requests_become_siblings(tiny_model: Path) -> None:
+    async with bench(tiny_model, _slow) as b:
+        session = await b.client.create()
+        await asyncio.gather(*[b.chat(session, HELLO) for _ in range(4)])
+        assert len(await b.client.collect(session)) == 4
+        stats = b.server.service.stats() if b.server.service else {}
+        assert (stats["turns"], stats["calls"], stats["sessions"]) == (4.0, 0.0, 1.0)
 
 
-def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, _hang, session_disconnect_grace=0.05) as b:
-            session = await b.client.create()
-            call = asyncio.create_task(b.chat(session, HELLO))
-            await _requests(b, 1)
-            await b.client.delete(session)
-            status, body = await call
-            assert (status, body["error"]["code"]) == (404, "session_not_found")
-            with pytest.raises(SessionError, match="there is no session"):
-                await b.client.collect(session)
-            other = await b.client.create()
-            call = asyncio.create_task(b.chat(other, HELLO))
-            await _requests(b, 2)
-            call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
-            for _ in range(100):
-                if b.engine.cancelled == 2:
-                    break
-                await asyncio.sleep(0.02)
-            assert b.engine.cancelled == 2
-            assert (await b.client.describe(other))["turns"] == []
-
-    asyncio.run(run())
+async def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model: Path) -> None:
+    async with bench(tiny_model, _hang, session_disconnect_grace=0.05) as b:
+        session = await b.client.create()
+        call = asyncio.create_task(b.chat(session, HELLO))
+        await _requests(b, 1)
+        await b.client.delete(session)
+        status, body = await call
+        assert (status, body["error"]["code"]) == (404, "session_not_found")
+        with pytest.raises(SessionError, match="there is no session"):
+            await b.client.collect(session)
+        other = await b.client.create()
+        call = asyncio.create_task(b.chat(other, HELLO))
+        await _requests(b, 2)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        for _ in range(100):
+            if b.engine.cancelled == 2:
+                break
+            await asyncio.sleep(0.02)
+        assert b.engine.cancelled == 2
+        assert (await b.client.describe(other))["turns"] == []
 
 
 def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
@@ -365,13 +320,10 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
         asyncio.run(start(model=tmp_path))
 
 
-def test_a_client_that_meets_nobody_says_so() -> None:
-    async def run() -> None:
-        async with SessionClient("http://127.0.0.1:9", timeout=2.0) as client:
-            with pytest.raises(SessionError, match=r"POST http://127\.0\.0\.1:9/sessions"):
-                await client.create()
-
-    asyncio.run(run())
+async def test_a_client_that_meets_nobody_says_so() -> None:
+    async with SessionClient("http://127.0.0.1:9", timeout=2.0) as client:
+        with pytest.raises(SessionError, match=r"POST http://127\.0\.0\.1:9/sessions"):
+            await client.create()
 
 
 async def _slow(body: dict[str, Any]) -> Any:
@@ -395,17 +347,14 @@ def one_sample(samples: list[Sample], metadata: dict[str, Any]) -> list[Sample]:
     return samples[: 1 if metadata["counts"]["turns"] else 0]
 
 
-def test_hooks_from_the_command_line_reach_collecting(tiny_model: Path) -> None:
-    async def run() -> None:
-        path = f"{__name__}.one_sample"
-        async with bench(tiny_model, lambda body: answer([7, STOP]), session_sample_picker_path=path) as b:
-            session = await b.client.create()
-            for question in ("a", "b"):
-                await b.chat(session, [{"role": "user", "content": question}])
-            assert len(await b.client.collect(session)) == 1
-        path = f"{__name__}.one_sample_too_many"
-        with pytest.raises(UserError, match="--session-sample-postprocessor-path"):
-            async with bench(tiny_model, lambda body: answer([STOP]), session_sample_postprocessor_path=path):
-                raise AssertionError("the server started")
-
-    asyncio.run(run())
+async def test_hooks_from_the_command_line_reach_collecting(tiny_model: Path) -> None:
+    path = f"{__name__}.one_sample"
+    async with bench(tiny_model, lambda body: answer([7, STOP]), session_sample_picker_path=path) as b:
+        session = await b.client.create()
+        for question in ("a", "b"):
+            await b.chat(session, [{"role": "user", "content": question}])
+        assert len(await b.client.collect(session)) == 1
+    path = f"{__name__}.one_sample_too_many"
+    with pytest.raises(UserError, match="--session-sample-postprocessor-path"):
+        async with bench(tiny_model, lambda body: answer([STOP]), session_sample_postprocessor_path=path):
+            raise AssertionError("the server started")

@@ -29,7 +29,9 @@ def _events(ids: list[int]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_engine_is_left_at_the_token_that_completes_the_object(tiny_model: Path, tito: Tito, stream: bool) -> None:
+async def test_the_engine_is_left_at_the_token_that_completes_the_object(
+    tiny_model: Path, tito: Tito, stream: bool
+) -> None:
     ids = [token for char in REPLY + TAIL for token in ids_of(tito, char)]
     kept = [token for char in REPLY for token in ids_of(tito, char)]
 
@@ -38,52 +40,43 @@ def test_the_engine_is_left_at_the_token_that_completes_the_object(tiny_model: P
             yield event
         await asyncio.Event().wait()
 
-    async def run() -> None:
-        async with bench(tiny_model, endless) as b:
-            session = await b.client.create()
-            if stream:
-                _, events = await b.stream(session, GO, stop_at="json_object")
-                choices = [event["choices"][0] for event in events[:-1]]
-                content = "".join(choice["delta"].get("content") or "" for choice in choices)
-                message = {"role": "assistant", "content": content}
-                assert choices[-1]["finish_reason"] == "stop"
-            else:
-                status, got = await b.chat(session, GO, stop_at="json_object")
-                assert status == 200
-                message, content = got["choices"][0]["message"], got["choices"][0]["message"]["content"]
-                assert got["usage"]["completion_tokens"] == len(kept)
-            assert content.endswith('{"tool": "f", "arguments": {"x": "}"}}')
-            for _ in range(100):
-                if b.engine.cancelled:
-                    break
-                await asyncio.sleep(0.05)
-            assert b.engine.cancelled == 1
-            b.engine.script = lambda body: answer([5, STOP])
-            assert (await b.chat(session, [*GO, message, *GO]))[0] == 200
-            (sample,) = await b.client.collect(session)
-            assert np.array_equal(sample.tokens[sample.loss_mask == 1], [*kept, 5, STOP])
-            asked = b.engine.requests[-1]["input_ids"]
-            assert np.array_equal(sample.tokens[: len(asked)], asked)
-            assert "".join(tito.encoder.decode(asked).split(REPLY)[1:]).startswith("<|im_end|>\n<|im_start|>user")
-
-    asyncio.run(run())
+    async with bench(tiny_model, endless) as b:
+        session = await b.client.create()
+        if stream:
+            _, events = await b.stream(session, GO, stop_at="json_object")
+            choices = [event["choices"][0] for event in events[:-1]]
+            content = "".join(choice["delta"].get("content") or "" for choice in choices)
+            message = {"role": "assistant", "content": content}
+            assert choices[-1]["finish_reason"] == "stop"
+        else:
+            status, got = await b.chat(session, GO, stop_at="json_object")
+            assert status == 200
+            message, content = got["choices"][0]["message"], got["choices"][0]["message"]["content"]
+            assert got["usage"]["completion_tokens"] == len(kept)
+        assert content.endswith('{"tool": "f", "arguments": {"x": "}"}}')
+        for _ in range(100):
+            if b.engine.cancelled:
+                break
+            await asyncio.sleep(0.05)
+        assert b.engine.cancelled == 1
+        b.engine.script = lambda body: answer([5, STOP])
+        assert (await b.chat(session, [*GO, message, *GO]))[0] == 200
+        (sample,) = await b.client.collect(session)
+        assert np.array_equal(sample.tokens[sample.loss_mask == 1], [*kept, 5, STOP])
+        asked = b.engine.requests[-1]["input_ids"]
+        assert np.array_equal(sample.tokens[: len(asked)], asked)
+        assert "".join(tito.encoder.decode(asked).split(REPLY)[1:]).startswith("<|im_end|>\n<|im_start|>user")
 
 
-def test_a_reply_without_an_object_ends_as_it_did(tiny_model: Path, tito: Tito) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, "no { object")) as b:
-            session = await b.client.create()
-            await b.chat(session, GO, stop_at="json_object")
-            (sample,) = await b.client.collect(session)
-            assert sample.tokens[sample.loss_mask == 1].tolist() == [*ids_of(tito, "no { object"), STOP]
-
-    asyncio.run(run())
+async def test_a_reply_without_an_object_ends_as_it_did(tiny_model: Path, tito: Tito) -> None:
+    async with bench(tiny_model, saying(tito, "no { object")) as b:
+        session = await b.client.create()
+        await b.chat(session, GO, stop_at="json_object")
+        (sample,) = await b.client.collect(session)
+        assert sample.tokens[sample.loss_mask == 1].tolist() == [*ids_of(tito, "no { object"), STOP]
 
 
-def test_anything_else_to_stop_at_is_refused(tiny_model: Path) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            status, got = await b.chat(await b.client.create(), GO, stop_at="full moon")
-            assert (status, got["error"]["param"]) == (400, "stop_at")
-
-    asyncio.run(run())
+async def test_anything_else_to_stop_at_is_refused(tiny_model: Path) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        status, got = await b.chat(await b.client.create(), GO, stop_at="full moon")
+        assert (status, got["error"]["param"]) == (400, "stop_at")

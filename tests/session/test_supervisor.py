@@ -77,32 +77,29 @@ async def _serves_again(served: Served, restarts: int = 1) -> None:
 
 @pytest.mark.parametrize(("point", "generations"), [("before_commit", 2), ("after_commit", 1)])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_worker_killed_before_it_answered_is_bridged_by_the_clients_own_retry(
+async def test_a_worker_killed_before_it_answered_is_bridged_by_the_clients_own_retry(
     tiny_model: Path, tmp_path: Path, point: str, generations: int, stream: bool
 ) -> None:
     """What was committed is not generated again, what was not is not there."""
 
-    async def run() -> None:
-        replies = iter([[40, STOP], [41, STOP], [42, STOP]])
-        async with _served(tiny_model, tmp_path, lambda body: answer(next(replies)), dies=point) as served:
-            session = await served.client.create()
-            async with served.agent(session) as agent:
-                if stream:
-                    text = await _streamed(agent)
-                else:
-                    got = await agent.chat.completions.create(model="m", messages=ASK)
-                    text = str(got.choices[0].message.content)
-                (turn,) = await served.turns(session)
-                (sample,) = await served.client.collect(session)
-                assert turn["completion_tokens"] == 2
-                assert len(served.engine.requests) == generations
-                assert sample.tokens[-2] == 39 + generations
-                more = [*ASK, {"role": "assistant", "content": text}, *ASK]
-                await agent.chat.completions.create(model="m", messages=more)
-                assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
-            assert served.supervisor.restarts == 1
-
-    asyncio.run(run())
+    replies = iter([[40, STOP], [41, STOP], [42, STOP]])
+    async with _served(tiny_model, tmp_path, lambda body: answer(next(replies)), dies=point) as served:
+        session = await served.client.create()
+        async with served.agent(session) as agent:
+            if stream:
+                text = await _streamed(agent)
+            else:
+                got = await agent.chat.completions.create(model="m", messages=ASK)
+                text = str(got.choices[0].message.content)
+            (turn,) = await served.turns(session)
+            (sample,) = await served.client.collect(session)
+            assert turn["completion_tokens"] == 2
+            assert len(served.engine.requests) == generations
+            assert sample.tokens[-2] == 39 + generations
+            more = [*ASK, {"role": "assistant", "content": text}, *ASK]
+            await agent.chat.completions.create(model="m", messages=more)
+            assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
+        assert served.supervisor.restarts == 1
 
 
 async def _streamed(agent: openai.AsyncOpenAI) -> str:
@@ -124,56 +121,50 @@ async def _streamed(agent: openai.AsyncOpenAI) -> str:
     raise AssertionError("the stream never ended")
 
 
-def test_an_answer_that_was_sent_and_never_read_is_given_again(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with _served(tiny_model, tmp_path, lambda body: answer([40, STOP]), dies="after_send") as served:
-            session = await served.client.create()
-            body = b'{"model":"m","messages":[{"role":"user","content":"go"}]}'
-            path = f"/sessions/{session}/v1/chat/completions"
-            with socket.create_connection(("127.0.0.1", int(served.client.url.rpartition(":")[2]))) as deaf:
-                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-                deaf.sendall(head.encode() + body)
-                await _serves_again(served)
-            headers = {"X-Stainless-Retry-Count": "1"}
-            async with aiohttp.ClientSession() as http:
-                for _ in range(2):
-                    async with http.post(served.client.url + path, data=body, headers=headers) as response:
-                        assert response.status == 200
-                        assert (await response.json())["usage"]["completion_tokens"] == 2
-                    assert len(served.engine.requests) == 1
-                    assert len(await served.turns(session)) == 1
-
-    asyncio.run(run())
+async def test_an_answer_that_was_sent_and_never_read_is_given_again(tiny_model: Path, tmp_path: Path) -> None:
+    async with _served(tiny_model, tmp_path, lambda body: answer([40, STOP]), dies="after_send") as served:
+        session = await served.client.create()
+        body = b'{"model":"m","messages":[{"role":"user","content":"go"}]}'
+        path = f"/sessions/{session}/v1/chat/completions"
+        with socket.create_connection(("127.0.0.1", int(served.client.url.rpartition(":")[2]))) as deaf:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            deaf.sendall(head.encode() + body)
+            await _serves_again(served)
+        headers = {"X-Stainless-Retry-Count": "1"}
+        async with aiohttp.ClientSession() as http:
+            for _ in range(2):
+                async with http.post(served.client.url + path, data=body, headers=headers) as response:
+                    assert response.status == 200
+                    assert (await response.json())["usage"]["completion_tokens"] == 2
+                assert len(served.engine.requests) == 1
+                assert len(await served.turns(session)) == 1
 
 
-def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with _served(tiny_model, tmp_path, lambda body: answer([40, STOP])) as served:
-            session = await served.client.create()
-            seen: list[tuple[int, str | None, Any]] = []
-            assert served.supervisor.worker_pid is not None
-            os.kill(served.supervisor.worker_pid, signal.SIGKILL)
-            down = time.monotonic()
-            async with aiohttp.ClientSession() as http:
-                while not seen or seen[-1][0] != 200:
-                    url = f"{served.client.url}/sessions/{session}/v1/messages/count_tokens"
-                    with contextlib.suppress(aiohttp.ClientConnectionError):
-                        async with http.post(url, json={"messages": ASK}) as response:
-                            seen.append((response.status, response.headers.get("Retry-After"), await response.json()))
-                    assert time.monotonic() - down < 20
-                    await asyncio.sleep(0.02)
-            refused = seen[:-1]
-            assert refused
-            assert {(status, after) for status, after, _ in refused} == {(503, "1")}
-            assert refused[0][2]["type"] == "error", "in the route's own dialect"
-            os.kill(served.supervisor.worker_pid, signal.SIGKILL)
-            assert await served.client.collect(session) == [], "the rollout's own client waits for the worker"
-            await served.client.delete(session)
-            stats = await served.supervisor.stats()
-            assert stats["worker_restarts"] == 2
-            assert undocumented(f"session/{name}" for name in stats) == set()
-
-    asyncio.run(run())
+async def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model: Path, tmp_path: Path) -> None:
+    async with _served(tiny_model, tmp_path, lambda body: answer([40, STOP])) as served:
+        session = await served.client.create()
+        seen: list[tuple[int, str | None, Any]] = []
+        assert served.supervisor.worker_pid is not None
+        os.kill(served.supervisor.worker_pid, signal.SIGKILL)
+        down = time.monotonic()
+        async with aiohttp.ClientSession() as http:
+            while not seen or seen[-1][0] != 200:
+                url = f"{served.client.url}/sessions/{session}/v1/messages/count_tokens"
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    async with http.post(url, json={"messages": ASK}) as response:
+                        seen.append((response.status, response.headers.get("Retry-After"), await response.json()))
+                assert time.monotonic() - down < 20
+                await asyncio.sleep(0.02)
+        refused = seen[:-1]
+        assert refused
+        assert {(status, after) for status, after, _ in refused} == {(503, "1")}
+        assert refused[0][2]["type"] == "error", "in the route's own dialect"
+        os.kill(served.supervisor.worker_pid, signal.SIGKILL)
+        assert await served.client.collect(session) == [], "the rollout's own client waits for the worker"
+        await served.client.delete(session)
+        stats = await served.supervisor.stats()
+        assert stats["worker_restarts"] == 2
+        assert undocumented(f"session/{name}" for name in stats) == set()
 
 
 def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
@@ -198,48 +189,45 @@ def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
-def test_random_kills_lose_no_acknowledged_turn(tiny_model: Path, tmp_path: Path) -> None:
+async def test_random_kills_lose_no_acknowledged_turn(tiny_model: Path, tmp_path: Path) -> None:
     """Agents talk on while their server is killed again and again."""
 
-    async def run() -> None:
-        numbers = iter(range(40, 500))
+    numbers = iter(range(40, 500))
 
-        async def think(body: dict[str, Any]) -> Any:
-            await asyncio.sleep(0.05)
-            return answer([next(numbers), STOP])
+    async def think(body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.05)
+        return answer([next(numbers), STOP])
 
-        async def talk(served: Served, session: str, until: asyncio.Event) -> int:
-            messages, turns = list(ASK), 0
-            async with served.agent(session) as agent:
-                while not until.is_set():
-                    got = await agent.chat.completions.create(model="m", messages=messages)
-                    turns += 1
-                    messages += [got.choices[0].message.model_dump(exclude_none=True), *ASK]
-            return turns
+    async def talk(served: Served, session: str, until: asyncio.Event) -> int:
+        messages, turns = list(ASK), 0
+        async with served.agent(session) as agent:
+            while not until.is_set():
+                got = await agent.chat.completions.create(model="m", messages=messages)
+                turns += 1
+                messages += [got.choices[0].message.model_dump(exclude_none=True), *ASK]
+        return turns
 
-        async with _served(tiny_model, tmp_path, think) as served:
-            enough, chance = asyncio.Event(), random.Random(1)
-            sessions = [await served.client.create() for _ in range(4)]
-            talks = [asyncio.create_task(talk(served, session, enough)) for session in sessions]
-            for restarts in range(1, 4):
-                asked = len(served.engine.requests) + 8
-                while len(served.engine.requests) < asked:
-                    await asyncio.sleep(chance.uniform(0.01, 0.1))
-                assert served.supervisor.worker_pid is not None
-                os.kill(served.supervisor.worker_pid, signal.SIGKILL)
-                await _serves_again(served, restarts)
-            enough.set()
-            for session, turns in zip(sessions, await asyncio.gather(*talks), strict=True):
-                found = await served.turns(session)
-                samples = await served.client.collect(session)
-                assert turns > 0
-                assert [turn["parent"] for turn in found] == [None, *range(turns - 1)], "each turn once, in one line"
-                assert [sample.trained_tokens for sample in samples] == [2 * turns]
-
-    asyncio.run(run())
+    async with _served(tiny_model, tmp_path, think) as served:
+        enough, chance = asyncio.Event(), random.Random(1)
+        sessions = [await served.client.create() for _ in range(4)]
+        talks = [asyncio.create_task(talk(served, session, enough)) for session in sessions]
+        for restarts in range(1, 4):
+            asked = len(served.engine.requests) + 8
+            while len(served.engine.requests) < asked:
+                await asyncio.sleep(chance.uniform(0.01, 0.1))
+            assert served.supervisor.worker_pid is not None
+            os.kill(served.supervisor.worker_pid, signal.SIGKILL)
+            await _serves_again(served, restarts)
+        enough.set()
+        for session, turns in zip(sessions, await asyncio.gather(*talks), strict=True):
+            found = await served.turns(session)
+            samples = await served.client.collect(session)
+            assert turns > 0
+            assert [turn["parent"] for turn in found] == [None, *range(turns - 1)], "each turn once, in one line"
+            assert [sample.trained_tokens for sample in samples] == [2 * turns]
 
 
-def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Path) -> None:
+async def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Path) -> None:
     """A supervisor that is killed takes its worker with it; one that is stopped leaves a free port."""
     code = (
         "import asyncio, pickle, sys\n"
@@ -250,66 +238,57 @@ def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Path) -> 
         "asyncio.run(main())\n"
     )
 
-    async def run() -> None:
-        import pickle
+    import pickle
 
-        made = replace(spec(tiny_model), run_dir=str(tmp_path))
-        owner = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
-        assert owner.stdin is not None
-        assert owner.stdout is not None
-        owner.stdin.write(pickle.dumps(made))
-        worker = psutil.Process(int(await owner.stdout.readline()))
-        owner.kill()
-        await owner.wait()
-        psutil.wait_procs([worker], timeout=10)
-        assert not worker.is_running()
-        supervisor = Supervisor(made)
-        url = await supervisor.start()
-        pid = supervisor.worker_pid
-        await supervisor.stop()
-        assert pid is not None
-        assert not psutil.pid_exists(pid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", int(url.rpartition(":")[2])))
-
-    asyncio.run(run())
+    made = replace(spec(tiny_model), run_dir=str(tmp_path))
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    owner.stdin.write(pickle.dumps(made))
+    worker = psutil.Process(int(await owner.stdout.readline()))
+    owner.kill()
+    await owner.wait()
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running()
+    supervisor = Supervisor(made)
+    url = await supervisor.start()
+    pid = supervisor.worker_pid
+    await supervisor.stop()
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", int(url.rpartition(":")[2])))
 
 
-def test_a_worker_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        supervisor = Supervisor(replace(spec(tiny_model), model_path=str(tmp_path)))
-        with pytest.raises(UserError, match="has no tokenizer"):
-            await supervisor.start()
-        broken = Supervisor(spec(tiny_model), command=(sys.executable, "-c", "raise SystemExit(3)"))
-        with pytest.raises(UserError, match="exit code 3"):
-            await broken.start()
-
-    asyncio.run(run())
+async def test_a_worker_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
+    supervisor = Supervisor(replace(spec(tiny_model), model_path=str(tmp_path)))
+    with pytest.raises(UserError, match="has no tokenizer"):
+        await supervisor.start()
+    broken = Supervisor(spec(tiny_model), command=(sys.executable, "-c", "raise SystemExit(3)"))
+    with pytest.raises(UserError, match="exit code 3"):
+        await broken.start()
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
+async def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
     command = "import sys; from miles_lite.cli import main; sys.exit(main())"
 
-    async def run() -> None:
-        async with scripted(lambda body: answer([40, STOP])) as (_, url):
-            for turns in (1, 2):
-                arguments = ("--hf-checkpoint", tiny_model, "--router-url", url, "--run-dir", tmp_path)
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", command, "session", *map(str, arguments)),
-                    stdout=asyncio.subprocess.PIPE,
-                )
-                assert process.stdout is not None
-                told = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
-                async with openai.AsyncOpenAI(base_url=f"{told[1]}/sessions/mine/v1", api_key="-") as agent:
-                    await agent.chat.completions.create(model="m", messages=ASK)
-                async with SessionClient(told[1]) as client:
-                    assert len((await client.describe("mine"))["turns"]) == turns
-                process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(process.wait(), 10) == 0
-
-    asyncio.run(run())
+    async with scripted(lambda body: answer([40, STOP])) as (_, url):
+        for turns in (1, 2):
+            arguments = ("--hf-checkpoint", tiny_model, "--router-url", url, "--run-dir", tmp_path)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", command, "session", *map(str, arguments)),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            told = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+            async with openai.AsyncOpenAI(base_url=f"{told[1]}/sessions/mine/v1", api_key="-") as agent:
+                await agent.chat.completions.create(model="m", messages=ASK)
+            async with SessionClient(told[1]) as client:
+                assert len((await client.describe("mine"))["turns"]) == turns
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
 SLOW = """{%- for m in messages %}<|im_start|>{{ m.role }}
@@ -320,28 +299,25 @@ SLOW = """{%- for m in messages %}<|im_start|>{{ m.role }}
 {% endif %}"""
 
 
-def test_a_worker_that_is_busy_with_one_request_is_not_killed(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_worker_that_is_busy_with_one_request_is_not_killed(tiny_model: Path, tmp_path: Path) -> None:
     """A template that takes longer for it than a worker may show no life; others are answered in the meantime."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     (model / "chat_template.jinja").write_text(SLOW)
 
-    async def run() -> None:
-        async with _served(model, tmp_path, lambda body: answer([5, STOP]), silence=1.0) as served:
-            busy, other = served.agent(await served.client.create()), served.agent(await served.client.create())
-            content = "word " * 5000
-            slow = asyncio.create_task(
-                busy.chat.completions.create(model="m", messages=[{"role": "user", "content": content}])
-            )
-            answered = 0
-            while not slow.done():
-                await other.chat.completions.create(model="m", messages=ASK)
-                answered += 1
-            with pytest.raises(openai.BadRequestError, match="maximum context length"):
-                await slow
-            assert served.supervisor.restarts == 0
-            assert answered > 3
-            await busy.close()
-            await other.close()
-
-    asyncio.run(run())
+    async with _served(model, tmp_path, lambda body: answer([5, STOP]), silence=1.0) as served:
+        busy, other = served.agent(await served.client.create()), served.agent(await served.client.create())
+        content = "word " * 5000
+        slow = asyncio.create_task(
+            busy.chat.completions.create(model="m", messages=[{"role": "user", "content": content}])
+        )
+        answered = 0
+        while not slow.done():
+            await other.chat.completions.create(model="m", messages=ASK)
+            answered += 1
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await slow
+        assert served.supervisor.restarts == 0
+        assert answered > 3
+        await busy.close()
+        await other.close()

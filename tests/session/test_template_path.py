@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,16 @@ OTHER = CHAT_TEMPLATE.replace("'<|im_start|>' + message.role", "'<|im_start|>The
 ASK = [{"role": "user", "content": "hi"}]
 
 
-def test_sessions_print_the_files_template(tiny_model: Path, tmp_path: Path, tito: Tito) -> None:
+async def test_sessions_print_the_files_template(tiny_model: Path, tmp_path: Path, tito: Tito) -> None:
     assert OTHER != CHAT_TEMPLATE
     file = tmp_path / "other.jinja"
     file.write_text(OTHER)
 
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([40, 2]), chat_template_path=str(file)) as b:
-            status, _ = await b.chat(await b.client.create(), ASK)
-            assert status == 200
-            sent = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
-            assert sent.startswith("<|im_start|>The user\nhi<|im_end|>")
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([40, 2]), chat_template_path=str(file)) as b:
+        status, _ = await b.chat(await b.client.create(), ASK)
+        assert status == 200
+        sent = tito.encoder.decode(b.engine.requests[-1]["input_ids"])
+        assert sent.startswith("<|im_start|>The user\nhi<|im_end|>")
 
 
 def test_a_file_that_is_none_is_refused_by_its_flag(tiny_model: Path, tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ async def _talk(model: Path) -> None:
         assert np.allclose(logprobs, sample.logprobs)
 
 
-def test_turns_build_the_trajectory_of_the_same_tokens_that_are_trained(tiny_model: Path) -> None:
-    import asyncio
+async def test_turns_build_the_trajectory_of_the_same_tokens_that_are_trained(tiny_model: Path) -> None:
 
-    asyncio.run(_talk(tiny_model))
+    await _talk(tiny_model)

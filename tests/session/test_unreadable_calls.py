@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,18 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("argument", ["NaN", "1e999", '"\\ud800"', "[" * 60 + "]" * 60])
-def test_what_no_client_can_read_is_no_call(tiny_model: Path, tito: Tito, argument: str) -> None:
+async def test_what_no_client_can_read_is_no_call(tiny_model: Path, tito: Tito, argument: str) -> None:
     text = f'<tool_call>\n{{"name": "run", "arguments": {{"x": {argument}}}}}\n</tool_call>'
 
-    async def run() -> None:
-        async with bench(tiny_model, saying(tito, text)) as b, aiohttp.ClientSession() as http:
-            session = await b.client.create()
-            for path, body in ASKED.items():
-                for streams in ({},) if path.startswith("v1beta") else ({}, {"stream": True}):
-                    async with http.post(f"{b.client.url}/sessions/{session}/{path}", json=body | streams) as response:
-                        assert response.status == 200
-                        assert '"error":{' not in (await response.text())
-            _, told = await b.chat(session, [ASK], tools=CHAT_TOOLS)
-            reply = told["choices"][0]["message"]
-            assert reply["content"] == text
-            await b.chat(session, [ASK, reply, {"role": "user", "content": "on"}], tools=CHAT_TOOLS)
-            assert (await b.client.describe(session))["turns"][-1]["parent"] is not None
-
-    asyncio.run(run())
+    async with bench(tiny_model, saying(tito, text)) as b, aiohttp.ClientSession() as http:
+        session = await b.client.create()
+        for path, body in ASKED.items():
+            for streams in ({},) if path.startswith("v1beta") else ({}, {"stream": True}):
+                async with http.post(f"{b.client.url}/sessions/{session}/{path}", json=body | streams) as response:
+                    assert response.status == 200
+                    assert '"error":{' not in (await response.text())
+        _, told = await b.chat(session, [ASK], tools=CHAT_TOOLS)
+        reply = told["choices"][0]["message"]
+        assert reply["content"] == text
+        await b.chat(session, [ASK, reply, {"role": "user", "content": "on"}], tools=CHAT_TOOLS)
+        assert (await b.client.describe(session))["turns"][-1]["parent"] is not None

@@ -79,14 +79,6 @@ class Chats:
         return statistics.median(later - at for each in times for at, later in itertools.pairwise(each))
 
 
-async def until(condition: Any, what: str, *, seconds: float = 120.0) -> None:
-    """Return once `condition()` holds; AssertionError naming `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        await asyncio.sleep(0.05)
-
-
 def scheduler_of(pid: int) -> psutil.Process:
     """The scheduler among a server's children."""
     children = psutil.Process(pid).children(recursive=True)

@@ -22,7 +22,8 @@ from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_model
 from tests.ports import free_port
-from tests.stack.chats import Chats, stack_options, until
+from tests.stack.chats import Chats, stack_options
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 KEY = "the-admin-key"

@@ -23,7 +23,8 @@ from miles_lite.stack import engine_slot, fleet
 from miles_lite.stack.fleet import Fleet
 from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_weights
-from tests.stack.chats import stack_options, until
+from tests.stack.chats import stack_options
+from tests.waiting import until
 
 Calls = list[tuple[str, str]]
 
@@ -102,39 +103,35 @@ async def engines(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_enters(tmp_path: Path, how: signal.Signals):
-    async def run() -> None:
-        async with engines(tmp_path) as (running, calls):
-            lost, other = running.engines
-            calls.clear()
-            os.kill(lost.pid, how)
-            await until(lambda: running.recoveries, "a replacement")
-            replacement, same = running.engines
-            assert same == other
-            paths = [path for path, url in calls if url in (lost.url, replacement.url)]
-            assert paths[0] == "/remove_worker"
-            assert paths[-1] == "/add_worker"
-            assert ("hangs" if how is signal.SIGSTOP else "ended") in running.recoveries[0].reason
-
-    asyncio.run(run())
+async def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_enters(
+    tmp_path: Path, how: signal.Signals
+):
+    async with engines(tmp_path) as (running, calls):
+        lost, other = running.engines
+        calls.clear()
+        os.kill(lost.pid, how)
+        await until(lambda: running.recoveries, "a replacement")
+        replacement, same = running.engines
+        assert same == other
+        paths = [path for path, url in calls if url in (lost.url, replacement.url)]
+        assert paths[0] == "/remove_worker"
+        assert paths[-1] == "/add_worker"
+        assert ("hangs" if how is signal.SIGSTOP else "ended") in running.recoveries[0].reason
 
 
 TWO_NODES = {"rollout_num_gpus_per_engine": 2, "num_gpus_per_node": 1}
 
 
-def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_when_one_is_lost(tmp_path: Path):
-    async def run() -> None:
-        async with engines(tmp_path, topology=TWO_NODES) as (running, calls):
-            [slot] = running._slots
-            before = [node.handle._actor._info for node in slot.nodes]
-            assert [url for path, url in calls if path == "/add_worker"] == [before[0].url]
-            os.kill(before[1].pid, signal.SIGKILL)
-            await until(lambda: running.recoveries, "a replacement")
-            after = [node.handle._actor._info for node in slot.nodes]
-            assert not {info.pid for info in before} & {info.pid for info in after}
-            assert not Path(f"/proc/{before[0].pid}").exists()
-
-    asyncio.run(run())
+async def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_when_one_is_lost(tmp_path: Path):
+    async with engines(tmp_path, topology=TWO_NODES) as (running, calls):
+        [slot] = running._slots
+        before = [node.handle._actor._info for node in slot.nodes]
+        assert [url for path, url in calls if path == "/add_worker"] == [before[0].url]
+        os.kill(before[1].pid, signal.SIGKILL)
+        await until(lambda: running.recoveries, "a replacement")
+        after = [node.handle._actor._info for node in slot.nodes]
+        assert not {info.pid for info in before} & {info.pid for info in after}
+        assert not Path(f"/proc/{before[0].pid}").exists()
 
 
 def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -179,42 +176,33 @@ def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
         asyncio.run(run())
 
 
-def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_it_is_registered(tmp_path: Path):
-    async def run() -> None:
-        other = make_tiny_weights(tmp_path / "other", 1)
-        async with engines(tmp_path) as (running, _):
-            os.kill(running.engines[0].pid, signal.SIGKILL)
-            await until(lambda: len(running.engines) == 1, "the loss")
-            await running.update_weights(WeightUpdate(str(other), 1))
-            await until(lambda: len(running.engines) == 2, "the replacement")
-            served = [slot.actor.handle._actor._served.version for slot in running._slots]
-            assert served == [1, 1]
-
-    asyncio.run(run())
+async def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_it_is_registered(tmp_path: Path):
+    other = make_tiny_weights(tmp_path / "other", 1)
+    async with engines(tmp_path) as (running, _):
+        os.kill(running.engines[0].pid, signal.SIGKILL)
+        await until(lambda: len(running.engines) == 1, "the loss")
+        await running.update_weights(WeightUpdate(str(other), 1))
+        await until(lambda: len(running.engines) == 2, "the replacement")
+        served = [slot.actor.handle._actor._served.version for slot in running._slots]
+        assert served == [1, 1]
 
 
-def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_that_none_is_left(tmp_path: Path):
-    async def run() -> None:
-        async with engines(tmp_path, engine_restarts=0) as (running, _):
-            await running.update_weights(WeightUpdate(str(tmp_path / "missing"), 1))
-            await until(lambda: running.failure, "the failure")
-            assert "no regular engine is left" in str(running.failure)
-
-    asyncio.run(run())
+async def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_that_none_is_left(tmp_path: Path):
+    async with engines(tmp_path, engine_restarts=0) as (running, _):
+        await running.update_weights(WeightUpdate(str(tmp_path / "missing"), 1))
+        await until(lambda: running.failure, "the failure")
+        assert "no regular engine is left" in str(running.failure)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_external_engine_is_used_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str):
-    async def run() -> None:
-        async with engines(tmp_path / "a") as (owner, _):
-            address = owner.engines[0].url.removeprefix("http://")
-            monkeypatch.setattr(Slots, "device", device)
-            topology = {"rollout_external_engine_addrs": (address,)}
-            async with engines(tmp_path / "b", topology=topology) as (user, calls):
-                assert [engine.url for engine in user.engines] == [owner.engines[0].url]
-                assert ("/add_worker", owner.engines[0].url) in calls
-                assert (await user.update_weights(WeightUpdate(str(tmp_path / "a" / "model"), 1))).behind == {}
-            assert Path(f"/proc/{owner.engines[0].pid}").exists()
-            assert owner.recoveries == []
-
-    asyncio.run(run())
+async def test_an_external_engine_is_used_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str):
+    async with engines(tmp_path / "a") as (owner, _):
+        address = owner.engines[0].url.removeprefix("http://")
+        monkeypatch.setattr(Slots, "device", device)
+        topology = {"rollout_external_engine_addrs": (address,)}
+        async with engines(tmp_path / "b", topology=topology) as (user, calls):
+            assert [engine.url for engine in user.engines] == [owner.engines[0].url]
+            assert ("/add_worker", owner.engines[0].url) in calls
+            assert (await user.update_weights(WeightUpdate(str(tmp_path / "a" / "model"), 1))).behind == {}
+        assert Path(f"/proc/{owner.engines[0].pid}").exists()
+        assert owner.recoveries == []

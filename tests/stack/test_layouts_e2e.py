@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from miles_lite.config.places import Topology
 from miles_lite.errors import UserError
 from miles_lite.stack.placement import ENGINE_SHARE, TRAIN_SHARE, Layout, place
-from tests.engine.waiting import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 GPUS = 4

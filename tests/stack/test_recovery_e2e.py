@@ -16,7 +16,8 @@ from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_model
-from tests.stack.chats import Chats, scheduler_of, stack_options, until
+from tests.stack.chats import Chats, scheduler_of, stack_options
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

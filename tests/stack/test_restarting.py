@@ -96,45 +96,41 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
     assert said[1].startswith("the plain actor serves again after ")
 
 
-def test_who_waits_for_one_that_does_not_come_back_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_for_one_that_does_not_come_back_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(restarting, "BACK_SECONDS", 0.3)
 
-    async def run() -> None:
-        with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
-            await Kept("the plain actor", lambda restarts: None, start_seconds=1, say=print).serving()
-
-    asyncio.run(run())
+    with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
+        await Kept("the plain actor", lambda restarts: None, start_seconds=1, say=print).serving()
 
 
-def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with scripted(lambda body: answer([40, 41, STOP])) as (engine, engine_url):
-            spec = SessionSpec(
-                index=0,
-                model_path=str(tiny_model),
-                router_url=engine_url,
-                bind_host="127.0.0.1",
-                advertise_host="127.0.0.1",
-                port=None,
-                options=SessionOptions(tito_allowed_append_roles=("tool", "user")),
-                context_length=512,
-                run_dir=str(tmp_path),
+async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path, tmp_path: Path) -> None:
+    async with scripted(lambda body: answer([40, 41, STOP])) as (engine, engine_url):
+        spec = SessionSpec(
+            index=0,
+            model_path=str(tiny_model),
+            router_url=engine_url,
+            bind_host="127.0.0.1",
+            advertise_host="127.0.0.1",
+            port=None,
+            options=SessionOptions(tito_allowed_append_roles=("tool", "user")),
+            context_length=512,
+            run_dir=str(tmp_path),
+        )
+
+        def make(restarts: int) -> Remote[SessionActor]:
+            placed = replace(spec, port=_port(sessions.told)) if restarts else spec
+            return named_actor(SessionActor, restarted("session-0", restarts))(placed)
+
+        sessions = Kept("session server 0", make, start_seconds=60, say=print)
+        try:
+            await talk(await sessions.start(), sessions)
+            assert [len(one["input_ids"]) for one in engine.requests] == sorted(
+                len(one["input_ids"]) for one in engine.requests
             )
-
-            def make(restarts: int) -> Remote[SessionActor]:
-                placed = replace(spec, port=_port(sessions.told)) if restarts else spec
-                return named_actor(SessionActor, restarted("session-0", restarts))(placed)
-
-            sessions = Kept("session server 0", make, start_seconds=60, say=print)
-            try:
-                await talk(await sessions.start(), sessions)
-                assert [len(one["input_ids"]) for one in engine.requests] == sorted(
-                    len(one["input_ids"]) for one in engine.requests
-                )
-            finally:
-                await sessions.stop()
-
-    asyncio.run(run())
+        finally:
+            await sessions.stop()
 
 
 async def talk(url: str, sessions: Kept[SessionActor]) -> None:

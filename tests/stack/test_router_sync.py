@@ -26,8 +26,9 @@ from miles_lite.stack.router_sync import RouterSync
 from miles_lite.weights.receiver import WeightUpdate
 from tests.models import make_tiny_weights
 from tests.ports import free_port
-from tests.stack.chats import stack_options, until
+from tests.stack.chats import stack_options
 from tests.stack.test_fleet import Slots, here  # noqa: F401 - a fixture
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 STEPS = 8
@@ -98,103 +99,91 @@ async def converged(fleet: Fleet, url: str, version: str) -> None:
         *((step, "all") for step in (1, 6)),
     ],
 )
-def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fleets_versions_and_engines(
+async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fleets_versions_and_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, kept: str
 ) -> None:
-    async def run() -> None:
-        said: list[str] = []
-        async with fleet_and_router(tmp_path, said.append) as (fleet, router, state):
-            before, steps = state.read_text(), iter(range(1000))
+    said: list[str] = []
+    async with fleet_and_router(tmp_path, said.append) as (fleet, router, state):
+        before, steps = state.read_text(), iter(range(1000))
 
-            def at_a_step() -> None:
-                if next(steps) != step:
-                    return
-                if kept == "nothing":
-                    state.unlink()
-                elif kept == "what was before":
-                    state.write_text(before)
-                os.kill(router.pid, signal.SIGKILL)
+        def at_a_step() -> None:
+            if next(steps) != step:
+                return
+            if kept == "nothing":
+                state.unlink()
+            elif kept == "what was before":
+                state.write_text(before)
+            os.kill(router.pid, signal.SIGKILL)
 
-            def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
-                async def stepped(*args: Any, **options: Any) -> Any:
-                    at_a_step()
-                    done = await call(*args, **options)
-                    at_a_step()
-                    return done
+        def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
+            async def stepped(*args: Any, **options: Any) -> Any:
+                at_a_step()
+                done = await call(*args, **options)
+                at_a_step()
+                return done
 
-                return stepped
+            return stepped
 
-            monkeypatch.setattr(router_sync, "set_weight_version", stepping(router_sync.set_weight_version))
-            monkeypatch.setattr(EngineActor, "update_weights", stepping(EngineActor.update_weights))
-            delivered = await fleet.update_weights(WeightUpdate(str(tmp_path / "one"), 2))
-            assert delivered.behind == {}
-            await until(lambda: router.restarts, "the router to be missed")
-            await converged(fleet, router.url, "2")
-            assert not any("ALARM" in line for line in said)
-
-    asyncio.run(run())
+        monkeypatch.setattr(router_sync, "set_weight_version", stepping(router_sync.set_weight_version))
+        monkeypatch.setattr(EngineActor, "update_weights", stepping(EngineActor.update_weights))
+        delivered = await fleet.update_weights(WeightUpdate(str(tmp_path / "one"), 2))
+        assert delivered.behind == {}
+        await until(lambda: router.restarts, "the router to be missed")
+        await converged(fleet, router.url, "2")
+        assert not any("ALARM" in line for line in said)
 
 
 @pytest.mark.usefixtures("here")
-def test_engines_that_all_have_other_weights_though_nobody_updates_them_are_an_alarm_with_its_cause(
+async def test_engines_that_all_have_other_weights_though_nobody_updates_them_are_an_alarm_with_its_cause(
     tmp_path: Path,
 ) -> None:
-    async def run() -> None:
-        said: list[str] = []
-        async with fleet_and_router(tmp_path, said.append) as (fleet, router, _), aiohttp.ClientSession() as client:
-            for engine in fleet.engines:
-                await client.post(f"{engine.url}/update_weights_from_disk", json={"weight_version": "9"})
-            await client.put(f"{router.url}/weight_version", json={"version": 1})
-            await until(lambda: said, "the alarm")
-            await asyncio.sleep(2.5 * router_sync.LOOK_SECONDS)
-            [alarm] = said
-            assert alarm.startswith("ALARM: no engine gets requests")
-            assert all(f"{engine.url} serves 9" in alarm for engine in fleet.engines)
-            assert "admits weight version 1" in alarm
-            await fleet.update_weights(WeightUpdate(str(tmp_path / "one"), 2))
-            await converged(fleet, router.url, "2")
-
-    asyncio.run(run())
+    said: list[str] = []
+    async with fleet_and_router(tmp_path, said.append) as (fleet, router, _), aiohttp.ClientSession() as client:
+        for engine in fleet.engines:
+            await client.post(f"{engine.url}/update_weights_from_disk", json={"weight_version": "9"})
+        await client.put(f"{router.url}/weight_version", json={"version": 1})
+        await until(lambda: said, "the alarm")
+        await asyncio.sleep(2.5 * router_sync.LOOK_SECONDS)
+        [alarm] = said
+        assert alarm.startswith("ALARM: no engine gets requests")
+        assert all(f"{engine.url} serves 9" in alarm for engine in fleet.engines)
+        assert "admits weight version 1" in alarm
+        await fleet.update_weights(WeightUpdate(str(tmp_path / "one"), 2))
+        await converged(fleet, router.url, "2")
 
 
-def test_an_update_waits_for_a_router_that_is_away_and_says_so_when_it_stays_away() -> None:
-    async def run() -> None:
-        port = free_port()
-        sync = RouterSync(f"http://127.0.0.1:{port}", key=None, say=print, patience=0.5)
-        with pytest.raises(UserError, match="waited 0 s for the router to take weight version 3: PUT "):
-            await sync.admit(3)
-        waiting = asyncio.create_task(RouterSync(f"http://127.0.0.1:{port}", key=None, say=print).admit(3))
-        await asyncio.sleep(0.3)
-        router = Supervisor(RouterSpec(port=port))
-        await router.start()
-        assert await waiting == []
-        found = await standing(router.url)
-        assert found is not None
-        assert found.versions == {"3"}
-        await router.stop()
-
-    asyncio.run(run())
+async def test_an_update_waits_for_a_router_that_is_away_and_says_so_when_it_stays_away() -> None:
+    port = free_port()
+    sync = RouterSync(f"http://127.0.0.1:{port}", key=None, say=print, patience=0.5)
+    with pytest.raises(UserError, match="waited 0 s for the router to take weight version 3: PUT "):
+        await sync.admit(3)
+    waiting = asyncio.create_task(RouterSync(f"http://127.0.0.1:{port}", key=None, say=print).admit(3))
+    await asyncio.sleep(0.3)
+    router = Supervisor(RouterSpec(port=port))
+    await router.start()
+    assert await waiting == []
+    found = await standing(router.url)
+    assert found is not None
+    assert found.versions == {"3"}
+    await router.stop()
 
 
-def test_a_router_without_a_weight_gate_is_left_alone(tmp_path: Path) -> None:
+async def test_a_router_without_a_weight_gate_is_left_alone(tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []
 
     async def other(request: web.Request) -> web.Response:
         asked.append((request.method, request.path))
         return web.Response(status=404 if request.method == "PUT" else 200, text=json.dumps({"workers": []}))
 
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", other)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        sync = RouterSync(f"http://127.0.0.1:{runner.addresses[0][1]}", key=None, say=print)
-        assert await sync.admit(3) == []
-        keeping = asyncio.create_task(sync.keep(lambda: False))
-        await until(lambda: ("GET", "/workers") in asked, "a look")
-        keeping.cancel()
-        await runner.cleanup()
-        assert {method for method, _ in asked} == {"GET", "PUT"}
-
-    asyncio.run(run())
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", other)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    sync = RouterSync(f"http://127.0.0.1:{runner.addresses[0][1]}", key=None, say=print)
+    assert await sync.admit(3) == []
+    keeping = asyncio.create_task(sync.keep(lambda: False))
+    await until(lambda: ("GET", "/workers") in asked, "a look")
+    keeping.cancel()
+    await runner.cleanup()
+    assert {method for method, _ in asked} == {"GET", "PUT"}

@@ -28,7 +28,8 @@ from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import remote
 from tests.models import make_tiny_model, reference_logprobs
-from tests.stack.chats import stack_options, until
+from tests.stack.chats import stack_options
+from tests.waiting import until
 from tests.weights.sender_process import FolderTrainer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -49,7 +50,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("cluster", [1, 2], indirect=True)
-def test_it_serves_takes_weights_in_every_mode_and_is_replaced(cluster: int, tiny_model: Path, tmp_path: Path):
+async def test_it_serves_takes_weights_in_every_mode_and_is_replaced(cluster: int, tiny_model: Path, tmp_path: Path):
     """On one node its second rank hangs, on two the second node's server is killed."""
     options = stack_options(
         tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0 if cluster == 1 else 60.0
@@ -59,7 +60,7 @@ def test_it_serves_takes_weights_in_every_mode_and_is_replaced(cluster: int, tin
     layout = place(options.topology, train=False)
     fleet = Fleet(options, layout, model=tiny_model, context_length=2048)
     router = remote(RouterActor).remote(RouterSpec())
-    asyncio.run(live(fleet, router, cluster, tiny_model, make_tiny_model(tmp_path / "other", seed=1)))
+    await live(fleet, router, cluster, tiny_model, make_tiny_model(tmp_path / "other", seed=1))
 
 
 async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) -> None:

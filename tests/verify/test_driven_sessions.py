@@ -60,19 +60,16 @@ def test_a_whole_answer_is_taken_as_it_is() -> None:
     assert chat(lambda asked: httpx.Response(200, json=body), stream=False) == message
 
 
-def test_the_sessions_key_goes_with_every_request() -> None:
-    async def run() -> None:
-        seen: list[str] = []
+async def test_the_sessions_key_goes_with_every_request() -> None:
+    seen: list[str] = []
 
-        def answer(request: httpx.Request) -> httpx.Response:
-            seen.append(request.headers["Authorization"])
-            return httpx.Response(200, text=events({"content": "a"}))
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["Authorization"])
+        return httpx.Response(200, text=events({"content": "a"}))
 
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            await Chat(http, "http://session/v1", [], 16, api_key="sk-1")([], "auto")
-        assert seen == ["Bearer sk-1"]
-
-    asyncio.run(run())
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        await Chat(http, "http://session/v1", [], 16, api_key="sk-1")([], "auto")
+    assert seen == ["Bearer sk-1"]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def _refused(text: str, kind: type[msgspec.Struct], at: str) -> ApiError:
     path = (at + path).removeprefix(".")
     if expected := _EXPECTED.match(why):
         kinds = [_KINDS.get(name, name) for name in expected["types"].split(" | ") if name != "null"]
-        return bad_request(f"{path or 'it'} must be {' or '.join(kinds)}{expected['bound'].rstrip()}", param=path)
+        bound = expected["bound"].rstrip().replace(" of length >= ", " of at least ")
+        return bad_request(f"{path or 'it'} must be {' or '.join(kinds)}{bound}", param=path)
     if missing:
         return bad_request(f"{path} is missing", param=path)
     choices = ", ".join(map(str, dict.fromkeys(_choices(kind, steps))))

@@ -1,7 +1,8 @@
-"""A bounded wait."""
+"""Bounded waits."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -12,3 +13,11 @@ def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 6
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
         time.sleep(0.02)
+
+
+async def until(condition: Callable[[], object], what: str, *, seconds: float = 120.0) -> None:
+    """The same beside other tasks."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        await asyncio.sleep(0.02)
