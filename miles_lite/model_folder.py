@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
@@ -57,10 +57,8 @@ def read_json(file: Path) -> JsonObject:
     """The object in a file; empty where there is no such file, or something else in it. Raises UserError: no JSON."""
     if not file.is_file():
         return {}
-    try:
+    with user_error(f"{file} is not valid JSON", ValueError):
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 
 

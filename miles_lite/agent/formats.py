@@ -14,7 +14,7 @@ from miles_lite.agent.scan import Answer, Call, read_reply
 from miles_lite.agent.shell import Outcome
 from miles_lite.agent.tools import Tool
 from miles_lite.errors import UserError
-from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
 
 PREAMBLE = "You are an agent that uses tools to do what the user asks."
 PORTABLE = (
@@ -106,9 +106,6 @@ def _native_calls(message: JsonMapping) -> list[Call]:
     calls = []
     for call in message.get("tool_calls") or ():
         function = call["function"]
-        try:
-            arguments = json.loads(function["arguments"])
-        except ValueError:
-            arguments = function["arguments"]
-        calls.append(Call(function["name"], arguments, call["id"]))
+        said = parsed(function["arguments"])
+        calls.append(Call(function["name"], function["arguments"] if said is None else said, call["id"]))
     return calls

@@ -16,7 +16,7 @@ import httpx
 
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import bearer
-from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject, parsed
 
 CALL_SECONDS = 660.0
 """Longer than the server's own bound on one turn."""
@@ -125,9 +125,8 @@ class AgentSession:
             raise UserError(
                 f"no answer from the session server at {self._url}: {error or type(error).__name__}\n{WHAT_URL}"
             ) from error
-        try:
-            body = answer.json() if answer.content else None
-        except ValueError:
+        body = parsed(answer.content) if answer.content else None
+        if body is None and answer.content:
             body = answer.text[:500]
         if answer.status_code < 300:
             return body

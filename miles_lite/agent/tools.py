@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from miles_lite.agent.shell import assignments
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject, is_unicode
 from miles_lite.process.user_code import load_named
 
@@ -87,12 +87,8 @@ class Tool:
 
 def load_tools(path: Path | str) -> list[Tool]:
     """The tools of a JSON file: `{"tools": [...]}` or a list. Raises UserError naming file, tool and field."""
-    try:
+    with user_error(f"--tools: cannot read {path}", OSError), user_error(f"--tools: {path} is not JSON", ValueError):
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--tools: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--tools: {path} is not JSON: {error}") from error
     return parse_tools(data, where=str(path))
 
 

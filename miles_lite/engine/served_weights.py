@@ -149,11 +149,10 @@ class ServedWeights(ABC):
         here."""
         await self._updating.acquire()
         self._updates += 1
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._updating.release)
             yield
-        except BaseException:
-            self._updating.release()
-            raise
+            failed.pop_all()
 
     async def _prepare_updates(self) -> None:
         """Learn the served shapes, for the check of later updates, and make cache flushes cheap."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from miles_lite.config.redaction import redacted_arguments
 from miles_lite.config.tracking import Logging
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.report.metric_names import EVAL_STEP, ROLLOUT_STEP, TRAIN_STEP
 
 START_SECONDS = 120.0
@@ -30,12 +30,9 @@ class WandbSink:
     """A wandb run, online or offline. Raises UserError when it cannot be started."""
 
     def __init__(self, options: Logging, *, config: Mapping[str, object], run_dir: Path) -> None:
-        try:
+        missing = "--use-wandb needs the wandb package: pip install wandb, or leave --use-wandb out"
+        with user_error(missing, ImportError):
             import wandb
-        except ImportError as error:
-            raise UserError(
-                "--use-wandb needs the wandb package: pip install wandb, or leave --use-wandb out"
-            ) from error
         (run_dir / "wandb").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._argv, sys.argv = sys.argv, redacted_arguments(sys.argv)  # wandb notes it at its start, and later
         try:

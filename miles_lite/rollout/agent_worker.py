@@ -92,8 +92,7 @@ class AgentWorker:
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
         try:
             client = await self._client(task.session_url)
-            session_id = await client.create(task.sampling)
-            try:
+            async with client.opened(task.sampling) as session_id:
                 await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
                 rollout.finished_at = time.time()
                 samples = await self._collect(client, session_id)
@@ -101,8 +100,6 @@ class AgentWorker:
                 _settle(rollout)
                 if self._config.logging.trajectory_dir is not None:
                     await self._keep(rollout, task, await client.turns(session_id), session_id)
-            finally:
-                await client.delete(session_id)
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
             _fail(rollout, error)
         finally:

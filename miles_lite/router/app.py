@@ -59,13 +59,16 @@ class Router:
             self._gateway = Gateway(host=spec.hosts.bind_host, port=spec.gateway_port, timeout=limits.idle)
         self._collector = RouterCollector(self.registry, self.admission)
 
-    def keyed(self, handler: Handler) -> Handler:
-        """`handler`, for requests that show the admin key where there is one."""
+    def keyed(self, handler: Handler, *, kind: str) -> Handler:
+        """`handler`, for requests that show the admin key where there is one; what it refuses is of this kind."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             if self._admin_key is not None and not shows(request.headers, self._admin_key):
                 return failure(401, needed(f"{request.method} {request.path}"), kind="unauthorized")
-            return await handler(request)
+            try:
+                return await handler(request)
+            except UserError as error:
+                return failure(400, str(error), kind=kind)
 
         return handle
 
@@ -88,13 +91,11 @@ class Router:
 
     async def add(self, request: web.Request) -> web.Response:
         """POST /add_worker, POST /workers."""
+        worker = parse_worker(await fields_of(request))
+        if self._gateway and worker.worker_type != WorkerType.REGULAR:
+            raise UserError(NO_PAIRS)
         try:
-            worker = parse_worker(await fields_of(request))
-            if self._gateway and worker.worker_type != WorkerType.REGULAR:
-                raise UserError(NO_PAIRS)
             await self._pool.reach(worker.url)
-        except UserError as error:
-            return failure(400, str(error), kind="bad_worker")
         except UnreachableError as error:
             return failure(400, f"url {error.url!r}: cannot be reached: {error}", kind="unreachable_worker")
         worker = self.registry.add(worker)
@@ -109,10 +110,7 @@ class Router:
 
     async def remove(self, request: web.Request) -> web.Response:
         """POST /remove_worker, DELETE /workers/{id or url}, DELETE /workers?url=."""
-        try:
-            fields = await fields_of(request)
-        except UserError as error:
-            return failure(400, str(error), kind="bad_worker")
+        fields = await fields_of(request)
         name = request.match_info.get("name") or fields.get("url") or fields.get("worker_url") or ""
         worker = self.registry.find(str(name))
         if worker is None:
@@ -137,10 +135,7 @@ class Router:
 
     async def set_version(self, request: web.Request) -> web.Response:
         """PUT /weight_version: `version`, and `previous` while an update runs."""
-        try:
-            version, before = parse_versions(await fields_of(request))
-        except UserError as error:
-            return failure(400, str(error), kind="bad_version")
+        version, before = parse_versions(await fields_of(request))
         stale = await self._gate.set_version(version, before)
         if refused := await self._changed():
             return refused

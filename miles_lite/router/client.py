@@ -14,7 +14,7 @@ import aiohttp
 
 from miles_lite.errors import UserError
 from miles_lite.process.admin_key import bearer
-from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject, parsed
 
 log = logging.getLogger(__name__)
 TIMEOUT = aiohttp.ClientTimeout(total=30.0)
@@ -70,10 +70,7 @@ async def _call(method: str, url: str, key: str | None = None, body: Json = None
             aiohttp.ClientSession(timeout=TIMEOUT) as client,
             client.request(method, url, json=body, headers=bearer(key)) as reply,
         ):
-            try:
-                answer = await reply.json(content_type=None)
-            except ValueError:
-                answer = None
+            answer = parsed(await reply.read())
             return reply.status, answer if isinstance(answer, dict) else {}
     except (aiohttp.ClientError, TimeoutError) as error:
         raise RouterError(f"{method} {url}: {str(error) or type(error).__name__}") from error

@@ -31,6 +31,7 @@ from miles_lite.process.addresses import bracketed, local, loopback
 from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import JsonObject
 from miles_lite.process.probe import answers
+from miles_lite.process.undo import undone
 from miles_lite.router.replies import failure
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,8 @@ class Gateway:
     async def start(self) -> None:
         """Start the process and prove that it passes bodies on unchanged. Raises UserError when either fails."""
         await self._own.start()
-        try:
+        async with undone(self.stop):
             await self._launch()
-        except BaseException:
-            await self.stop()
-            raise
 
     async def stop(self) -> None:
         """End the process. Idempotent."""
@@ -196,14 +194,11 @@ class Gateway:
             preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         deadline = time.monotonic() + START_SECONDS
-        try:
+        async with undone(self._end):
             await self._until(process, deadline, well=True)
             await self._prove()
             self._own.well = False
             await self._until(process, deadline, well=False)
-        except BaseException:
-            await self._end()
-            raise
 
     async def _until(self, process: asyncio.subprocess.Process, deadline: float, *, well: bool) -> None:
         """Wait until our own worker is known as `well`, or as not. Raises UserError at the deadline."""

@@ -23,7 +23,8 @@ def build_app(router: Router) -> web.Application:
     """The aiohttp application of `router`."""
     app = web.Application(client_max_size=MAX_BODY)
     app.cleanup_ctx.append(router.lifetime)
-    add, remove, set_version = map(router.keyed, (router.add, router.remove, router.set_version))
+    add, remove = (router.keyed(handler, kind="bad_worker") for handler in (router.add, router.remove))
+    set_version = router.keyed(router.set_version, kind="bad_version")
     control: dict[str, dict[str, Handler]] = {
         "/add_worker": {"POST": add},
         "/remove_worker": {"POST": remove},

@@ -11,17 +11,15 @@ import orjson
 from aiohttp import web
 
 from miles_lite.config.choices import WorkerType
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.router.backend import Worker
 
 
 async def fields_of(request: web.Request) -> JsonObject:
     """A control request's fields, the query's before the JSON body's. Raises UserError for a body that is no object."""
-    try:
+    with user_error("the body is not JSON", ValueError):
         fields = orjson.loads(await request.read() or b"{}")
-    except ValueError as error:
-        raise UserError(f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UserError("the body must be a JSON object")
     return fields | dict(request.query)

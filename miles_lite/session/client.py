@@ -6,7 +6,9 @@ Invariant: every call ends within its bound, and an error carries the server's w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from types import TracebackType
 
 import aiohttp
@@ -69,6 +71,15 @@ class SessionClient:
         session_id = str(body["session_id"])
         self._keys[session_id] = str(body["api_key"])
         return session_id
+
+    @contextlib.asynccontextmanager
+    async def opened(self, sampling: JsonMapping | None = None) -> AsyncIterator[str]:
+        """The id of a session that is deleted with the block."""
+        session_id = await self.create(sampling)
+        try:
+            yield session_id
+        finally:
+            await self.delete(session_id)
 
     def api_key(self, session_id: str) -> str:
         """What an agent is given as its API key, of a session that this client opened."""

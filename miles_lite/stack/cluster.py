@@ -36,13 +36,13 @@ KEEPER_SECONDS = 5.0
 def connect(address: str | None) -> Path:
     """Connect this process to `address`, to RAY_ADDRESS, or to a new local cluster; the folder of Ray's logs. Raises
     UserError, and KeyboardInterrupt when that was asked for meanwhile: then it is not connected."""
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(disconnect)
         with Interrupts(deaf=CONNECT_SECONDS):
             _SCRATCH.enter()
-            return _connect(address)
-    except BaseException:
-        disconnect()
-        raise
+            logs = _connect(address)
+        failed.pop_all()
+        return logs
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 FORMAT, VERSION = "atraj", 1
@@ -150,11 +150,10 @@ def sequences(paths: Sequence[Sequence[Step]], *, where: str = "trajectory") -> 
             new, start = step.ids, max(0, end - step.drop)
             end = start + len(new)
             keep = step.sampled and step.turn not in trained and step.data.get("temperature", 1.0) > 0
-            try:
+            flaw = f"{where}: turn {step.turn} has an id or a logprob that is none"
+            with user_error(flaw, TypeError, ValueError, OverflowError):
                 ids[start:end] = new
                 logprobs[start:end] = step.logprobs if keep else 0.0
-            except (TypeError, ValueError, OverflowError) as error:
-                raise UserError(f"{where}: turn {step.turn} has an id or a logprob that is none: {error}") from error
             mask[start:end] = keep
         if np.isnan(logprobs).any():  # what null becomes
             raise UserError(f"{where}: a logprob is null")

@@ -210,11 +210,9 @@ class Parquet:
     """One row per path, with everything that training needs: ids, mask, logprobs, reward."""
 
     def __init__(self, path: Path, stack: contextlib.ExitStack) -> None:
-        try:
+        with user_error("--format parquet: pyarrow is not installed; install it, or take sft dpo rlvr", ImportError):
             import pyarrow
             from pyarrow import parquet
-        except ImportError as error:
-            raise UserError("--format parquet: pyarrow is not installed; install it, or take sft dpo rlvr") from error
         self.rows = 0
         self._arrow = pyarrow
         self._schema = pyarrow.schema(

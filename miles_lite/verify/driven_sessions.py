@@ -70,19 +70,13 @@ async def _one(
 ) -> Report:
     report = Report(index)
     try:
-        async with SessionClient(url, admin_key=plan.admin_key) as client:
-            session = await client.create(plan.sampling)
-            try:
-                key, url = client.api_key(session), client.base_url(session)
-                chat = Chat(http, url, TOOLS, plan.max_tokens, plan.stream, key)
-                driver = Driver(chat, plan.failure_mode, lambda line: tell(f"sample {index}: {line}"))
-                try:
-                    await driver.run(plan.actions)
-                finally:
-                    report.events = dict(driver.events)
-                await _inspect(report, client, session, tito)
-            finally:
-                await client.delete(session)
+        async with SessionClient(url, admin_key=plan.admin_key) as client, client.opened(plan.sampling) as session:
+            key, url = client.api_key(session), client.base_url(session)
+            chat = Chat(http, url, TOOLS, plan.max_tokens, plan.stream, key)
+            driver = Driver(chat, plan.failure_mode, lambda line: tell(f"sample {index}: {line}"))
+            report.events = driver.events
+            await driver.run(plan.actions)
+            await _inspect(report, client, session, tito)
     except (ChatError, NoToolCall, SessionError, RenderError, CompareError) as error:
         report.error = (type(error).__name__, str(error))
     return report
