@@ -77,6 +77,18 @@ class RewardFunction(Protocol):
     ) -> float | None: ...
 
 
+class Environment(Protocol):
+    """An agent function and a reward that belong together; the prompts for them are rows of --prompt-data.
+
+    `reward` is None where the agent function returns it.
+    """
+
+    @property
+    def agent(self) -> AgentFunction: ...
+    @property
+    def reward(self) -> RewardFunction | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""

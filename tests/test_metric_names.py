@@ -5,21 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from miles_lite.rollout.metrics import AGENT_TIMES, AGENT_TOTALS, MISMATCHES, eval_metrics, passrate_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.sample import Status
+from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from tests.metric_names import undocumented, unlogged
 from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
-COUNTING = (
-    "service.py",
-    "turn.py",
-    "sessions.py",
-    "engine/engine_reply.py",
-    "history/forks.py",
-    "supervised_server.py",
-)
 
 
 def computed() -> set[str]:
@@ -58,7 +53,8 @@ def test_the_page_names_no_other() -> None:
 
 
 def test_the_sessions_count_what_the_page_says() -> None:
-    text = "".join((PACKAGE / "session" / source).read_text(encoding="utf-8") for source in COUNTING)
-    words = set(re.findall(r'"(\w+)"|(\w+)=1\b|f"(\w+_)\{', text))
-    counted = {f"session/{quoted or keyword or prefix + 'x'}" for quoted, keyword, prefix in words}
+    counted = {f"session/{name}" for name in [*GAUGES, *COUNTERS, *(f"{prefix}x" for prefix in BY_REASON)]}
+    assert undocumented(counted) == set()
     assert unlogged("session/", counted) == set()
+    with pytest.raises(KeyError, match="surprises"):
+        Counters().add({"surprises": 1})

@@ -20,17 +20,16 @@ from typing import Any
 import ray
 
 from miles_lite.config.options import Config
-from miles_lite.environments import single_turn
 from miles_lite.errors import plain
-from miles_lite.hooks import AgentFunction, RewardFunction, load_hook
+from miles_lite.hooks import Environment, RewardFunction
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
+from miles_lite.rollout.given_environment import load_environment
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.rollout.rewards import load_reward
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
@@ -65,18 +64,15 @@ class AgentWorker:
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
         self._agents = AgentLoop()
-        self._agent: AgentFunction | None = None
-        self._reward: RewardFunction | None = None
+        self._environment: Environment | None = None
 
     def __repr__(self) -> str:
         return actor_label("AgentWorker", self._index)
 
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
-        path = self._config.rollouts.custom_agent_function_path
         self._exits.enter_context(bounded_output())  # before a module is loaded that keeps stderr for its log
-        self._agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
-        self._reward = load_reward(self._config)
+        self._environment = load_environment(self._config)
         self._exits.callback(self._agents.close)
 
     async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
@@ -108,7 +104,7 @@ class AgentWorker:
 
     async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
-        return self._agent is not None
+        return self._environment is not None
 
     async def watch(self) -> None:
         """Never returns: who waits for it learns of this actor's death at once."""
@@ -127,12 +123,12 @@ class AgentWorker:
 
     async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> None:
         """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
-        agent, limit = self._agent, self._config.rollouts.rollout_timeout
-        assert agent is not None
+        environment, limit = self._environment, self._config.rollouts.rollout_timeout
+        assert environment is not None
         metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
 
         async def act() -> float | None:
-            info = await agent(
+            info = await environment.agent(
                 base_url=base_url,
                 api_key=api_key,
                 prompt=task.prompt.input,
@@ -144,7 +140,7 @@ class AgentWorker:
             reported = agent_report(rollout.metadata)
             rollout.spans.model, rollout.spans.tool = reported.get(MODEL_TIME), reported.get(TOOL_TIME)
             judged = time.monotonic()
-            reward = await self._score(rollout, task)
+            reward = await self._score(environment.reward, rollout, task)
             rollout.spans.reward = time.monotonic() - judged
             return reward
 
@@ -156,11 +152,11 @@ class AgentWorker:
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
             _fail(rollout, error)
 
-    async def _score(self, rollout: Rollout, task: Task) -> float | None:
-        if self._reward is None:
+    async def _score(self, function: RewardFunction | None, rollout: Rollout, task: Task) -> float | None:
+        if function is None:
             reward = rollout.metadata.get("reward")
         else:
-            reward = await self._reward(
+            reward = await function(
                 self._config,
                 rollout,
                 response=rollout.metadata.get("response", ""),

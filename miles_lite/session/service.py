@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections import Counter
 from functools import partial
 from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.json_types import JsonObject
 from miles_lite.sample import Sample
+from miles_lite.session.counters import Counters
 from miles_lite.session.engine.engine_client import EngineCalls
 from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
@@ -55,7 +55,7 @@ class Service:
             idle_seconds=options.session_idle_seconds,
             resident_bytes=int(options.session_memory_gb * 1e9),
         )
-        self._counts: Counter[str] = Counter()
+        self._counts = Counters()
         self.metrics = Metrics(self.stats)
         self.turns = Turns(
             tito,
@@ -84,7 +84,7 @@ class Service:
 
     async def create(self, sampling: JsonObject) -> str:
         session = await self._sessions.create(sampling)
-        self._counts["sessions_created"] += 1
+        self._counts.add({"sessions_created": 1})
         return session.session_id
 
     async def delete(self, session_id: str) -> None:
@@ -144,6 +144,6 @@ class Service:
         while True:
             await asyncio.sleep(min(60.0, self._idle_seconds / 4))
             try:
-                self._counts["sessions_expired"] += await self._sessions.expire()
+                self._counts.add({"sessions_expired": await self._sessions.expire()})
             except sqlite3.Error as error:
                 log.error("idle sessions could not be expired: %s", error)

@@ -11,12 +11,13 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from sys import getsizeof
 
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.session.counters import Counters
 from miles_lite.session.dialects.json_reuse import Bodies
 from miles_lite.session.dialects.request import ChatRequest
 from miles_lite.session.engine.prompt_json import Prompts
@@ -55,7 +56,7 @@ class Session:
     beside: int = 0
     deleted: bool = False
     retries: Retries = field(default_factory=Retries)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counters = field(default_factory=Counters)
     bodies: Bodies = field(default_factory=Bodies)
 
     @property
@@ -77,7 +78,7 @@ class Session:
         tools = 0 if known else weight([entry.caller.tools, entry.caller.options])
         self.size += _size(entry) + tools + self.beside - beside
         counts = {**entry.counts, **forks.counts(self.tree, turn)}
-        self.counts.update(counts)
+        self.counts.add(counts)
         return turn, counts
 
     def alike(self, placed: Placed, params: JsonMapping, request: ChatRequest) -> list[Turn]:

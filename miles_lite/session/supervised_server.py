@@ -20,9 +20,9 @@ from aiohttp import web
 from miles_lite.process.addresses import bracketed, local
 from miles_lite.process.http_log import refuse_expectations
 from miles_lite.process.supervisor import SILENCE_SECONDS, Program, Supervised
+from miles_lite.session.counters import GAUGES
 from miles_lite.session.errors import ApiError
 from miles_lite.session.http.app import refusal
-from miles_lite.session.http.prometheus import GAUGES
 from miles_lite.session.server import BACKLOG, SessionSpec, listen, url_of
 
 COMMAND = (sys.executable, "-m", "miles_lite.session.server_main")

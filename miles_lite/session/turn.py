@@ -17,7 +17,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import TypeVar
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process.json_types import JsonMapping
+from miles_lite.session.counters import Counters
 from miles_lite.session.dialects import Dialect, Stamp
 from miles_lite.session.dialects.json_reuse import Bodies, Body
 from miles_lite.session.dialects.limits import Limits
@@ -74,7 +74,7 @@ class Turns:
         *,
         options: SessionOptions,
         context_length: int,
-        counts: Counter[str],
+        counts: Counters,
         observe: Callable[[float], None],
     ) -> None:
         self._tito, self._engines, self._sessions = tito, engines, sessions
@@ -156,7 +156,7 @@ class Turns:
         entry = self._reader.entry(request, prompt, generation, started=started, call=call, superseded=superseded)
         turn, counts = await self._sessions.commit(session, entry)  # 5. commit
         self._sessions.prompts.keep(session.session_id, turn, prompt.text)
-        self._counts.update(counts)
+        self._counts.add(counts)
         if self._reports_forks:
             forks.report(session.session_id, session.tree, turn)
         call.turn = turn.number
@@ -240,5 +240,5 @@ class Turns:
             body.keep(session.bodies, request.messages)
 
     def _count(self, session: Session, **counts: int) -> None:
-        session.counts.update(counts)
-        self._counts.update(counts)
+        session.counts.add(counts)
+        self._counts.add(counts)

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-GAUGES = ("sessions", "sessions_resident", "session_bytes", "calls")
+from miles_lite.session.counters import GAUGES
+
 _PREFIX = "miles_lite_session_"
 _SECONDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
