@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from miles_lite.rollout.metrics import AGENT_TIMES, AGENT_TOTALS, MISMATCHES, eval_metrics, passrate_metrics
+from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
+from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.sample import Status
 from tests.metric_names import undocumented, unlogged
