@@ -8,6 +8,7 @@ import json
 import random
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 _PIECES = [
     b"\x00",
@@ -64,7 +65,8 @@ _BODIES = [
     {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 2}},
     {"url": "http://127.0.0.1:9", "worker_type": "regular"},
 ]
-_JUNK = [None, True, -1, 2**70, 1e308, "", "x", "\ud800", "\x00", [], {}, [[]], {"type": "text"}, [{"role": "tool"}]]
+_JUNK: list[Any] = [None, True, -1, 2**70, 1e308, "", "x", "\ud800", "\x00"]
+_JUNK += [[], {}, [[]], {"type": "text"}, [{"role": "tool"}]]
 
 
 def request(chance: random.Random, paths: Sequence[str]) -> bytes:

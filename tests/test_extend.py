@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import torch
 
+from miles_lite.config.choices import PauseMode
 from miles_lite.config.rollouts import Data
 from miles_lite.config.training import Algorithm
 from miles_lite.hooks import Keep, load_hook
@@ -152,7 +153,7 @@ async def test_a_weight_transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("miles_lite.weights.transports.disk.Disk.deliver", deliver)
     receivers: list[Any] = [Receiver(at, None, None) for at in range(3)]  # type: ignore[arg-type]
-    assert await staged.deliver(WeightUpdate("f", 1, "retract"), None, receivers) == {1: "no"}
+    assert await staged.deliver(WeightUpdate("f", 1, PauseMode.RETRACT), None, receivers) == {1: "no"}
     assert brought == [[0], [1], [2]]
 
 

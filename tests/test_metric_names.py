@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.rollout.metrics import AGENT_TIMES, AGENT_TOTALS, MISMATCHES, eval_metrics, passrate_metrics
+from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
+from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.sample import Status
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters

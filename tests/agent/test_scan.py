@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.agent.scan import Answer, Call, first_object, read_reply
+from miles_lite.agent.scan import Answer, Call, read_reply
+from miles_lite.tito.json_object import first_object
 
 texts = st.text() | st.text('{}"\\[]:, ntu')
 values = st.recursive(
@@ -52,12 +53,17 @@ def test_every_form_of_a_call_is_read(name: str, arguments: dict[str, Any]) -> N
     assert read_reply(f"<tool_call>\n{tagged}\n</tool_call>") == call
 
 
+def fell_back(text: str) -> bool:
+    reply = read_reply(text)
+    return isinstance(reply, Answer) and reply.fallback
+
+
 def test_the_edges() -> None:
     assert read_reply('{"answer": {"n": [1]}}') == Answer('{"n": [1]}')
     assert read_reply('{"tool": "t"}') == Call("t", {})
     assert read_reply('{"tool": "t", "arguments": 3}') == Call("t", 3)
     assert read_reply('{"tool": "a"} {"tool": "b"}') == Call("a", {})
     assert read_reply('{"tool": ""}') == Answer('{"tool": ""}', fallback=True)
-    assert read_reply("{'tool': 'single quotes'}").fallback  # type: ignore[union-attr]
-    assert read_reply('} it said "{ {"answer": "x"}').fallback  # type: ignore[union-attr]
-    assert read_reply("{" * 100_000 + "}" * 100_000).fallback  # type: ignore[union-attr]
+    assert fell_back("{'tool': 'single quotes'}")
+    assert fell_back('} it said "{ {"answer": "x"}')
+    assert fell_back("{" * 100_000 + "}" * 100_000)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from miles_lite.agent.shell import KEEP, Shell, assignments, clipped, quoted
+from miles_lite.agent.shell import KEEP, Sandbox, Shell, assignments, clipped, quoted
 from miles_lite.errors import UserError
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -27,7 +27,7 @@ NO_BWRAP = (
     or subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True).returncode != 0
 )
 needs_bwrap = pytest.mark.skipif(NO_BWRAP, reason="bubblewrap does not work here")
-SANDBOXES = ["none", pytest.param("bwrap", marks=needs_bwrap)]
+SANDBOXES = [Sandbox.NONE, pytest.param(Sandbox.BWRAP, marks=needs_bwrap)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def digest(value: str) -> str:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=200))
+@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200))
 def test_any_text_reaches_a_variable_as_it_is(shell: Shell, value: str) -> None:
     assert echoed(shell, value) == digest(value)
 
@@ -71,15 +71,15 @@ def test_a_mebibyte_reaches_a_variable_as_it_is(shell: Shell, unit: str) -> None
     assert echoed(shell, value) == digest(value)
 
 
-@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))))
+@given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_a_quoted_value_is_one_word(value: str) -> None:
     assert shlex.split(quoted(value)) == [value]
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
-def test_a_child_sees_path_home_and_lang_and_nothing_else(sandbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_sees_path_home_and_lang_and_nothing_else(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
-    with Shell(sandbox=sandbox) as shell:  # type: ignore[arg-type]
+    with Shell(sandbox=sandbox) as shell:
         outcome = shell.run("x=1\nenv -u _ -u PWD -u SHLVL -u OLDPWD env | cut -d= -f1 | sort")
         assert outcome.stdout.split() == ["HOME", "LANG", "PATH"]
         assert shell.run("cat; echo end").stdout == "end\n"
@@ -95,7 +95,7 @@ def test_each_stream_is_capped_and_says_what_is_missing(shell: Shell, out: int, 
     assert outcome.exit_code == 3
 
 
-@given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=8), times=st.integers(1, 4 * KEEP))
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=8), times=st.integers(1, 4 * KEEP))
 def test_clipping_keeps_whole_characters_and_counts_bytes(text: str, times: int) -> None:
     whole = text * times
     shown, marked, rest = clipped(whole).partition("…[truncated ")
@@ -122,9 +122,9 @@ def test_clipping_keeps_whole_characters_and_counts_bytes(text: str, times: int)
         "stops itself": "kill -STOP $$",
     }.values(),
 )
-def test_nothing_survives_the_time_limit(sandbox: str, script: str) -> None:
+def test_nothing_survives_the_time_limit(sandbox: Sandbox, script: str) -> None:
     mark = f"mark-{uuid.uuid4().hex}"
-    with Shell(timeout=0.7, sandbox=sandbox) as shell:  # type: ignore[arg-type]
+    with Shell(timeout=0.7, sandbox=sandbox) as shell:
         outcome = shell.run(f"sh -c 'sleep 1000; :' {mark} &\n" + script.replace("{mark}", mark))
         assert outcome.exit_code == 124
         assert outcome.stderr.endswith("[timed out after 0.7 s]")
@@ -135,8 +135,8 @@ def test_nothing_survives_the_time_limit(sandbox: str, script: str) -> None:
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
-def test_what_a_script_leaves_behind_ends_with_it(sandbox: str) -> None:
-    with Shell(timeout=30, sandbox=sandbox) as shell:  # type: ignore[arg-type]
+def test_what_a_script_leaves_behind_ends_with_it(sandbox: Sandbox) -> None:
+    with Shell(timeout=30, sandbox=sandbox) as shell:
         outcome = shell.run("setsid nohup sleep 1000 >/dev/null 2>&1 &\n(sleep 1000 &)\necho done")
         assert (outcome.stdout, outcome.exit_code) == ("done\n", 0)
         assert _children(shell) == []
@@ -183,7 +183,7 @@ def test_the_sandbox_has_a_read_only_root_a_private_tmp_and_no_network(tmp_path:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
-    with Shell(sandbox="bwrap", folder=inside) as shell:
+    with Shell(sandbox=Sandbox.BWRAP, folder=inside) as shell:
         assert shell.run("pwd; echo kept > here").stdout == f"{inside}\n"
         assert (inside / "here").read_text() == "kept\n"
         assert shell.run("touch /usr/x /etc/x").exit_code != 0
@@ -193,7 +193,7 @@ def test_the_sandbox_has_a_read_only_root_a_private_tmp_and_no_network(tmp_path:
         assert shell.run("sed -n 's/^ *\\([a-z0-9]*\\):.*/\\1/p' /proc/net/dev").stdout == "lo\n"
         assert int(shell.run("ls /proc | grep -c '^[0-9]'").stdout) < 8
         assert shell.run("dd if=/dev/zero of=/dev/null bs=5G count=1").exit_code != 0
-    with Shell(sandbox="bwrap", folder=None) as shell:
+    with Shell(sandbox=Sandbox.BWRAP, folder=None) as shell:
         assert shell.run(f"touch {Path.cwd()}/x").exit_code != 0
 
 

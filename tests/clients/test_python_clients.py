@@ -80,7 +80,7 @@ def test_anthropics_tool_runner(folders: Folders, template: Template, streamed: 
         tools = [anthropic.beta_async_tool(_async(function)) for function in (weather, add)]
         asked: dict[str, Any] = {} if thread is None else {"thread": thread}
         async with anthropic.AsyncAnthropic(base_url=s.url, api_key=s.key, max_retries=0) as client:
-            runner = client.beta.messages.tool_runner(
+            runner: Any = client.beta.messages.tool_runner(
                 model="m",
                 max_tokens=4000,
                 system="Be kind.",
@@ -181,10 +181,11 @@ def test_google_genai(folders: Folders, template: Template, streamed: bool) -> N
 
 
 def _async(function: Any) -> Any:
-    async def wrapped(**given: Any) -> str:
+    async def called(**given: Any) -> str:
         return str(function(**given))
 
+    wrapped: Any = called
     wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
-    wrapped.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    wrapped.__signature__ = inspect.signature(function)
     wrapped.__annotations__ = function.__annotations__
     return wrapped

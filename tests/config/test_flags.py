@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,8 @@ def test_a_field_of_every_group_is_an_option_or_what_sglang_is_told() -> None:
     assert len(groups) == len(set(groups))
     fields = {each.field.name for each in every_option(Config)}
     assert len(fields) == sum(1 for _ in every_option(Config))
-    engines = type(Config.__dataclass_fields__["engines"].default_factory())  # type: ignore[misc]
+    factory: Any = Config.__dataclass_fields__["engines"].default_factory
+    engines = type(factory())
     others = {field.name for field in dataclasses.fields(engines) if KEY not in field.metadata}
     assert others == {"sglang_args"}
     assert {each.field.name for each in declared(engines)} < fields

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.agent.prompt_cache import PAGE
+from miles_lite.model_folder import fingerprint
 from miles_lite.traces import atraj
 from tests.e2e.job import ROOT, assert_nothing_left, environment
 
@@ -49,7 +50,7 @@ def test_gibberish_of_an_untrained_model_is_taken_as_the_answer_and_the_loop_end
     trajectory = atraj.read(path)
     assert [step.role for step in trajectory.steps] == ["system", "user", "assistant"]
     assert 1 <= len(trajectory.steps[-1].ids) <= 30
-    assert trajectory.data["model"] == atraj.fingerprint(tiny_model)
+    assert trajectory.data["model"] == fingerprint(tiny_model)
     assert LOADED not in done.stderr
     pages = len(list(cache.glob("*/*.bin")))
     prompt = len(trajectory.steps[0].ids) + len(trajectory.steps[1].ids)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -69,8 +70,11 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
         assert victim is not None
         victim.kill()
 
+    def took(step: int) -> bool:
+        return len(steps_of(run_dir)) > step
+
     for at, name in enumerate(VICTIMS):
-        wait(f"step {at}", lambda at=at: len(steps_of(run_dir)) > at)
+        wait(f"step {at}", partial(took, at))
         time.sleep(0.5)  # into the next rollout
         kill(name)
     version = len(steps_of(run_dir)) + 1

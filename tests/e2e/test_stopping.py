@@ -67,11 +67,16 @@ def runs(job: Job, called: str) -> bool:
     return any(called in " ".join(process.cmdline()) for process in marked(job.mark))
 
 
+def slept(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
 PHASES: dict[str, Callable[[Job], object]] = {
     "ray starts": lambda job: runs(job, "gcs_server"),
     "engines start": lambda job: (job.run_dir / "logs" / "engine-0.0.log").exists(),
-    "it has hardly begun": lambda job: time.sleep(1.0) or True,
-    "it checks what it was given": lambda job: time.sleep(3.0) or True,
+    "it has hardly begun": lambda job: slept(1.0),
+    "it checks what it was given": lambda job: slept(3.0),
     "trainers start": lambda job: runs(job, "ray::TrainWorker"),
     "agents run": lambda job: job.rows("perf/step_time"),
     "it trains": lambda job: job.rows("perf/rollout_time") > job.rows("train/loss"),

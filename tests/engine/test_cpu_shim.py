@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from miles_lite.engine.cpu_profile import sgl_kernel
 from miles_lite.engine.cpu_shim import FOLDER, needs_profile, with_profile
@@ -54,9 +54,9 @@ def test_patches_apply_and_the_users_own_sitecustomize_still_runs(tmp_path: Path
 
 
 def test_the_stand_in_writes_cache_slots_and_refuses_everything_else():
-    pool = np.zeros((3, 5), np.int32)
+    pool = torch.zeros((3, 5), dtype=torch.int32)
     sgl_kernel.assign_req_to_token_pool_cpu(
-        np.array([2, 0]), pool, np.array([1, 0]), np.array([3, 1]), np.array([7, 8, 9]), 5
+        torch.tensor([2, 0]), pool, torch.tensor([1, 0]), torch.tensor([3, 1]), torch.tensor([7, 8, 9]), 5
     )
     assert pool.tolist() == [[9, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 7, 8, 0, 0]]
     with pytest.raises(NotImplementedError, match=r"sgl_kernel\.rmsnorm has no CPU version"):

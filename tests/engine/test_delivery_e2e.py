@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 
+from miles_lite.config.choices import PauseMode, TransferMode
 from miles_lite.engine.actor import EngineActor
 from miles_lite.process.remote import Remote
 from miles_lite.weights.delivery import Receiver, Transport
@@ -46,7 +47,9 @@ def receivers(*engines: tuple[Any, Any]) -> list[Receiver[EngineActor]]:
     return [Receiver(at, Remote(actor), info) for at, (actor, info) in enumerate(engines)]
 
 
-def send(sync: Transport, trainer: Any, to: list[Receiver[EngineActor]], folder: Path, version: int, mode="retract"):
+def send(
+    sync: Transport, trainer: Any, to: list[Receiver[EngineActor]], folder: Path, version: int, mode=PauseMode.RETRACT
+):
     buckets = ray.get(trainer.load.remote(str(folder), BUCKET))
     assert len(buckets) > 3
     update = WeightUpdate(str(folder), version, mode, tuple(buckets))
@@ -60,8 +63,8 @@ def gap(folder: Path, answer: dict, span: slice = slice(None)) -> float:
     return float(np.abs(engines - expected)[span].max())
 
 
-@pytest.mark.parametrize("transfer", ["tensor", "distributed"])
-@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+@pytest.mark.parametrize("transfer", [TransferMode.TENSOR, TransferMode.DISTRIBUTED])
+@pytest.mark.parametrize("mode", list(PauseMode))
 def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_are_exact(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, mode
 ):
@@ -76,24 +79,24 @@ def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_ar
     first, *rest = answer["meta_info"]["weight_versions"]
     assert first["version"] == "10"
     assert gap(tiny_model, answer, slice(0, first["end"])) < 1e-4
-    assert [span["version"] for span in rest] == ([] if mode == "abort" else ["11"])
+    assert [span["version"] for span in rest] == ([] if mode == PauseMode.ABORT else ["11"])
     after = running.generate(PROMPT, max_new_tokens=32)
     assert after["meta_info"]["weight_version"] == "11"
-    if mode != "in_place":  # there the prompt's cache is of the old weights
+    if mode != PauseMode.IN_PLACE:  # there the prompt's cache is of the old weights
         assert gap(other_model, after) < 1e-4
     assert ray.get(running.engine.verify_weights.remote()) > 10
 
 
 def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
     buckets = ray.get(trainer.load.remote(str(tiny_model), BUCKET))
-    lying = WeightUpdate(str(other_model), 20, "retract", tuple(buckets))
-    sync = TRANSPORTS["tensor"]()
+    lying = WeightUpdate(str(other_model), 20, PauseMode.RETRACT, tuple(buckets))
+    sync = TRANSPORTS[TransferMode.TENSOR]()
     assert asyncio.run(sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info)))) == {}
     with pytest.raises(Exception, match=r"of \d+ tensors differ from .*embed_tokens"):
         ray.get(running.engine.verify_weights.remote())
 
 
-@pytest.mark.parametrize("transfer", ["tensor", "distributed"])
+@pytest.mark.parametrize("transfer", [TransferMode.TENSOR, TransferMode.DISTRIBUTED])
 @pytest.mark.parametrize("damage", ["shape", "midway"])
 def test_after_a_failed_update_the_old_weights_serve_on(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, damage
@@ -106,7 +109,7 @@ def test_after_a_failed_update_the_old_weights_serve_on(
     else:  # the trainer has fewer buckets than it announced: its call fails when some were loaded
         buckets = [*buckets, dataclasses.replace(buckets[0])]
     failures = asyncio.run(
-        sync.deliver(WeightUpdate(str(other_model), 31, "retract", tuple(buckets)), Remote(trainer), to)
+        sync.deliver(WeightUpdate(str(other_model), 31, PauseMode.RETRACT, tuple(buckets)), Remote(trainer), to)
     )
     assert list(failures) == [0]
     assert ("has shape" if damage == "shape" else "list index") in failures[0]
@@ -120,9 +123,10 @@ def test_after_a_failed_update_the_old_weights_serve_on(
 def test_an_engine_on_another_machine_is_left_alone_by_memory_that_it_cannot_open(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path
 ):
-    assert send(TRANSPORTS["tensor"](), trainer, receivers((running.engine, running.info)), tiny_model, 33) == {}
-    far = [Receiver(0, Remote(running.engine), dataclasses.replace(running.info, memory=None))]
-    failures = send(TRANSPORTS["tensor"](), trainer, far, other_model, 34)
+    tensor, near = TRANSPORTS[TransferMode.TENSOR], receivers((running.engine, running.info))
+    assert send(tensor(), trainer, near, tiny_model, 33) == {}
+    far = receivers((running.engine, dataclasses.replace(running.info, memory=None)))
+    failures = send(tensor(), trainer, far, other_model, 34)
     assert failures == {0: "it does not share the trainer's memory"}
     assert running.generate(PROMPT)["meta_info"]["weight_version"] == "33"
 
@@ -151,7 +155,7 @@ def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
     try:
         info = ray.get(second.start.remote(), timeout=300)
         both = receivers((running.engine, running.info), (second, info))
-        sync = TRANSPORTS["distributed"]()
+        sync = TRANSPORTS[TransferMode.DISTRIBUTED]()
         assert send(sync, trainer, both, tiny_model, 40) == {}
         ray.get(second.leave_group.remote())  # it refuses the next broadcast at once; the trainer would wait for it
         failures = send(sync, trainer, both, other_model, 41)
@@ -161,7 +165,7 @@ def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
             assert answer["meta_info"]["weight_version"] == "40"
             assert gap(tiny_model, answer) < 1e-4
         assert send(sync, trainer, both, other_model, 42) == {}
-        assert send(TRANSPORTS["tensor"](), trainer, both, tiny_model, 43) == {}
+        assert send(TRANSPORTS[TransferMode.TENSOR](), trainer, both, tiny_model, 43) == {}
         for url in (running.info.url, info.url):
             assert gap(tiny_model, running.generate(PROMPT, url=url)) < 1e-4
     finally:

@@ -19,6 +19,7 @@ import ray
 import requests
 from safetensors.numpy import load_file, save_file
 
+from miles_lite.config.choices import PauseMode
 from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.features import check, probe
@@ -39,8 +40,9 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def update(running: Running, folder: Path, version: int, mode="retract") -> float:
-    return ray.get(running.engine.update_weights.remote(WeightUpdate(str(folder), version, mode)), timeout=60)
+def update(running: Running, folder: Path, version: int, mode: PauseMode = PauseMode.RETRACT) -> float:
+    seconds: float = ray.get(running.engine.update_weights.remote(WeightUpdate(str(folder), version, mode)), timeout=60)
+    return seconds
 
 
 def gap(folder: Path, answer: dict, *, temperature: float = 1.0, span: slice = slice(None)) -> float:

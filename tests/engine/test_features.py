@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ FIELDS = ["input_ids", "sampling_params", "return_logprob", "stream"]
 
 def described(paths: list[str], fields: list[str]) -> dict:
     body = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Generate"}}}}
-    schema = {"properties": {field: {} for field in fields}}
+    schema: dict[str, Any] = {"properties": {field: {} for field in fields}}
     return {
         "paths": {path: {} for path in paths} | {"/generate": {"post": {"requestBody": body}}},
         "components": {"schemas": {"Generate": schema}},

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from miles_lite.init_model.build import init_model
-from miles_lite.init_model.warm_start import Policy, fit, replace_weights
+from miles_lite.init_model.warm_start import fit, replace_weights
 from miles_lite.sample import Sample
-from miles_lite.train.policy import load_model
+from miles_lite.train.policy import Policy, load_model
 
 STEPS = 60
 

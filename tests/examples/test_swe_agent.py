@@ -116,9 +116,13 @@ def test_transcripts_choose_the_fix_without_looking_at_the_answer() -> None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_the_agent_sends_the_transcripts_messages_and_is_rewarded_for_the_right_fix(bug: Any) -> None:
     row = next(row for row in make_tasks("heldout", count=len(BUGS), seed=5) if row["metadata"]["bug"] == bug.name)
+
+    def said_in(script: list[dict[str, Any]]) -> Answer:
+        return lambda messages: script[len(messages)]["content"]
+
     for fix in (0, 1):
         script = transcript(row, fix=fix)
-        result, bodies = episode(row, lambda messages, script=script: script[len(messages)]["content"])
+        result, bodies = episode(row, said_in(script))
         sent = [{key: message[key] for key in ("role", "content")} for message in bodies[-1]["messages"]]
         assert sent == script[:-1]
         assert (result["reward"], result["exit_status"], result["turns"]) == (float(fix == 0), "Submitted", 3)

@@ -194,7 +194,7 @@ def _comment(instance: dict[str, Any]) -> str:
         (file,) = swe_bench.files_of(instance["patch"])
         with (copy.folder / file).open("a") as stream:
             stream.write("# looked at\n")
-        return copy.patch()
+        return str(copy.patch())
 
 
 def _episode(model: Path, instance: dict[str, Any], replies: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import ray
 import torch
 
+from miles_lite.config.choices import PauseMode, TransferMode
 from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
@@ -31,7 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, EngineInfo]]:
     """One server on GPU 0."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     spec = EngineSpec(
         index=0,
         model_path=str(tiny_model),
@@ -40,7 +42,8 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         context_length=2048,
         engines=Engines(sglang_args={"mem_fraction_static": "0.3", "dtype": "bfloat16"}),
     )
-    actor = ray.remote(EngineActor).options(num_gpus=0.2, runtime_env={"env_vars": actor_env(gpu=True)}).remote(spec)
+    environment = {"env_vars": actor_env(gpu=True)}
+    actor: Any = ray.remote(EngineActor).options(num_gpus=0.2, runtime_env=environment).remote(spec)
     yield actor, ray.get(actor.start.remote(), timeout=600)
     ray.get(actor.stop.remote(), timeout=60)
     ray.shutdown()
@@ -49,9 +52,11 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize(
     ("mode", "device"),
     [
-        ("tensor", "cuda:0"),
+        (TransferMode.TENSOR, "cuda:0"),
         pytest.param(
-            "distributed", "cuda:1", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+            TransferMode.DISTRIBUTED,
+            "cuda:1",
+            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
         ),
     ],
 )
@@ -59,10 +64,10 @@ def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo],
     actor, info = engine
     other = make_tiny_model(tmp_path / "other", seed=1)
     environment = {"env_vars": actor_env(gpu=True)}
-    trainer = ray.remote(FolderTrainer).options(num_gpus=0.2, runtime_env=environment).remote(device)
+    trainer: Any = ray.remote(FolderTrainer).options(num_gpus=0.2, runtime_env=environment).remote(device)
     buckets = ray.get(trainer.load.remote(str(other), 100_000))
-    update = WeightUpdate(str(other), 1, "retract", tuple(buckets))
-    receivers = [Receiver(0, Remote(actor), info)]
+    update = WeightUpdate(str(other), 1, PauseMode.RETRACT, tuple(buckets))
+    receivers: list[Receiver[EngineActor]] = [Receiver(0, Remote(actor), info)]
     assert asyncio.run(TRANSPORTS[mode]().deliver(update, Remote(trainer), receivers)) == {}
     assert ray.get(actor.verify_weights.remote()) > 10
     ray.kill(trainer)

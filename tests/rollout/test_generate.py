@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from itertools import count
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from miles_lite.config.rollouts import Rollouts
 from miles_lite.errors import UserError
+from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
 from miles_lite.rollout.prompts import Prompt
@@ -21,7 +23,7 @@ from tests.rollout.helpers import make_rollout, make_sample
 
 
 def make_generator(
-    options: Rollouts, outcomes: list[float | None], filter_function: object = None, seconds: float = 0.001
+    options: Rollouts, outcomes: list[float | None], filter_function: GroupFilter | None = None, seconds: float = 0.001
 ) -> Generator:
     """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
     index = count()
@@ -39,7 +41,7 @@ def make_generator(
         options,
         take_prompt=lambda: Prompt(row=1, input="x"),
         run_rollout=run_rollout,
-        filter_function=filter_function,  # type: ignore[arg-type]
+        filter_function=filter_function,
         accounts=Accounts(),
     )
 
@@ -74,8 +76,10 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
-def test_the_none_policy_decides_what_becomes_of_a_missing_reward(policy: str, reward: float | None) -> None:
-    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=2, none_reward_policy=policy)  # type: ignore[arg-type]
+def test_the_none_policy_decides_what_becomes_of_a_missing_reward(
+    policy: Literal["drop", "zero"], reward: float | None
+) -> None:
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=2, none_reward_policy=policy)
     generator = make_generator(options, [1.0, None])
     step = asyncio.run(generator.run(lambda: None))
     assert set(step.groups[0].rewards) == {1.0, reward}

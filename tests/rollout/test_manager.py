@@ -33,7 +33,7 @@ def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
     given = "--eval-temperature 0 --eval-top-p 0.5 --eval-max-response-len 9".split()
     config, _ = parse([*NEEDED, *given])
     differ = {"temperature": 0.0, "top_p": 0.5, "max_new_tokens": 9}
-    assert eval_sampling(config.rollouts, config.evaluation) == sampling(config.rollouts) | differ  # type: ignore[operator]
+    assert eval_sampling(config.rollouts, config.evaluation) == {**sampling(config.rollouts), **differ}
 
 
 class Stands:
@@ -110,7 +110,8 @@ def drive(
             return done
 
     async def start_workers() -> None:
-        manager._workers += [Stands(actor=Worker(), losses=losses)] * config.rollouts.num_agent_workers
+        standing: Any = Stands(actor=Worker(), losses=losses)
+        manager._workers += [standing] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
     (tmp_path / "run").mkdir()

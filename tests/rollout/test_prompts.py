@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,8 @@ from miles_lite.errors import UserError
 from miles_lite.rollout.prompts import DataSource, Prompt, check_lengths, load_prompts
 
 
-def options(**changes: object) -> Data:
-    return Data(prompt_data="p.jsonl", **changes)  # type: ignore[arg-type]
+def options(**changes: Any) -> Data:
+    return Data(prompt_data="p.jsonl", **changes)
 
 
 def write(folder: Path, *lines: str) -> str:

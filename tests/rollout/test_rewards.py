@@ -17,7 +17,7 @@ def reward(*flags: str, response: str = "the answer is 42 ", index: int = 0) -> 
     function = load_reward(config)
     assert function is not None
     rollout = Rollout(index=index, group_index=0)
-    return asyncio.run(function(config, rollout, response=response, label="42", metadata={}))  # type: ignore[arg-type]
+    return asyncio.run(function(config, rollout, response=response, label="42", metadata={}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
 from miles_lite.commands import router
 from miles_lite.config.places import Hosts
@@ -20,7 +21,7 @@ from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, raw_url, reachable_urls, routing, serving
 
 
-async def ask(client: aiohttp.ClientSession, method: str, path: str, **kwargs) -> tuple[int, dict]:
+async def ask(client: aiohttp.ClientSession, method: str, path: str | URL, **kwargs) -> tuple[int, dict]:
     async with client.request(method, path, **kwargs) as reply:
         return reply.status, await reply.json()
 
@@ -83,7 +84,9 @@ async def test_a_worker_is_registered_in_every_form_as_often_as_one_likes(path, 
 async def test_a_worker_is_removed_in_every_form(method, path, body):
     with reachable_urls(2) as (url, other):
         async with routing(url, other) as (router, client):
-            names = {"id": router.registry.find(url).id, "quoted": quote(url, safe=""), "url": url}
+            found = router.registry.find(url)
+            assert found is not None
+            names = {"id": found.id, "quoted": quote(url, safe=""), "url": url}
             told = {} if body is None else {"json": {body: url}}
             gone = raw_url(client, path.format(**names))
             assert [(await ask(client, method, gone, **told))[0] for _ in range(2)] == [200, 404]
@@ -218,7 +221,9 @@ async def test_workers_and_versions_survive_a_restart(tmp_path):
             await ask(client, "PUT", "/weight_version", json={"version": 7})
         async with routing(spec=spec) as (router, client):
             assert [worker.id for worker in router.registry] == [row["id"] for row in before]
-            await eventually(lambda: router.registry.find(one.url).state == "ready", "the version to be asked")
+            known = router.registry.find(one.url)
+            assert known is not None
+            await eventually(lambda: known.state == "ready", "the version to be asked")
             assert await states(client) == {one.url: "ready", two.url: "stale"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ def test_engines_are_on_rays_metrics_page_until_they_are_removed() -> None:
     quick = {"metrics_report_interval_ms": 500}
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=quick)
     try:
-        actor = ray.remote(RouterActor).options(num_cpus=0).remote(RouterSpec())
+        actor: Any = ray.remote(RouterActor).options(num_cpus=0).remote(RouterSpec())
         router = ray.get(actor.start.remote(), timeout=60)
         with reachable_urls(2) as (first, second):
             for url in (first, second):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import numpy as np
 import orjson
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.process.server_sent_events import Events, payload
 from miles_lite.router.backend import Worker
 from miles_lite.router.merge import merged, merged_event, prompts_of, spliced
 from miles_lite.router.pairs import with_room
 
-PREFILL = Worker("http://10.0.0.7:1", "prefill", 8998)
+PREFILL = Worker("http://10.0.0.7:1", WorkerType.PREFILL, 8998)
 
 
 def rows(array: np.ndarray) -> str:
@@ -53,8 +55,9 @@ lengths = st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(0, 9)).fil
 
 @given(st.lists(lengths, min_size=1, max_size=3), st.sampled_from(["one", "batch", "choices", "stream"]))
 def test_merged_halves_are_what_one_engine_says(cases, form):
-    metas = [halves(*case, seed=index) for index, case in enumerate(cases[:1] if form == "one" else cases)]
-    replies = []
+    used = enumerate(cases[:1] if form == "one" else cases)
+    metas = [halves(prompt, output, start, seed=index) for index, (prompt, output, start) in used]
+    replies: list[Any] = []
     for which in range(3):
         each = [{"text": "t", "meta_info": meta[which]} for meta in metas]
         if form == "choices":

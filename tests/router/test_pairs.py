@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.router.backend import Worker
 from tests.ports import free_port
 from tests.router.upstream import Upstream, eventually, routing, serving
@@ -27,9 +28,9 @@ def half(meta: dict) -> Upstream:
 @asynccontextmanager
 async def paired(prefill: Upstream, *decodes: Upstream) -> AsyncIterator[tuple]:
     async with routing() as (router, client):
-        router.registry.add(Worker(prefill.url, "prefill", 8998))
+        router.registry.add(Worker(prefill.url, WorkerType.PREFILL, 8998))
         for decode in decodes:
-            router.registry.add(Worker(decode.url, "decode"))
+            router.registry.add(Worker(decode.url, WorkerType.DECODE))
         yield router, client
 
 

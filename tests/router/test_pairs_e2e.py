@@ -46,7 +46,7 @@ class Fleet:
 
     def both(self, path: str = "/generate", **body: Any) -> tuple[Any, Any]:
         """The replies of pair and single server to one body."""
-        return tuple(ask(url + path, **body) for url in (self.pair, self.single))  # type: ignore[return-value]
+        return ask(self.pair + path, **body), ask(self.single + path, **body)
 
 
 def ask(url: str, **body: Any) -> Any:
@@ -169,7 +169,7 @@ def both_halves(fleet: Fleet, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """What prefill and decode worker say by themselves, unmerged."""
     listed = requests.get(f"{fleet.pair}/workers", timeout=10).json()["workers"]
     known = {one["worker_type"]: one for one in listed}
-    meeting = Worker(known["prefill"]["url"], "prefill", known["prefill"]["bootstrap_port"])
+    meeting = Worker(known["prefill"]["url"], WorkerType.PREFILL, known["prefill"]["bootstrap_port"])
     sent = json.loads(with_room(json.dumps(asked).encode(), meeting))
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda role: ask(f"{known[role]['url']}/generate", **sent), ("prefill", "decode")))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.config.choices import PolicyName, WorkerType
 from miles_lite.router.backend import Worker
 from miles_lite.router.policies import NoWorkerError, Placement, power_of_two
 
@@ -16,7 +19,8 @@ MOVES = st.lists(
 @given(MOVES)
 def test_a_key_stays_while_its_worker_can_be_used_and_others_go_to_the_least_loaded(moves):
     workers = [Worker(f"http://h:{port}") for port in range(1, 5)]
-    placement, last = Placement(most=3, max_keys=10), {}
+    placement = Placement(most=3, max_keys=10)
+    last: dict[Any, Worker] = {}
     for move, index, key in moves:
         worker = workers[index]
         if move == "fail":
@@ -31,7 +35,9 @@ def test_a_key_stays_while_its_worker_can_be_used_and_others_go_to_the_least_loa
         elif not (free := [one for one in workers if one.room(3)]):
             assert placement.choose(workers, key) is None
         else:
-            (chosen,) = placement.choose(workers, key)
+            taken = placement.choose(workers, key)
+            assert taken is not None
+            (chosen,) = taken
             if last.get(key) in free:
                 assert chosen is last[key]
             else:
@@ -56,8 +62,9 @@ def test_requests_without_a_key_take_turns():
 
 
 def test_round_robin_ignores_load():
-    workers, placement = [Worker(f"http://h:{port}", in_flight=port) for port in range(3)], Placement("round_robin")
-    assert [placement.choose(workers, None)[0] for _ in range(6)] == workers * 2
+    workers = [Worker(f"http://h:{port}", in_flight=port) for port in range(3)]
+    placement = Placement(PolicyName.ROUND_ROBIN)
+    assert [placement.choose(workers, None) for _ in range(6)] == [(worker,) for worker in workers * 2]
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=6))
@@ -77,8 +84,8 @@ def test_a_worker_on_trial_gets_one_request_at_a_time():
 
 
 def test_halves_of_a_pair_are_chosen_by_their_own_load_and_a_key_keeps_them():
-    prefills = [Worker(f"http://p:{index}", "prefill", 8998) for index in range(2)]
-    decodes = [Worker(f"http://d:{index}", "decode") for index in range(3)]
+    prefills = [Worker(f"http://p:{index}", WorkerType.PREFILL, 8998) for index in range(2)]
+    decodes = [Worker(f"http://d:{index}", WorkerType.DECODE) for index in range(3)]
     prefills[0].in_flight, decodes[0].in_flight, decodes[1].in_flight = 1, 1, 2
     workers, placement = [*prefills, *decodes], Placement()
     assert placement.choose(workers, "k") == (prefills[1], decodes[2])
@@ -90,8 +97,9 @@ def test_halves_of_a_pair_are_chosen_by_their_own_load_and_a_key_keeps_them():
 
 def test_a_removed_worker_loses_its_keys():
     workers, placement = [Worker("http://h:1"), Worker("http://h:2")], Placement()
-    (first,) = placement.choose(workers, "k")
-    placement.forget(first)
+    taken = placement.choose(workers, "k")
+    assert taken is not None
+    placement.forget(taken[0])
     assert len(placement) == 0
 
 
@@ -99,7 +107,7 @@ def test_a_removed_worker_loses_its_keys():
     ("workers", "reason"),
     [
         ([], "no worker is registered"),
-        ([Worker("http://h:1", "prefill", 8998)], "1 prefill and 0 decode workers"),
+        ([Worker("http://h:1", WorkerType.PREFILL, 8998)], "1 prefill and 0 decode workers"),
         ([Worker("http://h:1", state="stale")], "http://h:1 has other weights"),
         ([Worker("http://h:1", state="unreachable")], "http://h:1 cannot be reached"),
     ],

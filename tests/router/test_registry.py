@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from miles_lite.config.choices import WorkerType
 from miles_lite.errors import UserError
 from miles_lite.router.backend import Worker
 from miles_lite.router.registration import parse_worker
@@ -55,7 +56,7 @@ def test_registering_twice_keeps_one_worker_and_a_new_role_replaces_it():
     assert first.state == "unreachable"
     assert registry.add(Worker("http://h:1")) is first
     assert (first.state, first.failures) == ("ready", 0)
-    assert registry.add(Worker("http://h:1", "prefill", 8998)) is not first
+    assert registry.add(Worker("http://h:1", WorkerType.PREFILL, 8998)) is not first
     assert first.gone
     assert len(registry) == 1
 

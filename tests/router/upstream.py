@@ -72,7 +72,7 @@ class Upstream:
     async def echo(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append((request.raw_path, request.headers, body))
-        self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
+        self.connections.add(request.get_extra_info("peername"))
         if self.paced:
             await self.release.wait()
         if self.hangs:
@@ -87,7 +87,7 @@ class Upstream:
         return web.Response(status=self.status, reason="As It Is", headers=headers, body=gzip.compress(body))
 
     async def close(self, request: web.Request) -> web.Response:
-        self.connections.add(request.transport.get_extra_info("peername"))  # type: ignore[union-attr]
+        self.connections.add(request.get_extra_info("peername"))
         return web.Response(headers={"Connection": "close"})
 
     async def flood(self, request: web.Request) -> web.StreamResponse:

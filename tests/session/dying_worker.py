@@ -25,8 +25,8 @@ def main(point: str, marker: Path, fd: int) -> int:
     elif point == "after_commit":
         commit = sessions.Sessions.commit
 
-        async def committed(self: Any, *arguments: Any) -> Any:
-            turn = await commit(self, *arguments)
+        async def committed(self: Any, *arguments: Any, **named: Any) -> Any:
+            turn = await commit(self, *arguments, **named)
             die()
             return turn
 

@@ -127,8 +127,7 @@ async def scripted(script: Callable[[dict[str, Any]], Any]) -> AsyncIterator[tup
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]
+    port = runner.addresses[0][1]
     try:
         yield engine, f"http://127.0.0.1:{port}"
     finally:

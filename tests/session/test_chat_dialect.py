@@ -31,7 +31,7 @@ async def test_a_stream_adds_up_to_the_plain_answer(tiny_model: Path, tito: Tito
         b.closing.push_async_callback(client.close)
         asked: dict[str, Any] = {"model": "m", "messages": ASK, "tools": CHAT_TOOLS, "logprobs": True}
         plain = await client.chat.completions.create(**asked)
-        options = {"stream": True, "stream_options": {"include_usage": True}}
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         state = ChatCompletionStreamState()
         async for chunk in await client.chat.completions.create(**asked, **options):
             state.handle_chunk(chunk)

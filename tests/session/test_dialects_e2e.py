@@ -48,7 +48,7 @@ async def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stac
                 if choice.finish_reason == "tool_calls":
                     calls: Any = choice.message.tool_calls
                     assert all(json.loads(call.function.arguments)["cmd"] in ("ls", "pwd") for call in calls)
-                    logprobs = [token.logprob for token in choice.logprobs.content]  # type: ignore[union-attr]
+                    logprobs = [token.logprob for token in choice.logprobs.content]
                     assert sum(abs(logprob) < 1e-3 for logprob in logprobs) >= 10
                     called += 1
                 got = await agent.chat.completions.create(**ask, response_format=form)
@@ -72,7 +72,7 @@ async def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  
                             model="m",
                             messages=[{"role": "user", "content": "go"}],
                             response_format=form,
-                            stream=stream,  # type: ignore[call-overload]
+                            stream=stream,
                         )
 
     await asyncio.wait_for(run(), 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -50,7 +51,7 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A mixture-of-experts model, whose routed experts the session asks for."""
     tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     router = _remote(RouterActor).remote(RouterSpec())
     router_url = ray.get(router.start.remote(), timeout=30)
     spec = EngineSpec(

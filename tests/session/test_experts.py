@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
@@ -47,7 +46,7 @@ def _routing(body: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def test_pieces_are_the_rows_of_one_request(moe_model: Path, tito: Tito, tmp_path: Path) -> None:
+async def test_pieces_are_the_rows_of_one_request(moe_model: Path, tito: Tito, tmp_path: Path) -> None:
     """Plain turns, a cut turn, a tool turn, a fork, and a generation that a weight update interrupts."""
     called = '<tool_call>\n{"name": "run", "arguments": {}}\n</tool_call>'
     replies: list[list[int]] = [
@@ -66,35 +65,30 @@ def test_pieces_are_the_rows_of_one_request(moe_model: Path, tito: Tito, tmp_pat
             finish = {"type": "abort", "message": "paused"}
         return _routing(body, answer(replies[number], finish=finish))
 
-    async def run() -> None:
-        nonlocal b
-        async with bench(moe_model, script, routed_experts=True, run_dir=tmp_path) as b:
-            session = await b.client.create({"temperature": 1.0, "max_new_tokens": 60})
-            messages = list(ASK)
-            for _ in range(4):
-                _, got = await b.chat(session, messages, tools=CHAT_TOOLS)
-                reply = got["choices"][0]["message"]
-                calls = reply.get("tool_calls", ())
-                results = [{"role": "tool", "tool_call_id": call["id"], "content": "x"} for call in calls]
-                messages += [reply, *(results or [{"role": "user", "content": "more"}])]
-            await b.chat(session, [*messages[:2], {"role": "user", "content": "other"}], tools=CHAT_TOOLS)
-            assert len(b.engine.requests) == 6
-            starts = [request["routed_experts_start_len"] for request in b.engine.requests]
-            assert starts[0] == 0
-            assert all(start > 0 for start in starts[1:])
-            samples = await b.client.collect(session)
-            for limit in (None, len(samples[0]) - 3, len(samples[1]) - 2):
-                for sample in await b.client.collect(session, limit):
-                    assert sample.routed_experts is not None
-                    assert sample.routed_experts.dtype == np.uint16
-                    assert np.array_equal(sample.routed_experts, _route(sample.tokens.tolist()))
-            before = [s.routed_experts.tobytes() for s in samples if s.routed_experts is not None]
-        async with bench(moe_model, script, routed_experts=True, run_dir=tmp_path) as b:
-            again = await b.client.collect(session)
-            assert [s.routed_experts.tobytes() for s in again if s.routed_experts is not None] == before
-
-    b: Any = None
-    asyncio.run(run())
+    async with bench(moe_model, script, routed_experts=True, run_dir=tmp_path) as b:
+        session = await b.client.create({"temperature": 1.0, "max_new_tokens": 60})
+        messages = list(ASK)
+        for _ in range(4):
+            _, got = await b.chat(session, messages, tools=CHAT_TOOLS)
+            reply = got["choices"][0]["message"]
+            calls = reply.get("tool_calls", ())
+            results = [{"role": "tool", "tool_call_id": call["id"], "content": "x"} for call in calls]
+            messages += [reply, *(results or [{"role": "user", "content": "more"}])]
+        await b.chat(session, [*messages[:2], {"role": "user", "content": "other"}], tools=CHAT_TOOLS)
+        assert len(b.engine.requests) == 6
+        starts = [request["routed_experts_start_len"] for request in b.engine.requests]
+        assert starts[0] == 0
+        assert all(start > 0 for start in starts[1:])
+        samples = await b.client.collect(session)
+        for limit in (None, len(samples[0]) - 3, len(samples[1]) - 2):
+            for sample in await b.client.collect(session, limit):
+                assert sample.routed_experts is not None
+                assert sample.routed_experts.dtype == np.uint16
+                assert np.array_equal(sample.routed_experts, _route(sample.tokens.tolist()))
+        before = [s.routed_experts.tobytes() for s in samples if s.routed_experts is not None]
+    async with bench(moe_model, script, routed_experts=True, run_dir=tmp_path) as b:
+        again = await b.client.collect(session)
+        assert [s.routed_experts.tobytes() for s in again if s.routed_experts is not None] == before
 
 
 @pytest.mark.parametrize("payload", [None, "not base64!", base64.b64encode(b"\0" * 12).decode()])

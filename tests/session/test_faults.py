@@ -87,9 +87,10 @@ async def test_an_engine_that_hangs_is_given_up_in_time(tiny_model: Path) -> Non
             await server.stop()
 
 
-def test_reset_connections_and_dying_engines_cost_no_token(tiny_model: Path, tito: Tito) -> None:
+async def test_reset_connections_and_dying_engines_cost_no_token(tiny_model: Path, tito: Tito) -> None:
     """Of three requests one is reset at once, and of streams another in its middle; all answers are whole."""
     ids = [*ids_of(tito, "one two three four"), STOP]
+    first = [0]
 
     async def script(body: dict[str, Any]) -> Any:
         number = len(b.engine.requests)
@@ -107,21 +108,15 @@ def test_reset_connections_and_dying_engines_cost_no_token(tiny_model: Path, tit
             events.append(event)
         return events if body["stream"] else answer(ids[done:])
 
-    async def run() -> None:
-        nonlocal b
-        async with bench(tiny_model, script) as b:
-            for stream in (False, True):
-                session = await b.client.create({"temperature": 1.0, "max_new_tokens": 90})
-                first[0] = await _prompt_tokens(b, session)
-                status, _ = await (b.stream if stream else b.chat)(session, ASK)
-                assert status == 200
-                (sample,) = await b.client.collect(session)
-                assert sample.tokens[sample.loss_mask == 1].tolist() == ids
-                assert len((await b.client.describe(session))["turns"]) == 1
-
-    b: Any = None
-    first = [0]
-    asyncio.run(run())
+    async with bench(tiny_model, script) as b:
+        for stream in (False, True):
+            session = await b.client.create({"temperature": 1.0, "max_new_tokens": 90})
+            first[0] = await _prompt_tokens(b, session)
+            status, _ = await (b.stream if stream else b.chat)(session, ASK)
+            assert status == 200
+            (sample,) = await b.client.collect(session)
+            assert sample.tokens[sample.loss_mask == 1].tolist() == ids
+            assert len((await b.client.describe(session))["turns"]) == 1
 
 
 async def _prompt_tokens(b: Any, session: str) -> int:
@@ -141,7 +136,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(
         session = await b.client.create({"temperature": 1.0})
         url = f"{b.client.base_url(session)}/chat/completions"
         for turn in range(2):
-            body = {"messages": [{"role": "user", "content": f"{number} {turn} " + "word " * 100}]}
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": f"{number} {turn} " + "word " * 100}]}
             body["stream"] = bool(number % 2)
             try:
                 async with asyncio.timeout(0.005 if number % 3 == 0 else 60), http.post(url, json=body) as response:

@@ -92,4 +92,4 @@ def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pyt
         (1, 3, "role"),
         (2, None, "agent"),
     ]
-    assert [record.fork["reason"] for record in caplog.records] == ["role", "agent"]
+    assert [vars(record)["fork"]["reason"] for record in caplog.records] == ["role", "agent"]

@@ -72,7 +72,7 @@ async def test_a_chat_with_tools_is_one_sample(tiny_model: Path, tito: Tito, tho
         said: Any = "go"
         for turn in range(4):
             if turn % 2:
-                calls = []
+                calls: Any = []
                 async for chunk in await chat.send_message_stream(said):
                     calls += chunk.function_calls or []
             else:

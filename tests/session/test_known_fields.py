@@ -144,7 +144,8 @@ def test_what_is_refused_is_refused_by_name_and_asking_for_nothing_is_fine(diale
                 dialect().parse(nested(name, value) | BODIES[dialect])
             assert (refused.value.status, refused.value.param, refused.value.code) == (400, name, row.code)
             assert row.why in refused.value.message
-    for nothing in (None, [], {}, ""):
+    empty: tuple[Any, ...] = (None, [], {}, "")
+    for nothing in empty:
         assert dialect().parse(nested(name, nothing) | BODIES[dialect]).unknown == ()
 
 

@@ -65,8 +65,8 @@ async def test_what_cannot_fit_the_context_is_refused_with_numbers(tiny_model: P
 
 async def test_media_are_not_counted_as_text(tiny_model: Path) -> None:
     async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-        body = {"messages": GO, "user": "data:image/png;base64," + "A" * BOUNDS.body}
-        assert (await b.chat(await b.client.create(), body.pop("messages"), **body))[0] == 200
+        image = "data:image/png;base64," + "A" * BOUNDS.body
+        assert (await b.chat(await b.client.create(), GO, user=image))[0] == 200
 
 
 class _Gate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ async def test_clients_choose_sampling_parameters_only_where_they_may(tiny_model
 
 
 @pytest.mark.parametrize("status", [400, 409])
-def test_a_hop_that_failed_to_roll_back_is_asked_once_more_with_the_whole_conversation(
+async def test_a_hop_that_failed_to_roll_back_is_asked_once_more_with_the_whole_conversation(
     tiny_model: Path, status: int
 ) -> None:
     refusing = [True]
@@ -81,26 +80,21 @@ def test_a_hop_that_failed_to_roll_back_is_asked_once_more_with_the_whole_conver
             return failure(status, "Rollback failed: discard_count=2")
         return answer([40 + len(b.engine.requests), STOP])
 
-    async def run() -> None:
-        nonlocal b
-        async with bench(tiny_model, script) as b:
-            session = await b.client.create()
-            _, got = await b.chat(session, ASK)
-            more = [*ASK, got["choices"][0]["message"], *ASK]
-            found, _ = await b.chat(session, more)
-            assert found == 200
-            assert len(b.engine.requests) == 3
-            described = await b.client.describe(session)
-            assert [turn["parent"] for turn in described["turns"]] == [None, None]
-            assert described["counts"]["roots_reanchored"] == 1
-            (sample,) = await b.client.collect(session)
-            assert sample.metadata["reanchored"] is True
-            assert sample.trained_tokens == 4
-            refusing[0] = True
-            fresh = await b.client.create()
-            found, body = await b.chat(fresh, ASK)
-            assert (found, body["error"]["code"]) == (400, "rollback_failed"), "there was nothing to go on from"
-            assert len(b.engine.requests) == 4
-
-    b: Any = None
-    asyncio.run(run())
+    async with bench(tiny_model, script) as b:
+        session = await b.client.create()
+        _, got = await b.chat(session, ASK)
+        more = [*ASK, got["choices"][0]["message"], *ASK]
+        found, _ = await b.chat(session, more)
+        assert found == 200
+        assert len(b.engine.requests) == 3
+        described = await b.client.describe(session)
+        assert [turn["parent"] for turn in described["turns"]] == [None, None]
+        assert described["counts"]["roots_reanchored"] == 1
+        (sample,) = await b.client.collect(session)
+        assert sample.metadata["reanchored"] is True
+        assert sample.trained_tokens == 4
+        refusing[0] = True
+        fresh = await b.client.create()
+        found, body = await b.chat(fresh, ASK)
+        assert (found, body["error"]["code"]) == (400, "rollback_failed"), "there was nothing to go on from"
+        assert len(b.engine.requests) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ def _turns(b: Bench) -> float:
     return b.server.service.stats().get("turns", 0.0) if b.server.service else 0.0
 
 
+def _took(b: Bench, turns: int) -> bool:
+    return _turns(b) == turns
+
+
 def _gated(script: Callable[[dict[str, Any]], Any], gate: asyncio.Event) -> Callable[[dict[str, Any]], Awaitable[Any]]:
     async def wait(body: dict[str, Any]) -> Any:
         await gate.wait()
@@ -80,7 +85,7 @@ async def test_a_retry_joins_or_replays_what_its_client_left(
                 got = await retry
             else:
                 gate.set()
-                await _until(lambda asked=asked: _turns(b) == asked)
+                await _until(partial(_took, b, asked))
                 got = await _post(b, session, path, body, RETRY)
             described = await b.client.describe(session)
             assert len(b.engine.requests) == asked
@@ -186,7 +191,7 @@ async def _lose(b: Bench, session: str, path: str, body: dict[str, Any], *, turn
     await _leave(b, session, path, body, asked=len(b.engine.requests) + 1)
     b.engine.script = script
     gate.set()
-    await _until(lambda: _turns(b) == turns)
+    await _until(partial(_took, b, turns))
 
 
 async def test_an_answer_that_got_lost_gives_way_to_the_one_that_is_asked_for_instead(tiny_model: Path) -> None:

@@ -55,7 +55,8 @@ async def test_clients_with_a_key_and_no_path(tiny_model: Path, tito: Tito, tmp_
                     assert response.status == 200
         async with openai.AsyncOpenAI(base_url=b.client.base_url(two), api_key=keys[1]) as agent:
             await agent.chat.completions.create(model="m", messages=ASK)
-        found = await b.server.service.describe(two)  # type: ignore[union-attr]
+        assert b.server.service is not None
+        found = await b.server.service.describe(two)
         assert len(found["turns"]) == 7
 
 

@@ -41,7 +41,10 @@ async def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: 
             assert status == 200
             assert got["choices"][0]["message"] == {"role": "assistant", "content": "the answer"}
             assert got["choices"][0]["finish_reason"] == "stop"
-            held = b.server.service._sessions.peek(session)
+            service = b.server.service
+            assert service is not None
+            held = service._sessions.peek(session)
+            assert held is not None
             assert [list(seen.messages) for seen in held.bodies._seen] == [messages]
             messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
         prompts = [request["input_ids"] for request in b.engine.requests]
@@ -229,7 +232,7 @@ async def test_stop_strings_are_cut_from_the_text_and_kept_in_the_tokens(tiny_mo
         assert prompt[at : at + len(ids) + 1] == [*ids, STOP]
 
 
-BAD = [
+BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": [3]}, "messages[0]"),
     ({"messages": [*HELLO, {"role": "robot"}]}, "messages[1].role"),

@@ -359,7 +359,7 @@ def _next(reply: Message, step: int) -> list[Message]:
 
 def test_whatever_a_harness_does_nothing_is_lost_or_trained_twice(tito: Tito) -> None:
     Harness.tito = tito
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Harness,
         settings=settings(
             max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)

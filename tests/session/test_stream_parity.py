@@ -68,7 +68,7 @@ def test_a_stream_adds_up_to_the_plain_answer(tito: Tito, dialect: Dialect, data
         body={},
         form=data.draw(st.sampled_from(FORMS[type(dialect)])),
     )
-    finish = {"token": {"type": "stop", "matched": STOP}, "length": {"type": "length"}}
+    finish: dict[str, dict[str, Any]] = {"token": {"type": "stop", "matched": STOP}, "length": {"type": "length"}}
     generation = Generation(
         np.asarray(ids, np.int32),
         np.zeros(len(ids), np.float32),
@@ -173,21 +173,8 @@ def _messages(events: list[dict[str, Any]]) -> dict[str, Any]:
     return message
 
 
-def _google(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """Texts of one kind that follow each other are one part."""
-    *_, last = pieces
-    parts: list[dict[str, Any]] = []
-    for piece in pieces:
-        for part in piece["candidates"][0]["content"]["parts"]:
-            if parts and "text" in part and "text" in parts[-1] and part.get("thought") == parts[-1].get("thought"):
-                parts[-1] = {**parts[-1], "text": parts[-1]["text"] + part["text"]}
-            elif part.get("text") != "":
-                parts.append(part)
-    (candidate,) = last["candidates"]
-    return {**last, "candidates": [{**candidate, "content": {"role": "model", "parts": parts}}]}
-
-
 def _google(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Texts of one kind that follow each other are one part."""
     parts: list[dict[str, Any]] = []
     for event in events:
         for part in event["candidates"][0]["content"]["parts"]:

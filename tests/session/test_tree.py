@@ -111,11 +111,11 @@ def test_whatever_a_harness_does_the_context_of_a_turn_extends_its_parents(moves
 
 def test_a_form_in_which_a_reply_was_sent_before_is_known_and_changes_nothing_else() -> None:
     tree = new_tree()
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    reply = {"role": "assistant", "content": "x", "reasoning_content": "why", "tool_calls": [call]}
+    call: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    reply: dict[str, Any] = {"role": "assistant", "content": "x", "reasoning_content": "why", "tool_calls": [call]}
     turn = grow(tree, [A], reply)
     respelled = {**call, "function": {"name": "f", "arguments": '{"a":1}'}}
-    forms = [
+    forms: list[dict[str, Any]] = [
         {"role": "assistant", "content": " x", "tool_calls": [respelled], "refusal": None},
         {"role": "assistant", "content": "x"},
         reply,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -45,7 +46,7 @@ def output(
 
 def grow(
     tree: Tree,
-    messages: list[dict[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
     reply: str | dict[str, Any],
     *,
     prompt: int = 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_its_weight_endpoints_need_the_key(by_hand: str):
 
 
 def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, tiny_model: Path, tmp_path: Path):
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         options = stack_options(tiny_model, tmp_path, sglang_args={"admin_api_key": KEY})
         hosts = Hosts(bind_host="0.0.0.0", advertise_host="127.0.0.1")

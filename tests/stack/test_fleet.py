@@ -10,7 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -68,7 +68,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     async def end(actor: Remote[Any]) -> None:
         await actor.call(EngineActor.stop)
 
-    monkeypatch.setattr(fleet, "named_actor", lambda kind, *_, **options: lambda *given: Remote(Here(kind(*given))))
+    def named(kind: type, *_: Any, **options: Any) -> Callable[..., Remote[Any]]:
+        return lambda *given: Remote(cast(Any, Here(kind(*given))))
+
+    monkeypatch.setattr(fleet, "named_actor", named)
     monkeypatch.setattr(engine_slot, "end_actor", end)
     fake = str(Path(__file__).parent / "fake_sglang")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([fake, os.environ.get("PYTHONPATH", "")]))
@@ -125,11 +128,11 @@ TWO_NODES = {"rollout_num_gpus_per_engine": 2, "num_gpus_per_node": 1}
 async def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_both_when_one_is_lost(tmp_path: Path):
     async with engines(tmp_path, topology=TWO_NODES) as (running, calls):
         [slot] = running._slots
-        before = [node.handle._actor._info for node in slot.nodes]
+        before: list[Any] = [node.handle._actor._info for node in slot.nodes]
         assert [url for path, url in calls if path == "/add_worker"] == [before[0].url]
         os.kill(before[1].pid, signal.SIGKILL)
         await until(lambda: running.recoveries, "a replacement")
-        after = [node.handle._actor._info for node in slot.nodes]
+        after: list[Any] = [node.handle._actor._info for node in slot.nodes]
         assert not {info.pid for info in before} & {info.pid for info in after}
         assert not Path(f"/proc/{before[0].pid}").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +22,10 @@ GPUS = 4
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
-    node = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 100_000_000}
+    node: dict[str, Any] = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
     yield
     ray.shutdown()
     cluster.shutdown()
@@ -43,9 +44,12 @@ class Place:
         return context.get_node_id(), int(context.get_accelerator_ids()["GPU"][0])
 
 
+PLACE: Any = Place
+
+
 def places(layout: Layout, bundles: tuple[int, ...], share: float) -> list[tuple[str, int]]:
     """Node and GPU of an actor in each bundle, all alive together."""
-    actors: list[Any] = [Place.options(**layout.options(bundle, share)).remote() for bundle in bundles]
+    actors: list[Any] = [PLACE.options(**layout.options(bundle, share)).remote() for bundle in bundles]
     seen = ray.get([actor.look.remote() for actor in actors], timeout=120)
     for actor in actors:
         ray.kill(actor)
@@ -75,7 +79,7 @@ def test_trainers_and_engines_share_gpus_or_have_their_own(two_nodes: None):
 def test_an_actor_of_each_fits_into_one_slot_and_more_slots_than_gpus_are_refused(two_nodes: None):
     layout = place(Topology(actor_num_gpus_per_node=1, colocate=True), train=True)
     options = [layout.options(layout.train_bundles[0], share) for share in (TRAIN_SHARE, ENGINE_SHARE)]
-    both = [Place.options(**each).remote() for each in options]
+    both = [PLACE.options(**each).remote() for each in options]
     first, second = ray.get([actor.look.remote() for actor in both], timeout=60)
     assert first == second
     layout.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.mark.parametrize("how", ["its scheduler is stopped", "it is killed"])
 def test_sessions_go_on_and_the_replacement_serves_the_current_weights(tiny_model: Path, tmp_path: Path, how: str):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     options = stack_options(tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0)
     stack = Stack(options, place(options.topology, train=False))
     try:

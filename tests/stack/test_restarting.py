@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     yield
     ray.shutdown()
 
@@ -101,8 +102,11 @@ async def test_who_waits_for_one_that_does_not_come_back_is_told_so(
 ) -> None:
     monkeypatch.setattr(restarting, "BACK_SECONDS", 0.3)
 
+    def never(restarts: int) -> Remote[Any]:
+        raise AssertionError("nobody starts it")
+
     with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
-        await Kept("the plain actor", lambda restarts: None, start_seconds=1, say=print).serving()
+        await Kept("the plain actor", never, start_seconds=1, say=print).serving()
 
 
 async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path, tmp_path: Path) -> None:

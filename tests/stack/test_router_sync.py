@@ -17,7 +17,7 @@ from aiohttp import web
 
 from miles_lite.engine.actor import EngineActor
 from miles_lite.errors import UserError
-from miles_lite.router.client import Standing, standing
+from miles_lite.router.client import RouterError, Standing, set_weight_version, standing
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervised_router import Supervisor
 from miles_lite.stack import router_sync
@@ -69,7 +69,7 @@ async def served(url: str) -> int:
 
 async def look(url: str) -> Standing:
     while True:
-        with contextlib.suppress(router_sync.RouterError):
+        with contextlib.suppress(RouterError):
             found = await standing(url)
             assert found is not None
             return found
@@ -113,6 +113,7 @@ async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fl
                 state.unlink()
             elif kept == "what was before":
                 state.write_text(before)
+            assert router.pid is not None
             os.kill(router.pid, signal.SIGKILL)
 
         def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +125,7 @@ async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fl
 
             return stepped
 
-        monkeypatch.setattr(router_sync, "set_weight_version", stepping(router_sync.set_weight_version))
+        monkeypatch.setattr(router_sync, "set_weight_version", stepping(set_weight_version))
         monkeypatch.setattr(EngineActor, "update_weights", stepping(EngineActor.update_weights))
         delivered = await fleet.update_weights(WeightUpdate(str(tmp_path / "one"), 2))
         assert delivered.behind == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import ray
 import requests
 from ray.cluster_utils import Cluster
 
+from miles_lite.config.choices import TransferMode
 from miles_lite.engine.actor import EngineActor
 from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
@@ -43,7 +45,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
     nodes = Cluster(initialize_head=True, head_node_args=node)
     for _ in range(1, request.param):
         nodes.add_node(**node)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="warning")
+    ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.WARNING)
     yield request.param
     ray.shutdown()
     nodes.shutdown()
@@ -55,8 +57,8 @@ async def test_it_serves_takes_weights_in_every_mode_and_is_replaced(cluster: in
     options = stack_options(
         tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0 if cluster == 1 else 60.0
     )
-    shape = {"rollout_num_gpus_per_engine": 2, "num_gpus_per_node": 2 // cluster}
-    options = dataclasses.replace(options, topology=dataclasses.replace(options.topology, **shape))
+    topology = dataclasses.replace(options.topology, rollout_num_gpus_per_engine=2, num_gpus_per_node=2 // cluster)
+    options = dataclasses.replace(options, topology=topology)
     layout = place(options.topology, train=False)
     fleet = Fleet(options, layout, model=tiny_model, context_length=2048)
     router = remote(RouterActor).remote(RouterSpec())
@@ -74,11 +76,13 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
         await check(url, model, "0")
 
         trainer = remote(FolderTrainer).remote()
-        for version, (mode, folder) in enumerate([("disk", other), ("tensor", model), ("distributed", other)], 1):
+        for version, (mode, folder) in enumerate(
+            [(TransferMode.DISK, other), (TransferMode.TENSOR, model), (TransferMode.DISTRIBUTED, other)], 1
+        ):
             asking = asyncio.create_task(generate(url, tokens=300))
             await asyncio.sleep(0.5)
             update = WeightUpdate(str(folder), version)
-            if mode == "disk":
+            if mode == TransferMode.DISK:
                 assert (await fleet.update_weights(update)).behind == {}
             else:
                 buckets = tuple(await trainer.load.remote(str(folder), 100_000))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from tests.tito.test_suffix import CHATML
 from tests.tito.texts import hostile, unicode
 
 
-def _controls(tito: Tito, ids: list[int]) -> list[str]:
+def _controls(tito: Tito, ids: np.ndarray) -> list[str | None]:
     return [tito.encoder.text_of(index) for index in ids if index in tito.encoder.control.values()]
 
 
@@ -36,8 +38,11 @@ def test_message_text_never_becomes_a_control_token(tito: Tito, text: str, resul
 @given(text=hostile)
 def test_tool_call_arguments_and_tool_descriptions_are_guarded(tito: Tito, text: str) -> None:
     tools, other = ([{"type": "function", "function": {"name": "f", "description": t}}] for t in (text, "x"))
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [_call({text: [text]})]}]
-    plain = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [_call({"a": ["b"]})]}]
+    messages: list[Any] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": [_call({text: [text]})]},
+    ]
+    plain: list[Any] = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [_call({"a": ["b"]})]}]
     found, expected = tito.first(messages, tools=tools), tito.first(plain, tools=other)
     assert _controls(tito, found.ids) == _controls(tito, expected.ids)
 

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from miles_lite.tito import RenderError, SuffixError, Tito
-from miles_lite.tito.compare import Sampled, compare
+from miles_lite.tito.compare import compare
+from miles_lite.tito.cut_render import Sampled
 from tests.tito.material import templates, tito_for
 
 QUICK = (

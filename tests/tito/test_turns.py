@@ -110,6 +110,7 @@ def test_the_buffer_is_the_native_render_of_the_conversation(name: str, data: st
     for step in rounds:
         reply = _sampled(tito, step)
         assume(reply is not None)
+        assert reply is not None
         suffix = tito.append(step.history, step.appended, stop=_stop(tito), tools=step.tools)
         ids += [*reply, _stop(tito), *suffix.ids]
     last = rounds[-1]
@@ -138,7 +139,7 @@ def _sampled(tito: Tito, step: Step) -> list[int] | None:
 @pytest.mark.parametrize("name", ["trl/qwen3", "trl/deepseekv3", "trl/llama3_1", "trl/nemotron_3_nano"])
 def test_equal_messages_give_equal_ids_in_whatever_shape_they_come(name: str) -> None:
     tito = tito_for(name)
-    shapes = [
+    shapes: list[tuple[list[Any], list[Any]]] = [
         ([ASK, CALLED], [RESULT]),
         ([ASK, {**CALLED, "content": None}], [RESULT]),
         ([ASK, {**CALLED, "tool_calls": [_called_with({"note": "cat notes.txt"})]}], [RESULT]),

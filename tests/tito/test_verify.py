@@ -67,6 +67,7 @@ def test_a_role_is_refused_by_the_law_it_breaks(template: str, role: str, law: s
 def test_a_template_with_tools_takes_every_role(tito: Tito) -> None:
     assert {role: verdict.law for role, verdict in tito.surface.roles.items()} == dict.fromkeys(ROLES)
     assert tito.surface.context(ROLES) == "short"
+    assert tito.surface.join is not None
     assert tito.surface.join.closing == "<|im_end|>\n"
 
 

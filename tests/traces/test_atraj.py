@@ -14,7 +14,7 @@ from miles_lite.model_folder import fingerprint
 from miles_lite.traces import atraj
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
-text = st.text(st.characters(exclude_categories=("Cs",)))
+text = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -94,7 +94,7 @@ def test_a_dropped_stop_token_is_in_no_sequence() -> None:
         }
     )
     ((ids, mask, logprobs),) = trajectory.sequences()
-    assert (ids.dtype, mask.dtype, logprobs.dtype) == (np.int32, np.uint8, np.float32)
+    assert [row.dtype for row in (ids, mask, logprobs)] == [np.int32, np.uint8, np.float32]
     assert ids.tolist() == [1, 2, 4, 5]
     assert mask.tolist() == [0, 1, 0, 1]
     assert logprobs.tolist() == [0.0, -1.0, 0.0, -3.0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from miles_lite.config.options import Config, parse
 from miles_lite.sample import NOT_SAMPLED, Sample
@@ -44,9 +45,18 @@ def make_samples(seed: int, count: int) -> list[Sample]:
     ]
 
 
+def gradient_of(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """The gradients of parameters that all have one, in one row."""
+    rows = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        rows.append(parameter.grad.flatten())
+    return torch.cat(rows)
+
+
 def make_batch(
     samples: Sequence[Sample],
-    advantages: Sequence[float],
+    advantages: Sequence[float] | np.ndarray,
     *,
     steps: list[list[list[int]]] | None = None,
     rollouts: Sequence[int] | None = None,

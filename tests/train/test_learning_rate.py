@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from miles_lite.config.training import Optimizer
@@ -16,6 +18,6 @@ from miles_lite.train.learning_rate import learning_rate
         ("cosine", [0.5, 1.0, 1.0, 0.6, 0.2]),
     ],
 )
-def test_warm_up_then_decay(style: str, rates: list[float]) -> None:
-    options = Optimizer(lr=1.0, min_lr=0.2, lr_warmup_iters=2, lr_decay_style=style)  # type: ignore[arg-type]
+def test_warm_up_then_decay(style: Literal["constant", "linear", "cosine"], rates: list[float]) -> None:
+    options = Optimizer(lr=1.0, min_lr=0.2, lr_warmup_iters=2, lr_decay_style=style)
     assert [learning_rate(update, options, total=10) for update in (0, 1, 2, 6, 12)] == pytest.approx(rates)

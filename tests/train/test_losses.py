@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.config.choices import KLType
 from miles_lite.train.losses import terms as losses
 
 
@@ -40,24 +41,25 @@ def test_dual_clip_bounds_negative_advantages_only() -> None:
 def test_no_gradient_flows_through_a_clipped_token() -> None:
     logratio = t(math.log(1.5), 0.0).requires_grad_()
     losses.clipped_policy_loss(logratio, t(1, 1), eps_clip=0.2)[0].sum().backward()
+    assert logratio.grad is not None
     assert torch.allclose(logratio.grad, t(0.0, -1.0))
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5), ("low_var_kl", math.exp(-0.5) - 0.5)],
+    [(KLType.K1, 0.5), (KLType.K2, 0.125), (KLType.K3, math.exp(-0.5) - 0.5), (KLType.LOW_VAR, math.exp(-0.5) - 0.5)],
 )
-def test_kl_estimators(kind: losses.KLType, expected: float) -> None:
+def test_kl_estimators(kind: KLType, expected: float) -> None:
     assert losses.kl_estimate(t(-1.0), t(-1.5), kind=kind).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_low_var_kl_is_clamped() -> None:
-    assert losses.kl_estimate(t(-40.0, 0.0), t(0.0, -40.0), kind="low_var_kl").tolist() == [10.0, 10.0]
+    assert losses.kl_estimate(t(-40.0, 0.0), t(0.0, -40.0), kind=KLType.LOW_VAR).tolist() == [10.0, 10.0]
 
 
 @given(st.floats(-15, 0), st.floats(-15, 0))
 def test_k2_and_k3_are_never_negative(new: float, reference: float) -> None:
-    for kind in ("k2", "k3", "low_var_kl"):
+    for kind in (KLType.K2, KLType.K3, KLType.LOW_VAR):
         assert losses.kl_estimate(t(new), t(reference), kind=kind).item() >= -1e-6
 
 

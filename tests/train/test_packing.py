@@ -14,7 +14,7 @@ from miles_lite.sample import Sample
 from miles_lite.train import policy as policy_module
 from miles_lite.train.packing import MAX_PADDING, buckets, check, forward_passes, pack
 from miles_lite.train.policy import Policy, load_model
-from tests.train.helpers import make_batch, make_samples
+from tests.train.helpers import gradient_of, make_batch, make_samples
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -62,7 +62,7 @@ def test_chunks_have_the_same_gradient(model_dir: Path, monkeypatch: pytest.Monk
         policy.zero_grad()
         logprobs, entropy = policy(packed, entropy_gradient=True)
         (logprobs.sum() + entropy.sum()).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
+        return gradient_of(policy.parameters())
 
     whole = gradient()
     monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3 * policy.vocab_size)

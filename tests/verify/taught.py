@@ -16,7 +16,7 @@ from miles_lite.init_model.build import CHAT_TEMPLATE, init_model
 from miles_lite.init_model.warm_start import warm_start
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.verification_cases import ROLES
-from miles_lite.verify.driver import Driver
+from miles_lite.verify.driver import Driver, FailureMode
 from miles_lite.verify.plan import schedule
 from miles_lite.verify.trajectories import TOOLS
 
@@ -41,7 +41,7 @@ async def oracle(messages: Sequence[dict[str, Any]], tool_choice: str) -> dict[s
 
 def transcript(roles: Sequence[str], cycles: int) -> list[dict[str, Any]]:
     """A whole conversation; the tools are written out in the system message, as the template prints them."""
-    driver = Driver(oracle, "rollback")
+    driver = Driver(oracle, FailureMode.ROLLBACK)
     asyncio.run(driver.run(schedule(roles, cycles=cycles)))
     first, *rest = driver.messages
     printed = JinjaRenderer(CHAT_TEMPLATE.strip()).render([first], tools=TOOLS, open_turn=False, options={})

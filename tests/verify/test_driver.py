@@ -27,7 +27,7 @@ class Model:
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
-def drive(model: Model, roles: Sequence[str], *, mode: FailureMode = "rollback", cycles: int = 1) -> Driver:
+def drive(model: Model, roles: Sequence[str], *, mode: FailureMode = FailureMode.ROLLBACK, cycles: int = 1) -> Driver:
     driver = Driver(model, mode)
     asyncio.run(driver.run(schedule(roles, cycles=cycles)))
     return driver

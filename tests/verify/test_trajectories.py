@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from miles_lite.verify.trajectories import ROLES, SHAPES, THINKING_SHAPES, boundaries, cases, conversation
+from miles_lite.verify.trajectories import ROLES, SHAPES, THINKING_SHAPES, Thinking, boundaries, cases, conversation
 
 ALL = {**SHAPES, **THINKING_SHAPES}
 
@@ -35,7 +35,7 @@ def test_the_positions_are_those_after_assistant_turns() -> None:
 
 
 def test_a_case_ends_where_the_next_turn_begins() -> None:
-    chosen = {(case.name, case.position): case for case in cases("both")}
+    chosen = {(case.name, case.position): case for case in cases(Thinking.BOTH)}
     assert len(chosen) == 35
     first, second = chosen["multi_role_sequence", 3], chosen["multi_role_sequence", 6]
     assert (len(first.messages), first.roles) == (5, ("tool", "user"))
@@ -45,7 +45,7 @@ def test_a_case_ends_where_the_next_turn_begins() -> None:
 
 
 def test_thinking_chooses_cases() -> None:
-    off, on = list(cases("off")), list(cases("on"))
+    off, on = list(cases(Thinking.OFF)), list(cases(Thinking.ON))
     assert not any(case.thinking for case in off)
     assert all(case.thinking for case in on)
-    assert len(off) + len(on) == len(list(cases("both")))
+    assert len(off) + len(on) == len(list(cases(Thinking.BOTH)))

@@ -14,6 +14,7 @@ from miles_lite.tito import Tito
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.verification_cases import ROLES
 from miles_lite.verify.driven_sessions import Plan, Report, verify_sessions
+from miles_lite.verify.driver import FailureMode
 from miles_lite.verify.judge import judge
 from miles_lite.verify.plan import schedule
 from tests.models import CHAT_TEMPLATE
@@ -47,7 +48,7 @@ def verified(
         actions=schedule(ROLES, cycles=1),
         sampling={"temperature": 0.7},
         max_tokens=64,
-        failure_mode="rollback",
+        failure_mode=FailureMode.ROLLBACK,
         call_seconds=20.0,
         stream=stream,
     )
