@@ -52,6 +52,7 @@ def test_what_is_wrong_with_files_is_said_before_anything_slow(
     assert f"SystemExit: 0\n  {hook}, line 2" in exits
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_called_one(prepared: Prepared, full_disk: Path, mark: str, tmp_path: Path) -> None:
     """The run folder's: a session's journal, or the weights, whichever is first."""
     message = refused(prepared.flags(full_disk / "run", "--num-rollout", "1"), mark=mark, tmp_path=tmp_path)
@@ -59,6 +60,7 @@ def test_a_full_disk_is_called_one(prepared: Prepared, full_disk: Path, mark: st
     assert str(full_disk / "run") in message
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_too_small_says_what_was_asked_and_what_there_is(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_cluster_that_is_too_small_says_what_was_asked_and_what_there_is(
     assert "--colocate" in message
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_at_start_shows_its_last_words(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:

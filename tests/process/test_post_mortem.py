@@ -16,6 +16,7 @@ import ray
 from miles_lite.errors import UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
 from miles_lite.process.post_mortem import DiedError, how_to_go_on, obituary
+from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
 
@@ -68,7 +69,7 @@ def actor(kind: type = Actor) -> Any:
 def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how: str, words: str) -> None:
     with Interrupts() as interrupts:
         watch, busy, victim = Watch(interrupts, hint="see the logs"), actor(), actor()
-        watch.follow("train rank 1", victim)
+        watch.follow("train rank 1", Remote(victim))
         ray.get(victim.pid.remote())
         victim.end.remote(how)
         began = time.monotonic()
@@ -118,7 +119,8 @@ def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(lo
 
 def test_alarms_are_passed_on_once(logs: Path) -> None:
     said: list[str] = []
-    alarms = Alarms(actor(), said.append)
+    teller = actor()
+    alarms = Alarms(teller.alarms.remote, said.append)
     deadline = time.monotonic() + 30
     while len(said) < 2 and time.monotonic() < deadline:
         alarms()

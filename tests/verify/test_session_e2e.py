@@ -64,6 +64,7 @@ def test_sessions_of_a_running_server_pass(
         assert events["rollback"] >= 2
 
 
+@pytest.mark.slow
 def test_replies_read_by_sglangs_parsers_stream_as_they_are(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
