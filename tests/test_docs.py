@@ -8,25 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
 from miles_lite.config.flags import every_option
 from miles_lite.config.launcher_flags import IGNORED_FLAGS
-from miles_lite.config.options import Config
-from miles_lite.config.serving import Serving
+from tests.config.commands import COMMANDS
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md")), *REPO.glob("examples/*/*.md")]
-COMMANDS = (
-    Config,
-    Serving,
-    agent.AgentCommand,
-    init_model.InitModel,
-    router.RouterOptions,
-    session.SessionOptions,
-    verify_session.Options,
-    verify_template.TemplateOptions,
-    traces.ToData,
-)
 OF_OTHERS = {"--no-deps", "--nodes"}
 """Flags of pip and sbatch."""
 

@@ -15,6 +15,7 @@ from ray import ObjectRef
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.job.lifetime import Lifetime
+from miles_lite.job.ranks import START_TIMEOUT
 from miles_lite.job.watch import Alarms, Watch
 from miles_lite.observe.progress import Progress
 from miles_lite.process.admin_key import known_key
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-START_TIMEOUT = 900.0
 CALL_TIMEOUT = 600.0
 STOP_TIMEOUT = 5.0
 STALL_MARGIN = 180.0

@@ -15,19 +15,17 @@ from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.job.due import Due
 from miles_lite.job.precheck import check_folders
+from miles_lite.job.ranks import START_TIMEOUT, make_ranks
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.model_folder import context_length
 from miles_lite.observe.sinks import open_sinks
 from miles_lite.process.post_mortem import DiedError, obituary, out_of_memory_kills
 from miles_lite.process.stopping import Interrupts
-from miles_lite.stack.cluster import connect, disconnect
-from miles_lite.stack.environment import actor_env
-from miles_lite.stack.placement import TRAIN_SHARE, place
+from miles_lite.stack.cluster import connected
+from miles_lite.stack.placement import place
 from miles_lite.train.checkpoint import latest_iteration
 from miles_lite.train.examples import Examples
 from miles_lite.train.group import RankDiedError, TrainGroup
-
-START_TIMEOUT = 900.0
 
 
 def imitate(config: Config) -> Path:
@@ -39,26 +37,14 @@ def imitate(config: Config) -> Path:
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(run_dir))
         config.write()
-        ray_logs = connect(config.cluster.ray_address)
-        stack.callback(disconnect)
+        ray_logs = stack.enter_context(connected(config.cluster.ray_address))
         watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
         ranks = config.topology.world_size
         alone = dataclasses.replace(
             config.topology, colocate=True, rollout_num_gpus=ranks, rollout_num_gpus_per_engine=1
         )
         layout = place(alone, train=True)
-        strategies = [layout.options(bundle, TRAIN_SHARE)["scheduling_strategy"] for bundle in layout.train_bundles]
-        trainer = TrainGroup(
-            config,
-            strategies=strategies,
-            slot_share=TRAIN_SHARE,
-            device=layout.device,
-            run_dir=run_dir,
-            environment=actor_env(),
-            look=watch.look,
-        )
-        stack.callback(trainer.stop)
-        watch.follow_all("train rank", trainer.ranks)
+        trainer = make_ranks(config, layout, watch=watch, parts=stack)
         folder = run_dir / "model"
         try:
             _train(config, trainer, examples)

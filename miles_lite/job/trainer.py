@@ -18,14 +18,14 @@ from ray import ObjectRef
 from miles_lite.config.choices import TransferMode
 from miles_lite.config.options import Config
 from miles_lite.job.lifetime import Lifetime
-from miles_lite.job.servers import START_TIMEOUT, Servers
+from miles_lite.job.ranks import START_TIMEOUT, make_ranks
+from miles_lite.job.servers import Servers
 from miles_lite.job.watch import OvertimeError
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
-from miles_lite.stack.environment import actor_env
 from miles_lite.stack.fleet import Delivered, Fleet
-from miles_lite.stack.placement import TRAIN_SHARE, Layout
+from miles_lite.stack.placement import Layout
 from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
@@ -38,18 +38,7 @@ KEPT_WEIGHTS = 2
 
 def start_ranks(config: Config, life: Lifetime, layout: Layout) -> tuple[TrainGroup, int]:
     """The ranks, ready, and the first rollout to run. Raises UserError, TrainError."""
-    options = [layout.options(bundle, TRAIN_SHARE) for bundle in layout.train_bundles]
-    ranks = TrainGroup(
-        config,
-        strategies=[option["scheduling_strategy"] for option in options],
-        slot_share=TRAIN_SHARE,
-        device=layout.device,
-        run_dir=config.run_dir,
-        environment=actor_env(),
-        look=life.watch.look,
-    )
-    life.parts.callback(ranks.stop)
-    life.watch.follow_all("train rank", ranks.ranks)
+    ranks = make_ranks(config, layout, watch=life.watch, parts=life.parts)
     return ranks, ranks.start(START_TIMEOUT)
 
 

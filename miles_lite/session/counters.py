@@ -11,23 +11,25 @@ from collections.abc import Mapping
 GAUGES = ("sessions", "sessions_resident", "session_bytes", "calls")
 """What is there now: these may fall."""
 
-COUNTERS = (
-    "sessions_created",
-    "sessions_expired",
-    "sessions_recreated",
-    "turns",
-    "prompt_tokens",
-    "completion_tokens",
-    "forks",
-    "retries_joined",
-    "retries_replayed",
-    "sampling_overridden",
-    "unknown_fields",
-    "system_joined",
-    "system_placed",
-    "calls_rewritten",
-    "engine_retries",
-    "worker_restarts",
+COUNTERS = frozenset(
+    {
+        "sessions_created",
+        "sessions_expired",
+        "sessions_recreated",
+        "turns",
+        "prompt_tokens",
+        "completion_tokens",
+        "forks",
+        "retries_joined",
+        "retries_replayed",
+        "sampling_overridden",
+        "unknown_fields",
+        "system_joined",
+        "system_placed",
+        "calls_rewritten",
+        "engine_retries",
+        "worker_restarts",
+    }
 )
 BY_REASON = ("forks_", "roots_")
 """Beginnings of names that end in a reason."""

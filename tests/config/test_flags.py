@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 
-from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
 from miles_lite.config import choices
 from miles_lite.config.flags import every_option, parse_known, parser_of, take
 from miles_lite.config.option import KEY, again, declared, option
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
 from miles_lite.errors import UserError
-
-COMMANDS = (
-    Config,
-    Serving,
-    agent.AgentCommand,
-    init_model.InitModel,
-    router.RouterOptions,
-    session.SessionOptions,
-    verify_session.Options,
-    verify_template.TemplateOptions,
-    traces.ToData,
-)
+from tests.config.commands import COMMANDS
 
 
 class Size(choices.Word):

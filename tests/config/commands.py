@@ -1,0 +1,19 @@
+"""The options of every command, one class each."""
+
+from __future__ import annotations
+
+from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
+from miles_lite.config.options import Config
+from miles_lite.config.serving import Serving
+
+COMMANDS = (
+    Config,
+    Serving,
+    agent.AgentCommand,
+    init_model.InitModel,
+    router.RouterOptions,
+    session.SessionOptions,
+    verify_session.Options,
+    verify_template.TemplateOptions,
+    traces.ToData,
+)
