@@ -6,7 +6,6 @@ those only one chunk at a time. A logprob is of the distribution the token was s
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,17 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from miles_lite.errors import UserError
 from miles_lite.train.packing import Packed
-from miles_lite.weights.compat import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
-
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class Policy(nn.Module):
@@ -57,23 +52,9 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        logits = head(hidden).float().div_(temperatures[:, None])
+        logits = head(hidden).float() / temperatures[:, None]
         distribution = torch.log_softmax(logits, dim=-1)
         logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return logprobs, entropy
-
-
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
-    config = model.config.get_text_config()
-    for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{folder}: config.json sets {name}; models that transform their logits are not supported")
-    return model

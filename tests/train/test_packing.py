@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from miles_lite.sample import Sample
 from miles_lite.train import policy as policy_module
+from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, buckets, check, forward_passes, pack
-from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.policy import Policy
 from tests.train.helpers import gradient_of, make_batch, make_samples
 
 
