@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from miles_lite.config.choices import LossType
@@ -14,6 +15,8 @@ def main(argv: Sequence[str]) -> int:
     """Parse flags and train; the exit code. Raises UserError."""
     config, leftovers = parse(argv)
     leftovers.show_ignored()
+    for remark in config.parallelism.remarks():
+        print(remark, file=sys.stderr)
     if config.algorithm.loss_type == LossType.SFT:
         from miles_lite.job.sft import imitate
 

@@ -19,12 +19,12 @@ from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
+from miles_lite.train.data import Strategy, trainable
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.losses.objective import metric_names, objective
 from miles_lite.train.losses.streams import Streams
 from miles_lite.train.losses.terms import effective_sample_ratio, kl_estimate
 from miles_lite.train.packing import Packed, check, forward_passes, idle_pass
-from miles_lite.train.parallel import Strategy, all_reduce, trainable
 from miles_lite.train.policy import Policy, choose_form
 from miles_lite.train.tally import Tally
 
@@ -45,7 +45,7 @@ class Pass:
 
 @dataclass
 class Learner:
-    """A policy with its optimizer. `updates` counts optimizer steps since the run began."""
+    """A policy as its strategy loaded it, with its optimizer. `updates` counts optimizer steps since the run began."""
 
     policy: Policy
     strategy: Strategy
@@ -58,11 +58,7 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        policies = [policy for policy in (self.policy, self.reference) if policy is not None]
-        self._form = choose_form(policies)
-        for policy in policies:
-            policy.to(self.device)
-            self.strategy.wrap(policy)
+        self._form = choose_form([policy for policy in (self.policy, self.reference) if policy is not None])
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),
@@ -89,7 +85,7 @@ class Learner:
         tally.add({"tokens": float(sum(len(sample) for sample in batch.samples))})
         tally.top("log_probs_time", middle - begin)
         tally.top("actor_train_time", end - middle)
-        return self._report(tally.reduce(), norms=norms)
+        return self._report(tally.reduce(self.strategy.mesh), norms=norms)
 
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
@@ -120,7 +116,7 @@ class Learner:
             sum(batch.samples[index].trained_tokens for micro_batch in step for index in micro_batch)
             for step in batch.steps
         ]
-        totals = all_reduce(torch.tensor(trained, dtype=torch.float64)).clamp_min(1.0)
+        totals = self.strategy.mesh.sum_samples(torch.tensor(trained, dtype=torch.float64)).clamp_min(1.0)
         return [np.full(len(batch.samples), float(total)) for total in totals]
 
     def _recompute(self, steps: list[list[Pass]]) -> None:
