@@ -1,7 +1,7 @@
 """A Hugging Face causal model as a function of packed tokens to their logprobs.
 
-Invariant: the model itself is untouched (any `AutoModelForCausalLM`); logits exist only for trained tokens, and of
-those only one chunk at a time. A logprob is of the distribution the token was sampled from: log_softmax(logits / T).
+Invariant: the model itself is untouched (any `AutoModelForCausalLM`); its head is applied only to what predicts trained
+tokens, by `head.score`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
 from miles_lite.train.attention import Segments, implementation, unpackable
+from miles_lite.train.head import score
 from miles_lite.train.packing import Form, Packed
 from miles_lite.weights.compat import import_transformers
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-CHUNK_ELEMENTS = 1 << 27
-"""Logits held at once (float32): 512 MB."""
 
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -38,7 +34,6 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -52,15 +47,15 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        hidden = self.hidden(packed)
-        size = max(1, CHUNK_ELEMENTS // self.vocab_size)
-        aligned = (hidden, packed.targets, packed.temperatures)
-        if len(hidden) <= size:
-            logprobs, entropy = self.score(*aligned, entropy_gradient)
-        else:
-            pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
-            scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
-            logprobs, entropy = (torch.cat(each) for each in zip(*scored, strict=True))
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        logprobs, entropy = score(
+            self.hidden(packed),
+            head.weight,
+            packed.targets,
+            packed.temperatures,
+            bias=getattr(head, "bias", None),
+            entropy_gradient=entropy_gradient,
+        )
         return logprobs[packed.copies], entropy[packed.copies]
 
     def hidden(self, packed: Packed) -> Tensor:
@@ -71,18 +66,6 @@ class Policy(nn.Module):
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
-
-    def score(
-        self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        logits = head(hidden).float().div_(temperatures[:, None])
-        distribution = torch.log_softmax(logits, dim=-1)
-        logprobs = -functional.nll_loss(distribution, targets, reduction="none")
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = -(distribution.exp() * distribution).sum(-1)
-        return logprobs, entropy
 
 
 def choose_form(policies: Sequence[Policy]) -> Form:
