@@ -24,12 +24,12 @@ from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.losses.objective import metric_names, objective
 from miles_lite.train.losses.streams import Streams
 from miles_lite.train.losses.terms import effective_sample_ratio, kl_estimate
-from miles_lite.train.packing import Packed, check, forward_passes, pack
-from miles_lite.train.policy import Policy
+from miles_lite.train.packing import Packed, check, forward_passes, idle_pass
+from miles_lite.train.policy import Policy, choose_form
 from miles_lite.train.tally import Tally
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
-"""Largest forward pass in padded tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
+"""Largest forward pass in computed tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
 
 PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
 
@@ -58,6 +58,7 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
+        self._form = choose_form([policy for policy in (self.policy, self.reference) if policy is not None])
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),
@@ -93,12 +94,14 @@ class Learner:
             [
                 packed.to(self.device)
                 for micro_batch in micro_batches
-                for packed in forward_passes(batch, micro_batch, denominators=denominators, limit=limit)
+                for packed in forward_passes(
+                    batch, micro_batch, denominators=denominators, limit=limit, form=self._form
+                )
             ]
             for micro_batches, denominators in zip(batch.steps, self._denominators(batch), strict=True)
         ]
         rounds = self.strategy.rounds([len(step) for step in steps])
-        idle = pack(batch, [], denominators=np.ones(0)).to(self.device)
+        idle = idle_pass(batch).to(self.device)
         return [
             [Pass(packed) for packed in [*step, *[idle] * (count - len(step))]]
             for step, count in zip(steps, rounds, strict=True)
@@ -166,7 +169,7 @@ class Learner:
         )
         reduced = {name: term @ packed.weights for name, term in objective(streams, algorithm).items()}
         tally.add({name: term.detach() for name, term in reduced.items()})
-        ess = effective_sample_ratio(streams.logratio, packed.rows, count=packed.sequences)
+        ess = effective_sample_ratio(streams.logratio, packed.samples, count=packed.sequences)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         if self._rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
             comparable = packed.in_context

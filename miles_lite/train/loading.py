@@ -15,31 +15,30 @@ from torch import nn
 
 from miles_lite.config.parallel import Compute
 from miles_lite.errors import UserError
+from miles_lite.train.attention import implementation
 from miles_lite.weights.compat import fill_from_files, import_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def load_model(folder: str | Path, compute: Compute | None = None) -> PreTrainedModel:
     """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    _check_folder(folder)
+    config = _config(folder)
     model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=_attention(compute), local_files_only=True
+        folder, dtype=torch.float32, attn_implementation=_attention(config, compute), local_files_only=True
     )
     return _prepared(model, folder, compute)
 
 
 def empty_model(folder: str | Path, compute: Compute | None = None) -> PreTrainedModel:
     """The same on the meta device, without weights."""
-    _check_folder(folder)
-    transformers = import_transformers()
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = _config(folder)
     with torch.device("meta"):
-        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=_attention(compute)
+        model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=_attention(config, compute)
         )
     model.train(False)
     return _prepared(model, folder, compute)
@@ -52,7 +51,7 @@ def fill(model: PreTrainedModel, folder: str | Path, *, device: torch.device) ->
     """
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder}: has no *.safetensors, of which ranks that share a model read their parts; save it so")
+        raise UserError(f"{folder}: has no *.safetensors, of which ranks that share a model read their parts")
     missing = fill_from_files(model, files, folder=folder, device=device)
     if missing:
         raise UserError(f"{folder}: its files have no {', '.join(sorted(missing)[:3])} ({len(missing)} missing)")
@@ -63,14 +62,16 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
-def _attention(compute: Compute | None) -> str:
-    chosen = compute.attn_implementation if compute else "auto"
-    return "sdpa" if chosen == "auto" else chosen
-
-
-def _check_folder(folder: str | Path) -> None:
+def _config(folder: str | Path) -> PretrainedConfig:
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
+    config: PretrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config
+
+
+def _attention(config: PretrainedConfig, compute: Compute | None) -> str:
+    chosen = compute.attn_implementation if compute else "auto"
+    return implementation(config) if chosen == "auto" else chosen
 
 
 def _prepared(model: PreTrainedModel, folder: str | Path, compute: Compute | None) -> PreTrainedModel:

@@ -6,6 +6,8 @@ those only one chunk at a time. A logprob is of the distribution the token was s
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from miles_lite.train.packing import Packed
+from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.packing import Form, Packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
@@ -34,18 +39,35 @@ class Policy(nn.Module):
         """The model's state under its own names; sharded where the policy is."""
         return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
 
+    @property
+    def unpackable(self) -> str | None:
+        """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
+        computed = str(self.model.config._attn_implementation)
+        why = unpackable(self.model.config)
+        return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
+
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
-        hidden = hidden[packed.rows, packed.columns]
+        hidden = self.hidden(packed)
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
-        if len(hidden) <= size:
-            return self.score(hidden, packed.targets, packed.temperatures, entropy_gradient)
         aligned = (hidden, packed.targets, packed.temperatures)
-        pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
-        scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
-        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+        if len(hidden) <= size:
+            logprobs, entropy = self.score(*aligned, entropy_gradient)
+        else:
+            pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
+            scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
+            logprobs, entropy = (torch.cat(each) for each in zip(*scored, strict=True))
+        return logprobs[packed.copies], entropy[packed.copies]
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """[P, width]: the states that are scored."""
+        row: dict[str, object] = {}
+        if packed.layout is not None:
+            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+        output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)[packed.states]
 
     def score(
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
@@ -58,3 +80,12 @@ class Policy(nn.Module):
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution).sum(-1)
         return logprobs, entropy
+
+
+def choose_form(policies: Sequence[Policy]) -> Form:
+    """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
+    for policy in policies:
+        if policy.unpackable is not None:
+            log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
+            return Form.PADDED
+    return Form.PACKED

@@ -30,10 +30,10 @@ def write_large(folder: Path) -> None:
     transformers = import_transformers()
     config = transformers.Qwen3Config(
         vocab_size=288,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=16,
-        num_attention_heads=12,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=32,
+        num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=64,
     )
@@ -87,5 +87,7 @@ def test_two_ranks_need_at_most_two_thirds_each(tmp_path: Path) -> None:
     write_large(tmp_path)
     [alone] = peaks(tmp_path, ranks=1)
     shared = peaks(tmp_path, ranks=2)
-    print(f"alone {alone / 2**20:.0f} MB, shared {[round(each / 2**20) for each in shared]} MB: {max(shared) / alone:.2f}")
+    print(
+        f"alone {alone / 2**20:.0f} MB, shared {[round(each / 2**20) for each in shared]} MB: {max(shared) / alone:.2f}"
+    )
     assert max(shared) <= SHARE * alone, (alone, shared)
