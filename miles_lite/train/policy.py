@@ -37,8 +37,9 @@ class Policy(nn.Module):
     @property
     def unpackable(self) -> str | None:
         """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
-        chosen = self.model.config._attn_implementation
-        return unpackable(self.model.config) or (None if chosen == NAME else f"its attention is {chosen}")
+        computed = str(self.model.config._attn_implementation)
+        why = unpackable(self.model.config)
+        return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
