@@ -16,6 +16,7 @@ from torch import Tensor
 
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
+from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2
 """Largest share of padding in a forward pass."""
@@ -32,7 +33,9 @@ class Packed:
     rollout_logprobs  float32 [N] the engine's
     in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
     advantages        float32 [N]
-    weights           float32 [N] the token's share in the loss of the step
+    staleness         float32 [N] training steps since the weights that sampled it
+    weights           float32 [N] the token's share in the policy component of the step's loss
+    imitation         float32 [N] its share in the imitation component
     """
 
     tokens: Tensor
@@ -43,10 +46,17 @@ class Packed:
     rollout_logprobs: Tensor
     in_context: Tensor
     advantages: Tensor
+    staleness: Tensor
     weights: Tensor
+    imitation: Tensor
 
     def to(self, device: torch.device) -> Packed:
         return Packed(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    @property
+    def samples(self) -> Tensor:
+        """int64 [N]: the token's sample, numbered within the pass."""
+        return self.rows
 
     @property
     def sequences(self) -> int:
@@ -57,15 +67,13 @@ class Packed:
 def check(batch: Batch[Sample]) -> Batch[Sample]:
     """Refuse a batch that breaks its own contract; returns it. Raises ValueError naming the sample and field."""
     size = len(batch.samples)
-    for name in ("advantages", "rollout_tokens"):
+    for name in ("advantages", "rewards", "rollouts", "groups", "rollout_tokens", "prompt_tokens"):
         if getattr(batch, name).shape != (size,):
             raise ValueError(
                 f"batch {batch.rollout_id}: {name} has shape {getattr(batch, name).shape}, expected [{size}]"
             )
-    if len(batch.steps) != len(batch.rollouts_per_step):
-        raise ValueError(
-            f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.rollouts_per_step)} rollouts_per_step"
-        )
+    if len(batch.steps) != len(batch.sizes):
+        raise ValueError(f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.sizes)} sizes")
     for index, sample in enumerate(batch.samples):
         where = f"batch {batch.rollout_id}, sample {index}"
         sample.validate(where)
@@ -79,10 +87,9 @@ def check(batch: Batch[Sample]) -> Batch[Sample]:
     return batch
 
 
-def used_length(sample: Sample) -> int:
-    """Tokens up to the last trained one; 0 when nothing is trained."""
-    trained = np.flatnonzero(sample.loss_mask)
-    return int(trained[-1]) + 1 if len(trained) else 0
+def used_length(shares: Shares) -> int:
+    """Tokens up to the last one that is scored; 0 when none is."""
+    return int(shares.places[-1]) + 1 if len(shares.places) else 0
 
 
 def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
@@ -106,35 +113,35 @@ def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
 
 
 def forward_passes(
-    batch: Batch[Sample], micro_batch: Sequence[int], *, denominators: np.ndarray, limit: int
+    batch: Batch[Sample], micro_batch: Sequence[int], *, shares: Sequence[Shares], limit: int
 ) -> list[Packed]:
     """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in padded tokens.
 
-    denominators: float64 [samples], what a token's loss is divided by.
+    shares: of each of the batch's samples.
     """
-    lengths = [used_length(batch.samples[index]) for index in micro_batch]
+    lengths = [used_length(shares[index]) for index in micro_batch]
     groups = ([micro_batch[i] for i in bucket] for bucket in buckets(lengths, limit=limit))
-    return [pack(batch, group, denominators=denominators) for group in groups]
+    return [pack(batch, group, shares=shares) for group in groups]
 
 
-def pack(batch: Batch[Sample], indices: Sequence[int], *, denominators: np.ndarray) -> Packed:
+def pack(batch: Batch[Sample], indices: Sequence[int], *, shares: Sequence[Shares]) -> Packed:
     """One forward pass over the given samples. No samples give a pass over one token that trains nothing."""
     samples = [batch.samples[index] for index in indices]
-    lengths = [used_length(sample) for sample in samples]
+    mine = [shares[index] for index in indices]
+    lengths = [used_length(each) for each in mine]
     tokens = np.zeros((max(1, len(samples)), max([1, *lengths])), dtype=np.int64)
     for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
         tokens[row, :length] = sample.tokens[:length]
-    places = [np.flatnonzero(sample.loss_mask) for sample in samples]
-    counts = [len(place) for place in places]
+    places = [each.places for each in mine]
 
     def per_token(field: str, dtype: type = np.float32) -> Tensor:
         parts = [getattr(sample, field)[place] for sample, place in zip(samples, places, strict=True)]
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype))
 
-    def per_sample(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(values[list(indices)].astype(np.float32), counts))
+    def shared(field: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(getattr(each, field) for each in mine)]))
 
-    rows = np.repeat(np.arange(len(samples)), counts)
+    rows = np.repeat(np.arange(len(samples)), [len(place) for place in places])
     positions = np.concatenate([np.zeros(0, dtype=np.int64), *places])
     return Packed(
         tokens=torch.from_numpy(tokens),
@@ -144,6 +151,8 @@ def pack(batch: Batch[Sample], indices: Sequence[int], *, denominators: np.ndarr
         temperatures=per_token("temperatures"),
         rollout_logprobs=per_token("logprobs"),
         in_context=~per_token("off_context", bool),
-        advantages=per_sample(batch.advantages),
-        weights=per_sample(1.0 / denominators),
+        advantages=shared("advantages"),
+        staleness=shared("staleness"),
+        weights=shared("policy"),
+        imitation=shared("imitation"),
     )

@@ -37,13 +37,21 @@ class Policy(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        own = "model."
+        return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
-        hidden = hidden[packed.rows, packed.columns]
+        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """[N, width]: the states that the tokens are predicted from."""
+        states: Tensor = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
+        return states[packed.rows, packed.columns]
+
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, of the states."""
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
         if len(hidden) <= size:
             return self.score(hidden, packed.targets, packed.temperatures, entropy_gradient)

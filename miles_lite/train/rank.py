@@ -26,6 +26,7 @@ from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.learner import Learner
 from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
 from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
@@ -137,12 +138,13 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
     """Policy, reference and optimizer on one device; the process group must exist."""
     algorithm, rollouts = config.algorithm, config.rollouts
     reference = None
-    if algorithm.use_kl_loss:
+    if algorithm.compares:
         reference = Policy(load_model(config.checkpoint.ref_load or config.model.hf_checkpoint))
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
+    kind = ValuedPolicy if algorithm.estimator.critic else Policy
     return Learner(
-        policy=Policy(load_model(config.model.hf_checkpoint)),
+        policy=kind(load_model(config.model.hf_checkpoint)),
         reference=reference,
         strategy=Sharded(device) if device.type == "cuda" else Replicated(),
         device=device,

@@ -14,7 +14,7 @@ from miles_lite.sample import Sample
 from miles_lite.train import policy as policy_module
 from miles_lite.train.packing import MAX_PADDING, buckets, check, forward_passes, pack
 from miles_lite.train.policy import Policy, load_model
-from tests.train.helpers import gradient_of, make_batch, make_samples
+from tests.train.helpers import gradient_of, make_batch, make_samples, shares_of
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -39,7 +39,7 @@ def test_packed_logprobs_equal_one_by_one(model_dir: Path, monkeypatch: pytest.M
     model = load_model(model_dir)
     samples = make_samples(3, 12)
     batch = make_batch(samples, np.arange(12))
-    passes = forward_passes(batch, range(12), denominators=np.ones(12), limit=200)
+    passes = forward_passes(batch, range(12), shares=shares_of(batch), limit=200)
     assert len(passes) < 12
     with torch.no_grad():
         expected = {index: naive_logprobs(model, sample) for index, sample in enumerate(samples)}
@@ -56,7 +56,8 @@ def test_packed_logprobs_equal_one_by_one(model_dir: Path, monkeypatch: pytest.M
 
 def test_chunks_have_the_same_gradient(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(load_model(model_dir))
-    packed = pack(make_batch(make_samples(4, 3), [1, 2, 3]), range(3), denominators=np.ones(3))
+    batch = make_batch(make_samples(4, 3), [1, 2, 3])
+    packed = pack(batch, range(3), shares=shares_of(batch))
 
     def gradient() -> torch.Tensor:
         policy.zero_grad()
@@ -70,7 +71,7 @@ def test_chunks_have_the_same_gradient(model_dir: Path, monkeypatch: pytest.Monk
 
 
 def test_nothing_to_train_is_a_pass_all_the_same(model_dir: Path) -> None:
-    packed = pack(make_batch([], []), [], denominators=np.ones(0))
+    packed = pack(make_batch([], []), [], shares=[])
     assert packed.sequences == 0
     policy = Policy(load_model(model_dir))
     logprobs, _ = policy(packed)
