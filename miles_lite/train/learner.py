@@ -22,16 +22,16 @@ from miles_lite.train.credit import advantages, early, penalised, settle
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.losses.objective import Terms, imitation, metric_names, objective
 from miles_lite.train.losses.terms import kl_estimate
-from miles_lite.train.packing import check, forward_passes, pack
+from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.parallel import Strategy, all_reduce, trainable
 from miles_lite.train.passes import Pass
-from miles_lite.train.policy import Policy
+from miles_lite.train.policy import Policy, choose_form
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
 from miles_lite.train.value import value_loss
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
-"""Largest forward pass in padded tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
+"""Largest forward pass in computed tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
 
 PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
 
@@ -51,10 +51,11 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        for policy in (self.policy, self.reference):
-            if policy is not None:
-                policy.to(self.device)
-                self.strategy.wrap(policy)
+        policies = [policy for policy in (self.policy, self.reference) if policy is not None]
+        self._form = choose_form(policies)
+        for policy in policies:
+            policy.to(self.device)
+            self.strategy.wrap(policy)
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),
@@ -94,12 +95,12 @@ class Learner:
             [
                 packed.to(self.device)
                 for micro_batch in micro_batches
-                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit)
+                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit, form=self._form)
             ]
             for micro_batches in batch.steps
         ]
         rounds = self.strategy.rounds([len(step) for step in steps])
-        idle = pack(batch, [], shares=[]).to(self.device)
+        idle = idle_pass(batch).to(self.device)
         return [
             [Pass(packed) for packed in [*step, *[idle] * (count - len(step))]]
             for step, count in zip(steps, rounds, strict=True)

@@ -6,6 +6,8 @@ those only one chunk at a time. A logprob is of the distribution the token was s
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from miles_lite.errors import UserError
-from miles_lite.train.packing import Packed
+from miles_lite.train.attention import Segments, implementation, unpackable
+from miles_lite.train.packing import Form, Packed
 from miles_lite.weights.compat import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
@@ -40,25 +45,36 @@ class Policy(nn.Module):
         own = "model."
         return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
+    @property
+    def unpackable(self) -> str | None:
+        """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
+        return unpackable(self.model.config)
+
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
         return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """[N, width]: the states that the tokens are predicted from."""
-        states: Tensor = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
-        return states[packed.rows, packed.columns]
-
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         """What `forward` gives, of the states."""
         size = max(1, CHUNK_ELEMENTS // self.vocab_size)
-        if len(hidden) <= size:
-            return self.score(hidden, packed.targets, packed.temperatures, entropy_gradient)
         aligned = (hidden, packed.targets, packed.temperatures)
-        pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
-        scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
-        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+        if len(hidden) <= size:
+            logprobs, entropy = self.score(*aligned, entropy_gradient)
+        else:
+            pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
+            scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
+            logprobs, entropy = (torch.cat(each) for each in zip(*scored, strict=True))
+        return logprobs[packed.copies], entropy[packed.copies]
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """[P, width]: the states that are scored."""
+        row: dict[str, object] = {}
+        if packed.layout is not None:
+            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+        output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)[packed.states]
 
     def score(
         self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
@@ -73,12 +89,23 @@ class Policy(nn.Module):
         return logprobs, entropy
 
 
+def choose_form(policies: Sequence[Policy]) -> Form:
+    """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
+    for policy in policies:
+        if policy.unpackable is not None:
+            log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
+            return Form.PADDED
+    return Form.PACKED
+
+
 def load_model(folder: str | Path) -> PreTrainedModel:
     """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    transformers = import_transformers()
+    attention = implementation(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     )
     config = model.config.get_text_config()
     for name in LOGIT_TRANSFORMS:

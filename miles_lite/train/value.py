@@ -32,7 +32,7 @@ class ValuedPolicy(Policy):
         """Logprobs and entropies as the policy's, and float32 [N]: the value before each token."""
         hidden = self.hidden(packed)
         logprobs, entropy = self.scored(hidden, packed, entropy_gradient=entropy_gradient)
-        return logprobs, entropy, self.value(hidden)[:, 0].float()
+        return logprobs, entropy, self.value(hidden)[:, 0].float()[packed.copies]
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, options: Algorithm) -> dict[str, Tensor]:
