@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from miles_lite.config.options import parse
@@ -13,6 +14,8 @@ def main(argv: Sequence[str]) -> int:
     """Parse flags and train; the exit code. Raises UserError."""
     config, leftovers = parse(argv)
     leftovers.show_ignored()
+    for remark in config.parallelism.remarks():
+        print(remark, file=sys.stderr)
     if config.algorithm.imitates:
         from miles_lite.job.sft import imitate
 

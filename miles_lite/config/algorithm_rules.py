@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES
 from miles_lite.config.choices import Bounding, Level, Reduction
+from miles_lite.config.parallel import Parallelism
 from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.config.rules import Rules
 from miles_lite.config.training import Algorithm
@@ -109,6 +110,22 @@ def off_policy(algorithm: Algorithm) -> Rules:
         (
             algorithm.rs_veto_threshold is not None and not algorithm.use_rs,
             "--rs-veto-threshold needs --use-rs",
+        ),
+    ]
+
+
+def parts_of_sequences(algorithm: Algorithm, sizes: Parallelism) -> Rules:
+    """What looks at whole sequences, or at all of a pass, of which a context-parallel rank has a part."""
+    several = sizes.context_parallel_size > 1
+    return [
+        (
+            several and algorithm.loss.whole,
+            f"--loss-type {algorithm.loss_name} looks at all tokens of a pass: take --context-parallel-size 1",
+        ),
+        (
+            several and algorithm.estimator.ordered,
+            f"--advantage-estimator {algorithm.advantage_estimator} adds up the tokens of a sequence in order: take "
+            "--context-parallel-size 1",
         ),
     ]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from miles_lite.config.choices import Level, Reduction
 
 SFT = "sft_loss"
+EVERYWHERE = "miles_lite.train.advantages.tokens:everywhere"
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ class Estimator:
 
     path: str
     flags: tuple[str, ...] = ()
-    tokens: str = "miles_lite.train.advantages.tokens:everywhere"
+    tokens: str = EVERYWHERE
     standardized: bool = False
     whitened: bool = False
     critic: bool = False
     loss: str | None = None
     reduction: Reduction | None = None
     least: int = 1
+
+    @property
+    def ordered(self) -> bool:
+        """Whether it adds up a sample's tokens in their order."""
+        return self.tokens != EVERYWHERE
 
 
 _LOSS = "miles_lite.train.losses."

@@ -18,6 +18,7 @@ from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
 from miles_lite.config.model import Checkpoint
+from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.serving import Serving
@@ -35,6 +36,8 @@ class Config(Serving):
     rollouts: Rollouts
     algorithm: Algorithm
     optimizer: Optimizer
+    parallelism: Parallelism
+    compute: Compute
     updates: WeightUpdates
     evaluation: Evaluation
     logging: Logging
@@ -46,6 +49,15 @@ class Config(Serving):
         if self.algorithm.num_steps_per_rollout:
             return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
+
+    @property
+    def dp_size(self) -> int:
+        """Batches that a step is split into; ranks with equal `dp_rank` train the same one."""
+        return self.topology.world_size // self.parallelism.ranks_per_batch
+
+    def dp_rank(self, rank: int) -> int:
+        """Which of the `dp_size` batches a rank trains."""
+        return rank // self.parallelism.ranks_per_batch
 
     def as_dict(self) -> dict[str, Any]:
         """Every option by group, as config.json has it: without SGLang's keys and passwords."""
@@ -65,7 +77,9 @@ class Config(Serving):
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.parts_of_sequences(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
+            *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.folders(self.checkpoint, self.evaluation),
             *super().contradictions(),
         ]

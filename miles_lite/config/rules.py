@@ -9,6 +9,7 @@ from __future__ import annotations
 from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing
 from miles_lite.config.model import Checkpoint
+from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.session_options import Session
@@ -66,6 +67,45 @@ def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
         (
             algorithm.use_dynamic_batch_size and algorithm.max_tokens_per_gpu is None,
             "--use-dynamic-batch-size needs --max-tokens-per-gpu",
+        ),
+    ]
+
+
+def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
+    """How many ranks there are, and how they share the model."""
+    ranks, tensor, experts = topology.world_size, sizes.tensor_model_parallel_size, sizes.expert_model_parallel_size
+    copies = sizes.data_parallel_replicate_size
+    per_copy = ranks // copies
+    told = f"{ranks} train ranks (--actor-num-nodes x --actor-num-gpus-per-node)"
+    return [
+        (
+            ranks % sizes.ranks_per_batch != 0,
+            f"{told} cannot be shared out: --tensor-model-parallel-size {tensor} x --context-parallel-size "
+            f"{sizes.context_parallel_size} must divide them",
+        ),
+        (
+            ranks % (copies * sizes.ranks_per_batch) != 0,
+            f"--data-parallel-replicate-size {copies} does not divide the {ranks // sizes.ranks_per_batch} "
+            "data-parallel ranks",
+        ),
+        (
+            per_copy % experts != 0 or (experts > 1 and experts % tensor != 0),
+            f"--expert-model-parallel-size {experts} must divide {per_copy} ranks and be a multiple of "
+            f"--tensor-model-parallel-size {tensor}: whole experts are shared out over ranks that hold all of a batch",
+        ),
+        (
+            sizes.data_parallel_sharding_strategy == "no_shard" and (sizes.shares_layers or topology.device == "cuda"),
+            "--data-parallel-sharding-strategy no_shard: only on CPU, and without tensor, context or expert "
+            "parallelism; leave it out",
+        ),
+        (
+            compute.recompute_method == "block" and compute.recompute_num_layers is None,
+            "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
+        ),
+        (
+            sizes.context_parallel_size * experts > 1,
+            "--context-parallel-size and --expert-model-parallel-size: this parallelism does not exist here yet, only "
+            "1 is accepted; take --tensor-model-parallel-size, which cuts experts too",
         ),
     ]
 

@@ -22,9 +22,10 @@ from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
 from miles_lite.sample import Sample
 from miles_lite.train.batching import batch_of
+from miles_lite.train.data import Replicated
 from miles_lite.train.learner import Learner
-from miles_lite.train.parallel import Replicated
-from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.loading import load_model
+from miles_lite.train.policy import Policy
 from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published

@@ -18,6 +18,7 @@ from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.engine_plans import check_engines
 from miles_lite.tito import Tito
+from miles_lite.train.shapes import check_shapes
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,10 @@ def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
 
 
 def check_folders(config: Config) -> Path:
-    """The folders that are read and those that will be written; returns the model's. Raises UserError."""
+    """The folders that are read and those that will be written, and whether train ranks can share the model; returns
+    its folder. Raises UserError."""
     model = check_model_folder(config.model.hf_checkpoint)
+    check_shapes(model, config.parallelism)
     if config.algorithm.compares and config.checkpoint.ref_load is not None:
         check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
     written = {

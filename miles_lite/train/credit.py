@@ -15,8 +15,8 @@ from torch import Tensor
 from miles_lite.config.training import Algorithm
 from miles_lite.process.user_code import load_named
 from miles_lite.train.advantages.tokens import Credit, TokenAdvantages
+from miles_lite.train.data import Sums
 from miles_lite.train.losses.terms import kl_estimate
-from miles_lite.train.parallel import all_reduce
 from miles_lite.train.passes import Pass
 
 SMALL = 1e-8
@@ -63,7 +63,7 @@ def advantages(each: Pass, old: Tensor, options: Algorithm) -> tuple[Tensor, Ten
     return _put(shaped, chosen), None if returns is None else _put(returns, chosen)
 
 
-def settle(passes: Sequence[Pass], options: Algorithm) -> None:
+def settle(passes: Sequence[Pass], options: Algorithm, ranks: Sums) -> None:
     """Fill in the advantages of all passes of a batch, of which the old logprobs are known; collective when whitened.
 
     Whitened are those of all trained tokens of the batch, over all ranks: mean 0 and variance 1 (REINFORCE++,
@@ -77,9 +77,9 @@ def settle(passes: Sequence[Pass], options: Algorithm) -> None:
     trained = [(each.packed.weights > 0, each) for each in passes]
     values = [told.advantages[chosen].double().cpu() for chosen, told in trained if told.advantages is not None]
     every = torch.cat([torch.zeros(0, dtype=torch.float64), *values])
-    total, count = all_reduce(torch.stack([every.sum(), every.new_tensor(float(len(every)))])).tolist()
+    total, count = ranks.sum_tokens(torch.stack([every.sum(), every.new_tensor(float(len(every)))])).tolist()
     mean = total / max(count, 1.0)
-    squares = all_reduce((every - mean).square().sum()[None])
+    squares = ranks.sum_tokens((every - mean).square().sum()[None])
     scale = (float(squares) / max(count, 1.0) + SMALL) ** -0.5
     for chosen, each in trained:
         if each.advantages is not None:

@@ -1,4 +1,4 @@
-"""The trainer as the driver sees it: data-parallel ranks, told what to do together.
+"""The trainer as the driver sees it: ranks, told what to do together.
 
 Invariant: a call returns when every rank has answered, or raises within its bound and says which rank failed and why;
 after an error the group is only good for `stop`.
@@ -53,7 +53,7 @@ class RankDiedError(TrainError):
 
 
 class TrainGroup:
-    """One Ray actor per rank, one scheduling strategy each.
+    """One Ray actor per rank, one scheduling strategy each; the ranks of a data-parallel index get the same batch.
 
     slot_share   CPUs or GPUs per actor
     environment  variables every actor gets, beyond its node's
@@ -116,16 +116,15 @@ class TrainGroup:
 
         Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
         """
-        topology = self._config.topology
         batches = make_batches(
             rollout_id,
             rollouts,
             advantages,
-            ranks=topology.dp_size,
+            ranks=self._config.dp_size,
             global_batch_size=self._config.global_batch_size,
             options=self._config.algorithm,
         )
-        shares = [batches[topology.dp_rank(rank)] for rank in range(len(self._workers))]
+        shares = [batches[self._config.dp_rank(rank)] for rank in range(len(self._workers))]
         calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
         return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
 

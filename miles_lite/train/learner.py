@@ -19,11 +19,11 @@ from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.credit import advantages, early, penalised, settle
+from miles_lite.train.data import Strategy, trainable
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.losses.objective import Terms, imitation, metric_names, objective
 from miles_lite.train.losses.terms import kl_estimate
 from miles_lite.train.packing import check, forward_passes, idle_pass
-from miles_lite.train.parallel import Strategy, all_reduce, trainable
 from miles_lite.train.passes import Pass
 from miles_lite.train.policy import Policy, choose_form
 from miles_lite.train.shares import imitated_tokens, share_out
@@ -38,7 +38,7 @@ PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
 
 @dataclass
 class Learner:
-    """A policy with its optimizer. `updates` counts optimizer steps since the run began."""
+    """A policy as its strategy loaded it, with its optimizer. `updates` counts optimizer steps since the run began."""
 
     policy: Policy
     strategy: Strategy
@@ -51,11 +51,7 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        policies = [policy for policy in (self.policy, self.reference) if policy is not None]
-        self._form = choose_form(policies)
-        for policy in policies:
-            policy.to(self.device)
-            self.strategy.wrap(policy)
+        self._form = choose_form([policy for policy in (self.policy, self.reference) if policy is not None])
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),
@@ -84,12 +80,12 @@ class Learner:
         tally.add({"tokens": float(sum(len(sample) for sample in batch.samples))})
         tally.top("log_probs_time", middle - begin)
         tally.top("actor_train_time", end - middle)
-        return self._report(tally.reduce(), norms=norms)
+        return self._report(tally.reduce(self.strategy.mesh), norms=norms)
 
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit = PASS_TOKENS[self.device.type]
-        imitated = all_reduce(torch.tensor(imitated_tokens(batch, self.algorithm), dtype=torch.int64)).tolist()
+        imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
         shares = share_out(batch, self.algorithm, imitated=imitated)
         steps = [
             [
@@ -124,7 +120,7 @@ class Learner:
                     if self.reference is not None:
                         each.reference = self.reference(each.packed)[0]
             if early(algorithm):
-                settle([each for step in steps for each in step], algorithm)
+                settle([each for step in steps for each in step], algorithm, self.strategy.mesh)
 
     def _step(self, passes: list[Pass], tally: Tally, *, first: bool) -> float:
         """One optimizer step; the gradient's global norm before clipping."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from miles_lite.errors import UserError
-from miles_lite.train.attention import Segments, implementation, unpackable
+from miles_lite.train.attention import NAME, Segments, unpackable
 from miles_lite.train.packing import Form, Packed
-from miles_lite.weights.compat import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +25,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 1 << 27
 """Logits held at once (float32): 512 MB."""
-
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class Policy(nn.Module):
@@ -48,7 +43,8 @@ class Policy(nn.Module):
     @property
     def unpackable(self) -> str | None:
         """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
-        return unpackable(self.model.config)
+        chosen = self.model.config._attn_implementation
+        return unpackable(self.model.config) or (None if chosen == NAME else f"its attention is {chosen}")
 
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
@@ -81,7 +77,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        logits = head(hidden).float().div_(temperatures[:, None])
+        logits = head(hidden).float() / temperatures[:, None]
         distribution = torch.log_softmax(logits, dim=-1)
         logprobs = -functional.nll_loss(distribution, targets, reduction="none")
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -96,19 +92,3 @@ def choose_form(policies: Sequence[Policy]) -> Form:
             log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
             return Form.PADDED
     return Form.PACKED
-
-
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    transformers = import_transformers()
-    attention = implementation(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
-    )
-    config = model.config.get_text_config()
-    for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{folder}: config.json sets {name}; models that transform their logits are not supported")
-    return model

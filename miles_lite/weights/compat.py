@@ -5,8 +5,9 @@ Tested with torch 2.13, transformers 5.19 and SGLang 0.5.23; `tests/weights/test
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,24 @@ def published(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, 
 
     reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(state))
     return reverted
+
+
+def fill_from_files(
+    model: PreTrainedModel, files: Sequence[Path], *, folder: str | Path, device: torch.device
+) -> set[str]:
+    """Load a model on the meta device from its checkpoint files, as `from_pretrained` does, and its buffers with it;
+    the names of weights that the files lack. Of a parameter that is a DTensor only this rank's part is read."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    told = LoadStateDictConfig(
+        pretrained_model_name_or_path=str(folder),
+        device_map={"": device},
+        dtype=torch.float32,
+        weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]
+    )
+    found, _ = model._load_pretrained_model(model, None, [str(file) for file in files], told)
+    return set(model._finalize_model_loading(model, told, found).missing_keys)
 
 
 def place_in_bucket(name: str, shape: torch.Size, dtype: torch.dtype, start: int) -> SimpleNamespace:

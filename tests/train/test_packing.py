@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from miles_lite.sample import Sample
 from miles_lite.train import policy as policy_module
+from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
-from miles_lite.train.policy import Policy, choose_form, load_model
+from miles_lite.train.policy import Policy, choose_form
 from tests.train.families import FAMILIES, furthest, gradients, make_model, obvious_gradients, obvious_logprobs
 from tests.train.helpers import gradient_of, make_batch, make_samples, shares_of
 
