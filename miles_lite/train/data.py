@@ -55,7 +55,7 @@ class Strategy(Protocol):
     def mesh(self) -> Sums:
         """The ranks."""
 
-    def load(self, folder: str | Path) -> Policy:
+    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
         """The policy of a Hugging Face folder, on this rank's device, ready for the collectives below. Collective."""
 
     def rounds(self, passes: Sequence[int]) -> list[int]:
@@ -76,8 +76,8 @@ class Replicated:
         self._compute = compute or Compute()
         self._flat: Tensor | None = None
 
-    def load(self, folder: str | Path) -> Policy:
-        return Policy(load_model(folder, self._compute))
+    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
+        return kind(load_model(folder, self._compute))
 
     def rounds(self, passes: Sequence[int]) -> list[int]:
         return list(passes)
@@ -112,11 +112,11 @@ class Sharded:
         self._compute = compute or Compute()
         self._tensors: Tensors | None = None
 
-    def load(self, folder: str | Path) -> Policy:
+    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
         model = empty_model(folder, self._compute)
         if self.mesh.tensor.size() > 1:
             self._tensors = cut(model, self.mesh.tensor)
-        policy = Policy(model)
+        policy = kind(model)
         half = self._device.type == "cuda"
         precision = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if half else ())
         offload = CPUOffloadPolicy() if half and self._compute.optimizer_cpu_offload else OffloadPolicy()

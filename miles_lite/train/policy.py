@@ -32,7 +32,8 @@ class Policy(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        own = "model."
+        return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
     @property
     def unpackable(self) -> str | None:
@@ -41,11 +42,14 @@ class Policy(nn.Module):
         why = unpackable(self.model.config)
         return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
+        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, of the states."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        hidden = self.hidden(packed)
         weight, vocabulary = own_rows(head.weight)
         logprobs, entropy = score(
             hidden,
