@@ -18,6 +18,7 @@ from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.policy import load_model
 from miles_lite.train.rank import TrainWorker
+from tests.clusters import local_cluster
 from tests.rollout.helpers import make_rollout
 from tests.train.helpers import make_config, make_samples
 from tests.train.test_packing import naive_logprobs
@@ -28,9 +29,8 @@ RANKS = ("--actor-num-gpus-per-node", "2")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=2):
+        yield
 
 
 def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:
