@@ -47,8 +47,7 @@ class Ask:
 
     def choice(self, number: int) -> Ask:
         """The request for one of several answers to it."""
-        identity = xxh3_128_digest(self.identity + number.to_bytes(2)) if number else self.identity
-        return replace(self, identity=identity)
+        return replace(self, identity=xxh3_128_digest(self.identity + number.to_bytes(2))) if number else self
 
     @property
     def heavy(self) -> bool:

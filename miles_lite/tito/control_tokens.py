@@ -112,11 +112,12 @@ class Guard:
         if isinstance(value, str):
             return self._needs(value)
         if isinstance(value, dict):
-            return any(
-                (_is_data(key, keys) and self._needs(key))
-                or (not _is_role(key, item, keys) and self._any(item, _below(key, keys)))
-                for key, item in value.items()
-            )
+            for key, item in value.items():
+                if _is_data(key, keys) and self._needs(key):
+                    return True
+                if not _is_role(key, item, keys) and self._any(item, _below(key, keys)):
+                    return True
+            return False
         return isinstance(value, list | tuple) and any(self._any(item, keys) for item in value)
 
     def _marked(self, value: Json, mark: str, keys: Keys) -> Json:
@@ -143,7 +144,10 @@ class Guard:
         """Whether the string needs a mark anywhere."""
         if (text[:1] in self._next or text[:1].isspace()) and self._completes(text):
             return True
-        if not any(letter in text for letter in self._first):
+        for letter in self._first:  # a generator would take longer than the search
+            if letter in text:
+                break
+        else:
             return bool(self._next) and any(cut in text for cut in self._cuts)
         return (
             self._whole.search(text) is not None

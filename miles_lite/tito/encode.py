@@ -19,6 +19,8 @@ import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from miles_lite.tito.byte_level import ByteTokens
+
 _START = "\ufdd0start\ufdd1"
 """Stands before a stretch for the control token that the stretch follows: some tokenizers begin a text differently."""
 
@@ -49,6 +51,7 @@ class Encoder:
         Raises ValueError when the tokenizer builds a control token out of ordinary text.
         """
         self.tokenizer, self._longest = tokenizer, longest
+        self._bytes = ByteTokens.of(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         self.control = {token.content: index for index, token in added.items()}
         flagged = frozenset(index for index, token in added.items() if token.special)
@@ -90,6 +93,8 @@ class Encoder:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, control tokens included. A cut UTF-8 character ends in U+FFFD."""
+        if self._bytes is not None:
+            return self._bytes.text(_as_list(ids))
         return self.tokenizer.decode(_as_list(ids), skip_special_tokens=False)
 
     def stream(self) -> TextStream:

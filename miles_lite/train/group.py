@@ -1,4 +1,4 @@
-"""The trainer as the driver sees it: data-parallel ranks, told what to do together.
+"""The trainer as the driver sees it: ranks, told what to do together.
 
 Invariant: a call returns when every rank has answered, or raises within its bound and says which rank failed and why;
 after an error the group is only good for `stop`.
@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
+from miles_lite.hooks import Advantage
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
@@ -52,7 +53,7 @@ class RankDiedError(TrainError):
 
 
 class TrainGroup:
-    """One Ray actor per rank, one scheduling strategy each.
+    """One Ray actor per rank, one scheduling strategy each; the ranks of a data-parallel index get the same batch.
 
     slot_share   CPUs or GPUs per actor
     environment  variables every actor gets, beyond its node's
@@ -110,21 +111,20 @@ class TrainGroup:
         left = deadline - time.monotonic()
         return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
-    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[Advantage]) -> dict[str, float]:
         """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
 
         Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
         """
-        topology = self._config.topology
         batches = make_batches(
             rollout_id,
             rollouts,
             advantages,
-            ranks=topology.dp_size,
+            ranks=self._config.dp_size,
             global_batch_size=self._config.global_batch_size,
             options=self._config.algorithm,
         )
-        shares = [batches[topology.dp_rank(rank)] for rank in range(len(self._workers))]
+        shares = [batches[self._config.dp_rank(rank)] for rank in range(len(self._workers))]
         calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
         return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
 
@@ -166,12 +166,21 @@ class TrainGroup:
         self._wait(self._offering, timeout=CALL_TIMEOUT, doing="sending weights")
 
     def save(self, rollout_id: int) -> None:
-        """Write `iter_…` under `--save`."""
+        """Write `iter_…` under `--save`, and wait until it is complete."""
+        self.begin_save(rollout_id)
+        self.finish_save()
+
+    def begin_save(self, rollout_id: int) -> None:
+        """The same while the ranks go on: what is written is what they have now."""
         if self._config.checkpoint.save is None:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
         saving = self._all(TrainWorker.save, folder, rollout_id)
         self._wait(saving, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is complete."""
+        self._wait(self._all(TrainWorker.saved), timeout=CALL_TIMEOUT, doing="saving a checkpoint")
 
     def save_hf(self, rollout_id: int) -> None:
         """Write the model folder that `--save-hf` names for this rollout, if it names one."""

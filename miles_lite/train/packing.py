@@ -1,14 +1,16 @@
-"""Samples to tensors: a micro-batch is cut into right-padded forward passes of similar lengths.
+"""Samples to tensors: a micro-batch becomes rows of tokens without padding, in which shared prefixes stand once.
 
-Invariant: how samples are packed never changes a loss or a gradient. Under causal attention right padding changes no
-earlier position, so no mask is built and the fused causal kernels apply; every trained token carries its own loss
-weight, and only trained tokens appear in the vectors below. What follows a sample's last trained token is left out.
+Invariant: how samples are packed never changes a loss or a gradient. A (hidden state, target) pair is scored once and
+copied to all samples that have it, so what follows sees samples as if each stood alone; only trained tokens appear in
+the streams below, each with its own loss weight. What follows a sample's last trained token is left out, and so is that
+token itself: it predicts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import Enum, auto
 
 import numpy as np
 import torch
@@ -16,56 +18,87 @@ from torch import Tensor
 
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
+from miles_lite.train.layout import Layout
+from miles_lite.train.radix_tree import apart, cut, place, sort
+from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2
-"""Largest share of padding in a forward pass."""
+"""Largest share of padding in a forward pass of padded rows."""
+
+
+class Form(Enum):
+    """How samples share a forward pass: one per row, padded on the right; in one row; in one row as a tree."""
+
+    PADDED = auto()
+    PACKED = auto()
+    TREE = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """One forward pass over B right-padded sequences; N trained tokens.
+    """One forward pass over tokens [B, T]; P scored pairs and N trained tokens of some samples.
 
     tokens            int64   [B, T]
-    rows, columns     int64   [N] where the hidden state that predicts the token stands
-    targets           int64   [N] the token
-    temperatures      float32 [N] its logits are divided by this before the softmax
+    positions         int64   [B, T] within the token's own sequence
+    layout            what sees what in the only row (B is 1); None: B sequences padded on the right
+    sequences         samples in this pass that have a trained token
+
+    states            int64   [P] which of the B x T hidden states, row by row, predicts
+    targets           int64   [P] the token
+    temperatures      float32 [P] its logits are divided by this before the softmax
+
+    copies            int64   [N] the token's pair
+    samples           int64   [N] the token's sample, numbered within the pass
     rollout_logprobs  float32 [N] the engine's
     in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
     advantages        float32 [N]
-    weights           float32 [N] the token's share in the loss of the step
+    staleness         float32 [N] training steps since the weights that sampled it
+    weights           float32 [N] the token's share in the policy component of the step's loss
+    imitation         float32 [N] its share in the imitation component
     """
 
     tokens: Tensor
-    rows: Tensor
-    columns: Tensor
+    positions: Tensor
+    layout: Layout | None
+    sequences: int
+    states: Tensor
     targets: Tensor
     temperatures: Tensor
+    copies: Tensor
+    samples: Tensor
     rollout_logprobs: Tensor
     in_context: Tensor
     advantages: Tensor
+    staleness: Tensor
     weights: Tensor
+    imitation: Tensor
 
     def to(self, device: torch.device) -> Packed:
-        return Packed(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        tensors = {f.name: each for f in fields(self) if isinstance(each := getattr(self, f.name), Tensor)}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
-    @property
-    def sequences(self) -> int:
-        """Samples in this pass; each has a trained token, unless the pass trains nothing."""
-        return len(self.tokens) if len(self.targets) else 0
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the inputs of a pass's samples stand: `indices` into the batch, and int64 [inputs] into B x T of each."""
+
+    indices: list[int]
+    places: list[np.ndarray]
+    shape: tuple[int, int]
+    layout: Layout | None
 
 
 def check(batch: Batch[Sample]) -> Batch[Sample]:
     """Refuse a batch that breaks its own contract; returns it. Raises ValueError naming the sample and field."""
     size = len(batch.samples)
-    for name in ("advantages", "rollout_tokens"):
+    for name in ("advantages", "rewards", "rollouts", "groups", "rollout_tokens", "prompt_tokens"):
         if getattr(batch, name).shape != (size,):
             raise ValueError(
                 f"batch {batch.rollout_id}: {name} has shape {getattr(batch, name).shape}, expected [{size}]"
             )
-    if len(batch.steps) != len(batch.rollouts_per_step):
-        raise ValueError(
-            f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.rollouts_per_step)} rollouts_per_step"
-        )
+    if len(batch.steps) != len(batch.sizes):
+        raise ValueError(f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.sizes)} sizes")
     for index, sample in enumerate(batch.samples):
         where = f"batch {batch.rollout_id}, sample {index}"
         sample.validate(where)
@@ -79,10 +112,9 @@ def check(batch: Batch[Sample]) -> Batch[Sample]:
     return batch
 
 
-def used_length(sample: Sample) -> int:
-    """Tokens up to the last trained one; 0 when nothing is trained."""
-    trained = np.flatnonzero(sample.loss_mask)
-    return int(trained[-1]) + 1 if len(trained) else 0
+def input_length(shares: Shares) -> int:
+    """Tokens before the last one that is scored, which are all that a model must see; 0 when none is."""
+    return int(shares.places[-1]) if len(shares.places) else 0
 
 
 def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
@@ -106,44 +138,90 @@ def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
 
 
 def forward_passes(
-    batch: Batch[Sample], micro_batch: Sequence[int], *, denominators: np.ndarray, limit: int
+    batch: Batch[Sample], micro_batch: Sequence[int], *, shares: Sequence[Shares], limit: int, form: Form
 ) -> list[Packed]:
-    """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in padded tokens.
+    """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in tokens that are computed.
 
-    denominators: float64 [samples], what a token's loss is divided by.
+    shares: of each of the batch's samples.
     """
-    lengths = [used_length(batch.samples[index]) for index in micro_batch]
-    groups = ([micro_batch[i] for i in bucket] for bucket in buckets(lengths, limit=limit))
-    return [pack(batch, group, denominators=denominators) for group in groups]
+    inputs = {index: input_length(shares[index]) for index in micro_batch}
+    used = [index for index in micro_batch if inputs[index]]
+    lengths = [inputs[index] for index in used]
+    if form is Form.PADDED:
+        groups = ([used[i] for i in bucket] for bucket in buckets(lengths, limit=limit))
+        passes = [padded_rows(group, [inputs[index] for index in group]) for group in groups]
+    else:
+        tokens = [batch.samples[index].tokens[: inputs[index]].astype(">i4") for index in used]
+        shared = sort(tokens) if form is Form.TREE else apart(len(used))
+        passes = []
+        for row in cut(shared, lengths, limit=limit):
+            layout, places = place(row, lengths)
+            passes.append(Rows([used[number] for number in row.order], places, (1, layout.tokens), layout))
+    return [pack(batch, rows, shares=shares) for rows in passes]
 
 
-def pack(batch: Batch[Sample], indices: Sequence[int], *, denominators: np.ndarray) -> Packed:
-    """One forward pass over the given samples. No samples give a pass over one token that trains nothing."""
-    samples = [batch.samples[index] for index in indices]
-    lengths = [used_length(sample) for sample in samples]
-    tokens = np.zeros((max(1, len(samples)), max([1, *lengths])), dtype=np.int64)
-    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-        tokens[row, :length] = sample.tokens[:length]
-    places = [np.flatnonzero(sample.loss_mask) for sample in samples]
-    counts = [len(place) for place in places]
+def padded_rows(indices: list[int], lengths: Sequence[int]) -> Rows:
+    """A sequence per row."""
+    width = max(lengths)
+    places = [row * width + np.arange(length) for row, length in enumerate(lengths)]
+    return Rows(indices, places, (len(indices), width), None)
 
-    def per_token(field: str, dtype: type = np.float32) -> Tensor:
-        parts = [getattr(sample, field)[place] for sample, place in zip(samples, places, strict=True)]
-        return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype))
 
-    def per_sample(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(values[list(indices)].astype(np.float32), counts))
+def idle_pass(batch: Batch[Sample]) -> Packed:
+    """A pass over one token that trains nothing."""
+    return pack(batch, Rows([], [], (1, 1), None), shares=[])
 
-    rows = np.repeat(np.arange(len(samples)), counts)
-    positions = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+
+def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares]) -> Packed:
+    """One forward pass."""
+    samples = [batch.samples[index] for index in rows.indices]
+    tokens, positions = np.zeros((2, *rows.shape), np.int64)
+    for sample, where in zip(samples, rows.places, strict=True):
+        tokens.reshape(-1)[where] = sample.tokens[: len(where)]
+        positions.reshape(-1)[where] = np.arange(len(where))
+    mine = [shares[index] for index in rows.indices]
+    trained = [each.places for each in mine]
+    counts = [len(each) for each in trained]
+
+    def per_token(field: str, dtype: type = np.float32) -> np.ndarray:
+        parts = [getattr(sample, field)[each] for sample, each in zip(samples, trained, strict=True)]
+        return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype)
+
+    def shared(field: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(getattr(each, field) for each in mine)]))
+
+    predicting = [where[each - 1] for where, each in zip(rows.places, trained, strict=True)]
+    pairs = (
+        np.concatenate([np.zeros(0, np.int64), *predicting]),
+        per_token("tokens", np.int64),
+        per_token("temperatures"),
+    )
+    first, copies = distinct(*pairs)
+    states, targets, temperatures = (torch.from_numpy(each[first]) for each in pairs)
     return Packed(
         tokens=torch.from_numpy(tokens),
-        rows=torch.from_numpy(rows),
-        columns=torch.from_numpy(positions - 1),
-        targets=torch.from_numpy(tokens[rows, positions]),
-        temperatures=per_token("temperatures"),
-        rollout_logprobs=per_token("logprobs"),
-        in_context=~per_token("off_context", bool),
-        advantages=per_sample(batch.advantages),
-        weights=per_sample(1.0 / denominators),
+        positions=torch.from_numpy(positions),
+        layout=rows.layout,
+        sequences=len(samples),
+        states=states,
+        targets=targets,
+        temperatures=temperatures,
+        copies=torch.from_numpy(copies),
+        samples=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        rollout_logprobs=torch.from_numpy(per_token("logprobs")),
+        in_context=torch.from_numpy(~per_token("off_context", bool)),
+        advantages=shared("advantages"),
+        staleness=shared("staleness"),
+        weights=shared("policy"),
+        imitation=shared("imitation"),
     )
+
+
+def distinct(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows given as columns [N]: the first of each that are equal, in order, and per row its number among those."""
+    order = np.lexsort(columns[::-1])
+    differs = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    numbers = np.concatenate([np.zeros(min(1, len(order)), np.int64), np.cumsum(differs)])
+    copies = np.empty(len(order), np.int64)
+    copies[order] = numbers
+    return order[np.flatnonzero(np.diff(numbers, prepend=-1))], copies

@@ -1,30 +1,26 @@
 """A Hugging Face causal model as a function of packed tokens to their logprobs.
 
-Invariant: the model itself is untouched (any `AutoModelForCausalLM`); logits exist only for trained tokens, and of
-those only one chunk at a time. A logprob is of the distribution the token was sampled from: log_softmax(logits / T).
+Invariant: the model itself is untouched (any `AutoModelForCausalLM`); its head is applied only to what predicts trained
+tokens, by `head.score`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 
-from miles_lite.errors import UserError
-from miles_lite.train.packing import Packed
-from miles_lite.weights.compat import import_transformers
+from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.head import WHOLE, Vocabulary, score
+from miles_lite.train.packing import Form, Packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK_ELEMENTS = 1 << 27
-"""Logits held at once (float32): 512 MB."""
-
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -33,47 +29,62 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        own = "model."
+        return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    @property
+    def unpackable(self) -> str | None:
+        """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
+        computed = str(self.model.config._attn_implementation)
+        why = unpackable(self.model.config)
+        return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
+
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        hidden = self.model.base_model(input_ids=packed.tokens, use_cache=False).last_hidden_state
-        hidden = hidden[packed.rows, packed.columns]
-        size = max(1, CHUNK_ELEMENTS // self.vocab_size)
-        if len(hidden) <= size:
-            return self.score(hidden, packed.targets, packed.temperatures, entropy_gradient)
-        aligned = (hidden, packed.targets, packed.temperatures)
-        pieces = zip(*(torch.split(each, size) for each in aligned), strict=True)
-        scored = [checkpoint(self.score, *piece, entropy_gradient, use_reentrant=False) for piece in pieces]
-        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
 
-    def score(
-        self, hidden: Tensor, targets: Tensor, temperatures: Tensor, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The same of N hidden states [N, width] that predict `targets`, int64 [N]; logits and softmax are float32."""
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, of the states."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        logits = head(hidden).float().div_(temperatures[:, None])
-        distribution = torch.log_softmax(logits, dim=-1)
-        logprobs = -functional.nll_loss(distribution, targets, reduction="none")
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = -(distribution.exp() * distribution).sum(-1)
-        return logprobs, entropy
+        weight, vocabulary = own_rows(head.weight)
+        logprobs, entropy = score(
+            hidden,
+            weight,
+            packed.targets,
+            packed.temperatures,
+            bias=getattr(head, "bias", None),
+            entropy_gradient=entropy_gradient,
+            vocabulary=vocabulary,
+        )
+        return logprobs[packed.copies], entropy[packed.copies]
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """[P, width]: the states that are scored."""
+        row: dict[str, object] = {}
+        if packed.layout is not None:
+            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+        output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1)[packed.states]
 
 
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
-    config = model.config.get_text_config()
-    for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{folder}: config.json sets {name}; models that transform their logits are not supported")
-    return model
+def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
+    """Those of a head's weight that this rank has, and which they are."""
+    if not isinstance(weight, DTensor):
+        return weight, WHOLE
+    ranks = weight.device_mesh
+    most = -(-len(weight) // ranks.size())
+    return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
+
+
+def choose_form(policies: Sequence[Policy]) -> Form:
+    """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
+    for policy in policies:
+        if policy.unpackable is not None:
+            log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
+            return Form.PADDED
+    return Form.PACKED

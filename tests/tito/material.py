@@ -153,7 +153,7 @@ def _qwen_model() -> models.BPE:
     for line in file.read_bytes().splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
-    letters = _byte_letters()
+    letters = byte_letters()
     text = {token: "".join(letters[byte] for byte in token) for token in ranks}
     vocabulary = {text[token]: rank for token, rank in ranks.items()}
     merges = [_parts(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
@@ -173,7 +173,7 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The printable letter that stands for each byte in a byte-level vocabulary (GPT-2)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))

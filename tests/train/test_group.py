@@ -16,12 +16,12 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
-from miles_lite.train.policy import load_model
+from miles_lite.train.loading import load_model
 from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
 from tests.rollout.helpers import make_rollout
+from tests.train.families import obvious_logprobs
 from tests.train.helpers import make_config, make_samples
-from tests.train.test_packing import naive_logprobs
 
 pytestmark = pytest.mark.e2e
 RANKS = ("--actor-num-gpus-per-node", "2")
@@ -63,7 +63,7 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path
     assert {"train/loss", "train/grad_norm", "train/lr", "perf/actor_train_tok_per_s"} <= set(metrics)
     models = [load_model(folder) for folder in (model_dir, tmp_path / "weights")]
     with torch.no_grad():
-        before, after = ([naive_logprobs(model, sample).sum().item() for sample in samples] for model in models)
+        before, after = ([obvious_logprobs(model, sample).sum().item() for sample in samples] for model in models)
     assert [np.sign(b - a) for a, b in zip(before, after, strict=True)] == signs
     whole = {path.name: path.read_bytes() for path in (tmp_path / "hf-2").iterdir()}
     assert whole.keys() == {path.name for path in model_dir.iterdir()}

@@ -13,8 +13,8 @@ from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.rank import build_learner
 from tests.metric_names import undocumented, unlogged
+from tests.train.families import obvious_logprobs
 from tests.train.helpers import gradient_of, make_batch, make_config, make_samples
-from tests.train.test_packing import naive_logprobs
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -38,7 +38,7 @@ def test_loss_is_the_mean_over_rollouts_of_token_means(model_dir: Path) -> None:
     shared = samples[0].trained_tokens + samples[1].trained_tokens
     batch.rollout_tokens[:2] = shared
     trainer = learner(model_dir, "--clip-grad", "0")
-    logprobs = [naive_logprobs(trainer.policy.model, sample) for sample in samples]
+    logprobs = [obvious_logprobs(trainer.policy.model, sample) for sample in samples]
     tokens = [shared, shared, samples[2].trained_tokens, samples[3].trained_tokens]
     parts = zip(logprobs, advantages, tokens, strict=True)
     loss = sum((-(lp * advantage).sum() / count for lp, advantage, count in parts), torch.zeros(())) / 3
@@ -68,7 +68,7 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
     batch = make_batch(samples, [1.0] * 3)
     flags = ("--loss-type", "sft_loss", "--n-samples-per-prompt", "1")
     trainer = learner(model_dir, *flags)
-    logprobs = [naive_logprobs(trainer.policy.model, sample) for sample in samples]
+    logprobs = [obvious_logprobs(trainer.policy.model, sample) for sample in samples]
     loss = -sum((logprob.mean() for logprob in logprobs), torch.zeros(())) / 3
     first = trainer.train(batch)
     assert first["train/loss"] == pytest.approx(loss.item(), abs=1e-4)
@@ -79,7 +79,8 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
 
 
 def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path) -> None:
-    metrics = learner(model_dir, "--use-tis", "--use-kl-loss").train(make_batch(make_samples(2, 2), [1.0, -1.0]))
+    flags = "--use-tis --use-kl-loss --use-rs --use-opsm --echo-coef 0.1 --advantage-estimator ppo".split()
+    metrics = learner(model_dir, *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
     assert undocumented(metrics) == set()
     assert unlogged("train/", metrics) == set()
 
@@ -103,7 +104,7 @@ def two_steps(seed: int = 3) -> Batch:
 
 def test_later_steps_are_clipped_against_the_policy_before_the_first(model_dir: Path) -> None:
     trainer = learner(model_dir, "--lr", "0.1")
-    before = torch.cat([naive_logprobs(trainer.policy.model, sample) for sample in two_steps().samples[2:]]).detach()
+    before = torch.cat([obvious_logprobs(trainer.policy.model, sample) for sample in two_steps().samples[2:]]).detach()
     steps = trainer._prepare(two_steps())
     trainer._recompute(steps)
     assert steps[0][0].old is None
@@ -214,8 +215,8 @@ def test_reinforcement_raises_good_and_lowers_bad(model_dir: Path) -> None:
     samples = make_samples(7, 4)
     trainer = learner(model_dir, "--lr", "1e-2")
     model = trainer.policy.model
-    before = [naive_logprobs(model, sample).sum().item() for sample in samples]
+    before = [obvious_logprobs(model, sample).sum().item() for sample in samples]
     for _ in range(3):
         trainer.train(make_batch(samples, [1, -1, 1, -1]))
-    after = [naive_logprobs(model, sample).sum().item() for sample in samples]
+    after = [obvious_logprobs(model, sample).sum().item() for sample in samples]
     assert [np.sign(b - a) for a, b in zip(before, after, strict=True)] == [1, -1, 1, -1]

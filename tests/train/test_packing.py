@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.sample import Sample
-from miles_lite.train import policy as policy_module
-from miles_lite.train.packing import MAX_PADDING, buckets, check, forward_passes, pack
-from miles_lite.train.policy import Policy, load_model
-from tests.train.helpers import gradient_of, make_batch, make_samples
+from miles_lite.train.loading import load_model
+from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
+from miles_lite.train.policy import Policy, choose_form
+from tests.train.families import FAMILIES, furthest, gradients, make_model, obvious_gradients, obvious_logprobs
+from tests.train.helpers import make_batch, make_samples, shares_of
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -27,50 +29,94 @@ def test_buckets_hold_each_sequence_once_within_their_limits(lengths: list[int],
         assert sum(lengths[index] for index in group) >= (1 - MAX_PADDING) * padded
 
 
-def naive_logprobs(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
-    """transformers' own logits, one sample at a time, without any of our code."""
-    ids = torch.tensor(sample.tokens[None].astype(np.int64))
-    logits = model(input_ids=ids).logits[0, :-1] / torch.tensor(sample.temperatures[1:, None])
-    logprobs = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None]).squeeze(1)
-    return logprobs[torch.tensor(sample.loss_mask[1:]) == 1]
+def branching_samples() -> list[Sample]:
+    """Of one agent: branches of branches, a sample that is the beginning of another, one whose only trained token
+    stands behind what others share, two that are equal, and one that shares nothing."""
+    trunk, stranger = make_samples(8, 2)
+    other = make_samples(9, 1)[0]
+    cut = trunk.prompt_length
+
+    def behind(sample: Sample, length: int, more: Sample) -> Sample:
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(sample, name)[:length], getattr(more, name)])
+            for name in ("tokens", "loss_mask", "logprobs", "temperatures", "weight_versions")
+        }
+        return Sample(**joined).validate()
+
+    branch = behind(trunk, cut + 1, other)
+    nested = behind(branch, len(branch) - 2, make_samples(10, 1)[0])
+    one_token = trunk.truncate(cut + 1)
+    return [nested, trunk, branch, trunk.truncate(len(trunk) - 1), one_token, branch, stranger]
 
 
-def test_packed_logprobs_equal_one_by_one(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model(model_dir)
-    samples = make_samples(3, 12)
-    batch = make_batch(samples, np.arange(12))
-    passes = forward_passes(batch, range(12), denominators=np.ones(12), limit=200)
-    assert len(passes) < 12
+WEIGHTS = (0.5, -1.0, 2.0, 0.25, -0.75, 1.5, 1.0)
+
+
+def total(policy: Policy, form: Form, *, limit: int) -> float:
+    """Σ weight x logprob over all trained tokens of `branching_samples`, with gradient."""
+    samples = branching_samples()
+    batch = make_batch(samples, WEIGHTS)
+    result = 0.0
+    for packed in forward_passes(batch, range(7), shares=shares_of(batch), limit=limit, form=form):
+        logprobs, _ = policy(packed)
+        loss = logprobs @ packed.advantages
+        loss.backward()
+        result += loss.item()
+    return result
+
+
+FORMS = (
+    (Form.PADDED, 200, False),
+    (Form.PACKED, 100, False),
+    (Form.PACKED, 10**6, True),
+    (Form.TREE, 60, True),
+    (Form.TREE, 10**6, False),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_form_changes_the_loss_or_a_gradient(family: str) -> None:
+    expected, by_sample = obvious_gradients(family, branching_samples(), WEIGHTS)
+    for form, limit, recomputed in FORMS:
+        model = make_model(family)
+        if recomputed:
+            model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        assert total(Policy(model), form, limit=limit) == pytest.approx(expected, rel=1e-5)
+        assert furthest(gradients(model), by_sample) <= 1e-5, (form, limit)
+
+
+def test_a_prefix_is_computed_once_and_a_pair_scored_once() -> None:
+    samples = branching_samples()
+    batch = make_batch(samples, WEIGHTS)
+    (tree,) = forward_passes(batch, range(7), shares=shares_of(batch), limit=10**6, form=Form.TREE)
+    (row,) = forward_passes(batch, range(7), shares=shares_of(batch), limit=10**6, form=Form.PACKED)
+    inputs = [sample.tokens[: np.flatnonzero(sample.loss_mask)[-1]].tolist() for sample in samples]
+    assert row.tokens.numel() == sum(map(len, inputs))
+    assert tree.tokens.numel() == len({tuple(each[: end + 1]) for each in inputs for end in range(len(each))})
+    assert len(tree.states) < len(row.states) == len(row.copies) == len(tree.copies)
+    assert tree.layout is not None
+    assert row.layout is not None
+    assert tree.layout.pairs < row.layout.pairs
+
+
+def test_a_model_that_cannot_be_packed_runs_one_sequence_per_row(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("qwen3_next")
+    policy, samples = Policy(model), make_samples(3, 5)
+    assert choose_form([policy]) is Form.PADDED
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "one sequence per row" in line
+    assert "linear_attention" in line
+    batch = make_batch(samples, np.arange(5))
     with torch.no_grad():
-        expected = {index: naive_logprobs(model, sample) for index, sample in enumerate(samples)}
-        for chunk in (policy_module.CHUNK_ELEMENTS, 5 * 288):
-            monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", chunk)
-            for packed in passes:
-                logprobs, entropy = Policy(model)(packed)
-                assert bool((entropy > 0).all())
-                for index in packed.advantages.unique().int().tolist():
-                    torch.testing.assert_close(
-                        logprobs[packed.advantages == index], expected[index], atol=1e-5, rtol=1e-5
-                    )
-
-
-def test_chunks_have_the_same_gradient(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy(load_model(model_dir))
-    packed = pack(make_batch(make_samples(4, 3), [1, 2, 3]), range(3), denominators=np.ones(3))
-
-    def gradient() -> torch.Tensor:
-        policy.zero_grad()
-        logprobs, entropy = policy(packed, entropy_gradient=True)
-        (logprobs.sum() + entropy.sum()).backward()
-        return gradient_of(policy.parameters())
-
-    whole = gradient()
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3 * policy.vocab_size)
-    torch.testing.assert_close(gradient(), whole, atol=1e-4, rtol=1e-4)
+        for packed in forward_passes(batch, range(5), shares=shares_of(batch), limit=10**6, form=Form.PADDED):
+            logprobs, _ = policy(packed)
+            for index in packed.advantages.unique().int().tolist():
+                expected = obvious_logprobs(model, samples[index])
+                torch.testing.assert_close(logprobs[packed.advantages == index], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_nothing_to_train_is_a_pass_all_the_same(model_dir: Path) -> None:
-    packed = pack(make_batch([], []), [], denominators=np.ones(0))
+    packed = idle_pass(make_batch([], []))
     assert packed.sequences == 0
     policy = Policy(load_model(model_dir))
     logprobs, _ = policy(packed)

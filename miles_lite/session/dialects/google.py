@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
+from urllib.parse import parse_qsl
 
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.session.dialects import google_body
@@ -74,9 +75,11 @@ class Google:
     def __init__(self, media: Media = Media()) -> None:  # noqa: B008
         self._media = media
 
-    def addressed(self, match: Mapping[str, str], query: Mapping[str, str]) -> JsonObject:
+    def addressed(self, match: Mapping[str, str], query: str) -> JsonObject:
         streams = match.get("verb") == "streamGenerateContent"
-        return {ADDRESS: {"model": match["model"], "stream": streams, "array": query.get("alt") != "sse"}}
+        return {
+            ADDRESS: {"model": match["model"], "stream": streams, "array": dict(parse_qsl(query)).get("alt") != "sse"}
+        }
 
     def parse(self, body: JsonMapping) -> ChatRequest:
         """Raises ApiError 400."""

@@ -188,7 +188,8 @@ class EngineCalls:
 
 def _with_ids(body: JsonMapping, prompt: bytes, more: np.ndarray) -> bytes:
     """The request, its `input_ids` being the prompt and `more`. They come first: a long text is copied once."""
-    return b'{"input_ids":[%b],%b' % (joined(prompt, numbers(more)), orjson.dumps(body)[1:])
+    ids = joined(prompt, numbers(more)) if len(more) else prompt
+    return b'{"input_ids":[%b],%b' % (ids, orjson.dumps(body)[1:])
 
 
 def _refusal(response: aiohttp.ClientResponse, text: str) -> Exception:

@@ -86,7 +86,8 @@ class _Routes:
         if session_id is not None:
             if not session_id.isprintable() or len(session_id) > MAX_SESSION_ID:
                 raise bad_request(f"a session's id is at most {MAX_SESSION_ID} printable characters")
-            self._keys.check(session_id, shown_key(request.headers, request.query))
+            if self._keys.required:
+                self._keys.check(session_id, shown_key(request.headers, request.query))
             SESSION.set(session_id)
         return await handler(request)
 
@@ -180,7 +181,7 @@ class _Routes:
             raw=await self._service.turns.limits.read(request.content),
             path=request.path,
             headers=request.headers,
-            address=dialect.addressed(request.match_info, request.query),
+            address=dialect.addressed(request.match_info, request.query_string),
         )
 
     async def _body(self, request: web.Request) -> Json:

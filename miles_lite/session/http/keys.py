@@ -27,8 +27,8 @@ class Keys:
         return f"{PREFIX}{session_id}-{hmac.new(self._secret, named, 'sha256').hexdigest()}"
 
     def check(self, session_id: str, shown: str) -> None:
-        """Raises ApiError 401 unless the key that a request shows is the session's."""
-        if self.required and not equal(shown, self.key_of(session_id)):
+        """Where keys are required: raises ApiError 401 unless the key that a request shows is the session's."""
+        if not equal(shown, self.key_of(session_id)):
             raise _refused("this session needs its key, which POST /sessions returned as api_key")
 
     def session_of(self, shown: str) -> str:
