@@ -70,8 +70,7 @@ class Compute:
         False, help="weights, gradients and optimizer live in host memory, and the optimizer steps there (GPUs)"
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = option(
-        "auto",
-        help="the trainer's attention; auto: packs samples without padding, which the others do not",
+        "auto", help="attention of the trainer's model; auto packs sequences into rows, the others pad them"
     )
     deterministic_mode: bool = option(False, help="only deterministic kernels, also on GPUs")
 

@@ -13,6 +13,7 @@ has nothing to train.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,11 @@ from miles_lite.train.loading import empty_model, fill, layers_of, load_model
 from miles_lite.train.mesh import Alike, Mesh
 from miles_lite.train.policy import Policy
 from miles_lite.train.tensor_parallel import Tensors, cut
+
+M_MMAP_THRESHOLD = -3
+"""malloc.h's."""
+
+LARGE = 1 << 20
 
 
 class Sums(Protocol):
@@ -99,6 +105,8 @@ class Sharded:
     """FSDP2 over a mesh: each decoder layer is a shard group, the rest of the model another."""
 
     def __init__(self, mesh: Mesh, device: torch.device, compute: Compute | None = None) -> None:
+        if device.type == "cpu":
+            give_back_freed_memory()
         self.mesh = mesh
         self._device = device
         self._compute = compute or Compute()
@@ -132,6 +140,14 @@ class Sharded:
             self._tensors.finish(policy.model)
         gradients = [parameter.grad for parameter in trainable(policy) if parameter.grad is not None]
         return norms.clip(gradients, max_norm=max_norm)
+
+
+def give_back_freed_memory() -> None:
+    """Let large tensors' memory go back to the system when they are freed. As layers are made whole and freed in turn,
+    glibc would learn to keep theirs in a heap, where the pieces between what stays add up to another model."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def trainable(policy: Policy) -> Iterable[torch.nn.Parameter]:

@@ -47,9 +47,11 @@ def empty_model(folder: str | Path, compute: Compute | None = None) -> PreTraine
 def fill(model: PreTrainedModel, folder: str | Path, *, device: torch.device) -> None:
     """Load an empty model, which may be sharded (its parameters DTensors), from the folder's files onto a device.
 
-    Raises UserError when they lack some of its weights.
+    Raises UserError when they lack some of its weights, or are no safetensors.
     """
-    files = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin"))
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: has no *.safetensors, of which ranks that share a model read their parts")
     missing = fill_from_files(model, files, folder=folder, device=device)
     if missing:
         raise UserError(f"{folder}: its files have no {', '.join(sorted(missing)[:3])} ({len(missing)} missing)")

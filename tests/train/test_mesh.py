@@ -18,8 +18,8 @@ from miles_lite.train import mesh
 from miles_lite.train.batching import Batch
 from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
+from tests.train.families import FAMILIES, make_model
 from tests.train.helpers import make_batch, make_config, make_samples
-from tests.train.models import FAMILIES, write_model
 
 CPU = torch.device("cpu")
 ADVANTAGES = [1.0, -1.0, 0.5, 0.25, -0.75]
@@ -120,17 +120,17 @@ def assert_equal(result: Result, expected: Result, case: Case) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for kind in FAMILIES:
-        write_model(kind, folder / kind)
+        make_model(kind).save_pretrained(folder / kind)
     return folder
 
 
 TWO = [
     Case("qwen3"),
-    Case("qwen3-tied", SHARDED),
-    Case("qwen3-moe", SHARDED, RECOMPUTED),
+    Case("qwen3_tied", SHARDED),
+    Case("qwen3_moe", SHARDED, RECOMPUTED),
     *(Case(kind, tensor(2)) for kind in FAMILIES),
-    Case("qwen3-moe", tensor(2), RECOMPUTED),
-    Case("qwen3-tied", Parallelism(data_parallel_replicate_size=2)),
+    Case("qwen3_moe", tensor(2), RECOMPUTED),
+    Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
 ]
 FOUR = [*(Case(kind, tensor(2)) for kind in FAMILIES), Case("qwen3", tensor(2, data_parallel_replicate_size=2))]
 

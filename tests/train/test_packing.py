@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.sample import Sample
-from miles_lite.train import policy as policy_module
 from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
 from miles_lite.train.policy import Policy, choose_form
 from tests.train.families import FAMILIES, furthest, gradients, make_model, obvious_gradients, obvious_logprobs
-from tests.train.helpers import gradient_of, make_batch, make_samples, shares_of
+from tests.train.helpers import make_batch, make_samples, shares_of
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -114,22 +113,6 @@ def test_a_model_that_cannot_be_packed_runs_one_sequence_per_row(caplog: pytest.
             for index in packed.advantages.unique().int().tolist():
                 expected = obvious_logprobs(model, samples[index])
                 torch.testing.assert_close(logprobs[packed.advantages == index], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_chunks_have_the_same_gradient(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = Policy(load_model(model_dir))
-    batch = make_batch(make_samples(4, 3), [1, 2, 3])
-    (packed,) = forward_passes(batch, range(3), shares=shares_of(batch), limit=10**6, form=Form.PACKED)
-
-    def gradient() -> torch.Tensor:
-        policy.zero_grad()
-        logprobs, entropy = policy(packed, entropy_gradient=True)
-        (logprobs.sum() + entropy.sum()).backward()
-        return gradient_of(policy.parameters())
-
-    whole = gradient()
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 3 * policy.vocab_size)
-    torch.testing.assert_close(gradient(), whole, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_to_train_is_a_pass_all_the_same(model_dir: Path) -> None:
