@@ -59,7 +59,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         policies = [policy for policy in (self.policy, self.reference) if policy is not None]
-        self._form = choose_form(policies)
+        self._form = choose_form(policies, trees=not self.algorithm.disable_tree_training)
         for policy in policies:
             policy.to(self.device)
             self.strategy.wrap(policy)

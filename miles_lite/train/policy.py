@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from miles_lite.errors import UserError
-from miles_lite.train.attention import Segments, implementation, unpackable
+from miles_lite.train.attention import Segments, implementation, read_config, unpackable
 from miles_lite.train.head import score
 from miles_lite.train.packing import Form, Packed
 from miles_lite.weights.compat import import_transformers
@@ -68,22 +68,21 @@ class Policy(nn.Module):
         return hidden.flatten(0, 1)[packed.states]
 
 
-def choose_form(policies: Sequence[Policy]) -> Form:
+def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
     """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
     for policy in policies:
         if policy.unpackable is not None:
             log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
             return Form.PADDED
-    return Form.PACKED
+    return Form.TREE if trees else Form.PACKED
 
 
 def load_model(folder: str | Path) -> PreTrainedModel:
     """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    transformers = import_transformers()
-    attention = implementation(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+    attention = implementation(read_config(folder))
+    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     )
     config = model.config.get_text_config()
