@@ -144,7 +144,7 @@ def rounding_floor(model: Path) -> float:
     """max |logprob| difference between float32 and float64 on a random sequence of 256 tokens."""
     import torch
 
-    from miles_lite.train.policy import load_model
+    from miles_lite.train.loading import load_model
 
     torch.manual_seed(0)
     network = load_model(model).eval()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from miles_lite.config.choices import LossType
 from miles_lite.config.options import parse
 from miles_lite.job.loop import train
 from miles_lite.observe.summary import print_summary
@@ -14,7 +14,9 @@ def main(argv: Sequence[str]) -> int:
     """Parse flags and train; the exit code. Raises UserError."""
     config, leftovers = parse(argv)
     leftovers.show_ignored()
-    if config.algorithm.loss_type == LossType.SFT:
+    for remark in config.parallelism.remarks():
+        print(remark, file=sys.stderr)
+    if config.algorithm.imitates:
         from miles_lite.job.sft import imitate
 
         print(f"model: {imitate(config)}")

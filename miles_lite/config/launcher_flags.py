@@ -10,15 +10,6 @@ from dataclasses import dataclass, field
 from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
 
-PARALLEL_SIZES = (
-    "tensor-model-parallel-size",
-    "pipeline-model-parallel-size",
-    "context-parallel-size",
-    "expert-model-parallel-size",
-    "expert-tensor-parallel-size",
-)
-"""Megatron flags that are accepted with the value 1 and refused above: that parallelism does not exist here yet."""
-
 SHAPE_FLAGS = frozenset(
     """num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention num-query-groups kv-channels
     qk-layernorm swiglu normalization norm-epsilon rotary-base rotary-percent vocab-size disable-bias-linear
@@ -31,8 +22,8 @@ SHAPE_FLAGS = frozenset(
 """Model-shape flags of Megatron launchers: the shape comes from the checkpoint's config.json, so they are ignored."""
 
 IGNORED_FLAGS = frozenset(
-    """sequence-parallel recompute-granularity recompute-method recompute-num-layers attention-dropout hidden-dropout
-    attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32 attention-backend optimizer optimizer-cpu-offload
+    """attention-dropout hidden-dropout attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32
+    attention-backend optimizer use-distributed-optimizer overlap-grad-reduce overlap-param-gather
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
     decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
     apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
@@ -70,13 +61,6 @@ def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> L
         if name.startswith("sglang-"):
             key = name.removeprefix("sglang-").replace("-", "_")
             sglang[key] = True if not values else values[0] if len(values) == 1 else values
-        elif name in PARALLEL_SIZES:
-            if values != ["1"]:
-                raise UserError(
-                    f"--{name} {' '.join(values)}: this parallelism does not exist here yet, only 1 is accepted.\n"
-                    "  Use data parallelism (--actor-num-gpus-per-node) instead."
-                )
-            ignored.append(name)
         elif name in SHAPE_FLAGS or name in IGNORED_FLAGS:
             ignored.append(name)
         else:

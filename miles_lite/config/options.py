@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import rules
+from miles_lite.config import algorithm_rules, rules
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
 from miles_lite.config.model import Checkpoint
+from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.serving import Serving
@@ -35,6 +36,8 @@ class Config(Serving):
     rollouts: Rollouts
     algorithm: Algorithm
     optimizer: Optimizer
+    parallelism: Parallelism
+    compute: Compute
     updates: WeightUpdates
     evaluation: Evaluation
     logging: Logging
@@ -46,6 +49,15 @@ class Config(Serving):
         if self.algorithm.num_steps_per_rollout:
             return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
+
+    @property
+    def dp_size(self) -> int:
+        """Batches that a step is split into; ranks with equal `dp_rank` train the same one."""
+        return self.topology.world_size // self.parallelism.ranks_per_batch
+
+    def dp_rank(self, rank: int) -> int:
+        """Which of the `dp_size` batches a rank trains."""
+        return rank // self.parallelism.ranks_per_batch
 
     def as_dict(self) -> dict[str, Any]:
         """Every option by group, as config.json has it: without SGLang's keys and passwords."""
@@ -64,8 +76,10 @@ class Config(Serving):
         return [
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
-            *rules.losses(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.parts_of_sequences(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
+            *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.folders(self.checkpoint, self.evaluation),
             *super().contradictions(),
         ]
@@ -77,4 +91,9 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     if config.algorithm.use_rollout_routing_replay:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
+    if config.algorithm.loss_constant_length is None:
+        length = config.rollouts.rollout_max_response_len
+        config = dataclasses.replace(
+            config, algorithm=dataclasses.replace(config.algorithm, loss_constant_length=length)
+        )
     return config.check(), leftovers

@@ -40,20 +40,6 @@ class Topology:
         return self.actor_num_nodes * self.actor_num_gpus_per_node
 
     @property
-    def model_parallel_size(self) -> int:
-        """Ranks that a batch is replicated to, to work on it together: 1, as every rank computes whole layers."""
-        return 1
-
-    @property
-    def dp_size(self) -> int:
-        """Batches that a step is split into; ranks with equal `dp_rank` train the same one."""
-        return self.world_size // self.model_parallel_size
-
-    def dp_rank(self, rank: int) -> int:
-        """Which of the `dp_size` batches a rank trains."""
-        return rank // self.model_parallel_size
-
-    @property
     def rollout_slots(self) -> int:
         """GPUs (on CPU: processes) of all engines; 0 where they run already."""
         if self.rollout_external_engine_addrs:

@@ -6,9 +6,10 @@ together, and the few bounds that need words of their own.
 
 from __future__ import annotations
 
-from miles_lite.config.choices import LossType, RewardRule, RouterKind
+from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing
 from miles_lite.config.model import Checkpoint
+from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.session_options import Session
@@ -70,30 +71,41 @@ def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
     ]
 
 
-def losses(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
-    """What the losses need, and what excludes what."""
-    imitates = algorithm.loss_type == LossType.SFT
+def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
+    """How many ranks there are, and how they share the model."""
+    ranks, tensor, experts = topology.world_size, sizes.tensor_model_parallel_size, sizes.expert_model_parallel_size
+    copies = sizes.data_parallel_replicate_size
+    per_copy = ranks // copies
+    told = f"{ranks} train ranks (--actor-num-nodes x --actor-num-gpus-per-node)"
     return [
         (
-            algorithm.use_rollout_logprobs and algorithm.use_tis,
-            "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
-            "to correct",
+            ranks % sizes.ranks_per_batch != 0,
+            f"{told} cannot be shared out: --tensor-model-parallel-size {tensor} x --context-parallel-size "
+            f"{sizes.context_parallel_size} must divide them",
         ),
         (
-            imitates and (rollouts.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
-            "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
+            ranks % (copies * sizes.ranks_per_batch) != 0,
+            f"--data-parallel-replicate-size {copies} does not divide the {ranks // sizes.ranks_per_batch} "
+            "data-parallel ranks",
         ),
         (
-            imitates and (algorithm.use_tis or algorithm.use_rollout_logprobs),
-            "--loss-type sft_loss has no rollouts whose logprobs --use-tis or --use-rollout-logprobs could take",
+            per_copy % experts != 0 or (experts > 1 and experts % tensor != 0),
+            f"--expert-model-parallel-size {experts} must divide {per_copy} ranks and be a multiple of "
+            f"--tensor-model-parallel-size {tensor}: whole experts are shared out over ranks that hold all of a batch",
         ),
         (
-            algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss,
-            f"--kl-loss-coef {algorithm.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
+            sizes.data_parallel_sharding_strategy == "no_shard" and (sizes.shares_layers or topology.device == "cuda"),
+            "--data-parallel-sharding-strategy no_shard: only on CPU, and without tensor, context or expert "
+            "parallelism; leave it out",
         ),
         (
-            algorithm.tis_clip_low > algorithm.tis_clip,
-            f"--tis-clip-low {algorithm.tis_clip_low} is above --tis-clip {algorithm.tis_clip}",
+            compute.recompute_method == "block" and compute.recompute_num_layers is None,
+            "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
+        ),
+        (
+            sizes.context_parallel_size * experts > 1,
+            "--context-parallel-size and --expert-model-parallel-size: this parallelism does not exist here yet, only "
+            "1 is accepted; take --tensor-model-parallel-size, which cuts experts too",
         ),
     ]
 

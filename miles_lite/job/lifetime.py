@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from miles_lite.config.options import Config
+from miles_lite.config.places import Topology
 from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
-from miles_lite.job.precheck import check_inputs
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.process.post_mortem import obituary, out_of_memory_kills
 from miles_lite.process.stopping import DEAF_SECONDS, HASTE_SECONDS, INTERRUPTED, Interrupts, ends_within
@@ -56,14 +56,13 @@ class Lifetime:
         self.say: Callable[[str], None] = log.warning
         """Tells a person one line."""
 
-    def connect(self, *, train: bool) -> Layout:
-        """Check what was given, join Ray, take the slots, with those of trainers or without. Raises UserError."""
-        check_inputs(self._config)
+    def connect(self, topology: Topology, *, train: bool) -> Layout:
+        """Join Ray and take the slots, with those of trainers or without. Raises UserError."""
         self._interrupts.check()
         self._interrupts.deaf = DEAF_SECONDS
         self.parts.callback(disconnect)
         self._ray_logs = connect(self._config.cluster.ray_address)
-        layout = place(self._config.topology, train=train)
+        layout = place(topology, train=train)
         self.parts.callback(layout.remove)
         self._config.write()
         return layout

@@ -18,6 +18,7 @@ from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.engine_plans import check_engines
 from miles_lite.tito import Tito
+from miles_lite.train.shapes import check_shapes
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def check_inputs(config: Config) -> None:
     model = check_folders(config)
     limit = context_length(model, config.context.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
-    check_hooks(hooks_of(config.rollouts, config.session))
+    check_hooks(hooks_of(config.rollouts, config.session, config.algorithm))
     if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
         load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
@@ -65,9 +66,11 @@ def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
 
 
 def check_folders(config: Config) -> Path:
-    """The folders that are read and those that will be written; returns the model's. Raises UserError."""
+    """The folders that are read and those that will be written, and whether train ranks can share the model; returns
+    its folder. Raises UserError."""
     model = check_model_folder(config.model.hf_checkpoint)
-    if config.algorithm.use_kl_loss and config.checkpoint.ref_load is not None:
+    check_shapes(model, config.parallelism)
+    if config.algorithm.compares and config.checkpoint.ref_load is not None:
         check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
     written = {
         "--run-dir": config.run.run_dir,

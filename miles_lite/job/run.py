@@ -16,6 +16,7 @@ from miles_lite.config.options import Config
 from miles_lite.job.due import Due
 from miles_lite.job.lifetime import Lifetime, lifetime
 from miles_lite.job.log import Log, open_log
+from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
@@ -112,7 +113,8 @@ class TrainingRun(Run):
 def rolling_out(config: Config) -> Iterator[Run]:
     """A run that does not train. Raises UserError, RunLostError."""
     with lifetime(config) as life:
-        starting = _begin(config, life, life.connect(train=False))
+        check_inputs(config)
+        starting = _begin(config, life, life.connect(config.topology, train=False))
         sinks = open_log(config, life, resumed=False)
         servers = starting.started()
         total = _total(config, life, servers)
@@ -123,7 +125,8 @@ def rolling_out(config: Config) -> Iterator[Run]:
 def training(config: Config) -> Iterator[TrainingRun]:
     """A run that trains. Raises UserError, RunLostError."""
     with lifetime(config) as life:
-        layout = life.connect(train=True)
+        check_inputs(config)
+        layout = life.connect(config.topology, train=True)
         starting = _begin(config, life, layout, f", {config.topology.world_size} train rank(s)")
         ranks, first = start_ranks(config, life, layout)
         sinks = open_log(config, life, resumed=first > 0)

@@ -6,69 +6,47 @@ whole model folder.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
 from miles_lite.config.options import Config
-from miles_lite.errors import RunLostError
-from miles_lite.job.claim import claimed
 from miles_lite.job.due import Due
+from miles_lite.job.lifetime import Lifetime, lifetime
+from miles_lite.job.log import open_log
 from miles_lite.job.precheck import check_folders
-from miles_lite.job.ranks import START_TIMEOUT, make_ranks
-from miles_lite.job.watch import Watch, death_in
+from miles_lite.job.trainer import start_ranks
 from miles_lite.model_folder import context_length
-from miles_lite.observe.sinks import open_sinks
-from miles_lite.process.post_mortem import DiedError, obituary, out_of_memory_kills
-from miles_lite.process.stopping import Interrupts
-from miles_lite.stack.cluster import connected
-from miles_lite.stack.placement import place
-from miles_lite.train.checkpoint import latest_iteration
+from miles_lite.report import metric_names as names
 from miles_lite.train.examples import Examples
-from miles_lite.train.group import RankDiedError, TrainGroup
 
 
 def imitate(config: Config) -> Path:
-    """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError."""
-    model = check_folders(config)
-    examples = Examples(config, context=context_length(model, config.context.rollout_max_context_len))
-    run_dir = config.run_dir
-    killed_before = out_of_memory_kills()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(claimed(run_dir))
-        config.write()
-        ray_logs = stack.enter_context(connected(config.cluster.ray_address))
-        watch = Watch(stack.enter_context(Interrupts()), hint=f"see {run_dir}")
-        ranks = config.topology.world_size
-        alone = dataclasses.replace(
-            config.topology, colocate=True, rollout_num_gpus=ranks, rollout_num_gpus_per_engine=1
-        )
-        layout = place(alone, train=True)
-        trainer = make_ranks(config, layout, watch=watch, parts=stack)
-        folder = run_dir / "model"
-        try:
-            _train(config, trainer, examples)
-            trainer.export_model(folder)
-        except (DiedError, RankDiedError) as error:
-            died, save = death_in(error), config.checkpoint.save
-            assert died is not None
-            saved = (save, None if save is None else latest_iteration(Path(save).expanduser()))
-            lost = "What was trained since"
-            raise RunLostError(
-                obituary(died, logs=ray_logs, killed_before=killed_before, lost=lost, saved=saved)
-            ) from error
-        return folder
+    """Train on the rows of --prompt-data; the model folder written at the end. Raises UserError, RunLostError."""
+    with lifetime(config) as life:
+        model = check_folders(config)
+        examples = Examples(config, context=context_length(model, config.context.rollout_max_context_len))
+        return _train(config, life, examples)
 
 
-def _train(config: Config, trainer: TrainGroup, examples: Examples) -> None:
-    first = trainer.start(START_TIMEOUT)
+def _train(config: Config, life: Lifetime, examples: Examples) -> Path:
+    slots = config.topology.world_size
+    alone = dataclasses.replace(config.topology, colocate=True, rollout_num_gpus=slots, rollout_num_gpus_per_engine=1)
+    trainer, first = start_ranks(config, life, life.connect(alone, train=True))
+    sinks = open_log(config, life, resumed=first > 0)
+    life.reached.of = examples.steps
+    if first > 0:
+        life.reached.trained = life.reached.saved = first - 1
     due = Due(config, examples.steps)
-    with contextlib.closing(open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)) as sinks:
-        for step in range(first, examples.steps):
-            rollouts = examples.rollouts(step)
-            metrics = trainer.train(step, rollouts, [0.0] * len(rollouts))
-            sinks.log(metrics, step=step, step_key="train/step")
-            print(f"step {step + 1}/{examples.steps}  loss {metrics['train/loss']:.4f}", flush=True)
-            if due.save(after=step):
-                trainer.save(step)
-                trainer.save_hf(step)
+    for step in range(first, examples.steps):
+        rollouts = examples.rollouts(step)
+        metrics = trainer.train(step, rollouts, [0.0] * len(rollouts))
+        life.reached.trained = step
+        sinks.log(metrics, step=step, step_key=names.TRAIN_STEP)
+        print(f"step {step + 1}/{examples.steps}  loss {metrics['train/loss']:.4f}", flush=True)
+        if due.save(after=step):
+            trainer.save(step)
+            life.reached.saved = step
+            trainer.save_hf(step)
+    folder = config.run_dir / "model"
+    trainer.export_model(folder)
+    return folder

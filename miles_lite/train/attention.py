@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -174,12 +173,6 @@ def refuse(module: nn.Module, mask: Tensor | None, dropout: float, more: dict[st
     for what, asked in refused.items():
         if asked:
             raise NotImplementedError(f"{type(module).__name__} asks for {what}, which packed rows do not have")
-
-
-def read_config(folder: str | Path) -> PretrainedConfig:
-    """A model folder's, as transformers reads it."""
-    config: PretrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
-    return config
 
 
 def unpackable(config: PretrainedConfig) -> str | None:

@@ -1,4 +1,4 @@
-"""The trainer as the driver sees it: data-parallel ranks, told what to do together.
+"""The trainer as the driver sees it: ranks, told what to do together.
 
 Invariant: a call returns when every rank has answered, or raises within its bound and says which rank failed and why;
 after an error the group is only good for `stop`.
@@ -21,13 +21,15 @@ from ray.exceptions import RayActorError, RayTaskError
 from miles_lite.config.options import Config
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError, plain
+from miles_lite.hooks import Advantage
 from miles_lite.model_folder import text_config
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
-from miles_lite.train.attention import read_config, unpackable
+from miles_lite.train.attention import unpackable
 from miles_lite.train.batching import make_batches
 from miles_lite.train.flops import flops
+from miles_lite.train.loading import read_config
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -58,7 +60,7 @@ class RankDiedError(TrainError):
 
 
 class TrainGroup:
-    """One Ray actor per rank, one scheduling strategy each.
+    """One Ray actor per rank, one scheduling strategy each; the ranks of a data-parallel index get the same batch.
 
     slot_share   CPUs or GPUs per actor
     environment  variables every actor gets, beyond its node's
@@ -116,22 +118,21 @@ class TrainGroup:
         left = deadline - time.monotonic()
         return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
-    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[Advantage]) -> dict[str, float]:
         """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
 
         Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
         """
-        topology = self._config.topology
         batches = make_batches(
             rollout_id,
             rollouts,
             advantages,
-            ranks=topology.dp_size,
+            ranks=self._config.dp_size,
             global_batch_size=self._config.global_batch_size,
             options=self._batching,
             flops=flops(text_config(self._config.model.hf_checkpoint)),
         )
-        shares = [batches[topology.dp_rank(rank)] for rank in range(len(self._workers))]
+        shares = [batches[self._config.dp_rank(rank)] for rank in range(len(self._workers))]
         calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
         return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
 
@@ -199,7 +200,9 @@ class TrainGroup:
         """Samples of a model that cannot be packed share nothing."""
         config = self._config
         checkpoints = [config.model.hf_checkpoint, config.checkpoint.ref_load]
-        apart = any(unpackable(read_config(each)) for each in checkpoints if each is not None)
+        apart = config.compute.attn_implementation != "auto" or any(
+            unpackable(read_config(each)) for each in checkpoints if each is not None
+        )
         return replace(config.algorithm, disable_tree_training=apart or config.algorithm.disable_tree_training)
 
     def _all(

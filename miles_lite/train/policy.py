@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from miles_lite.errors import UserError
-from miles_lite.train.attention import Segments, implementation, read_config, unpackable
-from miles_lite.train.head import score
+from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.head import WHOLE, Vocabulary, score
 from miles_lite.train.packing import Form, Packed
-from miles_lite.weights.compat import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class Policy(nn.Module):
@@ -37,24 +32,33 @@ class Policy(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        own = "model."
+        return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
     @property
     def unpackable(self) -> str | None:
         """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
-        return unpackable(self.model.config)
+        computed = str(self.model.config._attn_implementation)
+        why = unpackable(self.model.config)
+        return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
+        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, of the states."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        weight, vocabulary = own_rows(head.weight)
         logprobs, entropy = score(
-            self.hidden(packed),
-            head.weight,
+            hidden,
+            weight,
             packed.targets,
             packed.temperatures,
             bias=getattr(head, "bias", None),
             entropy_gradient=entropy_gradient,
+            vocabulary=vocabulary,
         )
         return logprobs[packed.copies], entropy[packed.copies]
 
@@ -68,6 +72,15 @@ class Policy(nn.Module):
         return hidden.flatten(0, 1)[packed.states]
 
 
+def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
+    """Those of a head's weight that this rank has, and which they are."""
+    if not isinstance(weight, DTensor):
+        return weight, WHOLE
+    ranks = weight.device_mesh
+    most = -(-len(weight) // ranks.size())
+    return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
+
+
 def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
     """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
     for policy in policies:
@@ -75,18 +88,3 @@ def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
             log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
             return Form.PADDED
     return Form.TREE if trees else Form.PACKED
-
-
-def load_model(folder: str | Path) -> PreTrainedModel:
-    """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
-    attention = implementation(read_config(folder))
-    model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
-    )
-    config = model.config.get_text_config()
-    for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise UserError(f"{folder}: config.json sets {name}; models that transform their logits are not supported")
-    return model

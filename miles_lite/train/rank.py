@@ -1,4 +1,4 @@
-"""One data-parallel rank, as a Ray actor.
+"""One rank of the trainer, as a Ray actor.
 
 Invariant: a worker does what its group tells it, in the order it tells it; the calls marked collective are made on
 all ranks or none. What it waits for beyond its own arithmetic are the other ranks, `COLLECTIVE_TIMEOUT` at most.
@@ -23,9 +23,11 @@ from miles_lite.config.options import Config
 from miles_lite.process.addresses import actor_label
 from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch, Place, fetch
+from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
-from miles_lite.train.parallel import Replicated, Sharded, join, open_store, reach_store
-from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
+from miles_lite.train.policy import Policy
+from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
@@ -54,6 +56,9 @@ class TrainWorker(SendingActor):
         host = spec.host or str(ray.util.get_node_ip_address())
         super().__init__(host=host, device=torch.device(spec.device))
         self._spec = spec
+        if spec.config.compute.deterministic_mode:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         self._store: TCPStore | None = None
@@ -134,19 +139,30 @@ class TrainWorker(SendingActor):
 
 
 def build_learner(config: Config, *, device: torch.device) -> Learner:
-    """Policy, reference and optimizer on one device; the process group must exist."""
+    """Policy, reference and optimizer on one device; the process group must exist. Collective."""
     algorithm, rollouts = config.algorithm, config.rollouts
+    strategy = build_strategy(config, device=device)
     reference = None
-    if algorithm.use_kl_loss:
-        reference = Policy(load_model(config.checkpoint.ref_load or config.model.hf_checkpoint))
+    if algorithm.compares:
+        reference = strategy.load(config.checkpoint.ref_load or config.model.hf_checkpoint)
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
+    kind = ValuedPolicy if algorithm.estimator.critic else Policy
     return Learner(
-        policy=Policy(load_model(config.model.hf_checkpoint)),
+        policy=strategy.load(config.model.hf_checkpoint, kind),
         reference=reference,
-        strategy=Sharded(device) if device.type == "cuda" else Replicated(),
+        strategy=strategy,
         device=device,
         algorithm=algorithm,
         options=config.optimizer,
         total_updates=None if rollouts.num_rollout is None else rollouts.num_rollout * updates_per_rollout,
     )
+
+
+def build_strategy(config: Config, *, device: torch.device) -> Strategy:
+    """What --data-parallel-sharding-strategy says. Collective."""
+    sizes, compute = config.parallelism, config.compute
+    alone = device.type == "cpu" and not sizes.shares_layers
+    if alone and sizes.data_parallel_sharding_strategy != "optim_grads_params":
+        return Replicated(compute)
+    return Sharded(make_mesh(sizes, device=device), device, compute)

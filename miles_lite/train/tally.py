@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from miles_lite.train.parallel import all_reduce
+from miles_lite.train.data import Sums
 
 
 class Tally:
@@ -28,9 +28,9 @@ class Tally:
     def top(self, name: str, value: Tensor | float) -> None:
         self._maxima[name].append(value)
 
-    def reduce(self) -> dict[str, float]:
-        """All names over all ranks."""
+    def reduce(self, mesh: Sums) -> dict[str, float]:
+        """All names over all ranks, the sums over tokens."""
         sums = torch.tensor([float(value) for value in self._sums.values()], dtype=torch.float64)
         maxima = torch.tensor([max(map(float, values)) for values in self._maxima.values()], dtype=torch.float64)
-        totals = [*all_reduce(sums).tolist(), *all_reduce(maxima, maximum=True).tolist()]
+        totals = [*mesh.sum_tokens(sums).tolist(), *mesh.most(maxima).tolist()]
         return dict(zip([*self._sums, *self._maxima], totals, strict=True))

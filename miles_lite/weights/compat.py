@@ -5,8 +5,10 @@ Tested with torch 2.13, transformers 5.19 and SGLang 0.5.23; `tests/weights/test
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,30 @@ def published(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, 
 
     reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(state))
     return reverted
+
+
+def fill_from_files(
+    model: PreTrainedModel, files: Sequence[Path], *, folder: str | Path, device: torch.device
+) -> set[str]:
+    """Load a model on the meta device from its safetensors files, as `from_pretrained` does, and its buffers with it;
+    the names of weights that the files lack. Of a parameter that is a DTensor only this rank's part is read, into
+    memory of its own: what is mapped from a file counts as this process's until the last tensor has gone."""
+    from safetensors import safe_open
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    told = LoadStateDictConfig(
+        pretrained_model_name_or_path=str(folder),
+        device_map={"": device},
+        dtype=torch.float32,
+        weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]
+    )
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt", backend="pread")) for file in files]
+        slices = {name: each.get_slice(name) for each in opened for name in each.keys()}  # noqa: SIM118
+        found, _ = convert_and_load_state_dict_in_model(model, slices, told)
+    return set(model._finalize_model_loading(model, told, found).missing_keys)
 
 
 def place_in_bucket(name: str, shape: torch.Size, dtype: torch.dtype, start: int) -> SimpleNamespace:

@@ -17,6 +17,7 @@ from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
+EIGHT = ("--actor-num-gpus-per-node", "8")
 UNBOUNDED = ("--entropy-coef", "--reward-chance")
 SURFACE = Path(__file__).parent / "cli_surface.txt"
 
@@ -48,7 +49,22 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
         "gpqa": str(Path("g.jsonl").absolute()),
     }
     assert leftovers.sglang == {"mem_fraction_static": "0.7", "enable_dp_attention": True, "cuda_graph_bs": "8"}
-    assert leftovers.ignored == ("tensor-model-parallel-size", "num-layers", "moe-router-topk", "swiglu")
+    assert leftovers.ignored == ("num-layers", "moe-router-topk", "swiglu")
+
+
+def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
+    flags = (
+        "--tensor-model-parallel-size 4 --sequence-parallel --pipeline-model-parallel-size 2 --context-parallel-size 1"
+    )
+    flags += " --expert-model-parallel-size 1 --expert-tensor-parallel-size 1 --recompute-granularity full"
+    flags += " --recompute-method uniform --recompute-num-layers 1 --optimizer-cpu-offload --deterministic-mode"
+    config, leftovers = parse([*NEEDED, *EIGHT, "--actor-num-nodes", "2", *flags.split()])
+    assert (config.topology.world_size, config.dp_size) == (16, 4)
+    assert [config.dp_rank(rank) for rank in (0, 3, 4, 15)] == [0, 0, 1, 3]
+    assert config.compute.recomputes
+    assert leftovers.ignored == ()
+    [remark] = config.parallelism.remarks()
+    assert "there are no stages here" in remark
 
 
 @pytest.mark.parametrize(
@@ -56,9 +72,25 @@ def test_launcher_flags_of_this_field_are_understood() -> None:
     [
         (["--rollout-batchsize", "3"], "unknown flag --rollout-batchsize: did you mean --rollout-batch-size"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--tensor-model-parallel-size", "2"], "does not exist here yet"),
+        (
+            ["--tensor-model-parallel-size", "2"],
+            "1 train ranks .*: --tensor-model-parallel-size 2",
+        ),
+        ([*EIGHT, "--context-parallel-size", "3"], "8 train ranks .* --context-parallel-size 3 must divide them"),
+        ([*EIGHT, "--data-parallel-replicate-size", "3"], "does not divide the 8 data-parallel ranks"),
+        ([*EIGHT, "--expert-model-parallel-size", "3"], "size 3 must divide 8 ranks"),
+        (
+            [*EIGHT, "--tensor-model-parallel-size", "4", "--expert-model-parallel-size", "2"],
+            "be a multiple of --tensor-model-parallel-size 4",
+        ),
+        (
+            [*EIGHT, "--data-parallel-sharding-strategy", "no_shard", "--tensor-model-parallel-size", "2"],
+            "only on CPU, and without tensor",
+        ),
+        (["--recompute-method", "block"], "block needs --recompute-num-layers"),
         (["--lr", "fast"], "argument --lr: invalid float value"),
-        (["--advantage-estimator", "magic"], "invalid choice: 'magic'"),
+        (["--advantage-estimator", "magic"], "not known. Known are grpo"),
+        (["--loss-type", "cisp"], "did you mean cispo"),
         (["--over-sampling-batch-size", "2"], "below --rollout-batch-size 4"),
         (["--global-batch-size", "3"], "does not divide 4 rollouts"),
         (["--num-steps-per-rollout", "3"], "does not divide 4 rollouts"),

@@ -14,7 +14,8 @@ import torch
 from miles_lite.init_model.build import init_model
 from miles_lite.init_model.warm_start import fit, replace_weights
 from miles_lite.sample import Sample
-from miles_lite.train.policy import Policy, load_model
+from miles_lite.train.loading import load_model
+from miles_lite.train.policy import Policy
 
 STEPS = 60
 

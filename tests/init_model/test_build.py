@@ -17,7 +17,7 @@ from miles_lite.errors import UserError
 from miles_lite.init_model.build import init_model
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
 from miles_lite.init_model.warm_start import warm_start
-from miles_lite.train.policy import load_model
+from miles_lite.train.loading import load_model
 from tests.train.helpers import CORPUS, SIZE
 
 CALL = {"type": "function", "function": {"name": "bash", "arguments": {"command": "ls"}}}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.config.training import Algorithm
+from miles_lite.hooks import Advantage
 from miles_lite.sample import Group, Sample
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, fetch, make_batches
@@ -59,7 +60,7 @@ def test_every_trained_sample_is_in_one_micro_batch_and_ranks_agree(
     shapes = {tuple(len(step) for step in one.steps) for one in batches}
     assert len(shapes) == 1
     rollouts = [r for g in made for r in g.rollouts if r.reward is not None and r.trained_tokens]
-    assert all(sum(one.rollouts_per_step) == len(rollouts) for one in batches)
+    assert all(sum(size.rollouts for size in one.sizes) == len(rollouts) for one in batches)
     for one in batches:
         for micro_batch in chain.from_iterable(one.steps):
             assert not dynamic or len(micro_batch) == 1 or tree_tokens(one.samples[i] for i in micro_batch) <= 32
@@ -79,7 +80,7 @@ def group_of(*rewards: float | None) -> Group:
     return Group(index=0, prompt={}, rollouts=rollouts)
 
 
-def advantages(group: Group, options: Algorithm) -> dict[int, float]:
+def advantages(group: Group, options: Algorithm) -> dict[int, Advantage]:
     """By rollout."""
     rollouts, values = estimate([group], options)
     return {rollout.index: value for rollout, value in zip(rollouts, values, strict=True)}

@@ -16,7 +16,7 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
-from miles_lite.train.policy import load_model
+from miles_lite.train.loading import load_model
 from miles_lite.train.rank import TrainWorker
 from tests.rollout.helpers import make_rollout
 from tests.train.families import obvious_logprobs

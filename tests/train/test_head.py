@@ -14,7 +14,7 @@ from torch.nn.functional import linear_cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from miles_lite.train.head import Vocabulary, score
-from miles_lite.train.parallel import open_store, reach_store
+from miles_lite.train.mesh import open_store, reach_store
 
 TOKENS, WIDTH, WORDS = 37, 24, 101
 

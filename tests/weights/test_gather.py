@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from miles_lite.train import parallel
-from miles_lite.train.policy import Policy
+from miles_lite.config.parallel import Parallelism
+from miles_lite.train import mesh
+from miles_lite.train.data import Sharded
 from miles_lite.weights import tensor_files
 from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.folder import write_folder
@@ -26,11 +27,12 @@ SIZE = {
     "intermediate_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "num_key_value_heads": 1,
+    "num_key_value_heads": 2,
     "head_dim": 8,
 }
 KINDS = ("plain", "tied", "experts")
 LIMIT = 3000
+SIZES = {"sharded": Parallelism(), "tensor": Parallelism(tensor_model_parallel_size=2)}
 CPU = torch.device("cpu")
 
 
@@ -103,31 +105,34 @@ def test_no_more_is_gathered_than_one_piece_of_a_layer() -> None:
 
 def run_rank(rank: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
-    store = parallel.reach_store("127.0.0.1", port, ranks=2, timeout=60)
-    parallel.join(store, rank=rank, ranks=2, device=CPU, host="127.0.0.1", timeout=60)
-    for kind in KINDS:
-        policy = Policy(make(kind))
-        parallel.Sharded(CPU).wrap(policy)
-        weights = Published(policy.model, policy.weights(), torch.bfloat16)
-        for _ in range(2):
+    store = mesh.reach_store("127.0.0.1", port, ranks=2, timeout=60)
+    mesh.join(store, rank=rank, ranks=2, device=CPU, host="127.0.0.1", timeout=60)
+    for name, sizes in SIZES.items():
+        sharded = Sharded(mesh.make_mesh(sizes, device=CPU), CPU)
+        for kind in KINDS:
+            policy = sharded.load(out / f"{kind}-model")
+            weights = Published(policy.model, policy.weights(), torch.bfloat16)
+            for _ in range(2):
+                if rank > 0:
+                    weights.follow()
+                    continue
+                with contextlib.closing(weights):
+                    write_folder(weights, out / name / kind)
             if rank > 0:
                 weights.follow()
-                continue
-            with contextlib.closing(weights):
-                write_folder(weights, out / kind)
-        if rank > 0:
-            weights.follow()
-        else:
-            with contextlib.closing(weights):
-                next(iter(weights.fetch(list(weights.layout)[3:])))  # broken off: the others are let go
+            else:
+                with contextlib.closing(weights):
+                    next(iter(weights.fetch(list(weights.layout)[3:])))  # broken off: the others are let go
     dist.destroy_process_group()
 
 
 @pytest.mark.e2e
 def test_ranks_that_share_a_model_write_what_one_writes(tmp_path: Path) -> None:
-    store = parallel.open_store("127.0.0.1", ranks=2, timeout=60)
+    for kind in KINDS:
+        make(kind).save_pretrained(tmp_path / f"{kind}-model")
+    store = mesh.open_store("127.0.0.1", ranks=2, timeout=60)
     spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=run_rank, args=(rank, store.port, tmp_path / "ours")) for rank in range(2)]
+    ranks = [spawn.Process(target=run_rank, args=(rank, store.port, tmp_path)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -135,4 +140,4 @@ def test_ranks_that_share_a_model_write_what_one_writes(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [0, 0]
     for kind in KINDS:
         expected = files(stored(make(kind), tmp_path / kind, torch.bfloat16))
-        assert files(tmp_path / "ours" / kind) == expected
+        assert all(files(tmp_path / name / kind) == expected for name in SIZES), kind

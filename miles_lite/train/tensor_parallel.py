@@ -1,0 +1,71 @@
+"""Tensor parallelism: the matrices of every layer cut over ranks by the model's own plan, and the vocabulary with them.
+
+Invariant: gradients are those of one process however many backward passes a step has. Two things of the plan are done
+otherwise for it. Norms that each rank applies to its own heads have partial gradients: they are summed once per step
+(`Tensors.finish`), where the plan sums what has accumulated at every backward pass. And embedding and head are cut by
+vocabulary, both alike, so that tied ones stay one parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from miles_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PARTIAL = "replicated_with_grad_allreduce"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A model cut over `mesh`; `partial` names the modules whose parameters each rank has part of the gradient of."""
+
+    mesh: DeviceMesh
+    partial: frozenset[str]
+
+    def finish(self, model: nn.Module) -> None:
+        """Make the gradients of the model whole, once per step. Collective."""
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and _generic(name.rpartition(".")[0]) in self.partial:
+                gradient = parameter.grad
+                local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                dist.all_reduce(local, group=self.mesh.get_group())
+
+
+def cut(model: PreTrainedModel, mesh: DeviceMesh) -> Tensors:
+    """Make the parameters of a model, on the meta device or alike on all ranks, shards of a one-dimensional mesh.
+
+    Raises UserError for a model without a plan.
+    """
+    from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    plan = dict(model.tp_plan)
+    names = {module: name for name, module in model.named_modules()}
+    if not plan.keys() - {names[head]}:
+        raise UserError(
+            f"--tensor-model-parallel-size {mesh.size()}: transformers has no tensor-parallel plan for "
+            f"{type(model).__name__}. Leave it out: layers are sharded over data-parallel ranks"
+        )
+    partial = frozenset(name for name, style in plan.items() if style == PARTIAL)
+    plan = {name: style for name, style in plan.items() if name not in partial}
+    plan |= {names[embedding]: "embedding_rowwise", names[head]: "colwise_gather_output"}
+    tied = head.weight is embedding.weight
+    apply_tensor_parallelism(model, mesh, plan)  # type: ignore[no-untyped-call]
+    if tied:
+        head.weight = embedding.weight
+    return Tensors(mesh, partial)
+
+
+def _generic(name: str) -> str:
+    """With layers' numbers as a plan has them."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

@@ -1,0 +1,144 @@
+"""However ranks share a model, loss and gradients are those of one process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from miles_lite.config.parallel import Compute, Parallelism
+from miles_lite.train import mesh
+from miles_lite.train.batching import Batch
+from miles_lite.train.data import Replicated, Sharded, Strategy
+from miles_lite.train.learner import Learner
+from tests.train.families import FAMILIES, make_model
+from tests.train.helpers import make_batch, make_config, make_samples
+
+CPU = torch.device("cpu")
+ADVANTAGES = [1.0, -1.0, 0.5, 0.25, -0.75]
+FLAGS = ("--use-kl-loss", "--kl-loss-coef", "0.1", "--clip-grad", "0", "--entropy-coef", "0.01")
+Result = tuple[dict[str, float], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model kind on a mesh; no mesh is `Replicated`."""
+
+    kind: str
+    sizes: Parallelism | None = None
+    compute: Compute = field(default_factory=Compute)
+
+    def strategy(self) -> Strategy:
+        if self.sizes is None:
+            return Replicated(self.compute)
+        return Sharded(mesh.make_mesh(self.sizes, device=CPU), CPU, self.compute)
+
+    @property
+    def per_batch(self) -> int:
+        return 1 if self.sizes is None else self.sizes.ranks_per_batch
+
+
+def tensor(size: int, **more: int) -> Parallelism:
+    return Parallelism(tensor_model_parallel_size=size, **more)  # type: ignore[arg-type]
+
+
+SHARDED = Parallelism(data_parallel_sharding_strategy="optim_grads_params")
+RECOMPUTED = Compute(gradient_checkpointing=True)
+
+
+def share(index: int, count: int) -> Batch:
+    """What the data-parallel rank `index` of `count` trains: its part of a step of two micro-batches."""
+    samples = make_samples(9, 5)
+    plan = {1: [[[0, 1], [2, 3, 4]]], 2: [[[0], [4, 2]], [[1], [3]]], 4: [[[0], [4]], [[1], []], [[2], []], [[3], []]]}
+    micro_batches = plan[count][index]
+    mine = [number for micro_batch in micro_batches for number in micro_batch]
+    steps = [[[mine.index(number) for number in micro_batch] for micro_batch in micro_batches]]
+    return make_batch([samples[i] for i in mine], [ADVANTAGES[i] for i in mine], steps=steps, rollouts=[5])
+
+
+def trained(case: Case, folder: Path) -> Result:
+    """Metrics and whole gradients of one step."""
+    ranks = dist.get_world_size() // case.per_batch
+    config = make_config(folder / case.kind, *FLAGS)
+    strategy = case.strategy()
+    policy = strategy.load(folder / case.kind)
+    reference = strategy.load(folder / case.kind).requires_grad_(False)
+    learner = Learner(policy, strategy, CPU, config.algorithm, config.optimizer, reference)
+    metrics = learner.train(share(dist.get_rank() // case.per_batch, ranks))
+    named = ((name, parameter.grad) for name, parameter in policy.named_parameters())
+    return metrics, {name: whole(gradient) for name, gradient in named if gradient is not None}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def run_rank(rank: int, ranks: int, port: int, cases: Sequence[Case], folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = mesh.reach_store("127.0.0.1", port, ranks=ranks, timeout=60)
+    mesh.join(store, rank=rank, ranks=ranks, device=CPU, host="127.0.0.1", timeout=60)
+    for number, case in enumerate(cases):
+        result = trained(case, folder)
+        if rank == 0:
+            torch.save(result, folder / f"{ranks}-{number}.pt")
+    dist.destroy_process_group()
+
+
+def spread(cases: Sequence[Case], folder: Path, *, ranks: int) -> list[Result]:
+    """What rank 0 has of each case."""
+    store = mesh.open_store("127.0.0.1", ranks=ranks, timeout=60)
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=run_rank, args=(rank, ranks, store.port, cases, folder)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0] * ranks
+    return [torch.load(folder / f"{ranks}-{number}.pt") for number in range(len(cases))]
+
+
+def assert_equal(result: Result, expected: Result, case: Case) -> None:
+    """Metrics and every gradient to 1e-5, relative."""
+    (metrics, gradients), (known, alone) = result, expected
+    for name in (name for name in known if name.startswith("train/")):
+        assert metrics[name] == pytest.approx(known[name], rel=1e-5, abs=1e-6), (case, name)
+    assert gradients.keys() == alone.keys(), case
+    floor = 1e-6 * max(float(gradient.norm()) for gradient in alone.values())
+    for name, gradient in gradients.items():
+        error = float((gradient - alone[name]).norm()) / max(float(alone[name].norm()), floor)
+        assert error <= 1e-5, (case, name, error)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in FAMILIES:
+        make_model(kind).save_pretrained(folder / kind)
+    return folder
+
+
+TWO = [
+    Case("qwen3"),
+    Case("qwen3_tied", SHARDED),
+    Case("qwen3_moe", SHARDED, RECOMPUTED),
+    *(Case(kind, tensor(2)) for kind in FAMILIES),
+    Case("qwen3_moe", tensor(2), RECOMPUTED),
+    Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
+]
+FOUR = [*(Case(kind, tensor(2)) for kind in FAMILIES), Case("qwen3", tensor(2, data_parallel_replicate_size=2))]
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(("ranks", "cases"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
+def test_ranks_that_share_a_model_train_as_one(models: Path, ranks: int, cases: list[Case]) -> None:
+    alone = {kind: trained(Case(kind), models) for kind in {case.kind for case in cases}}
+    for case, result in zip(cases, spread(cases, models, ranks=ranks), strict=True):
+        assert_equal(result, alone[case.kind], case)

@@ -1,0 +1,37 @@
+"""What a model cannot be cut into is said from its config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config.parallel import Parallelism
+from miles_lite.errors import UserError
+from miles_lite.train.shapes import check_shapes
+
+SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 48, "vocab_size": 288}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "message"),
+    [
+        ({"num_key_value_heads": 2}, {"tensor_model_parallel_size": 4}, "size 4 does not divide num_key_value_heads 2"),
+        ({"vocab_size": 289}, {"tensor_model_parallel_size": 2}, "does not divide vocab_size 289"),
+        ({}, {"expert_model_parallel_size": 2}, "tells of no experts"),
+        ({"num_experts": 6}, {"expert_model_parallel_size": 4}, "size 4 does not divide the 6 experts"),
+    ],
+)
+def test_what_does_not_divide_is_named(
+    tmp_path: Path, changes: dict[str, int], sizes: dict[str, int], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | changes))
+    with pytest.raises(UserError, match=message):
+        check_shapes(tmp_path, Parallelism(**sizes))  # type: ignore[arg-type]
+
+
+def test_what_divides_passes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**SHAPE, "num_experts": 8}}))
+    check_shapes(tmp_path, Parallelism(tensor_model_parallel_size=4, expert_model_parallel_size=8))
+    check_shapes(tmp_path, Parallelism())
