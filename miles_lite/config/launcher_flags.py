@@ -25,7 +25,7 @@ IGNORED_FLAGS = frozenset(
     """attention-dropout hidden-dropout attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32
     attention-backend optimizer use-distributed-optimizer async-save overlap-grad-reduce overlap-param-gather
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
-    decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
+    decoder-first-pipeline-num-layers megatron-to-hf-mode use-miles-router balance-data
     apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
     router-assignment-mode router-prefill-policy router-decode-policy router-disable-health-check
     router-health-check-interval-secs router-health-failure-threshold router-health-success-threshold
