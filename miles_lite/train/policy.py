@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from miles_lite.config.choices import RoutingReplay
+from miles_lite.config.training import Algorithm
 from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.batching import batch_of
 from miles_lite.train.head import WHOLE, Vocabulary, score
-from miles_lite.train.packing import Form, Packed
+from miles_lite.train.packing import Form, Packed, bare_pass
+from miles_lite.train.replay import Replay, Routing, check_overruled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+PROBED = 8
+"""Tokens on which a model shows that it follows recorded routes."""
 
 
 class Policy(nn.Module):
@@ -29,6 +38,7 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.replay: Replay | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -64,6 +74,8 @@ class Policy(nn.Module):
 
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
+        if self.replay is not None:
+            self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
             row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
@@ -79,6 +91,25 @@ def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     ranks = weight.device_mesh
     most = -(-len(weight) // ranks.size())
     return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
+
+
+def replayed(policy: Policy, device: torch.device, options: Algorithm) -> Routing | None:
+    """What samples must bring if their routes are to be replayed, which this makes the policy do. Collective.
+
+    Raises UserError for a model that does not do it.
+    """
+    if options.use_rollout_routing_replay is RoutingReplay.OFF:
+        return None
+    policy.replay = replay = Replay(policy.model)
+    bare = bare_pass(batch_of([], []), PROBED).to(device)
+
+    def states(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            logprobs: Tensor = policy(replace(bare, experts=rows))[0]
+        return logprobs
+
+    check_overruled(replay, states, tokens=PROBED, device=device)
+    return replay.routing(strict=options.use_rollout_routing_replay is RoutingReplay.STRICT)
 
 
 def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
