@@ -143,6 +143,10 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
             "--save-interval needs --save",
         ),
         (
+            checkpoint.save_retain_interval is not None and checkpoint.save is None,
+            "--save-retain-interval needs --save",
+        ),
+        (
             checkpoint.save_hf is not None and checkpoint.save is None,
             "--save-hf needs --save: it is written with each checkpoint",
         ),

@@ -174,12 +174,21 @@ class TrainGroup:
         self._wait(self._offering, timeout=CALL_TIMEOUT, doing="sending weights")
 
     def save(self, rollout_id: int) -> None:
-        """Write `iter_…` under `--save`."""
+        """Write `iter_…` under `--save`, and wait until it is complete."""
+        self.begin_save(rollout_id)
+        self.finish_save()
+
+    def begin_save(self, rollout_id: int) -> None:
+        """The same while the ranks go on: what is written is what they have now."""
         if self._config.checkpoint.save is None:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
         saving = self._all(TrainWorker.save, folder, rollout_id)
         self._wait(saving, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is complete."""
+        self._wait(self._all(TrainWorker.saved), timeout=CALL_TIMEOUT, doing="saving a checkpoint")
 
     def save_hf(self, rollout_id: int) -> None:
         """Write the model folder that `--save-hf` names for this rollout, if it names one."""

@@ -21,6 +21,7 @@ from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.train.batching import Batch, Place, fetch, make_batches
 from miles_lite.train.flops import Flops
+from tests.clusters import local_cluster
 from tests.rollout.helpers import make_sample
 
 pytestmark = pytest.mark.e2e
@@ -30,9 +31,8 @@ LONG = 200_000
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=2, object_store_memory=200 << 20):
+        yield
 
 
 @ray.remote(num_cpus=0)

@@ -21,7 +21,7 @@ from miles_lite.weights.sender import Sender
 from tests.train.helpers import make_batch, make_config, make_samples
 
 CPU = torch.device("cpu")
-BUCKET = 32 << 20
+BUCKET = 8 << 20
 SHARE = 0.65
 
 
