@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES, SFT, Estimator, Loss, estimator_named, loss_named
-from miles_lite.config.choices import Bounding, KLType, Level, Reduction
+from miles_lite.config.choices import Bounding, KLType, Level, Reduction, RoutingReplay
 from miles_lite.config.option import option
 
 
@@ -59,8 +59,11 @@ class Algorithm:
     use_approximate_old_logprobs: bool = option(
         False, help="old logprobs lie between the engine's and the current ones, by staleness (A-3PO)"
     )
-    use_rollout_routing_replay: bool = option(
-        False, help="engines return the experts that routed each token, and samples carry them"
+    use_rollout_routing_replay: RoutingReplay = option(
+        RoutingReplay.OFF,
+        help="train each token with the experts that engines chose for it; strict: refuse samples that lack them",
+        nargs="?",
+        const="on",
     )
     use_tis: bool = option(False, help="importance weights between trainer and engine")
     tis_clip: float = option(2.0, help="their upper bound", above=0)
