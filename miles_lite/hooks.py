@@ -124,17 +124,22 @@ class MessageMatcher(Protocol):
     def __call__(self, stored: dict[str, Any], replayed: dict[str, Any], /) -> bool: ...
 
 
+Advantage = float | tuple[float, ...]
+"""Of a rollout: for all its tokens, or one for each turn of its session, in order; later turns have the last one."""
+
+
 class AdvantageFunction(Protocol):
-    """A value of ADVANTAGES (`train/advantages/`): the advantage of each rewarded rollout of one group, in their order.
+    """`--advantage-estimator`: the advantage of each rewarded rollout of one group, in their order.
 
     Pure: rewards and records in, numbers out.
     """
 
-    def __call__(self, rollouts: Sequence[Rollout], options: Algorithm, /) -> list[float]: ...
+    def __call__(self, rollouts: Sequence[Rollout], options: Algorithm, /) -> Sequence[Advantage]: ...
 
 
 class LossFunction(Protocol):
-    """A value of LOSSES (`train/losses/`): the loss of each token of a packed pass, and metrics, each float32 [N].
+    """`--loss-type`, `--custom-loss-function-path`: the loss of each token of a packed pass, and metrics, each float32
+    [N]; `--custom-tis-function-path`: a weight for it instead.
 
     Pure. It reduces, masks and weighs nothing: the learner does, the same for each. The names of the metrics depend on
     the options alone.
@@ -150,6 +155,10 @@ HOOKS: Mapping[str, type] = {
     "--session-sample-picker-path": SamplePicker,
     "--session-sample-postprocessor-path": SamplePostprocessor,
     "--session-message-matcher": MessageMatcher,
+    "--advantage-estimator": AdvantageFunction,
+    "--loss-type": LossFunction,
+    "--custom-loss-function-path": LossFunction,
+    "--custom-tis-function-path": LossFunction,
 }
 
 

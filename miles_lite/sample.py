@@ -80,6 +80,35 @@ class Sample:
             marked[start:end] = True
         return marked
 
+    @property
+    def turns(self) -> np.ndarray:
+        """int32 [T]: the number of the session's turn that sampled the token; NOT_SAMPLED elsewhere.
+
+        Where nobody says (`turn_spans` in the metadata), each run of sampled tokens is a turn.
+        """
+        sampled = self.weight_versions != NOT_SAMPLED
+        turns = np.full(len(self.tokens), NOT_SAMPLED, np.int32)
+        if "turn_spans" in self.metadata:
+            for number, start, end in self.metadata["turn_spans"]:
+                turns[start:end] = number
+            return turns
+        begins = sampled & ~np.concatenate([[False], sampled[:-1]])
+        turns[sampled] = (np.cumsum(begins) - 1)[sampled]
+        return turns
+
+    @property
+    def told(self) -> np.ndarray:
+        """bool [T]: what its agent was told between its turns: no engine sampled it, and trained tokens come before it.
+
+        Tokens of `imitate` in the metadata, a list of [start, end), instead, where a hook put it there.
+        """
+        if "imitate" not in self.metadata:
+            return np.asarray((self.weight_versions == NOT_SAMPLED) & (np.cumsum(self.loss_mask) > 0))
+        chosen = np.zeros(len(self.tokens), bool)
+        for start, end in self.metadata["imitate"]:
+            chosen[max(1, start) : end] = True
+        return chosen
+
     def record(self) -> SampleRecord:
         """What is known of it without its arrays."""
         versions = np.unique(self.weight_versions)

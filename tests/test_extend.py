@@ -22,6 +22,7 @@ from miles_lite.router.backend import Worker
 from miles_lite.router.policies import POLICIES, Placement
 from miles_lite.sample import Group, Status
 from miles_lite.session.http import app
+from miles_lite.train.losses.sequences import Sequences
 from miles_lite.train.losses.streams import Streams
 from miles_lite.weights.delivery import Receiver
 from miles_lite.weights.receiver import WeightUpdate
@@ -94,18 +95,25 @@ async def test_an_environment(tmp_path: Path) -> None:
 
 
 def test_an_advantage(tmp_path: Path) -> None:
-    run = example("advantage", tmp_path)
+    run = example("advantage", tmp_path, flag="--advantage-estimator")
     assert run(group(1.0, 0.0, 0.5).rollouts, Algorithm()) == [0.75, -0.75, 0.0]
 
 
 def test_a_loss(tmp_path: Path) -> None:
-    run = example("loss", tmp_path)
+    run = example("loss", tmp_path, flag="--loss-type")
     none, metrics = run(Streams.empty(reference=False), Algorithm())
     assert none.shape == metrics["clipped"].shape == (0,)
     new = torch.tensor([-1.0, -2.0], requires_grad=True)
     old, ones = torch.tensor([-1.0, -3.0]), torch.ones(2)
     streams = Streams(
-        new=new, entropy=ones, old=old, reference=None, rollout_logprobs=old, in_context=ones.bool(), advantages=ones
+        new=new,
+        entropy=ones,
+        old=old,
+        reference=None,
+        rollout_logprobs=old,
+        in_context=ones.bool(),
+        advantages=ones,
+        sequences=Sequences(ones.long(), 2),
     )
     loss, metrics = run(streams, Algorithm(eps_clip=0.2))
     loss.sum().backward()

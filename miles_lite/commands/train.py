@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from miles_lite.config.choices import LossType
 from miles_lite.config.options import parse
 from miles_lite.job.loop import train
 from miles_lite.observe.summary import print_summary
@@ -17,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     leftovers.show_ignored()
     for remark in config.parallelism.remarks():
         print(remark, file=sys.stderr)
-    if config.algorithm.loss_type == LossType.SFT:
+    if config.algorithm.imitates:
         from miles_lite.job.sft import imitate
 
         print(f"model: {imitate(config)}")

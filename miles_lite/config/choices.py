@@ -58,17 +58,30 @@ class TransferMode(Word):
     DISTRIBUTED = "distributed"
 
 
-class LossType(Word):
-    """What a step minimizes."""
+class Level(Word):
+    """What an importance ratio is of: a token, a sequence (the product of its tokens'), or its geometric mean."""
 
-    POLICY = "policy_loss"
-    SFT = "sft_loss"
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+    GEOMETRIC = "geometric"
 
 
-class AdvantageEstimator(Word):
-    """How rewards become advantages."""
+class Bounding(Word):
+    """What becomes of a weight out of its bounds: it is set to the bound, to the upper one only, or to 0."""
 
-    GRPO = "grpo"
+    CLIP = "clip"
+    TRUNCATE = "truncate"
+    MASK = "mask"
+
+
+class Reduction(Word):
+    """Whose mean the loss is: tokens, samples, rollouts or prompts count alike, or rollouts of a constant length."""
+
+    TOKEN = "token"
+    SAMPLE = "sample"
+    ROLLOUT = "rollout"
+    PROMPT = "prompt"
+    CONSTANT = "constant"
 
 
 class KLType(Word):

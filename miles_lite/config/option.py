@@ -14,9 +14,11 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from miles_lite.config.folders import absolute
+from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
 
 KEY = "option"
+OTHERS = "others by package.module:name or file.py:name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class Option:
     """What a field says of its flag.
 
     nargs, choices, metavar, const   argparse's
+    named     names that the value may be; any other is an import path of the user's
     least, above, most, below        bounds of a number
     empty     whether "" is a value
     positional  it has no flag: its place says what it is
@@ -37,6 +40,7 @@ class Option:
     help: str
     nargs: str | None = None
     choices: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     metavar: str | None = None
     const: str | None = None
     least: float | None = None
@@ -72,6 +76,9 @@ class Option:
     def _refuse_absurd(self, flag: str, value: object) -> None:
         if value == "" and not self.empty:
             raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+        if self.named and isinstance(value, str) and value not in self.named and not {".", ":"} & set(value):
+            hint = nearest(value, self.named)
+            raise UserError(f"{flag} {value}: not known{hint}. Known are {', '.join(self.named)}; {OTHERS}")
         if not isinstance(value, (int, float)):
             return
         if not math.isfinite(value):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import rules
+from miles_lite.config import algorithm_rules, rules
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
@@ -76,7 +76,8 @@ class Config(Serving):
         return [
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
-            *rules.losses(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.parts_of_sequences(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.folders(self.checkpoint, self.evaluation),
@@ -90,4 +91,9 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     if config.algorithm.use_rollout_routing_replay:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
+    if config.algorithm.loss_constant_length is None:
+        length = config.rollouts.rollout_max_response_len
+        config = dataclasses.replace(
+            config, algorithm=dataclasses.replace(config.algorithm, loss_constant_length=length)
+        )
     return config.check(), leftovers

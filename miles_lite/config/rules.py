@@ -6,7 +6,7 @@ together, and the few bounds that need words of their own.
 
 from __future__ import annotations
 
-from miles_lite.config.choices import LossType, RewardRule, RouterKind
+from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
@@ -71,34 +71,6 @@ def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
     ]
 
 
-def losses(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
-    """What the losses need, and what excludes what."""
-    imitates = algorithm.loss_type == LossType.SFT
-    return [
-        (
-            algorithm.use_rollout_logprobs and algorithm.use_tis,
-            "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
-            "to correct",
-        ),
-        (
-            imitates and (rollouts.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
-            "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
-        ),
-        (
-            imitates and (algorithm.use_tis or algorithm.use_rollout_logprobs),
-            "--loss-type sft_loss has no rollouts whose logprobs --use-tis or --use-rollout-logprobs could take",
-        ),
-        (
-            algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss,
-            f"--kl-loss-coef {algorithm.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
-        ),
-        (
-            algorithm.tis_clip_low > algorithm.tis_clip,
-            f"--tis-clip-low {algorithm.tis_clip_low} is above --tis-clip {algorithm.tis_clip}",
-        ),
-    ]
-
-
 def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
     """How many ranks there are, and how they share the model."""
     ranks, tensor, experts = topology.world_size, sizes.tensor_model_parallel_size, sizes.expert_model_parallel_size
@@ -129,11 +101,6 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
         (
             compute.recompute_method == "block" and compute.recompute_num_layers is None,
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
-        ),
-        (
-            experts > 1,
-            "--expert-model-parallel-size: this parallelism does not exist here yet, only 1 is accepted; take "
-            "--tensor-model-parallel-size, which cuts experts too",
         ),
     ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from miles_lite.config.choices import AdvantageEstimator, KLType, LossType
+from miles_lite.config.algorithms import ADVANTAGES, LOSSES, SFT, Estimator, Loss, estimator_named, loss_named
+from miles_lite.config.choices import Bounding, KLType, Level, Reduction
 from miles_lite.config.option import option
 
 
@@ -13,26 +14,75 @@ from miles_lite.config.option import option
 class Algorithm:
     """algorithm: advantages, losses, batches."""
 
-    loss_type: LossType = option(
-        LossType.POLICY, help="sft_loss: imitate the rows of --prompt-data (from traces to-data), without rollouts"
+    loss_type: str = option(
+        "policy_loss",
+        help="loss by name, dotted path or file.py:name; sft_loss: imitate the rows of --prompt-data (from traces "
+        "to-data), without rollouts",
+        named=(*LOSSES, "custom_loss"),
     )
-    advantage_estimator: AdvantageEstimator = option(AdvantageEstimator.GRPO, help="how rewards become advantages")
+    custom_loss_function_path: str | None = option(None, help="dotted path or file.py:name of the custom_loss")
+    importance_sampling_level: Level | None = option(
+        None, help="what the ratio of the loss is of (default: what its paper says)"
+    )
+    advantage_estimator: str = option(
+        "grpo", help="how rewards become advantages: by name, dotted path or file.py:name", named=tuple(ADVANTAGES)
+    )
     disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
     disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)")
+    normalize_advantages: bool = option(False, help="whiten advantages over all trained tokens of the batch")
+    gamma: float = option(1.0, help="discount of later rewards, by token or turn", least=0, most=1)
+    lambd: float = option(1.0, help="lambda of generalised advantage estimation", least=0, most=1)
+    value_loss_coef: float = option(0.5, help="weight of the value head's loss", least=0)
+    value_clip: float = option(0.2, help="how far a value may move from its old one", least=0)
     eps_clip: float = option(0.2, help="lower clip range of the importance ratio", least=0)
     eps_clip_high: float | None = option(None, help="upper clip range (default: --eps-clip)", least=0)
     eps_clip_c: float | None = option(None, help="dual clip: bound for negative advantages, > 1", above=1)
+    sapo_tau_pos: float = option(1.0, help="SAPO: temperature of the gate for positive advantages", above=0)
+    sapo_tau_neg: float = option(1.05, help="SAPO: temperature of the gate for the others", above=0)
+    dppo_tv: float = option(0.2, help="dppo_tv: largest difference of a token's probability", least=0)
+    dppo_kl: float = option(0.05, help="dppo_kl: largest binary KL divergence of a token, in nats", least=0)
+    cov_ratio: float = option(2e-4, help="clip_cov, kl_cov: share of tokens that are held back", least=0, most=1)
+    cov_low: float = option(1.0, help="clip_cov: least covariance of a token that is held back", least=0)
+    cov_high: float = option(5.0, help="clip_cov: largest", least=0)
+    kl_cov_coef: float = option(1.0, help="kl_cov: weight of their KL penalty", least=0)
     use_kl_loss: bool = option(False, help="add a KL loss to the reference model")
     kl_loss_coef: float = option(0.0, help="its weight; 0 only logs it", least=0)
     kl_loss_type: KLType = option(KLType.K1, help="its estimator")
+    use_unbiased_kl: bool = option(False, help="weigh it by the ratio of new to old policy (DeepSeek-V3.2)")
+    kl_coef: float = option(0.0, help="penalty per nat of KL to the reference model, taken from the rewards", least=0)
     entropy_coef: float = option(0.0, help="entropy bonus")
+    entropy_clamp: float | None = option(None, help="nats of a token's entropy above which it earns no more", above=0)
+    echo_coef: float = option(
+        0.0, help="weight of the cross-entropy on what the agent was told between its turns (ECHO)", least=0
+    )
     use_rollout_logprobs: bool = option(False, help="old logprobs are the engine's, not the trainer's recomputation")
+    use_approximate_old_logprobs: bool = option(
+        False, help="old logprobs lie between the engine's and the current ones, by staleness (A-3PO)"
+    )
     use_rollout_routing_replay: bool = option(
         False, help="engines return the experts that routed each token, and samples carry them"
     )
-    use_tis: bool = option(False, help="truncated importance sampling between trainer and engine")
-    tis_clip: float = option(2.0, help="its upper bound", above=0)
-    tis_clip_low: float = option(0.0, help="its lower bound", least=0)
+    use_tis: bool = option(False, help="importance weights between trainer and engine")
+    tis_clip: float = option(2.0, help="their upper bound", above=0)
+    tis_clip_low: float = option(0.0, help="their lower bound", least=0)
+    tis_level: Level = option(Level.TOKEN, help="what they are of")
+    tis_mode: Bounding = option(Bounding.CLIP, help="what becomes of those out of bounds (mask: IcePop, MIS)")
+    custom_tis_function_path: str | None = option(None, help="dotted path or file.py:name of weights of your own")
+    use_rs: bool = option(False, help="reject sequences, or tokens, that the trainer finds too unlike the engine's")
+    rs_level: Level = option(Level.SEQUENCE, help="whose ratio must be within the bounds")
+    rs_lower_bound: float = option(0.5, help="least ratio that is kept", least=0)
+    rs_upper_bound: float = option(2.0, help="largest ratio that is kept", above=0)
+    rs_veto_threshold: float | None = option(
+        None, help="a token whose ratio is below rejects its whole sequence", least=0
+    )
+    use_opsm: bool = option(False, help="mask off-policy sequences of negative advantage (DeepSeek-V3.2)")
+    opsm_delta: float = option(1e-4, help="mean of old minus new logprob from where on", least=0)
+    loss_reduction: Reduction | None = option(
+        None, help="what the loss is the mean of (default: rollouts, or what the estimator's paper says)"
+    )
+    loss_constant_length: int | None = option(
+        None, help="tokens that --loss-reduction constant divides by (default: --rollout-max-response-len)", least=1
+    )
     calculate_per_token_loss: bool = option(False, help="average over tokens, not over rollouts")
     global_batch_size: int | None = option(
         None, help="rollouts per optimizer step (default: all of a rollout)", least=1
@@ -43,6 +93,49 @@ class Algorithm:
     micro_batch_size: int = option(1, help="samples per forward pass", least=1)
     use_dynamic_batch_size: bool = option(False, help="pack samples into micro-batches by token budget")
     max_tokens_per_gpu: int | None = option(None, help="that budget, tokens per micro-batch", least=1)
+
+    @property
+    def estimator(self) -> Estimator:
+        """What --advantage-estimator names."""
+        return estimator_named(self.advantage_estimator)
+
+    @property
+    def loss(self) -> Loss:
+        """What --loss-type names; the estimator's own where that is the default."""
+        return loss_named(self.loss_name)
+
+    @property
+    def loss_name(self) -> str:
+        """Its name, or its path."""
+        named = self.loss_type if self.loss_type != "policy_loss" else self.estimator.loss or self.loss_type
+        return self.custom_loss_function_path or named
+
+    @property
+    def level(self) -> Level:
+        """What the ratio of the loss is of."""
+        return self.importance_sampling_level or self.loss.level
+
+    @property
+    def reduction(self) -> Reduction:
+        """What the loss is the mean of."""
+        if self.calculate_per_token_loss:
+            return Reduction.TOKEN
+        return self.loss_reduction or self.estimator.reduction or Reduction.ROLLOUT
+
+    @property
+    def imitates(self) -> bool:
+        """Whether nothing is rolled out."""
+        return self.loss_type == SFT
+
+    @property
+    def compares_with_engine(self) -> bool:
+        """Whether tokens are weighed by the ratio of the trainer's to the engine's probability."""
+        return self.use_tis or self.use_rs or self.custom_tis_function_path is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether a reference model is needed."""
+        return self.use_kl_loss or self.kl_coef > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from miles_lite.config.choices import LossType
+from miles_lite.config.algorithms import SFT
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
 from miles_lite.sample import Sample
-from miles_lite.train.batching import Batch
+from miles_lite.train.batching import batch_of
 from miles_lite.train.data import Replicated
 from miles_lite.train.learner import Learner
 from miles_lite.train.loading import load_model
@@ -86,23 +86,16 @@ def fit(
         policy=policy,
         strategy=Replicated(),
         device=torch.device("cpu"),
-        algorithm=Algorithm(loss_type=LossType.SFT, calculate_per_token_loss=True),
+        algorithm=Algorithm(loss_type=SFT, calculate_per_token_loss=True),
         options=Optimizer(lr=lr, lr_decay_style="cosine", lr_warmup_iters=max(1, steps // 10)),
         total_updates=steps,
     )
     losses, tokens = [], 0
     for chosen in islice(draws(len(samples), batch, seed=seed), steps):
         taken = [samples[index] for index in chosen]
-        losses.append(learner.train(one_step(taken))["train/loss"])
+        losses.append(learner.train(batch_of(taken, np.zeros(len(taken))))["train/loss"])
         tokens += sum(map(len, taken))
     return losses, tokens
-
-
-def one_step(samples: list[Sample]) -> Batch[Sample]:
-    """All of them in one micro-batch of one optimizer step."""
-    size = len(samples)
-    trained = np.array([sample.trained_tokens for sample in samples], np.float32)
-    return Batch(0, samples, np.zeros(size, np.float32), trained, [[list(range(size))]], [size])
 
 
 def draws(size: int, batch: int, *, seed: int) -> Iterator[list[int]]:

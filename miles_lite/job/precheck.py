@@ -28,7 +28,7 @@ def check_inputs(config: Config) -> None:
     model = check_folders(config)
     limit = context_length(model, config.context.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
-    check_hooks(hooks_of(config.rollouts, config.session))
+    check_hooks(hooks_of(config.rollouts, config.session, config.algorithm))
     if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
         load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
@@ -70,7 +70,7 @@ def check_folders(config: Config) -> Path:
     its folder. Raises UserError."""
     model = check_model_folder(config.model.hf_checkpoint)
     check_shapes(model, config.parallelism)
-    if config.algorithm.use_kl_loss and config.checkpoint.ref_load is not None:
+    if config.algorithm.compares and config.checkpoint.ref_load is not None:
         check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
     written = {
         "--run-dir": config.run.run_dir,

@@ -61,7 +61,7 @@ class Context:
         gathered: Tensor = _Gather.apply(keys, self.group)  # type: ignore[no-untyped-call]
         return gathered
 
-    def whole(self, scores: Sequence[Tensor], pairs: Tensor, *, count: int) -> Sequence[Tensor]:
+    def whole(self, scores: Sequence[Tensor], pairs: Tensor, *, count: int) -> tuple[Tensor, ...]:
         """Of scores [pairs] of this rank's pairs: [count], those of all ranks."""
         made: Tensor = _Whole.apply(torch.stack(list(scores)), pairs, count, self.group)  # type: ignore[no-untyped-call]
         return made.unbind()

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, plain
+from miles_lite.hooks import Advantage
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
@@ -110,7 +111,7 @@ class TrainGroup:
         left = deadline - time.monotonic()
         return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
-    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> dict[str, float]:
+    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[Advantage]) -> dict[str, float]:
         """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
 
         Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.

@@ -1,8 +1,7 @@
 """One rank's part in training: batches in, updated parameters and metrics out. No Ray in here.
 
-Invariant: the loss of a step is Σ over trained tokens of weight x token loss, summed over all ranks, where weight is
-1 / (trained tokens of the rollout x rollouts of the step), or 1 / trained tokens of the step with
-`calculate_per_token_loss`. Old logprobs are those before the first update of the batch.
+Invariant: the loss of a step is Σ over components, and over their tokens, of share x token loss, summed over all ranks
+(`shares`, `losses.objective`). Old logprobs are those before the first update of the batch.
 """
 
 from __future__ import annotations
@@ -14,33 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config.choices import KLType, LossType
+from miles_lite.config.choices import KLType
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
+from miles_lite.train.credit import advantages, early, penalised, settle
 from miles_lite.train.data import Strategy, trainable
 from miles_lite.train.learning_rate import learning_rate
-from miles_lite.train.losses.objective import metric_names, objective
-from miles_lite.train.losses.streams import Streams
-from miles_lite.train.losses.terms import effective_sample_ratio, kl_estimate
-from miles_lite.train.packing import Packed, check, forward_passes, idle_pass
+from miles_lite.train.losses.objective import Terms, imitation, metric_names, objective
+from miles_lite.train.losses.terms import kl_estimate
+from miles_lite.train.packing import check, forward_passes, idle_pass
+from miles_lite.train.passes import Pass
 from miles_lite.train.policy import Policy, choose_form
+from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
+from miles_lite.train.value import value_loss
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
 """Largest forward pass in computed tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
 
 PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
-
-
-@dataclass
-class Pass:
-    """A forward pass and what is known of its tokens before the first update, each float32 [N]."""
-
-    packed: Packed
-    old: Tensor | None = None
-    reference: Tensor | None = None
 
 
 @dataclass
@@ -69,6 +62,8 @@ class Learner:
             fused=True,
         )
         self._per_loss = metric_names(self.algorithm, reference=self.reference is not None)
+        if self.algorithm.estimator.critic:
+            self._per_loss += ["value_loss", "value_clipfrac"]
 
     def train(self, batch: Batch[Sample]) -> dict[str, float]:
         """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks.
@@ -90,15 +85,15 @@ class Learner:
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit = PASS_TOKENS[self.device.type]
+        imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
+        shares = share_out(batch, self.algorithm, imitated=imitated)
         steps = [
             [
                 packed.to(self.device)
                 for micro_batch in micro_batches
-                for packed in forward_passes(
-                    batch, micro_batch, denominators=denominators, limit=limit, form=self._form
-                )
+                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit, form=self._form)
             ]
-            for micro_batches, denominators in zip(batch.steps, self._denominators(batch), strict=True)
+            for micro_batches in batch.steps
         ]
         rounds = self.strategy.rounds([len(step) for step in steps])
         idle = idle_pass(batch).to(self.device)
@@ -107,33 +102,25 @@ class Learner:
             for step, count in zip(steps, rounds, strict=True)
         ]
 
-    def _denominators(self, batch: Batch[Sample]) -> list[np.ndarray]:
-        """Per optimizer step, float64 [samples]: what the loss of a sample's tokens is divided by."""
-        if not self.algorithm.calculate_per_token_loss:
-            per_rollout = np.maximum(batch.rollout_tokens.astype(np.float64), 1.0)
-            return [per_rollout * rollouts for rollouts in batch.rollouts_per_step]
-        trained = [
-            sum(batch.samples[index].trained_tokens for micro_batch in step for index in micro_batch)
-            for step in batch.steps
-        ]
-        totals = self.strategy.mesh.sum_samples(torch.tensor(trained, dtype=torch.float64)).clamp_min(1.0)
-        return [np.full(len(batch.samples), float(total)) for total in totals]
-
     def _recompute(self, steps: list[list[Pass]]) -> None:
-        """Fill in old and reference logprobs, all before the first update.
+        """Fill in what is known before the first update: old and reference logprobs, values, advantages.
 
-        The first step's own forward passes are still those of the old policy, so only later steps are computed here:
-        with one step per batch, nothing is.
+        The first step's own forward passes are still those of the old policy, so only later steps are computed here,
+        unless advantages depend on what the policy says: with one step per batch, nothing is.
         """
+        algorithm = self.algorithm
+        told = algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs
+        shaped = early(algorithm) and (penalised(algorithm) or algorithm.estimator.critic)
         with torch.no_grad():
             for number, step in enumerate(steps):
                 for each in step:
-                    if self.algorithm.use_rollout_logprobs:
-                        each.old = each.packed.rollout_logprobs
-                    elif number > 0:
-                        each.old = self.policy(each.packed)[0]
+                    if shaped or (number > 0 and not told):
+                        each.old, _, *values = self.policy(each.packed)
+                        each.values = values[0] if values else None
                     if self.reference is not None:
                         each.reference = self.reference(each.packed)[0]
+            if early(algorithm):
+                settle([each for step in steps for each in step], algorithm, self.strategy.mesh)
 
     def _step(self, passes: list[Pass], tally: Tally, *, first: bool) -> float:
         """One optimizer step; the gradient's global norm before clipping."""
@@ -155,26 +142,36 @@ class Learner:
     def _loss(self, each: Pass, tally: Tally, *, first: bool) -> Tensor:
         """The pass's share of the step's loss; its metrics go into the tally."""
         packed, algorithm = each.packed, self.algorithm
-        new, entropy = self.policy(packed, entropy_gradient=algorithm.entropy_coef != 0)
-        before_update = new.detach() if first else each.old
-        old = new.detach() if each.old is None else each.old
-        streams = Streams(
-            new=new,
-            entropy=entropy,
-            old=torch.where(packed.in_context, old, new.detach()) if algorithm.use_rollout_logprobs else old,
-            reference=each.reference,
-            rollout_logprobs=packed.rollout_logprobs,
-            in_context=packed.in_context,
-            advantages=packed.advantages,
-        )
-        reduced = {name: term @ packed.weights for name, term in objective(streams, algorithm).items()}
-        tally.add({name: term.detach() for name, term in reduced.items()})
-        ess = effective_sample_ratio(streams.logratio, packed.samples, count=packed.sequences)
+        new, entropy, *values = self.policy(packed, entropy_gradient=algorithm.entropy_coef != 0)
+        old = each.old_logprobs(new, algorithm)
+        if each.advantages is None and penalised(algorithm):
+            each.advantages, _ = advantages(each, old, algorithm)
+        streams = each.streams(new, entropy, old)
+        policy, shares, comparable = streams, packed.weights, packed.in_context
+        parts: list[tuple[Terms, Tensor]] = []
+        if algorithm.echo_coef:
+            mine, told = packed.weights > 0, packed.imitation > 0
+            policy, shares, comparable = streams.at(mine), packed.weights[mine], comparable & mine
+            parts.append((imitation(streams.at(told), algorithm), packed.imitation[told]))
+        parts.append((objective(policy, algorithm), shares))
+        if values and each.values is not None and each.returns is not None:
+            parts.append((value_loss(values[0], each.values, each.returns, algorithm), packed.weights))
+        loss = self._add_up(parts, tally)
+        ess = policy.sequences.effective_ratio(policy.logratio)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
-        if self._rolled_out and before_update is not None and (first or not algorithm.use_rollout_logprobs):
-            comparable = packed.in_context
+        before_update = new.detach() if first else each.old
+        if self._rolled_out and before_update is not None:
             self._tally_gap(tally, before_update[comparable], packed.rollout_logprobs[comparable])
-        return reduced["loss"]
+        return loss
+
+    def _add_up(self, parts: list[tuple[Terms, Tensor]], tally: Tally) -> Tensor:
+        """The components' terms, reduced by the shares of their tokens; their losses added up."""
+        losses = []
+        for terms, shares in parts:
+            reduced = {name: term @ shares for name, term in terms.items()}
+            losses.append(reduced["loss"])
+            tally.add({name: term.detach() for name, term in reduced.items()})
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _tally_gap(self, tally: Tally, trainer: Tensor, rollout: Tensor) -> None:
         """How far the trainer's logprobs are from the engine's for the same weights."""
@@ -187,7 +184,7 @@ class Learner:
     @property
     def _rolled_out(self) -> bool:
         """Whether engines sampled the tokens, so that their logprobs can be compared."""
-        return self.algorithm.loss_type is not LossType.SFT
+        return not self.algorithm.imitates
 
     def _tally(self) -> Tally:
         return Tally(

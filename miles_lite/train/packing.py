@@ -20,6 +20,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
 from miles_lite.train.radix_tree import apart, cut, place, sort
+from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2
 """Largest share of padding in a forward pass of padded rows."""
@@ -51,7 +52,9 @@ class Packed:
     rollout_logprobs  float32 [N] the engine's
     in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
     advantages        float32 [N]
-    weights           float32 [N] the token's share in the loss of the step
+    staleness         float32 [N] training steps since the weights that sampled it
+    weights           float32 [N] the token's share in the policy component of the step's loss
+    imitation         float32 [N] its share in the imitation component
     """
 
     tokens: Tensor
@@ -66,7 +69,9 @@ class Packed:
     rollout_logprobs: Tensor
     in_context: Tensor
     advantages: Tensor
+    staleness: Tensor
     weights: Tensor
+    imitation: Tensor
 
     def to(self, device: torch.device) -> Packed:
         tensors = {f.name: each for f in fields(self) if isinstance(each := getattr(self, f.name), Tensor)}
@@ -87,15 +92,13 @@ class Rows:
 def check(batch: Batch[Sample]) -> Batch[Sample]:
     """Refuse a batch that breaks its own contract; returns it. Raises ValueError naming the sample and field."""
     size = len(batch.samples)
-    for name in ("advantages", "rollout_tokens"):
+    for name in ("advantages", "rewards", "rollouts", "groups", "rollout_tokens", "prompt_tokens"):
         if getattr(batch, name).shape != (size,):
             raise ValueError(
                 f"batch {batch.rollout_id}: {name} has shape {getattr(batch, name).shape}, expected [{size}]"
             )
-    if len(batch.steps) != len(batch.rollouts_per_step):
-        raise ValueError(
-            f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.rollouts_per_step)} rollouts_per_step"
-        )
+    if len(batch.steps) != len(batch.sizes):
+        raise ValueError(f"batch {batch.rollout_id}: {len(batch.steps)} steps but {len(batch.sizes)} sizes")
     for index, sample in enumerate(batch.samples):
         where = f"batch {batch.rollout_id}, sample {index}"
         sample.validate(where)
@@ -109,10 +112,9 @@ def check(batch: Batch[Sample]) -> Batch[Sample]:
     return batch
 
 
-def input_length(sample: Sample) -> int:
-    """Tokens before the last trained one, which are all that a model must see; 0 when nothing is trained."""
-    trained = np.flatnonzero(sample.loss_mask)
-    return int(trained[-1]) if len(trained) else 0
+def input_length(shares: Shares) -> int:
+    """Tokens before the last one that is scored, which are all that a model must see; 0 when none is."""
+    return int(shares.places[-1]) if len(shares.places) else 0
 
 
 def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
@@ -136,13 +138,13 @@ def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
 
 
 def forward_passes(
-    batch: Batch[Sample], micro_batch: Sequence[int], *, denominators: np.ndarray, limit: int, form: Form
+    batch: Batch[Sample], micro_batch: Sequence[int], *, shares: Sequence[Shares], limit: int, form: Form
 ) -> list[Packed]:
     """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in tokens that are computed.
 
-    denominators: float64 [samples], what a token's loss is divided by.
+    shares: of each of the batch's samples.
     """
-    inputs = {index: input_length(batch.samples[index]) for index in micro_batch}
+    inputs = {index: input_length(shares[index]) for index in micro_batch}
     used = [index for index in micro_batch if inputs[index]]
     lengths = [inputs[index] for index in used]
     if form is Form.PADDED:
@@ -155,7 +157,7 @@ def forward_passes(
         for row in cut(shared, lengths, limit=limit):
             layout, places = place(row, lengths)
             passes.append(Rows([used[number] for number in row.order], places, (1, layout.tokens), layout))
-    return [pack(batch, rows, denominators=denominators) for rows in passes]
+    return [pack(batch, rows, shares=shares) for rows in passes]
 
 
 def padded_rows(indices: list[int], lengths: Sequence[int]) -> Rows:
@@ -167,25 +169,26 @@ def padded_rows(indices: list[int], lengths: Sequence[int]) -> Rows:
 
 def idle_pass(batch: Batch[Sample]) -> Packed:
     """A pass over one token that trains nothing."""
-    return pack(batch, Rows([], [], (1, 1), None), denominators=np.ones(len(batch.samples)))
+    return pack(batch, Rows([], [], (1, 1), None), shares=[])
 
 
-def pack(batch: Batch[Sample], rows: Rows, *, denominators: np.ndarray) -> Packed:
+def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares]) -> Packed:
     """One forward pass."""
     samples = [batch.samples[index] for index in rows.indices]
     tokens, positions = np.zeros((2, *rows.shape), np.int64)
     for sample, where in zip(samples, rows.places, strict=True):
         tokens.reshape(-1)[where] = sample.tokens[: len(where)]
         positions.reshape(-1)[where] = np.arange(len(where))
-    trained = [np.flatnonzero(sample.loss_mask) for sample in samples]
+    mine = [shares[index] for index in rows.indices]
+    trained = [each.places for each in mine]
     counts = [len(each) for each in trained]
 
     def per_token(field: str, dtype: type = np.float32) -> np.ndarray:
         parts = [getattr(sample, field)[each] for sample, each in zip(samples, trained, strict=True)]
         return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype)
 
-    def per_sample(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(values[rows.indices].astype(np.float32), counts))
+    def shared(field: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(getattr(each, field) for each in mine)]))
 
     predicting = [where[each - 1] for where, each in zip(rows.places, trained, strict=True)]
     pairs = (
@@ -207,8 +210,10 @@ def pack(batch: Batch[Sample], rows: Rows, *, denominators: np.ndarray) -> Packe
         samples=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         rollout_logprobs=torch.from_numpy(per_token("logprobs")),
         in_context=torch.from_numpy(~per_token("off_context", bool)),
-        advantages=per_sample(batch.advantages),
-        weights=per_sample(1.0 / denominators),
+        advantages=shared("advantages"),
+        staleness=shared("staleness"),
+        weights=shared("policy"),
+        imitation=shared("imitation"),
     )
 
 

@@ -27,15 +27,17 @@ log = logging.getLogger(__name__)
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
-        """`context`: the ranks that share the tokens of a pass, if any do."""
+    context: Context | None = None
+    """The ranks that share the tokens of a pass, if any do."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._context = context
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        own = "model."
+        return {name.removeprefix(own): each for name, each in self.state_dict().items() if name.startswith(own)}
 
     @property
     def unpackable(self) -> str | None:
@@ -44,21 +46,20 @@ class Policy(nn.Module):
         why = unpackable(self.model.config)
         return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        if self._context is None:
-            logprobs, entropy = self.scores(packed, entropy_gradient=entropy_gradient)
+        if self.context is None:
+            scores = self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
         else:
-            part, pairs = self._context.share(packed)
-            own = self.scores(part, entropy_gradient=entropy_gradient)
-            logprobs, entropy = self._context.whole(own, pairs, count=len(packed.targets))
-        return logprobs[packed.copies], entropy[packed.copies]
+            part, pairs = self.context.share(packed)
+            own = self.scored(self.hidden(part), part, entropy_gradient=entropy_gradient)
+            scores = self.context.whole(own, pairs, count=len(packed.targets))
+        return tuple(each[packed.copies] for each in scores)
 
-    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """The same of the P pairs that are scored."""
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        hidden = self.hidden(packed)
         weight, vocabulary = own_rows(head.weight)
         return score(
             hidden,
@@ -74,7 +75,7 @@ class Policy(nn.Module):
         """[P, width]: the states that are scored."""
         row: dict[str, object] = {}
         if packed.layout is not None:
-            gather = self._context.gather if self._context else None
+            gather = self.context.gather if self.context else None
             segments = Segments(packed.layout, packed.tokens.device, gather)
             row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)

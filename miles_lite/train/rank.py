@@ -26,7 +26,9 @@ from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
 from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
+from miles_lite.train.policy import Policy
 from miles_lite.train.rng import seed_everything
+from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
@@ -147,12 +149,13 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
     algorithm, rollouts = config.algorithm, config.rollouts
     strategy = build_strategy(config, device=device)
     reference = None
-    if algorithm.use_kl_loss:
+    if algorithm.compares:
         reference = strategy.load(config.checkpoint.ref_load or config.model.hf_checkpoint)
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
+    kind = ValuedPolicy if algorithm.estimator.critic else Policy
     return Learner(
-        policy=strategy.load(config.model.hf_checkpoint),
+        policy=strategy.load(config.model.hf_checkpoint, kind),
         reference=reference,
         strategy=strategy,
         device=device,

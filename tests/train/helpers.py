@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from miles_lite.config.options import Config, parse
+from miles_lite.config.training import Algorithm
 from miles_lite.sample import NOT_SAMPLED, Sample
-from miles_lite.train.batching import Batch
+from miles_lite.train.batching import Batch, batch_of
+from miles_lite.train.shares import Shares, share_out
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
 SIZE = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate": 64, "vocab_size": 288, "context": 256}
@@ -54,6 +57,11 @@ def gradient_of(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
     return torch.cat(rows)
 
 
+def shares_of(batch: Batch) -> list[Shares]:
+    """As the plain algorithm shares out a batch."""
+    return share_out(batch, Algorithm(), imitated=[0] * len(batch.steps))
+
+
 def make_batch(
     samples: Sequence[Sample],
     advantages: Sequence[float] | np.ndarray,
@@ -62,12 +70,7 @@ def make_batch(
     rollouts: Sequence[int] | None = None,
 ) -> Batch:
     """One rollout per sample; one step with one micro-batch unless told otherwise."""
-    steps = [[list(range(len(samples)))]] if steps is None else steps
-    return Batch(
-        rollout_id=0,
-        samples=list(samples),
-        advantages=np.asarray(advantages, dtype=np.float32),
-        rollout_tokens=np.asarray([sample.trained_tokens for sample in samples], dtype=np.float32),
-        steps=steps,
-        rollouts_per_step=list(rollouts or [sum(map(len, step)) for step in steps]),
-    )
+    batch = batch_of(samples, advantages, steps=steps)
+    if rollouts is not None:
+        batch.sizes = [replace(size, rollouts=count) for size, count in zip(batch.sizes, rollouts, strict=True)]
+    return batch

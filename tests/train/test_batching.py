@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.config.training import Algorithm
+from miles_lite.hooks import Advantage
 from miles_lite.sample import Group
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, fetch, make_batches
@@ -49,7 +50,7 @@ def test_every_trained_sample_is_in_one_micro_batch_and_ranks_agree(
     shapes = {tuple(len(step) for step in one.steps) for one in batches}
     assert len(shapes) == 1
     rollouts = [r for g in made for r in g.rollouts if r.reward is not None and r.trained_tokens]
-    assert all(sum(one.rollouts_per_step) == len(rollouts) for one in batches)
+    assert all(sum(size.rollouts for size in one.sizes) == len(rollouts) for one in batches)
     for one in batches:
         for micro_batch in chain.from_iterable(one.steps):
             tokens = sum(len(one.samples[index]) for index in micro_batch)
@@ -70,7 +71,7 @@ def group_of(*rewards: float | None) -> Group:
     return Group(index=0, prompt={}, rollouts=rollouts)
 
 
-def advantages(group: Group, options: Algorithm) -> dict[int, float]:
+def advantages(group: Group, options: Algorithm) -> dict[int, Advantage]:
     """By rollout."""
     rollouts, values = estimate([group], options)
     return {rollout.index: value for rollout, value in zip(rollouts, values, strict=True)}

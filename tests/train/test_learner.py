@@ -79,7 +79,8 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
 
 
 def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path) -> None:
-    metrics = learner(model_dir, "--use-tis", "--use-kl-loss").train(make_batch(make_samples(2, 2), [1.0, -1.0]))
+    flags = "--use-tis --use-kl-loss --use-rs --use-opsm --echo-coef 0.1 --advantage-estimator ppo".split()
+    metrics = learner(model_dir, *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
     assert undocumented(metrics) == set()
     assert unlogged("train/", metrics) == set()
 

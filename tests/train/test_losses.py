@@ -61,17 +61,3 @@ def test_low_var_kl_is_clamped() -> None:
 def test_k2_and_k3_are_never_negative(new: float, reference: float) -> None:
     for kind in (KLType.K2, KLType.K3, KLType.LOW_VAR):
         assert losses.kl_estimate(t(new), t(reference), kind=kind).item() >= -1e-6
-
-
-def test_truncated_importance() -> None:
-    weights, clipped = losses.truncated_importance(
-        t(-1.0, -1.0, -1.0), t(-1.0, -1.0 - math.log(3), -1.0 + math.log(4)), low=0.5, high=2.0
-    )
-    assert torch.allclose(weights, t(1.0, 2.0, 0.5))
-    assert clipped.tolist() == [0, 1, 1]
-
-
-def test_effective_sample_ratio_is_per_sample() -> None:
-    logratio = t(0, 0, math.log(3), 0)
-    ratio = losses.effective_sample_ratio(logratio, torch.tensor([0, 0, 1, 1]), count=3)
-    assert torch.allclose(ratio, t(1.0, 16 / (2 * 10), 1.0))

@@ -16,7 +16,7 @@ from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
 from miles_lite.train.policy import Policy, choose_form
 from tests.train.families import FAMILIES, furthest, gradients, make_model, obvious_gradients, obvious_logprobs
-from tests.train.helpers import make_batch, make_samples
+from tests.train.helpers import make_batch, make_samples, shares_of
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -57,7 +57,7 @@ def total(policy: Policy, form: Form, *, limit: int) -> float:
     samples = branching_samples()
     batch = make_batch(samples, WEIGHTS)
     result = 0.0
-    for packed in forward_passes(batch, range(7), denominators=np.ones(7), limit=limit, form=form):
+    for packed in forward_passes(batch, range(7), shares=shares_of(batch), limit=limit, form=form):
         logprobs, _ = policy(packed)
         loss = logprobs @ packed.advantages
         loss.backward()
@@ -88,8 +88,8 @@ def test_no_form_changes_the_loss_or_a_gradient(family: str) -> None:
 def test_a_prefix_is_computed_once_and_a_pair_scored_once() -> None:
     samples = branching_samples()
     batch = make_batch(samples, WEIGHTS)
-    (tree,) = forward_passes(batch, range(7), denominators=np.ones(7), limit=10**6, form=Form.TREE)
-    (row,) = forward_passes(batch, range(7), denominators=np.ones(7), limit=10**6, form=Form.PACKED)
+    (tree,) = forward_passes(batch, range(7), shares=shares_of(batch), limit=10**6, form=Form.TREE)
+    (row,) = forward_passes(batch, range(7), shares=shares_of(batch), limit=10**6, form=Form.PACKED)
     inputs = [sample.tokens[: np.flatnonzero(sample.loss_mask)[-1]].tolist() for sample in samples]
     assert row.tokens.numel() == sum(map(len, inputs))
     assert tree.tokens.numel() == len({tuple(each[: end + 1]) for each in inputs for end in range(len(each))})
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_packed_runs_one_sequence_per_row(caplog: pytest.
     assert "linear_attention" in line
     batch = make_batch(samples, np.arange(5))
     with torch.no_grad():
-        for packed in forward_passes(batch, range(5), denominators=np.ones(5), limit=10**6, form=Form.PADDED):
+        for packed in forward_passes(batch, range(5), shares=shares_of(batch), limit=10**6, form=Form.PADDED):
             logprobs, _ = policy(packed)
             for index in packed.advantages.unique().int().tolist():
                 expected = obvious_logprobs(model, samples[index])

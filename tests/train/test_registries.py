@@ -1,31 +1,88 @@
-"""Registries beside the flags that choose from them, and beside the page that names what they hold."""
+"""Registries beside the flags that choose from them, and beside the pages that name what they hold."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import re
 from pathlib import Path
 
-from miles_lite.config.choices import AdvantageEstimator, LossType
+import pytest
+
+from miles_lite.config import algorithms
+from miles_lite.config.algorithms import ADVANTAGES, LOSSES, Estimator, Loss
+from miles_lite.config.choices import Level, Reduction
 from miles_lite.config.training import Algorithm
+from miles_lite.hooks import load_hook
 from miles_lite.rollout.filters import FILTERS
 from miles_lite.rollout.rewards import REWARDS
-from miles_lite.train.advantages import ADVANTAGES
-from miles_lite.train.losses import LOSSES
+from miles_lite.train.credit import load_tokens
 from miles_lite.train.losses.objective import metric_names
+from miles_lite.train.reductions import REDUCTIONS
 from tests.metric_names import undocumented
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+REPO = Path(__file__).parents[2]
+PAGE = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def test_flags_offer_what_the_registries_hold() -> None:
-    assert set(LossType) == set(LOSSES)
-    assert set(AdvantageEstimator) == set(ADVANTAGES)
+def entries() -> list[tuple[str, str, Loss | Estimator]]:
+    losses = [("--loss-type", name, loss) for name, loss in LOSSES.items()]
+    return [*losses, *(("--advantage-estimator", name, estimator) for name, estimator in ADVANTAGES.items())]
+
+
+@pytest.mark.parametrize(("flag", "name", "entry"), entries(), ids=lambda each: each if isinstance(each, str) else "")
+def test_a_name_stands_for_a_function_that_says_its_source(flag: str, name: str, entry: Loss | Estimator) -> None:
+    function = load_hook(entry.path, flag=flag)
+    module = inspect.getmodule(function)
+    said = f"{function.__doc__} {module.__doc__ if module else ''}"
+    assert re.search(r"arXiv:\d{4}\.\d{5}|\(\w+, \d{4}\)|Imitation|PPO", said), said
+    if isinstance(entry, Estimator):
+        assert load_tokens(entry.tokens).__doc__
+
+
+def test_entries_name_flags_that_exist() -> None:
+    fields = {field.name for field in dataclasses.fields(Algorithm)}
+    assert {flag for _, _, entry in entries() for flag in entry.flags} <= fields
+
+
+def test_one_more_is_one_line() -> None:
+    """Besides its module: nothing in the package names a loss or an estimator but the line that registers it, what
+    rules and defaults need, and the modules themselves."""
+    source = Path(algorithms.__file__).read_text(encoding="utf-8")
+    for name in ("cispo", "sapo", "dppo_tv", "gmpo", "kl_cov", "rloo", "opo", "maxrl", "gdpo"):
+        assert len(re.findall(rf'^    "{name}": ', source, re.MULTILINE)) == 1
+        said = [file for file in (REPO / "miles_lite").rglob("*.py") if name in words(file)]
+        assert said == [Path(algorithms.__file__)]
+
+
+def words(file: Path) -> set[str]:
+    """Text constants of a module."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_every_reduction_is_there() -> None:
+    assert set(REDUCTIONS) == set(Reduction)
 
 
 def test_the_page_names_every_reward_and_filter() -> None:
-    assert {name for name in [*REWARDS, *FILTERS, *LOSSES] if f"`{name}`" not in PAGE} == set()
+    assert {name for name in [*REWARDS, *FILTERS] if f"`{name}`" not in PAGE} == set()
 
 
 def test_every_loss_says_the_same_of_no_tokens_as_of_some_and_its_metrics_are_documented() -> None:
-    for name in LossType:
-        names = metric_names(Algorithm(loss_type=name, use_tis=name == LossType.POLICY), reference=True)
+    for name in LOSSES:
+        sampled = name != algorithms.SFT
+        options = Algorithm(
+            loss_type=name, use_kl_loss=True, use_tis=sampled, use_rs=sampled, use_opsm=sampled, echo_coef=1.0
+        )
+        names = metric_names(options, reference=True)
         assert undocumented(f"train/{each}" for each in names) == set()
+
+
+def test_a_loss_has_the_ratio_of_its_paper() -> None:
+    assert {name for name, loss in LOSSES.items() if loss.level is Level.SEQUENCE} == {"gspo", "gmpo"}
+    assert Algorithm(advantage_estimator="gspo").loss is LOSSES["gspo"]
+    assert Algorithm(advantage_estimator="gspo", loss_type="cispo").loss is LOSSES["cispo"]
+    assert Algorithm(advantage_estimator="dr_grpo").reduction is Reduction.CONSTANT
+    assert Algorithm(advantage_estimator="dr_grpo", calculate_per_token_loss=True).reduction is Reduction.TOKEN

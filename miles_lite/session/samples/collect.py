@@ -223,7 +223,9 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
         if output.temperature > 0:
             loss_mask[sampled] = 1
             logprobs[sampled] = output.logprobs[:kept]
+    spans: JsonObject = {"turn_spans": [[turn.number, turn.start + len(turn.prompt_ids), turn.end] for turn in path]}
     metadata: JsonObject = {"turns": len(path), "leaf": leaf.number, "finish_reason": last.output.finish_reason}
+    metadata |= spans
     metadata |= {"agent": leaf.caller.name} if leaf.caller.name else {}
     metadata |= {"hints": dict(leaf.hints)} if leaf.hints else {}
     metadata |= {"system": line} if (line := _system_line(path)) else {}

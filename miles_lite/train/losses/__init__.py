@@ -1,16 +1,17 @@
-"""Losses by the name that --loss-type gives them: pure functions of packed token streams.
+"""Losses by the name or path that --loss-type gives them: pure functions of packed token streams.
 
-Invariant: a loss reduces, masks and weighs nothing; the learner does, the same for each. One more is a function and a
-line in LOSSES.
+Invariant: a loss reduces, masks and weighs nothing; the learner does, the same for each. Names are those of
+`config.algorithms.LOSSES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import cache
 
-from miles_lite.config.choices import LossType
-from miles_lite.hooks import LossFunction
-from miles_lite.train.losses.cross_entropy import cross_entropy
-from miles_lite.train.losses.policy_gradient import policy_gradient
+from miles_lite.hooks import LossFunction, load_hook
 
-LOSSES: Mapping[LossType, LossFunction] = {LossType.POLICY: policy_gradient, LossType.SFT: cross_entropy}
+
+@cache
+def load_loss(path: str) -> LossFunction:
+    """The function at that import path. Raises UserError."""
+    return load_hook(path, flag="--loss-type")

@@ -1,26 +1,51 @@
-"""What is minimised: the loss that --loss-type names, an entropy bonus, and a KL loss to the reference model."""
+"""What is minimised: components, each a loss per token with a share of its own in the loss of the step.
+
+    policy     the loss that --loss-type names, corrected for what another policy sampled; an entropy bonus; a KL loss
+               to the reference model
+    imitation  cross-entropy on tokens that nobody sampled (ECHO), a mean over those alone
+
+Invariant: the components add up; which tokens one is of, and what each weighs, is the packer's.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from miles_lite.config.training import Algorithm
-from miles_lite.train.losses import LOSSES
+from miles_lite.train.losses import load_loss
+from miles_lite.train.losses.cross_entropy import cross_entropy
+from miles_lite.train.losses.off_policy import corrections
 from miles_lite.train.losses.streams import Streams
 from miles_lite.train.losses.terms import kl_estimate
 
+Terms = dict[str, Tensor]
+"""Values per token by name, `loss` among them."""
 
-def objective(streams: Streams, options: Algorithm) -> dict[str, Tensor]:
-    """Its value per token as `loss`, and its metrics, each float32 [N]."""
-    loss, metrics = LOSSES[options.loss_type](streams, options)
+
+def objective(streams: Streams, options: Algorithm) -> Terms:
+    """The policy's: its value per token as `loss`, and its metrics, each float32 [N]."""
+    loss, metrics = load_loss(options.loss.path)(streams, options)
+    for correction in corrections(options):
+        weights, told = correction(streams, options)
+        loss = loss * weights
+        metrics |= told
     metrics |= {"pg_loss": loss, "entropy_loss": streams.entropy, "ppo_kl": -streams.logratio}
-    loss = loss - options.entropy_coef * streams.entropy
-    if streams.reference is not None:
-        metrics["kl_loss"] = kl_estimate(streams.new, streams.reference, kind=options.kl_loss_type)
+    bonus = streams.entropy if options.entropy_clamp is None else streams.entropy.clamp_max(options.entropy_clamp)
+    loss = loss - options.entropy_coef * bonus
+    if options.use_kl_loss and streams.reference is not None:
+        estimate = kl_estimate(streams.new, streams.reference, kind=options.kl_loss_type)
+        metrics["kl_loss"] = estimate * streams.logratio.exp() if options.use_unbiased_kl else estimate
         loss = loss + options.kl_loss_coef * metrics["kl_loss"]
     return metrics | {"loss": loss}
 
 
+def imitation(streams: Streams, options: Algorithm) -> Terms:
+    """ECHO's (arXiv:2605.24517): -log p of what the agent was told, weighed by `echo_coef`."""
+    loss, _ = cross_entropy(streams, options)
+    return {"echo_loss": loss, "loss": options.echo_coef * loss}
+
+
 def metric_names(options: Algorithm, *, reference: bool) -> list[str]:
-    """The names of what `objective` gives: what it says of no tokens."""
-    return list(objective(Streams.empty(reference=reference), options))
+    """The names of what the components give: what they say of no tokens."""
+    none = Streams.empty(reference=reference)
+    return list(objective(none, options) | (imitation(none, options) if options.echo_coef else {}))

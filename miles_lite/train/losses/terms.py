@@ -59,27 +59,3 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, *, kind: KLType) -> Tensor:
         return torch.expm1(-delta) + delta
     delta = delta.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return (torch.expm1(-delta) + delta).clamp(-LOW_VAR_KL_LIMIT, LOW_VAR_KL_LIMIT)
-
-
-def truncated_importance(trainer: Tensor, rollout: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Weights clamp(trainer / rollout, low, high), without gradient, and a 0/1 vector of those that were clamped.
-
-    Truncated importance sampling (Ionides, 2008) between the trainer's and the engine's distribution of the same
-    weights: "Your efficient RL framework secretly brings you off-policy RL training" (Yao et al., 2025).
-    """
-    ratio = log_ratio(trainer, rollout).detach().exp()
-    weights = ratio.clamp(low, high)
-    return weights, (weights != ratio).to(ratio.dtype)
-
-
-def effective_sample_ratio(logratio: Tensor, samples: Tensor, *, count: int) -> Tensor:
-    """(Σw)² / (n·Σw²) of w = exp(logratio) over each sample's n tokens (Kish, 1965), [count]; 1 where n is 0.
-
-    `samples` (int64 [tokens]) says which of the `count` samples a token belongs to.
-    """
-    weights = logratio.detach().exp()
-    zeros = weights.new_zeros(count)
-    total = zeros.index_add(0, samples, weights)
-    squares = zeros.index_add(0, samples, weights.square())
-    tokens = zeros.index_add(0, samples, torch.ones_like(weights))
-    return torch.where(tokens > 0, total.square() / (tokens * squares), torch.ones_like(total))

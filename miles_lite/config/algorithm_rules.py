@@ -1,0 +1,166 @@
+"""What the options of an algorithm cannot be together."""
+
+from __future__ import annotations
+
+from miles_lite.config.algorithms import ADVANTAGES, LOSSES
+from miles_lite.config.choices import Bounding, Level, Reduction
+from miles_lite.config.parallel import Parallelism
+from miles_lite.config.rollouts import Evaluation, Rollouts
+from miles_lite.config.rules import Rules
+from miles_lite.config.training import Algorithm
+
+
+def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
+    """Of losses, advantages and corrections."""
+    return [
+        *imitating(rollouts, algorithm, evaluation),
+        *losses(algorithm),
+        *off_policy(algorithm),
+        *penalties(algorithm),
+        *advantages(rollouts, algorithm),
+    ]
+
+
+def imitating(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
+    """What needs rollouts, and has none."""
+    imitates = algorithm.imitates
+    return [
+        (
+            imitates and (rollouts.n_samples_per_prompt != 1 or evaluation.eval_interval is not None),
+            "--loss-type sft_loss runs no engines: take --n-samples-per-prompt 1 and no --eval-interval",
+        ),
+        (
+            imitates and (algorithm.compares_with_engine or algorithm.use_rollout_logprobs),
+            "--loss-type sft_loss has no rollouts whose logprobs --use-tis, --use-rs or --use-rollout-logprobs could "
+            "take",
+        ),
+        (
+            imitates and (algorithm.estimator.critic or algorithm.normalize_advantages or algorithm.kl_coef > 0),
+            "--loss-type sft_loss has no rewards: leave out --advantage-estimator, --normalize-advantages, --kl-coef",
+        ),
+    ]
+
+
+def losses(algorithm: Algorithm) -> Rules:
+    """What a loss is, and what it is the mean of."""
+    named, custom = algorithm.loss_type, algorithm.custom_loss_function_path
+    loss, level, reduction = algorithm.loss, algorithm.level, algorithm.reduction
+    return [
+        (
+            (named == "custom_loss") != (custom is not None),
+            "--loss-type custom_loss and --custom-loss-function-path need each other",
+        ),
+        (
+            level not in loss.allowed,
+            f"--importance-sampling-level {level}: {algorithm.loss_name} has ratios of a {loss.level} only",
+        ),
+        (
+            level is Level.SEQUENCE and reduction in (Reduction.TOKEN, Reduction.CONSTANT),
+            f"{algorithm.loss_name} has one ratio per sequence, which a mean over tokens would weigh by its length: "
+            "leave out --calculate-per-token-loss, or take --loss-reduction sample, rollout or prompt",
+        ),
+        (
+            algorithm.calculate_per_token_loss and algorithm.loss_reduction not in (None, Reduction.TOKEN),
+            f"--calculate-per-token-loss contradicts --loss-reduction {algorithm.loss_reduction}: give one of them",
+        ),
+        (
+            algorithm.eps_clip_c is not None and algorithm.loss_name in LOSSES and "eps_clip_c" not in loss.flags,
+            f"--eps-clip-c: {algorithm.loss_name} has no dual clip",
+        ),
+        (
+            algorithm.entropy_clamp is not None and algorithm.entropy_coef == 0,
+            "--entropy-clamp needs --entropy-coef: without it there is no bonus to bound",
+        ),
+    ]
+
+
+def off_policy(algorithm: Algorithm) -> Rules:
+    """What corrects for the policy that sampled."""
+    return [
+        (
+            algorithm.use_rollout_logprobs and algorithm.use_tis,
+            "--use-rollout-logprobs and --use-tis exclude each other: with the engine's logprobs nothing is left "
+            "to correct",
+        ),
+        (
+            algorithm.use_rollout_logprobs and algorithm.use_rs,
+            "--use-rollout-logprobs and --use-rs exclude each other: the trainer's old logprobs are not computed",
+        ),
+        (
+            algorithm.use_rollout_logprobs and algorithm.use_approximate_old_logprobs,
+            "--use-rollout-logprobs and --use-approximate-old-logprobs exclude each other: give one of them",
+        ),
+        (
+            algorithm.tis_clip_low > algorithm.tis_clip,
+            f"--tis-clip-low {algorithm.tis_clip_low} is above --tis-clip {algorithm.tis_clip}",
+        ),
+        (
+            (algorithm.tis_mode is not Bounding.CLIP or algorithm.tis_level is not Level.TOKEN)
+            and not algorithm.use_tis,
+            "--tis-mode and --tis-level need --use-tis",
+        ),
+        (
+            algorithm.custom_tis_function_path is not None and algorithm.tis_mode is not Bounding.CLIP,
+            "--custom-tis-function-path takes the place of --tis-mode: give one of them",
+        ),
+        (
+            algorithm.rs_lower_bound > algorithm.rs_upper_bound,
+            f"--rs-lower-bound {algorithm.rs_lower_bound} is above --rs-upper-bound {algorithm.rs_upper_bound}",
+        ),
+        (
+            algorithm.rs_veto_threshold is not None and not algorithm.use_rs,
+            "--rs-veto-threshold needs --use-rs",
+        ),
+    ]
+
+
+def parts_of_sequences(algorithm: Algorithm, sizes: Parallelism) -> Rules:
+    """What looks at whole sequences, or at all of a pass, of which a context-parallel rank has a part."""
+    several = sizes.context_parallel_size > 1
+    return [
+        (
+            several and algorithm.loss.whole,
+            f"--loss-type {algorithm.loss_name} looks at all tokens of a pass: take --context-parallel-size 1",
+        ),
+        (
+            several and algorithm.estimator.ordered,
+            f"--advantage-estimator {algorithm.advantage_estimator} adds up the tokens of a sequence in order: take "
+            "--context-parallel-size 1",
+        ),
+    ]
+
+
+def penalties(algorithm: Algorithm) -> Rules:
+    """What keeps the policy near to another."""
+    return [
+        (
+            algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss,
+            f"--kl-loss-coef {algorithm.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
+        ),
+        (
+            algorithm.kl_coef > 0 and algorithm.kl_loss_coef > 0,
+            "--kl-coef and --kl-loss-coef exclude each other: the KL penalty is in the rewards or in the loss",
+        ),
+        (
+            algorithm.use_unbiased_kl and not algorithm.use_kl_loss,
+            "--use-unbiased-kl needs --use-kl-loss: it weighs that loss",
+        ),
+    ]
+
+
+def advantages(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
+    """What an estimator needs."""
+    name, estimator = algorithm.advantage_estimator, algorithm.estimator
+    return [
+        (
+            rollouts.n_samples_per_prompt < estimator.least and not algorithm.imitates,
+            f"--advantage-estimator {name} compares rollouts of one prompt: take --n-samples-per-prompt "
+            f"{estimator.least} or more",
+        ),
+        (
+            algorithm.disable_rewards_normalization
+            and name in ADVANTAGES
+            and "disable_rewards_normalization" not in estimator.flags,
+            f"--disable-rewards-normalization: {name} has no such choice; leave it out, or take grpo",
+        ),
+    ]

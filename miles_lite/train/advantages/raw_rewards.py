@@ -1,0 +1,21 @@
+"""Rewards as they are: for estimators that make advantages of a rollout's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from miles_lite.config.training import Algorithm
+from miles_lite.sample import Rollout
+
+
+def of_group(rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float64 [rollouts]."""
+    return np.array([rollout.reward for rollout in rollouts], dtype=np.float64)
+
+
+def rewards(rollouts: Sequence[Rollout], options: Algorithm) -> list[float]:
+    """Of each rollout: what comes with its last trained token (PPO, REINFORCE++)."""
+    del options
+    return [float(reward) for reward in of_group(rollouts)]
