@@ -51,7 +51,8 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        self._form = choose_form([policy for policy in (self.policy, self.reference) if policy is not None])
+        policies = [policy for policy in (self.policy, self.reference) if policy is not None]
+        self._form = choose_form(policies, trees=not self.algorithm.disable_tree_training)
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),

@@ -63,7 +63,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 
 def read_config(folder: str | Path) -> PretrainedConfig:
-    """A model folder's config.json. Raises UserError when there is none."""
+    """Its config.json, as transformers reads it. Raises UserError when there is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
     config: PretrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)

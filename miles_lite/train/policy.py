@@ -92,10 +92,10 @@ def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
 
 
-def choose_form(policies: Sequence[Policy]) -> Form:
+def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
     """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
     for policy in policies:
         if policy.unpackable is not None:
             log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
             return Form.PADDED
-    return Form.PACKED
+    return Form.TREE if trees else Form.PACKED
