@@ -36,11 +36,12 @@ PROBED = 8
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
-        """`context`: the ranks that share the tokens of a pass, if any do."""
+    context: Context | None = None
+    """The ranks that share the tokens of a pass, if any do."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self._context = context
         self.replay: Replay | None = None
 
     def weights(self) -> dict[str, Tensor]:
@@ -58,20 +59,16 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        if self._context is None:
-            scores = self.scores(packed, entropy_gradient=entropy_gradient)
+        if self.context is None:
+            scores = self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
         else:
-            part, pairs = self._context.share(packed)
-            own = self.scores(part, entropy_gradient=entropy_gradient)
-            scores = self._context.whole(own, pairs, count=len(packed.targets))
+            part, pairs = self.context.share(packed)
+            own = self.scored(self.hidden(part), part, entropy_gradient=entropy_gradient)
+            scores = self.context.whole(own, pairs, count=len(packed.targets))
         return tuple(each[packed.copies] for each in scores)
 
-    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
-        """The same of the P pairs that are scored."""
-        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
-
-    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the pairs, of their states."""
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
         return score(
@@ -90,7 +87,7 @@ class Policy(nn.Module):
             self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
-            gather = self._context.gather if self._context else None
+            gather = self.context.gather if self.context else None
             segments = Segments(packed.layout, packed.tokens.device, gather)
             row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
@@ -100,7 +97,7 @@ class Policy(nn.Module):
     def routes(self) -> dict[str, Tensor]:
         """Of the pass that ran, by `replay.COUNTS`, on all ranks of its context; {} where no routes are replayed."""
         counts = {} if self.replay is None else self.replay.counts()
-        return counts if self._context is None else self._context.summed(counts)
+        return counts if self.context is None else self.context.summed(counts)
 
 
 def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
