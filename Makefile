@@ -4,8 +4,10 @@ VENV ?= .venv
 SEED ?= 0
 export VENV SEED
 bin := $(VENV)/bin
-# Tests that start no engines run in two processes, a file in one of them.
-side_by_side := -n 2 --dist loadfile
+# Tests run in two processes (tests/together.py says which stay in one). Those that start engines are dealt out as they
+# are collected, so that the long ones are not the last.
+side_by_side := -n 2 --dist loadscope
+engines := $(side_by_side) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients clean
@@ -18,11 +20,11 @@ quickstart: setup     ## install, then train a SWE agent end to end; SEED=2 take
 
 test: setup-dev lint     ## install what the tests need, then lint, types, import contracts and tests
 	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not slow and not gpu"
-	$(bin)/python -m pytest -m "e2e and not slow and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not slow and not gpu"
 
 test-all: setup-dev lint     ## the same, and the slow tests
 	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not gpu"
-	$(bin)/python -m pytest -m "e2e and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not gpu"
 
 test-gpu:       ## the tests that need a CUDA device, in the environment that is active
 	python3 -m pytest -m gpu

@@ -40,6 +40,7 @@ from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
+from miles_lite.train.flops import Flops
 from miles_lite.train.packing import check
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 
@@ -94,6 +95,7 @@ def measure(folder: Path) -> dict[str, float]:
             ranks=RANKS,
             global_batch_size=config.global_batch_size,
             options=config.algorithm,
+            flops=Flops(per_token=1.0, per_pair=0.0),
         )
         done = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
         passed += sum(one["bytes"] for one in done)

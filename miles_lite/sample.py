@@ -8,10 +8,11 @@ no array: it says what is known of samples, and where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -119,7 +120,20 @@ class Sample:
             weight_versions=tuple(int(version) for version in versions if version != NOT_SAMPLED),
             status=self.status,
             metadata=self.metadata,
+            prefixes=tuple(self._prefixes()),
         )
+
+    def _prefixes(self) -> Iterator[Prefix]:
+        """Up to where each stretch of sampled tokens begins, and where it ends: where sessions branch."""
+        digest = hashlib.blake2b(digest_size=8)
+        sampled = self.weight_versions != NOT_SAMPLED
+        start = 0
+        for end in sorted({*(np.flatnonzero(np.diff(sampled)) + 1).tolist(), len(self.tokens)}):
+            digest.update(self.tokens[start:end].tobytes())
+            if self.routed_experts is not None:
+                digest.update(self.routed_experts[start:end].tobytes())
+            yield Prefix(end, int.from_bytes(digest.digest(), "little"))
+            start = end
 
     def truncate(self, length: int) -> Sample:
         """The first `length` tokens of everything aligned to tokens; marked TRUNCATED when anything was cut.
@@ -178,9 +192,20 @@ class Sample:
         return self
 
 
+class Prefix(NamedTuple):
+    """The first `length` tokens of a sample: `digest` is equal where they are, routed experts included."""
+
+    length: int
+    digest: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRecord:
-    """A sample without its arrays; lengths in tokens. `weight_versions`: those that sampled its tokens, ascending."""
+    """A sample without its arrays; lengths in tokens.
+
+    weight_versions  those that sampled its tokens, ascending
+    prefixes         up to the begin and the end of each turn, the whole sample last: what others may share with it
+    """
 
     length: int
     prompt_length: int
@@ -188,6 +213,7 @@ class SampleRecord:
     weight_versions: tuple[int, ...]
     status: Status
     metadata: dict[str, Any]
+    prefixes: tuple[Prefix, ...] = ()
 
     @property
     def ends_cut(self) -> bool:

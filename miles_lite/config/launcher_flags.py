@@ -23,7 +23,7 @@ SHAPE_FLAGS = frozenset(
 
 IGNORED_FLAGS = frozenset(
     """attention-dropout hidden-dropout attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32
-    attention-backend optimizer use-distributed-optimizer overlap-grad-reduce overlap-param-gather
+    attention-backend optimizer use-distributed-optimizer async-save overlap-grad-reduce overlap-param-gather
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
     decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
     apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion

@@ -46,6 +46,13 @@ class Checkpoint:
     )
     save: str | None = option(None, help="folder for checkpoints, iteration-numbered", path=True)
     save_interval: int | None = option(None, help="save every N rollouts, and after the last", least=1)
+    save_retain_interval: int | None = option(
+        None, help="keep the checkpoints of every N-th rollout and the newest (default: all)", least=1
+    )
+    save_optim: bool = option(True, help="save the optimizer's state with the weights")
+    load_optim: bool = option(True, help="take the optimizer's state from --load")
+    load_rng: bool = option(True, help="take the random numbers from --load")
+    finetune: bool = option(False, help="take nothing but weights from --load, and begin with the first rollout")
     save_hf: str | None = option(
         None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number", path=True
     )

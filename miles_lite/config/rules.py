@@ -103,9 +103,9 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
         ),
         (
-            sizes.context_parallel_size * experts > 1,
-            "--context-parallel-size and --expert-model-parallel-size: this parallelism does not exist here yet, only "
-            "1 is accepted; take --tensor-model-parallel-size, which cuts experts too",
+            experts > 1,
+            "--expert-model-parallel-size: this parallelism does not exist here yet, only 1 is accepted; take "
+            "--tensor-model-parallel-size, which cuts experts too",
         ),
     ]
 
@@ -141,6 +141,10 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
         (
             checkpoint.save_interval is not None and checkpoint.save is None,
             "--save-interval needs --save",
+        ),
+        (
+            checkpoint.save_retain_interval is not None and checkpoint.save is None,
+            "--save-retain-interval needs --save",
         ),
         (
             checkpoint.save_hf is not None and checkpoint.save is None,

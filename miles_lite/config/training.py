@@ -114,6 +114,7 @@ class Algorithm:
     micro_batch_size: int = option(1, help="samples per forward pass", least=1)
     use_dynamic_batch_size: bool = option(False, help="pack samples into micro-batches by token budget")
     max_tokens_per_gpu: int | None = option(None, help="that budget, tokens per micro-batch", least=1)
+    disable_tree_training: bool = option(False, help="compute a prefix that samples share once for each of them")
 
     @property
     def estimator(self) -> Estimator:

@@ -92,6 +92,7 @@ class TrainingRun(Run):
     def summary(self) -> Summary:
         """Write summary.json and the reward curve; returns the summary."""
         self._trainer.finish_export()
+        self._trainer.finish_save()
         booked = self._servers.call(RolloutManager.accounts)
         ends = ("started", "trained", "filtered", "failed", "unused")
         prompts = {f"prompts_{end}": booked[end] for end in ends}

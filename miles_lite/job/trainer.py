@@ -1,6 +1,7 @@
 """What a run trains with, and how weights go from there to the engines.
 
-Invariant: engines that start anew find the current weights in a folder, the two last of which are kept.
+Invariant: engines that start anew find the current weights in a folder, the two last of which are kept; at most one
+checkpoint is being written.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Trainer:
         """`exported` is told the version and seconds of each folder that was written."""
         self._config, self._life, self._ranks, self._servers = config, life, ranks, servers
         self._exported = exported
+        self._saving: int | None = None
         self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
         self._training = False
         life.parts.push(self._save_interrupted)
@@ -122,11 +124,20 @@ class Trainer:
         self._exported(int(folder.name[1:]), seconds)
 
     def save(self, rollout_id: int) -> None:
-        """Checkpoint trainer and rollout state of `rollout_id`; then the model folder of --save-hf."""
+        """Checkpoint trainer and rollout state of `rollout_id`, the trainer's while the next rollout runs; then the
+        model folder of --save-hf."""
+        self.finish_save()
         self._servers.call(RolloutManager.save, self._config.checkpoint.save or "", rollout_id)
-        self._ranks.save(rollout_id)
-        self._life.reached.saved = rollout_id
+        self._ranks.begin_save(rollout_id)
+        self._saving = rollout_id
         self._ranks.save_hf(rollout_id)
+
+    def finish_save(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is complete."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            self._ranks.finish_save()
+            self._life.reached.saved = saving
 
     def _save_interrupted(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,7 +151,10 @@ class Trainer:
         print(f"\ninterrupted: saving rollout {trained} before stopping", flush=True)
         try:
             with self._life.watch.at_most(SAVE_TIMEOUT):
-                self.save(trained)
+                self.finish_save()
+                if trained != self._life.reached.saved:
+                    self.save(trained)
+                    self.finish_save()
         except (OvertimeError, DiedError, TrainError) as failed:
             why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
             print(f"{why}; the last checkpoint is {saved}", flush=True)

@@ -17,7 +17,9 @@ import numpy as np
 
 from miles_lite.config.training import Algorithm
 from miles_lite.hooks import Advantage
-from miles_lite.sample import Rollout, Sample, Samples
+from miles_lite.sample import Rollout, Sample, SampleRecord, Samples
+from miles_lite.train.flops import Flops
+from miles_lite.train.micro_batches import micro_batches
 from miles_lite.train.reductions import StepSize
 
 FETCHES = 8
@@ -104,7 +106,7 @@ def batch_of(
 @dataclass(frozen=True, slots=True)
 class _Item:
     place: Place
-    length: int
+    record: SampleRecord
     advantage: Advantage
     rollout: Rollout
     prompt_tokens: int
@@ -118,15 +120,16 @@ def make_batches(
     ranks: int,
     global_batch_size: int,
     options: Algorithm,
+    flops: Flops,
 ) -> list[Batch[Place]]:
     """One Batch per data-parallel rank, of trainable rollouts and an advantage each.
 
-    `global_batch_size` is in rollouts; the last step takes what is left over.
+    `global_batch_size` is in rollouts; the last step takes what is left over. `flops`: how ranks are given alike to do.
     """
     rated = list(zip(rollouts, advantages, strict=True))
     steps = [rated[at : at + global_batch_size] for at in range(0, len(rated), global_batch_size)]
     items = [_items(step) for step in steps]
-    shares = [_shares(each, ranks, options) for each in items]
+    shares = [_shares(each, ranks, options, flops) for each in items]
     sizes = [_size(step, each) for step, each in zip(steps, items, strict=True)]
     return [_batch(rollout_id, [share[rank] for share in shares], sizes) for rank in range(ranks)]
 
@@ -140,7 +143,7 @@ def _items(step: Sequence[tuple[Rollout, Advantage]]) -> list[_Item]:
     for rollout, advantage in step:
         assert rollout.stored is not None, f"rollout {rollout.index} is trained, and its samples lie nowhere"
         items += [
-            _Item(Place(rollout.stored, index), sample.length, advantage, rollout, prompts[rollout.group_index])
+            _Item(Place(rollout.stored, index), sample, advantage, rollout, prompts[rollout.group_index])
             for index, sample in enumerate(rollout.samples)
             if sample.trained_tokens
         ]
@@ -152,9 +155,11 @@ def _size(step: Sequence[tuple[Rollout, Advantage]], items: Sequence[_Item]) -> 
     return StepSize(len(step), len(items), len(prompts), sum(rollout.trained_tokens for rollout, _ in step))
 
 
-def _shares(items: Sequence[_Item], ranks: int, options: Algorithm) -> list[list[list[_Item]]]:
+def _shares(items: Sequence[_Item], ranks: int, options: Algorithm, flops: Flops) -> list[list[list[_Item]]]:
     """Per rank its micro-batches; who needs fewer than the others gets empty ones."""
-    shares = [_pack(share, options) for share in _balance(items, ranks)]
+    records, families = [item.record for item in items], [item.rollout.group_index for item in items]
+    dealt = micro_batches(records, families, ranks=ranks, options=options, flops=flops)
+    shares = [[[items[index] for index in micro_batch] for micro_batch in share] for share in dealt]
     most = max(map(len, shares))
     return [share + [[]] * (most - len(share)) for share in shares]
 
@@ -181,33 +186,3 @@ def _batch(rollout_id: int, steps: Sequence[list[list[_Item]]], sizes: list[Step
         steps=[[[next(number) for _ in micro_batch] for micro_batch in step] for step in steps],
         sizes=sizes,
     )
-
-
-def _balance(items: Sequence[_Item], ranks: int) -> list[list[_Item]]:
-    """Longest first onto the least loaded rank (LPT), so that ranks finish together."""
-    shares: list[list[_Item]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for item in sorted(items, key=lambda item: -item.length):
-        rank = loads.index(min(loads))
-        shares[rank].append(item)
-        loads[rank] += item.length
-    return shares
-
-
-def _pack(items: Sequence[_Item], options: Algorithm) -> list[list[_Item]]:
-    """Micro-batches: first-fit-decreasing into the token budget, or `micro_batch_size` samples each."""
-    if not options.use_dynamic_batch_size:
-        size = options.micro_batch_size
-        return [list(items[at : at + size]) for at in range(0, len(items), size)]
-    budget = options.max_tokens_per_gpu or 0
-    bins: list[list[_Item]] = []
-    room: list[int] = []
-    for item in sorted(items, key=lambda item: -item.length):
-        at = next((index for index, free in enumerate(room) if free >= item.length), None)
-        if at is None:
-            bins.append([item])
-            room.append(budget - item.length)
-        else:
-            bins[at].append(item)
-            room[at] -= item.length
-    return bins

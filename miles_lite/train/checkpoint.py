@@ -1,31 +1,34 @@
-"""Iteration-numbered checkpoints that are either complete or not there.
+"""Iteration-numbered checkpoints that are either complete or not there, written while training goes on.
 
     FOLDER/iter_0000007/                      torch.distributed.checkpoint: model, optimizer; rng_00000.pt per rank
     FOLDER/latest_checkpointed_iteration.txt  "7"
 
 Invariant: an iteration is written under another name and renamed when every rank is done; the text file names it only
-after that. Model and optimizer load into any number of ranks; with the same number, and on CPU, a resumed run continues
-bit for bit.
+after that. What is written is what was there when writing began. Model and optimizer load into any number of ranks and
+any mesh; with the same number, and on CPU, a resumed run continues bit for bit.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError, writing
 from miles_lite.train.learner import Learner
+from miles_lite.train.portable import state_of
+from miles_lite.train.rng import restore_rng, rng_state
 
 LATEST = "latest_checkpointed_iteration.txt"
 
@@ -47,80 +50,107 @@ def latest_iteration(folder: Path) -> int | None:
     return int(text)
 
 
+class Saver:
+    """Writes checkpoints, one at a time, in a thread with a process group of its own: its collectives must not mix with
+    those of training."""
+
+    def __init__(self, options: Checkpoint) -> None:
+        """Collective."""
+        self._options = options
+        self._group: ProcessGroup = dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def begin(self, learner: Learner, folder: Path, *, iteration: int) -> None:
+        """Write one checkpoint, of what there is now; `folder` is one that all ranks see. What `finish` would raise of
+        the one before is raised here. Collective."""
+        self.finish()
+        state = _copied(state_of(learner, optimizer=self._options.save_optim))
+        self._writing = self._thread.submit(self._write, state, rng_state(), folder, iteration)
+
+    def finish(self) -> None:
+        """Wait until what was begun is complete. Raises UserError when the disk is full."""
+        writing_now, self._writing = self._writing, None
+        if writing_now is not None:
+            writing_now.result()
+
+    def _write(self, state: dict[str, Any], rng: dict[str, Any], folder: Path, iteration: int) -> None:
+        final = iteration_folder(folder, iteration)
+        partial = final.with_name(f".{final.name}.partial")
+        first = dist.get_rank() == 0
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier(self._group)
+        with writing(f"the checkpoint of iteration {iteration}", final):
+            try:
+                save_distributed(state, checkpoint_id=partial, process_group=self._group)
+            except CheckpointException as error:  # a BaseException, which would end this actor without a word
+                raise RuntimeError(str(error)) from error
+            torch.save(rng, partial / rng_name())
+        dist.barrier(self._group)
+        if first:
+            before = latest_iteration(folder)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            marker = folder / f".{LATEST}.partial"
+            marker.write_text(f"{iteration}\n")
+            os.replace(marker, folder / LATEST)
+            if before not in (None, iteration) and not retained(before, self._options.save_retain_interval):
+                shutil.rmtree(iteration_folder(folder, before), ignore_errors=True)
+        dist.barrier(self._group)
+
+
+def retained(iteration: int, interval: int | None) -> bool:
+    """Whether a checkpoint stays when a newer one is complete: every `interval`-th does, or all."""
+    return interval is None or (iteration + 1) % interval == 0
+
+
 def save(learner: Learner, folder: Path, *, iteration: int) -> None:
-    """Write one checkpoint; collective. `folder` is one that all ranks see."""
-    final = iteration_folder(folder, iteration)
-    partial = final.with_name(f".{final.name}.partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-    state = {"model": model, "optimizer": optimizer, "updates": learner.updates}
-    with writing(f"the checkpoint of iteration {iteration}", final):
-        try:
-            save_distributed(state, checkpoint_id=partial)
-        except CheckpointException as error:  # a BaseException, which would end this actor without a word
-            raise RuntimeError(str(error)) from error
-        torch.save(rng_state(), partial / rng_name())
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        marker = folder / f".{LATEST}.partial"
-        marker.write_text(f"{iteration}\n")
-        os.replace(marker, folder / LATEST)
-    dist.barrier()
+    """Write one checkpoint, and wait for it; collective."""
+    saver = Saver(Checkpoint())
+    saver.begin(learner, folder, iteration=iteration)
+    saver.finish()
 
 
-def load(learner: Learner, folder: Path) -> int | None:
-    """Restore the latest checkpoint of `folder` and return its iteration, or None; collective.
+def load(learner: Learner, folder: Path, options: Checkpoint | None = None) -> int | None:
+    """Restore the latest checkpoint of `folder` and return its iteration; None when there is none, and with --finetune,
+    which takes nothing but the weights. Collective.
 
-    Random numbers go on where this rank stopped, if there was one. Raises UserError as `latest_iteration` does.
+    Random numbers go on where this rank stopped, if there were as many. Raises UserError as `latest_iteration` does,
+    and when the optimizer's state is not there.
     """
+    chosen = options or Checkpoint()
     iteration = latest_iteration(folder)
     if iteration is None:
         return None
     source = iteration_folder(folder, iteration)
-    model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "updates": learner.updates}
+    optimizer = chosen.load_optim and not chosen.finetune
+    if optimizer and not has_optimizer(source):
+        raise UserError(f"{source} was saved with --no-save-optim: give --no-load-optim to begin with a new optimizer")
+    state = state_of(learner, optimizer=optimizer)
     load_distributed(state, checkpoint_id=source)
-    set_state_dict(
-        learner.policy,
-        learner.optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-    )
+    if chosen.finetune:
+        return None
     learner.updates = int(state["updates"])
-    if (source / rng_name()).is_file():
+    if chosen.load_rng and len(list(source.glob("rng_*.pt"))) == dist.get_world_size():
         restore_rng(torch.load(source / rng_name(), weights_only=False))
     return iteration
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, CUDA included."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def has_optimizer(source: Path) -> bool:
+    """Whether a checkpoint holds an optimizer's state."""
+    return any(name.startswith("optimizer.") for name in FileSystemReader(source).read_metadata().state_dict_metadata)
 
 
 def rng_name() -> str:
     return f"rng_{dist.get_rank():05d}.pt"
 
 
-def rng_state() -> dict[str, Any]:
-    """What `restore_rng` takes: of Python, NumPy, torch, and every CUDA device."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _copied(state: Any) -> Any:
+    """The same on the CPU, in memory of its own."""
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
@@ -17,12 +19,17 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config.options import Config
+from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError, plain
 from miles_lite.hooks import Advantage
+from miles_lite.model_folder import text_config
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
+from miles_lite.train.attention import unpackable
 from miles_lite.train.batching import make_batches
+from miles_lite.train.flops import flops
+from miles_lite.train.loading import read_config
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -122,7 +129,8 @@ class TrainGroup:
             advantages,
             ranks=self._config.dp_size,
             global_batch_size=self._config.global_batch_size,
-            options=self._config.algorithm,
+            options=self._batching,
+            flops=flops(text_config(self._config.model.hf_checkpoint)),
         )
         shares = [batches[self._config.dp_rank(rank)] for rank in range(len(self._workers))]
         calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
@@ -166,12 +174,21 @@ class TrainGroup:
         self._wait(self._offering, timeout=CALL_TIMEOUT, doing="sending weights")
 
     def save(self, rollout_id: int) -> None:
-        """Write `iter_…` under `--save`."""
+        """Write `iter_…` under `--save`, and wait until it is complete."""
+        self.begin_save(rollout_id)
+        self.finish_save()
+
+    def begin_save(self, rollout_id: int) -> None:
+        """The same while the ranks go on: what is written is what they have now."""
         if self._config.checkpoint.save is None:
             raise UserError("no folder for checkpoints: give --save")
         folder = Path(self._config.checkpoint.save).expanduser().absolute()
         saving = self._all(TrainWorker.save, folder, rollout_id)
         self._wait(saving, timeout=CALL_TIMEOUT, doing="saving a checkpoint")
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is complete."""
+        self._wait(self._all(TrainWorker.saved), timeout=CALL_TIMEOUT, doing="saving a checkpoint")
 
     def save_hf(self, rollout_id: int) -> None:
         """Write the model folder that `--save-hf` names for this rollout, if it names one."""
@@ -186,6 +203,16 @@ class TrainGroup:
         for worker in workers:
             worker.kill()
         settle([worker.ready() for worker in workers], timeout=STOP_TIMEOUT / 2)
+
+    @cached_property
+    def _batching(self) -> Algorithm:
+        """Samples of a model that cannot be packed share nothing."""
+        config = self._config
+        checkpoints = [config.model.hf_checkpoint, config.checkpoint.ref_load]
+        apart = config.compute.attn_implementation != "auto" or any(
+            unpackable(read_config(each)) for each in checkpoints if each is not None
+        )
+        return replace(config.algorithm, disable_tree_training=apart or config.algorithm.disable_tree_training)
 
     def _all(
         self, method: Callable[Concatenate[TrainWorker, P], R], *args: P.args, **options: P.kwargs

@@ -56,7 +56,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self._asked = Recompute(self.policy, self.reference, self.teachers, self.algorithm, self.device)
-        self._form = choose_form([self.policy, *self._asked.others])
+        self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),

@@ -26,7 +26,7 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 def load_model(folder: str | Path, compute: Compute | None = None) -> PreTrainedModel:
     """The causal model of a Hugging Face folder, float32, on the CPU. Raises UserError when there is none."""
-    config = _config(folder)
+    config = read_config(folder)
     model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=_attention(config, compute), local_files_only=True
     )
@@ -35,7 +35,7 @@ def load_model(folder: str | Path, compute: Compute | None = None) -> PreTrained
 
 def empty_model(folder: str | Path, compute: Compute | None = None) -> PreTrainedModel:
     """The same on the meta device, without weights."""
-    config = _config(folder)
+    config = read_config(folder)
     with torch.device("meta"):
         model: PreTrainedModel = import_transformers().AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=_attention(config, compute)
@@ -62,7 +62,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
 
 
-def _config(folder: str | Path) -> PretrainedConfig:
+def read_config(folder: str | Path) -> PretrainedConfig:
+    """Its config.json, as transformers reads it. Raises UserError when there is none."""
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
     config: PretrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
 from miles_lite.train.packing import Form, Packed
 
@@ -26,9 +27,11 @@ log = logging.getLogger(__name__)
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
+        """`context`: the ranks that share the tokens of a pass, if any do."""
         super().__init__()
         self.model = model
+        self._context = context
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -45,13 +48,23 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
+        if self._context is None:
+            scores = self.scores(packed, entropy_gradient=entropy_gradient)
+        else:
+            part, pairs = self._context.share(packed)
+            own = self.scores(part, entropy_gradient=entropy_gradient)
+            scores = self._context.whole(own, pairs, count=len(packed.targets))
+        return tuple(each[packed.copies] for each in scores)
+
+    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs that are scored."""
         return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
 
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, of the states."""
+        """Logprobs and entropies of the pairs, of their states."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
-        logprobs, entropy = score(
+        return score(
             hidden,
             weight,
             packed.targets,
@@ -60,13 +73,14 @@ class Policy(nn.Module):
             entropy_gradient=entropy_gradient,
             vocabulary=vocabulary,
         )
-        return logprobs[packed.copies], entropy[packed.copies]
 
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
         row: dict[str, object] = {}
         if packed.layout is not None:
-            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+            gather = self._context.gather if self._context else None
+            segments = Segments(packed.layout, packed.tokens.device, gather)
+            row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
@@ -81,10 +95,10 @@ def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
 
 
-def choose_form(policies: Sequence[Policy]) -> Form:
+def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
     """How samples share the forward passes of models that see the same rows; says so when they cannot share any."""
     for policy in policies:
         if policy.unpackable is not None:
             log.warning("one sequence per row, padded: %s: %s", policy.model.config.model_type, policy.unpackable)
             return Form.PADDED
-    return Form.PACKED
+    return Form.TREE if trees else Form.PACKED

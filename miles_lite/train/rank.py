@@ -28,6 +28,7 @@ from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
 from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
 from miles_lite.train.policy import Policy
+from miles_lite.train.rng import seed_everything
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
@@ -84,11 +85,12 @@ class TrainWorker(SendingActor):
         host, port = address
         self._store = self._store or reach_store(host, port, ranks=spec.ranks, timeout=timeout)
         join(self._store, rank=spec.rank, ranks=spec.ranks, device=self._device, host=host, timeout=COLLECTIVE_TIMEOUT)
-        checkpoint.seed_everything(config.seeding.seed + spec.rank)
+        seed_everything(config.seeding.seed + config.dp_rank(spec.rank))
         self._learner = build_learner(config, device=self._device)
+        self._saver = checkpoint.Saver(config.checkpoint)
         if config.checkpoint.load is None:
             return 0
-        loaded = checkpoint.load(self._learner, Path(config.checkpoint.load).expanduser())
+        loaded = checkpoint.load(self._learner, Path(config.checkpoint.load).expanduser(), config.checkpoint)
         return 0 if loaded is None else loaded + 1
 
     def train(self, batch: Batch[Place]) -> dict[str, float]:
@@ -130,9 +132,13 @@ class TrainWorker(SendingActor):
         )
 
     def save(self, folder: Path, rollout_id: int) -> None:
-        """Write a checkpoint. Collective."""
+        """Begin to write a checkpoint of what there is now. Collective."""
         self.withdraw()  # what was interrupted: the other ranks wait for its end
-        checkpoint.save(self._learner, folder, iteration=rollout_id)
+        self._saver.begin(self._learner, folder, iteration=rollout_id)
+
+    def saved(self) -> None:
+        """Wait until it is complete."""
+        self._saver.finish()
 
     def stop(self) -> None:
         """Leave the process group."""

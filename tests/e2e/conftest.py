@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, left_running
+from tests.shared import made_once
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Tasks and a model that has just learned the format, made as the quickstart makes them, only smaller."""
-    folder = tmp_path_factory.mktemp("prepared")
-    argv = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(folder), "--steps", "120"]
-    subprocess.run(argv, env=environment("prepare"), check=True, timeout=300)
-    return Prepared(folder)
+    prepare = [sys.executable, str(EXAMPLE / "prepare.py"), "--steps", "120"]
+
+    def make(folder: Path) -> None:
+        subprocess.run([*prepare, "--out", str(folder)], env=environment("prepare"), check=True, timeout=300)
+
+    return Prepared(made_once(tmp_path_factory, "prepared", make))
 
 
 @pytest.fixture

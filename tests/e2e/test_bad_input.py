@@ -9,19 +9,26 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
 
-from tests.e2e.job import Prepared, assert_nothing_left, start
+from miles_lite.cli import main
+from tests.e2e.job import MARK, Prepared, assert_nothing_left, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def refused(flags: list[str], *, mark: str, tmp_path: Path, command: str = "train") -> str:
+    """The message that a process of its own ends with."""
     log = tmp_path / "log"
     process = start(command, flags, mark=mark, log=log)
     code = process.wait(200)
     text = log.read_text(errors="replace")
     assert code == 2, text[-6000:]
     assert_nothing_left(mark)
+    return one_screen(text)
+
+
+def one_screen(text: str) -> str:
     message = re.split(r"^(?=error: )", text, maxsplit=1, flags=re.MULTILINE)[-1]
     assert len(message.splitlines()) <= 30, message
     assert "Traceback" not in message
@@ -29,27 +36,38 @@ def refused(flags: list[str], *, mark: str, tmp_path: Path, command: str = "trai
 
 
 def test_what_is_wrong_with_files_is_said_before_anything_slow(
-    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+    prepared: Prepared,
+    run_dir: Path,
+    mark: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flags = prepared.flags(run_dir, "--num-rollout", "1")
-    assert "did you mean --num-rollout" in refused([*flags, "--num-rolout", "3"], mark=mark, tmp_path=tmp_path)
-    missing = refused([*flags, "--prompt-data", "none.jsonl"], mark=mark, tmp_path=tmp_path)
-    assert "no such file" in missing
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"input": "x"}\n{oops\n')
-    assert f"{bad}, line 2: not JSON" in refused([*flags, "--prompt-data", str(bad)], mark=mark, tmp_path=tmp_path)
-    bad.write_text(json.dumps({"input": "x " * 3000}) + "\n")
-    long = refused([*flags, "--prompt-data", str(bad)], mark=mark, tmp_path=tmp_path)
-    assert "line 1: the prompt has" in long
-    model = tmp_path / "no-tokenizer"
-    shutil.copytree(prepared.folder / "model", model, ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
-    assert "has no tokenizer" in refused([*flags, "--hf-checkpoint", str(model)], mark=mark, tmp_path=tmp_path)
-    agent = refused([*flags, "--custom-agent-function-path", "nowhere.py:run"], mark=mark, tmp_path=tmp_path)
-    assert "--custom-agent-function-path: no such file" in agent
     hook = tmp_path / "hook.py"
     hook.write_text("import sys\nsys.exit(0)\n")
     exits = refused([*flags, "--custom-agent-function-path", f"{hook}:run"], mark=mark, tmp_path=tmp_path)
     assert f"SystemExit: 0\n  {hook}, line 2" in exits
+
+    monkeypatch.setenv(MARK, mark)  # for whatever would be started here
+
+    def said(*more: str) -> str:
+        assert main(["train", *flags, *more]) == 2
+        assert_nothing_left(mark)
+        return one_screen(capsys.readouterr().err)
+
+    assert "did you mean --num-rollout" in said("--num-rolout", "3")
+    assert "no such file" in said("--prompt-data", "none.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input": "x"}\n{oops\n')
+    assert f"{bad}, line 2: not JSON" in said("--prompt-data", str(bad))
+    bad.write_text(json.dumps({"input": "x " * 3000}) + "\n")
+    assert "line 1: the prompt has" in said("--prompt-data", str(bad))
+    model = tmp_path / "no-tokenizer"
+    shutil.copytree(prepared.folder / "model", model, ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    assert "has no tokenizer" in said("--hf-checkpoint", str(model))
+    assert "--custom-agent-function-path: no such file" in said("--custom-agent-function-path", "nowhere.py:run")
+    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""One real SGLang server behind a real router, in real Ray actors, for each module; one Ray cluster for the folder."""
+"""One real SGLang server behind a real router, in real Ray actors, for the folder: test_ending_e2e.py, its last file,
+stops it."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stack.environment import actor_env
+from tests.clusters import local_cluster
+from tests.models import make_tiny_model
 
 
 @dataclass
@@ -41,12 +43,16 @@ class Running:
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=2):
+        yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="package")
 def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     router = remote(RouterActor).remote(RouterSpec())
     router_url = ray.get(router.start.remote(), timeout=30)

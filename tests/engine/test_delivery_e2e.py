@@ -21,7 +21,7 @@ from miles_lite.weights.delivery import Receiver, Transport
 from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import Running, remote
-from tests.models import make_tiny_model, reference_logprobs
+from tests.models import reference_logprobs
 from tests.waiting import wait_until
 from tests.weights.sender_process import FolderTrainer
 
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.e2e
 PROMPT = [5, 6, 7, 100, 200]
 BUCKET = 100_000
 """Bytes: the tiny model takes six buckets."""
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
 @pytest.fixture(scope="module")

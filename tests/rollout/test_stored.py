@@ -20,6 +20,8 @@ from miles_lite.rollout.agent_worker import Task, run_task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.train.batching import Batch, Place, fetch, make_batches
+from miles_lite.train.flops import Flops
+from tests.clusters import local_cluster
 from tests.rollout.helpers import make_sample
 
 pytestmark = pytest.mark.e2e
@@ -29,9 +31,8 @@ LONG = 200_000
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=2, object_store_memory=200 << 20):
+        yield
 
 
 @ray.remote(num_cpus=0)
@@ -72,7 +73,9 @@ def test_a_dead_worker_takes_no_sample_with_it_and_ranks_fetch_their_own() -> No
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(worker.process.remote())
     assert all(rollout.status is Status.COMPLETED and rollout.trained_tokens == 103 for rollout in rollouts)
-    batches = make_batches(0, rollouts, [0.0] * 3, ranks=2, global_batch_size=3, options=Algorithm())
+    batches = make_batches(
+        0, rollouts, [0.0] * 3, ranks=2, global_batch_size=3, options=Algorithm(), flops=Flops(1.0, 0.0)
+    )
     fetched: list[list[int]] = ray.get([lengths.remote(batch) for batch in batches])
     assert sorted(chain.from_iterable(fetched)) == [10, 10, 10, LONG, LONG + 1, LONG + 2]
     assert all(map(len, fetched))

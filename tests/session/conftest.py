@@ -1,14 +1,79 @@
-"""The room's fixtures: a model's text, and a session server whose engine is a script."""
+"""The room's fixtures: a model's text, and one real stack for all tests that need an engine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
+from miles_lite.config.engines import Engines
+from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.spec import EngineSpec
+from miles_lite.router.actor import RouterActor
+from miles_lite.router.spec import RouterSpec
+from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.tito import Tito
+from tests.clusters import local_cluster
+from tests.engine.conftest import remote
+from tests.models import make_tiny_moe
 
 
 @pytest.fixture(scope="session")
 def tito(tiny_model: Path) -> Tito:
     return Tito.load(tiny_model, append_roles=("tool", "user"))
+
+
+@dataclass
+class Stack:
+    """Handles of what the fixture started."""
+
+    engine: Any
+    session: Any
+    url: str
+    router_url: str
+    model: Path
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A mixture-of-experts model, whose routed experts the session asks for."""
+    tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
+    with local_cluster(cpus=2):
+        router = remote(RouterActor).remote(RouterSpec())
+        router_url = ray.get(router.start.remote(), timeout=30)
+        spec = EngineSpec(
+            index=0,
+            model_path=str(tiny_model),
+            device="cpu",
+            router_url=router_url,
+            log_path=str(tmp_path_factory.mktemp("logs") / "engine-0.log"),
+            context_length=2048,
+            threads=1,
+            weight_version=3,
+            engines=Engines(sglang_args={"enable_return_routed_experts": True}),
+        )
+        engine = remote(EngineActor).remote(spec)
+        ray.get(engine.start.remote(), timeout=300)
+        session = remote(SessionActor).remote(
+            SessionSpec(
+                index=0,
+                model_path=str(tiny_model),
+                router_url=router_url,
+                port=None,
+                options=SessionOptions(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
+                context_length=2048,
+                run_dir=str(tmp_path_factory.mktemp("run")),
+                routed_experts=True,
+                bind_host="127.0.0.1",
+                advertise_host="127.0.0.1",
+            )
+        )
+        url = ray.get(session.start.remote(), timeout=60)
+        yield Stack(engine, session, url, router_url, tiny_model)
+        for actor in (session, engine, router):
+            ray.get(actor.stop.remote(), timeout=30)

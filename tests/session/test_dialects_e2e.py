@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from miles_lite.session.client import SessionClient
-from tests.session.test_e2e import Stack, stack  # noqa: F401
+from tests.session.conftest import Stack
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,7 @@ ATTEMPTS = 8
 """A random model thinks without end in half of its attempts."""
 
 
-async def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> None:  # noqa: F811
+async def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stack) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": PARAMETERS}}
 
     async with SessionClient(stack.url) as client:
@@ -59,7 +59,7 @@ async def test_required_tools_and_schemas_are_enforced_by_the_engine(stack: Stac
             assert formed > 0
 
 
-async def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  # noqa: F811
+async def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/nowhere"}}}
 
     async def run() -> None:
@@ -78,7 +78,7 @@ async def test_a_schema_that_is_none_is_refused_at_once(stack: Stack) -> None:  
     await asyncio.wait_for(run(), 20)
 
 
-async def test_anthropic_and_responses_conversations_stay_one_sample(stack: Stack) -> None:  # noqa: F811
+async def test_anthropic_and_responses_conversations_stay_one_sample(stack: Stack) -> None:
     async with SessionClient(stack.url) as client:
         first, second = await client.create(RUN), await client.create(RUN)
         async with anthropic.AsyncAnthropic(base_url=f"{client.url}/sessions/{first}", api_key="-") as agent:

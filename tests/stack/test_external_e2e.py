@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import requests
 
 from miles_lite.config.places import Hosts
@@ -21,6 +19,7 @@ from miles_lite.engine.spec import EngineSpec
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
+from tests.clusters import local_cluster
 from tests.models import make_tiny_model
 from tests.ports import free_port
 from tests.stack.chats import Chats, stack_options
@@ -61,16 +60,13 @@ def test_its_weight_endpoints_need_the_key(by_hand: str):
 
 
 def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, tiny_model: Path, tmp_path: Path):
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    try:
+    with local_cluster(cpus=1):
         options = stack_options(tiny_model, tmp_path, sglang_args={"admin_api_key": KEY})
         hosts = Hosts(bind_host="0.0.0.0", advertise_host="127.0.0.1")
         topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,))
         options = dataclasses.replace(options, topology=topology, hosts=hosts)
         other = make_tiny_model(tmp_path / "other", seed=1)
         asyncio.run(chat_across_an_update(Stack(options, place(topology, train=False)), other))
-    finally:
-        ray.shutdown()
     assert requests.get(f"http://{by_hand}/health", timeout=5).status_code == 200
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import requests
 
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
+from tests.clusters import local_cluster
 from tests.models import make_tiny_model
 from tests.stack.chats import Chats, scheduler_of, stack_options
 from tests.waiting import until
@@ -25,13 +24,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 @pytest.mark.parametrize("how", ["its scheduler is stopped", "it is killed"])
 def test_sessions_go_on_and_the_replacement_serves_the_current_weights(tiny_model: Path, tmp_path: Path, how: str):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     options = stack_options(tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0)
-    stack = Stack(options, place(options.topology, train=False))
-    try:
+    with local_cluster(cpus=2):
+        stack = Stack(options, place(options.topology, train=False))
         asyncio.run(lose_an_engine(stack, how, make_tiny_model(tmp_path / "other", seed=1)))
-    finally:
-        ray.shutdown()
 
 
 async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:

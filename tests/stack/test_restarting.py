@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import time
@@ -26,6 +25,7 @@ from miles_lite.stack import restarting
 from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.stack import _port
+from tests.clusters import local_cluster
 from tests.session.engine import STOP, answer, scripted
 
 pytestmark = pytest.mark.e2e
@@ -33,9 +33,8 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=1):
+        yield
 
 
 class Plain:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,15 @@ def make_sample(random: np.random.Generator, *, prompt: int, turns: int = 1, voc
         temperatures=np.where(trained, random.choice([0.7, 1.0]), 1).astype(np.float32),
         weight_versions=np.where(trained, 0, NOT_SAMPLED).astype(np.int32),
     ).validate()
+
+
+def joined(sample: Sample, more: Sample, *, at: int) -> Sample:
+    """What branches off a sample after `at` tokens."""
+    parts: dict[str, Any] = {
+        name: np.concatenate([getattr(sample, name)[:at], getattr(more, name)])
+        for name in ("tokens", "loss_mask", "logprobs", "temperatures", "weight_versions")
+    }
+    return Sample(**parts).validate()
 
 
 def make_samples(seed: int, count: int) -> list[Sample]:

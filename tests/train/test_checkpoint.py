@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError
 from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch
@@ -75,6 +76,35 @@ def test_what_a_killed_save_leaves_is_ignored_and_replaced(model_dir: Path, tmp_
         "latest_checkpointed_iteration.txt",
     ]
     assert checkpoint.load(learner(model_dir), tmp_path) == 2
+
+
+def test_what_is_kept_when_a_newer_one_is_complete(model_dir: Path, tmp_path: Path) -> None:
+    trainer = learner(model_dir)
+    saver = checkpoint.Saver(Checkpoint(save_retain_interval=2))
+    for iteration in range(4):
+        saver.begin(trainer, tmp_path, iteration=iteration)
+    saver.finish()
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000001", "iter_0000003"]
+    saver.begin(trainer, tmp_path, iteration=4)
+    saver.begin(trainer, tmp_path, iteration=5)
+    saver.finish()
+    assert sorted(path.name[-1] for path in tmp_path.glob("iter_*")) == ["1", "3", "5"]
+
+
+def test_weights_without_the_optimizer(model_dir: Path, tmp_path: Path) -> None:
+    trainer = learner(model_dir, *FLAGS)
+    trainer.train(step(0))
+    saver = checkpoint.Saver(Checkpoint(save_optim=False))
+    saver.begin(trainer, tmp_path, iteration=3)
+    saver.finish()
+    with pytest.raises(UserError, match=r"saved with --no-save-optim: give --no-load-optim"):
+        checkpoint.load(learner(model_dir, *FLAGS), tmp_path)
+    for options, iteration in ((Checkpoint(load_optim=False), 3), (Checkpoint(finetune=True), None)):
+        other = learner(model_dir, *FLAGS)
+        assert checkpoint.load(other, tmp_path, options) == iteration
+        assert torch.equal(parameters(other), parameters(trainer))
+        assert other.updates == (0 if iteration is None else trainer.updates)
+        assert not other.optimizer.state
 
 
 def test_a_folder_without_checkpoint_is_no_error_but_a_broken_one_is(model_dir: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.loading import load_model
 from miles_lite.train.rank import TrainWorker
+from tests.clusters import local_cluster
 from tests.rollout.helpers import make_rollout
 from tests.train.families import obvious_logprobs
 from tests.train.helpers import make_config, make_samples
@@ -28,9 +29,8 @@ RANKS = ("--actor-num-gpus-per-node", "2")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_cluster(cpus=2):
+        yield
 
 
 def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:

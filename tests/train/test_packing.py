@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
 from miles_lite.train.policy import Policy, choose_form
 from tests.train.families import FAMILIES, furthest, gradients, make_model, obvious_gradients, obvious_logprobs
-from tests.train.helpers import make_batch, make_samples, shares_of
+from tests.train.helpers import joined, make_batch, make_samples, shares_of
 
 
 @given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 2000))
@@ -35,16 +34,8 @@ def branching_samples() -> list[Sample]:
     trunk, stranger = make_samples(8, 2)
     other = make_samples(9, 1)[0]
     cut = trunk.prompt_length
-
-    def behind(sample: Sample, length: int, more: Sample) -> Sample:
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(sample, name)[:length], getattr(more, name)])
-            for name in ("tokens", "loss_mask", "logprobs", "temperatures", "weight_versions")
-        }
-        return Sample(**joined).validate()
-
-    branch = behind(trunk, cut + 1, other)
-    nested = behind(branch, len(branch) - 2, make_samples(10, 1)[0])
+    branch = joined(trunk, other, at=cut + 1)
+    nested = joined(branch, make_samples(10, 1)[0], at=len(branch) - 2)
     one_token = trunk.truncate(cut + 1)
     return [nested, trunk, branch, trunk.truncate(len(trunk) - 1), one_token, branch, stranger]
 
@@ -102,7 +93,7 @@ def test_a_prefix_is_computed_once_and_a_pair_scored_once() -> None:
 def test_a_model_that_cannot_be_packed_runs_one_sequence_per_row(caplog: pytest.LogCaptureFixture) -> None:
     model = make_model("qwen3_next")
     policy, samples = Policy(model), make_samples(3, 5)
-    assert choose_form([policy]) is Form.PADDED
+    assert choose_form([policy], trees=True) is Form.PADDED
     (line,) = [record.getMessage() for record in caplog.records]
     assert "one sequence per row" in line
     assert "linear_attention" in line

@@ -53,7 +53,7 @@ class ChatCompletions(Bodied):
         unknown = self.fields.check(body)
         form, body = "functions" if asked(body) else None, modern(body)
         self._check_kinds(body.get("tools"))
-        if messages and not others:  # sent again as it was: one that was checked stands for all
+        if isinstance(messages, list) and not others:  # sent again as it was: one that was checked stands for all
             unseen = messages[-1:]
         checked = read({**body, "messages": unseen}, ChatBody, whole={**body, "messages": messages})
         for index, message in others:

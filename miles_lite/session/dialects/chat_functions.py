@@ -51,7 +51,7 @@ def modernised(messages: Sequence[Json], held: Sequence[Message]) -> list[Json]:
             message = {**message, "role": "tool", "tool_call_id": last}
         elif old(message):
             message = _called(message, known, f"messages[{index}]")
-            last = (message.get("tool_calls") or [{}])[0].get("id") or ""
+            last = _first_call(message).get("id") or ""
         made.append(message)
     return made
 
@@ -63,9 +63,14 @@ def _called(message: JsonMapping, known: Message, path: str) -> JsonObject:
         return rest
     if not isinstance(function, dict):
         raise bad_request("function_call must be an object", param=f"{path}.function_call")
-    told = (known.get("tool_calls") or [{}])[0]
+    told = _first_call(known)
     same = (told.get("function") or {}).get("name") == function.get("name")
     return rest | {"tool_calls": [{"id": told.get("id") if same else "", "type": "function", "function": function}]}
+
+
+def _first_call(message: JsonMapping) -> JsonMapping:
+    calls = message.get("tool_calls")
+    return calls[0] if isinstance(calls, list) and calls and isinstance(calls[0], dict) else {}
 
 
 def answered(message: JsonMapping) -> JsonObject:

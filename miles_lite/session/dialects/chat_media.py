@@ -16,7 +16,7 @@ _KINDS = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "v
 def pictured(message: Json) -> bool:
     """Whether a tool message holds anything but texts."""
     content = message.get("content") if isinstance(message, dict) and message.get("role") == "tool" else None
-    return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") in _KINDS for part in content)
+    return isinstance(content, list) and any(_kind(part) for part in content)
 
 
 def without_media(messages: Sequence[Json], media: Media) -> list[Json]:
@@ -30,9 +30,15 @@ def _told(message: JsonMapping, media: Media, path: str) -> JsonObject:
 
 
 def _part(part: Json, media: Media, path: str) -> Json:
-    kind = _KINDS.get(str(part.get("type"))) if isinstance(part, dict) else None
+    kind = _kind(part)
     if kind is None:
         return part
     held = part.get(part["type"])
     url = held.get("url") or held.get("file_data") if isinstance(held, dict) else held
     return {"type": "text", "text": media.told(kind, type_in(url), path)}
+
+
+def _kind(part: Json) -> str | None:
+    """What a part is besides text."""
+    said = part.get("type") if isinstance(part, dict) else None
+    return _KINDS.get(said) if isinstance(said, str) else None

@@ -1,13 +1,10 @@
-"""The engine actor with real SGLang on CPU."""
+"""The engine actor with real SGLang on CPU: what it serves, and the weights it takes from folders."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,25 +18,19 @@ from safetensors.numpy import load_file, save_file
 
 from miles_lite.config.choices import PauseMode
 from miles_lite.config.engines import Engines
-from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.liveness import Liveness
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.weights.receiver import WeightUpdate
-from tests.engine.conftest import Running, remote
-from tests.models import make_tiny_model, reference_logprobs
+from tests.engine.conftest import Running
+from tests.models import reference_logprobs
 from tests.train.helpers import make_samples
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 PROMPT = [5, 6, 7, 100, 200]
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
 def update(running: Running, folder: Path, version: int, mode: PauseMode = PauseMode.RETRACT) -> float:
@@ -52,16 +43,6 @@ def gap(folder: Path, answer: dict, *, temperature: float = 1.0, span: slice = s
     engines = np.array([logprob for logprob, _, _ in answer["meta_info"]["output_token_logprobs"]])
     expected = reference_logprobs(folder, PROMPT + answer["output_ids"], temperature=temperature)[len(PROMPT) - 1 :]
     return float(np.abs(engines - expected)[span].max())
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def wait_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_the_engine_registers_and_answers_through_the_router(running: Running):
@@ -188,77 +169,3 @@ def test_the_servers_own_refusal_is_raised_in_its_words(running: Running, tiny_m
     with pytest.raises(Exception, match=r"the server answered 400: .*Failed to get weights iterator"):
         update(running, tmp_path, 41)
     assert running.generate(PROMPT)["meta_info"]["weight_version"] == "40"
-
-
-def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_path: Path):
-    spec = dataclasses.replace(
-        running.spec,
-        index=1,
-        log_path=str(tmp_path / "engine-1.log"),
-        engines=Engines(sglang_args={"dtype": "float33"}),
-    )
-    engine = remote(EngineActor).remote(spec)
-    with pytest.raises(UserError, match="invalid choice: 'float33'"):
-        ray.get(engine.start.remote(), timeout=120)
-    assert not ray.get(engine.alive.remote())
-
-
-@pytest.mark.slow
-def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Running, tmp_path: Path):
-    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(tmp_path / "log"))
-    engine = remote(EngineActor).remote(spec)
-    starting = engine.start.remote()
-    pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
-
-    def scheduler() -> psutil.Process | None:
-        for one in descendants(pid):
-            with contextlib.suppress(psutil.Error):  # short-lived helpers come and go
-                if "sglang::scheduler" in " ".join(one.cmdline()):
-                    return one
-        return None
-
-    wait_until(scheduler, "the scheduler to be forked", seconds=120)
-    processes = descendants(pid)[1:]
-    victim = scheduler()
-    assert victim is not None
-    victim.kill()
-    with pytest.raises(UserError, match=r"(?s)Last lines of .*scheduler died during initialization"):
-        ray.get(starting, timeout=60)
-    wait_gone(processes)
-
-
-def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
-    port = int(running.info.url.rsplit(":", 1)[1])
-    spec = dataclasses.replace(
-        running.spec, log_path=str(tmp_path / "log"), engines=Engines(sglang_args={"port": str(port)})
-    )
-    with pytest.raises(UserError, match=f"--sglang-port {port}: cannot listen"):
-        asyncio.run(EngineActor(spec).start())
-
-
-@pytest.mark.parametrize("when", ["loading", pytest.param("serving", marks=pytest.mark.slow)])
-def test_kill_9_of_the_actor_leaves_no_process(running: Running, tmp_path: Path, when):
-    log = tmp_path / "log"
-    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(log))
-    engine = remote(EngineActor).remote(spec)
-    starting = engine.start.remote()
-    pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
-    if when == "serving":
-        ray.get(starting, timeout=300)
-    else:
-        wait_until(
-            lambda: log.exists() and "Load weight" in log.read_text(), "the scheduler to load weights", seconds=300
-        )
-    processes = descendants(pid)[1:]
-    assert len(processes) >= 4
-    os.kill(pid, signal.SIGKILL)
-    wait_gone(processes)
-
-
-def test_stop_ends_every_process_and_deregisters(running: Running):
-    processes = descendants(running.info.pid)
-    assert len(processes) >= 3
-    ray.get(running.engine.stop.remote(), timeout=30)
-    wait_gone(processes)
-    assert ray.get(running.router.workers.remote()) == []
-    ray.get(running.engine.stop.remote(), timeout=30)

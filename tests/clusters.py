@@ -1,0 +1,21 @@
+"""A Ray cluster of this process's own, whatever other ones this machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+
+@contextlib.contextmanager
+def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
+    """One node of so many CPUs; `options` are those of `ray.init`. Never joins one that another test process began."""
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
+    ray.init(address="local", num_cpus=cpus, **quiet | options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
