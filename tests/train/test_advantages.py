@@ -82,6 +82,7 @@ TRANSCRIPTS: dict[str, Callable[[list[float], list[int]], list[float]]] = {
     "per_turn": grpo,
     "reinforce_plus_plus": lambda rewards, lengths: rewards,
     "ppo": lambda rewards, lengths: rewards,
+    "on_policy_distillation": lambda rewards, lengths: [0.0] * len(rewards),
 }
 
 
