@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from miles_lite.config.choices import RoutingReplay
+from miles_lite.config.training import Algorithm
 from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.batching import batch_of
+from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
-from miles_lite.train.packing import Form, Packed
+from miles_lite.train.packing import Form, Packed, bare_pass
+from miles_lite.train.replay import Replay, Routing, check_overruled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
+PROBED = 8
+"""Tokens on which a model shows that it follows recorded routes."""
+
 
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
+    context: Context | None = None
+    """The ranks that share the tokens of a pass, if any do."""
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.replay: Replay | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -45,13 +59,19 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+        if self.context is None:
+            scores = self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+        else:
+            part, pairs = self.context.share(packed)
+            own = self.scored(self.hidden(part), part, entropy_gradient=entropy_gradient)
+            scores = self.context.whole(own, pairs, count=len(packed.targets))
+        return tuple(each[packed.copies] for each in scores)
 
-    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, of the states."""
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
-        logprobs, entropy = score(
+        return score(
             hidden,
             weight,
             packed.targets,
@@ -60,16 +80,24 @@ class Policy(nn.Module):
             entropy_gradient=entropy_gradient,
             vocabulary=vocabulary,
         )
-        return logprobs[packed.copies], entropy[packed.copies]
 
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
+        if self.replay is not None:
+            self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
-            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+            gather = self.context.gather if self.context else None
+            segments = Segments(packed.layout, packed.tokens.device, gather)
+            row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
+
+    def routes(self) -> dict[str, Tensor]:
+        """Of the pass that ran, by `replay.COUNTS`, on all ranks of its context; {} where no routes are replayed."""
+        counts = {} if self.replay is None else self.replay.counts()
+        return counts if self.context is None else self.context.summed(counts)
 
 
 def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
@@ -79,6 +107,25 @@ def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     ranks = weight.device_mesh
     most = -(-len(weight) // ranks.size())
     return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
+
+
+def replayed(policy: Policy, device: torch.device, options: Algorithm) -> Routing | None:
+    """What samples must bring if their routes are to be replayed, which this makes the policy do. Collective.
+
+    Raises UserError for a model that does not do it.
+    """
+    if options.use_rollout_routing_replay is RoutingReplay.OFF:
+        return None
+    policy.replay = replay = Replay(policy.model)
+    bare = bare_pass(batch_of([], []), PROBED).to(device)
+
+    def states(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            logprobs: Tensor = policy(replace(bare, experts=rows))[0]
+        return logprobs
+
+    check_overruled(replay, states, tokens=PROBED, device=device)
+    return replay.routing(strict=options.use_rollout_routing_replay is RoutingReplay.STRICT)
 
 
 def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:

@@ -28,11 +28,10 @@ class ValuedPolicy(Policy):
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
-        """Logprobs and entropies as the policy's, and float32 [N]: the value before each token."""
-        hidden = self.hidden(packed)
-        logprobs, entropy = self.scored(hidden, packed, entropy_gradient=entropy_gradient)
-        return logprobs, entropy, self.value(hidden)[:, 0].float()[packed.copies]
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """Logprobs and entropies as the policy's, and float32 [P]: the value before each token."""
+        value = self.value(hidden)[:, 0].float()
+        return (*super().scored(hidden, packed, entropy_gradient=entropy_gradient), value)
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, options: Algorithm) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
     flags = (
         "--tensor-model-parallel-size 4 --sequence-parallel --pipeline-model-parallel-size 2 --context-parallel-size 1"
     )
-    flags += " --expert-model-parallel-size 1 --expert-tensor-parallel-size 1 --recompute-granularity full"
+    flags += " --expert-model-parallel-size 8 --expert-tensor-parallel-size 1 --recompute-granularity full"
     flags += " --recompute-method uniform --recompute-num-layers 1 --optimizer-cpu-offload --deterministic-mode"
     config, leftovers = parse([*NEEDED, *EIGHT, "--actor-num-nodes", "2", *flags.split()])
     assert (config.topology.world_size, config.dp_size) == (16, 4)
@@ -116,6 +116,30 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--rm-type", "contains"], "needs --label-key"),
         (["--rm-type", "random", "--custom-rm-path", "a.b"], "exclude each other"),
         (["--loss-type", "sft_loss", "--use-tis"], "has no rollouts"),
+        (["--loss-type", "cispo", "--importance-sampling-level", "sequence"], "cispo has ratios of a token only"),
+        (["--loss-type", "gspo", "--importance-sampling-level", "token"], "gspo has ratios of a sequence only"),
+        (["--loss-type", "gspo", "--calculate-per-token-loss"], "gspo has one ratio per sequence"),
+        (["--advantage-estimator", "gspo", "--calculate-per-token-loss"], "gspo has one ratio per sequence"),
+        (["--importance-sampling-level", "sequence", "--loss-reduction", "constant"], "one ratio per sequence"),
+        (["--loss-type", "custom_loss"], "--custom-loss-function-path need each other"),
+        (["--calculate-per-token-loss", "--loss-reduction", "prompt"], "contradicts --loss-reduction prompt"),
+        (["--loss-type", "sapo", "--eps-clip-c", "3"], "sapo has no dual clip"),
+        (["--entropy-clamp", "2"], "needs --entropy-coef"),
+        (["--tis-mode", "mask"], "--tis-mode and --tis-level need --use-tis"),
+        (["--rs-lower-bound", "3"], "is above --rs-upper-bound"),
+        (["--use-rs", "--use-rollout-logprobs"], "exclude each other"),
+        (["--kl-coef", "0.1", "--use-kl-loss", "--kl-loss-coef", "0.1"], "in the rewards or in the loss"),
+        (["--use-unbiased-kl"], "needs --use-kl-loss"),
+        (["--advantage-estimator", "rloo"], "take --n-samples-per-prompt 2 or more"),
+        (["--advantage-estimator", "ppo", "--disable-rewards-normalization"], "ppo has no such choice"),
+        (["--use-opd"], "--use-opd needs --opd-teacher"),
+        (["--advantage-estimator", "on_policy_distillation"], "needs --opd-teacher"),
+        (["--opd-teacher", "a", "b"], "several need a name each"),
+        (["--opd-teacher", "x=a", "y=b"], "it says which of them a prompt has"),
+        (["--opd-teacher", "http://h:1", "--opd-type", "megatron"], "must be a folder"),
+        (["--opd-teacher", "http://h:1", "--rollout-temperature", "0.8"], "take a folder, or temperature 1"),
+        (["--opd-teacher", "a", "--opd-kl-coef", "0"], "teaches nothing"),
+        (["--keep-old-actor", "--use-rollout-logprobs"], "give one of them"),
         (
             ["--sglang-tp-size", "4", "--rollout-num-gpus-per-engine", "2"],
             "contradicts --sglang-tp-size 4: they are one",

@@ -51,7 +51,7 @@ def test_rollout_generates_and_scores_without_training_and_training_goes_without
         assert next(one.sequences())[1].sum() == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
     assert_nothing_left(mark)
 
-    alone = prepared.flags(tmp_path / "alone", "--load-debug-rollout-data", saved)
+    alone = prepared.flags(tmp_path / "alone", "--num-rollout", "1", "--load-debug-rollout-data", saved)
     output = run("train", alone, mark=mark, log=tmp_path / "log2")
     assert f"model: {tmp_path / 'alone' / 'model'}" in output
     assert len(values(tmp_path / "alone", "train/loss")) == 1

@@ -21,6 +21,7 @@ from miles_lite.train.advantages import estimate, load_advantage
 from miles_lite.train.advantages.gae import gae
 from miles_lite.train.advantages.tokens import Credit, discounted, everywhere
 from miles_lite.train.batching import batch_of, fetch, make_batches
+from miles_lite.train.flops import Flops
 from miles_lite.train.losses.sequences import Sequences
 from miles_lite.train.reductions import REDUCTIONS, Counts, StepSize
 from miles_lite.train.shares import imitated_tokens, share_out
@@ -81,6 +82,7 @@ TRANSCRIPTS: dict[str, Callable[[list[float], list[int]], list[float]]] = {
     "per_turn": grpo,
     "reinforce_plus_plus": lambda rewards, lengths: rewards,
     "ppo": lambda rewards, lengths: rewards,
+    "on_policy_distillation": lambda rewards, lengths: [0.0] * len(rewards),
 }
 
 
@@ -213,7 +215,8 @@ def rated_batches(reduction: Reduction, *, ranks: int) -> tuple[list[Rollout], l
     first.rollouts[0] = make_rollout(0, 0, make_sample(5, 3), make_sample(12, 7), reward=1.0)
     second.rollouts[0].index, second.rollouts[0].group_index = 2, 1
     options = Algorithm(loss_reduction=reduction, loss_constant_length=16)
-    batches = make_batches(0, *estimate([first, second], options), ranks=ranks, global_batch_size=3, options=options)
+    rated, flops = estimate([first, second], options), Flops(per_token=1.0, per_pair=0.0)
+    batches = make_batches(0, *rated, ranks=ranks, global_batch_size=3, options=options, flops=flops)
     totals = [0.0] * 3
     for batch in map(fetch, batches):
         for rollout, shares in zip(batch.rollouts, share_out(batch, options, imitated=[0]), strict=True):
