@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from miles_lite.train.attention import NAME, Segments, unpackable
 from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
+from miles_lite.train.head import likeliest as likeliest_of
 from miles_lite.train.packing import Form, Packed
 
 if TYPE_CHECKING:
@@ -45,20 +47,32 @@ class Policy(nn.Module):
         why = unpackable(self.model.config)
         return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False, likeliest: int = 0) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
-        unless `entropy_gradient`."""
+        unless `entropy_gradient`. Or, where `likeliest` tokens are asked for, so many int64 [N]: those that are most
+        likely in the place of each."""
+        ask = (
+            partial(self.top, count=likeliest) if likeliest else partial(self.scores, entropy_gradient=entropy_gradient)
+        )
         if self._context is None:
-            scores = self.scores(packed, entropy_gradient=entropy_gradient)
+            scores = ask(packed)
         else:
             part, pairs = self._context.share(packed)
-            own = self.scores(part, entropy_gradient=entropy_gradient)
+            own = ask(part)
             scores = self._context.whole(own, pairs, count=len(packed.targets))
         return tuple(each[packed.copies] for each in scores)
 
     def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
         """The same of the P pairs that are scored."""
         return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+
+    def top(self, packed: Packed, *, count: int) -> tuple[Tensor, ...]:
+        """The likeliest tokens, int64 [P] each."""
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        weight, vocabulary = own_rows(head.weight)
+        assert vocabulary.group is None, "who looks for tokens knows all of them"
+        bias = getattr(head, "bias", None)
+        return likeliest_of(self.hidden(packed), weight, packed.temperatures, count=count, bias=bias).unbind(1)
 
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the pairs, of their states."""
