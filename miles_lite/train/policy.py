@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from miles_lite.config.choices import RoutingReplay
+from miles_lite.config.training import Algorithm
 from miles_lite.train.attention import NAME, Segments, unpackable
+from miles_lite.train.batching import batch_of
 from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
-from miles_lite.train.packing import Form, Packed
+from miles_lite.train.packing import Form, Packed, bare_pass
+from miles_lite.train.replay import Replay, Routing, check_overruled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+PROBED = 8
+"""Tokens on which a model shows that it follows recorded routes."""
 
 
 class Policy(nn.Module):
@@ -33,6 +42,7 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.replay: Replay | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -73,6 +83,8 @@ class Policy(nn.Module):
 
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
+        if self.replay is not None:
+            self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
             gather = self.context.gather if self.context else None
@@ -82,6 +94,11 @@ class Policy(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
 
+    def routes(self) -> dict[str, Tensor]:
+        """Of the pass that ran, by `replay.COUNTS`, on all ranks of its context; {} where no routes are replayed."""
+        counts = {} if self.replay is None else self.replay.counts()
+        return counts if self.context is None else self.context.summed(counts)
+
 
 def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     """Those of a head's weight that this rank has, and which they are."""
@@ -90,6 +107,25 @@ def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:
     ranks = weight.device_mesh
     most = -(-len(weight) // ranks.size())
     return weight.to_local(), Vocabulary(most * ranks.get_local_rank(), most, ranks.get_group())
+
+
+def replayed(policy: Policy, device: torch.device, options: Algorithm) -> Routing | None:
+    """What samples must bring if their routes are to be replayed, which this makes the policy do. Collective.
+
+    Raises UserError for a model that does not do it.
+    """
+    if options.use_rollout_routing_replay is RoutingReplay.OFF:
+        return None
+    policy.replay = replay = Replay(policy.model)
+    bare = bare_pass(batch_of([], []), PROBED).to(device)
+
+    def states(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            logprobs: Tensor = policy(replace(bare, experts=rows))[0]
+        return logprobs
+
+    check_overruled(replay, states, tokens=PROBED, device=device)
+    return replay.routing(strict=options.use_rollout_routing_replay is RoutingReplay.STRICT)
 
 
 def choose_form(policies: Sequence[Policy], *, trees: bool) -> Form:
