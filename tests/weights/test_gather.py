@@ -35,9 +35,9 @@ LIMIT = 3000
 SIZES = {
     "sharded": Parallelism(),
     "tensor": Parallelism(tensor_model_parallel_size=2),
-    "experts": Parallelism(expert_model_parallel_size=2),
+    "expert-parallel": Parallelism(expert_model_parallel_size=2),
 }
-CASES = [(name, kind) for name in SIZES for kind in (KINDS if name != "experts" else ("experts",))]
+CASES = [(name, kind) for name in SIZES for kind in (KINDS if name != "expert-parallel" else ("experts",))]
 CPU = torch.device("cpu")
 
 
