@@ -103,9 +103,9 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
         ),
         (
-            sizes.context_parallel_size * experts > 1,
-            "--context-parallel-size and --expert-model-parallel-size: this parallelism does not exist here yet, only "
-            "1 is accepted; take --tensor-model-parallel-size, which cuts experts too",
+            experts > 1,
+            "--expert-model-parallel-size: this parallelism does not exist here yet, only 1 is accepted; take "
+            "--tensor-model-parallel-size, which cuts experts too",
         ),
     ]
 

@@ -77,9 +77,9 @@ def settle(passes: Sequence[Pass], options: Algorithm, ranks: Sums) -> None:
     trained = [(each.packed.weights > 0, each) for each in passes]
     values = [told.advantages[chosen].double().cpu() for chosen, told in trained if told.advantages is not None]
     every = torch.cat([torch.zeros(0, dtype=torch.float64), *values])
-    total, count = ranks.sum_tokens(torch.stack([every.sum(), every.new_tensor(float(len(every)))])).tolist()
+    total, count = ranks.sum_samples(torch.stack([every.sum(), every.new_tensor(float(len(every)))])).tolist()
     mean = total / max(count, 1.0)
-    squares = ranks.sum_tokens((every - mean).square().sum()[None])
+    squares = ranks.sum_samples((every - mean).square().sum()[None])
     scale = (float(squares) / max(count, 1.0) + SMALL) ** -0.5
     for chosen, each in trained:
         if each.advantages is not None:

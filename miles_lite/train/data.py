@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from miles_lite.config.parallel import Compute
+from miles_lite.errors import UserError
 from miles_lite.train import norms
+from miles_lite.train.context import Context
 from miles_lite.train.loading import empty_model, fill, layers_of, load_model
 from miles_lite.train.mesh import Alike, Mesh
 from miles_lite.train.policy import Policy
@@ -32,7 +34,8 @@ from miles_lite.train.tensor_parallel import Tensors, cut
 M_MMAP_THRESHOLD = -3
 """malloc.h's."""
 
-LARGE = 1 << 20
+LARGE = 1 << 17
+"""Bytes; glibc begins with it, too."""
 
 
 class Sums(Protocol):
@@ -40,9 +43,6 @@ class Sums(Protocol):
 
     def sum_samples(self, values: Tensor) -> Tensor:
         """Of what each data-parallel index has of its own samples."""
-
-    def sum_tokens(self, values: Tensor) -> Tensor:
-        """Of what each rank has of its own tokens."""
 
     def most(self, values: Tensor) -> Tensor:
         """The maximum."""
@@ -94,7 +94,7 @@ class Replicated:
 
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         assert self._flat is not None, "zero_grad comes first"
-        self.mesh.sum_tokens(self._flat)
+        self.mesh.sum_samples(self._flat)
         norm = float(torch.linalg.vector_norm(self._flat))
         if max_norm and norm > max_norm:
             self._flat.mul_(max_norm / norm)
@@ -116,7 +116,10 @@ class Sharded:
         model = empty_model(folder, self._compute)
         if self.mesh.tensor.size() > 1:
             self._tensors = cut(model, self.mesh.tensor)
-        policy = kind(model)
+        context = Context(self.mesh.context)
+        policy = kind(model, context if context.size > 1 else None)
+        if context.size > 1 and policy.unpackable is not None:
+            raise UserError(f"--context-parallel-size {context.size}: {folder} cannot be packed: {policy.unpackable}")
         half = self._device.type == "cuda"
         precision = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if half else ())
         offload = CPUOffloadPolicy() if half and self._compute.optimizer_cpu_offload else OffloadPolicy()

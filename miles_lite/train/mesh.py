@@ -1,8 +1,7 @@
 """Where a rank stands: a process group, and over it dp_replicate x dp_shard x cp x tp, the last varying fastest.
 
-Invariant: the ranks of one data-parallel index (cp x tp of them) get the same batch; context-parallel ranks work on
-different tokens of it, tensor-parallel ranks on the same tokens. So a sum over tokens is over dp x cp, one over samples
-over dp, and the number of ranks is no divisor of anything.
+Invariant: the ranks of one data-parallel index (cp x tp of them) get the same batch, and all of them have its losses
+and metrics in the end. So what is summed is summed over dp, and the number of ranks is no divisor of anything.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Mesh:
     shard     [dp_replicate, dp_shard x cp]: FSDP2's; parameters are sharded over its last dimension
     tensor    [tp]
     expert    [dp_replicate, dp_shard x cp x tp / ep, ep]: the same ranks, as experts are shared out
-    samples   ranks that have different batches, and `tokens` those that have different tokens of this tensor index
+    samples   ranks that have different batches
     context   ranks that share the tokens of one batch
     """
 
@@ -36,16 +35,11 @@ class Mesh:
     tensor: DeviceMesh
     expert: DeviceMesh | None
     samples: ProcessGroup
-    tokens: ProcessGroup
     context: ProcessGroup
 
     def sum_samples(self, values: Tensor) -> Tensor:
         """Sum over data-parallel ranks, in place."""
         return reduce(values, self.samples)
-
-    def sum_tokens(self, values: Tensor) -> Tensor:
-        """Sum over data- and context-parallel ranks, in place."""
-        return reduce(values, self.tokens)
 
     def most(self, values: Tensor) -> Tensor:
         """The maximum over all ranks, in place."""
@@ -57,10 +51,6 @@ class Alike:
     """Data-parallel ranks that share nothing but their sums; one rank needs no process group."""
 
     def sum_samples(self, values: Tensor) -> Tensor:
-        """See Mesh."""
-        return reduce(values, None)
-
-    def sum_tokens(self, values: Tensor) -> Tensor:
         """See Mesh."""
         return reduce(values, None)
 
@@ -86,7 +76,6 @@ def make_mesh(sizes: Parallelism, *, device: torch.device) -> Mesh:
         tensor=root["tp"],
         expert=experts if ep > 1 else None,
         samples=split["dp"].get_group(),
-        tokens=split["dp", "cp"]._flatten("tokens").get_group(),
         context=split["cp"].get_group(),
     )
 

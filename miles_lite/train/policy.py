@@ -19,6 +19,7 @@ from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.training import Algorithm
 from miles_lite.train.attention import NAME, Segments, unpackable
 from miles_lite.train.batching import batch_of
+from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
 from miles_lite.train.packing import Form, Packed, bare_pass
 from miles_lite.train.replay import Replay, Routing, check_overruled
@@ -35,10 +36,12 @@ PROBED = 8
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
+        """`context`: the ranks that share the tokens of a pass, if any do."""
         super().__init__()
         self.model = model
         self.replay: Replay | None = None
+        self._context = context
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -55,13 +58,23 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
+        if self._context is None:
+            scores = self.scores(packed, entropy_gradient=entropy_gradient)
+        else:
+            part, pairs = self._context.share(packed)
+            own = self.scores(part, entropy_gradient=entropy_gradient)
+            scores = self._context.whole(own, pairs, count=len(packed.targets))
+        return tuple(each[packed.copies] for each in scores)
+
+    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs that are scored."""
         return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
 
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, of the states."""
+        """Logprobs and entropies of the pairs, of their states."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
-        logprobs, entropy = score(
+        return score(
             hidden,
             weight,
             packed.targets,
@@ -70,7 +83,6 @@ class Policy(nn.Module):
             entropy_gradient=entropy_gradient,
             vocabulary=vocabulary,
         )
-        return logprobs[packed.copies], entropy[packed.copies]
 
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
@@ -78,7 +90,9 @@ class Policy(nn.Module):
             self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
-            row = {"position_ids": packed.positions, "segments": Segments(packed.layout, packed.tokens.device)}
+            gather = self._context.gather if self._context else None
+            segments = Segments(packed.layout, packed.tokens.device, gather)
+            row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]

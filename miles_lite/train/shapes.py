@@ -7,6 +7,8 @@ from pathlib import Path
 from miles_lite.config.parallel import Parallelism
 from miles_lite.errors import UserError
 from miles_lite.model_folder import text_config
+from miles_lite.train.attention import unpackable
+from miles_lite.train.loading import read_config
 
 CUT_BY_TENSOR = (
     "num_attention_heads",
@@ -34,4 +36,9 @@ def check_shapes(folder: Path, sizes: Parallelism) -> None:
     if experts > 1 and count % experts:
         raise UserError(
             f"--expert-model-parallel-size {experts} does not divide the {count} experts of {folder}/config.json"
+        )
+    if sizes.context_parallel_size > 1 and (why := unpackable(read_config(folder))) is not None:
+        raise UserError(
+            f"--context-parallel-size {sizes.context_parallel_size}: ranks share rows of packed sequences, and "
+            f"{folder} cannot be packed: {why}. Leave it out"
         )

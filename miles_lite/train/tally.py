@@ -29,8 +29,8 @@ class Tally:
         self._maxima[name].append(value)
 
     def reduce(self, mesh: Sums) -> dict[str, float]:
-        """All names over all ranks, the sums over tokens."""
+        """All names over all ranks."""
         sums = torch.tensor([float(value) for value in self._sums.values()], dtype=torch.float64)
         maxima = torch.tensor([max(map(float, values)) for values in self._maxima.values()], dtype=torch.float64)
-        totals = [*mesh.sum_tokens(sums).tolist(), *mesh.most(maxima).tolist()]
+        totals = [*mesh.sum_samples(sums).tolist(), *mesh.most(maxima).tolist()]
         return dict(zip([*self._sums, *self._maxima], totals, strict=True))

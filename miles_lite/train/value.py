@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miles_lite.config.training import Algorithm
+from miles_lite.train.context import Context
 from miles_lite.train.packing import Packed
 from miles_lite.train.policy import Policy
 
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 class ValuedPolicy(Policy):
     """A policy that also says what each token's state is worth."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
+        super().__init__(model, context)
         width = int(model.get_output_embeddings().weight.shape[1])  # type: ignore[no-untyped-call]
         self.value = nn.Linear(width, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
-        """Logprobs and entropies as the policy's, and float32 [N]: the value before each token."""
+    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """Logprobs and entropies as the policy's, and float32 [P]: the value before each token."""
         hidden = self.hidden(packed)
-        logprobs, entropy = self.scored(hidden, packed, entropy_gradient=entropy_gradient)
-        return logprobs, entropy, self.value(hidden)[:, 0].float()[packed.copies]
+        return *self.scored(hidden, packed, entropy_gradient=entropy_gradient), self.value(hidden)[:, 0].float()
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, options: Algorithm) -> dict[str, Tensor]:

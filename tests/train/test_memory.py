@@ -32,7 +32,7 @@ def write_large(folder: Path) -> None:
         vocab_size=288,
         hidden_size=512,
         intermediate_size=1536,
-        num_hidden_layers=32,
+        num_hidden_layers=34,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=64,

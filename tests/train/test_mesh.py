@@ -49,6 +49,10 @@ def tensor(size: int, **more: int) -> Parallelism:
     return Parallelism(tensor_model_parallel_size=size, **more)  # type: ignore[arg-type]
 
 
+def context(size: int, **more: int) -> Parallelism:
+    return Parallelism(context_parallel_size=size, **more)  # type: ignore[arg-type]
+
+
 SHARDED = Parallelism(data_parallel_sharding_strategy="optim_grads_params")
 RECOMPUTED = Compute(gradient_checkpointing=True)
 
@@ -129,10 +133,16 @@ TWO = [
     Case("qwen3_tied", SHARDED),
     Case("qwen3_moe", SHARDED, RECOMPUTED),
     *(Case(kind, tensor(2)) for kind in FAMILIES),
+    *(Case(kind, context(2)) for kind in FAMILIES),
     Case("qwen3_moe", tensor(2), RECOMPUTED),
     Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
 ]
-FOUR = [*(Case(kind, tensor(2)) for kind in FAMILIES), Case("qwen3", tensor(2, data_parallel_replicate_size=2))]
+FOUR = [
+    *(Case(kind, sizes) for kind in FAMILIES for sizes in (tensor(2), tensor(2, context_parallel_size=2))),
+    *(Case(kind, context(2)) for kind in FAMILIES),
+    Case("qwen3_moe", context(4), RECOMPUTED),
+    Case("qwen3", tensor(2, data_parallel_replicate_size=2)),
+]
 
 
 @pytest.mark.e2e

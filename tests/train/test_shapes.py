@@ -10,6 +10,7 @@ import pytest
 from miles_lite.config.parallel import Parallelism
 from miles_lite.errors import UserError
 from miles_lite.train.shapes import check_shapes
+from tests.train.families import make_config
 
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 48, "vocab_size": 288}
 
@@ -29,6 +30,12 @@ def test_what_does_not_divide_is_named(
     (tmp_path / "config.json").write_text(json.dumps(SHAPE | changes))
     with pytest.raises(UserError, match=message):
         check_shapes(tmp_path, Parallelism(**sizes))  # type: ignore[arg-type]
+
+
+def test_ranks_share_no_rows_of_what_cannot_be_packed(tmp_path: Path) -> None:
+    make_config("gpt_oss").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"--context-parallel-size 2: .* cannot be packed: its att"):
+        check_shapes(tmp_path, Parallelism(context_parallel_size=2))
 
 
 def test_what_divides_passes(tmp_path: Path) -> None:
