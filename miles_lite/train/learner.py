@@ -149,8 +149,7 @@ class Learner:
         old = each.old_logprobs(new, algorithm)
         if each.advantages is None and penalised(algorithm):
             each.advantages, _ = advantages(each, old, algorithm)
-        if self.policy.replay is not None:
-            tally.add(self.policy.replay.counts())
+        tally.add(self.policy.routes())
         streams = each.streams(new, entropy, old)
         policy, shares, comparable = streams, packed.weights, packed.in_context
         parts: list[tuple[Terms, Tensor]] = []

@@ -36,12 +36,15 @@ PROBED = 8
 class Policy(nn.Module):
     """Logprobs and entropies of the trained tokens of one forward pass."""
 
-    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
-        """`context`: the ranks that share the tokens of a pass, if any do."""
+    context: Context | None = None
+    """The ranks that share the tokens of a pass, if any do."""
+
+    replay: Replay | None = None
+    """What leads the routers of a pass, if anything does."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.replay: Replay | None = None
-        self._context = context
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -58,20 +61,16 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`."""
-        if self._context is None:
-            scores = self.scores(packed, entropy_gradient=entropy_gradient)
+        if self.context is None:
+            scores = self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
         else:
-            part, pairs = self._context.share(packed)
-            own = self.scores(part, entropy_gradient=entropy_gradient)
-            scores = self._context.whole(own, pairs, count=len(packed.targets))
+            part, pairs = self.context.share(packed)
+            own = self.scored(self.hidden(part), part, entropy_gradient=entropy_gradient)
+            scores = self.context.whole(own, pairs, count=len(packed.targets))
         return tuple(each[packed.copies] for each in scores)
 
-    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
-        """The same of the P pairs that are scored."""
-        return self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
-
-    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the pairs, of their states."""
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+        """The same of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
         return score(
@@ -84,13 +83,18 @@ class Policy(nn.Module):
             vocabulary=vocabulary,
         )
 
+    def routes(self) -> dict[str, Tensor]:
+        """Of the last pass, how tokens were routed: see `Replay.counts`."""
+        counts = self.replay.counts() if self.replay is not None else {}
+        return self.context.sum(counts) if self.context is not None and counts else counts
+
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
         if self.replay is not None:
             self.replay.lead(packed.experts)
         row: dict[str, object] = {}
         if packed.layout is not None:
-            gather = self._context.gather if self._context else None
+            gather = self.context.gather if self.context else None
             segments = Segments(packed.layout, packed.tokens.device, gather)
             row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
