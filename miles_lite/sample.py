@@ -252,6 +252,7 @@ class Rollout:
     reward                   None where nobody gave one, or it failed
     error                    what went wrong, in a word: `timeout`, `no_samples`, the name of an exception
     metadata                 what the agent function returned; `error_detail`, the error's text
+    teacher                  the name of who teaches its prompt (--opd-teacher-key); "" where nobody said
     started_at, finished_at  seconds since the epoch; 0 before
     """
 
@@ -264,6 +265,7 @@ class Rollout:
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     spans: Spans = field(default_factory=Spans)
+    teacher: str = ""
     started_at: float = 0.0
     finished_at: float = 0.0
 

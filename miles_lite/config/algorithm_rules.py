@@ -7,6 +7,7 @@ from miles_lite.config.choices import Bounding, Level, Reduction
 from miles_lite.config.parallel import Parallelism
 from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.config.rules import Rules
+from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 
 
@@ -18,6 +19,7 @@ def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) 
         *off_policy(algorithm),
         *penalties(algorithm),
         *advantages(rollouts, algorithm),
+        *distillation(rollouts, algorithm),
     ]
 
 
@@ -144,6 +146,53 @@ def penalties(algorithm: Algorithm) -> Rules:
         (
             algorithm.use_unbiased_kl and not algorithm.use_kl_loss,
             "--use-unbiased-kl needs --use-kl-loss: it weighs that loss",
+        ),
+    ]
+
+
+def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
+    """Who teaches, and what."""
+    teachers, key = algorithm.teachers, algorithm.opd_teacher_key
+    served = {is_url(where) for where in teachers.values()}
+    kind = algorithm.opd_type
+    return [
+        (
+            algorithm.use_opd and not teachers,
+            "--use-opd needs --opd-teacher: a model folder, or the URL of an SGLang server",
+        ),
+        (
+            algorithm.advantage_estimator == "on_policy_distillation" and not teachers,
+            "--advantage-estimator on_policy_distillation needs --opd-teacher",
+        ),
+        (
+            algorithm.distils and algorithm.imitates,
+            "--opd-teacher judges what was sampled, and --loss-type sft_loss samples nothing: leave one out",
+        ),
+        (
+            len(teachers) < len(algorithm.opd_teacher) or ("" in teachers and len(teachers) > 1),
+            "--opd-teacher: several need a name each, and another each: NAME=FOLDER NAME=URL",
+        ),
+        (
+            (len(teachers) > 1) != (key is not None),
+            "--opd-teacher-key and several --opd-teacher need each other: it says which of them a prompt has",
+        ),
+        (
+            (kind == "sglang" and False in served) or (kind == "megatron" and True in served),
+            f"--opd-type {kind}: --opd-teacher must be {'a URL' if kind == 'sglang' else 'a folder'}",
+        ),
+        (
+            True in served and rollouts.rollout_temperature != 1,
+            f"--opd-teacher URL says logprobs of temperature 1, and --rollout-temperature is "
+            f"{rollouts.rollout_temperature}: take a folder, or temperature 1",
+        ),
+        (
+            algorithm.distils and algorithm.opd_kl_coef == algorithm.opd_loss_coef == 0,
+            "--opd-teacher teaches nothing with --opd-kl-coef 0 and --opd-loss-coef 0: give one of them",
+        ),
+        (
+            algorithm.keep_old_actor and (algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs),
+            "--keep-old-actor computes old logprobs, which --use-rollout-logprobs and --use-approximate-old-logprobs "
+            "do not need: give one of them",
         ),
     ]
 

@@ -105,6 +105,7 @@ ADVANTAGES: Mapping[str, Estimator] = {
         tokens=_ADVANTAGE + "gae:gae",
         critic=True,
     ),
+    "on_policy_distillation": Estimator(_ADVANTAGE + "raw_rewards:nothing", ("opd_kl_coef",)),
 }
 
 

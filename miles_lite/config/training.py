@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES, SFT, Estimator, Loss, estimator_named, loss_named
 from miles_lite.config.choices import Bounding, KLType, Level, Reduction, RoutingReplay
 from miles_lite.config.option import option
+from miles_lite.config.teachers import absolute_folders, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,25 @@ class Algorithm:
     use_approximate_old_logprobs: bool = option(
         False, help="old logprobs lie between the engine's and the current ones, by staleness (A-3PO)"
     )
+    keep_old_actor: bool = option(
+        False,
+        help="keep the weights of the step before, too: old logprobs of tokens that they sampled are theirs",
+    )
+    use_opd: bool = option(False, help="distil on policy; needs --opd-teacher, which implies it")
+    opd_teacher: tuple[str, ...] = option(
+        (),
+        help="FOLDER or URL of an SGLang server, or several NAME=FOLDER and NAME=URL: who says how likely a sampled "
+        "token is",
+        path=absolute_folders,
+        aka=("--opd-teacher-load",),
+    )
+    opd_teacher_key: str | None = option(None, help="key of a prompt's metadata that names its teacher")
+    opd_type: Literal["sglang", "megatron"] | None = option(
+        None, help="sglang: all teachers are URLs; megatron: all are folders, which train ranks run"
+    )
+    opd_kl_coef: float = option(1.0, help="penalty per nat of log(policy / teacher), taken from advantages", least=0)
+    opd_loss_coef: float = option(0.0, help="weight of the KL to the teacher as a loss", least=0)
+    opd_loss_type: KLType = option(KLType.K2, help="its estimator")
     use_rollout_routing_replay: RoutingReplay = option(
         RoutingReplay.OFF,
         help="train each token with the experts that engines chose for it; strict: refuse samples that lack them",
@@ -135,6 +156,16 @@ class Algorithm:
     def compares_with_engine(self) -> bool:
         """Whether tokens are weighed by the ratio of the trainer's to the engine's probability."""
         return self.use_tis or self.use_rs or self.custom_tis_function_path is not None
+
+    @property
+    def teachers(self) -> Mapping[str, str]:
+        """Where each teacher is, by name."""
+        return named(self.opd_teacher)
+
+    @property
+    def distils(self) -> bool:
+        """Whether there are any."""
+        return bool(self.opd_teacher)
 
     @property
     def compares(self) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from miles_lite.config.folders import check_folder
 from miles_lite.config.options import Config
+from miles_lite.config.teachers import is_url
+from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder, context_length
@@ -51,6 +53,8 @@ def check_inputs(config: Config) -> None:
 
     for source in (config.data.prompt_data, *config.evaluation.datasets.values()):
         prompts = load_prompts(source, config.data)
+        if source == config.data.prompt_data:
+            check_teachers(prompts, config.algorithm)
         check_messages(prompts, source=source)
         check_lengths(prompts, count, limit=limit, source=source)
 
@@ -65,6 +69,19 @@ def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
             raise UserError(f"{source}, line {prompt.row}: {error.message}{where}") from error
 
 
+def check_teachers(prompts: Sequence[Prompt], algorithm: Algorithm) -> None:
+    """Refuse prompts without a teacher, where each is to name one. Raises UserError naming the first one's line."""
+    key = algorithm.opd_teacher_key
+    if key is None:
+        return
+    for prompt in prompts:
+        if str(prompt.metadata.get(key)) not in algorithm.teachers:
+            raise UserError(
+                f"--prompt-data, line {prompt.row}: its metadata has {prompt.metadata.get(key)!r} under '{key}' "
+                f"(--opd-teacher-key), and --opd-teacher knows {', '.join(algorithm.teachers)}"
+            )
+
+
 def check_folders(config: Config) -> Path:
     """The folders that are read and those that will be written, and whether train ranks can share the model; returns
     its folder. Raises UserError."""
@@ -72,6 +89,9 @@ def check_folders(config: Config) -> Path:
     check_shapes(model, config.parallelism)
     if config.algorithm.compares and config.checkpoint.ref_load is not None:
         check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
+    for where in config.algorithm.teachers.values():
+        if not is_url(where):
+            check_model_folder(where, given_as="--opd-teacher")
     written = {
         "--run-dir": config.run.run_dir,
         "--load": config.checkpoint.load,

@@ -86,6 +86,8 @@ class AgentWorker:
     async def _run(self, task: Task) -> tuple[Rollout, list[Sample]]:
         samples: list[Sample] = []
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
+        if (key := self._config.algorithm.opd_teacher_key) is not None:
+            rollout.teacher = str(task.prompt.metadata.get(key, ""))
         try:
             client = await self._client(task.session_url)
             async with client.opened(task.sampling) as session_id:

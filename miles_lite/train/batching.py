@@ -48,6 +48,7 @@ class Batch(Generic[S]):
     rollouts         int64 [len(samples)], the number in the run of the sample's rollout; groups: of its prompt's group
     rollout_tokens   float32 [len(samples)], trained tokens of the sample's *whole* rollout
     prompt_tokens    float32 [len(samples)], of all rollouts of its prompt in its optimizer step
+    teachers         [len(samples)], the name of who teaches the sample's prompt; "" where there is one teacher at most
     steps            per optimizer step, per micro-batch: indices into `samples`; all ranks have equal shape[:2]
     sizes            what each optimizer step covers over all ranks
     """
@@ -61,6 +62,7 @@ class Batch(Generic[S]):
     groups: np.ndarray
     rollout_tokens: np.ndarray
     prompt_tokens: np.ndarray
+    teachers: list[str]
     steps: list[list[list[int]]]
     sizes: list[StepSize]
 
@@ -95,6 +97,7 @@ def batch_of(
         groups=np.arange(len(samples)),
         rollout_tokens=tokens,
         prompt_tokens=tokens.copy(),
+        teachers=[""] * len(samples),
         steps=steps,
         sizes=[StepSize(len(step), len(step), len(step), int(tokens[step].sum())) for step in chosen],
     )
@@ -179,6 +182,7 @@ def _batch(rollout_id: int, steps: Sequence[list[list[_Item]]], sizes: list[Step
         groups=each(lambda item: item.rollout.group_index, np.int64),
         rollout_tokens=each(lambda item: item.rollout.trained_tokens),
         prompt_tokens=each(lambda item: item.prompt_tokens),
+        teachers=[item.rollout.teacher for item in items],
         steps=[[[next(number) for _ in micro_batch] for micro_batch in step] for step in steps],
         sizes=sizes,
     )

@@ -63,11 +63,13 @@ class Context:
         gathered: Tensor = _Gather.apply(keys, self.group)  # type: ignore[no-untyped-call]
         return gathered
 
-    def sum(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of numbers that each rank has of its own tokens: those of all."""
-        summed = torch.stack(list(counts.values()))
-        dist.all_reduce(summed, group=self.group)
-        return dict(zip(counts, summed, strict=True))
+    def summed(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of this rank's part, over all ranks; which they are is the same for all."""
+        if not counts:
+            return {}
+        sums = torch.stack(list(counts.values()))
+        dist.all_reduce(sums, group=self.group)
+        return dict(zip(counts, sums.unbind(), strict=True))
 
     def whole(self, scores: Sequence[Tensor], pairs: Tensor, *, count: int) -> tuple[Tensor, ...]:
         """Of scores [pairs] of this rank's pairs: [count], those of all ranks."""
@@ -77,8 +79,8 @@ class Context:
 
 def cut(row: Tensor, own: Tensor, length: int, *, fill: int = 0) -> Tensor:
     """Places `own` of a row [1, T, ...], `fill` where it is shorter than `length`."""
-    missing = row.new_full((1, length - row.shape[1], *row.shape[2:]), fill)
-    return torch.cat([row, missing], 1)[:, own]
+    more = row.new_full((1, length - row.shape[1], *row.shape[2:]), fill)
+    return torch.cat([row, more], 1)[:, own]
 
 
 class _Gather(torch.autograd.Function):

@@ -40,13 +40,14 @@ def whitens(options: Algorithm) -> bool:
 
 def penalised(options: Algorithm) -> bool:
     """Whether advantages depend on the policy's own logprobs."""
-    return options.kl_coef > 0
+    return options.kl_coef > 0 or (options.distils and options.opd_kl_coef > 0)
 
 
 def advantages(each: Pass, old: Tensor, options: Algorithm) -> tuple[Tensor, Tensor | None]:
     """Of the tokens of a pass, and the returns that a value head learns, [N]; both 0 on tokens that are imitated only.
 
-    The KL penalty to the reference model comes out of the rewards (arXiv:1909.08593, section 2).
+    The KL penalty to the reference model comes out of the rewards (arXiv:1909.08593, section 2); the teacher's, the
+    token's own log(policy / teacher), out of the advantages (on-policy distillation, arXiv:2306.13649).
     """
     packed = each.packed
     chosen = packed.weights > 0
@@ -60,6 +61,8 @@ def advantages(each: Pass, old: Tensor, options: Algorithm) -> tuple[Tensor, Ten
         sequences=each.sequences.at(chosen),
     )
     shaped, returns = load_tokens(options.estimator.tokens)(credit, options)
+    if each.teacher is not None:
+        shaped = shaped - options.opd_kl_coef * (old - each.teacher)[chosen]
     return _put(shaped, chosen), None if returns is None else _put(returns, chosen)
 
 

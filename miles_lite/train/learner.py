@@ -7,6 +7,7 @@ Invariant: the loss of a step is Σ over components, and over their tokens, of s
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,15 +19,17 @@ from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
-from miles_lite.train.credit import advantages, early, penalised, settle
+from miles_lite.train.credit import advantages, penalised
 from miles_lite.train.data import Strategy, trainable
 from miles_lite.train.learning_rate import learning_rate
-from miles_lite.train.losses.objective import Terms, imitation, metric_names, objective
+from miles_lite.train.losses.objective import Terms, distillation, imitation, metric_names, objective
 from miles_lite.train.losses.terms import kl_estimate
 from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
 from miles_lite.train.policy import Policy, choose_form, replayed
+from miles_lite.train.recompute import Recompute
 from miles_lite.train.replay import COUNTS
+from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
 from miles_lite.train.value import value_loss
@@ -49,11 +52,12 @@ class Learner:
     reference: Policy | None = None
     total_updates: int | None = None
     updates: int = 0
+    teachers: Mapping[str, Policy | ServedTeacher] = field(default_factory=dict)
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        policies = [policy for policy in (self.policy, self.reference) if policy is not None]
-        self._form = choose_form(policies, trees=not self.algorithm.disable_tree_training)
+        self._asked = Recompute(self.policy, self.reference, self.teachers, self.algorithm, self.device)
+        self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
         self._routing = replayed(self.policy, self.device, self.algorithm)
         options = self.options
         self.optimizer = torch.optim.AdamW(
@@ -76,7 +80,7 @@ class Learner:
         tally = self._tally()
         steps = self._prepare(check(batch))
         begin = time.perf_counter()
-        self._recompute(steps)
+        self._asked.fill(steps, self.strategy.mesh)
         middle = time.perf_counter()
         norms = [self._step(passes, tally, first=number == 0) for number, passes in enumerate(steps)]
         end = time.perf_counter()
@@ -89,7 +93,7 @@ class Learner:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit, form, routing = PASS_TOKENS[self.device.type], self._form, self._routing
         imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
-        shares = share_out(batch, self.algorithm, imitated=imitated)
+        shares = share_out(batch, self.algorithm, imitated=imitated, taught=self._asked.taught(batch))
         steps = [
             [
                 packed.to(self.device)
@@ -104,26 +108,6 @@ class Learner:
             [Pass(packed) for packed in [*step, *[idle] * (count - len(step))]]
             for step, count in zip(steps, rounds, strict=True)
         ]
-
-    def _recompute(self, steps: list[list[Pass]]) -> None:
-        """Fill in what is known before the first update: old and reference logprobs, values, advantages.
-
-        The first step's own forward passes are still those of the old policy, so only later steps are computed here,
-        unless advantages depend on what the policy says: with one step per batch, nothing is.
-        """
-        algorithm = self.algorithm
-        told = algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs
-        shaped = early(algorithm) and (penalised(algorithm) or algorithm.estimator.critic)
-        with torch.no_grad():
-            for number, step in enumerate(steps):
-                for each in step:
-                    if shaped or (number > 0 and not told):
-                        each.old, _, *values = self.policy(each.packed)
-                        each.values = values[0] if values else None
-                    if self.reference is not None:
-                        each.reference = self.reference(each.packed)[0]
-            if early(algorithm):
-                settle([each for step in steps for each in step], algorithm, self.strategy.mesh)
 
     def _step(self, passes: list[Pass], tally: Tally, *, first: bool) -> float:
         """One optimizer step; the gradient's global norm before clipping."""
@@ -158,6 +142,8 @@ class Learner:
             policy, shares, comparable = streams.at(mine), packed.weights[mine], comparable & mine
             parts.append((imitation(streams.at(told), algorithm), packed.imitation[told]))
         parts.append((objective(policy, algorithm), shares))
+        if policy.teacher is not None:
+            parts.append((distillation(policy, algorithm), shares))
         if values and each.values is not None and each.returns is not None:
             parts.append((value_loss(values[0], each.values, each.returns, algorithm), packed.weights))
         loss = self._add_up(parts, tally)

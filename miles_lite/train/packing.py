@@ -56,6 +56,8 @@ class Packed:
     in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
     advantages        float32 [N]
     staleness         float32 [N] training steps since the weights that sampled it
+    teacher           float32 [N] the number of its teacher
+    teacher_logprobs  float32 [N] what a served teacher says of it
     weights           float32 [N] the token's share in the policy component of the step's loss
     imitation         float32 [N] its share in the imitation component
     """
@@ -74,6 +76,8 @@ class Packed:
     in_context: Tensor
     advantages: Tensor
     staleness: Tensor
+    teacher: Tensor
+    teacher_logprobs: Tensor
     weights: Tensor
     imitation: Tensor
 
@@ -242,6 +246,8 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         in_context=torch.from_numpy(~per_token("off_context", bool)),
         advantages=shared("advantages"),
         staleness=shared("staleness"),
+        teacher=shared("teacher"),
+        teacher_logprobs=shared("teacher_logprobs"),
         weights=shared("policy"),
         imitation=shared("imitation"),
     )

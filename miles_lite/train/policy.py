@@ -39,12 +39,10 @@ class Policy(nn.Module):
     context: Context | None = None
     """The ranks that share the tokens of a pass, if any do."""
 
-    replay: Replay | None = None
-    """What leads the routers of a pass, if anything does."""
-
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.replay: Replay | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
@@ -83,11 +81,6 @@ class Policy(nn.Module):
             vocabulary=vocabulary,
         )
 
-    def routes(self) -> dict[str, Tensor]:
-        """Of the last pass, how tokens were routed: see `Replay.counts`."""
-        counts = self.replay.counts() if self.replay is not None else {}
-        return self.context.sum(counts) if self.context is not None and counts else counts
-
     def hidden(self, packed: Packed) -> Tensor:
         """[P, width]: the states that are scored."""
         if self.replay is not None:
@@ -100,6 +93,11 @@ class Policy(nn.Module):
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
+
+    def routes(self) -> dict[str, Tensor]:
+        """Of the pass that ran, by `replay.COUNTS`, on all ranks of its context; {} where no routes are replayed."""
+        counts = {} if self.replay is None else self.replay.counts()
+        return counts if self.context is None else self.context.summed(counts)
 
 
 def own_rows(weight: Tensor) -> tuple[Tensor, Vocabulary]:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_lite.config.options import Config
+from miles_lite.config.teachers import is_url
 from miles_lite.process.addresses import actor_label
 from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch, Place, fetch
@@ -28,6 +29,7 @@ from miles_lite.train.learner import Learner
 from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
 from miles_lite.train.policy import Policy
 from miles_lite.train.rng import seed_everything
+from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
@@ -161,8 +163,14 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
         device=device,
         algorithm=algorithm,
         options=config.optimizer,
+        teachers={name: build_teacher(where, strategy) for name, where in algorithm.teachers.items()},
         total_updates=None if rollouts.num_rollout is None else rollouts.num_rollout * updates_per_rollout,
     )
+
+
+def build_teacher(where: str, strategy: Strategy) -> Policy | ServedTeacher:
+    """Who --opd-teacher names: run by these ranks, or served by others. Collective."""
+    return ServedTeacher(where) if is_url(where) else strategy.load(where).requires_grad_(False)
 
 
 def build_strategy(config: Config, *, device: torch.device) -> Strategy:

@@ -6,6 +6,7 @@ are laid out: a sample's tokens are in their order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ class Shares:
     policy      share in the policy component, 0 where the token is not of it
     imitation   in the imitation component
     advantages  what the group estimator credits them with
+    teacher     the number of the sample's teacher, the same for all
+    teacher_logprobs  what a teacher that is asked by sample says; 0 where none is
     staleness   training steps between the weights that sampled them and those that are trained
     """
 
@@ -32,10 +35,19 @@ class Shares:
     imitation: np.ndarray
     advantages: np.ndarray
     staleness: np.ndarray
+    teacher: np.ndarray
+    teacher_logprobs: np.ndarray
 
 
-def share_out(batch: Batch[Sample], options: Algorithm, *, imitated: list[int]) -> list[Shares]:
-    """Of each of the batch's samples. `imitated`: tokens of the imitation component per step, over all ranks."""
+def share_out(
+    batch: Batch[Sample],
+    options: Algorithm,
+    *,
+    imitated: list[int],
+    taught: Mapping[int, np.ndarray] | None = None,
+) -> list[Shares]:
+    """Of each of the batch's samples. `imitated`: tokens of the imitation component per step, over all ranks.
+    `taught`: what teachers say of the tokens of some samples, float32 [T]."""
     denominators = np.ones(len(batch.samples))
     told = np.ones(len(batch.samples))
     counts = Counts(
@@ -49,7 +61,14 @@ def share_out(batch: Batch[Sample], options: Algorithm, *, imitated: list[int]) 
         denominators[chosen] = REDUCTIONS[options.reduction](counts, size)[chosen]
         told[chosen] = max(tokens, 1)
     return [
-        _shares(batch, index, denominators[index], told[index] if options.echo_coef else None)
+        _shares(
+            batch,
+            index,
+            denominator=denominators[index],
+            told=told[index] if options.echo_coef else None,
+            teacher=list(options.teachers).index(batch.teachers[index]) if options.distils else 0,
+            taught=(taught or {}).get(index),
+        )
         for index in range(len(batch.samples))
     ]
 
@@ -64,7 +83,15 @@ def imitated_tokens(batch: Batch[Sample], options: Algorithm) -> list[int]:
     ]
 
 
-def _shares(batch: Batch[Sample], index: int, denominator: float, told: float | None) -> Shares:
+def _shares(
+    batch: Batch[Sample],
+    index: int,
+    *,
+    denominator: float,
+    told: float | None,
+    teacher: int,
+    taught: np.ndarray | None,
+) -> Shares:
     sample = batch.samples[index]
     trained = sample.loss_mask == 1
     chosen = trained if told is None else trained | sample.told
@@ -81,5 +108,7 @@ def _shares(batch: Batch[Sample], index: int, denominator: float, told: float | 
         if told is None
         else np.where(sample.told[places], np.float32(1.0 / told), np.float32(0)),
         advantages=advantages,
+        teacher=np.full(len(places), teacher, np.float32),
+        teacher_logprobs=np.zeros(len(places), np.float32) if taught is None else taught[places],
         staleness=np.where(versions == NOT_SAMPLED, 0, batch.rollout_id - versions).astype(np.float32),
     )

@@ -22,9 +22,11 @@ from miles_lite.engine.features import check, probe
 from miles_lite.engine.liveness import Liveness
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
+from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.weights.receiver import WeightUpdate
 from tests.engine.conftest import Running
 from tests.models import reference_logprobs
+from tests.train.helpers import make_samples
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -76,6 +78,15 @@ def test_logprobs_are_those_of_transformers(running: Running, tiny_model: Path, 
     update(running, tiny_model, 4)
     answer = running.generate(PROMPT, max_new_tokens=64, temperature=temperature)
     assert gap(tiny_model, answer, temperature=temperature) < 1e-4
+
+
+def test_a_served_teacher_says_the_logprobs_of_transformers(running: Running, tiny_model: Path):
+    update(running, tiny_model, 4)
+    samples = make_samples(2, 3)
+    for sample, said in zip(samples, ServedTeacher(running.info.url).logprobs(samples), strict=True):
+        expected = reference_logprobs(tiny_model, sample.tokens.tolist(), temperature=1.0)
+        assert np.abs(said[1:] - expected).max() < 1e-4
+        assert said[0] == 0
 
 
 @pytest.mark.slow

@@ -79,11 +79,10 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
     assert last["train/loss"] < first["train/loss"] - 0.05
 
 
-def test_the_documented_metrics_are_those_that_are_logged(tmp_path: Path) -> None:
+def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path, tmp_path: Path) -> None:
     flags = "--use-tis --use-kl-loss --use-rs --use-opsm --echo-coef 0.1 --advantage-estimator ppo".split()
-    metrics = learner(make_tiny_moe(tmp_path), *flags, "--use-rollout-routing-replay").train(
-        make_batch(make_samples(2, 2), [1.0, -1.0])
-    )
+    flags += ["--opd-teacher", str(model_dir), "--use-rollout-routing-replay"]
+    metrics = learner(make_tiny_moe(tmp_path), *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
     assert undocumented(metrics) == set()
     assert unlogged("train/", metrics) == set()
 
@@ -109,7 +108,7 @@ def test_later_steps_are_clipped_against_the_policy_before_the_first(model_dir: 
     trainer = learner(model_dir, "--lr", "0.1")
     before = torch.cat([obvious_logprobs(trainer.policy.model, sample) for sample in two_steps().samples[2:]]).detach()
     steps = trainer._prepare(two_steps())
-    trainer._recompute(steps)
+    trainer._asked.fill(steps, trainer.strategy.mesh)
     assert steps[0][0].old is None
     old = torch.cat([each.old for each in steps[1] if each.old is not None])
     assert sorted(old.tolist()) == pytest.approx(sorted(before.tolist()), abs=1e-5)

@@ -19,3 +19,9 @@ def rewards(rollouts: Sequence[Rollout], options: Algorithm) -> list[float]:
     """Of each rollout: what comes with its last trained token (PPO, REINFORCE++)."""
     del options
     return [float(reward) for reward in of_group(rollouts)]
+
+
+def nothing(rollouts: Sequence[Rollout], options: Algorithm) -> list[float]:
+    """0: the teacher's penalty alone is the advantage (on-policy distillation, arXiv:2306.13649, section 3)."""
+    del options
+    return [0.0] * len(rollouts)

@@ -1,8 +1,9 @@
 """What is minimised: components, each a loss per token with a share of its own in the loss of the step.
 
-    policy     the loss that --loss-type names, corrected for what another policy sampled; an entropy bonus; a KL loss
-               to the reference model
-    imitation  cross-entropy on tokens that nobody sampled (ECHO), a mean over those alone
+    policy        the loss that --loss-type names, corrected for what another policy sampled; an entropy bonus; a KL
+                  loss to the reference model
+    distillation  the divergence from a teacher, on the policy's tokens
+    imitation     cross-entropy on tokens that nobody sampled (ECHO), a mean over those alone
 
 Invariant: the components add up; which tokens one is of, and what each weighs, is the packer's.
 """
@@ -45,7 +46,17 @@ def imitation(streams: Streams, options: Algorithm) -> Terms:
     return {"echo_loss": loss, "loss": options.echo_coef * loss}
 
 
+def distillation(streams: Streams, options: Algorithm) -> Terms:
+    """An estimate of KL(policy || teacher) from the tokens the policy sampled, weighed by `opd_loss_coef`
+    (arXiv:2306.13649); `opd_reverse_kl` is k1's, whose mean is the divergence itself."""
+    assert streams.teacher is not None, "a teacher was asked"
+    loss = kl_estimate(streams.new, streams.teacher, kind=options.opd_loss_type)
+    told = {"opd_reverse_kl": (streams.new - streams.teacher).detach(), "opd_loss": loss}
+    return told | {"loss": options.opd_loss_coef * loss}
+
+
 def metric_names(options: Algorithm, *, reference: bool) -> list[str]:
     """The names of what the components give: what they say of no tokens."""
-    none = Streams.empty(reference=reference)
-    return list(objective(none, options) | (imitation(none, options) if options.echo_coef else {}))
+    none = Streams.empty(reference=reference, teacher=options.distils)
+    more = imitation(none, options) if options.echo_coef else {}
+    return list(objective(none, options) | more | (distillation(none, options) if options.distils else {}))
