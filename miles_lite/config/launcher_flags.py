@@ -28,7 +28,7 @@ IGNORED_FLAGS = frozenset(
     async-save allgather-cp grad-reduce-in-bf16 no-check-for-nan-in-loss-and-grad use-flash-attn no-offload-train
     optimizer-offload-fraction overlap-grad-reduce overlap-param-gather
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
-    decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
+    decoder-first-pipeline-num-layers megatron-to-hf-mode use-miles-router balance-data
     apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
     router-assignment-mode router-prefill-policy router-decode-policy router-disable-health-check
     router-health-check-interval-secs router-health-failure-threshold router-health-success-threshold

@@ -57,6 +57,9 @@ class Parallelism:
 class Compute:
     """compute: what the trainer computes with, and what it computes twice to save memory."""
 
+    train_backend: Literal["fsdp", "megatron"] = option(
+        "fsdp", help="what trains: Hugging Face models, sharded by FSDP2; megatron is refused, and says what it lacks"
+    )
     recompute_granularity: Literal["full", "selective"] | None = option(
         None,
         help="full: activations of a layer are computed again in the backward pass; selective: those of attention "
