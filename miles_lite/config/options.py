@@ -82,7 +82,7 @@ class Config(Serving):
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
-            *algorithm_rules.parts_of_sequences(self.algorithm, self.parallelism),
+            *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.adapters(self.lora, self.parallelism),

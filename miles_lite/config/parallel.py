@@ -32,6 +32,7 @@ class Parallelism:
     data_parallel_replicate_size: int = option(
         1, help="groups of data-parallel ranks that each hold a sharded copy (HSDP)", least=1
     )
+    distributed_timeout_minutes: int = option(10, help="how long one rank may keep the others waiting", least=1)
 
     def remarks(self) -> list[str]:
         """What becomes of sizes that mean something else here."""
