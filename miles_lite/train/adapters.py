@@ -56,9 +56,11 @@ class WithoutAdapters(Policy):
         super().__init__(adapted.model)
         self._adapted = (adapted,)  # no child: the policy is sharded, saved and trained elsewhere
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False, likeliest: int = 0) -> tuple[Tensor, ...]:
         with disabled(self.model):
-            result: tuple[Tensor, ...] = self._adapted[0](packed, entropy_gradient=entropy_gradient)
+            result: tuple[Tensor, ...] = self._adapted[0](
+                packed, entropy_gradient=entropy_gradient, likeliest=likeliest
+            )
         return result
 
 
