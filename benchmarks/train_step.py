@@ -308,8 +308,8 @@ def gradients(args: argparse.Namespace) -> dict[str, float]:
 
 def trl(args: argparse.Namespace) -> dict[str, float]:
     """Nothing where TRL is not installed."""
-    if importlib.util.find_spec("trl") is None:
-        print("trl is not installed: no trl_ratio")
+    if not all(map(importlib.util.find_spec, ("trl", "datasets"))):
+        print("trl and datasets are not installed: no trl_ratio")
         return {}
     samples, advantages = judged(mix(-(-args.samples // TRL_BATCH) * TRL_BATCH))
     policy = Policy(model(args.device))
