@@ -99,3 +99,11 @@ class RewardRule(Word):
     EXACT_MATCH = "exact_match"
     CONTAINS = "contains"
     RANDOM = "random"
+
+
+class RoutingReplay(Word):
+    """Whether training takes the experts that engines chose for each token, and whether it must have them."""
+
+    OFF = "off"
+    ON = "on"
+    STRICT = "strict"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from miles_lite.config import algorithm_rules, rules
+from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
@@ -88,7 +89,7 @@ class Config(Serving):
 def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, Leftovers]:
     """Command line to a checked Config, plus what was accepted and ignored. Raises UserError."""
     config, leftovers = parse_known(parser_of(Config, prog=prog), argv, Config)
-    if config.algorithm.use_rollout_routing_replay:
+    if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
     if config.algorithm.loss_constant_length is None:

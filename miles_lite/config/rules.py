@@ -102,11 +102,6 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
             compute.recompute_method == "block" and compute.recompute_num_layers is None,
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
         ),
-        (
-            experts > 1,
-            "--expert-model-parallel-size: this parallelism does not exist here yet, only 1 is accepted; take "
-            "--tensor-model-parallel-size, which cuts experts too",
-        ),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES, SFT, Estimator, Loss, estimator_named, loss_named
-from miles_lite.config.choices import Bounding, KLType, Level, Reduction
+from miles_lite.config.choices import Bounding, KLType, Level, Reduction, RoutingReplay
 from miles_lite.config.option import option
 from miles_lite.config.teachers import absolute_folders, named
 
@@ -89,8 +89,11 @@ class Algorithm:
     opd_reward_weight_mode: Literal["student_p", "teacher_p"] = option(
         "student_p", help="whose probabilities weigh them: KL(policy || teacher) or KL(teacher || policy)"
     )
-    use_rollout_routing_replay: bool = option(
-        False, help="engines return the experts that routed each token, and samples carry them"
+    use_rollout_routing_replay: RoutingReplay = option(
+        RoutingReplay.OFF,
+        help="train each token with the experts that engines chose for it; strict: refuse samples that lack them",
+        nargs="?",
+        const="on",
     )
     use_tis: bool = option(False, help="importance weights between trainer and engine")
     tis_clip: float = option(2.0, help="their upper bound", above=0)

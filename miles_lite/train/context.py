@@ -10,7 +10,7 @@ All ranks have the whole of the loss, each the gradient of its own tokens: gradi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 
 from miles_lite.train.layout import packed, padded, shard, shares
 from miles_lite.train.packing import Packed
+from miles_lite.train.replay import PADDING
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Context:
             whole,
             tokens=cut(whole.tokens, own, layout.tokens),
             positions=cut(whole.positions, own, layout.tokens),
+            experts=None if whole.experts is None else cut(whole.experts, own, layout.tokens, fill=PADDING),
             layout=shard(layout, rank=rank, world=self.size),
             states=place[whole.states[pairs]],
             targets=whole.targets[pairs],
@@ -61,15 +63,24 @@ class Context:
         gathered: Tensor = _Gather.apply(keys, self.group)  # type: ignore[no-untyped-call]
         return gathered
 
+    def summed(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of this rank's part, over all ranks; which they are is the same for all."""
+        if not counts:
+            return {}
+        sums = torch.stack(list(counts.values()))
+        dist.all_reduce(sums, group=self.group)
+        return dict(zip(counts, sums.unbind(), strict=True))
+
     def whole(self, scores: Sequence[Tensor], pairs: Tensor, *, count: int) -> tuple[Tensor, ...]:
         """Of scores [pairs] of this rank's pairs: [count], those of all ranks."""
         made: Tensor = _Whole.apply(torch.stack(list(scores)), pairs, count, self.group)  # type: ignore[no-untyped-call]
         return made.unbind()
 
 
-def cut(row: Tensor, own: Tensor, length: int) -> Tensor:
-    """Places `own` of a row [1, T], zeros where it is shorter than `length`."""
-    return torch.nn.functional.pad(row, (0, length - row.shape[1]))[:, own]
+def cut(row: Tensor, own: Tensor, length: int, *, fill: int = 0) -> Tensor:
+    """Places `own` of a row [1, T, ...], `fill` where it is shorter than `length`."""
+    more = row.new_full((1, length - row.shape[1], *row.shape[2:]), fill)
+    return torch.cat([row, more], 1)[:, own]
 
 
 class _Gather(torch.autograd.Function):

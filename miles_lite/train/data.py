@@ -26,6 +26,7 @@ from miles_lite.config.parallel import Compute
 from miles_lite.errors import UserError
 from miles_lite.train import norms
 from miles_lite.train.context import Context
+from miles_lite.train.expert_parallel import share_out
 from miles_lite.train.loading import empty_model, fill, layers_of, load_model
 from miles_lite.train.mesh import Alike, Mesh
 from miles_lite.train.policy import Policy
@@ -114,17 +115,23 @@ class Sharded:
 
     def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
         model = empty_model(folder, self._compute)
-        if self.mesh.tensor.size() > 1:
-            self._tensors = cut(model, self.mesh.tensor)
-        context = Context(self.mesh.context)
-        policy = kind(model, context if context.size > 1 else None)
-        if context.size > 1 and policy.unpackable is not None:
-            raise UserError(f"--context-parallel-size {context.size}: {folder} cannot be packed: {policy.unpackable}")
+        experts, tensor, context = self.mesh.expert, self.mesh.tensor, Context(self.mesh.context)
+        holders = [] if experts is None else share_out(model, experts, tensor)
+        if tensor.size() > 1:
+            self._tensors = cut(model, tensor, experts=experts is None)
+        with self._device:
+            policy = kind(model)
+        if context.size > 1:
+            if policy.unpackable is not None:
+                raise UserError(f"--context-parallel-size: {folder} cannot be packed: {policy.unpackable}")
+            policy.context = context
         half = self._device.type == "cuda"
         precision = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if half else ())
         offload = CPUOffloadPolicy() if half and self._compute.optimizer_cpu_offload else OffloadPolicy()
-        for module in (*layers_of(model), policy):
-            sharded = fully_shard(module, mesh=self.mesh.shard, mp_policy=precision, offload_policy=offload)
+        parts = [(module, self.mesh.expert_shard) for module in holders]
+        parts += [(module, self.mesh.shard) for module in (*layers_of(model), policy)]
+        for module, mesh in parts:
+            sharded = fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
         offloaded = isinstance(offload, CPUOffloadPolicy)

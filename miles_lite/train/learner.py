@@ -26,8 +26,9 @@ from miles_lite.train.losses.objective import Terms, distillation, imitation, me
 from miles_lite.train.losses.terms import kl_estimate
 from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
-from miles_lite.train.policy import Policy, choose_form
+from miles_lite.train.policy import Policy, choose_form, replayed
 from miles_lite.train.recompute import Recompute
+from miles_lite.train.replay import COUNTS
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
@@ -57,6 +58,7 @@ class Learner:
     def __post_init__(self) -> None:
         self._asked = Recompute(self.policy, self.reference, self.teachers, self.algorithm, self.device)
         self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
+        self._routing = replayed(self.policy, self.device, self.algorithm)
         options = self.options
         self.optimizer = torch.optim.AdamW(
             trainable(self.policy),
@@ -89,14 +91,14 @@ class Learner:
 
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
-        limit = PASS_TOKENS[self.device.type]
+        limit, form, routing = PASS_TOKENS[self.device.type], self._form, self._routing
         imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
         shares = share_out(batch, self.algorithm, imitated=imitated, taught=self._asked.taught(batch))
         steps = [
             [
                 packed.to(self.device)
                 for micro_batch in micro_batches
-                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit, form=self._form)
+                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit, form=form, routing=routing)
             ]
             for micro_batches in batch.steps
         ]
@@ -134,6 +136,7 @@ class Learner:
         old = each.old_logprobs(new, algorithm)
         if each.advantages is None and penalised(algorithm):
             each.advantages, _ = advantages(each, old, algorithm)
+        tally.add(self.policy.routes())
         streams = each.streams(new, entropy, old, top)
         policy, shares, comparable = streams, packed.weights, packed.in_context
         parts: list[tuple[Terms, Tensor]] = []
@@ -178,7 +181,7 @@ class Learner:
 
     def _tally(self) -> Tally:
         return Tally(
-            sums=[*self._per_loss, *PER_TOKEN, "gaps", "ess_ratio", "sequences", "tokens"],
+            sums=[*self._per_loss, *PER_TOKEN, "gaps", "ess_ratio", "sequences", "tokens", *COUNTS],
             maxima=["train_rollout_logprob_abs_diff_max", "log_probs_time", "actor_train_time"],
         )
 
@@ -190,6 +193,10 @@ class Learner:
             report |= {f"train/{name}": totals[name] / max(1.0, totals["gaps"]) for name in PER_TOKEN}
             report["train/train_rollout_logprob_abs_diff_max"] = totals["train_rollout_logprob_abs_diff_max"]
         report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])
+        if self._routing is not None:
+            known, missing = totals["routes_replayed"], totals["routes_missing"]
+            report["train/routes_differ"] = totals["routes_differ"] / max(1.0, known)
+            report["train/routes_missing"] = missing / max(1.0, known + missing)
         report["train/grad_norm"] = sum(norms) / steps
         report["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
         report["perf/log_probs_time"] = totals["log_probs_time"]

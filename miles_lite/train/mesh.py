@@ -26,7 +26,8 @@ class Mesh:
 
     shard     [dp_replicate, dp_shard x cp]: FSDP2's; parameters are sharded over its last dimension
     tensor    [tp]
-    expert    [dp_replicate, dp_shard x cp x tp / ep, ep]: the same ranks, as experts are shared out
+    expert    [ep]: the ranks that share out experts, None where none do; `expert_shard` [dp_replicate, dp_shard x cp x
+              tp / ep]: those that hold the same ones
     samples   ranks that have different batches
     context   ranks that share the tokens of one batch
     """
@@ -34,6 +35,7 @@ class Mesh:
     shard: DeviceMesh
     tensor: DeviceMesh
     expert: DeviceMesh | None
+    expert_shard: DeviceMesh
     samples: ProcessGroup
     context: ProcessGroup
 
@@ -74,7 +76,8 @@ def make_mesh(sizes: Parallelism, *, device: torch.device) -> Mesh:
     return Mesh(
         shard=root["dp_replicate", "shard"] if replicas > 1 else root["shard"],
         tensor=root["tp"],
-        expert=experts if ep > 1 else None,
+        expert=experts["ep"] if ep > 1 else None,
+        expert_shard=experts["dp_replicate", "efsdp"] if replicas > 1 else experts["efsdp"],
         samples=split["dp"].get_group(),
         context=split["cp"].get_group(),
     )

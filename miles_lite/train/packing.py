@@ -20,6 +20,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
 from miles_lite.train.radix_tree import apart, cut, place, sort
+from miles_lite.train.replay import PADDING, Routing
 from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2
@@ -40,6 +41,8 @@ class Packed:
 
     tokens            int64   [B, T]
     positions         int64   [B, T] within the token's own sequence
+    experts           int16   [B, T, layers, k] that the engine routed the token to, negative where it is not known (see
+                      `Routing`); None: routers choose by themselves
     layout            what sees what in the only row (B is 1); None: B sequences padded on the right
     sequences         samples in this pass that have a trained token
 
@@ -61,6 +64,7 @@ class Packed:
 
     tokens: Tensor
     positions: Tensor
+    experts: Tensor | None
     layout: Layout | None
     sequences: int
     states: Tensor
@@ -154,11 +158,18 @@ def buckets(lengths: Sequence[int], *, limit: int) -> Iterator[list[int]]:
 
 
 def forward_passes(
-    batch: Batch[Sample], micro_batch: Sequence[int], *, shares: Sequence[Shares], limit: int, form: Form
+    batch: Batch[Sample],
+    micro_batch: Sequence[int],
+    *,
+    shares: Sequence[Shares],
+    limit: int,
+    form: Form,
+    routing: Routing | None = None,
 ) -> list[Packed]:
     """The forward passes of one micro-batch: indices into `batch.samples`; `limit` in tokens that are computed.
 
-    shares: of each of the batch's samples.
+    shares: of each of the batch's samples. routing: what is replayed; then tokens are shared only where they were
+    routed alike. Raises UserError as `Routing.rows` does.
     """
     inputs = {index: input_length(shares[index]) for index in micro_batch}
     used = [index for index in micro_batch if inputs[index]]
@@ -167,13 +178,21 @@ def forward_passes(
         groups = ([used[i] for i in bucket] for bucket in buckets(lengths, limit=limit))
         passes = [padded_rows(group, [inputs[index] for index in group]) for group in groups]
     else:
-        tokens = [batch.samples[index].tokens[: inputs[index]].astype(">i4") for index in used]
-        shared = sort(tokens) if form is Form.TREE else apart(len(used))
+        known = [identity(batch.samples[index], inputs[index], routing) for index in used]
+        shared = sort(known) if form is Form.TREE else apart(len(used))
         passes = []
         for row in cut(shared, lengths, limit=limit):
             layout, places = place(row, lengths)
             passes.append(Rows([used[number] for number in row.order], places, (1, layout.tokens), layout))
-    return [pack(batch, rows, shares=shares) for rows in passes]
+    return [pack(batch, rows, shares=shares, routing=routing) for rows in passes]
+
+
+def identity(sample: Sample, length: int, routing: Routing | None) -> np.ndarray:
+    """What makes a sample's first tokens the same as another's: uint8 [length, W]."""
+    tokens = sample.tokens[:length].astype(">i4").view(np.uint8).reshape(length, -1)
+    if routing is None:
+        return tokens
+    return np.concatenate([tokens, routing.rows(sample, length).reshape(length, -1).view(np.uint8)], axis=1)
 
 
 def padded_rows(indices: list[int], lengths: Sequence[int]) -> Rows:
@@ -188,11 +207,21 @@ def idle_pass(batch: Batch[Sample]) -> Packed:
     return pack(batch, Rows([], [], (1, 1), None), shares=[])
 
 
-def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares]) -> Packed:
+def bare_pass(batch: Batch[Sample], tokens: int) -> Packed:
+    """A pass over the ids 0, 1, ... in one sequence, each of whose states is scored and none trained."""
+    ids = torch.arange(tokens)
+    row = {"tokens": ids[None], "positions": ids[None], "states": ids, "targets": ids, "copies": ids}
+    return replace(idle_pass(batch), temperatures=torch.ones(tokens), **row)  # type: ignore[arg-type]
+
+
+def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing: Routing | None = None) -> Packed:
     """One forward pass."""
     samples = [batch.samples[index] for index in rows.indices]
     tokens, positions = np.zeros((2, *rows.shape), np.int64)
+    experts = None if routing is None else np.full((*rows.shape, routing.layers, routing.k), PADDING, np.int16)
     for sample, where in zip(samples, rows.places, strict=True):
+        if routing is not None and experts is not None:
+            experts.reshape(-1, routing.layers, routing.k)[where] = routing.rows(sample, len(where))
         tokens.reshape(-1)[where] = sample.tokens[: len(where)]
         positions.reshape(-1)[where] = np.arange(len(where))
     mine = [shares[index] for index in rows.indices]
@@ -217,6 +246,7 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares]) -> Packe
     return Packed(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
+        experts=None if experts is None else torch.from_numpy(experts),
         layout=rows.layout,
         sequences=len(samples),
         states=states,

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from miles_lite.errors import UserError
+from miles_lite.train.expert_parallel import without_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,15 +42,16 @@ class Tensors:
                 dist.all_reduce(local, group=self.mesh.get_group())
 
 
-def cut(model: PreTrainedModel, mesh: DeviceMesh) -> Tensors:
-    """Make the parameters of a model, on the meta device or alike on all ranks, shards of a one-dimensional mesh.
+def cut(model: PreTrainedModel, mesh: DeviceMesh, *, experts: bool = True) -> Tensors:
+    """Make the parameters of a model, on the meta device or alike on all ranks, shards of a one-dimensional mesh;
+    without `experts`, which are shared out otherwise.
 
     Raises UserError for a model without a plan.
     """
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    plan = dict(model.tp_plan)
+    plan = dict(model.tp_plan) if experts else without_experts(model.tp_plan, model)
     names = {module: name for name, module in model.named_modules()}
     if not plan.keys() - {names[head]}:
         raise UserError(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from miles_lite.config.training import Algorithm
-from miles_lite.train.context import Context
 from miles_lite.train.packing import Packed
 from miles_lite.train.policy import Policy
 
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
 class ValuedPolicy(Policy):
     """A policy that also says what each token's state is worth."""
 
-    def __init__(self, model: PreTrainedModel, context: Context | None = None) -> None:
-        super().__init__(model, context)
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
         width = int(model.get_output_embeddings().weight.shape[1])  # type: ignore[no-untyped-call]
         self.value = nn.Linear(width, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def scores(self, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
+    def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
         """Logprobs and entropies as the policy's, and float32 [P]: the value before each token."""
-        hidden = self.hidden(packed)
-        return *self.scored(hidden, packed, entropy_gradient=entropy_gradient), self.value(hidden)[:, 0].float()
+        value = self.value(hidden)[:, 0].float()
+        return (*super().scored(hidden, packed, entropy_gradient=entropy_gradient), value)
 
 
 def value_loss(values: Tensor, old: Tensor, returns: Tensor, options: Algorithm) -> dict[str, Tensor]:

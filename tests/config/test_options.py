@@ -56,7 +56,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
     flags = (
         "--tensor-model-parallel-size 4 --sequence-parallel --pipeline-model-parallel-size 2 --context-parallel-size 1"
     )
-    flags += " --expert-model-parallel-size 1 --expert-tensor-parallel-size 1 --recompute-granularity full"
+    flags += " --expert-model-parallel-size 8 --expert-tensor-parallel-size 1 --recompute-granularity full"
     flags += " --recompute-method uniform --recompute-num-layers 1 --optimizer-cpu-offload --deterministic-mode"
     config, leftovers = parse([*NEEDED, *EIGHT, "--actor-num-nodes", "2", *flags.split()])
     assert (config.topology.world_size, config.dp_size) == (16, 4)

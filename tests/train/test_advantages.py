@@ -215,8 +215,7 @@ def rated_batches(reduction: Reduction, *, ranks: int) -> tuple[list[Rollout], l
     first.rollouts[0] = make_rollout(0, 0, make_sample(5, 3), make_sample(12, 7), reward=1.0)
     second.rollouts[0].index, second.rollouts[0].group_index = 2, 1
     options = Algorithm(loss_reduction=reduction, loss_constant_length=16)
-    rated = estimate([first, second], options)
-    flops = Flops(1.0, 0.0)
+    rated, flops = estimate([first, second], options), Flops(per_token=1.0, per_pair=0.0)
     batches = make_batches(0, *rated, ranks=ranks, global_batch_size=3, options=options, flops=flops)
     totals = [0.0] * 3
     for batch in map(fetch, batches):

@@ -13,6 +13,7 @@ from miles_lite.train.batching import Batch
 from miles_lite.train.learner import Learner
 from miles_lite.train.rank import build_learner
 from tests.metric_names import undocumented, unlogged
+from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs
 from tests.train.helpers import gradient_of, make_batch, make_config, make_samples
 
@@ -78,10 +79,10 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
     assert last["train/loss"] < first["train/loss"] - 0.05
 
 
-def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path) -> None:
+def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path, tmp_path: Path) -> None:
     flags = "--use-tis --use-kl-loss --use-rs --use-opsm --echo-coef 0.1 --advantage-estimator ppo".split()
-    flags += ["--opd-teacher", str(model_dir)]
-    metrics = learner(model_dir, *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
+    flags += ["--opd-teacher", str(model_dir), "--use-rollout-routing-replay"]
+    metrics = learner(make_tiny_moe(tmp_path), *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
     assert undocumented(metrics) == set()
     assert unlogged("train/", metrics) == set()
 

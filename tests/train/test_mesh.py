@@ -53,6 +53,10 @@ def context(size: int, **more: int) -> Parallelism:
     return Parallelism(context_parallel_size=size, **more)  # type: ignore[arg-type]
 
 
+def expert(size: int, **more: int) -> Parallelism:
+    return Parallelism(expert_model_parallel_size=size, **more)  # type: ignore[arg-type]
+
+
 SHARDED = Parallelism(data_parallel_sharding_strategy="optim_grads_params")
 RECOMPUTED = Compute(gradient_checkpointing=True)
 
@@ -135,12 +139,21 @@ TWO = [
     *(Case(kind, tensor(2)) for kind in FAMILIES),
     *(Case(kind, context(2)) for kind in FAMILIES),
     Case("qwen3_moe", tensor(2), RECOMPUTED),
+    Case("qwen3_moe", expert(2)),
+    Case("qwen3_moe", expert(2), RECOMPUTED),
+    Case("qwen3_moe", expert(2, tensor_model_parallel_size=2)),
+    Case("qwen3_moe", expert(2, context_parallel_size=2)),
     Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
 ]
 FOUR = [
     *(Case(kind, sizes) for kind in FAMILIES for sizes in (tensor(2), tensor(2, context_parallel_size=2))),
     *(Case(kind, context(2)) for kind in FAMILIES),
     Case("qwen3_moe", context(4), RECOMPUTED),
+    Case("qwen3_moe", expert(2)),
+    Case("qwen3_moe", expert(4)),
+    Case("qwen3_moe", expert(4, tensor_model_parallel_size=2)),
+    Case("qwen3_moe", expert(2, context_parallel_size=2)),
+    Case("qwen3_moe", expert(4, tensor_model_parallel_size=2, context_parallel_size=2)),
     Case("qwen3", tensor(2, data_parallel_replicate_size=2)),
 ]
 

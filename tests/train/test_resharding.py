@@ -17,7 +17,7 @@ from miles_lite.train import checkpoint, mesh
 from miles_lite.train.learner import Learner
 from tests.train.families import make_model
 from tests.train.helpers import make_config
-from tests.train.test_mesh import CPU, SHARDED, Case, share, tensor, whole
+from tests.train.test_mesh import CPU, SHARDED, Case, context, expert, share, tensor, whole
 
 FLAGS = ("--lr", "1e-2", "--adam-eps", "1e-3")
 Result = tuple[list[dict[str, str]], dict[str, Tensor]]
@@ -94,11 +94,9 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], *, at_most
 def test_what_one_mesh_saves_another_goes_on_with(tmp_path: Path) -> None:
     for kind in KINDS:
         make_model(kind).save_pretrained(tmp_path / kind)
-    first = [
-        Leg(Case(kind, sizes), load=None, save=f"{kind}-{name}", steps=1)
-        for kind in KINDS
-        for name, sizes in (("tensor", tensor(2)), ("sharded", SHARDED))
-    ]
+    kinds = [(kind, sizes) for kind in KINDS for sizes in (tensor(2), SHARDED, context(2))]
+    kinds.append(("qwen3_moe", expert(2)))
+    first = [Leg(Case(kind, sizes), load=None, save=f"{at}", steps=1) for at, (kind, sizes) in enumerate(kinds)]
     straight = spread(first, tmp_path, ranks=2, out="first.pt")
     again = [Leg(leg.case, load=leg.save, save=None, steps=1) for leg in first]
     swapped = [
