@@ -62,9 +62,8 @@ class Policy(nn.Module):
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
         unless `entropy_gradient`. Or, where `likeliest` tokens are asked for, so many int64 [N]: those that are most
         likely in the place of each."""
-        ask = partial(self.scored, entropy_gradient=entropy_gradient)
-        if likeliest:
-            ask = partial(self.top, count=likeliest)
+        scored = partial(self.scored, entropy_gradient=entropy_gradient)
+        ask = partial(self.top, count=likeliest) if likeliest else scored
         if self.context is None:
             scores = ask(self.hidden(packed), packed)
         else:
@@ -74,7 +73,7 @@ class Policy(nn.Module):
         return tuple(each[packed.copies] for each in scores)
 
     def top(self, hidden: Tensor, packed: Packed, *, count: int) -> tuple[Tensor, ...]:
-        """The likeliest tokens, int64 [P] each, of the states."""
+        """The likeliest tokens, int64 [P] each."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
         assert vocabulary.group is None, "who looks for tokens knows all of them"
@@ -82,7 +81,7 @@ class Policy(nn.Module):
         return likeliest_of(hidden, weight, packed.temperatures, count=count, bias=bias).unbind(1)
 
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
-        """The same of the P pairs whose states are given."""
+        """Logprobs and entropies of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
         return score(

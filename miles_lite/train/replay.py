@@ -36,9 +36,9 @@ COUNTS = ("routes_replayed", "routes_missing", "routes_differ")
 class _Chosen(TorchFunctionMode):
     """Answers the choice of a router: int64 [tokens, k] of `experts`, -1 in a row that is not recorded."""
 
-    def __init__(self, rows: Tensor, experts: int) -> None:
+    def __init__(self, rows: Tensor, experts: int, *, perturbed: bool) -> None:
         super().__init__()
-        self.rows, self.experts = rows, experts
+        self.rows, self.experts, self.perturbed = rows, experts, perturbed
         self.own: Tensor | None = None
 
     def __torch_function__(
@@ -54,7 +54,7 @@ class _Chosen(TorchFunctionMode):
         chooses = func in (torch.topk, Tensor.topk) and args[0].shape == (len(self.rows), self.experts)
         if not chooses or answer[1].shape != self.rows.shape:
             return answer
-        self.own = answer[1]
+        self.own = func(-args[0], *args[1:], **kwargs)[1] if self.perturbed else answer[1]
         chosen = torch.where(self.rows < 0, self.own, self.rows)
         return torch.return_types.topk((args[0].gather(-1, chosen), chosen))
 
@@ -94,12 +94,14 @@ class Replay:
              by itself
     own      by layer, what the router would have chosen in that pass, int16 [B x T, k]
     k        experts per token
+    perturbed  routers choose those of the lowest scores
     """
 
     model: nn.Module
     rows: Tensor | None = None
     own: dict[int, Tensor] = field(default_factory=dict)
     k: int = 0
+    perturbed: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for a model without such routers."""
@@ -144,7 +146,7 @@ class Replay:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.rows is None:
                 return chooses(*args, **kwargs)
-            mode = _Chosen(self.rows[:, :, layer].flatten(0, 1).long(), experts)
+            mode = _Chosen(self.rows[:, :, layer].flatten(0, 1).long(), experts, perturbed=self.perturbed)
             with mode:
                 output = chooses(*args, **kwargs)
             if mode.own is None:
@@ -159,18 +161,20 @@ class Replay:
 
 
 def check_overruled(replay: Replay, states: Callable[[Tensor], Tensor], *, tokens: int, device: torch.device) -> None:
-    """Probe a model: told what its routers choose anyway, it computes the same; told otherwise, it computes otherwise.
+    """Probe a model: routers that are made to choose otherwise change what it computes, but not where they are led.
 
     states(rows) is what the model makes of `tokens` tokens in one sequence, with rows as `Replay` has them. Collective
     where the model is spread over ranks. Raises UserError.
     """
     routing = replay.routing(strict=False)
-    own = torch.full((1, tokens, routing.layers, routing.k), UNKNOWN, dtype=torch.int16, device=device)
-    plain = states(own)
-    for layer, chosen in replay.own.items():
-        own[0, :, layer] = chosen
-    same, other = states(own), states(torch.where(own < 0, own, (own + 1) % (own.amax() + 1)))
-    if not torch.allclose(same, plain, atol=1e-2, rtol=1e-2) or torch.equal(other, plain):
+    shape = (1, tokens, routing.layers, routing.k)
+    free = torch.full(shape, UNKNOWN, dtype=torch.int16, device=device)
+    told = torch.arange(routing.k, dtype=torch.int16, device=device).expand(shape)
+    plain, led = states(free), states(told)
+    replay.perturbed = True
+    astray, again = states(free), states(told)
+    replay.perturbed = False
+    if torch.equal(astray, plain) or torch.equal(led, plain) or not torch.allclose(again, led, atol=1e-3, rtol=1e-3):
         raise UserError(
             f"--use-rollout-routing-replay: {type(replay.model).__name__} does not follow the experts it is told: "
             "leave the flag out"
