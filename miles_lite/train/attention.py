@@ -58,13 +58,13 @@ class Segments:
         """As a varlen kernel takes it: where the keys of all segments stand, int64, None where they stand as they are;
         the segments' and their keys' bounds, int32; the most of each."""
         layout = self.layout
-        starts = [0, *accumulate(layout.pieces)]
-        index = [at for pieces in layout.keys for piece in pieces for at in range(starts[piece], starts[piece + 1])]
+        whole = torch.arange(sum(layout.pieces))
+        pieces = torch.split(whole, list(layout.pieces))
+        index = torch.cat([pieces[piece] for seen in layout.keys for piece in seen])
         reach = layout.reach
         bounds = (torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in (layout.queries, reach))
         queries, keys = (each.to(self.device) for each in bounds)
-        as_they_are = index == list(range(starts[-1]))
-        where = None if as_they_are else torch.tensor(index).to(self.device)
+        where = None if torch.equal(index, whole) else index.to(self.device)
         return where, queries, keys, max(layout.queries), max(reach)
 
 
