@@ -228,6 +228,16 @@ class Samples(Protocol):
         """All of them, in the order of the rollout's records. Waits for what lies on another node."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Samples that lie where they are known."""
+
+    samples: Sequence[Sample]
+
+    def fetch(self) -> Sequence[Sample]:
+        return self.samples
+
+
 @dataclass(slots=True, kw_only=True)
 class Spans:
     """Where the time of a rollout went, in seconds; None where nobody knows.

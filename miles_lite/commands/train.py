@@ -1,4 +1,4 @@
-"""`miles-lite train`: rollouts, training, weights back; or imitation of rows that are there already."""
+"""`miles-lite train`: rollouts, training, weights back; or one half of it alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from miles_lite.config.options import parse
-from miles_lite.job.loop import train
+from miles_lite.job.loop import rollout, train
 from miles_lite.observe.summary import print_summary
 
 
@@ -16,10 +16,14 @@ def main(argv: Sequence[str]) -> int:
     leftovers.show_ignored()
     for remark in config.parallelism.remarks():
         print(remark, file=sys.stderr)
-    if config.algorithm.imitates:
-        from miles_lite.job.sft import imitate
+    if config.algorithm.imitates or config.debugging.trains_alone:
+        from miles_lite.job.alone import train_alone
 
-        print(f"model: {imitate(config)}")
+        print(f"model: {train_alone(config)}")
+        return 0
+    if config.debugging.debug_rollout_only:
+        rollout(config)
+        print(f"metrics: {config.run_dir / 'metrics.jsonl'}")
         return 0
     summary = train(config)
     print_summary(summary, run_dir=config.run_dir, png=config.run_dir / "reward.png")

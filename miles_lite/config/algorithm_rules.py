@@ -116,18 +116,12 @@ def off_policy(algorithm: Algorithm) -> Rules:
     ]
 
 
-def parts_of_sequences(algorithm: Algorithm, sizes: Parallelism) -> Rules:
-    """What looks at whole sequences, or at all of a pass, of which a context-parallel rank has a part."""
-    several = sizes.context_parallel_size > 1
+def shared_layers(algorithm: Algorithm, sizes: Parallelism) -> Rules:
+    """What ranks that have parts of a model cannot do."""
     return [
         (
-            several and algorithm.loss.whole,
-            f"--loss-type {algorithm.loss_name} looks at all tokens of a pass: take --context-parallel-size 1",
-        ),
-        (
-            several and algorithm.estimator.ordered,
-            f"--advantage-estimator {algorithm.advantage_estimator} adds up the tokens of a sequence in order: take "
-            "--context-parallel-size 1",
+            sizes.tensor_model_parallel_size > 1 and algorithm.opd_log_prob_top_k > 0,
+            "--opd-log-prob-top-k looks at the whole vocabulary: take --tensor-model-parallel-size 1",
         ),
     ]
 
@@ -188,6 +182,11 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
         (
             algorithm.distils and algorithm.opd_kl_coef == algorithm.opd_loss_coef == 0,
             "--opd-teacher teaches nothing with --opd-kl-coef 0 and --opd-loss-coef 0: give one of them",
+        ),
+        (
+            algorithm.opd_log_prob_top_k > 0 and (algorithm.opd_loss_coef == 0 or True in served or not teachers),
+            "--opd-log-prob-top-k needs --opd-loss-coef, and --opd-teacher folders: a server does not say what the "
+            "likeliest tokens of another are",
         ),
         (
             algorithm.keep_old_actor and (algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs),

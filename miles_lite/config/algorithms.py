@@ -22,14 +22,12 @@ class Loss:
     path    of the function
     flags   fields of `Algorithm` that it reads
     level   what its importance ratio is of; `levels`: what --importance-sampling-level may make it
-    whole   it looks at all tokens of a pass together, of which no rank may have a part only
     """
 
     path: str
     flags: tuple[str, ...] = ()
     level: Level = Level.TOKEN
     levels: tuple[Level, ...] = ()
-    whole: bool = False
 
     @property
     def allowed(self) -> tuple[Level, ...]:
@@ -59,11 +57,6 @@ class Estimator:
     reduction: Reduction | None = None
     least: int = 1
 
-    @property
-    def ordered(self) -> bool:
-        """Whether it adds up a sample's tokens in their order."""
-        return self.tokens != EVERYWHERE
-
 
 _LOSS = "miles_lite.train.losses."
 _ADVANTAGE = "miles_lite.train.advantages."
@@ -80,8 +73,8 @@ LOSSES: Mapping[str, Loss] = {
     "sapo": Loss(_LOSS + "sapo:sapo", ("sapo_tau_pos", "sapo_tau_neg")),
     "dppo_tv": Loss(_LOSS + "dppo:total_variation", ("dppo_tv",)),
     "dppo_kl": Loss(_LOSS + "dppo:kullback_leibler", ("dppo_kl",)),
-    "clip_cov": Loss(_LOSS + "covariance:clip_cov", (*_CLIP, "cov_ratio", "cov_low", "cov_high"), whole=True),
-    "kl_cov": Loss(_LOSS + "covariance:kl_cov", ("cov_ratio", "kl_cov_coef"), whole=True),
+    "clip_cov": Loss(_LOSS + "covariance:clip_cov", (*_CLIP, "cov_ratio", "cov_low", "cov_high")),
+    "kl_cov": Loss(_LOSS + "covariance:kl_cov", ("cov_ratio", "kl_cov_coef")),
     SFT: Loss(_LOSS + "cross_entropy:cross_entropy"),
 }
 

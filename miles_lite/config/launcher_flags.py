@@ -17,15 +17,18 @@ SHAPE_FLAGS = frozenset(
     make-vocab-size-divisible-by max-position-embeddings seq-length num-experts moe-ffn-hidden-size
     moe-router-topk moe-shared-expert-intermediate-size moe-layer-freq moe-grouped-gemm moe-token-dispatcher-type
     moe-router-load-balancing-type moe-aux-loss-coeff moe-router-score-function moe-router-dtype moe-permute-fusion
-    moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-pre-softmax moe-enable-deepep""".split()
+    moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-pre-softmax
+    moe-enable-deepep moe-flex-dispatcher-backend""".split()
 )
 """Model-shape flags of Megatron launchers: the shape comes from the checkpoint's config.json, so they are ignored."""
 
 IGNORED_FLAGS = frozenset(
     """attention-dropout hidden-dropout attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32
-    attention-backend optimizer use-distributed-optimizer async-save overlap-grad-reduce overlap-param-gather
+    attention-backend optimizer use-distributed-optimizer
+    async-save allgather-cp grad-reduce-in-bf16 no-check-for-nan-in-loss-and-grad use-flash-attn no-offload-train
+    optimizer-offload-fraction overlap-grad-reduce overlap-param-gather
     overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
-    decoder-first-pipeline-num-layers train-backend megatron-to-hf-mode use-miles-router balance-data
+    decoder-first-pipeline-num-layers megatron-to-hf-mode use-miles-router balance-data
     apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
     router-assignment-mode router-prefill-policy router-decode-policy router-disable-health-check
     router-health-check-interval-secs router-health-failure-threshold router-health-success-threshold

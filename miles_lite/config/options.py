@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import algorithm_rules, rules
+from miles_lite.config import algorithm_rules, debugging_rules, rules
 from miles_lite.config.choices import RoutingReplay
+from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
@@ -42,6 +43,7 @@ class Config(Serving):
     updates: WeightUpdates
     evaluation: Evaluation
     logging: Logging
+    debugging: Debugging
 
     @property
     def global_batch_size(self) -> int:
@@ -78,10 +80,11 @@ class Config(Serving):
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
-            *algorithm_rules.parts_of_sequences(self.algorithm, self.parallelism),
+            *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.folders(self.checkpoint, self.evaluation),
+            *debugging_rules.halves(self.debugging, self.algorithm),
             *super().contradictions(),
         ]
 

@@ -32,6 +32,7 @@ class Parallelism:
     data_parallel_replicate_size: int = option(
         1, help="groups of data-parallel ranks that each hold a sharded copy (HSDP)", least=1
     )
+    distributed_timeout_minutes: int = option(10, help="how long one rank may keep the others waiting", least=1)
 
     def remarks(self) -> list[str]:
         """What becomes of sizes that mean something else here."""
@@ -56,6 +57,9 @@ class Parallelism:
 class Compute:
     """compute: what the trainer computes with, and what it computes twice to save memory."""
 
+    train_backend: Literal["fsdp", "megatron"] = option(
+        "fsdp", help="what trains: Hugging Face models, sharded by FSDP2; megatron is refused, and says what it lacks"
+    )
     recompute_granularity: Literal["full", "selective"] | None = option(
         None,
         help="full: activations of a layer are computed again in the backward pass; selective: those of attention "

@@ -79,6 +79,13 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
     told = f"{ranks} train ranks (--actor-num-nodes x --actor-num-gpus-per-node)"
     return [
         (
+            compute.train_backend == "megatron",
+            "--train-backend megatron: does not exist here. Megatron-core packs sequences, and cuts experts over "
+            "tensor ranks, only with TransformerEngine, and megatron-bridge needs transformers below 5, which the "
+            "engines' SGLang excludes. Leave the flag out: --tensor-model-parallel-size and FSDP2 train the Hugging "
+            "Face model",
+        ),
+        (
             ranks % sizes.ranks_per_batch != 0,
             f"{told} cannot be shared out: --tensor-model-parallel-size {tensor} x --context-parallel-size "
             f"{sizes.context_parallel_size} must divide them",

@@ -80,6 +80,15 @@ class Algorithm:
     opd_kl_coef: float = option(1.0, help="penalty per nat of log(policy / teacher), taken from advantages", least=0)
     opd_loss_coef: float = option(0.0, help="weight of the KL to the teacher as a loss", least=0)
     opd_loss_type: KLType = option(KLType.K2, help="its estimator")
+    opd_log_prob_top_k: int = option(
+        0, help="tokens per place that it is the divergence on, in the place of the sampled one's estimate", least=0
+    )
+    opd_top_k_strategy: Literal["only-student", "only-teacher"] = option(
+        "only-student", help="whose likeliest tokens those are"
+    )
+    opd_reward_weight_mode: Literal["student_p", "teacher_p"] = option(
+        "student_p", help="whose probabilities weigh them: KL(policy || teacher) or KL(teacher || policy)"
+    )
     use_rollout_routing_replay: RoutingReplay = option(
         RoutingReplay.OFF,
         help="train each token with the experts that engines chose for it; strict: refuse samples that lack them",

@@ -98,8 +98,13 @@ def check_folders(config: Config) -> Path:
         "--save": config.checkpoint.save,
         "--save-hf": config.checkpoint.save_hf,
         "--trajectory-dir": config.logging.trajectory_dir,
+        "--save-debug-rollout-data": _folder_of(config.debugging.save_debug_rollout_data),
     }
     for flag, path in written.items():
         if path is not None:
             check_folder(flag, path)
     return model
+
+
+def _folder_of(pattern: str | None) -> str | None:
+    return None if pattern is None else str(Path(pattern).parent)

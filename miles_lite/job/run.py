@@ -23,6 +23,7 @@ from miles_lite.observe.summary import Counts, Summary, build_summary, write_sum
 from miles_lite.observe.terminal import eval_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.plots import reward_curve
+from miles_lite.rollout import dump
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.stack.engine_plans import in_words, plan_engines
 from miles_lite.stack.placement import Layout
@@ -49,6 +50,8 @@ class Run:
         generated = self._servers.generate(rollout_id, self._log.progress)
         self._log.busy(*generated.busy)
         self._log.metrics(generated.metrics, rollout_id, names.ROLLOUT_STEP)
+        if (pattern := self._config.debugging.save_debug_rollout_data) is not None:
+            dump.write(dump.path_of(pattern, rollout_id), rollout_id, generated.groups)
         return generated
 
 

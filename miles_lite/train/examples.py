@@ -6,8 +6,6 @@ the rows it stopped before; every row is taken once per epoch. Ids are trained a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +13,7 @@ import orjson
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, user_error
-from miles_lite.sample import NOT_SAMPLED, Rollout, Sample
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Samples that lie where they are known."""
-
-    samples: Sequence[Sample]
-
-    def fetch(self) -> Sequence[Sample]:
-        return self.samples
+from miles_lite.sample import NOT_SAMPLED, Held, Rollout, Sample
 
 
 class Examples:

@@ -66,6 +66,23 @@ def score(
     return result
 
 
+def likeliest(
+    hidden: Tensor,
+    weight: Tensor,
+    temperatures: Tensor,
+    *,
+    count: int,
+    bias: Tensor | None = None,
+    elements: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """int64 [N, count]: the tokens that come next most likely, the likeliest first; of a whole vocabulary."""
+    chosen = torch.empty(len(hidden), count, dtype=torch.int64, device=hidden.device)
+    for part, own, scale in _chunks(max(1, elements // len(weight)), hidden, temperatures.reciprocal()):
+        logits = _project(own, weight, bias, out=hidden.new_empty(len(own), len(weight), dtype=torch.float32))
+        chosen[part] = logits.mul_(scale[:, None]).topk(count).indices
+    return chosen
+
+
 class _Score(torch.autograd.Function):
     """`score`, of inverse temperatures. By logits, logprobs have the slope onehot - p, entropy -p (log p + entropy)."""
 

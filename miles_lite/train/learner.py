@@ -129,12 +129,15 @@ class Learner:
     def _loss(self, each: Pass, tally: Tally, *, first: bool) -> Tensor:
         """The pass's share of the step's loss; its metrics go into the tally."""
         packed, algorithm = each.packed, self.algorithm
-        new, entropy, *values = self.policy(packed, entropy_gradient=algorithm.entropy_coef != 0)
+        scores = self.policy(each.scored, entropy_gradient=algorithm.entropy_coef != 0)
+        tokens = len(packed.samples)
+        new, entropy, *values = (score[:tokens] for score in scores)
+        top = None if each.top_ids is None else scores[0][tokens:].view(each.top_ids.shape)
         old = each.old_logprobs(new, algorithm)
         if each.advantages is None and penalised(algorithm):
             each.advantages, _ = advantages(each, old, algorithm)
         tally.add(self.policy.routes())
-        streams = each.streams(new, entropy, old)
+        streams = each.streams(new, entropy, old, top)
         policy, shares, comparable = streams, packed.weights, packed.in_context
         parts: list[tuple[Terms, Tensor]] = []
         if algorithm.echo_coef:

@@ -81,6 +81,18 @@ class Packed:
     weights: Tensor
     imitation: Tensor
 
+    def scoring(self, ids: Tensor) -> Packed:
+        """The same pass, which scores `ids`, int64 [N, K], in the places of its tokens too: N + N x K pairs, row by
+        row."""
+        places = self.copies.repeat_interleave(ids.shape[1])
+        return replace(
+            self,
+            states=torch.cat([self.states, self.states[places]]),
+            targets=torch.cat([self.targets, ids.flatten()]),
+            temperatures=torch.cat([self.temperatures, self.temperatures[places]]),
+            copies=torch.cat([self.copies, len(self.states) + torch.arange(ids.numel(), device=ids.device)]),
+        )
+
     def to(self, device: torch.device) -> Packed:
         tensors = {f.name: each for f in fields(self) if isinstance(each := getattr(self, f.name), Tensor)}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

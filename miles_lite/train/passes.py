@@ -20,6 +20,8 @@ class Pass:
     old         the policy's logprobs; None where the pass itself tells them
     reference   the reference model's
     teacher     the teacher's
+    top_ids     int64 [N, K], the tokens that policy and teacher are compared on, besides the sampled ones
+    top_teacher  float32 [N, K], the teacher's logprobs of those
     values      the value head's
     advantages  of tokens; None where the pass itself must tell the old logprobs first
     returns     what the value head learns
@@ -29,6 +31,8 @@ class Pass:
     old: Tensor | None = None
     reference: Tensor | None = None
     teacher: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_teacher: Tensor | None = None
     values: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
@@ -48,7 +52,12 @@ class Pass:
             return approximate(sampled, now, packed.staleness)
         return now if self.old is None else self.old
 
-    def streams(self, new: Tensor, entropy: Tensor, old: Tensor) -> Streams:
+    @property
+    def scored(self) -> Packed:
+        """What the policy is asked to score."""
+        return self.packed if self.top_ids is None else self.packed.scoring(self.top_ids)
+
+    def streams(self, new: Tensor, entropy: Tensor, old: Tensor, top: Tensor | None) -> Streams:
         """Of all its tokens; the advantages are the group estimator's where no others are known."""
         packed = self.packed
         return Streams(
@@ -57,6 +66,8 @@ class Pass:
             old=old,
             reference=self.reference,
             teacher=self.teacher,
+            top=top,
+            top_teacher=self.top_teacher,
             rollout_logprobs=packed.rollout_logprobs,
             in_context=packed.in_context,
             advantages=packed.advantages if self.advantages is None else self.advantages,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from miles_lite.train.attention import NAME, Segments, unpackable
 from miles_lite.train.batching import batch_of
 from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
+from miles_lite.train.head import likeliest as likeliest_of
 from miles_lite.train.packing import Form, Packed, bare_pass
 from miles_lite.train.replay import Replay, Routing, check_overruled
 
@@ -56,19 +58,30 @@ class Policy(nn.Module):
         why = unpackable(self.model.config)
         return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 
-    def forward(self, packed: Packed, *, entropy_gradient: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, packed: Packed, *, entropy_gradient: bool = False, likeliest: int = 0) -> tuple[Tensor, ...]:
         """Two float32 [N]: log p(token) and the entropy of its distribution in nats, the latter without gradient
-        unless `entropy_gradient`."""
+        unless `entropy_gradient`. Or, where `likeliest` tokens are asked for, so many int64 [N]: those that are most
+        likely in the place of each."""
+        scored = partial(self.scored, entropy_gradient=entropy_gradient)
+        ask = partial(self.top, count=likeliest) if likeliest else scored
         if self.context is None:
-            scores = self.scored(self.hidden(packed), packed, entropy_gradient=entropy_gradient)
+            scores = ask(self.hidden(packed), packed)
         else:
             part, pairs = self.context.share(packed)
-            own = self.scored(self.hidden(part), part, entropy_gradient=entropy_gradient)
+            own = ask(self.hidden(part), part)
             scores = self.context.whole(own, pairs, count=len(packed.targets))
         return tuple(each[packed.copies] for each in scores)
 
+    def top(self, hidden: Tensor, packed: Packed, *, count: int) -> tuple[Tensor, ...]:
+        """The likeliest tokens, int64 [P] each."""
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        weight, vocabulary = own_rows(head.weight)
+        assert vocabulary.group is None, "who looks for tokens knows all of them"
+        bias = getattr(head, "bias", None)
+        return likeliest_of(hidden, weight, packed.temperatures, count=count, bias=bias).unbind(1)
+
     def scored(self, hidden: Tensor, packed: Packed, *, entropy_gradient: bool) -> tuple[Tensor, ...]:
-        """The same of the P pairs whose states are given."""
+        """Logprobs and entropies of the P pairs whose states are given."""
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         weight, vocabulary = own_rows(head.weight)
         return score(

@@ -1,7 +1,8 @@
 """One rank of the trainer, as a Ray actor.
 
 Invariant: a worker does what its group tells it, in the order it tells it; the calls marked collective are made on
-all ranks or none. What it waits for beyond its own arithmetic are the other ranks, `COLLECTIVE_TIMEOUT` at most.
+all ranks or none. What it waits for beyond its own arithmetic are the other ranks, for --distributed-timeout-minutes
+at most.
 """
 
 from __future__ import annotations
@@ -35,9 +36,6 @@ from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 from miles_lite.weights.sender import Sender, SendingActor
-
-COLLECTIVE_TIMEOUT = 600.0
-"""Seconds one rank may keep the others waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,8 @@ class TrainWorker(SendingActor):
         spec, config = self._spec, self._spec.config
         host, port = address
         self._store = self._store or reach_store(host, port, ranks=spec.ranks, timeout=timeout)
-        join(self._store, rank=spec.rank, ranks=spec.ranks, device=self._device, host=host, timeout=COLLECTIVE_TIMEOUT)
+        patience = 60.0 * config.parallelism.distributed_timeout_minutes
+        join(self._store, rank=spec.rank, ranks=spec.ranks, device=self._device, host=host, timeout=patience)
         seed_everything(config.seeding.seed + config.dp_rank(spec.rank))
         self._learner = build_learner(config, device=self._device)
         self._saver = checkpoint.Saver(config.checkpoint)

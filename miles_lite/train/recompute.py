@@ -83,9 +83,23 @@ class Recompute:
             if isinstance(teacher, Policy):
                 with awake(teacher, self.device, moves=self._moves):
                     for each in passes:
-                        assert each.teacher is not None
-                        mine = each.packed.teacher == number
-                        each.teacher = torch.where(mine, teacher(each.packed)[0], each.teacher)
+                        self._ask_teacher(each, teacher, each.packed.teacher == number)
+
+    def _ask_teacher(self, each: Pass, teacher: Policy, mine: Tensor) -> None:
+        """About the tokens that it teaches, bool [N], and as many likeliest ones in the place of each as are wanted."""
+        assert each.teacher is not None
+        count, tokens = self.algorithm.opd_log_prob_top_k, len(mine)
+        if not count:
+            each.teacher = torch.where(mine, teacher(each.packed)[0], each.teacher)
+            return
+        judge = teacher if self.algorithm.opd_top_k_strategy == "only-teacher" else self.policy
+        ids = torch.stack(judge(each.packed, likeliest=count), dim=1)
+        said = teacher(each.packed.scoring(ids))[0]
+        known = (ids, said[tokens:].view(tokens, count)) if each.top_ids is None else (each.top_ids, each.top_teacher)
+        assert known[1] is not None
+        each.top_ids = torch.where(mine[:, None], ids, known[0])
+        each.top_teacher = torch.where(mine[:, None], said[tokens:].view(tokens, count), known[1])
+        each.teacher = torch.where(mine, said[:tokens], each.teacher)
 
     def _ask_itself(self, steps: Sequence[Sequence[Pass]], *, stale: bool) -> None:
         """The first step's own forward passes are still those of the old policy, so only later steps are computed here,

@@ -139,6 +139,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--opd-teacher", "http://h:1", "--opd-type", "megatron"], "must be a folder"),
         (["--opd-teacher", "http://h:1", "--rollout-temperature", "0.8"], "take a folder, or temperature 1"),
         (["--opd-teacher", "a", "--opd-kl-coef", "0"], "teaches nothing"),
+        (["--opd-teacher", "a", "--opd-log-prob-top-k", "4"], "--opd-log-prob-top-k needs --opd-loss-coef"),
         (["--keep-old-actor", "--use-rollout-logprobs"], "give one of them"),
         (
             ["--sglang-tp-size", "4", "--rollout-num-gpus-per-engine", "2"],

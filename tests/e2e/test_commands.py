@@ -30,13 +30,13 @@ def test_ctrl_c_while_engines_start_ends_them(tiny_model: Path, run_dir: Path, m
     assert_nothing_left(mark)
 
 
-def test_rollout_generates_and_scores_without_training(
+def test_rollout_generates_and_scores_without_training_and_training_goes_without_engines(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
-    kept = tmp_path / "kept"
+    kept, saved = tmp_path / "kept", str(tmp_path / "saved" / "{rollout_id}.pt")
     flags = prepared.flags(run_dir, "--num-rollout", "1", "--none-reward-policy", "zero", "--log-passrate")
-    flags += ["--trajectory-dir", str(kept)]
-    output = run("rollout", flags, mark=mark, log=tmp_path / "log")
+    halves = ["--trajectory-dir", str(kept), "--save-debug-rollout-data", saved]
+    output = run("rollout", [*flags, *halves], mark=mark, log=tmp_path / "log")
     assert "rollout/reward" in output
     assert "passrate/pass@4" in output
     assert len(values(run_dir, "rollout/reward")) == 1
@@ -49,6 +49,13 @@ def test_rollout_generates_and_scores_without_training(
     for one in trajectories:
         assert [step.role for step in one.paths()[0]][:3] == ["system", "user", "assistant"]
         assert next(one.sequences())[1].sum() == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
+    assert_nothing_left(mark)
+
+    alone = prepared.flags(tmp_path / "alone", "--num-rollout", "1", "--load-debug-rollout-data", saved)
+    output = run("train", alone, mark=mark, log=tmp_path / "log2")
+    assert f"model: {tmp_path / 'alone' / 'model'}" in output
+    assert len(values(tmp_path / "alone", "train/loss")) == 1
+    assert values(tmp_path / "alone", "train/train_rollout_logprob_abs_diff_max")[0] <= 1e-4
     assert_nothing_left(mark)
 
 

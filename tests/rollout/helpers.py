@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from miles_lite.sample import NOT_SAMPLED, Rollout, Sample
-from miles_lite.train.examples import Held
+from miles_lite.sample import NOT_SAMPLED, Held, Rollout, Sample
 
 
 def make_sample(length: int, trained: int) -> Sample:

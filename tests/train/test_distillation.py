@@ -20,10 +20,12 @@ from miles_lite.train.policy import Policy
 from miles_lite.train.resting import restore, snapshot
 from miles_lite.train.served_teacher import ServedTeacher
 from tests.train.helpers import make_batch, make_samples
-from tests.train.test_learner import learner
+from tests.train.test_learner import gradient, learner
 
 pytestmark = pytest.mark.usefixtures("process_group")
 PROMPTS, NEW_TOKENS = 48, 6
+LOSS = ("--opd-kl-coef", "0", "--opd-loss-coef", "1")
+TEACHERS_P = ("--opd-reward-weight-mode", "teacher_p")
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,10 @@ def sampled(policy: Policy, random: np.random.Generator) -> list[Sample]:
     "flags",
     [
         ("--advantage-estimator", "on_policy_distillation"),
-        ("--opd-kl-coef", "0", "--opd-loss-coef", "1"),
+        LOSS,
+        (*LOSS, "--opd-log-prob-top-k", "16", "--opd-top-k-strategy", "only-teacher", *TEACHERS_P),
     ],
-    ids=["advantages", "loss"],
+    ids=["advantages", "loss", "top-k"],
 )
 def test_a_policy_comes_to_be_like_its_teacher(model_dir: Path, teacher_dir: Path, flags: tuple[str, ...]) -> None:
     """Over steps on what it samples itself, with no reward at all."""
@@ -105,6 +108,39 @@ def test_each_sample_has_the_teacher_of_its_prompt(model_dir: Path, teacher_dir:
     with pytest.raises(UserError, match="a prompt has 'nobody' there, and --opd-teacher knows self, other"):
         first.train(batch)
     assert second.updates == 0
+
+
+@pytest.mark.parametrize("weights", ["student_p", "teacher_p"])
+@pytest.mark.parametrize("judge", ["only-student", "only-teacher"])
+def test_the_divergence_on_the_likeliest_tokens_is_that_of_whole_distributions(
+    model_dir: Path, teacher_dir: Path, judge: str, weights: str
+) -> None:
+    """Value and gradient, against the logits of one sample at a time."""
+    samples, count = make_samples(4, 3), 5
+    flags = f"--opd-kl-coef 0 --opd-loss-coef 2 --clip-grad 0 --opd-log-prob-top-k {count}".split()
+    flags += ["--opd-teacher", str(teacher_dir), "--opd-top-k-strategy", judge, "--opd-reward-weight-mode", weights]
+    trainer = learner(model_dir, *flags, "--calculate-per-token-loss")
+    losses = []
+    for sample in samples:
+        trained = torch.tensor(np.flatnonzero(sample.loss_mask))
+        policy, teacher = (
+            torch.log_softmax(
+                model(input_ids=torch.tensor(sample.tokens[None].astype(np.int64))).logits[0, trained - 1]
+                / torch.tensor(sample.temperatures)[trained, None],
+                -1,
+            )
+            for model in (trainer.policy.model, load_model(teacher_dir))
+        )
+        ids = (policy if judge == "only-student" else teacher).topk(count).indices
+        mine, theirs = policy.gather(1, ids), teacher.detach().gather(1, ids)
+        student = (mine.exp() * (mine - theirs)).sum(-1)
+        losses.append(student if weights == "student_p" else (theirs.exp() * (theirs - mine)).sum(-1))
+    loss = torch.cat(losses).mean()
+    parameters = list(trainer.policy.parameters())
+    expected = torch.cat([each.flatten() for each in torch.autograd.grad(2 * loss, parameters)])
+    metrics = trainer.train(make_batch(samples, [0, 0, 0]))
+    assert metrics["train/opd_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    torch.testing.assert_close(gradient(trainer), expected, atol=1e-5, rtol=1e-4)
 
 
 class Scorer(BaseHTTPRequestHandler):

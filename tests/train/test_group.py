@@ -14,6 +14,7 @@ import torch
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
+from miles_lite.init_model.build import init_model
 from miles_lite.rollout.stored import Stored
 from miles_lite.train.group import TrainError, TrainGroup
 from miles_lite.train.loading import load_model
@@ -21,7 +22,7 @@ from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
 from tests.rollout.helpers import make_rollout
 from tests.train.families import obvious_logprobs
-from tests.train.helpers import make_config, make_samples
+from tests.train.helpers import CORPUS, SIZE, make_config, make_samples
 
 pytestmark = pytest.mark.e2e
 RANKS = ("--actor-num-gpus-per-node", "2")
@@ -42,10 +43,20 @@ def start(config: Config, run_dir: Path) -> tuple[TrainGroup, int]:
         raise
 
 
-def test_training_saves_resumes_exports_and_raises_what_was_good(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (),
+        pytest.param(("--tensor-model-parallel-size", "2"), marks=pytest.mark.slow),
+        pytest.param(("--context-parallel-size", "2", "--gradient-checkpointing"), marks=pytest.mark.slow),
+    ],
+)
+def test_training_saves_resumes_exports_and_raises_what_was_good(sizes: tuple[str, ...], tmp_path: Path) -> None:
+    model_dir = tmp_path / "model"
+    init_model(model_dir, corpus=CORPUS, seed=1, **(SIZE | {"kv_heads": 2}))
     saved = str(tmp_path / "checkpoints")
     hf = str(tmp_path / "hf-{rollout_id}")
-    config = make_config(model_dir, "--save", saved, "--load", saved, "--save-hf", hf, "--lr", "1e-2", *RANKS)
+    config = make_config(model_dir, "--save", saved, "--load", saved, "--save-hf", hf, "--lr", "1e-2", *RANKS, *sizes)
     samples = make_samples(11, 6)
     signs = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     rollouts = [make_rollout(index, 0, sample) for index, sample in enumerate(samples)]

@@ -326,7 +326,8 @@ def test_the_objective_adds_bonus_and_penalty(
         k3 = torch.expm1(-d) + d
         estimate = {KLType.K1: d, KLType.K2: d**2 / 2, KLType.K3: k3, KLType.LOW_VAR: clamp(k3, -10, 10)}[kind]
         kl.append(estimate * ratio_log(given, at).exp() if unbiased else estimate)
-    bonus = given.entropy if clamped is None else torch.minimum(given.entropy, given.entropy.new_tensor(clamped))
+    most = math.inf if clamped is None else clamped
+    bonus = torch.where(given.entropy <= most, given.entropy, most)
     kept, _ = off_policy_mask(given, options)
     expected = policy_loss(given, options) * kept - 0.1 * bonus + 0.3 * (torch.stack(kl) if kl else given.new)
     terms = objective(given, options)

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_one_more_is_one_line() -> None:
         assert said == [Path(algorithms.__file__)]
 
 
+@cache
 def words(file: Path) -> set[str]:
     """Text constants of a module."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

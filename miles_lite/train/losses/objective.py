@@ -48,9 +48,18 @@ def imitation(streams: Streams, options: Algorithm) -> Terms:
 
 def distillation(streams: Streams, options: Algorithm) -> Terms:
     """An estimate of KL(policy || teacher) from the tokens the policy sampled, weighed by `opd_loss_coef`
-    (arXiv:2306.13649); `opd_reverse_kl` is k1's, whose mean is the divergence itself."""
+    (arXiv:2306.13649); `opd_reverse_kl` is k1's, whose mean is the divergence itself.
+
+    With --opd-log-prob-top-k the part of the divergence that those tokens have (arXiv:2604.13016), Σ p (log p - log q):
+    weighed by the policy's p of KL(policy || teacher), by the teacher's of KL(teacher || policy).
+    """
     assert streams.teacher is not None, "a teacher was asked"
-    loss = kl_estimate(streams.new, streams.teacher, kind=options.opd_loss_type)
+    if streams.top is None or streams.top_teacher is None:
+        loss = kl_estimate(streams.new, streams.teacher, kind=options.opd_loss_type)
+    elif options.opd_reward_weight_mode == "student_p":
+        loss = (streams.top.exp() * (streams.top - streams.top_teacher)).sum(-1)
+    else:
+        loss = (streams.top_teacher.exp() * (streams.top_teacher - streams.top)).sum(-1)
     told = {"opd_reverse_kl": (streams.new - streams.teacher).detach(), "opd_loss": loss}
     return told | {"loss": options.opd_loss_coef * loss}
 

@@ -1,16 +1,14 @@
 """Which sample each token of a pass belongs to, and the one way in which losses sum over samples.
 
-Invariant: what is a function of a whole sequence is computed of sums that `Sequences.sum` gives. Where the tokens of a
-sample are divided among ranks it adds their parts up, forward and backward, and nothing else has to know.
+Invariant: what is a function of a whole sequence is computed of sums that `Sequences.sum` gives: pads, packed rows and
+ranks that share a sample's tokens have no part in it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
@@ -18,18 +16,15 @@ from torch import Tensor
 class Sequences:
     """N tokens of `count` samples.
 
-    samples  int64 [N], the token's sample; a sample's tokens are in their order
-    group    ranks among which the tokens of these samples are divided; None: all of them are here
+    samples  int64 [N], the token's sample; a sample's tokens are in their order, and all here
     """
 
     samples: Tensor
     count: int
-    group: dist.ProcessGroup | None = None
 
     def sum(self, values: Tensor) -> Tensor:
         """Of each sample's tokens, [count], of [N]; with gradient."""
-        here = values.new_zeros(self.count).index_add(0, self.samples, values)
-        return here if self.group is None else _Sum.apply(here, self.group)  # type: ignore[no-untyped-call]
+        return values.new_zeros(self.count).index_add(0, self.samples, values)
 
     def lengths(self, values: Tensor) -> Tensor:
         """Tokens of each sample, [count], in the dtype of `values`; at least 1."""
@@ -51,21 +46,4 @@ class Sequences:
 
     def at(self, chosen: Tensor) -> Sequences:
         """Of the tokens that are chosen alone; bool [N]."""
-        return Sequences(self.samples[chosen], self.count, self.group)
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over ranks; the loss is the sum over ranks too, so that the gradient is."""
-
-    @staticmethod
-    def forward(ctx: Any, here: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = here.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        return Sequences(self.samples[chosen], self.count)

@@ -22,6 +22,8 @@ class Streams:
     old               before the batch's first update, or the engine's with --use-rollout-logprobs
     reference         the reference model's; None without one
     teacher           the teacher's; None without one
+    top               [N, K], the policy's logprobs of the tokens it is compared with the teacher on, with gradient
+    top_teacher       [N, K], the teacher's
     rollout_logprobs  the engine's
     in_context        the engine sampled it behind these very tokens: its logprob may be compared
     advantages        of the token
@@ -37,6 +39,8 @@ class Streams:
     advantages: Tensor
     sequences: Sequences
     teacher: Tensor | None = None
+    top: Tensor | None = None
+    top_teacher: Tensor | None = None
 
     @cached_property
     def logratio(self) -> Tensor:

@@ -1,0 +1,109 @@
+"""The rollouts of one step in a file: what one run rolled out, and another trains on without engines.
+
+    {"rollout_id": int, "metadata": {...}, "samples": [dict]}
+
+Names are the field's (miles' `--save-debug-rollout-data`), as far as it has them; one dict per sample, with what is
+known of its rollout. `metadata["rollouts"]` has that of every rollout, in order, also of those without samples.
+
+Invariant: what `read` gives trains as what `write` was given. Arrays are torch tensors, everything else is plain, so
+that a file is read without running anything that is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from miles_lite.errors import UserError, writing
+from miles_lite.sample import Group, Held, Rollout, Sample, Status
+
+ARRAYS = {
+    "tokens": "tokens",
+    "loss_mask": "loss_mask",
+    "rollout_log_probs": "logprobs",
+    "rollout_temperatures": "temperatures",
+    "weight_versions": "weight_versions",
+    "rollout_routed_experts": "routed_experts",
+}
+"""What they are called in the file, and here."""
+
+
+def path_of(pattern: str, rollout_id: int) -> Path:
+    """The file of one step."""
+    return Path(pattern.replace("{rollout_id}", str(rollout_id)))
+
+
+def write(path: Path, rollout_id: int, groups: Sequence[Group]) -> None:
+    """The groups of a step, their samples fetched one rollout at a time. Raises UserError when the disk is full."""
+    samples: list[dict[str, Any]] = []
+    rollouts: list[dict[str, Any]] = []
+    for group in groups:
+        for rollout in group.rollouts:
+            rollouts.append(_told(group, rollout))
+            samples += [rollouts[-1] | _written(sample) for sample in rollout.fetch()]
+    whole = {"rollout_id": rollout_id, "metadata": {"rollouts": rollouts}, "samples": samples}
+    temporary = path.with_name(f".{path.name}.partial")
+    with writing("the rollouts of a step", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(whole, temporary)
+        temporary.replace(path)
+
+
+def read(path: Path) -> list[Group]:
+    """What `write` was given. Raises UserError for a file that is missing, or none of its."""
+    if not path.is_file():
+        raise UserError(f"--load-debug-rollout-data: no file {path}: --save-debug-rollout-data of a run writes it")
+    whole = torch.load(path, weights_only=True, map_location="cpu")
+    if not isinstance(whole, dict) or not {"rollout_id", "metadata", "samples"} <= whole.keys():
+        raise UserError(f"--load-debug-rollout-data {path}: holds no rollouts of --save-debug-rollout-data")
+    samples: dict[int, list[Sample]] = {}
+    for told in whole["samples"]:
+        samples.setdefault(told["index"], []).append(_sample(told, f"{path}, rollout {told['index']}"))
+    groups: dict[int, Group] = {}
+    for told in whole["metadata"]["rollouts"]:
+        group = groups.setdefault(told["group_index"], Group(told["group_index"], told["prompt"]))
+        group.rollouts.append(_rollout(told, samples.get(told["index"], [])))
+    return list(groups.values())
+
+
+def _told(group: Group, rollout: Rollout) -> dict[str, Any]:
+    """What is known of a rollout."""
+    return {
+        "group_index": group.index,
+        "index": rollout.index,
+        "prompt": group.prompt,
+        "reward": rollout.reward,
+        "rollout_status": rollout.status.value,
+        "error": rollout.error,
+        "rollout_metadata": rollout.metadata,
+    }
+
+
+def _written(sample: Sample) -> dict[str, Any]:
+    arrays = {there: getattr(sample, here) for there, here in ARRAYS.items()}
+    tensors = {name: None if array is None else torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    lengths = {"response_length": len(sample) - sample.prompt_length}
+    return {**tensors, **lengths, "status": sample.status.value, "metadata": sample.metadata}
+
+
+def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
+    return Rollout(
+        told["index"],
+        told["group_index"],
+        [sample.record() for sample in samples],
+        stored=Held(samples) if samples else None,
+        reward=told["reward"],
+        status=Status(told["rollout_status"]),
+        error=told["error"],
+        metadata=told["rollout_metadata"],
+    )
+
+
+def _sample(told: dict[str, Any], where: str) -> Sample:
+    tensors = {here: told[there] for there, here in ARRAYS.items()}
+    taken: dict[str, Any] = {name: None if each is None else each.numpy() for name, each in tensors.items()}
+    return Sample(**taken, status=Status(told["status"]), metadata=told["metadata"]).validate(where)

@@ -1,0 +1,37 @@
+"""What the debugging options refuse, and what they imply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config.options import parse
+from miles_lite.errors import UserError
+from tests.config.test_options import NEEDED
+
+SAVE, LOAD = "--save-debug-rollout-data", "--load-debug-rollout-data"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--debug-rollout-only", "--debug-train-only", LOAD, "d/{rollout_id}.pt"], "take one half"),
+        (["--debug-rollout-only", LOAD, "d/{rollout_id}.pt"], "take one half"),
+        (["--debug-train-only"], f"needs {LOAD}"),
+        ([LOAD, "a/{rollout_id}.pt", SAVE, "b/{rollout_id}.pt"], "has nothing to save"),
+        ([SAVE, "d/one.pt"], r"must hold \{rollout_id\}"),
+        (["--loss-type", "sft_loss", SAVE, "d/{rollout_id}.pt"], "has no rollouts"),
+        (["--train-backend", "megatron"], "TransformerEngine.*transformers below 5.*--tensor-model"),
+    ],
+)
+def test_senseless_combinations_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse([*NEEDED, *flags])
+
+
+def test_rollouts_that_are_loaded_need_no_engines_and_their_path_is_absolute() -> None:
+    config, _ = parse([*NEEDED, LOAD, "d/{rollout_id}.pt"])
+    assert config.debugging.trains_alone
+    assert config.debugging.load_debug_rollout_data == str(Path("d/{rollout_id}.pt").absolute())
+    assert not parse([*NEEDED, "--debug-rollout-only", "--train-backend", "fsdp"])[0].debugging.trains_alone

@@ -1,0 +1,87 @@
+"""Rollouts that one run saves and another trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miles_lite.errors import UserError
+from miles_lite.rollout import dump
+from miles_lite.sample import Group, Rollout, Sample, Status
+from tests.rollout.helpers import make_rollout, make_sample
+
+
+def step() -> list[Group]:
+    """Two groups: a rollout of two samples, one whose experts are known, one that failed, one that has no reward."""
+    experts = np.arange(11 * 2 * 2, dtype=np.uint16).reshape(11, 2, 2)
+    routed = dataclasses.replace(make_sample(12, 4), routed_experts=experts, status=Status.TRUNCATED)
+    marked = dataclasses.replace(make_sample(9, 3), metadata={"merged_offcontext": [[6, 8]], "leaf": 1})
+    first = Group(7, {"row": 3, "label": "a"})
+    first.rollouts = [
+        make_rollout(28, 7, make_sample(8, 2), marked, reward=1.0, status=Status.COMPLETED),
+        make_rollout(29, 7, routed, reward=0.25, status=Status.TRUNCATED, metadata={"turns": 2}),
+    ]
+    second = Group(8, {"row": 4})
+    second.rollouts = [
+        Rollout(30, 8, status=Status.FAILED, error="timeout", metadata={"error_detail": "600 s"}),
+        make_rollout(31, 8, make_sample(5, 1)),
+    ]
+    return [first, second]
+
+
+def assert_same(one: Sample, other: Sample) -> None:
+    for field in dataclasses.fields(Sample):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype
+            np.testing.assert_array_equal(left, right)
+        else:
+            assert left == right
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    groups = step()
+    path = dump.path_of(f"{tmp_path}/made/{{rollout_id}}.pt", 5)
+    dump.write(path, 5, groups)
+    read = dump.read(path)
+    assert [(group.index, group.prompt, group.rewards) for group in read] == [
+        (group.index, group.prompt, group.rewards) for group in groups
+    ]
+    for one, other in zip(
+        (rollout for group in groups for rollout in group.rollouts),
+        (rollout for group in read for rollout in group.rollouts),
+        strict=True,
+    ):
+        assert (one.index, one.status, one.error, one.metadata) == (
+            other.index,
+            other.status,
+            other.error,
+            other.metadata,
+        )
+        assert one.samples == other.samples
+        assert one.trainable == other.trainable
+        for left, right in zip(one.fetch(), other.fetch(), strict=True):
+            assert_same(left, right)
+    assert [each.name for each in path.parent.iterdir()] == ["5.pt"]
+
+
+def test_the_fields_names_are_in_the_file(tmp_path: Path) -> None:
+    dump.write(tmp_path / "0.pt", 0, step())
+    whole = torch.load(tmp_path / "0.pt", weights_only=True)
+    assert whole["rollout_id"] == 0
+    assert len(whole["samples"]) == 4
+    known = {"group_index", "index", "prompt", "tokens", "response_length", "reward", "loss_mask", "weight_versions"}
+    assert known | {"rollout_log_probs", "rollout_routed_experts", "status", "metadata"} <= whole["samples"][0].keys()
+    assert whole["samples"][0]["response_length"] == 2
+
+
+def test_a_file_that_is_missing_or_another_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*3\.pt"):
+        dump.read(tmp_path / "3.pt")
+    torch.save({"rollout_id": 1}, tmp_path / "4.pt")
+    with pytest.raises(UserError, match=r"4\.pt: holds no rollouts"):
+        dump.read(tmp_path / "4.pt")
