@@ -19,6 +19,7 @@ from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
+from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
@@ -40,6 +41,7 @@ class Config(Serving):
     optimizer: Optimizer
     parallelism: Parallelism
     compute: Compute
+    lora: LoRA
     updates: WeightUpdates
     evaluation: Evaluation
     logging: Logging
@@ -83,6 +85,7 @@ class Config(Serving):
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
             *rules.sampling(self.rollouts, self.data, self.session),
             *rules.parallel(self.topology, self.parallelism, self.compute),
+            *rules.adapters(self.lora, self.parallelism),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
             *super().contradictions(),

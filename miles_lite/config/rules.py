@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing
+from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
@@ -108,6 +109,21 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
         (
             compute.recompute_method == "block" and compute.recompute_num_layers is None,
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
+        ),
+    ]
+
+
+def adapters(lora: LoRA, sizes: Parallelism) -> Rules:
+    """What LoRA needs, and what it cannot be with."""
+    return [
+        (
+            lora.lora_rank == 0 and lora != LoRA(),
+            "--lora-alpha, --target-modules and --lora-dropout need --lora-rank",
+        ),
+        (
+            lora.lora_rank > 0 and sizes.tensor_model_parallel_size * sizes.expert_model_parallel_size > 1,
+            "--lora-rank: not with --tensor-model-parallel-size or --expert-model-parallel-size, whose layers are cut; "
+            "data-parallel ranks share the model's weights (--data-parallel-sharding-strategy optim_grads_params)",
         ),
     ]
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from miles_lite.config.lora import LoRA
 from miles_lite.config.parallel import Compute
 from miles_lite.errors import UserError
-from miles_lite.train import norms
+from miles_lite.train import adapters, norms
 from miles_lite.train.context import Context
 from miles_lite.train.expert_parallel import share_out
 from miles_lite.train.loading import empty_model, fill, layers_of, load_model
@@ -56,8 +57,9 @@ class Strategy(Protocol):
     def mesh(self) -> Sums:
         """The ranks."""
 
-    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
-        """The policy of a Hugging Face folder, on this rank's device, ready for the collectives below. Collective."""
+    def load(self, folder: str | Path, kind: type[Policy] = Policy, *, lora: LoRA | None = None) -> Policy:
+        """The policy of a Hugging Face folder, on this rank's device, ready for the collectives below; with `lora` only
+        its adapters are trained. Collective."""
 
     def rounds(self, passes: Sequence[int]) -> list[int]:
         """How many forward passes each step must make on this rank, given how many it needs."""
@@ -77,8 +79,12 @@ class Replicated:
         self._compute = compute or Compute()
         self._flat: Tensor | None = None
 
-    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
-        return kind(load_model(folder, self._compute))
+    def load(self, folder: str | Path, kind: type[Policy] = Policy, *, lora: LoRA | None = None) -> Policy:
+        model = load_model(folder, self._compute)
+        if lora is not None:
+            adapters.adapt(model, lora, base=str(folder))
+            adapters.start(model, device=torch.device("cpu"))
+        return kind(model)
 
     def rounds(self, passes: Sequence[int]) -> list[int]:
         return list(passes)
@@ -113,12 +119,14 @@ class Sharded:
         self._compute = compute or Compute()
         self._tensors: Tensors | None = None
 
-    def load(self, folder: str | Path, kind: type[Policy] = Policy) -> Policy:
+    def load(self, folder: str | Path, kind: type[Policy] = Policy, *, lora: LoRA | None = None) -> Policy:
         model = empty_model(folder, self._compute)
         experts, tensor, context = self.mesh.expert, self.mesh.tensor, Context(self.mesh.context)
         holders = [] if experts is None else share_out(model, experts, tensor)
         if tensor.size() > 1:
             self._tensors = cut(model, tensor, experts=experts is None)
+        if lora is not None:
+            adapters.adapt(model, lora, base=str(folder))
         with self._device:
             policy = kind(model)
         if context.size > 1:
@@ -135,7 +143,10 @@ class Sharded:
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
         offloaded = isinstance(offload, CPUOffloadPolicy)
-        fill(model, folder, device=torch.device("cpu") if offloaded else self._device)
+        device = torch.device("cpu") if offloaded else self._device
+        with adapters.taken_out(model):
+            fill(model, folder, device=device)
+        adapters.start(model, device=device)
         return policy
 
     def rounds(self, passes: Sequence[int]) -> list[int]:

@@ -141,13 +141,17 @@ class TrainGroup:
         return self.finish_export(self.begin_export(folder))
 
     def export_model(self, folder: Path) -> None:
-        """Write a whole model folder: the weights, and what --hf-checkpoint has beside them (tokenizer, template).
+        """Write a whole model folder: the weights, and what --hf-checkpoint has beside them (tokenizer, template);
+        with --lora-rank the adapters in `adapter/`.
 
         The template of --chat-template-path takes the place of that one.
         A folder that stood there is replaced at the end. `folder` must be one that rank 0 and this process see.
         """
         draft = folder.with_name(f".{folder.name}.draft")
         self.export_weights(draft)
+        if self._config.lora.lora_rank:
+            saving = self._all(TrainWorker.export_adapter, draft / "adapter")
+            self._wait(saving, timeout=CALL_TIMEOUT, doing="exporting adapters")
         template = self._config.session.chat_template_path
         copy_tokenizer(Path(self._config.model.hf_checkpoint).expanduser(), draft, template=template)
         replace_folder(draft, folder)

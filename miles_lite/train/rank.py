@@ -24,6 +24,7 @@ from miles_lite.config.options import Config
 from miles_lite.config.teachers import is_url
 from miles_lite.process.addresses import actor_label
 from miles_lite.train import checkpoint
+from miles_lite.train.adapters import WithoutAdapters, merged, save_adapter
 from miles_lite.train.batching import Batch, Place, fetch
 from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
@@ -126,9 +127,13 @@ class TrainWorker(SendingActor):
     def _weights(self) -> Published:
         """In what engines compute in."""
         policy = self._learner.policy
-        return Published(
-            policy.model, policy.weights(), torch.float32 if self._spec.device == "cpu" else torch.bfloat16
-        )
+        weights = merged(policy.model, policy.weights())
+        return Published(policy.model, weights, torch.float32 if self._spec.device == "cpu" else torch.bfloat16)
+
+    def export_adapter(self, folder: Path) -> None:
+        """Write the adapters alone, as PEFT does (rank 0 does). Collective."""
+        policy = self._learner.policy
+        save_adapter(policy.model, policy.weights(), folder)
 
     def save(self, folder: Path, rollout_id: int) -> None:
         """Begin to write a checkpoint of what there is now. Collective."""
@@ -149,14 +154,18 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
     """Policy, reference and optimizer on one device; the process group must exist. Collective."""
     algorithm, rollouts = config.algorithm, config.rollouts
     strategy = build_strategy(config, device=device)
-    reference = None
-    if algorithm.compares:
+    lora = config.lora if config.lora.lora_rank else None
+    kind = ValuedPolicy if algorithm.estimator.critic else Policy
+    policy = strategy.load(config.model.hf_checkpoint, kind, lora=lora)
+    reference: Policy | None = None
+    if algorithm.compares and lora is not None and config.checkpoint.ref_load is None:
+        reference = WithoutAdapters(policy)
+    elif algorithm.compares:
         reference = strategy.load(config.checkpoint.ref_load or config.model.hf_checkpoint)
         reference.requires_grad_(False)
     updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
-    kind = ValuedPolicy if algorithm.estimator.critic else Policy
     return Learner(
-        policy=strategy.load(config.model.hf_checkpoint, kind),
+        policy=policy,
         reference=reference,
         strategy=strategy,
         device=device,

@@ -17,12 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from miles_lite.config.lora import LoRA
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.sample import Sample
-from miles_lite.train import mesh
+from miles_lite.train import adapters, mesh
 from miles_lite.train.batching import Batch
 from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
+from miles_lite.train.policy import Policy
 from tests.train.families import FAMILIES, SIZE, make_model
 from tests.train.helpers import make_batch, make_config, make_samples
 
@@ -41,6 +43,7 @@ class Case:
     kind: str
     sizes: Parallelism | None = None
     compute: Compute = field(default_factory=Compute)
+    lora: LoRA | None = None
 
     def strategy(self) -> Strategy:
         if self.sizes is None:
@@ -69,6 +72,7 @@ PLAIN = Compute(attn_implementation="sdpa")
 """One padded sequence per row."""
 
 RECOMPUTED = Compute(gradient_checkpointing=True)
+LORA = LoRA(lora_rank=4)
 
 
 def routed_siblings() -> list[Sample]:
@@ -97,12 +101,24 @@ def trained(case: Case, folder: Path) -> Result:
     replayed = ("--use-rollout-routing-replay",) if "moe" in case.kind else ()
     config = make_config(folder / case.kind, *FLAGS, *replayed)
     strategy = case.strategy()
-    policy = strategy.load(folder / case.kind)
-    reference = strategy.load(folder / case.kind).requires_grad_(False)
+    policy = strategy.load(folder / case.kind, lora=case.lora)
+    if case.lora is None:
+        reference = strategy.load(folder / case.kind).requires_grad_(False)
+    else:
+        reference = adapters.WithoutAdapters(policy)
+        change(policy)
     learner = Learner(policy, strategy, CPU, config.algorithm, config.optimizer, reference)
     metrics = learner.train(share(dist.get_rank() // case.per_batch, ranks))
     named = ((name, parameter.grad) for name, parameter in policy.named_parameters())
     return metrics, {name: whole(gradient) for name, gradient in named if gradient is not None}
+
+
+@torch.no_grad()
+def change(policy: Policy) -> None:
+    """As if its adapters had been trained."""
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.fill_(0.01)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -165,6 +181,8 @@ TWO = [
     Case("qwen3_moe", expert(2, tensor_model_parallel_size=2)),
     Case("qwen3_moe", expert(2, context_parallel_size=2)),
     Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
+    Case("qwen3_tied", SHARDED, lora=LORA),
+    Case("qwen3", context(2), RECOMPUTED, lora=LORA),
 ]
 FOUR = [
     *(Case(kind, sizes) for kind in FAMILIES for sizes in (tensor(2), tensor(2, context_parallel_size=2))),
@@ -184,6 +202,7 @@ FOUR = [
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(("ranks", "cases"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
 def test_ranks_that_share_a_model_train_as_one(models: Path, ranks: int, cases: list[Case]) -> None:
-    alone = {kind: trained(Case(kind, compute=PLAIN), models) for kind in {case.kind for case in cases}}
+    kinds = {(case.kind, case.lora) for case in cases}
+    alone = {(kind, lora): trained(Case(kind, compute=PLAIN, lora=lora), models) for kind, lora in kinds}
     for case, result in zip(cases, spread(cases, models, ranks=ranks), strict=True):
-        assert_equal(result, alone[case.kind], case)
+        assert_equal(result, alone[case.kind, case.lora], case)
