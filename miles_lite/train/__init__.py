@@ -1,1 +1,1 @@
-"""The trainer: data-parallel ranks that turn batches of samples into new weights."""
+"""The trainer: ranks that turn batches of samples into new weights."""

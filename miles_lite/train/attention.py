@@ -33,17 +33,19 @@ ROW_ROPES = {"dynamic", "longrope"}
 """Rotary embeddings whose frequencies depend on the largest position of a row."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segments:
     """A layout where it computes: one row, forward and backward.
 
-    gather  makes the keys, and the values, of the layout's pieces from those of this rank's tokens, float [B, H, n, D]
-            each, with gradient; None where they are the row's own
+    gather   makes the keys, and the values, of the layout's pieces from those of this rank's tokens, float [B, H, n, D]
+             each, with gradient; None where they are the row's own
+    reached  whether a layer has been given it: a model that hands it to none computes something else
     """
 
     layout: Layout
     device: torch.device
     gather: Callable[[Tensor], Tensor] | None = None
+    reached: bool = False
     _masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def mask(self, queries: int, keys: int, window: int) -> Tensor:
@@ -58,13 +60,13 @@ class Segments:
         """As a varlen kernel takes it: where the keys of all segments stand, int64, None where they stand as they are;
         the segments' and their keys' bounds, int32; the most of each."""
         layout = self.layout
-        starts = [0, *accumulate(layout.pieces)]
-        index = [at for pieces in layout.keys for piece in pieces for at in range(starts[piece], starts[piece + 1])]
+        whole = torch.arange(sum(layout.pieces))
+        pieces = torch.split(whole, list(layout.pieces))
+        index = torch.cat([pieces[piece] for seen in layout.keys for piece in seen])
         reach = layout.reach
         bounds = (torch.tensor([0, *accumulate(each)], dtype=torch.int32) for each in (layout.queries, reach))
         queries, keys = (each.to(self.device) for each in bounds)
-        as_they_are = index == list(range(starts[-1]))
-        where = None if as_they_are else torch.tensor(index).to(self.device)
+        where = None if torch.equal(index, whole) else index.to(self.device)
         return where, queries, keys, max(layout.queries), max(reach)
 
 
@@ -92,6 +94,7 @@ def segment_attention(
         causal = query.shape[2] == key.shape[2] and not window
         mask = None if causal else lower_right(query.shape[2], key.shape[2], window, device=query.device)
         return attend(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
+    segments.reached = True
     if segments.gather is not None:
         key, value = segments.gather(key), segments.gather(value)
     if query.is_cuda and flashable(query, value):

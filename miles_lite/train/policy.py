@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.training import Algorithm
+from miles_lite.errors import UserError
 from miles_lite.train.attention import NAME, Segments, unpackable
 from miles_lite.train.batching import batch_of
 from miles_lite.train.context import Context
@@ -99,11 +100,17 @@ class Policy(nn.Module):
         if self.replay is not None:
             self.replay.lead(packed.experts)
         row: dict[str, object] = {}
+        segments = None
         if packed.layout is not None:
             gather = self.context.gather if self.context else None
             segments = Segments(packed.layout, packed.tokens.device, gather)
             row = {"position_ids": packed.positions, "segments": segments}
         output = self.model.base_model(input_ids=packed.tokens, use_cache=False, **row)
+        if segments is not None and not segments.reached:
+            raise UserError(
+                f"{self.model.config.model_type} does not tell its attention how rows are packed: give "
+                "--attn-implementation sdpa, which runs one sequence per row"
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[packed.states]
 

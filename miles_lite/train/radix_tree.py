@@ -49,15 +49,16 @@ def common_prefix(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def cut(shared: Shared, lengths: Sequence[int], *, limit: int) -> list[Shared]:
-    """Rows of at most `limit` tokens, unless one sequence alone has more; `lengths` are by number of the sequence.
+    """Rows of about `limit` tokens; `lengths` are by number of the sequence.
 
-    Sequences stay in order, so a tree that is too large is split by its branches: each row has the prefix again.
+    Sequences stay in order. One that would make a row longer than that begins another, where it has its prefix again;
+    unless it shares half of itself: then the row grows.
     """
     rows: list[Shared] = []
     room = 0
     for number, prefix in zip(shared.order, shared.prefixes, strict=True):
         more = lengths[number] - prefix
-        if not rows or more > room:
+        if not rows or (more > room and 2 * prefix < lengths[number]):
             rows.append(Shared([], []))
             prefix, room, more = 0, limit, lengths[number]
         rows[-1].order.append(number)

@@ -49,8 +49,8 @@ class Recompute:
 
     def taught(self, batch: Batch[Sample]) -> dict[int, np.ndarray]:
         """What served teachers say of their samples, by index: float32 [T]. Raises UserError."""
-        unknown = set(batch.teachers) - set(self.teachers)
-        if self.teachers and unknown:
+        alone, unknown = len(self.teachers) == 1, set(batch.teachers) - set(self.teachers)
+        if unknown and len(self.teachers) > 1:
             raise UserError(
                 f"--opd-teacher-key {self.algorithm.opd_teacher_key}: a prompt has {sorted(unknown)[0]!r} there, and "
                 f"--opd-teacher knows {', '.join(self.teachers)}"
@@ -58,7 +58,7 @@ class Recompute:
         said: dict[int, np.ndarray] = {}
         for name, teacher in self.teachers.items():
             if isinstance(teacher, ServedTeacher):
-                mine = [index for index, each in enumerate(batch.teachers) if each == name]
+                mine = [index for index, each in enumerate(batch.teachers) if alone or each == name]
                 said |= zip(mine, teacher.logprobs([batch.samples[index] for index in mine]), strict=True)
         return said
 

@@ -66,7 +66,7 @@ def share_out(
             index,
             denominator=denominators[index],
             told=told[index] if options.echo_coef else None,
-            teacher=list(options.teachers).index(batch.teachers[index]) if options.distils else 0,
+            teacher=list(options.teachers).index(batch.teachers[index]) if len(options.teachers) > 1 else 0,
             taught=(taught or {}).get(index),
         )
         for index in range(len(batch.samples))

@@ -102,6 +102,9 @@ def test_each_sample_has_the_teacher_of_its_prompt(model_dir: Path, teacher_dir:
         batch.teachers = names
         gaps[tuple(names)] = learner(model_dir, *flags).train(batch)["train/opd_reverse_kl"]
     first, second = (learner(model_dir, *flags) for _ in range(2))
+    batch.teachers = ["", ""]
+    alone = learner(model_dir, "--opd-teacher", f"other={teacher_dir}").train(batch)
+    assert alone["train/opd_reverse_kl"] == pytest.approx(gaps["other", "other"])
     assert gaps["self", "self"] == pytest.approx(0, abs=1e-5)
     assert 0 < abs(gaps["self", "other"]) < abs(gaps["other", "other"])
     batch.teachers = ["self", "nobody"]

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.loading import load_model
 from miles_lite.train.packing import MAX_PADDING, Form, buckets, check, forward_passes, idle_pass
@@ -104,6 +105,16 @@ def test_a_model_that_cannot_be_packed_runs_one_sequence_per_row(caplog: pytest.
             for index in packed.advantages.unique().int().tolist():
                 expected = obvious_logprobs(model, samples[index])
                 torch.testing.assert_close(logprobs[packed.advantages == index], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_hands_no_layout_to_its_attention_is_refused() -> None:
+    model = make_model("llama")
+    forward = model.model.forward
+    model.model.forward = lambda segments, **given: forward(**given)
+    batch = make_batch(make_samples(3, 2), [1.0, 1.0])
+    (packed,) = forward_passes(batch, range(2), shares=shares_of(batch), limit=10**6, form=Form.TREE)
+    with pytest.raises(UserError, match="llama does not tell its attention how rows are packed"):
+        Policy(model)(packed)
 
 
 def test_nothing_to_train_is_a_pass_all_the_same(model_dir: Path) -> None:

@@ -57,13 +57,16 @@ def test_nothing_shared_is_packed() -> None:
 
 @settings(max_examples=100)
 @given(sequences_of, st.integers(1, 12))
-def test_a_tree_too_large_for_a_row_is_split_by_branches(sequences: list[np.ndarray], limit: int) -> None:
+def test_a_row_that_is_long_ends_where_little_is_shared(sequences: list[np.ndarray], limit: int) -> None:
     lengths = [len(each) for each in sequences]
     shared = sort(sequences)
     rows = cut(shared, lengths, limit=limit)
     assert [number for row in rows for number in row.order] == shared.order
+    known = dict(zip(shared.order, shared.prefixes, strict=True))
     for row in rows:
         layout, _ = place(row, lengths)
-        assert len(row.order) == 1 or layout.tokens <= limit
+        grown = any(2 * known[number] >= lengths[number] for number in row.order[1:])
+        assert len(row.order) == 1 or layout.tokens <= limit or grown
+        assert row is rows[0] or 2 * known[row.order[0]] < lengths[row.order[0]]
         own = sort([sequences[number] for number in row.order])
         assert place(own, [lengths[number] for number in row.order])[0].tokens == layout.tokens

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from miles_lite.train.reductions import REDUCTIONS
 from tests.metric_names import undocumented
 
 REPO = Path(__file__).parents[2]
+ALGORITHMS = (REPO / "docs" / "algorithms.md").read_text(encoding="utf-8")
+REUSED = {"arXiv:2507.18071"}
+"""Papers of names that stand for a function of another."""
 PAGE = (REPO / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -62,6 +66,38 @@ def words(file: Path) -> set[str]:
     """Text constants of a module."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def rows(page: str, title: str) -> dict[str, str]:
+    """Of the table under a heading: its rows by the name in their first column."""
+    section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return {name: line for line in section.splitlines() for name in re.findall(r"^\| `(\w+)`", line)}
+
+
+@pytest.mark.parametrize("title", ["Advantages", "Losses"])
+def test_the_page_has_a_row_for_each_with_its_papers_and_flags(title: str) -> None:
+    registry: Mapping[str, Loss | Estimator] = ADVANTAGES if title == "Advantages" else LOSSES
+    table = rows(ALGORITHMS, title)
+    assert set(table) - {"custom_loss"} == set(registry)
+    for name, entry in registry.items():
+        paths = [entry.path, entry.tokens] if isinstance(entry, Estimator) else [entry.path]
+        cited, told = {paper for path in paths for paper in papers(source(path))}, papers(table[name])
+        assert not cited or told & (cited | REUSED), f"{name}: the page cites {told}, its modules {cited}"
+        flags = {f"--{flag.replace('_', '-')}" for flag in entry.flags}
+        assert flags <= set(re.findall(r"--[\w-]+", table[name])), name
+
+
+def papers(text: str) -> set[str]:
+    return set(re.findall(r"arXiv:\d{4}\.\d{5}", text))
+
+
+def source(path: str) -> str:
+    """Of the module that an import path names."""
+    return (REPO / Path(*path.partition(":")[0].split("."))).with_suffix(".py").read_text(encoding="utf-8")
+
+
+def test_the_page_has_a_row_for_each_reduction() -> None:
+    assert set(rows(ALGORITHMS, "Means")) == set(Reduction)
 
 
 def test_every_reduction_is_there() -> None:

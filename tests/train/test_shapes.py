@@ -10,6 +10,7 @@ import pytest
 from miles_lite.config.parallel import Parallelism
 from miles_lite.errors import UserError
 from miles_lite.train.shapes import check_shapes
+from miles_lite.weights.compat import import_transformers
 from tests.train.families import make_config
 
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 48, "vocab_size": 288}
@@ -38,7 +39,13 @@ def test_ranks_share_no_rows_of_what_cannot_be_packed(tmp_path: Path) -> None:
         check_shapes(tmp_path, Parallelism(context_parallel_size=2))
 
 
+def test_a_model_without_a_plan_is_told_apart(tmp_path: Path) -> None:
+    import_transformers().OPTConfig(num_attention_heads=12).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--tensor-model-parallel-size 2: transformers has no plan to cut a opt so"):
+        check_shapes(tmp_path, Parallelism(tensor_model_parallel_size=2))
+
+
 def test_what_divides_passes(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**SHAPE, "num_experts": 8}}))
-    check_shapes(tmp_path, Parallelism(tensor_model_parallel_size=4, expert_model_parallel_size=8))
+    make_config("qwen3_moe").save_pretrained(tmp_path)
+    check_shapes(tmp_path, Parallelism(tensor_model_parallel_size=2, expert_model_parallel_size=8))
     check_shapes(tmp_path, Parallelism())
