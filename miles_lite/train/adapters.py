@@ -56,6 +56,11 @@ class WithoutAdapters(Policy):
         super().__init__(adapted.model)
         self._adapted = (adapted,)  # no child: the policy is sharded, saved and trained elsewhere
 
+    def _apply(self, fn: Any, recurse: bool = True) -> WithoutAdapters:
+        """Where the model lies is the policy's affair: this one rests nowhere."""
+        del fn, recurse
+        return self
+
     def forward(self, packed: Packed, *, entropy_gradient: bool = False, likeliest: int = 0) -> tuple[Tensor, ...]:
         with disabled(self.model):
             result: tuple[Tensor, ...] = self._adapted[0](

@@ -80,6 +80,8 @@ def test_the_reference_is_the_model_without_its_adapters(model_dir: Path) -> Non
     metrics = train(free)
     assert metrics == train(held)
     assert metrics["train/kl_loss"] != 0
+    free.reference.to(torch.float64)
+    assert {each.dtype for each in free.policy.parameters()} == {torch.float32}
 
 
 def test_a_resumed_run_continues_bit_for_bit(model_dir: Path, tmp_path: Path) -> None:
