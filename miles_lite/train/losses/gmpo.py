@@ -18,8 +18,7 @@ def gmpo(streams: Streams, options: Algorithm) -> tuple[Tensor, dict[str, Tensor
     high = options.eps_clip if options.eps_clip_high is None else options.eps_clip_high
     advantages = streams.sequences.spread(streams.sequences.mean(streams.advantages))
     sign = torch.where(advantages > 0, 1.0, -1.0).to(streams.new.dtype)
-    low, up = torch.full_like(sign, -options.eps_clip), torch.full_like(sign, high)
-    clipped = torch.maximum(torch.minimum(streams.logratio, up), low)
-    pessimistic = sign * torch.minimum(sign * streams.logratio, sign * clipped)
+    clipped = streams.logratio.clamp(-options.eps_clip, high)
+    pessimistic = torch.where(sign * streams.logratio <= sign * clipped, streams.logratio, clipped)
     ratio = streams.sequences.spread(streams.sequences.mean(pessimistic)).exp()
     return -advantages * ratio, {"pg_clipfrac": (pessimistic != streams.logratio).to(sign.dtype)}
