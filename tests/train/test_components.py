@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from miles_lite.train.credit import settle
 from miles_lite.train.packing import Form, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
 from tests.train.helpers import make_batch, make_samples, shares_of
+from tests.train.ranks import run
 from tests.train.test_learner import gradient, learner
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -116,10 +116,10 @@ def whitened(indices: list[int], ranks: mesh.Alike) -> list[float]:
     return [value for each in passes if each.advantages is not None for value in each.advantages.tolist()]
 
 
-def run_rank(rank: int, port: int, out: Path) -> None:
+def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
-    store = mesh.reach_store("127.0.0.1", port, ranks=2, timeout=60)
-    mesh.join(store, rank=rank, ranks=2, device=torch.device("cpu"), host="127.0.0.1", timeout=60)
+    store = mesh.reach_store("127.0.0.1", port, ranks=ranks, timeout=60)
+    mesh.join(store, rank=rank, ranks=ranks, device=torch.device("cpu"), host="127.0.0.1", timeout=60)
     shares = [[0], [1, 2]][rank]
     torch.save(whitened(shares, mesh.Alike()), out / f"{rank}.pt")
     dist.destroy_process_group()
@@ -127,14 +127,7 @@ def run_rank(rank: int, port: int, out: Path) -> None:
 
 @pytest.mark.e2e
 def test_ranks_that_share_a_batch_whiten_it_as_one(tmp_path: Path) -> None:
-    store = mesh.open_store("127.0.0.1", ranks=2, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=run_rank, args=(rank, store.port, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run(run_rank, tmp_path, ranks=2, timeout=120)
     some, others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = whitened([0, 1, 2], mesh.Alike())
     assert sorted([*some, *others]) == pytest.approx(sorted(alone), abs=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch.nn.functional import linear_cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from miles_lite.train.head import Vocabulary, score
-from miles_lite.train.mesh import open_store, reach_store
+from miles_lite.train.mesh import reach_store
+from tests.train.ranks import running
 
 TOKENS, WIDTH, WORDS = 37, 24, 101
 
@@ -133,10 +133,10 @@ def test_the_logits_of_a_row_never_exist_whole(entropy_gradient: bool) -> None:
     assert made.sizes.count(chunk * WORDS) == 3 + entropy_gradient
 
 
-def run_rank(rank: int, port: int, folder: Path) -> None:
+def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    store = reach_store("127.0.0.1", port, ranks=2, timeout=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    store = reach_store("127.0.0.1", port, ranks=ranks, timeout=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     given = inputs()
     first, end = ((0, 51), (51, WORDS))[rank]
     mine = {name: given[name].detach()[first:end].requires_grad_() for name in ("weight", "bias")}
@@ -150,17 +150,10 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_vocabulary_over_two_ranks_is_one(tmp_path: Path) -> None:
-    store = open_store("127.0.0.1", ranks=2, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=run_rank, args=(rank, store.port, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    exact = inputs(torch.float64)
-    logprobs, entropy = obvious(exact)
-    (logprobs @ exact["of_logprobs"] + entropy @ exact["of_entropy"]).backward()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    with running(run_rank, tmp_path, ranks=2, timeout=120):
+        exact = inputs(torch.float64)
+        logprobs, entropy = obvious(exact)
+        (logprobs @ exact["of_logprobs"] + entropy @ exact["of_entropy"]).backward()
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for got in results:
         for one, expected in zip(got[:3], (logprobs, entropy, exact["hidden"].grad), strict=True):

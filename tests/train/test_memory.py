@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.gather import Published
 from miles_lite.weights.sender import Sender
 from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.ranks import run
 
 CPU = torch.device("cpu")
 BUCKET = 8 << 20
@@ -70,14 +70,7 @@ def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
 
 
 def peaks(folder: Path, *, ranks: int) -> list[int]:
-    store = mesh.open_store("127.0.0.1", ranks=ranks, timeout=120)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=run_rank, args=(rank, ranks, store.port, folder)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run(run_rank, folder, ranks=ranks)
     return [int((folder / f"peak-{ranks}-{rank}").read_text()) for rank in range(ranks)]
 
 

@@ -5,7 +5,6 @@ They take rows with shared prefixes and replayed routes, in two micro-batches, s
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from miles_lite.train.learner import Learner
 from miles_lite.train.policy import Policy
 from tests.train.families import FAMILIES, SIZE, make_model
 from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.ranks import run
 
 CPU = torch.device("cpu")
 ADVANTAGES = [1.0, -1.0, 0.5, 0.25, -0.75]
@@ -138,14 +138,7 @@ def run_rank(rank: int, ranks: int, port: int, cases: Sequence[Case], folder: Pa
 
 def spread(cases: Sequence[Case], folder: Path, *, ranks: int) -> list[Result]:
     """What rank 0 has of each case."""
-    store = mesh.open_store("127.0.0.1", ranks=ranks, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=run_rank, args=(rank, ranks, store.port, cases, folder)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run(run_rank, cases, folder, ranks=ranks)
     return [torch.load(folder / f"{ranks}-{number}.pt") for number in range(len(cases))]
 
 

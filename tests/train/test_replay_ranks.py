@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from miles_lite.train.data import Replicated, Strategy
 from miles_lite.train.learner import Learner
 from tests.train.families import make_model
 from tests.train.helpers import make_batch, make_config
+from tests.train.ranks import running
 from tests.train.test_mesh import CPU, RECOMPUTED, SHARDED, Case, Result, assert_equal, tensor, whole
 from tests.train.test_replay import WEIGHTS, routed_samples
 
@@ -58,17 +58,8 @@ def run_rank(rank: int, ranks: int, port: int, cases: Sequence[Case], folder: Pa
 @pytest.mark.parametrize(("ranks", "cases"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
 def test_ranks_replay_as_one(tmp_path: Path, ranks: int, cases: list[Case]) -> None:
     make_model("qwen3_moe").save_pretrained(tmp_path)
-    store = mesh.open_store("127.0.0.1", ranks=ranks, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [
-        spawn.Process(target=run_rank, args=(rank, ranks, store.port, cases, tmp_path)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    metrics, gradients = trained(Replicated(Compute()), tmp_path, range(5))
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    with running(run_rank, cases, tmp_path, ranks=ranks):
+        metrics, gradients = trained(Replicated(Compute()), tmp_path, range(5))
     for number, case in enumerate(cases):
         result = torch.load(tmp_path / f"{number}.pt")
         known = metrics if case.per_batch == ranks else {"train/loss": metrics["train/loss"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from miles_lite.train import checkpoint, mesh
 from miles_lite.train.learner import Learner
 from tests.train.families import make_model
 from tests.train.helpers import make_config
+from tests.train.ranks import run
 from tests.train.test_mesh import CPU, SHARDED, Case, context, expert, share, tensor, whole
 
 FLAGS = ("--lr", "1e-2", "--adam-eps", "1e-3")
@@ -69,15 +69,7 @@ def run_rank(rank: int, ranks: int, port: int, legs: Sequence[Leg], folder: Path
 
 
 def spread(legs: Sequence[Leg], folder: Path, *, ranks: int, out: str) -> list[Result]:
-    store = mesh.open_store("127.0.0.1", ranks=ranks, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    arguments = ((rank, ranks, store.port, legs, folder, out) for rank in range(ranks))
-    processes = [spawn.Process(target=run_rank, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run(run_rank, legs, folder, out, ranks=ranks)
     found: list[Result] = torch.load(folder / out)
     return found
 

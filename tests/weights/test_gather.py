@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from miles_lite.weights.compat import import_transformers
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 from miles_lite.weights.sender import Sender
+from tests.train.ranks import run
 
 SIZE = {
     "vocab_size": 64,
@@ -108,10 +108,10 @@ def test_no_more_is_gathered_than_one_piece_of_a_layer() -> None:
     assert max(held) <= max(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def run_rank(rank: int, port: int, out: Path) -> None:
+def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
-    store = mesh.reach_store("127.0.0.1", port, ranks=2, timeout=60)
-    mesh.join(store, rank=rank, ranks=2, device=CPU, host="127.0.0.1", timeout=60)
+    store = mesh.reach_store("127.0.0.1", port, ranks=ranks, timeout=60)
+    mesh.join(store, rank=rank, ranks=ranks, device=CPU, host="127.0.0.1", timeout=60)
     for name, kind in CASES:
         policy = Sharded(mesh.make_mesh(SIZES[name], device=CPU), CPU).load(out / f"{kind}-model")
         weights = Published(policy.model, policy.weights(), torch.bfloat16)
@@ -133,14 +133,7 @@ def run_rank(rank: int, port: int, out: Path) -> None:
 def test_ranks_that_share_a_model_write_what_one_writes(tmp_path: Path) -> None:
     for kind in KINDS:
         make(kind).save_pretrained(tmp_path / f"{kind}-model")
-    store = mesh.open_store("127.0.0.1", ranks=2, timeout=60)
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=run_rank, args=(rank, store.port, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run(run_rank, tmp_path, ranks=2, timeout=120)
     for kind in KINDS:
         expected = files(stored(make(kind), tmp_path / kind, torch.bfloat16))
         assert all(files(tmp_path / name / kind) == expected for name, other in CASES if other == kind), kind
