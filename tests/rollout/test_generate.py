@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config.rollouts import Rollouts
+from miles_lite.config.rollouts import Data, Rollouts
 from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import check_reward_nonzero_std
-from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
-from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.generate import Generator, schedule_of
+from miles_lite.rollout.prompts import DataSource, Prompt
 from miles_lite.sample import Group, Rollout, Status
+from miles_lite.scheduler.accounts import Accounts
 from tests.rollout.helpers import make_rollout, make_sample
 
 
@@ -39,7 +40,8 @@ def make_generator(
 
     return Generator(
         options,
-        take_prompt=lambda: Prompt(row=1, input="x"),
+        schedule_of(options),
+        source=DataSource([Prompt(row=1, input="x")], Data(prompt_data="")),
         run_rollout=run_rollout,
         filter_function=filter_function,
         accounts=Accounts(),
@@ -72,7 +74,7 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
     generator = make_generator(options, [1.0], check_reward_nonzero_std)
     with pytest.raises(UserError, match=r"zero_std_1\.0 x40"):
         asyncio.run(generator.run(lambda: None))
-    assert generator.accounts.filtered == REFILL_FACTOR * 2
+    assert generator.accounts.filtered == 20 * 2
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
