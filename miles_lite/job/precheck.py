@@ -10,6 +10,7 @@ from miles_lite.config.folders import check_folder
 from miles_lite.config.options import Config
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
+from miles_lite.engine.heads import check_head
 from miles_lite.errors import UserError
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder, context_length
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 def check_inputs(config: Config) -> None:
     """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
     model = check_folders(config)
+    check_head(model)
     limit = context_length(model, config.context.rollout_max_context_len) - 1
     limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
     check_hooks(hooks_of(config.rollouts, config.session, config.algorithm))
