@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
+from miles_lite.config.scheduling import Scheduling
 from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict
@@ -26,7 +27,7 @@ from miles_lite.sample import FAILURES, Group, Rollout
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.scheduler.protocol import Command, End, Event, Who
-from miles_lite.scheduler.schedule import Schedule
+from miles_lite.scheduler.schedule import Schedule, depth_of
 from miles_lite.scheduler.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,11 @@ class Step:
     replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
+
+    @property
+    def replaced_by_where(self) -> Counter[str]:
+        """Of those that failed and were run again, how many failed where."""
+        return Counter(broke(rollout)[0] for rollout in self.replaced)
 
 
 class Generator:
@@ -203,6 +209,7 @@ class Generator:
         rollout = await self._run_rollout(prompt, who.group)
         del self._tasks[who]
         self.step.rollouts_done += 1
+        rollout.ended_version = self.scheduler.version
         members = self.members[who.group]
         if (before := members.get(who.member)) is not None:
             before.stored = None
@@ -273,13 +280,21 @@ def broke(rollout: Rollout) -> tuple[str, str, bool]:
     return rollout.error, str(rollout.metadata.get("error_detail", "")), False
 
 
-def schedule_of(options: Rollouts, *, steps: int = 0) -> Schedule:
+def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0) -> Schedule:
     """What the flags say. `steps`: batches of the run, 0 where nobody knows."""
-    size = options.rollout_batch_size
+    given, size = scheduling or Scheduling(), options.rollout_batch_size
     return Schedule(
         groups_per_step=size,
         rollouts_per_group=options.n_samples_per_prompt,
+        max_staleness=given.staleness,
+        depth=depth_of(given.staleness) if given.pipeline_depth is None else given.pipeline_depth,
         extra=max(0, (options.over_sampling_batch_size or size) - size),
-        capacity=options.num_agent_workers * options.agent_concurrency,
+        capacity=given.rollout_concurrency or options.num_agent_workers * options.agent_concurrency,
+        sample_retries=given.max_sample_retries,
+        quarantine_after=given.quarantine_after,
+        failure_share=given.max_failure_share,
+        order=given.rollout_order,
+        granularity=given.rollout_submission_granularity,
+        reuse_unused=given.async_unused_samples_handler == "retry",
         steps=steps,
     )

@@ -24,7 +24,7 @@ from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
-from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
+from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Group, Rollout, Status
@@ -100,9 +100,10 @@ class RolloutManager:
         }
         options = self._config.rollouts
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
+        steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
         self._generator = Generator(
             options,
-            schedule_of(options, steps=options.num_rollout or per_epoch * (options.num_epoch or 1)),
+            schedule_of(options, self._config.scheduling, steps=steps),
             source=self._source,
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
@@ -131,6 +132,11 @@ class RolloutManager:
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
+        metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
+        if self._overlaps:
+            metrics |= staleness_metrics(step.groups, rollout_id)
+            metrics["rollout/fully_async/queue_size"] = float(self._generator.scheduler.ready)
+            metrics["rollout/fully_async/in_flight"] = float(self._generator.scheduler.running)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began
@@ -199,7 +205,7 @@ class RolloutManager:
 
     @property
     def _overlaps(self) -> bool:
-        return self._generator.scheduler.schedule.max_staleness > 0
+        return self._config.scheduling.overlaps
 
     async def load(self, folder: str, rollout_id: int) -> None:
         """Continue from `save`. Raises UserError when the file is missing."""

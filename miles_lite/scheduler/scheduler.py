@@ -80,6 +80,11 @@ class Scheduler:
         return self._state.step
 
     @property
+    def version(self) -> int:
+        """Of the weights that every engine serves."""
+        return self._state.version
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Why groups were dropped since the last batch."""
         return dict(self._state.dropped)
@@ -118,7 +123,7 @@ class Scheduler:
     def on(self, event: Event, now: float) -> list[Command]:
         """What is to be done about it. `now` are seconds on any clock that does not go back."""
         self._commands = []
-        if not self._state.stopped:
+        if not self._state.stopped or isinstance(event, m.Closed):
             self._handlers[type(event)](event, now)
             self._give()
             self._open()
