@@ -50,7 +50,7 @@ class AgentFunction(Protocol):
 
     Returns what is said of the rollout: `reward` where no reward function is named, `response` for one that reads it,
     the `agent/` metrics (docs/metrics.md), anything else that JSON holds. None says nothing. What it raises fails this
-    rollout alone; an exception with a `label` is counted under it.
+    rollout alone; `errors.RolloutError` says where it broke.
     """
 
     async def __call__(

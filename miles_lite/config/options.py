@@ -88,7 +88,7 @@ class Config(Serving):
             *rules.overlap(self.rollouts, self.scheduling, self.updates),
             *rules.sampling(self.rollouts, self.data, self.session),
             *rules.parallel(self.topology, self.parallelism, self.compute),
-            *rules.adapters(self.lora, self.parallelism),
+            *rules.adapters(self.lora),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
             *debugging_rules.recording(self.debugging, self.topology, steps=self.rollouts.num_rollout),

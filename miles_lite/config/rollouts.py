@@ -57,7 +57,9 @@ class Rollouts:
         help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
     )
     rm_type: RewardRule | None = option(None, help="built-in reward")
-    none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
+    none_reward_policy: Literal["drop", "zero", "error"] = option(
+        "drop", help="what becomes of a rollout that ended with reward None"
+    )
     rollout_timeout: float = option(600.0, help="seconds one agent may take", above=0)
     num_agent_workers: int = option(1, help="agent worker processes", least=1)
     agent_concurrency: int = option(64, help="agents at once per worker", least=1)

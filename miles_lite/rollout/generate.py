@@ -1,8 +1,8 @@
 """Groups of rollouts as a scheduler wants them: runs agents, judges groups, and gives the trainer its batches.
 
 Invariant: decisions are `miles_lite.scheduler`'s alone; here they are carried out. Rollouts go on between batches as
-far as the schedule lets them: with --max-weight-staleness 0 none does. A bad rollout is data: it has a status, a
-reason, and a policy (`--none-reward-policy`).
+far as the schedule lets them: with --max-weight-staleness 0 none does. A failed rollout has no reward, whatever
+`--none-reward-policy` makes of one that ended without any.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
 from miles_lite.config.scheduling import Scheduling
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import DataSource, Prompt
-from miles_lite.sample import FAILURES, Group, Rollout
+from miles_lite.sample import Group, Rollout
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.scheduler.protocol import Command, End, Event, Who
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 RunRollout = Callable[[Prompt, int], Awaitable[Rollout]]
 Members = dict[int, dict[int, Rollout]]
 """Of groups, the rollouts that have ended, by member."""
+LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
+"""Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
 NO_REWARD = "none_reward"
 P = ParamSpec("P")
 
@@ -158,7 +160,8 @@ class Generator:
                 self._hold(who.group, prompt)
                 self._tasks[who] = asyncio.create_task(self._guarded(self._run, who, self._source.prompts[prompt]))
             case m.Cancel(who):
-                self._aside(self._tasks.pop(who)).cancel()
+                if who in self._tasks:  # one that ended after a Stop was not heard of
+                    self._aside(self._tasks.pop(who)).cancel()
             case m.Judge(group, _):
                 self._aside(asyncio.create_task(self._guarded(self._judge, group)))
             case m.Release(group, end, reason):
@@ -231,7 +234,7 @@ class Generator:
             kept = await verdict(group, self._filter)
             judged = m.Judged(ordinal, None if kept.keep else End.FILTERED, kept.reason or "filter")
         if ordinal in self.held:
-            self.accounts.rollouts_failed += sum(rollout.status in FAILURES for rollout in failed)
+            self.accounts.rollouts_failed += sum(rollout.failure is not None for rollout in failed)
             for reason, count in reasons.items():
                 self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
             self._tell(judged)
@@ -242,16 +245,17 @@ class Generator:
             if rollout.reward is not None or policy == "drop":
                 continue
             if policy == "error":
-                detail = rollout.metadata.get("error_detail", "the agent and reward functions gave none")
+                why = rollout.failure or "the agent and reward functions gave none"
                 raise UserError(
-                    f"rollout {rollout.index} has no reward ({rollout.error or 'None'}: {detail}) and "
-                    "--none-reward-policy is error. Use drop or zero to train without it."
+                    f"rollout {rollout.index} has no reward ({why}) and --none-reward-policy is error. "
+                    "Use drop or zero to train without it."
                 )
-            rollout.reward = 0.0
+            if rollout.failure is None:
+                rollout.reward = 0.0
 
     def _first_failure(self) -> str:
-        details = [r.metadata.get("error_detail", r.error) for g in self.step.finished for r in g.rollouts if r.error]
-        return f"\n  first failure: {details[0]}" if details else ""
+        failures = [one.failure for group in self.step.finished for one in group.rollouts if one.failure]
+        return f"\n  first failure: {failures[0]}" if failures else ""
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
 
@@ -275,9 +279,9 @@ class Generator:
 
 def broke(rollout: Rollout) -> tuple[str, str, bool]:
     """Where a rollout failed, "" where it did not; the words; and whether another attempt may end otherwise."""
-    if not rollout.error:
+    if rollout.failure is None:
         return "", "", False
-    return rollout.error, str(rollout.metadata.get("error_detail", "")), False
+    return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
 
 
 def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0) -> Schedule:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.config.rollouts import Data, Rollouts
-from miles_lite.errors import UserError
+from miles_lite.config.scheduling import Scheduling
+from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import Generator, schedule_of
@@ -24,7 +25,11 @@ from tests.rollout.helpers import make_rollout, make_sample
 
 
 def make_generator(
-    options: Rollouts, outcomes: list[float | None], filter_function: GroupFilter | None = None, seconds: float = 0.001
+    options: Rollouts,
+    outcomes: list[float | None],
+    filter_function: GroupFilter | None = None,
+    seconds: float = 0.001,
+    retries: int = 0,
 ) -> Generator:
     """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
     index = count()
@@ -35,12 +40,12 @@ def make_generator(
         reward = outcomes[number % len(outcomes)]
         rollout = make_rollout(number, group_index, make_sample(4, 2), reward=reward, status=Status.COMPLETED)
         if reward is None:
-            rollout.status, rollout.error = Status.FAILED, "boom"
+            rollout.fail(Where.ENGINE, "boom")
         return rollout
 
     return Generator(
         options,
-        schedule_of(options),
+        schedule_of(options, Scheduling(max_sample_retries=retries)),
         source=DataSource([Prompt(row=1, input="x")], Data(prompt_data="")),
         run_rollout=run_rollout,
         filter_function=filter_function,
@@ -78,15 +83,23 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
-def test_the_none_policy_decides_what_becomes_of_a_missing_reward(
+def test_the_none_policy_decides_what_becomes_of_a_missing_reward_and_not_of_a_failure(
     policy: Literal["drop", "zero"], reward: float | None
 ) -> None:
-    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=2, none_reward_policy=policy)
-    generator = make_generator(options, [1.0, None])
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3, none_reward_policy=policy)
+    generator = make_generator(options, [1.0, None, None])
+    run = generator._run_rollout
+
+    async def second_ends(prompt: Prompt, group_index: int) -> Rollout:
+        rollout = await run(prompt, group_index)
+        if rollout.index == 1:
+            rollout.status, rollout.failure = Status.COMPLETED, None
+        return rollout
+
+    generator._run_rollout = second_ends
     step = asyncio.run(generator.run(lambda: None))
-    assert set(step.groups[0].rewards) == {1.0, reward}
-    failures = generator.accounts.failures
-    assert failures == ({"boom": 1} if policy == "drop" else {})
+    assert {rollout.index: rollout.reward for rollout in step.groups[0].rollouts} == {0: 1.0, 1: reward, 2: None}
+    assert generator.accounts.failures == {"engine": 1} | ({"none_reward": 1} if policy == "drop" else {})
 
 
 def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
@@ -96,19 +109,19 @@ def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
     async def unrewarded(prompt: Prompt, group_index: int) -> Rollout:
         rollout = await run(prompt, group_index)
         if rollout.index % 3 == 1:
-            rollout.status, rollout.error = Status.COMPLETED, None
+            rollout.status, rollout.failure = Status.COMPLETED, None
         return rollout
 
     generator._run_rollout = unrewarded
     asyncio.run(generator.run(lambda: None))
     assert generator.accounts.rollouts_failed == 1
-    assert generator.accounts.failures == {"boom": 1, "none_reward": 1}
+    assert generator.accounts.failures == {"engine": 1, "none_reward": 1}
 
 
 def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
     options = Rollouts(rollout_batch_size=1, none_reward_policy="error")
     generator = make_generator(options, [None])
-    with pytest.raises(UserError, match="rollout 0 has no reward"):
+    with pytest.raises(UserError, match=r"rollout 0 has no reward \(engine: boom\)"):
         asyncio.run(generator.run(lambda: None))
 
 
@@ -122,6 +135,17 @@ def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
     with pytest.raises(UserError, match="no engine"):
         asyncio.run(asyncio.wait_for(generator.run(check), 5))
     assert balanced(generator.accounts)
+
+
+def test_a_rollout_that_infrastructure_failed_is_run_again_in_its_group_and_counted() -> None:
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3)
+    generator = make_generator(options, [1.0, None, 0.0], retries=2)
+    step = asyncio.run(generator.run(lambda: None))
+    assert sorted(rollout.index for rollout in step.groups[0].rollouts) == [0, 2, 3]
+    assert [rollout.index for rollout in step.replaced] == [1]
+    assert sum(step.replaced_by_where.values()) == 1
+    accounts = generator.accounts
+    assert (accounts.trained, accounts.rollouts_retried, accounts.rollouts_failed) == (1, 1, 0)
 
 
 def test_accounts_survive_a_round_trip() -> None:
