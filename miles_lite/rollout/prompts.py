@@ -132,15 +132,15 @@ class DataSource:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def take(self) -> Prompt:
-        """The next prompt; wraps into the next epoch, however small the file."""
+    def take(self) -> int:
+        """The number of the next of `prompts`; wraps into the next epoch, however small the file."""
         if self._offset >= len(self._order):
             self._epoch += 1
             self._offset = 0
             self._order = self._order_of(self._epoch)
-        prompt = self._prompts[self._order[self._offset]]
+        number = self._order[self._offset]
         self._offset += 1
-        return prompt
+        return number
 
     def state(self) -> dict[str, int]:
         return {"epoch": self._epoch, "offset": self._offset, "prompts": len(self._prompts)}
