@@ -308,3 +308,11 @@ class Group:
     @property
     def rewards(self) -> list[float | None]:
         return [rollout.reward for rollout in self.rollouts]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
+
+    keep: bool
+    reason: str | None = None

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
+from miles_lite.config.yaml_files import plugin_args
 from miles_lite.errors import UserError, writing
+from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
@@ -29,7 +31,8 @@ from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Accounts, Generator
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
-from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
+from miles_lite.rollout.prompt_lengths import fitting
+from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
 from miles_lite.sample import Group, Rollout, Status
 from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
@@ -96,9 +99,10 @@ class RolloutManager:
 
     async def start(self) -> Started:
         """Read the data, start the stack and the agent workers."""
-        self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
+        field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
+        self._source = open_source(self._config.data, fits=fitting(self._config))
         self._eval_sets = {
-            name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
+            name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
         self._generator = Generator(
             self._config.rollouts,
@@ -108,12 +112,13 @@ class RolloutManager:
             accounts=self._accounts,
         )
         await asyncio.gather(self._stack.start(), self._start_workers())
-        held_out = sum(len(prompts) for prompts in self._eval_sets.values())
+        options = self._config.evaluation
+        held_out = sum(len(prompts) * options.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
             router_url=self._stack.router_url,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.fleet.urls,
-            eval_rollouts=held_out * self._config.evaluation.n_samples_per_eval_prompt,
+            eval_rollouts=held_out,
             rollouts_per_epoch=max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
         )
 
@@ -128,6 +133,8 @@ class RolloutManager:
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
+        if self._config.data.overlong_prompts == "skip":
+            metrics["rollout/prompts_skipped"] = float(self._source.skipped)
         metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
@@ -137,9 +144,9 @@ class RolloutManager:
         """Run the held-out sets on the current weights: metrics, and when agents were busy."""
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
-        count = self._config.evaluation.n_samples_per_eval_prompt
-        sampled = eval_sampling(self._config.rollouts, self._config.evaluation)
+        options = self._config.evaluation
         for name, prompts in self._eval_sets.items():
+            count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
                 self._run_held_out(prompt, group.index, sampled)
@@ -228,7 +235,9 @@ class RolloutManager:
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
-    async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
+    async def _run_rollout(
+        self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
+    ) -> Rollout:
         """Run one agent to an end that is its own."""
         asked = time.time()
         async with self._room:
@@ -241,7 +250,16 @@ class RolloutManager:
                 self._load.update(used.keys())
                 try:
                     rollout = await run_task(
-                        await worker.serving(), Task(index, group_index, prompt, session.told, sampling)
+                        await worker.serving(),
+                        Task(
+                            index,
+                            group_index,
+                            prompt,
+                            session.told,
+                            sampling,
+                            evaluation=evaluation,
+                            router_url=self._stack.router_url,
+                        ),
                     )
                 finally:
                     self._load.subtract(used.keys())
@@ -258,7 +276,7 @@ class RolloutManager:
 
     async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
         """The same, and its samples leave the store: nobody trains them."""
-        rollout = await self._run_rollout(prompt, group_index, sampling)
+        rollout = await self._run_rollout(prompt, group_index, sampling, evaluation=True)
         rollout.stored = None
         return rollout
 

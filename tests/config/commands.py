@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
+from miles_lite.commands import agent, init_model, migrate, router, session, traces, verify_session, verify_template
+from miles_lite.commands.data.look import Look
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
 
@@ -16,4 +17,6 @@ COMMANDS = (
     verify_session.Options,
     verify_template.TemplateOptions,
     traces.ToData,
+    migrate.Migrate,
+    Look,
 )
