@@ -13,6 +13,7 @@ from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metric
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.sample import Status
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
+from miles_lite.train.phases import PHASES
 from tests.metric_names import undocumented, unlogged
 from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
 
@@ -36,10 +37,12 @@ def computed() -> set[str]:
 
 def spelled_out() -> set[str]:
     """The names that stand in the source of the run, the manager and the trainer; a variable part is `x`."""
-    sources = ("job/run.py", "job/log.py", "rollout/manager.py", "report/metric_names.py", "train/learner.py")
+    rooms = ("job/run.py", "job/log.py", "rollout/manager.py", "report/metric_names.py")
+    sources = (*rooms, "train/learner.py", "train/utilisation.py")
     text = "".join((PACKAGE / source).read_text(encoding="utf-8") for source in sources)
     found = re.findall(r'"((?:rollout|train|eval|perf)/[^"\s]+)"', text)
-    return {re.sub(r"\{\w+\}", "x", name) for name in found} - {"train/x"}
+    phases = {f"perf/{phase}_time" for phase in PHASES}
+    return {re.sub(r"\{\w+\}", "x", name) for name in found} - {"train/x", "perf/x_time"} | phases
 
 
 def test_every_metric_is_on_the_page() -> None:

@@ -1,8 +1,9 @@
 """Everything the job starts from, in one folder: tasks, transcripts, and a model that was warm-started on them.
 
-    python prepare.py --out data --seed 0 [--agent tools]
+    python prepare.py --out data --seed 0 [--agent tools] [--experts 4]
 
-Invariant: the folder depends on seed and agent alone: train.jsonl, heldout.jsonl, transcripts.jsonl and model/.
+Invariant: the folder depends on seed, agent and experts alone. In it: train.jsonl, heldout.jsonl, transcripts.jsonl,
+model/.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WRITE = {"bash": transcript, "tools": tools_transcript}
 """Which agent's transcripts: mini-swe-agent's (and the harnesses' that speak as it does), or tools_agent.py's."""
 
 
-def prepare(out: Path, *, seed: int, steps: int, threads: int, agent: str = "bash") -> None:
+def prepare(out: Path, *, seed: int, steps: int, threads: int, agent: str = "bash", experts: int = 0) -> None:
     """Write the folder, saying what was made. Raises UserError where a part of it cannot be."""
     tasks = {split: make_tasks(split, count=count, seed=seed) for split, count in TASKS.items()}
     for split, rows in tasks.items():
@@ -44,6 +45,8 @@ def prepare(out: Path, *, seed: int, steps: int, threads: int, agent: str = "bas
         vocab_size=512,
         context=CONTEXT,
         seed=seed,
+        experts=experts,
+        expert_intermediate=64,
         corpus=texts,
     )
     print(f"{out / 'model'}: {parameters} parameters, warm start of {steps} steps", flush=True)
@@ -60,8 +63,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="warm-start steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the warm start")
     parser.add_argument("--agent", choices=sorted(WRITE), default="bash", help="whose format the model learns")
+    parser.add_argument(
+        "--experts", type=int, default=0, help="experts per layer, two of which take a token (Qwen3-MoE)"
+    )
     args = parser.parse_args()
-    prepare(args.out, seed=args.seed, steps=args.steps, threads=args.threads, agent=args.agent)
+    prepare(args.out, seed=args.seed, steps=args.steps, threads=args.threads, agent=args.agent, experts=args.experts)
 
 
 if __name__ == "__main__":

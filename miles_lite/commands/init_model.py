@@ -19,7 +19,7 @@ from miles_lite.errors import UserError, user_error
 
 @dataclass(frozen=True, kw_only=True)
 class InitModel:
-    """model: a Qwen3-architecture model and a byte-level BPE tokenizer with a ChatML template."""
+    """model: a Qwen3 or Qwen3-MoE and a byte-level BPE tokenizer with a ChatML template."""
 
     out: str = option(help="folder to write")
     corpus: tuple[str, ...] = option(help="text files, or JSONL of {'messages': [...]}, the tokenizer learns from")
@@ -28,6 +28,9 @@ class InitModel:
     num_attention_heads: int = option(4, help="attention heads", least=1)
     num_query_groups: int = option(2, help="key/value heads", least=1)
     ffn_hidden_size: int = option(256, help="width of the feed-forward layer", least=1)
+    num_experts: int = option(0, help="experts per layer, which make it a Qwen3-MoE; 0: none", least=0)
+    moe_router_topk: int = option(2, help="experts that a token is sent to", least=1)
+    moe_ffn_hidden_size: int = option(128, help="width of an expert", least=1)
     vocab_size: int = option(768, help="upper bound of the vocabulary", least=1)
     max_position_embeddings: int = option(2048, help="context length in tokens", least=1)
     seed: int = again(Seed, "seed", aka=(), help="seed of the weights and of the warm start")
@@ -58,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
         vocab_size=options.vocab_size,
         context=options.max_position_embeddings,
         seed=options.seed,
+        experts=options.num_experts,
+        experts_per_token=options.moe_router_topk,
+        expert_intermediate=options.moe_ffn_hidden_size,
         corpus=texts,
     )
     print(f"{options.out}: {parameters} parameters, seed {options.seed}")

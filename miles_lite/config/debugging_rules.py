@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from miles_lite.config.debugging import Debugging
+from miles_lite.config.places import Topology
 from miles_lite.config.rules import Rules
 from miles_lite.config.training import Algorithm
 
 NUMBERED = "{rollout_id}"
+NO_CUDA_MEMORY = (
+    "--record-memory-history records the memory of CUDA devices, and this run trains on CPUs: leave it out; "
+    "perf/peak_memory_gb says how much a rank takes"
+)
 
 
 def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
@@ -35,5 +40,40 @@ def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
         *(
             (path is not None and NUMBERED not in path, f"{flag} {path}: must hold {NUMBERED}, one file per step")
             for flag, path in (("--save-debug-rollout-data", saved), ("--load-debug-rollout-data", loaded))
+        ),
+    ]
+
+
+def recording(debugging: Debugging, topology: Topology, *, steps: int | None) -> Rules:
+    """Steps, ranks and memory that exist. `steps` of the run, None where the prompts decide."""
+    start, end, ranks = debugging.profile_step_start, debugging.profile_step_end, debugging.profile_ranks
+    unset, records = Debugging(), debugging.recording
+    told = (start, end, ranks) != (unset.profile_step_start, unset.profile_step_end, unset.profile_ranks)
+    return [
+        (
+            told and not records,
+            "--profile-step-start, --profile-step-end and --profile-ranks need --use-pytorch-profiler or "
+            "--record-memory-history",
+        ),
+        (
+            debugging.memory_snapshot_path is not None and not debugging.record_memory_history,
+            "--memory-snapshot-path needs --record-memory-history",
+        ),
+        (
+            debugging.record_memory_history and topology.device == "cpu",
+            NO_CUDA_MEMORY,
+        ),
+        (
+            records and debugging.debug_rollout_only,
+            "--debug-rollout-only trains nothing that --use-pytorch-profiler or --record-memory-history could record",
+        ),
+        (start >= end, f"--profile-step-start {start} must be below --profile-step-end {end}"),
+        (
+            records and steps is not None and start >= steps,
+            f"--profile-step-start {start}: there is no such step, --num-rollout is {steps} and the first is 0",
+        ),
+        (
+            max(ranks, default=0) >= topology.world_size,
+            f"--profile-ranks {max(ranks, default=0)}: there are {topology.world_size} train ranks, from 0 on",
         ),
     ]

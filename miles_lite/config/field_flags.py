@@ -68,6 +68,8 @@ def _nothing(values: Values) -> list[str]:
     return []
 
 
+SYNC = "rollouts and training take turns here: no token is older than the step that trains it; leave it out"
+
 _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ignored(
         "the checkpoint's config.json has the model's shape",
@@ -169,7 +171,7 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ),
     mapped("rollout-external", "--rollout-external-engine-addrs says so", _nothing),
     refused(
-        "rollouts and training take turns here: no token is older than the step that trains it; leave it out",
+        SYNC,
         "fully-async max-weight-staleness async-max-concurrent-samples async-data-buffer-capacity-factor",
         "async-unused-samples-handler custom-async-data-buffer-path rollout-submission-granularity partial-rollout",
         "mask-offpolicy-in-partial-rollout update-weights-interval",
@@ -205,18 +207,17 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
         "--use-rollout-logprobs takes the engine's logprobs, so that nothing is off policy at the first step",
         lambda values: ["--use-rollout-logprobs", "--deterministic-mode"],
     ),
+    ignored("held-out prompts run on the engines of the run", "eval-num-gpus eval-num-gpus-per-engine"),
+    ignored("--save-hf keeps the model folders of checkpoints", "eval-hf-dir eval-keep-snapshots"),
+    ignored("a rollout function draws from --prompt-data, or does not", "disable-rollout-global-dataset"),
+    refused("prompts are dealt from --prompt-data, in its order", "data-source-path buffer-filter-path"),
     refused(
-        "a whole rollout function is not called: its agent is --custom-agent-function-path, its generate function "
-        "--custom-generate-function-path, its prompts --prompt-data",
-        "rollout-function-path data-source-path buffer-filter-path disable-rollout-global-dataset",
-    ),
-    refused(
-        "held-out prompts are rolled out like others: --eval-prompt-data, --eval-interval, and a reward of the row's",
-        "eval-function-path",
-    ),
-    refused(
-        "there is no fleet for evaluation alone: held-out prompts run on the engines of the run",
-        "eval-num-gpus eval-num-gpus-per-engine eval-keep-snapshots eval-hf-dir",
+        SYNC,
+        "rollout-function-path",
+        values=(
+            "fully_async_rollout.generate_rollout_fully_async",
+            "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
+        ),
     ),
     refused("prompts are text: images are neither rolled out nor trained", "multimodal-keys"),
     refused(

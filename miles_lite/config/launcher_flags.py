@@ -57,6 +57,8 @@ def carried_over(argv: Sequence[str], own: Container[str]) -> tuple[list[str], t
         values = [value] if equals else list(argv[at + 1 : end])
         answer = answer_to(flag.removeprefix("--"), values) if flag.startswith("--") else None
         applies = answer is not None and not answer.translated and (flag not in own or bool(answer.values))
+        if answer is not None and answer.fate is Fate.REFUSED and answer.values and flag in own:
+            raise UserError(f"{flag} {values[0]}: {answer.why}")
         if answer is not None and answer.ours is not None and applies:
             ours = answer.ours(values)
             replaced.append(Replaced(flag.removeprefix("--"), tuple(ours), answer.why))

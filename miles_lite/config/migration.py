@@ -23,7 +23,6 @@ Flag: TypeAlias = tuple[str, Sequence[str]]
 """A flag with its dashes, and its values."""
 
 _PLACEHOLDER = re.compile(r"[$()`{}]|^x$|^8$|^fi$|^$|(^|/)path/x|(^|/)x(/|$)|^8 |,x$")
-_SETTLES_LATER = frozenset(("--hf-checkpoint", "--prompt-data"))
 
 
 @dataclass
@@ -91,7 +90,7 @@ def _add(said: Translation, flag: str, values: list[str]) -> None:
 
 def _flaw(action: argparse.Action, flag: str, values: list[str]) -> str | None:
     """What is wrong with the values of one of our flags; None: nothing."""
-    if action.nargs == 0:
+    if action.nargs == 0 or not values:  # a value that is not there was an expression of a shell's
         return None
     single = action.nargs in (None, "?")
     try:

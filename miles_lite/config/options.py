@@ -107,6 +107,7 @@ class Config(Serving):
             *rules.adapters(self.lora, self.parallelism),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
+            *debugging_rules.recording(self.debugging, self.topology, steps=self.rollouts.num_rollout),
             *super().contradictions(),
         ]
 

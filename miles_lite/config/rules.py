@@ -142,6 +142,12 @@ def sampling(rollouts: Rollouts, session: Session) -> Rules:
             "--custom-agent-function-path and --custom-generate-function-path exclude each other: one of them rolls "
             "out; miles' agentic generate functions are not needed",
         ),
+        (
+            rollouts.rollout_function_path is not None
+            and bool(rollouts.custom_agent_function_path or rollouts.custom_generate_function_path),
+            "--rollout-function-path rolls out by itself: leave --custom-agent-function-path and "
+            "--custom-generate-function-path out",
+        ),
         (rollouts.rollout_top_k == 0, "--rollout-top-k 0: give -1 (off) or at least 1"),
         (
             rollouts.rollout_temperature <= 0,
@@ -198,7 +204,8 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
         (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
         (len(set(names)) < len(names), "--eval-prompt-data: a name is there twice; give each file another name"),
         (
-            evaluation.eval_interval is not None and not evaluation.eval_prompt_data and evaluation.eval_config is None,
+            evaluation.eval_interval is not None
+            and not (evaluation.eval_prompt_data or evaluation.eval_config or evaluation.eval_function_path),
             "--eval-interval needs --eval-prompt-data",
         ),
     ]

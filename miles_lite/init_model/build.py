@@ -66,22 +66,33 @@ def init_model(
     vocab_size: int = 768,
     context: int = 2048,
     seed: int = 1234,
+    experts: int = 0,
+    experts_per_token: int = 2,
+    expert_intermediate: int = 128,
     corpus: Iterable[str],
 ) -> int:
     """Write model, tokenizer, template and generation config into the folder `out`; the number of parameters.
 
     `vocab_size` is an upper bound: the tokenizer stops early when the corpus has nothing left to merge, and the model
-    gets exactly the tokenizer's size. Weights are float32, embeddings tied. Raises UserError on impossible sizes.
+    gets exactly the tokenizer's size. Weights are float32. With `experts` it is a Qwen3-MoE, whose embeddings are not
+    tied: no engine serves one whose are. Raises UserError on impossible sizes.
     """
     if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
         raise UserError(
             f"init-model: hidden {hidden} must be a multiple of heads {heads}, with an even quotient, and heads a "
             f"multiple of kv_heads {kv_heads}"
         )
+    if 0 < experts < experts_per_token:
+        raise UserError(f"init-model: of {experts} experts {experts_per_token} cannot take a token")
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, context=context)
     transformers = import_transformers()
     stops = [tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT)]
-    config = transformers.Qwen3Config(
+    more: dict[str, int | bool] = {}
+    if experts:
+        more = {"num_experts": experts, "num_experts_per_tok": experts_per_token, "norm_topk_prob": True}
+        more |= {"moe_intermediate_size": expert_intermediate}
+    kind = transformers.Qwen3MoeConfig if experts else transformers.Qwen3Config
+    config = kind(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -91,14 +102,15 @@ def init_model(
         head_dim=hidden // heads,
         max_position_embeddings=context,
         initializer_range=hidden**-0.5 / 2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=not experts,
         bos_token_id=None,
         eos_token_id=stops[0],
         pad_token_id=stops[1],
         dtype="float32",
+        **more,
     )
     torch.manual_seed(seed)
-    model = transformers.Qwen3ForCausalLM(config)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = stops
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -47,7 +47,11 @@ class Log:
         yield
         ended = time.time()
         idle = uncovered(began, ended, self._busy)
-        self.metrics({names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle}, rollout_id, names.ROLLOUT_STEP)
+        times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle}
+        if (trained := self._seen.get(names.TRAIN_TIME)) is not None:
+            waited = ended - began - trained
+            times |= {"perf/train_wait_time": waited, "perf/wait_time_ratio": waited / (ended - began)}
+        self.metrics(times, rollout_id, names.ROLLOUT_STEP)
         self.progress.step(step_line(rollout_id + 1, total=self._steps, metrics=self._seen))
 
     def busy(self, *intervals: tuple[float, float]) -> None:

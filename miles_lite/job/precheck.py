@@ -12,6 +12,7 @@ from miles_lite.config.rewards import Rewards
 from miles_lite.config.rollouts import mixed
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
+from miles_lite.engine.heads import check_head
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 def check_inputs(config: Config) -> None:
     """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
     model = check_folders(config)
+    check_head(model)
     limit = prompt_limit(model, config)
     check_hooks(hooks_of(config.rollouts, config.rewards, config.session, config.algorithm))
     if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):

@@ -64,7 +64,6 @@ class TrainingRun(Run):
         super().__init__(config, servers, logged, num_rollout=due.num_rollout)
         self._life, self._trainer = life, trainer
         self.first, self.due = first, due
-        self.save = trainer.save
 
     def train(self, rollout_id: int, generated: Generated) -> None:
         """One training step on what was rolled out."""
@@ -80,6 +79,12 @@ class TrainingRun(Run):
         """Bring every engine to the trainer's weights, as `version`."""
         seconds = self._trainer.sync(version)
         self._log.metrics({names.UPDATE_WEIGHTS_TIME: seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
+
+    def save(self, rollout_id: int) -> None:
+        """Begin to write the checkpoint of `rollout_id`; what is written meanwhile costs no step anything."""
+        began = time.time()
+        self._trainer.save(rollout_id)
+        self._log.metrics({"perf/save_model_time": time.time() - began}, rollout_id, names.ROLLOUT_STEP)
 
     def evaluate(self, version: int) -> None:
         """Run the held-out prompts with the weights of `version`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from miles_lite.errors import UserError
@@ -128,9 +128,7 @@ def generate(theirs: Function) -> Function:
         index: int = 0,
         group_index: int = 0,
     ) -> dict[str, Any]:
-        args = field_args.current()
-        host, _, port = router_url.rpartition("://")[2].partition("/")[0].rpartition(":")
-        args.sglang_router_ip, args.sglang_router_port = host, int(port)
+        args = reach(router_url)
         sample = Sample(prompt=prompt, label=label, metadata=dict(metadata), index=index, group_index=group_index)
         params = {"no_stop_trim": True, "spaces_between_special_tokens": False, **sampling}
         more = {"evaluation": evaluation} if takes_evaluation else {}
@@ -146,6 +144,14 @@ def generate(theirs: Function) -> Function:
         }
 
     return act
+
+
+def reach(router_url: str) -> SimpleNamespace:
+    """`args`, with where the run's router is."""
+    args = field_args.current()
+    host, _, port = router_url.rpartition("://")[2].partition("/")[0].rpartition(":")
+    args.sglang_router_ip, args.sglang_router_port = host, int(port)
+    return args
 
 
 CONTRACTS: Mapping[str, Callable[[Function], Function]] = {

@@ -30,6 +30,7 @@ from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Accounts, Generator
+from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
@@ -104,13 +105,7 @@ class RolloutManager:
         self._eval_sets = {
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
-        self._generator = Generator(
-            self._config.rollouts,
-            take_prompt=self._source.take,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
-            filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
-            accounts=self._accounts,
-        )
+        self._generator = self._rolling()
         await asyncio.gather(self._stack.start(), self._start_workers())
         options = self._config.evaluation
         held_out = sum(len(prompts) * options.samples(name) for name, prompts in self._eval_sets.items())
@@ -120,6 +115,27 @@ class RolloutManager:
             engine_urls=self._stack.fleet.urls,
             eval_rollouts=held_out,
             rollouts_per_epoch=max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
+        )
+
+    def _rolling(self) -> Generator | GivenRollouts:
+        options, take = self._config.rollouts, self._source.take
+        if options.rollout_function_path is not None:
+            key = self._config.rewards.key(evaluation=False)
+            path = options.rollout_function_path
+            return GivenRollouts(
+                path,
+                options,
+                take=take,
+                accounts=self._accounts,
+                key=key,
+                router_url=lambda: self._stack.router_url,
+            )
+        return Generator(
+            options,
+            take_prompt=take,
+            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(options)),
+            filter_function=load_filter(options.dynamic_sampling_filter_path),
+            accounts=self._accounts,
         )
 
     async def generate(self, rollout_id: int) -> Generated:
@@ -145,6 +161,8 @@ class RolloutManager:
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
         options = self._config.evaluation
+        if options.eval_function_path is not None:
+            return await evaluated(options.eval_function_path, self._accounts.trained), busy
         for name, prompts in self._eval_sets.items():
             count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]

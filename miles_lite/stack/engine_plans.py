@@ -118,6 +118,11 @@ def _read(path: Path, topology: Topology) -> list[_Described]:
 
 def _engines(document: object, *, where: str, size: int) -> Iterator[_Described]:
     models = document.get("sglang") if isinstance(document, dict) else None
+    if isinstance(models, list) and len(models) > 1:
+        raise UserError(
+            f"{where}: `sglang:` has {len(models)} entries, and one model is served. A teacher is a folder that train "
+            "ranks run, or a server of your own: --opd-teacher FOLDER, or URL (see `miles-lite serve`)"
+        )
     if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
         raise UserError(f"{where}: expected `sglang:` with one entry; one model is served")
     model = models[0]

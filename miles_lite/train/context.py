@@ -34,12 +34,17 @@ class Context:
     def size(self) -> int:
         return dist.get_world_size(self.group)
 
+    @property
+    def tile(self) -> int:
+        """What the length of a row that is shared is a multiple of."""
+        return 2 * self.size
+
     def share(self, whole: Packed) -> tuple[Packed, Tensor]:
         """This rank's part of a pass over one row, whose layout is `layout.shard`'s, and which of the P scored pairs
         its hidden states predict, int64."""
         rows, length = whole.tokens.shape
         assert rows == 1, "only one row is shared"
-        layout = padded(whole.layout or packed([length]), 2 * self.size)
+        layout = padded(whole.layout or packed([length]), self.tile)
         rank = dist.get_rank(self.group)
         stretches = shares(layout.tokens, world=self.size)[rank]
         own = torch.cat([torch.arange(each.start, each.stop, device=whole.tokens.device) for each in stretches])

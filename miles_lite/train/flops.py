@@ -1,4 +1,5 @@
-"""Floating-point operations of training on tokens, from a model's config: what balances ranks.
+"""Floating-point operations of training on tokens, from a model's config: what balances ranks, and tells how busy they
+were.
 
 6 x weights per token, forward and backward ("Scaling laws for neural language models", arXiv:2001.08361, section 2.1),
 of the weights that a token passes; and 12 x layers x width of attention per pair of a query and a key that it sees.
@@ -27,7 +28,7 @@ class Flops:
 def flops(config: Mapping[str, Any]) -> Flops:
     """By the names of a text model's config.json; attention that compresses its keys counts as if it did not. A config
     of other names says nothing: then what counts are tokens."""
-    if any(name not in config for name in NAMES):
+    if not told_by(config):
         return Flops(per_token=1.0, per_pair=0.0)
     hidden, layers, heads, vocabulary = (int(config[name]) for name in NAMES)
     kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -35,6 +36,16 @@ def flops(config: Mapping[str, Any]) -> Flops:
     attention = hidden * size * 2 * (heads + kv_heads)
     weights = layers * (attention + 3 * hidden * _inner(config)) + hidden * vocabulary
     return Flops(per_token=6.0 * weights, per_pair=12.0 * layers * heads * size)
+
+
+def told_by(config: Mapping[str, Any]) -> bool:
+    """Whether a config has the names that `flops` knows."""
+    return all(name in config for name in NAMES)
+
+
+def head_flops(config: Mapping[str, Any]) -> float:
+    """Of a token's `per_token`, those of the head: a token that is not scored goes without."""
+    return 6.0 * int(config["hidden_size"]) * int(config["vocab_size"])
 
 
 def _inner(config: Mapping[str, Any]) -> int:

@@ -6,7 +6,6 @@ Invariant: the loss of a step is Σ over components, and over their tokens, of s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,30 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miles_lite.config.choices import KLType
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.credit import advantages, penalised
 from miles_lite.train.data import Strategy, trainable
+from miles_lite.train.gaps import LARGEST, gaps
+from miles_lite.train.gaps import SUMS as GAPS
+from miles_lite.train.gaps import report as gap_report
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.losses.objective import Terms, distillation, imitation, metric_names, objective
-from miles_lite.train.losses.terms import kl_estimate
 from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
+from miles_lite.train.phases import PHASES, Clock
 from miles_lite.train.policy import Policy, choose_form, replayed
 from miles_lite.train.recompute import Recompute
 from miles_lite.train.replay import COUNTS
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
+from miles_lite.train.utilisation import SUMS as WORK
+from miles_lite.train.utilisation import Meter, peak_memory
 from miles_lite.train.value import value_loss
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
 """Largest forward pass in computed tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
-
-PER_TOKEN = ("train_rollout_logprob_abs_diff", "train_rollout_kl")
 
 
 @dataclass
@@ -56,7 +57,11 @@ class Learner:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        self._asked = Recompute(self.policy, self.reference, self.teachers, self.algorithm, self.device)
+        self.clock = Clock(self.device)
+        self._meter = Meter(self.policy.model, self.device, tile=self.policy.tile)
+        self._asked = Recompute(
+            self.policy, self.reference, self.teachers, self.algorithm, self.device, clock=self.clock
+        )
         self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
         self._routing = replayed(self.policy, self.device, self.algorithm)
         options = self.options
@@ -79,29 +84,33 @@ class Learner:
         """
         tally = self._tally()
         steps = self._prepare(check(batch))
-        begin = time.perf_counter()
         self._asked.fill(steps, self.strategy.mesh)
-        middle = time.perf_counter()
-        norms = [self._step(passes, tally, first=number == 0) for number, passes in enumerate(steps)]
-        end = time.perf_counter()
+        with self.clock("actor_train"):
+            norms = [self._step(passes, tally, first=number == 0) for number, passes in enumerate(steps)]
         tally.add({"tokens": float(sum(len(sample) for sample in batch.samples))})
-        tally.top("log_probs_time", middle - begin)
-        tally.top("actor_train_time", end - middle)
+        tally.add(self._meter.work(each.packed for passes in steps for each in passes))
+        for name, seconds in self.clock.lap().items():
+            tally.top(name, seconds)
+        tally.top("memory", peak_memory(self.device))
         return self._report(tally.reduce(self.strategy.mesh), norms=norms)
 
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit, form, routing = PASS_TOKENS[self.device.type], self._form, self._routing
         imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
-        shares = share_out(batch, self.algorithm, imitated=imitated, taught=self._asked.taught(batch))
-        steps = [
-            [
-                packed.to(self.device)
-                for micro_batch in micro_batches
-                for packed in forward_passes(batch, micro_batch, shares=shares, limit=limit, form=form, routing=routing)
+        taught = self._asked.taught(batch)
+        with self.clock("data_preprocess"):
+            shares = share_out(batch, self.algorithm, imitated=imitated, taught=taught)
+            steps = [
+                [
+                    packed.to(self.device)
+                    for micro_batch in micro_batches
+                    for packed in forward_passes(
+                        batch, micro_batch, shares=shares, limit=limit, form=form, routing=routing
+                    )
+                ]
+                for micro_batches in batch.steps
             ]
-            for micro_batches in batch.steps
-        ]
         rounds = self.strategy.rounds([len(step) for step in steps])
         idle = idle_pass(batch).to(self.device)
         return [
@@ -112,9 +121,10 @@ class Learner:
     def _step(self, passes: list[Pass], tally: Tally, *, first: bool) -> float:
         """One optimizer step; the gradient's global norm before clipping."""
         self.strategy.zero_grad(self.policy)
-        for each in passes:
-            torch.autograd.backward(self._loss(each, tally, first=first))
-        norm = self.strategy.finish_gradients(self.policy, max_norm=self.options.clip_grad)
+        with self.clock("forward_backward"):
+            for each in passes:
+                torch.autograd.backward(self._loss(each, tally, first=first))
+            norm = self.strategy.finish_gradients(self.policy, max_norm=self.options.clip_grad)
         if not np.isfinite(norm):
             raise UserError(
                 f"the gradient norm is {norm} at update {self.updates}: nothing was changed. Lower --lr, or set "
@@ -122,7 +132,8 @@ class Learner:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.updates, self.options, total=self.total_updates)
-        self.optimizer.step()
+        with self.clock("optimizer"):
+            self.optimizer.step()
         self.updates += 1
         return norm
 
@@ -138,11 +149,11 @@ class Learner:
             each.advantages, _ = advantages(each, old, algorithm)
         tally.add(self.policy.routes())
         streams = each.streams(new, entropy, old, top)
-        policy, shares, comparable = streams, packed.weights, packed.in_context
+        policy, shares = streams, packed.weights
         parts: list[tuple[Terms, Tensor]] = []
         if algorithm.echo_coef:
             mine, told = packed.weights > 0, packed.imitation > 0
-            policy, shares, comparable = streams.at(mine), packed.weights[mine], comparable & mine
+            policy, shares = streams.at(mine), packed.weights[mine]
             parts.append((imitation(streams.at(told), algorithm), packed.imitation[told]))
         parts.append((objective(policy, algorithm), shares))
         if policy.teacher is not None:
@@ -154,7 +165,9 @@ class Learner:
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         before_update = new.detach() if first else each.old
         if self._rolled_out and before_update is not None:
-            self._tally_gap(tally, before_update[comparable], packed.rollout_logprobs[comparable])
+            sums, largest = gaps(packed, before_update)
+            tally.add(sums)
+            tally.top(LARGEST, largest)
         return loss
 
     def _add_up(self, parts: list[tuple[Terms, Tensor]], tally: Tally) -> Tensor:
@@ -166,14 +179,6 @@ class Learner:
             tally.add({name: term.detach() for name, term in reduced.items()})
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def _tally_gap(self, tally: Tally, trainer: Tensor, rollout: Tensor) -> None:
-        """How far the trainer's logprobs are from the engine's for the same weights."""
-        gap = (trainer - rollout).abs()
-        kl = kl_estimate(rollout, trainer, kind=KLType.LOW_VAR)
-        tally.add({"train_rollout_logprob_abs_diff": gap.sum(), "train_rollout_kl": kl.sum(), "gaps": float(len(gap))})
-        if len(gap):
-            tally.top("train_rollout_logprob_abs_diff_max", gap.max())
-
     @property
     def _rolled_out(self) -> bool:
         """Whether engines sampled the tokens, so that their logprobs can be compared."""
@@ -181,8 +186,8 @@ class Learner:
 
     def _tally(self) -> Tally:
         return Tally(
-            sums=[*self._per_loss, *PER_TOKEN, "gaps", "ess_ratio", "sequences", "tokens", *COUNTS],
-            maxima=["train_rollout_logprob_abs_diff_max", "log_probs_time", "actor_train_time"],
+            sums=[*self._per_loss, *GAPS, "ess_ratio", "sequences", *COUNTS, *WORK],
+            maxima=[LARGEST, *PHASES, "memory"],
         )
 
     def _report(self, totals: dict[str, float], *, norms: list[float]) -> dict[str, float]:
@@ -190,8 +195,7 @@ class Learner:
         steps = max(1, len(norms))
         report = {f"train/{name}": totals[name] / steps for name in self._per_loss}
         if self._rolled_out:
-            report |= {f"train/{name}": totals[name] / max(1.0, totals["gaps"]) for name in PER_TOKEN}
-            report["train/train_rollout_logprob_abs_diff_max"] = totals["train_rollout_logprob_abs_diff_max"]
+            report |= gap_report(totals)
         report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])
         if self._routing is not None:
             known, missing = totals["routes_replayed"], totals["routes_missing"]
@@ -199,7 +203,5 @@ class Learner:
             report["train/routes_missing"] = missing / max(1.0, known + missing)
         report["train/grad_norm"] = sum(norms) / steps
         report["train/lr"] = float(self.optimizer.param_groups[0]["lr"])
-        report["perf/log_probs_time"] = totals["log_probs_time"]
-        report["perf/actor_train_time"] = totals["actor_train_time"]
-        report["perf/actor_train_tok_per_s"] = totals["tokens"] / max(totals["actor_train_time"], 1e-9)
-        return report
+        report |= {f"perf/{phase}_time": totals[phase] for phase in PHASES if totals[phase]}
+        return report | self._meter.report(totals, seconds=totals["actor_train"], memory=totals["memory"])

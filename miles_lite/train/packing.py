@@ -20,7 +20,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
 from miles_lite.train.radix_tree import apart, cut, place, sort
-from miles_lite.train.replay import PADDING, Routing
+from miles_lite.train.replay import PADDING, UNKNOWN, Routing
 from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2
@@ -45,6 +45,8 @@ class Packed:
                       `Routing`); None: routers choose by themselves
     layout            what sees what in the only row (B is 1); None: B sequences padded on the right
     sequences         samples in this pass that have a trained token
+    seen              tokens that its samples see, each alone; distinct: those that are computed, padding left out
+    pairs             of a query and a key that it sees
 
     states            int64   [P] which of the B x T hidden states, row by row, predicts
     targets           int64   [P] the token
@@ -54,6 +56,7 @@ class Packed:
     samples           int64   [N] the token's sample, numbered within the pass
     rollout_logprobs  float32 [N] the engine's
     in_context        bool    [N] the engine sampled it behind these very tokens (see `Sample.off_context`)
+    unrouted          bool    [N] experts are replayed, and are not known of some token before it
     advantages        float32 [N]
     staleness         float32 [N] training steps since the weights that sampled it
     teacher           float32 [N] the number of its teacher
@@ -67,6 +70,9 @@ class Packed:
     experts: Tensor | None
     layout: Layout | None
     sequences: int
+    seen: int
+    distinct: int
+    pairs: int
     states: Tensor
     targets: Tensor
     temperatures: Tensor
@@ -74,6 +80,7 @@ class Packed:
     samples: Tensor
     rollout_logprobs: Tensor
     in_context: Tensor
+    unrouted: Tensor
     advantages: Tensor
     staleness: Tensor
     teacher: Tensor
@@ -107,6 +114,22 @@ class Rows:
     places: list[np.ndarray]
     shape: tuple[int, int]
     layout: Layout | None
+
+    @property
+    def seen(self) -> int:
+        """Inputs of all samples."""
+        return sum(map(len, self.places))
+
+    @property
+    def distinct(self) -> int:
+        """Those that are computed."""
+        return self.seen if self.layout is None else self.layout.tokens
+
+    @property
+    def pairs(self) -> int:
+        """Of a query and a key that it sees."""
+        alone = sum(len(where) * (len(where) + 1) // 2 for where in self.places)
+        return alone if self.layout is None else self.layout.pairs
 
 
 def check(batch: Batch[Sample]) -> Batch[Sample]:
@@ -219,9 +242,13 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
     samples = [batch.samples[index] for index in rows.indices]
     tokens, positions = np.zeros((2, *rows.shape), np.int64)
     experts = None if routing is None else np.full((*rows.shape, routing.layers, routing.k), PADDING, np.int16)
-    for sample, where in zip(samples, rows.places, strict=True):
+    unrouted = []
+    for sample, where, index in zip(samples, rows.places, rows.indices, strict=True):
+        unknown = np.zeros(len(where), bool)
         if routing is not None and experts is not None:
-            experts.reshape(-1, routing.layers, routing.k)[where] = routing.rows(sample, len(where))
+            experts.reshape(-1, routing.layers, routing.k)[where] = chosen = routing.rows(sample, len(where))
+            unknown = np.logical_or.accumulate((chosen == UNKNOWN).any((1, 2)))
+        unrouted.append(unknown[shares[index].places - 1])
         tokens.reshape(-1)[where] = sample.tokens[: len(where)]
         positions.reshape(-1)[where] = np.arange(len(where))
     mine = [shares[index] for index in rows.indices]
@@ -249,6 +276,9 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         experts=None if experts is None else torch.from_numpy(experts),
         layout=rows.layout,
         sequences=len(samples),
+        seen=rows.seen,
+        distinct=rows.distinct,
+        pairs=rows.pairs,
         states=states,
         targets=targets,
         temperatures=temperatures,
@@ -256,6 +286,7 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         samples=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         rollout_logprobs=torch.from_numpy(per_token("logprobs")),
         in_context=torch.from_numpy(~per_token("off_context", bool)),
+        unrouted=torch.from_numpy(np.concatenate([np.zeros(0, bool), *unrouted])),
         advantages=shared("advantages"),
         staleness=shared("staleness"),
         teacher=shared("teacher"),

@@ -47,6 +47,11 @@ class Policy(nn.Module):
         self.model = model
         self.replay: Replay | None = None
 
+    @property
+    def tile(self) -> int:
+        """A pass's tokens are padded to a multiple of it, so that its ranks have as many each."""
+        return 1 if self.context is None else self.context.tile
+
     def weights(self) -> dict[str, Tensor]:
         """The model's state under its own names; sharded where the policy is."""
         own = "model."

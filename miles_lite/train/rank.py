@@ -30,6 +30,7 @@ from miles_lite.train.data import Replicated, Sharded, Strategy
 from miles_lite.train.learner import Learner
 from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
 from miles_lite.train.policy import Policy
+from miles_lite.train.profiling import Recorder
 from miles_lite.train.rng import seed_everything
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.value import ValuedPolicy
@@ -65,6 +66,8 @@ class TrainWorker(SendingActor):
             torch.set_num_threads(spec.threads)
         self._store: TCPStore | None = None
         self._offered = contextlib.ExitStack()
+        folder = spec.config.run_dir / "profile"
+        self._recorder = Recorder(spec.config.debugging, rank=spec.rank, device=self._device, folder=folder)
 
     def __repr__(self) -> str:
         return actor_label("TrainWorker", f"{self._spec.rank}/{self._spec.ranks}", self._spec.device)
@@ -95,7 +98,10 @@ class TrainWorker(SendingActor):
 
     def train(self, batch: Batch[Place]) -> dict[str, float]:
         """Fetch the batch's samples; then see Learner.train. Collective."""
-        return self._learner.train(fetch(batch))
+        with self._recorder.step(batch.rollout_id):
+            with self._learner.clock("fetch"):
+                fetched = fetch(batch)
+            return self._learner.train(fetched)
 
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""
@@ -146,6 +152,7 @@ class TrainWorker(SendingActor):
 
     def stop(self) -> None:
         """Leave the process group."""
+        self._recorder.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

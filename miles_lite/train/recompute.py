@@ -20,6 +20,7 @@ from miles_lite.train.batching import Batch
 from miles_lite.train.credit import early, penalised, settle
 from miles_lite.train.data import Sums
 from miles_lite.train.passes import Pass
+from miles_lite.train.phases import Clock
 from miles_lite.train.policy import Policy
 from miles_lite.train.resting import awake, rest, restore, snapshot
 from miles_lite.train.served_teacher import ServedTeacher
@@ -34,6 +35,7 @@ class Recompute:
     teachers: Mapping[str, Policy | ServedTeacher]
     algorithm: Algorithm
     device: torch.device
+    clock: Clock
     _previous: list[Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -59,25 +61,29 @@ class Recompute:
         for name, teacher in self.teachers.items():
             if isinstance(teacher, ServedTeacher):
                 mine = [index for index, each in enumerate(batch.teachers) if alone or each == name]
-                said |= zip(mine, teacher.logprobs([batch.samples[index] for index in mine]), strict=True)
+                with self.clock("teacher_log_probs"):
+                    said |= zip(mine, teacher.logprobs([batch.samples[index] for index in mine]), strict=True)
         return said
 
     @torch.no_grad()
     def fill(self, steps: Sequence[Sequence[Pass]], ranks: Sums) -> None:
         """Old, reference and teachers' logprobs, values, advantages: all that is known before the first update."""
         passes = [each for step in steps for each in step]
-        self._ask_itself(steps, stale=self._stale(passes, ranks))
+        with self.clock("log_probs"):
+            self._ask_itself(steps, stale=self._stale(passes, ranks))
         if self.reference is not None:
-            with awake(self.reference, self.device, moves=self._moves) as reference:
+            with self.clock("ref_log_probs"), awake(self.reference, self.device, moves=self._moves) as reference:
                 for each in passes:
                     each.reference = reference(each.packed)[0]
-        self._ask_teachers(passes)
+        if self.teachers:
+            with self.clock("teacher_log_probs"):
+                self._ask_teachers(passes)
         if early(self.algorithm):
             settle(passes, self.algorithm, ranks)
 
     def _ask_teachers(self, passes: Sequence[Pass]) -> None:
         """Each about all passes, so that ranks ask as often; what it says is kept of the tokens it teaches."""
-        for each in passes if self.teachers else ():
+        for each in passes:
             each.teacher = each.packed.teacher_logprobs
         for number, teacher in enumerate(self.teachers.values()):
             if isinstance(teacher, Policy):

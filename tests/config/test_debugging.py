@@ -11,6 +11,7 @@ from miles_lite.errors import UserError
 from tests.config.test_options import NEEDED
 
 SAVE, LOAD = "--save-debug-rollout-data", "--load-debug-rollout-data"
+TRACED = ["--use-pytorch-profiler", "--profile-step-start", "1"]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,13 @@ SAVE, LOAD = "--save-debug-rollout-data", "--load-debug-rollout-data"
         ([LOAD, "a/{rollout_id}.pt", SAVE, "b/{rollout_id}.pt"], "has nothing to save"),
         ([SAVE, "d/one.pt"], r"must hold \{rollout_id\}"),
         (["--loss-type", "sft_loss", SAVE, "d/{rollout_id}.pt"], "has no rollouts"),
+        (["--profile-step-start", "1"], "need --use-pytorch-profiler or"),
+        (["--memory-snapshot-path", "m.pickle"], "needs --record-memory-history"),
+        (["--record-memory-history", "--device", "cpu"], "on CPUs: leave it out"),
+        (["--use-pytorch-profiler", "--debug-rollout-only"], "--debug-rollout-only trains nothing"),
+        (["--use-pytorch-profiler"], "--profile-step-start 10: there is no such step, --num-rollout is 3"),
+        ([*TRACED, "--profile-step-end", "1"], "1 must be below --profile-step-end 1"),
+        ([*TRACED, "--profile-ranks", "0", "1"], "--profile-ranks 1: there are 1 train ranks"),
         (["--train-backend", "megatron"], "TransformerEngine.*transformers below 5.*--tensor-model"),
     ],
 )
@@ -35,3 +43,10 @@ def test_rollouts_that_are_loaded_need_no_engines_and_their_path_is_absolute() -
     assert config.debugging.trains_alone
     assert config.debugging.load_debug_rollout_data == str(Path("d/{rollout_id}.pt").absolute())
     assert not parse([*NEEDED, "--debug-rollout-only", "--train-backend", "fsdp"])[0].debugging.trains_alone
+
+
+def test_ranks_record_unless_others_are_named() -> None:
+    chosen = parse([*NEEDED, *TRACED, "--actor-num-gpus-per-node", "4", "--profile-ranks", "1", "3"])[0].debugging
+    assert [chosen.records(rank) for rank in range(4)] == [False, True, False, True]
+    assert parse([*NEEDED, *TRACED])[0].debugging.records(0)
+    assert not parse(NEEDED)[0].debugging.records(0)

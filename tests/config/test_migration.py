@@ -113,6 +113,7 @@ def test_placeholders_count_as_any_value_and_others_are_checked() -> None:
         [("--lr", ["x"]), ("--pause-generation-mode", ["8"]), ("--eps-clip", ["-1"]), ("--sglang-device", ["npu"])]
     )
     assert said.accepted == ["--lr", "--pause-generation-mode"]
+    assert translate([("--prompt-data", []), ("--colocate", ["fi"])]).accepted == ["--prompt-data", "--colocate"]
     assert said.refused["--eps-clip"] == "--eps-clip -1.0: must be at least 0"
     assert "invalid choice: 'npu'" in said.refused["--sglang-device"]
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GenerationConfig
 
+from miles_lite.engine.heads import check_head
 from miles_lite.errors import UserError
 from miles_lite.init_model.build import init_model
 from miles_lite.init_model.transcripts import encode_transcript, read_transcripts
@@ -82,6 +83,15 @@ def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
         init_model(tmp_path, corpus=CORPUS, seed=1, **(SIZE | {"vocab_size": 100}))
     with pytest.raises(UserError, match="hidden 33 must be a multiple"):
         init_model(tmp_path, corpus=CORPUS, seed=1, **(SIZE | {"hidden": 33}))
+    with pytest.raises(UserError, match="of 2 experts 3 cannot take a token"):
+        init_model(tmp_path, corpus=CORPUS, seed=1, **SIZE, experts=2, experts_per_token=3)
+
+
+def test_experts_make_it_a_mixture_that_engines_serve(tmp_path: Path) -> None:
+    init_model(tmp_path, corpus=CORPUS, seed=1, **SIZE, experts=4, expert_intermediate=16)
+    config = load_model(tmp_path).config
+    assert (config.architectures, config.num_experts, config.num_experts_per_tok) == (["Qwen3MoeForCausalLM"], 4, 2)
+    check_head(tmp_path)
 
 
 def test_a_transcript_trains_assistant_turns_and_their_ends(tokenizer: Any) -> None:

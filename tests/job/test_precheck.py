@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from miles_lite.job.due import Due
 from miles_lite.job.lifetime import lifetime
 from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
+from tests.models import make_tiny_moe
 
 
 def config(model: Path, folder: Path, *flags: str) -> Config:
@@ -88,6 +90,15 @@ def test_a_file_where_a_folder_is_to_be_made_is_named(flag: str, tiny_model: Pat
     flags = [*(["--save", str(tmp_path)] if flag == "--save-hf" else []), flag, str(file / "inside")]
     with pytest.raises(UserError, match=f"{flag} .*: {file} is no folder"):
         check_inputs(config(tiny_model, tmp_path, *flags))
+
+
+def test_a_tied_mixture_of_experts_is_refused_because_engines_would_serve_another_model(tmp_path: Path) -> None:
+    model = make_tiny_moe(tmp_path / "moe")
+    check_inputs(config(model, tmp_path))
+    told = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(told | {"tie_word_embeddings": True}))
+    with pytest.raises(UserError, match=r"SGLang reads a qwen3_moe with a head of its own.*a copy of model.embed"):
+        check_inputs(config(model, tmp_path))
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tiny_model: Path, tmp_path: Path) -> None:

@@ -82,7 +82,14 @@ def test_sft_loss_is_the_negative_log_likelihood_of_the_masked_tokens(model_dir:
 def test_the_documented_metrics_are_those_that_are_logged(model_dir: Path, tmp_path: Path) -> None:
     flags = "--use-tis --use-kl-loss --use-rs --use-opsm --echo-coef 0.1 --advantage-estimator ppo".split()
     flags += ["--opd-teacher", str(model_dir), "--use-rollout-routing-replay"]
-    metrics = learner(make_tiny_moe(tmp_path), *flags).train(make_batch(make_samples(2, 2), [1.0, -1.0]))
+    batch = make_batch(make_samples(2, 5), [1.0, -1.0, 0.5, 2.0, 1.0])
+    batch.rollout_id = 1
+    for sample in batch.samples[1:]:  # the first one's experts are not known, the second's weights are older
+        sample.routed_experts = np.zeros((len(sample) - 1, 2, 2), np.uint8)
+    for sample in (batch.samples[0], *batch.samples[2:]):
+        sample.weight_versions[sample.loss_mask == 1] = 1
+    batch.samples[2].metadata["merged_offcontext"] = [[0, len(batch.samples[2])]]
+    metrics = learner(make_tiny_moe(tmp_path), *flags).train(batch)
     assert undocumented(metrics) == set()
     assert unlogged("train/", metrics) == set()
 

@@ -1,0 +1,78 @@
+"""What a scheduler knows: a plain value, which JSON holds and `Scheduler.restore` takes back."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from miles_lite.scheduler.groups import Open
+from miles_lite.scheduler.protocol import Who
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class State:
+    """The run as far as it has come.
+
+    capacity  rollouts that may run at once
+    version   the engines' weights
+    step      the batch that is given next
+    wanted    whether the trainer waits for it
+    stopped   why nothing is done any longer
+    groups    the open ones, by ordinal, in order
+    running   since when a rollout runs, in the order of their starts
+    given     batches that the trainer has not finished
+    passed    the highest ordinal that was given, and one: open groups before it were overtaken, so many of them
+    active    groups of which a member has started and one has not ended
+    returned  prompts that are dealt before others
+    opened, dropped  groups since the last batch, and why of those dropped
+    """
+
+    capacity: int
+    version: int = 0
+    step: int = 0
+    wanted: bool = False
+    stopped: str = ""
+    groups: dict[int, Open] = field(default_factory=dict)
+    running: dict[Who, float] = field(default_factory=dict)
+    given: dict[int, list[Open]] = field(default_factory=dict)
+    passed: int = 0
+    overtaken: int = 0
+    active: int = 0
+    returned: deque[int] = field(default_factory=deque)
+    opened: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> Json:
+        return {name: getattr(self, name) for name in _PLAIN} | {
+            "groups": [group.as_json() for group in self.groups.values()],
+            "running": [[*who, since] for who, since in self.running.items()],
+            "given": [[step, [group.as_json() for group in batch]] for step, batch in self.given.items()],
+            "returned": list(self.returned),
+            "dropped": dict(self.dropped),
+        }
+
+    @classmethod
+    def of_json(cls, state: Json) -> Self:
+        return cls(
+            **{name: state[name] for name in _PLAIN},
+            groups={group["ordinal"]: Open(**group) for group in state["groups"]},
+            running={Who(*who): since for *who, since in state["running"]},
+            given={step: [Open(**group) for group in batch] for step, batch in state["given"]},
+            returned=deque(state["returned"]),
+            dropped=Counter(state["dropped"]),
+        )
+
+    def count(self) -> None:
+        """`active` and `overtaken` from the groups."""
+        self.active = sum(group.active for group in self.groups.values())
+        self.overtaken = 0
+        for ordinal in self.groups:
+            if ordinal >= self.passed:
+                break
+            self.overtaken += 1
+
+
+_PLAIN = ("capacity", "version", "step", "wanted", "stopped", "passed", "overtaken", "active", "opened")

@@ -1,0 +1,208 @@
+"""A world that a scheduler acts in: it does what the commands say, in any order that its driver picks, and knows on its
+own what must hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+from miles_lite.scheduler import protocol as m
+from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.schedule import Schedule
+from miles_lite.scheduler.scheduler import Scheduler
+
+
+class Deals:
+    """Prompts in turn."""
+
+    def __init__(self, size: int, at: int = 0) -> None:
+        self.size, self.at = size, at
+
+    def take(self) -> int:
+        self.at += 1
+        return (self.at - 1) % self.size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@dataclass
+class Seen:
+    """A group, as the world sees it: the version of each answer, and how often one failed, by member."""
+
+    prompt: int
+    answers: dict[int, int] = field(default_factory=dict)
+    failed: Counter[int] = field(default_factory=Counter)
+
+
+class World:
+    def __init__(self, schedule: Schedule, prompts: int = 7) -> None:
+        self.schedule = schedule
+        self.prompts = Deals(prompts)
+        self.scheduler = Scheduler(schedule, self.prompts)
+        self.twin: tuple[Scheduler, Deals] | None = None
+        self.now = 0.0
+        self.version = self.step = 0
+        self.training: tuple[int, ...] | None = None
+        self.behind = False
+        """Whether the engines wait for the weights of the last step."""
+        self.running: dict[Who, int] = {}
+        self.lost: dict[Who, int] = {}
+        """Replaced, and may answer all the same."""
+        self.judging: dict[int, int] = {}
+        self.groups: dict[int, Seen] = {}
+        self.ends: dict[int, End] = {}
+        self.stopped = ""
+        self.given: list[tuple[int, ...]] = []
+        self.attempts: set[Who] = set()
+        self.tell(m.Updated(0))
+
+    # ---- events ----------------------------------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        self.now += 1.0
+        commands = self.scheduler.on(event, self.now)
+        if self.twin is not None:
+            other, _ = self.twin
+            assert other.on(event, self.now) == commands
+        for command in commands:
+            self.obey(command)
+            if isinstance(event, m.Tick) and isinstance(command, m.Cancel):
+                self.groups[command.who.group].failed[command.who.member] += 1
+        self.check()
+
+    def end(self, who: Who, failed: str = "", length: int = 1) -> None:
+        version = self.running.pop(who)
+        self.answer(who, version, failed, length)
+
+    def answer_late(self, who: Who) -> None:
+        self.answer(who, self.lost.pop(who), "", 1)
+
+    def answer(self, who: Who, version: int, failed: str, length: int) -> None:
+        seen = self.groups.get(who.group)
+        if seen is not None and who.group not in self.ends and who.member not in seen.answers:
+            if failed:
+                seen.failed[who.member] += 1
+            elif seen.failed[who.member] <= self.schedule.sample_retries:
+                seen.answers[who.member] = version
+        self.tell(m.Finished(who, length, failed, failed and "it broke"))
+
+    def judge(self, group: int, end: End | None) -> None:
+        self.judging.pop(group)
+        self.tell(m.Judged(group, end, "" if end is None else f"is_{end}"))
+
+    def trained(self) -> None:
+        assert self.training is not None
+        self.training = None
+        self.tell(m.Trained(self.step))
+        self.step, self.behind = self.step + 1, True
+
+    def updated(self) -> None:
+        self.version, self.behind = self.step, False
+        self.tell(m.Updated(self.version))
+
+    def crash(self, *, keep: bool) -> None:
+        """All processes end; what was saved after the last step is loaded."""
+        saved = json.loads(json.dumps(self.scheduler.state()))
+        again = self.given.pop() if self.training is not None else ()
+        for group in again:
+            del self.ends[group]
+        kept = frozenset(self.groups) - self.ends.keys() if keep else frozenset()
+        self.running, self.lost, self.judging, self.training, self.behind = {}, {}, {}, None, False
+        self.scheduler, self.twin = Scheduler(self.schedule, self.prompts), None
+        self.scheduler.restore(saved)
+        for number, seen in self.groups.items():
+            if number not in self.ends and number not in kept:
+                seen.answers.clear()
+                seen.failed.clear()
+        self.version = self.step
+        self.tell(m.Resumed(self.step, kept))
+
+    def fork(self) -> None:
+        """From now on a restored scheduler is told the same, and must say the same."""
+        deals = Deals(self.prompts.size, self.prompts.at)
+        twin = Scheduler(self.schedule, deals)
+        twin.restore(json.loads(json.dumps(self.scheduler.state())))
+        self.twin = twin, deals
+
+    # ---- commands --------------------------------------------------------------------------------------------------
+
+    def obey(self, command: Command) -> None:
+        assert not self.stopped
+        match command:
+            case m.Start(who, prompt):
+                assert who not in self.attempts
+                assert self.groups.setdefault(who.group, Seen(prompt)).prompt == prompt
+                assert who.group not in self.ends
+                self.attempts.add(who)
+                self.running[who] = self.version
+            case m.Judge(group, lost):
+                assert len(self.groups[group].answers) + lost == self.schedule.rollouts_per_group
+                self.judging[group] = lost
+            case m.Give(step, groups, short):
+                self.give(step, groups, short)
+            case m.Release(group, end, _):
+                self.settle(group, end)
+                assert end is not End.UNUSED or self.schedule.gives_up_extra
+            case m.Cancel(who):
+                self.lost[who] = self.running.pop(who)
+            case m.Stop(reason):
+                self.stopped = reason
+
+    def give(self, step: int, groups: tuple[int, ...], short: str) -> None:
+        assert self.training is None
+        assert step == self.step
+        assert list(groups) == sorted(groups)
+        assert bool(short) == (len(groups) < self.schedule.groups_per_step)
+        for group in groups:
+            self.settle(group, End.TRAINED)
+            for version in self.groups[group].answers.values():
+                assert step - version <= self.schedule.max_staleness
+        self.training = groups
+        self.given.append(groups)
+
+    def settle(self, group: int, end: End) -> None:
+        assert group not in self.ends
+        self.ends[group] = end
+        self.judging.pop(group, None)
+
+    # ---- what must hold --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        accounts = self.scheduler.accounts
+        counts = Counter(self.ends.values())
+        assert {end: getattr(accounts, end) for end in End} == {end: counts[end] for end in End}
+        assert accounts.started == len(counts and self.ends) + accounts.in_flight
+        assert self.scheduler.running == len(self.running)
+        unfinished = self.groups.keys() - self.ends.keys()
+        assert accounts.in_flight >= len(unfinished)
+        assert accounts.in_flight <= (self.schedule.max_staleness + 1) * self.schedule.groups_per_step + (
+            self.schedule.extra if self.schedule.gives_up_extra else 0
+        )
+
+    def batches(self, count: int, budget: int = 100_000) -> None:
+        """Let everything come to a good end until so many more batches are trained: it must."""
+        goal = len(self.given) + count
+        while not self.stopped and (len(self.given) < goal or self.training is not None):
+            budget -= 1
+            assert budget, "no progress"
+            if self.judging:
+                self.judge(next(iter(self.judging)), None)
+            elif self.training is not None:
+                self.trained()
+            elif self.behind:
+                self.updated()
+            elif len(self.given) < goal and not self.wants:
+                self.want()
+            elif self.running:
+                self.end(next(iter(self.running)))
+            else:
+                raise AssertionError("nothing runs and nothing is given")
+
+    @property
+    def wants(self) -> bool:
+        return bool(self.scheduler._state.wanted)
+
+    def want(self) -> None:
+        self.tell(m.Wanted())
