@@ -68,7 +68,7 @@ def _nothing(values: Values) -> list[str]:
     return []
 
 
-SYNC = "rollouts and training take turns here: no token is older than the step that trains it; leave it out"
+SYNC = "rollouts and training take turns: no token is older than the step that trains it, whatever the bound"
 
 _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ignored(
@@ -170,7 +170,7 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
         lambda values: ["--offload-rollout"],
     ),
     mapped("rollout-external", "--rollout-external-engine-addrs says so", _nothing),
-    refused(
+    ignored(
         SYNC,
         "fully-async max-weight-staleness async-max-concurrent-samples async-data-buffer-capacity-factor",
         "async-unused-samples-handler custom-async-data-buffer-path rollout-submission-granularity partial-rollout",
@@ -211,13 +211,12 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ignored("--save-hf keeps the model folders of checkpoints", "eval-hf-dir eval-keep-snapshots"),
     ignored("a rollout function draws from --prompt-data, or does not", "disable-rollout-global-dataset"),
     refused("prompts are dealt from --prompt-data, in its order", "data-source-path buffer-filter-path"),
-    refused(
-        SYNC,
+    mapped(
         "rollout-function-path",
-        values=(
-            "fully_async_rollout.generate_rollout_fully_async",
-            "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
-        ),
+        SYNC,
+        _nothing,
+        "fully_async_rollout.generate_rollout_fully_async",
+        "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
     ),
     refused("prompts are text: images are neither rolled out nor trained", "multimodal-keys"),
     refused(

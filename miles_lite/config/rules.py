@@ -142,12 +142,6 @@ def sampling(rollouts: Rollouts, session: Session) -> Rules:
             "--custom-agent-function-path and --custom-generate-function-path exclude each other: one of them rolls "
             "out; miles' agentic generate functions are not needed",
         ),
-        (
-            rollouts.rollout_function_path is not None
-            and bool(rollouts.custom_agent_function_path or rollouts.custom_generate_function_path),
-            "--rollout-function-path rolls out by itself: leave --custom-agent-function-path and "
-            "--custom-generate-function-path out",
-        ),
         (rollouts.rollout_top_k == 0, "--rollout-top-k 0: give -1 (off) or at least 1"),
         (
             rollouts.rollout_temperature <= 0,
