@@ -1,11 +1,12 @@
-"""One exception for everything a user can mend, one for a run that lost a part of itself."""
+"""One exception for everything a user can mend, one for a run that lost a part of itself, and where rollouts break."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 
 
@@ -21,6 +22,48 @@ class RunLostError(RuntimeError):
 
     The CLI prints the message alone and exits with 1.
     """
+
+
+class Where(StrEnum):
+    """The boundary at which a rollout broke; see FAILURES."""
+
+    AGENT = "agent"
+    ENVIRONMENT = "environment"
+    TOOL = "tool"
+    SESSION = "session"
+    ENGINE = "engine"
+    REWARD = "reward"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+
+
+FAILURES: Mapping[Where, str] = {
+    Where.AGENT: "the agent function raised, blocked its event loop, ended its process, or asked the model nothing",
+    Where.ENVIRONMENT: "what the agent works in could not be made, reached or reset; its function says so",
+    Where.TOOL: "a tool broke, which is not a tool's answer that something is wrong; the agent function says so",
+    Where.SESSION: "the session could not be opened, written or collected",
+    Where.ENGINE: "no engine answered a model call",
+    Where.REWARD: "the reward function raised, or gave no finite number",
+    Where.TIMEOUT: "it was not done within `--rollout-timeout`",
+    Where.CANCELLED: "it was ended from outside, though nothing was wrong with it",
+}
+"""What each means. All are of the infrastructure and none is a verdict: a rollout that broke has no reward. What the
+model did badly is no failure: the agent function returns, with the reward for it."""
+
+
+class RolloutError(RuntimeError):
+    """An agent or a reward function raises it to say where its rollout broke.
+
+    Any exception may say so, by an attribute `where` of its own.
+    """
+
+    def __init__(self, where: Where | str, why: str) -> None:
+        """Raises ValueError for a `where` that FAILURES does not have."""
+        super().__init__(why)
+        self.where = Where(where)
+
+    def __reduce__(self) -> tuple[type[RolloutError], tuple[Where, str]]:
+        return type(self), (self.where, str(self))
 
 
 def plain(error: BaseException) -> BaseException:

@@ -51,8 +51,8 @@ class AgentFunction(Protocol):
 
     Returns what is said of the rollout: `reward` where no reward function is named, `response` for one that reads it,
     the `agent/` metrics (docs/metrics.md), anything else that JSON holds. None says nothing. What it raises fails this
-    rollout alone; an exception with a `label` is counted under it. One that names `sampling` (the parameters under
-    engines' names), `router_url`, `evaluation`, `index`, `group_index` or `tools` (the row's) is given them too.
+    rollout alone; `errors.RolloutError` says where it broke. One that names `sampling` (the parameters under engines'
+    names), `router_url`, `evaluation`, `index`, `group_index` or `tools` (the row's) is given them too.
     """
 
     async def __call__(
@@ -143,6 +143,12 @@ class RewardPostProcess(Protocol):
     def __call__(self, groups: Sequence[Group], options: Algorithm, /) -> Sequence[float]: ...
 
 
+class RolloutFunction(Protocol):
+    """`--rollout-function-path`, `--eval-function-path`: a whole rollout, in miles' signature (docs/extend.md)."""
+
+    async def __call__(self, args: Any, rollout_id: int, data_source: Any, /, *, evaluation: bool = False) -> Any: ...
+
+
 class LossFunction(Protocol):
     """`--loss-type`, `--custom-loss-function-path`: the loss of each token of a packed pass, and metrics, each float32
     [N]; `--custom-tis-function-path`: a weight for it instead.
@@ -157,6 +163,8 @@ class LossFunction(Protocol):
 HOOKS: Mapping[str, type] = {
     "--custom-agent-function-path": AgentFunction,
     "--custom-generate-function-path": AgentFunction,
+    "--rollout-function-path": RolloutFunction,
+    "--eval-function-path": RolloutFunction,
     "--custom-rm-path": RewardFunction,
     "--dynamic-sampling-filter-path": GroupFilter,
     "--session-sample-picker-path": SamplePicker,

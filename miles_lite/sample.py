@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from miles_lite.errors import Where
+
 NOT_SAMPLED = -1
 """`weight_versions` of a token that no engine sampled."""
 
@@ -30,8 +32,15 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-FAILURES = (Status.FAILED, Status.ABORTED)
-"""How a rollout ends that has no reward of its own."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Where a rollout broke (`errors.FAILURES`), and why, in words for people."""
+
+    where: Where
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
 
 
 @dataclass(slots=True)
@@ -260,8 +269,8 @@ class Rollout:
     index                    its number in the run; group_index: that of its prompt's group
     samples                  a record of each; `stored`: where they lie, None when there are none
     reward                   None where nobody gave one, or it failed
-    error                    what went wrong, in a word: `timeout`, `no_samples`, the name of an exception
-    metadata                 what the agent function returned; `error_detail`, the error's text
+    failure                  where and why it broke; None where it came to an end of its own
+    metadata                 what the agent function returned
     teacher                  the name of who teaches its prompt (--opd-teacher-key); "" where nobody said
     started_at, finished_at  seconds since the epoch; 0 before
     """
@@ -272,7 +281,7 @@ class Rollout:
     stored: Samples | None = None
     reward: float | None = None
     status: Status = Status.PENDING
-    error: str | None = None
+    failure: Failure | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     spans: Spans = field(default_factory=Spans)
     teacher: str = ""
@@ -289,6 +298,11 @@ class Rollout:
         """Whether it was rewarded and some of its tokens were sampled."""
         return self.reward is not None and self.trained_tokens > 0
 
+    def fail(self, where: Where, why: str) -> None:
+        """It broke: its status says so, and it has no reward, whatever was said before."""
+        self.status = Status.ABORTED if where is Where.TIMEOUT else Status.FAILED
+        self.failure, self.reward = Failure(where, why), None
+
     def fetch(self) -> Sequence[Sample]:
         """Its samples with their arrays: tokens, logprobs, experts. See `Samples.fetch`."""
         return [] if self.stored is None else self.stored.fetch()
@@ -296,7 +310,7 @@ class Rollout:
 
 @dataclass(slots=True)
 class Group:
-    """All rollouts of one prompt; statistics (baseline, zero-std) are over its rollouts.
+    """All rollouts of one prompt; statistics (baseline, zero-std) are over those that were judged.
 
     `prompt` holds `row`, the prompt's line in its file, and in training its `label`.
     """
@@ -306,8 +320,14 @@ class Group:
     rollouts: list[Rollout] = field(default_factory=list)
 
     @property
+    def judged(self) -> list[Rollout]:
+        """Those that came to an end of their own: all but the failed."""
+        return [rollout for rollout in self.rollouts if rollout.failure is None]
+
+    @property
     def rewards(self) -> list[float | None]:
-        return [rollout.reward for rollout in self.rollouts]
+        """Of those that were judged."""
+        return [rollout.reward for rollout in self.judged]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.errors import FAILURES
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
-from miles_lite.sample import Status
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from miles_lite.train.phases import PHASES
 from tests.metric_names import undocumented, unlogged
-from tests.rollout.test_metrics import a_group, a_rollout, a_sample, of
+from tests.rollout.test_metrics import a_group, a_rollout, a_sample, failed, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
 
@@ -30,7 +30,7 @@ def computed() -> set[str]:
         a_group(0, 0),
         a_group(1, 1),
         *of(a_rollout(samples=[differing, unknown], metadata=reports)),
-        *of(a_rollout(status=Status.FAILED, error="timeout: 600 s"), a_rollout(status=Status.ABORTED)),
+        *of(*map(failed, FAILURES)),
     ]
     return {*of_groups(groups, groups), *eval_metrics("heldout", groups), *passrate_metrics(groups)}
 

@@ -49,22 +49,19 @@ def main(argv: Sequence[str]) -> int:
     if without := [f"--sglang-{name.replace('_', '-')}" for name in leftovers.sglang if name not in OF_SGLANG]:
         known = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in OF_SGLANG)
         raise UserError(f"{', '.join(without)}: no engine is started here; of SGLang's flags there are {known}")
-    engines, hosts, model = Engines(sglang_args=leftovers.sglang), options.hosts, Path(options.model.hf_checkpoint)
+    model = Path(options.model.hf_checkpoint)
     spec = SessionSpec(
         index=0,
         model_path=str(model.resolve()),
         router_url=options.router_url,
-        bind_host=hosts.bind_host,
-        advertise_host=hosts.public_host,
-        port=options.session.session_server_port,
-        options=options.session,
         context_length=context_length(model, options.context.rollout_max_context_len),
-        call_seconds=options.router_timeout,
+        options=options.session,
+        hosts=options.hosts,
+        routing=Routing(router_timeout=options.router_timeout),
+        engines=Engines(sglang_args=leftovers.sglang),
+        port=options.session.session_server_port,
         run_dir=str(Path(options.run_dir).resolve()),
-        routed_experts=engines.returns_experts,
-        reasoning_parser=engines.text("reasoning_parser"),
-        tool_call_parser=engines.text("tool_call_parser"),
-        admin_key=admin_key(hosts.bind_host, known_key()),
+        admin_key=admin_key(options.hosts.bind_host, known_key()),
     )
     asyncio.run(_serve(Supervisor(spec)))
     return 0

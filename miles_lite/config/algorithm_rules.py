@@ -184,9 +184,13 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             "--opd-teacher teaches nothing with --opd-kl-coef 0 and --opd-loss-coef 0: give one of them",
         ),
         (
-            algorithm.opd_log_prob_top_k > 0 and (algorithm.opd_loss_coef == 0 or True in served or not teachers),
-            "--opd-log-prob-top-k needs --opd-loss-coef, and --opd-teacher folders: a server does not say what the "
-            "likeliest tokens of another are",
+            algorithm.opd_log_prob_top_k > 0 and (algorithm.opd_loss_coef == 0 or not teachers),
+            "--opd-log-prob-top-k needs --opd-loss-coef, and --opd-teacher: it is what that loss compares",
+        ),
+        (
+            algorithm.opd_log_prob_top_k > 0 and True in served and algorithm.opd_top_k_strategy == "only-student",
+            "--opd-log-prob-top-k: a server says what its own likeliest tokens are, not how likely the policy's are: "
+            "give --opd-top-k-strategy only-teacher, or take a folder",
         ),
         (
             algorithm.keep_old_actor and (algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs),

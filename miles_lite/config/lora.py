@@ -17,7 +17,7 @@ class LoRA:
     lora_alpha: float | None = option(None, help="what they weigh, divided by the rank (default: the rank)", above=0)
     target_modules: tuple[str, ...] = option(
         (ALL_LINEAR,),
-        help="names of the linear layers that get them, such as q_proj v_proj; all-linear: all but the head",
+        help="names of the linear layers that get them, such as q_proj v_proj; all-linear: all but head and experts",
     )
     lora_dropout: float = option(0.0, help="share of their inputs that is dropped in training", least=0, below=1)
 
@@ -26,6 +26,6 @@ class LoRA:
         return self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
     @property
-    def modules(self) -> str | list[str]:
-        """As peft takes them."""
-        return ALL_LINEAR if self.target_modules == (ALL_LINEAR,) else list(self.target_modules)
+    def every_layer(self) -> bool:
+        """Whether all linear layers get them."""
+        return self.target_modules == (ALL_LINEAR,)

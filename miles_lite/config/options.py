@@ -104,7 +104,7 @@ class Config(Serving):
             *rules.sampling(self.rollouts, self.session),
             *rules.rewards(self.rewards, self.data),
             *rules.parallel(self.topology, self.parallelism, self.compute),
-            *rules.adapters(self.lora, self.parallelism),
+            *rules.adapters(self.lora),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
             *debugging_rules.recording(self.debugging, self.topology, steps=self.rollouts.num_rollout),

@@ -96,7 +96,9 @@ class Rollouts:
         help="dotted path or file.py:name of (args, rollout_id, data_source, evaluation=False) -> groups of samples, "
         "in miles' signature: the whole rollout",
     )
-    none_reward_policy: Literal["drop", "zero", "error"] = option("drop", help="a rollout whose reward is None")
+    none_reward_policy: Literal["drop", "zero", "error"] = option(
+        "drop", help="what becomes of a rollout that ended with reward None"
+    )
     rollout_timeout: float = option(600.0, help="seconds one agent may take", above=0)
     num_agent_workers: int = option(1, help="agent worker processes", least=1)
     agent_concurrency: int = option(64, help="agents at once per worker", least=1)
@@ -112,7 +114,7 @@ class Evaluation:
         None, help="YAML of held-out datasets with settings of their own, beside --eval-prompt-data", path=True
     )
     eval_function_path: str | None = option(
-        None, help="the same for held-out prompts, with evaluation=True: {dataset: {'rewards': [...]}}"
+        None, help="dotted path or file.py:name of the same with evaluation=True: {dataset: {'rewards': [...]}}"
     )
     n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1)
     eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len", least=1)

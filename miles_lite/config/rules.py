@@ -118,17 +118,12 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
     ]
 
 
-def adapters(lora: LoRA, sizes: Parallelism) -> Rules:
-    """What LoRA needs, and what it cannot be with."""
+def adapters(lora: LoRA) -> Rules:
+    """What LoRA needs."""
     return [
         (
             lora.lora_rank == 0 and lora != LoRA(),
             "--lora-alpha, --target-modules and --lora-dropout need --lora-rank",
-        ),
-        (
-            lora.lora_rank > 0 and sizes.tensor_model_parallel_size * sizes.expert_model_parallel_size > 1,
-            "--lora-rank: not with --tensor-model-parallel-size or --expert-model-parallel-size, whose layers are cut; "
-            "data-parallel ranks share the model's weights (--data-parallel-sharding-strategy optim_grads_params)",
         ),
     ]
 

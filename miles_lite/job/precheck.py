@@ -35,7 +35,7 @@ def check_inputs(config: Config) -> None:
     model = check_folders(config)
     check_head(model)
     limit = prompt_limit(model, config)
-    check_hooks(hooks_of(config.rollouts, config.rewards, config.session, config.algorithm))
+    check_hooks(hooks_of(config.rollouts, config.rewards, config.evaluation, config.session, config.algorithm))
     if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
         load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:

@@ -20,7 +20,7 @@ from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
-from miles_lite.observe.terminal import eval_line
+from miles_lite.observe.terminal import eval_line, gap_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.plots import reward_curve
 from miles_lite.rollout import dump
@@ -74,6 +74,8 @@ class TrainingRun(Run):
         self._log.metrics(times | {names.TRAIN_TIME: ended - began}, rollout_id, names.ROLLOUT_STEP)
         rest = {name: metrics[name] for name in metrics.keys() - times.keys()}
         self._log.metrics(rest, rollout_id, names.TRAIN_STEP)
+        if rollout_id == self.first and (warning := gap_line(rest)) is not None:
+            self._log.progress.say(warning)
 
     def sync(self, version: int) -> None:
         """Bring every engine to the trainer's weights, as `version`."""

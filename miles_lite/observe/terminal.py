@@ -30,6 +30,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 """Title, metric, format. A metric that the step did not log leaves its column out."""
 
 
+LARGE_GAP = 0.1
+"""Nats between trainer and engine, on average, that rounding does not explain, also of bfloat16."""
+
+
 def step_line(step: int, *, total: int, metrics: Mapping[str, float]) -> str:
     """`step  3/60  reward 0.412  zero-std 25% ...` from everything that step `step` (counted from 1) logged."""
     shown = [f"{title} {form(metrics[name])}" for title, name, form in COLUMNS if name in metrics]
@@ -40,3 +44,14 @@ def eval_line(step: int, *, total: int, metrics: Mapping[str, float], datasets: 
     """`eval  3/60  held_out 0.412`: the mean reward of each of `datasets`, `step` training steps in."""
     shown = [f"{name} {metrics[names.heldout(name)]:.3f}" for name in datasets if names.heldout(name) in metrics]
     return "  ".join([f"eval {step:>{len(str(total))}}/{total}", *shown])
+
+
+def gap_line(metrics: Mapping[str, float]) -> str | None:
+    """What is to be said of a training step on whose tokens trainer and engines should have agreed, and did not."""
+    gap = metrics.get(names.NUMERICS_GAP, 0.0)
+    if gap < LARGE_GAP:
+        return None
+    return (
+        f"warning: of the same ids and weights, trainer and engines say logprobs that differ by {gap:.2f} nats on "
+        "average: they do not compute the same model. See 'Tokens differ' in docs/debug.md"
+    )

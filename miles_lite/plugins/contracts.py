@@ -6,6 +6,7 @@ A function is one of theirs when its first parameter is named `args`. Invariant:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
@@ -146,6 +147,26 @@ def generate(theirs: Function) -> Function:
     return act
 
 
+def whole(theirs: Function) -> Function:
+    """`(args, rollout_id, data_source, evaluation=False)`, plain (then it runs in a thread) or async, as
+    `hooks.RolloutFunction`; or a class, made once with an object that has `args` and `data_source`, and called with one
+    that has `rollout_id` and `evaluation`."""
+    made: list[Function] = []
+
+    async def roll(args: Any, rollout_id: int, data_source: Any, /, *, evaluation: bool = False) -> Any:
+        function, given = theirs, (args, rollout_id, data_source)
+        more: dict[str, Any] = {"evaluation": evaluation}
+        if isinstance(theirs, type):
+            made.extend([] if made else [theirs(SimpleNamespace(args=args, data_source=data_source))])
+            asked = SimpleNamespace(rollout_id=rollout_id, evaluation=evaluation)
+            function, more = (lambda: made[0](asked)), {}
+            given = ()  # type: ignore[assignment]
+        answer = await asyncio.to_thread(function, *given, **more)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return roll
+
+
 def reach(router_url: str) -> SimpleNamespace:
     """`args`, with where the run's router is."""
     args = field_args.current()
@@ -160,6 +181,8 @@ CONTRACTS: Mapping[str, Callable[[Function], Function]] = {
     "--custom-reward-post-process-path": post_process,
     "--custom-tis-function-path": importance,
     "--custom-generate-function-path": generate,
+    "--rollout-function-path": whole,
+    "--eval-function-path": whole,
 }
 
 
@@ -168,14 +191,16 @@ def adapted(hook: Function, *, flag: str) -> Function | None:
     if flag not in CONTRACTS or not is_theirs(hook):
         return None
     ours = CONTRACTS[flag](hook)
-    if (waits := inspect.iscoroutinefunction(ours)) != inspect.iscoroutinefunction(hook):
+    if CONTRACTS[flag] is not whole and (waits := inspect.iscoroutinefunction(ours)) != inspect.iscoroutinefunction(
+        hook
+    ):
         raise UserError(f"{flag}: {hook.__name__}(args, ...) must be {'`async def`' if waits else 'a plain `def`'}")
     return ours
 
 
 def is_theirs(hook: Function) -> bool:
-    """Whether its first parameter is `args`."""
-    return next(iter(inspect.signature(hook).parameters), None) == "args"
+    """Whether its first parameter is `args`; a class is always one of theirs."""
+    return isinstance(hook, type) or next(iter(inspect.signature(hook).parameters), None) == "args"
 
 
 prepare = stand_ins.install

@@ -19,6 +19,8 @@ WEIGHT_VERSION = "rollout/weight_version/min"
 
 LOGPROB_GAP = "train/train_rollout_logprob_abs_diff"
 LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
+NUMERICS_GAP = "train/logprob_gap/numerics"
+"""Of tokens for which trainer and engines have computed the same."""
 
 ROLLOUT_TIME = "perf/rollout_time"
 TRAIN_TIME = "perf/train_time"

@@ -22,6 +22,8 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from miles_lite.errors import Where
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -41,19 +43,19 @@ CALLER: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller",
 
 
 class AgentError(RuntimeError):
-    """What became of a function that did not end as functions do. `label` names it."""
-
-    def __init__(self, label: str, message: str) -> None:
-        super().__init__(message)
-        self.label = label
+    """What became of a function that did not end as functions do."""
 
 
 class OutOfTimeError(Exception):
     """A function took longer than it may."""
 
+    where = Where.TIMEOUT
+
 
 class LoopLostError(RuntimeError):
     """Another function's blocking took the loop away from this one, which may run again."""
+
+    where = Where.CANCELLED
 
 
 class _Broken(BaseException):
@@ -118,7 +120,7 @@ class AgentLoop:
             for other, waiting in self._calls.items():
                 if other is not caller and not waiting.done():
                     waiting.get_loop().call_soon(_fail, waiting)
-        raise AgentError("blocked_loop", f"it blocked the event loop in {where}: use asyncio.to_thread for what waits")
+        raise AgentError(f"it blocked the event loop in {where}: use asyncio.to_thread for what waits")
 
 
 class _Turning:
@@ -212,13 +214,13 @@ async def _act(work: Callable[[], Awaitable[T]], caller: Caller) -> T:
     except asyncio.CancelledError:
         if task.cancelling():
             raise
-        raise AgentError("CancelledError", "it raised CancelledError, though nobody cancelled it") from None
+        raise AgentError("it raised CancelledError, though nobody cancelled it") from None
     except _Broken:
-        raise AgentError("blocked_loop", "it was interrupted") from None
+        raise AgentError("it blocked the event loop and was interrupted") from None
     except BaseException as error:  # SystemExit, and what is to pass any `except Exception`: Rust's panics
         if isinstance(error, Exception) or not running.done():  # not done: this coroutine is being closed
             raise
-        raise AgentError(type(error).__name__, f"it raised {error!r}: a rollout ends by returning") from None
+        raise AgentError(f"it raised {error!r}: a rollout ends by returning") from None
     finally:
         if os.getpid() != process:
             os._exit(0)

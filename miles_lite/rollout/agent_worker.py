@@ -1,8 +1,8 @@
 """AgentWorker: a long-lived Ray actor that runs users' agent functions, many at once, and collects their tokens.
 
 Invariant: a rollout never raises. Whatever the agent, the reward or the session does becomes a `Rollout` with a
-status, an error label and the samples that could be collected. Users' code runs in a loop of its own, so that it cannot
-keep this actor from answering.
+status, where and why it broke, and the samples that could be collected. Users' code runs in a loop of its own, so that
+it cannot keep this actor from answering.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import ray
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
 from miles_lite.environments import single_turn
-from miles_lite.errors import plain
+from miles_lite.errors import Where, plain
 from miles_lite.hooks import Environment, named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
-from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
+from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
+from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import load_environment
 from miles_lite.rollout.judging import Judging
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.rollout.rewards.answer import Ask, RewardError
+from miles_lite.rollout.rewards.answer import Ask
 from miles_lite.rollout.stored import Stored
-from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.sample import Failure, Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.traces import atraj
 
@@ -94,7 +95,7 @@ class AgentWorker:
         """Run one agent to its end, its time limit or its failure; its record and its samples. Never raises."""
         for _ in range(LOOP_ATTEMPTS):
             rollout, samples = await self._run(task)
-            if rollout.error != LoopLostError.__name__:
+            if rollout.failure is None or rollout.failure.where is not Where.CANCELLED:
                 break
         return rollout, samples
 
@@ -110,11 +111,11 @@ class AgentWorker:
                 rollout.finished_at = time.time()
                 samples = generated or await self._collect(client, session_id)
                 rollout.samples = [sample.record() for sample in samples]
-                _settle(rollout)
+                _settle(rollout, await client.failure(session_id))
                 if self._config.logging.trajectory_dir is not None:
                     await self._keep(rollout, task, await client.turns(session_id), session_id)
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
-            _fail(rollout, error)
+            _fail(rollout, error, at=Where.SESSION)
         finally:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout, samples
@@ -155,8 +156,10 @@ class AgentWorker:
             "tools": task.prompt.tools,
         }
         metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
+        at = Where.AGENT
 
         async def act() -> float | None:
+            nonlocal at
             info = await environment.agent(
                 base_url=base_url,
                 api_key=api_key,
@@ -170,7 +173,7 @@ class AgentWorker:
             generated.extend(rollout.metadata.pop(contracts.GENERATED, ()))
             reported = agent_report(rollout.metadata)
             rollout.spans.model, rollout.spans.tool = reported.get(MODEL_TIME), reported.get(TOOL_TIME)
-            judged = time.monotonic()
+            at, judged = Where.REWARD, time.monotonic()
             reward = await judging.reward(rollout, task.prompt, evaluation=task.evaluation, ask=ask)
             rollout.spans.reward = time.monotonic() - judged
             return reward
@@ -178,10 +181,9 @@ class AgentWorker:
         try:
             rollout.reward = await self._agents.run(act, timeout=limit)
         except OutOfTimeError:
-            rollout.status, rollout.error = Status.ABORTED, "timeout"
-            rollout.metadata["error_detail"] = f"the agent did not finish within {limit:.0f} s (--rollout-timeout)"
+            rollout.fail(Where.TIMEOUT, f"the {at} function did not finish within {limit:.0f} s (--rollout-timeout)")
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
-            _fail(rollout, error)
+            _fail(rollout, error, at=at)
         return generated
 
     def _asking(self, task: Task) -> Ask:
@@ -206,7 +208,7 @@ class AgentWorker:
             "rollout_index": rollout.index,
             "group_index": rollout.group_index,
             "status": rollout.status,
-            "error": rollout.error,
+            "failure": None if rollout.failure is None else dataclasses.asdict(rollout.failure),
             "prompt": dataclasses.asdict(task.prompt),
         }
         made = atraj.build(turns, reward=rollout.reward, metadata=metadata)
@@ -239,37 +241,32 @@ async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
         ray.cancel(running)
         raise
     except ray.exceptions.RayActorError as error:
-        return _failed(task, "agent_worker_died", str(error))
+        return _lost(task, f"the agent worker died: {error}")
     except ray.exceptions.RayError as error:
-        return _failed(task, type(plain(error)).__name__, f"what the agent returned is lost: {plain(error)}")
+        return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
     rollout.stored = Stored(samples) if rollout.samples else None
     return rollout
 
 
-def _failed(task: Task, error: str, detail: str) -> Rollout:
-    rollout = Rollout(index=task.rollout_index, group_index=task.group_index, status=Status.FAILED, error=error)
-    rollout.metadata["error_detail"] = detail
+def _lost(task: Task, why: str) -> Rollout:
+    rollout = Rollout(index=task.rollout_index, group_index=task.group_index)
+    rollout.fail(Where.AGENT, why)
     rollout.started_at = rollout.finished_at = time.time()
     return rollout
 
 
-def _settle(rollout: Rollout) -> None:
-    """Derive the rollout's status from its samples, unless the agent failed."""
-    if rollout.status is not Status.PENDING:
-        return
-    if not rollout.samples:
-        rollout.status, rollout.error, rollout.reward = Status.FAILED, "no_samples", None
-    elif any(sample.ends_cut for sample in rollout.samples):
-        rollout.status = Status.TRUNCATED
-    else:
-        rollout.status = Status.COMPLETED
+def _settle(rollout: Rollout, failure: Failure | None) -> None:
+    """Derive the rollout's status from its samples, and from what its session knows to have let the agent down: a
+    harness may raise an error of its own for that, or none."""
+    if failure is not None and (rollout.failure is None or rollout.failure.where is Where.AGENT):
+        rollout.fail(failure.where, failure.why)
+    elif rollout.failure is None and not rollout.samples:
+        rollout.fail(Where.AGENT, "its session has no samples: it asked the model nothing")
+    elif rollout.failure is None:
+        cut = any(sample.ends_cut for sample in rollout.samples)
+        rollout.status = Status.TRUNCATED if cut else Status.COMPLETED
 
 
-def _fail(rollout: Rollout, error: Exception) -> None:
-    rollout.status, rollout.reward = Status.FAILED, None
-    rollout.error = error.label if isinstance(error, AgentError | RewardError) else type(error).__name__
-    try:
-        detail = str(error)
-    except Exception:  # noqa: BLE001 - what users' code raises may not even say what it is
-        detail = "its message cannot be printed"
-    rollout.metadata["error_detail"] = detail[:2000]
+def _fail(rollout: Rollout, error: Exception, *, at: Where) -> None:
+    failure = failure_of(error, at=at)
+    rollout.fail(failure.where, failure.why)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from miles_lite.errors import UserError, writing
-from miles_lite.sample import Group, Held, Rollout, Sample, Status
+from miles_lite.errors import UserError, Where, writing
+from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Status
 
 ARRAYS = {
     "tokens": "tokens",
@@ -78,7 +78,7 @@ def _told(group: Group, rollout: Rollout) -> dict[str, Any]:
         "prompt": group.prompt,
         "reward": rollout.reward,
         "rollout_status": rollout.status.value,
-        "error": rollout.error,
+        "failure": None if rollout.failure is None else [rollout.failure.where.value, rollout.failure.why],
         "rollout_metadata": rollout.metadata,
     }
 
@@ -98,7 +98,7 @@ def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
         stored=Held(samples) if samples else None,
         reward=told["reward"],
         status=Status(told["rollout_status"]),
-        error=told["error"],
+        failure=None if told["failure"] is None else Failure(Where(told["failure"][0]), told["failure"][1]),
         metadata=told["rollout_metadata"],
     )
 

@@ -6,11 +6,30 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from miles_lite.sample import Group
+from miles_lite.errors import FAILURES, Where
+from miles_lite.sample import Failure, Group
+
+LONGEST = 2000
+"""Characters of an error that are kept."""
+
+
+def failure_of(error: BaseException, *, at: Where) -> Failure:
+    """What `error` makes of a rollout: where it, or an error behind it, says that it broke (`where`), else `at`."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - what users' code raises may not even say what it is
+        said = "its message cannot be printed"
+    behind: BaseException | None = error
+    while behind is not None:
+        where = getattr(behind, "where", None)
+        if isinstance(where, str) and where in FAILURES:
+            return Failure(Where(where), f"{type(error).__name__}: {said}"[:LONGEST])
+        behind = behind.__cause__
+    return Failure(at, f"{type(error).__name__}: {said}"[:LONGEST])
 
 
 def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:
-    """Append the error and its detail of every failed or aborted rollout of a step to `path`."""
+    """Append where and why every failed rollout of a step broke to `path`."""
     lines = [
         json.dumps(
             {
@@ -18,13 +37,13 @@ def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:
                 "rollout": rollout.index,
                 "prompt_row": group.prompt.get("row"),
                 "status": rollout.status,
-                "error": rollout.error,
-                "detail": rollout.metadata.get("error_detail"),
+                "where": rollout.failure.where,
+                "why": rollout.failure.why,
             }
         )
         for group in groups
         for rollout in group.rollouts
-        if rollout.error
+        if rollout.failure
     ]
     if lines:
         with path.open("a", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """One rollout step: start prompt groups, run their agents, filter, refill, and account for every prompt.
 
 Invariant, per run: prompts started = trained + filtered + failed + unused + in flight, and in flight is 0 whenever no
-step is running. A bad rollout is data: it has a status, a reason, and a policy (`--none-reward-policy`).
+step is running. A failed rollout has no reward, whatever `--none-reward-policy` makes of one that ended without any.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.sample import FAILURES, Group, Rollout
+from miles_lite.sample import Group, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ class Generator:
         step.finished.append(group)
         self._apply_reward_policy(group)
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
-        self.accounts.rollouts_failed += sum(rollout.status in FAILURES for rollout in failed)
-        reasons = Counter(rollout.error or "none_reward" for rollout in failed)
+        self.accounts.rollouts_failed += sum(rollout.failure is not None for rollout in failed)
+        reasons = Counter(str(rollout.failure.where) if rollout.failure else "none_reward" for rollout in failed)
         for reason, count in reasons.items():
             self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
         if len(failed) == len(group.rollouts):
@@ -149,12 +149,13 @@ class Generator:
             if rollout.reward is not None or policy == "drop":
                 continue
             if policy == "error":
-                detail = rollout.metadata.get("error_detail", "the agent and reward functions gave none")
+                why = rollout.failure or "the agent and reward functions gave none"
                 raise UserError(
-                    f"rollout {rollout.index} has no reward ({rollout.error or 'None'}: {detail}) and "
-                    "--none-reward-policy is error. Use drop or zero to train without it."
+                    f"rollout {rollout.index} has no reward ({why}) and --none-reward-policy is error. "
+                    "Use drop or zero to train without it."
                 )
-            rollout.reward = 0.0
+            if rollout.failure is None:
+                rollout.reward = 0.0
 
     def _gave_up(self, step: Step) -> None:
         what = ", ".join(f"{reason} x{count}" for reason, count in step.dropped.most_common()) or "nothing dropped"
@@ -163,8 +164,8 @@ class Generator:
             f"({REFILL_FACTOR}x the batch): {what}."
         )
         if not step.groups:
-            details = [r.metadata.get("error_detail", r.error) for g in step.finished for r in g.rollouts if r.error]
-            first = f"\n  first failure: {details[0]}" if details else ""
+            failures = [rollout.failure for group in step.finished for rollout in group.rollouts if rollout.failure]
+            first = f"\n  first failure: {failures[0]}" if failures else ""
             raise UserError(f"a rollout kept no group to train on: {message}{first}")
         log.warning("training on fewer groups than asked: %s", message)
 

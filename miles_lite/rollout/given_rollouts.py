@@ -4,23 +4,17 @@
     with evaluation=True: {dataset: {"rewards": [...], "truncated": [...]}}, or an object with `data`
 
 Invariant: prompts started = trained + failed + unused, as of a `Generator`; samples are checked before they are kept.
-A class is made with an object that has `args` and `data_source`, and called with one that has `rollout_id` and
-`evaluation`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import SimpleNamespace
-from typing import Any, cast
 
 from miles_lite.config.rollouts import Rollouts
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, Where
+from miles_lite.hooks import RolloutFunction, load_hook
 from miles_lite.plugins import contracts, field_args
 from miles_lite.plugins.field_sample import Sample, to_own
-from miles_lite.process.user_code import load_named
 from miles_lite.rollout.generate import Accounts, Step
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import number_in
@@ -63,15 +57,14 @@ class GivenRollouts:
         options: Rollouts,
         *,
         take: Callable[[], Prompt],
-        accounts: Accounts,
         key: str,
         router_url: Callable[[], str],
     ) -> None:
         """`key`: of a reward in an object; `router_url`: once it runs. Raises UserError."""
-        self.accounts, self.step = accounts, Step()
+        self.accounts, self.step = Accounts(), Step()
         self._path, self._options, self._key, self._router_url = path, options, key, router_url
         self._source = FieldDataSource(take, options.n_samples_per_prompt)
-        self._function = load(path, flag=ROLLOUT_FLAG, source=self._source)
+        self._function: RolloutFunction = load_hook(path, flag=ROLLOUT_FLAG)
         self._steps = 0
 
     async def run(self, check: Callable[[], None]) -> Step:
@@ -80,7 +73,7 @@ class GivenRollouts:
         contracts.reach(self._router_url())
         self.step = step = Step()
         before = self._source.dealt
-        answer = await called(self._function, self._source, self._steps, evaluation=False)
+        answer = await self._function(field_args.current(), self._steps, self._source, evaluation=False)
         self._steps += 1
         told = getattr(answer, "samples", answer)
         try:
@@ -106,7 +99,7 @@ class GivenRollouts:
     def _rollout(self, place: int, group_index: int, sample: Sample) -> Rollout:
         index = group_index * self._options.n_samples_per_prompt + place if sample.index is None else sample.index
         own = to_own(sample, temperature=self._options.rollout_temperature, version=0)
-        return Rollout(
+        rollout = Rollout(
             index=index,
             group_index=group_index,
             samples=[own.record()],
@@ -115,29 +108,15 @@ class GivenRollouts:
             status=Status(sample.status.value),
             metadata={**sample.metadata, "response": sample.response},
         )
-
-
-def load(path: str, *, flag: str, source: FieldDataSource | None) -> Callable[..., Any]:
-    """The function at `path`; of a class, one of its kind. Raises UserError."""
-    contracts.prepare()
-    found: Any = load_named(path, given_as=flag)
-    if not isinstance(found, type):
-        return cast("Callable[..., Any]", found)
-    made: Any = cast(Any, found)(SimpleNamespace(args=field_args.current(), data_source=source))
-    return lambda args, rollout_id, data_source, evaluation=False: made(
-        SimpleNamespace(rollout_id=rollout_id, evaluation=evaluation)
-    )
-
-
-async def called(function: Callable[..., Any], source: FieldDataSource | None, step: int, *, evaluation: bool) -> Any:
-    """What it gives; a plain function runs in a thread."""
-    answer = await asyncio.to_thread(function, field_args.current(), step, source, evaluation=evaluation)
-    return await answer if inspect.isawaitable(answer) else answer
+        if rollout.status in (Status.ABORTED, Status.FAILED):
+            rollout.fail(Where.AGENT, f"{ROLLOUT_FLAG}: its status is {rollout.status}")
+        return rollout
 
 
 async def evaluated(path: str, step: int) -> dict[str, float]:
     """The mean reward of each dataset that the function at `path` evaluates; none is 0. Raises UserError."""
-    answer = await called(load(path, flag=EVAL_FLAG, source=None), None, step, evaluation=True)
+    function: RolloutFunction = load_hook(path, flag=EVAL_FLAG)
+    answer = await function(field_args.current(), step, None, evaluation=True)
     told = getattr(answer, "data", answer)
     parts = list(told.values()) if isinstance(told, Mapping) else [None]
     if not all(isinstance(each, Mapping) and "rewards" in each for each in parts):

@@ -93,6 +93,7 @@ class RolloutManager:
         self._before_step: tuple[int, dict[str, Any]] = (-1, {})
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
+        self._given: GivenRollouts | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -105,7 +106,14 @@ class RolloutManager:
         self._eval_sets = {
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
-        self._generator = self._rolling()
+        self._generator = Generator(
+            self._config.rollouts,
+            take_prompt=self._source.take,
+            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
+            filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
+            accounts=self._accounts,
+        )
+        self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
         options = self._config.evaluation
         held_out = sum(len(prompts) * options.samples(name) for name, prompts in self._eval_sets.items())
@@ -117,32 +125,23 @@ class RolloutManager:
             rollouts_per_epoch=max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
         )
 
-    def _rolling(self) -> Generator | GivenRollouts:
-        options, take = self._config.rollouts, self._source.take
-        if options.rollout_function_path is not None:
-            key = self._config.rewards.key(evaluation=False)
-            path = options.rollout_function_path
-            return GivenRollouts(
-                path,
-                options,
-                take=take,
-                accounts=self._accounts,
-                key=key,
-                router_url=lambda: self._stack.router_url,
-            )
-        return Generator(
-            options,
-            take_prompt=take,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(options)),
-            filter_function=load_filter(options.dynamic_sampling_filter_path),
-            accounts=self._accounts,
+    def _given_rollouts(self) -> GivenRollouts | None:
+        path = self._config.rollouts.rollout_function_path
+        if path is None:
+            return None
+        return GivenRollouts(
+            path,
+            self._config.rollouts,
+            take=self._source.take,
+            key=self._config.rewards.key(evaluation=False),
+            router_url=lambda: self._stack.router_url,
         )
 
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, and compute metrics."""
         began = time.time()
         self._before_step = (rollout_id, self._state())
-        step = await self._generator.run(self._check_alive)
+        step = await (self._given or self._generator).run(self._check_alive)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, step.finished)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
@@ -199,7 +198,7 @@ class RolloutManager:
 
     async def accounts(self) -> dict[str, int]:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts)
+        return dataclasses.asdict(self._accounts if self._given is None else self._given.accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.

@@ -1,22 +1,23 @@
 """Metrics of a rollout, computed from its groups before anything reaches the trainer.
 
 Invariant: every function is pure, and no reward, metadata value or missing field makes one raise: a metric whose data
-is absent is left out. Statistics are over rollouts (agent executions), never over the samples a rollout fans out to.
+is absent is left out. Statistics are over rollouts (agent executions) that were judged, never over the samples a
+rollout fans out to: what failed is counted, and changes no statistic of the others.
 Shares named `*_ratio` and `*_percentage` lie in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
 from miles_lite.rollout.judging import CATEGORY
-from miles_lite.sample import FAILURES, Group, Rollout, SampleRecord, Status
+from miles_lite.sample import Group, Rollout, SampleRecord, Status
 
 Metrics = dict[str, float]
 
@@ -32,7 +33,10 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
     groups             what the trainer gets
     unfiltered_groups  what was run to get it: `groups`, and those that filters dropped or that failed
     """
+    found = {**failure_metrics(unfiltered_groups), **mismatch_metrics(unfiltered_groups)}
+    groups, unfiltered_groups = judged(groups), judged(unfiltered_groups)
     return {
+        **found,
         **reward_metrics(groups, unfiltered_groups),
         **_spread("rollout/response_len", [rollout.trained_tokens for rollout in _rollouts(groups)]),
         **_present("rollout/truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
@@ -40,8 +44,6 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **_under("rollout/zero_std_unfiltered/", zero_std(unfiltered_groups)),
         **_present("rollout/zero_std_ratio", _share(map(_no_gradient, groups))),
         **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
-        **failure_metrics(unfiltered_groups),
-        **mismatch_metrics(unfiltered_groups),
         **weight_version_metrics(groups),
         **agent_metrics(groups),
         **named_reward_metrics(groups),
@@ -49,10 +51,13 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
 
 
 def eval_metrics(name: str, groups: Sequence[Group]) -> Metrics:
-    """The metrics of one held-out dataset; a rollout without a reward counts as 0 in `eval/<name>`."""
-    rewards = [number(rollout.reward) for rollout in _rollouts(groups)]
+    """The metrics of one held-out dataset; a rollout that ended without a reward counts as 0 in `eval/<name>`."""
     prefix = f"eval/{name}"
+    failed = _share(rollout.failure is not None for rollout in _rollouts(groups))
+    groups = judged(groups)
+    rewards = [number(rollout.reward) for rollout in _rollouts(groups)]
     return {
+        **_present(f"{prefix}-failed_ratio", failed),
         **_present(prefix, _mean([0.0 if reward is None else reward for reward in rewards])),
         **_present(f"{prefix}-none_reward_ratio", _share(reward is None for reward in rewards)),
         **_present(f"{prefix}-truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
@@ -105,18 +110,20 @@ def zero_std(groups: Iterable[Group]) -> Metrics:
     }
 
 
-def failure_metrics(groups: Sequence[Group]) -> Metrics:
-    """Rollouts that ended without a reward, failed or aborted, and how many of the last two for which reason.
+def judged(groups: Iterable[Group]) -> list[Group]:
+    """The groups without their failed rollouts, and without those of which nothing else is left."""
+    return [replace(group, rollouts=group.judged) for group in groups if group.judged or not group.rollouts]
 
-    The reason is what stands before the first colon of `Rollout.error`, as a word: "timeout: 600 s" is `timeout`.
-    """
+
+def failure_metrics(groups: Sequence[Group]) -> Metrics:
+    """Rollouts that ended without a reward, failed or aborted, and how many of the last two broke where."""
     rollouts = _rollouts(groups)
-    reasons = Counter(_reason(rollout) for rollout in rollouts if rollout.status in FAILURES)
+    counts = Counter(rollout.failure.where for rollout in rollouts if rollout.failure is not None)
     return {
         **_present("rollout/none_reward_ratio", _share(number(rollout.reward) is None for rollout in rollouts)),
         **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),
         **_present("rollout/aborted_ratio", _share(rollout.status is Status.ABORTED for rollout in rollouts)),
-        **{f"rollout/failed/count_{reason}": float(count) for reason, count in sorted(reasons.items())},
+        **{f"rollout/failed/count_{where}": float(count) for where, count in sorted(counts.items())},
     }
 
 
@@ -154,18 +161,16 @@ def agent_metrics(groups: Sequence[Group]) -> Metrics:
 def pass_rates(groups: Iterable[Group]) -> Metrics:
     """`pass@k` for k = 1, 2, 4, ... up to the group size n; correct means reward == 1.
 
-    The unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374), averaged over groups.
-    Groups with fewer rollouts than the largest one are left out; groups of one say nothing.
+    The unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374), averaged over the
+    groups of k rollouts and more. Where no group has two they say nothing.
     """
     solved = [[number(reward) == 1.0 for reward in group.rewards] for group in groups]
     size = max(map(len, solved), default=0)
-    correct = [sum(marks) for marks in solved if len(marks) == size]
-    if size <= 1:
-        return {}
-    ks = [2**power for power in range(size.bit_length()) if 2**power <= size]
-    return {
-        f"pass@{k}": sum(1.0 - math.comb(size - c, k) / math.comb(size, k) for c in correct) / len(correct) for k in ks
-    }
+    rates = {}
+    for k in (2**power for power in range(size.bit_length()) if size > 1):
+        correct = [(len(marks), sum(marks)) for marks in solved if len(marks) >= k]
+        rates[f"pass@{k}"] = sum(1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in correct) / len(correct)
+    return rates
 
 
 def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
@@ -202,11 +207,6 @@ def _mismatches(sample: SampleRecord) -> set[str] | None:
 
 def _truncated(rollout: Rollout) -> bool:
     return rollout.status is Status.TRUNCATED or any(sample.ends_cut for sample in rollout.samples)
-
-
-def _reason(rollout: Rollout) -> str:
-    words = re.sub(r"[^a-z0-9]+", "_", (rollout.error or "").partition(":")[0].lower()).strip("_")
-    return words[:40] or "unknown"
 
 
 def _versions(rollout: Rollout) -> set[int]:

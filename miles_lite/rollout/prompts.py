@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Protocol, overload
 
 from miles_lite.config.eval_sets import metadata_of
@@ -138,13 +140,22 @@ class Source(Protocol):
     """Deals prompts without end."""
 
     @property
+    def prompts(self) -> Sequence[Prompt]:
+        """All of them, in the order of their files."""
+
+    @property
     def skipped(self) -> int:
         """Prompts that were left out so far."""
 
     def __len__(self) -> int:
         """Prompts of an epoch."""
 
-    def take(self) -> Prompt: ...
+    def draw(self) -> int:
+        """The number of the next of `prompts`. Raises UserError when none fits."""
+
+    def take(self) -> Prompt:
+        """The next prompt."""
+
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
 
@@ -175,21 +186,25 @@ class DataSource:
 
     def take(self) -> Prompt:
         """The next prompt; wraps into the next epoch, however small the file. Raises UserError when none fits."""
+        return self._prompts[self.draw()]
+
+    def draw(self) -> int:
+        """The number of the next of `prompts`."""
         for _ in range(len(self._prompts) + 1):
-            prompt = self._next()
-            if self._fits is None or self._fits(prompt):
-                return prompt
+            number = self._next()
+            if self._fits is None or self._fits(self._prompts[number]):
+                return number
             self.skipped += 1
         raise UserError("--overlong-prompts skip: every prompt of --prompt-data is too long; raise the limit")
 
-    def _next(self) -> Prompt:
+    def _next(self) -> int:
         if self._offset >= len(self._order):
             self._epoch += 1
             self._offset = 0
             self._order = self._order_of(self._epoch)
-        prompt = self._prompts[self._order[self._offset]]
+        number = self._order[self._offset]
         self._offset += 1
-        return prompt
+        return number
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "offset": self._offset, "prompts": len(self._prompts)}
@@ -223,9 +238,10 @@ class Mixture:
         total = sum(weight for _, weight in parts)
         self._shares = [weight / total for _, weight in parts]
         self._dealt = [0] * len(parts)
+        self.prompts = Concatenated([part.prompts for part in self._parts])
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return len(self.prompts)
 
     @property
     def skipped(self) -> int:
@@ -233,14 +249,18 @@ class Mixture:
 
     def take(self) -> Prompt:
         """The next prompt. Raises UserError."""
+        return self.prompts[self.draw()]
+
+    def draw(self) -> int:
+        """The number of the next of `prompts`."""
         dealt = sum(self._dealt) + 1
         behind = [share * dealt - count for share, count in zip(self._shares, self._dealt, strict=True)]
         at = behind.index(max(behind))
         self._dealt[at] += 1
-        return self._parts[at].take()
+        return self.prompts.begins[at] + self._parts[at].draw()
 
     def state(self) -> dict[str, Any]:
-        return {"parts": [part.state() for part in self._parts], "dealt": self._dealt}
+        return {"parts": [part.state() for part in self._parts], "dealt": list(self._dealt)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`. Raises UserError when the sources are others."""
@@ -249,6 +269,27 @@ class Mixture:
         for part, told in zip(self._parts, state["parts"], strict=True):
             part.restore(told)
         self._dealt = list(state["dealt"])
+
+
+class Concatenated(Sequence[Prompt]):
+    """The prompts of several sources, one behind the other; `begins`: where each begins."""
+
+    def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
+        self._parts = parts
+        self.begins = [0, *accumulate(map(len, parts))][:-1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Prompt]: ...
+    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(len(self))[at]]
+        part = bisect_right(self.begins, at) - 1
+        return self._parts[part][at - self.begins[part]]
 
 
 def open_source(options: Data, *, fits: Callable[[Prompt], bool] | None = None) -> Source:

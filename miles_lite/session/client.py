@@ -14,9 +14,10 @@ from types import TracebackType
 import aiohttp
 import orjson
 
+from miles_lite.errors import Where
 from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
-from miles_lite.sample import Sample
+from miles_lite.sample import Failure, Sample
 from miles_lite.session.samples.sample_file import decode_samples
 
 RESTART_SECONDS, RETRY_PAUSE = 10.0, 0.25
@@ -25,6 +26,8 @@ RESTART_SECONDS, RETRY_PAUSE = 10.0, 0.25
 
 class SessionError(RuntimeError):
     """The session server refused or failed."""
+
+    where = Where.SESSION
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -92,6 +95,11 @@ class SessionClient:
     async def describe(self, session_id: str) -> JsonObject:
         """Turns, leaves and counts of a session, for people."""
         return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}")))
+
+    async def failure(self, session_id: str) -> Failure | None:
+        """Where and why the session's last call broke; None where it was answered, or was wrong itself."""
+        told = (await self.describe(session_id)).get("failure")
+        return None if told is None else Failure(Where(told["where"]), told["why"])
 
     async def turns(self, session_id: str) -> JsonObject:
         """Every turn with its messages and ids: what `atraj.build` takes."""

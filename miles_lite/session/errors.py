@@ -5,7 +5,11 @@ Invariant: every error leaves as JSON in OpenAI's shape, `{"error": {"message", 
 
 from __future__ import annotations
 
+from miles_lite.errors import Where
 from miles_lite.process.json_types import JsonObject
+from miles_lite.sample import Failure
+
+ENGINE_UNREACHABLE = "engine_unreachable"
 
 
 class ApiError(Exception):
@@ -52,4 +56,12 @@ def journal_failed(error: Exception) -> ApiError:
 
 
 def upstream_failed(message: str) -> ApiError:
-    return ApiError(502, message, code="engine_unreachable")
+    return ApiError(502, message, code=ENGINE_UNREACHABLE)
+
+
+def failure_of(error: BaseException | None) -> Failure | None:
+    """What let a call down; None where it was answered, or was wrong itself or let go."""
+    if error is None or (isinstance(error, ApiError) and error.status < 500):
+        return None
+    unreachable = isinstance(error, ApiError) and error.code == ENGINE_UNREACHABLE
+    return Failure(Where.ENGINE if unreachable else Where.SESSION, str(error) or type(error).__name__)

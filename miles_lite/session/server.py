@@ -15,6 +15,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from miles_lite.config.engines import Engines, Routing
+from miles_lite.config.places import Hosts
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError, writing
 from miles_lite.model_folder import fingerprint
@@ -37,11 +39,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSpec:
-    """What a session server needs to know. `port` None: any free one. `call_seconds` bounds one engine call.
-    `admin_key` is what opening a session takes; None: nothing.
+    """What a session server needs to know.
 
-    `routed_experts`: the engines return them, and samples carry them. `secret` makes the sessions' keys where there is
-    no journal to keep one.
+    `port` None: any free one. `admin_key` is what opening a session takes; None: nothing. `routing` bounds one engine
+    call. `engines`: how they were started; where they return routed experts, samples carry them. `secret` makes the
+    sessions' keys where there is no journal to keep one.
 
     `keep_alive_seconds` is the longest silence of a stream. Without `run_dir` and --session-journal-dir there is no
     journal.
@@ -50,19 +52,16 @@ class SessionSpec:
     index: int
     model_path: str
     router_url: str
-    bind_host: str
-    advertise_host: str
-    port: int | None
-    options: SessionOptions
     context_length: int
-    call_seconds: float = 600.0
+    options: SessionOptions = field(default_factory=SessionOptions)
+    hosts: Hosts = field(default_factory=Hosts)
+    routing: Routing = field(default_factory=Routing)
+    engines: Engines = field(default_factory=Engines)
+    port: int | None = None
     keep_alive_seconds: float = 15.0
     run_dir: str | None = None
-    routed_experts: bool = False
     secret: str = field(default="", repr=False)
     admin_key: str | None = field(default=None, repr=False)
-    reasoning_parser: str | None = None
-    tool_call_parser: str | None = None
 
 
 class SessionServer:
@@ -86,8 +85,8 @@ class SessionServer:
                 EngineCalls(
                     spec.router_url,
                     retry_seconds=spec.options.session_retry_seconds,
-                    call_seconds=spec.call_seconds,
-                    expert_layers=expert_layers(spec.model_path) if spec.routed_experts else 0,
+                    call_seconds=spec.routing.router_timeout,
+                    expert_layers=expert_layers(spec.model_path) if spec.engines.returns_experts else 0,
                 )
             )
             self.service = Service(
@@ -127,7 +126,7 @@ class SessionServer:
         if journal is not None:
             with writing("the session journal", journal.path):
                 secret = await journal.keep("secret", secret)
-        return Keys(secret, required=not loopback(self.spec.bind_host), admin=self.spec.admin_key)
+        return Keys(secret, required=not loopback(self.spec.hosts.bind_host), admin=self.spec.admin_key)
 
     def _journal(self) -> Journal | None:
         path = journal_path(self.spec)
@@ -141,7 +140,7 @@ class SessionServer:
 
 def url_of(spec: SessionSpec, listener: socket.socket) -> str:
     """What others reach the server at."""
-    return f"http://{bracketed(reachable(spec.advertise_host))}:{listener.getsockname()[1]}"
+    return f"http://{bracketed(reachable(spec.hosts.public_host))}:{listener.getsockname()[1]}"
 
 
 def journal_path(spec: SessionSpec) -> Path | None:
@@ -176,8 +175,8 @@ def load_tito(spec: SessionSpec) -> Tito:
         append_roles=options.tito_allowed_append_roles,
         family=options.tito_model,
         chat_template=options.chat_template_path,
-        reasoning_parser=spec.reasoning_parser,
-        tool_call_parser=spec.tool_call_parser,
+        reasoning_parser=spec.engines.text("reasoning_parser"),
+        tool_call_parser=spec.engines.text("tool_call_parser"),
         longest=spec.context_length,
     )
     if tito.flaw:
@@ -187,15 +186,16 @@ def load_tito(spec: SessionSpec) -> Tito:
 
 def listen(spec: SessionSpec) -> socket.socket:
     """A bound and listening socket. Raises UserError."""
-    listener = socket.socket(socket.AF_INET6 if ":" in spec.bind_host else socket.AF_INET, socket.SOCK_STREAM)
+    host = spec.hosts.bind_host
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((spec.bind_host, spec.port or 0))
+        listener.bind((host, spec.port or 0))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UserError(
-            f"session server {spec.index} cannot listen on {spec.bind_host}:{spec.port or 0} ({error.strerror}): "
+            f"session server {spec.index} cannot listen on {host}:{spec.port or 0} ({error.strerror}): "
             "free the port, or choose another with --session-server-port, or another --bind-host"
         ) from error
     return listener

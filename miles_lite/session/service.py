@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -101,6 +102,7 @@ class Service:
         leaves = [turn.number for turn in session.tree.leaves()]
         about: JsonObject = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
         about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        about |= {} if session.failure is None else {"failure": asdict(session.failure)}
         return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from sys import getsizeof
 
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.sample import Failure
 from miles_lite.session.counters import Counters
 from miles_lite.session.dialects.json_reuse import Bodies
-from miles_lite.session.dialects.request import ChatRequest
+from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
 from miles_lite.session.engine.prompt_json import Prompts
-from miles_lite.session.errors import journal_failed, unknown_answer, unknown_session
+from miles_lite.session.errors import failure_of, journal_failed, unknown_answer, unknown_session
 from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
 from miles_lite.session.history.placing import Placed
@@ -44,7 +45,8 @@ class Session:
     """One agent's conversation(s); `sampling` is the run's, empty when the client chooses.
 
     `size` is in bytes of memory, about, and `beside` what of it its bodies have.
-    `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch.
+    `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch. `failure`: what let
+    its last call down, if anything.
     """
 
     session_id: str
@@ -55,6 +57,7 @@ class Session:
     size: int = _SESSION_BYTES
     beside: int = 0
     deleted: bool = False
+    failure: Failure | None = None
     retries: Retries = field(default_factory=Retries)
     counts: Counters = field(default_factory=Counters)
     bodies: Bodies = field(default_factory=Bodies)
@@ -68,6 +71,10 @@ class Session:
     def receipts(self) -> list[Receipt]:
         """Of the tree's turns, one each."""
         return self.retries.receipts
+
+    def ended(self, answering: asyncio.Task[ChatAnswer]) -> None:
+        """Its last call has an answer, or will have none."""
+        self.failure = None if answering.cancelled() else failure_of(answering.exception())
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted."""

@@ -80,10 +80,11 @@ class Call:
     def running(self) -> bool:
         return not self._outcome.done()
 
-    def run(self, answering: Coroutine[Any, Any, ChatAnswer]) -> None:
+    def run(self, answering: Coroutine[Any, Any, ChatAnswer]) -> asyncio.Task[ChatAnswer]:
         """Answer in a task of its own, which no client's leaving ends."""
         self.task = asyncio.get_running_loop().create_task(answering)
         self.task.add_done_callback(self._ended)
+        return self.task
 
     def tell(self, answer: ChatAnswer) -> None:
         """The answer is there."""

@@ -60,7 +60,7 @@ class Supervisor:
     async def start(self) -> str:
         """Bind, and wait for the first worker; returns the URL. Raises UserError."""
         listener = listen(self.spec)
-        self._local_url = f"http://{bracketed(local(self.spec.bind_host))}:{listener.getsockname()[1]}"
+        self._local_url = f"http://{bracketed(local(self.spec.hosts.bind_host))}:{listener.getsockname()[1]}"
         await self._supervised.start(listener)
         self.url = url_of(self.spec, listener)
         return self.url

@@ -132,7 +132,7 @@ class Turns:
         call = Call(ask.identity, stamp, grace=self._grace, release=session.retries.over)
         session.calls.append(call)
         if turn is None or receipt is None:
-            call.run(self._turn(session, call, request, ask))
+            call.run(self._turn(session, call, request, ask)).add_done_callback(session.ended)
         else:
             self._count(session, retries_replayed=1)
             call.turn, call.prompt_tokens = turn.number, turn.end - turn.output.size

@@ -131,18 +131,15 @@ class Stack:
                 index=index,
                 model_path=str(self._model),
                 router_url=self.data_url,
-                bind_host=options.hosts.bind_host,
-                advertise_host=options.hosts.public_host,
+                context_length=self._context,
+                options=options.session,
+                hosts=options.hosts,
+                routing=options.routing,
+                engines=options.engines,
                 port=None if first_port is None else first_port + index,
                 secret=secrets.token_hex(32),
                 admin_key=self.admin_key,
-                options=options.session,
-                context_length=self._context,
-                call_seconds=options.routing.router_timeout,
                 run_dir=str(options.run_dir),
-                routed_experts=options.engines.returns_experts,
-                reasoning_parser=options.engines.text("reasoning_parser"),
-                tool_call_parser=options.engines.text("tool_call_parser"),
             )
             self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
         await asyncio.gather(*(session.start() for session in self.sessions))

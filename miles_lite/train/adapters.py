@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from miles_lite.config.lora import LoRA
 from miles_lite.errors import UserError
+from miles_lite.train.norms import local
 from miles_lite.train.packing import Packed
 from miles_lite.train.policy import Policy
 from miles_lite.weights.compat import import_transformers
@@ -82,7 +83,7 @@ def adapt(model: PreTrainedModel, options: LoRA, *, base: str) -> PreTrainedMode
     config = LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number does
-        target_modules=options.modules,
+        target_modules=linear_layers(model) if options.every_layer else list(options.target_modules),
         lora_dropout=options.lora_dropout,
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
@@ -91,12 +92,21 @@ def adapt(model: PreTrainedModel, options: LoRA, *, base: str) -> PreTrainedMode
         inject_adapter_in_model(config, model, adapter_name=NAME)
     except ValueError as error:  # peft's word for it
         raise UserError(f"--target-modules {' '.join(options.target_modules)}: {error}") from error
-    for layer in layers(model).values():
+    for name, layer in layers(model).items():
+        if not isinstance(layer.base_layer, nn.Linear):
+            raise UserError(f"--target-modules {' '.join(options.target_modules)}: {name} is no linear layer")
         if options.lora_dropout:
             layer.lora_dropout[NAME] = Dropout(options.lora_dropout)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return model
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """How the names of all end but the head's; experts that are kept in one tensor are none."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear = (name for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head)
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
@@ -159,13 +169,30 @@ def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {name.replace(BASE, ""): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, layer in adapted.items():
         down = whole(state[f"{name}.lora_A.{NAME}.weight"])
-        up = state[f"{name}.lora_B.{NAME}.weight"]
+        up = local(state[f"{name}.lora_B.{NAME}.weight"])
         weight = result[f"{name}.weight"]
-        if isinstance(up, DTensor):
-            copies = [Replicate()] * up.device_mesh.ndim
-            down = DTensor.from_local(down, up.device_mesh, copies, run_check=False)
-        result[f"{name}.weight"] = weight + layer.scaling[NAME] * (up @ down)
+        more = layer.scaling[NAME] * (up @ own_columns(down, weight))
+        result[f"{name}.weight"] = weight + like(more, weight)
     return result
+
+
+def own_columns(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Those that this rank has of `weight`, of which B's rows are this rank's anyway."""
+    if isinstance(weight, DTensor):
+        for number, placement in enumerate(weight.placements):
+            if getattr(placement, "dim", 0) == 1:
+                ranks, rank = weight.device_mesh.size(number), weight.device_mesh.get_local_rank(number)
+                matrix = matrix.chunk(ranks, 1)[rank]
+    return matrix
+
+
+def like(part: Tensor, weight: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread as `weight` is."""
+    if not isinstance(weight, DTensor):
+        return part
+    return DTensor.from_local(
+        part, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+    )
 
 
 def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:

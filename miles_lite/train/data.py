@@ -123,10 +123,10 @@ class Sharded:
         model = empty_model(folder, self._compute)
         experts, tensor, context = self.mesh.expert, self.mesh.tensor, Context(self.mesh.context)
         holders = [] if experts is None else share_out(model, experts, tensor)
-        if tensor.size() > 1:
-            self._tensors = cut(model, tensor, experts=experts is None)
         if lora is not None:
             adapters.adapt(model, lora, base=str(folder))
+        if tensor.size() > 1:
+            self._tensors = cut(model, tensor, experts=experts is None)
         with self._device:
             policy = kind(model)
         if context.size > 1:

@@ -61,6 +61,7 @@ class Packed:
     staleness         float32 [N] training steps since the weights that sampled it
     teacher           float32 [N] the number of its teacher
     teacher_logprobs  float32 [N] what a served teacher says of it
+    teacher_top_ids   int64   [N, K] the tokens that it finds likeliest there; teacher_top_logprobs: float32, of these
     weights           float32 [N] the token's share in the policy component of the step's loss
     imitation         float32 [N] its share in the imitation component
     """
@@ -85,6 +86,8 @@ class Packed:
     staleness: Tensor
     teacher: Tensor
     teacher_logprobs: Tensor
+    teacher_top_ids: Tensor
+    teacher_top_logprobs: Tensor
     weights: Tensor
     imitation: Tensor
 
@@ -259,8 +262,9 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         parts = [getattr(sample, field)[each] for sample, each in zip(samples, trained, strict=True)]
         return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype)
 
-    def shared(field: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(getattr(each, field) for each in mine)]))
+    def shared(field: str, dtype: type = np.float32) -> Tensor:
+        parts = [getattr(each, field) for each in mine]
+        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype))
 
     predicting = [where[each - 1] for where, each in zip(rows.places, trained, strict=True)]
     pairs = (
@@ -291,6 +295,8 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         staleness=shared("staleness"),
         teacher=shared("teacher"),
         teacher_logprobs=shared("teacher_logprobs"),
+        teacher_top_ids=shared("teacher_top_ids", np.int64),
+        teacher_top_logprobs=shared("teacher_top_logprobs"),
         weights=shared("policy"),
         imitation=shared("imitation"),
     )

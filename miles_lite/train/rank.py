@@ -22,6 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_lite.config.options import Config
 from miles_lite.config.teachers import is_url
+from miles_lite.config.training import Algorithm
 from miles_lite.process.addresses import actor_label
 from miles_lite.train import checkpoint
 from miles_lite.train.adapters import WithoutAdapters, merged, save_adapter
@@ -178,14 +179,16 @@ def build_learner(config: Config, *, device: torch.device) -> Learner:
         device=device,
         algorithm=algorithm,
         options=config.optimizer,
-        teachers={name: build_teacher(where, strategy) for name, where in algorithm.teachers.items()},
+        teachers={name: build_teacher(where, strategy, algorithm) for name, where in algorithm.teachers.items()},
         total_updates=None if rollouts.num_rollout is None else rollouts.num_rollout * updates_per_rollout,
     )
 
 
-def build_teacher(where: str, strategy: Strategy) -> Policy | ServedTeacher:
+def build_teacher(where: str, strategy: Strategy, algorithm: Algorithm) -> Policy | ServedTeacher:
     """Who --opd-teacher names: run by these ranks, or served by others. Collective."""
-    return ServedTeacher(where) if is_url(where) else strategy.load(where).requires_grad_(False)
+    if is_url(where):
+        return ServedTeacher(where, likeliest=algorithm.opd_log_prob_top_k)
+    return strategy.load(where).requires_grad_(False)
 
 
 def build_strategy(config: Config, *, device: torch.device) -> Strategy:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from miles_lite.train.passes import Pass
 from miles_lite.train.phases import Clock
 from miles_lite.train.policy import Policy
 from miles_lite.train.resting import awake, rest, restore, snapshot
-from miles_lite.train.served_teacher import ServedTeacher
+from miles_lite.train.served_teacher import ServedTeacher, Taught
 
 
 @dataclass
@@ -49,15 +48,15 @@ class Recompute:
         folders = [each for each in self.teachers.values() if isinstance(each, Policy)]
         return [*folders, *([] if self.reference is None else [self.reference])]
 
-    def taught(self, batch: Batch[Sample]) -> dict[int, np.ndarray]:
-        """What served teachers say of their samples, by index: float32 [T]. Raises UserError."""
+    def taught(self, batch: Batch[Sample]) -> dict[int, Taught]:
+        """What served teachers say of their samples, by index. Raises UserError."""
         alone, unknown = len(self.teachers) == 1, set(batch.teachers) - set(self.teachers)
         if unknown and len(self.teachers) > 1:
             raise UserError(
                 f"--opd-teacher-key {self.algorithm.opd_teacher_key}: a prompt has {sorted(unknown)[0]!r} there, and "
                 f"--opd-teacher knows {', '.join(self.teachers)}"
             )
-        said: dict[int, np.ndarray] = {}
+        said: dict[int, Taught] = {}
         for name, teacher in self.teachers.items():
             if isinstance(teacher, ServedTeacher):
                 mine = [index for index, each in enumerate(batch.teachers) if alone or each == name]
@@ -85,6 +84,9 @@ class Recompute:
         """Each about all passes, so that ranks ask as often; what it says is kept of the tokens it teaches."""
         for each in passes:
             each.teacher = each.packed.teacher_logprobs
+            if count := self.algorithm.opd_log_prob_top_k:
+                each.top_ids = each.packed.teacher_top_ids.view(-1, count)
+                each.top_teacher = each.packed.teacher_top_logprobs.view(-1, count)
         for number, teacher in enumerate(self.teachers.values()):
             if isinstance(teacher, Policy):
                 with awake(teacher, self.device, moves=self._moves):
@@ -101,10 +103,10 @@ class Recompute:
         judge = teacher if self.algorithm.opd_top_k_strategy == "only-teacher" else self.policy
         ids = torch.stack(judge(each.packed, likeliest=count), dim=1)
         said = teacher(each.packed.scoring(ids))[0]
-        known = (ids, said[tokens:].view(tokens, count)) if each.top_ids is None else (each.top_ids, each.top_teacher)
-        assert known[1] is not None
-        each.top_ids = torch.where(mine[:, None], ids, known[0])
-        each.top_teacher = torch.where(mine[:, None], said[tokens:].view(tokens, count), known[1])
+        assert each.top_ids is not None
+        assert each.top_teacher is not None
+        each.top_ids = torch.where(mine[:, None], ids, each.top_ids)
+        each.top_teacher = torch.where(mine[:, None], said[tokens:].view(tokens, count), each.top_teacher)
         each.teacher = torch.where(mine, said[:tokens], each.teacher)
 
     def _ask_itself(self, steps: Sequence[Sequence[Pass]], *, stale: bool) -> None:

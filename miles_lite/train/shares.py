@@ -15,6 +15,7 @@ from miles_lite.config.training import Algorithm
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.reductions import REDUCTIONS, Counts
+from miles_lite.train.served_teacher import Taught
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Shares:
     advantages  what the group estimator credits them with
     teacher     the number of the sample's teacher, the same for all
     teacher_logprobs  what a teacher that is asked by sample says; 0 where none is
+    teacher_top_ids   int64 [N, K], the tokens that it finds likeliest there; teacher_top_logprobs: what it says of them
     staleness   training steps between the weights that sampled them and those that are trained
     """
 
@@ -37,6 +39,8 @@ class Shares:
     staleness: np.ndarray
     teacher: np.ndarray
     teacher_logprobs: np.ndarray
+    teacher_top_ids: np.ndarray
+    teacher_top_logprobs: np.ndarray
 
 
 def share_out(
@@ -44,10 +48,10 @@ def share_out(
     options: Algorithm,
     *,
     imitated: list[int],
-    taught: Mapping[int, np.ndarray] | None = None,
+    taught: Mapping[int, Taught] | None = None,
 ) -> list[Shares]:
     """Of each of the batch's samples. `imitated`: tokens of the imitation component per step, over all ranks.
-    `taught`: what teachers say of the tokens of some samples, float32 [T]."""
+    `taught`: what teachers say of some samples."""
     denominators = np.ones(len(batch.samples))
     told = np.ones(len(batch.samples))
     counts = Counts(
@@ -67,7 +71,7 @@ def share_out(
             denominator=denominators[index],
             told=told[index] if options.echo_coef else None,
             teacher=list(options.teachers).index(batch.teachers[index]) if len(options.teachers) > 1 else 0,
-            taught=(taught or {}).get(index),
+            taught=(taught or {}).get(index) or Taught.nothing(len(batch.samples[index]), options.opd_log_prob_top_k),
         )
         for index in range(len(batch.samples))
     ]
@@ -90,7 +94,7 @@ def _shares(
     denominator: float,
     told: float | None,
     teacher: int,
-    taught: np.ndarray | None,
+    taught: Taught,
 ) -> Shares:
     sample = batch.samples[index]
     trained = sample.loss_mask == 1
@@ -109,6 +113,8 @@ def _shares(
         else np.where(sample.told[places], np.float32(1.0 / told), np.float32(0)),
         advantages=advantages,
         teacher=np.full(len(places), teacher, np.float32),
-        teacher_logprobs=np.zeros(len(places), np.float32) if taught is None else taught[places],
+        teacher_logprobs=taught.logprobs[places],
+        teacher_top_ids=taught.top_ids[places],
+        teacher_top_logprobs=taught.top_logprobs[places],
         staleness=np.where(versions == NOT_SAMPLED, 0, batch.rollout_id - versions).astype(np.float32),
     )

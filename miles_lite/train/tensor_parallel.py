@@ -9,6 +9,7 @@ vocabulary, both alike, so that tied ones stay one parameter.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from miles_lite.errors import UserError
+from miles_lite.train import adapters
 from miles_lite.train.expert_parallel import without_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PARTIAL = "replicated_with_grad_allreduce"
+
+ADAPTED = {"colwise": "lora_B", "colwise_gather_output": "lora_B", "colwise_rep": "lora_B", "rowwise": "lora_A"}
+"""By the style of a layer, the adapter's matrix that is cut as it is; all ranks have the other one. What B takes, and
+what A gives, is as wide as the adapter's rank, and summed over ranks: B's in the backward pass, A's in the forward."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,29 @@ def cut(model: PreTrainedModel, mesh: DeviceMesh, *, experts: bool = True) -> Te
     partial = frozenset(name for name, style in plan.items() if style == PARTIAL)
     plan = {name: style for name, style in plan.items() if name not in partial}
     plan |= {names[embedding]: "embedding_rowwise", names[head]: "colwise_gather_output"}
+    plan = beside(plan, {_generic(name) for name in adapters.layers(model)})
     tied = head.weight is embedding.weight
     apply_tensor_parallelism(model, mesh, plan)  # type: ignore[no-untyped-call]
     if tied:
         head.weight = embedding.weight
     return Tensors(mesh, partial)
+
+
+def beside(plan: dict[str, str], adapted: Collection[str]) -> dict[str, str]:
+    """A plan for a model in which layers of these generic names have adapters. Raises UserError for a style that knows
+    none."""
+    told: dict[str, str] = {}
+    for name, style in plan.items():
+        if name not in adapted:
+            told[name] = style
+            continue
+        if style not in ADAPTED:
+            raise UserError(
+                f"--lora-rank: {name} is cut over tensor ranks as {style}, which has no adapters: leave it "
+                "out of --target-modules, or take --tensor-model-parallel-size 1"
+            )
+        told |= {name + adapters.BASE: style, f"{name}.{ADAPTED[style]}.{adapters.NAME}": style}
+    return told
 
 
 def _generic(name: str) -> str:

@@ -17,6 +17,7 @@ from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
+TAUGHT = ("--opd-log-prob-top-k", "4", "--opd-loss-coef", "1", "--opd-teacher")
 EIGHT = ("--actor-num-gpus-per-node", "8")
 UNBOUNDED = ("--entropy-coef", "--reward-chance")
 SURFACE = Path(__file__).parent / "cli_surface.txt"
@@ -140,6 +141,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--opd-teacher", "http://h:1", "--rollout-temperature", "0.8"], "take a folder, or temperature 1"),
         (["--opd-teacher", "a", "--opd-kl-coef", "0"], "teaches nothing"),
         (["--opd-teacher", "a", "--opd-log-prob-top-k", "4"], "--opd-log-prob-top-k needs --opd-loss-coef"),
+        ([*TAUGHT, "http://h:1"], "give --opd-top-k-strategy only-teacher, or take a folder"),
         (["--keep-old-actor", "--use-rollout-logprobs"], "give one of them"),
         (
             ["--sglang-tp-size", "4", "--rollout-num-gpus-per-engine", "2"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -51,11 +52,17 @@ def test_rollout_generates_and_scores_without_training_and_training_goes_without
         assert next(one.sequences())[1].sum() == sum(len(step.ids) for step in one.paths()[0] if step.sampled)
     assert_nothing_left(mark)
 
-    alone = prepared.flags(tmp_path / "alone", "--num-rollout", "1", "--load-debug-rollout-data", saved)
+    traced = ["--use-pytorch-profiler", "--profile-step-start", "0", "--profile-step-end", "1"]
+    alone = prepared.flags(tmp_path / "alone", "--num-rollout", "1", "--load-debug-rollout-data", saved, *traced)
     output = run("train", alone, mark=mark, log=tmp_path / "log2")
     assert f"model: {tmp_path / 'alone' / 'model'}" in output
     assert len(values(tmp_path / "alone", "train/loss")) == 1
     assert values(tmp_path / "alone", "train/train_rollout_logprob_abs_diff_max")[0] <= 1e-4
+    assert values(tmp_path / "alone", "train/logprob_gap/numerics_share") == [1.0]
+    assert min(*values(tmp_path / "alone", "perf/fetch_time"), *values(tmp_path / "alone", "perf/optimizer_time")) > 0
+    for rank in range(2):
+        trace = (tmp_path / "alone" / "profile" / f"trace_rank_{rank:05d}.json.gz").read_bytes()
+        assert "aten::mm" in {event["name"] for event in json.loads(gzip.decompress(trace))["traceEvents"]}
     assert_nothing_left(mark)
 
 

@@ -83,10 +83,16 @@ def test_logprobs_are_those_of_transformers(running: Running, tiny_model: Path, 
 def test_a_served_teacher_says_the_logprobs_of_transformers(running: Running, tiny_model: Path):
     update(running, tiny_model, 4)
     samples = make_samples(2, 3)
-    for sample, said in zip(samples, ServedTeacher(running.info.url).logprobs(samples), strict=True):
-        expected = reference_logprobs(tiny_model, sample.tokens.tolist(), temperature=1.0)
-        assert np.abs(said[1:] - expected).max() < 1e-4
-        assert said[0] == 0
+    for sample, said in zip(samples, ServedTeacher(running.info.url, likeliest=3).logprobs(samples), strict=True):
+        ids = sample.tokens.tolist()
+        expected = reference_logprobs(tiny_model, ids, temperature=1.0)
+        assert np.abs(said.logprobs[1:] - expected).max() < 1e-4
+        assert said.logprobs[0] == 0
+        assert said.top_ids.shape == said.top_logprobs.shape == (len(ids), 3)
+        for rank in range(3):
+            instead = [*ids[:-1], int(said.top_ids[-1, rank])]
+            assert reference_logprobs(tiny_model, instead)[-1] == pytest.approx(said.top_logprobs[-1, rank], abs=1e-4)
+        assert (np.diff(said.top_logprobs[1:], axis=1) <= 0).all()
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ Needs torch, transformers and pytest alone, no Ray and no SGLang:
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,21 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from miles_lite.config.debugging import Debugging
 from miles_lite.config.parallel import Parallelism
-from miles_lite.config.training import Algorithm
+from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.sample import Sample
 from miles_lite.train import mesh
 from miles_lite.train.attention import implementation
 from miles_lite.train.batching import batch_of
-from miles_lite.train.data import Sharded
+from miles_lite.train.data import Replicated, Sharded
 from miles_lite.train.head import score
+from miles_lite.train.learner import Learner
 from miles_lite.train.packing import Form, forward_passes
 from miles_lite.train.policy import Policy
+from miles_lite.train.profiling import Recorder
 from miles_lite.train.shares import share_out
+from miles_lite.train.utilisation import peak_tflops
 from miles_lite.weights.compat import import_transformers
 
 pytestmark = [
@@ -139,3 +145,19 @@ def test_scoring_holds_a_chunk_of_logits_whatever_the_number_of_tokens() -> None
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 1.2 * peaks[0]
     assert peaks[1] < 8192 * words * 4 / 4
+
+
+def test_a_step_is_measured_and_recorded(tmp_path: Path) -> None:
+    options = Debugging(use_pytorch_profiler=True, record_memory_history=True, profile_step_start=0, profile_step_end=1)
+    records = Recorder(options, rank=0, device=CUDA, folder=tmp_path)
+    learner = Learner(Policy(model().float()), Replicated(), CUDA, Algorithm(), Optimizer(lr=1e-3))
+    batch = batch_of(family(3, (40, 7, 120), prefix=50), [1.0, -1.0, 0.5])
+    with records.step(0):
+        metrics = learner.train(batch)
+    assert 0 < metrics["perf/peak_memory_gb"] < 10
+    assert metrics["perf/actor_train_tflops"] > 0
+    if peak_tflops(CUDA) is not None:
+        assert 0 < metrics["perf/actor_train_mfu"] < 1
+    events = json.loads(gzip.decompress((tmp_path / "trace_rank_00000.json.gz").read_bytes()))["traceEvents"]
+    assert "kernel" in {event.get("cat") for event in events}
+    assert (tmp_path / "memory_rank_00000.pickle").stat().st_size > 1000

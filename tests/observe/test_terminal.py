@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from miles_lite.observe.progress import Progress
-from miles_lite.observe.terminal import eval_line, step_line
+from miles_lite.observe.terminal import eval_line, gap_line, step_line
 
 
 class Terminal(io.StringIO):
@@ -31,6 +31,12 @@ def test_step_line_shows_what_was_logged() -> None:
 def test_eval_line_shows_means_only() -> None:
     metrics = {"eval/held-out": 0.5, "eval/held-out-truncated_ratio": 0.1, "eval/other": 0.25}
     assert eval_line(5, total=60, metrics=metrics, datasets=["held-out", "absent"]) == "eval  5/60  held-out 0.500"
+
+
+def test_a_gap_that_rounding_does_not_explain_is_said() -> None:
+    assert gap_line({"train/logprob_gap/numerics": 0.03, "train/logprob_gap/staleness": 2.0}) is None
+    assert gap_line({}) is None
+    assert "differ by 0.41 nats" in str(gap_line({"train/logprob_gap/numerics": 0.41}))
 
 
 def test_in_a_log_file_lines_are_plain_and_sparse() -> None:

@@ -168,7 +168,7 @@ async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_ru
     calls = [agents.run(work, timeout=1.5) for work in (waits_in_foreign_code, takes_long)]
     blocked, lost = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(blocked, AgentError)
-    assert blocked.label == "blocked_loop"
+    assert "blocked the event loop" in str(blocked)
     assert isinstance(lost, LoopLostError)
     assert await agents.run(good, timeout=10) == "done"
     agents.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Sample, Status
 from miles_lite.traces import atraj
-from tests.session.engine import STOP, answer, bench
+from tests.session.engine import STOP, answer, bench, failure
 
 FLAGS = (
     "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --rm-type contains --label-key l".split()
@@ -68,8 +69,8 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
             return rollout
 
     rollout = asyncio.run(run())
-    assert (rollout.status, rollout.error, rollout.reward) == (Status.ABORTED, "timeout", None)
-    assert "--rollout-timeout" in rollout.metadata["error_detail"]
+    assert (rollout.status, rollout.reward) == (Status.ABORTED, None)
+    assert str(rollout.failure) == "timeout: the agent function did not finish within 2 s (--rollout-timeout)"
     assert rollout.samples
 
 
@@ -120,7 +121,49 @@ def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_boun
         restored.callback(setattr, root, "handlers", root.handlers[:])
         rollouts = asyncio.run(run())
     nan, mute = rollouts["nan"], rollouts["mute"]
-    assert (nan.status, nan.error, nan.reward) == (Status.FAILED, "ValueError", None)
-    assert "must be a finite number" in nan.metadata["error_detail"]
-    assert (mute.status, mute.error) == (Status.FAILED, "Mute")
+    assert (nan.status, nan.reward) == (Status.FAILED, None)
+    assert str(nan.failure).startswith("reward: ValueError: the reward is nan: it must be a finite number")
+    assert mute.status is Status.FAILED
+    assert str(mute.failure) == "agent: Mute: its message cannot be printed"
     assert 5_000 < capsys.readouterr().err.count("x" * 1000) * 1000 <= 10_000
+
+
+SWALLOWS = """
+from miles_lite.environments import single_turn
+
+
+async def run(*, prompt, **given):
+    try:
+        await single_turn.run(prompt=prompt, **given)
+    except RuntimeError:
+        if prompt == "raises":
+            raise
+    if prompt == "goes on":
+        await single_turn.run(prompt=prompt, **given)
+    return {"reward": 0.0}
+"""
+
+
+def test_a_rollout_whose_engine_failed_has_no_reward_whatever_its_agent_made_of_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    agent = tmp_path / "swallows.py"
+    agent.write_text(SWALLOWS)
+    config, _ = parse([*FLAGS[:-4], "--custom-agent-function-path", f"{agent}:run"])
+    engine = chain((failure(501, "out of memory") for _ in range(3)), [answer([40, 41, STOP])])
+
+    async def run() -> list[Rollout]:
+        async with bench(tiny_model, lambda body: next(engine)) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            tasks = [
+                Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("raises", "returns", "goes on")
+            ]
+            rollouts = [(await worker.run(task))[0] for task in tasks]
+            await worker.stop()
+            return rollouts
+
+    raised, returned, went_on = asyncio.run(run())
+    assert (raised.status, raised.reward) == (returned.status, returned.reward) == (Status.FAILED, None)
+    assert str(raised.failure) == str(returned.failure) == "engine: the engine failed with 501: out of memory"
+    assert (went_on.status, went_on.reward, went_on.failure) == (Status.COMPLETED, 0.0, None)

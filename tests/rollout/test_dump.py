@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, Where
 from miles_lite.rollout import dump
-from miles_lite.sample import Group, Rollout, Sample, Status
+from miles_lite.sample import Failure, Group, Rollout, Sample, Status
 from tests.rollout.helpers import make_rollout, make_sample
 
 
@@ -27,7 +27,7 @@ def step() -> list[Group]:
     ]
     second = Group(8, {"row": 4})
     second.rollouts = [
-        Rollout(30, 8, status=Status.FAILED, error="timeout", metadata={"error_detail": "600 s"}),
+        Rollout(30, 8, status=Status.ABORTED, failure=Failure(Where.TIMEOUT, "600 s"), metadata={"turns": 3}),
         make_rollout(31, 8, make_sample(5, 1)),
     ]
     return [first, second]
@@ -56,10 +56,10 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         (rollout for group in read for rollout in group.rollouts),
         strict=True,
     ):
-        assert (one.index, one.status, one.error, one.metadata) == (
+        assert (one.index, one.status, one.failure, one.metadata) == (
             other.index,
             other.status,
-            other.error,
+            other.failure,
             other.metadata,
         )
         assert one.samples == other.samples

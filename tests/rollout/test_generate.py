@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.config.rollouts import Rollouts
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
@@ -34,7 +34,7 @@ def make_generator(
         reward = outcomes[number % len(outcomes)]
         rollout = make_rollout(number, group_index, make_sample(4, 2), reward=reward, status=Status.COMPLETED)
         if reward is None:
-            rollout.status, rollout.error = Status.FAILED, "boom"
+            rollout.fail(Where.ENGINE, "boom")
         return rollout
 
     return Generator(
@@ -76,15 +76,23 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
-def test_the_none_policy_decides_what_becomes_of_a_missing_reward(
+def test_the_none_policy_decides_what_becomes_of_a_missing_reward_and_not_of_a_failure(
     policy: Literal["drop", "zero"], reward: float | None
 ) -> None:
-    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=2, none_reward_policy=policy)
-    generator = make_generator(options, [1.0, None])
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3, none_reward_policy=policy)
+    generator = make_generator(options, [1.0, None, None])
+    run = generator._run_rollout
+
+    async def second_ends(prompt: Prompt, group_index: int) -> Rollout:
+        rollout = await run(prompt, group_index)
+        if rollout.index == 1:
+            rollout.status, rollout.failure = Status.COMPLETED, None
+        return rollout
+
+    generator._run_rollout = second_ends
     step = asyncio.run(generator.run(lambda: None))
-    assert set(step.groups[0].rewards) == {1.0, reward}
-    failures = generator.accounts.failures
-    assert failures == ({"boom": 1} if policy == "drop" else {})
+    assert {rollout.index: rollout.reward for rollout in step.groups[0].rollouts} == {0: 1.0, 1: reward, 2: None}
+    assert generator.accounts.failures == {"engine": 1} | ({"none_reward": 1} if policy == "drop" else {})
 
 
 def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
@@ -94,19 +102,19 @@ def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
     async def unrewarded(prompt: Prompt, group_index: int) -> Rollout:
         rollout = await run(prompt, group_index)
         if rollout.index % 3 == 1:
-            rollout.status, rollout.error = Status.COMPLETED, None
+            rollout.status, rollout.failure = Status.COMPLETED, None
         return rollout
 
     generator._run_rollout = unrewarded
     asyncio.run(generator.run(lambda: None))
     assert generator.accounts.rollouts_failed == 1
-    assert generator.accounts.failures == {"boom": 1, "none_reward": 1}
+    assert generator.accounts.failures == {"engine": 1, "none_reward": 1}
 
 
 def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
     options = Rollouts(rollout_batch_size=1, none_reward_policy="error")
     generator = make_generator(options, [None])
-    with pytest.raises(UserError, match="rollout 0 has no reward"):
+    with pytest.raises(UserError, match=r"rollout 0 has no reward \(engine: boom\)"):
         asyncio.run(generator.run(lambda: None))
 
 

@@ -13,7 +13,6 @@ import pytest
 from miles_lite.config.options import parse
 from miles_lite.errors import UserError
 from miles_lite.plugins import field_args
-from miles_lite.rollout.generate import Accounts
 from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Status
@@ -67,7 +66,6 @@ def made(tmp_path: Path) -> Iterator[Callable[[str], GivenRollouts]]:
             f"{file}:{name}",
             config.rollouts,
             take=lambda: Prompt(row=(row := next(count)), input=f"q{row}", label=row),
-            accounts=Accounts(),
             key="score",
             router_url=lambda: "http://127.0.0.1:30000",
         )

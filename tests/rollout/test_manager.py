@@ -190,7 +190,7 @@ def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
 
     accounts = asyncio.run(run())
     assert len(seen) == 4 - 1 + manager_module.ATTEMPTS
-    assert (accounts["trained"], accounts["failures"]) == (2, {"agent_worker_died": 1})
+    assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
 
 
 def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
@@ -205,4 +205,4 @@ def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
         return await manager.accounts()
 
     accounts = asyncio.run(run())
-    assert (accounts["trained"], accounts["failures"]) == (2, {"RaySystemError": 1})
+    assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})

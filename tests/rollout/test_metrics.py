@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.errors import Where
 from miles_lite.rollout.metrics import (
     eval_metrics,
     pass_rates,
@@ -45,6 +46,12 @@ def a_group(*rewards: Any, index: int = 0) -> Group:
 
 def a_rollout(**kw: Any) -> Rollout:
     return Rollout(**{"index": 0, "group_index": 0, "status": Status.COMPLETED, "reward": 1.0, **kw})
+
+
+def failed(where: Where) -> Rollout:
+    rollout = a_rollout()
+    rollout.fail(where, "why")
+    return rollout
 
 
 def of(*rollouts: Rollout) -> list[Group]:
@@ -171,20 +178,14 @@ def _continued(sample: SampleRecord) -> SampleRecord:
     return sample
 
 
-def test_failures_are_counted_by_reason() -> None:
-    groups = of(
-        a_rollout(status=Status.FAILED, error="Timeout: 600 s", reward=None),
-        a_rollout(status=Status.FAILED, error="timeout: 30 s", reward=None),
-        a_rollout(status=Status.FAILED, error=None, reward=None),
-        a_rollout(status=Status.ABORTED, error="timeout", reward=None),
-        a_rollout(),
-    )
+def test_failures_are_counted_by_where() -> None:
+    groups = of(failed(Where.ENGINE), failed(Where.ENGINE), failed(Where.AGENT), failed(Where.TIMEOUT), a_rollout())
     found = rollout_metrics([], groups)
     assert found["rollout/failed_ratio"] == pytest.approx(3 / 5)
     assert found["rollout/aborted_ratio"] == pytest.approx(1 / 5)
     assert found["rollout/none_reward_ratio"] == pytest.approx(4 / 5)
-    assert found["rollout/failed/count_timeout"] == 3
-    assert found["rollout/failed/count_unknown"] == 1
+    counts = {name: value for name, value in found.items() if "/failed/" in name}
+    assert counts == {f"rollout/failed/count_{where}": n for where, n in (("agent", 1), ("engine", 2), ("timeout", 1))}
 
 
 def test_weight_versions_take_the_oldest_of_each_rollout() -> None:
@@ -222,7 +223,7 @@ def test_agent_reports_may_be_missing_nested_or_odd() -> None:
 def test_pass_at_k_by_hand() -> None:
     found = pass_rates([a_group(1, 0, 0, None), a_group(1, 1, 1, 1), a_group(1)])
     assert found == {
-        "pass@1": pytest.approx((1 / 4 + 1) / 2),
+        "pass@1": pytest.approx((1 / 4 + 1 + 1) / 3),
         "pass@2": pytest.approx((1 / 2 + 1) / 2),
         "pass@4": pytest.approx(1.0),
     }

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from miles_lite.config.training import Algorithm
+from miles_lite.errors import Where
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_worker import Task, run_task
 from miles_lite.rollout.prompts import Prompt
@@ -84,8 +85,12 @@ def test_a_dead_worker_takes_no_sample_with_it_and_ranks_fetch_their_own() -> No
 def test_what_cannot_be_brought_over_and_what_dies_fails_alone() -> None:
     worker, owner = Worker.remote(), Owner.remote()  # type: ignore[attr-defined]
     locks, well = ray.get(owner.run.remote(worker, ["locks", "well"]))
-    assert (locks.status, locks.error, locks.stored) == (Status.FAILED, "TypeError", None)
+    assert (locks.status, locks.stored) == (Status.FAILED, None)
+    assert locks.failure is not None
+    assert locks.failure.where is Where.AGENT
+    assert "what the agent returned is lost: TypeError" in locks.failure.why
     assert well.status is Status.COMPLETED
     ray.kill(worker)
     (died,) = ray.get(owner.run.remote(worker, ["well"]))
-    assert (died.status, died.error) == (Status.FAILED, "agent_worker_died")
+    assert died.status is Status.FAILED
+    assert str(died.failure).startswith("agent: the agent worker died: ")

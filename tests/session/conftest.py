@@ -46,6 +46,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with local_cluster(cpus=2):
         router = remote(RouterActor).remote(RouterSpec())
         router_url = ray.get(router.start.remote(), timeout=30)
+        engines = Engines(sglang_args={"enable_return_routed_experts": True})
         spec = EngineSpec(
             index=0,
             model_path=str(tiny_model),
@@ -55,7 +56,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             context_length=2048,
             threads=1,
             weight_version=3,
-            engines=Engines(sglang_args={"enable_return_routed_experts": True}),
+            engines=engines,
         )
         engine = remote(EngineActor).remote(spec)
         ray.get(engine.start.remote(), timeout=300)
@@ -64,13 +65,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                 index=0,
                 model_path=str(tiny_model),
                 router_url=router_url,
-                port=None,
                 options=SessionOptions(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
                 context_length=2048,
                 run_dir=str(tmp_path_factory.mktemp("run")),
-                routed_experts=True,
-                bind_host="127.0.0.1",
-                advertise_host="127.0.0.1",
+                engines=engines,
             )
         )
         url = ray.get(session.start.remote(), timeout=60)

@@ -13,6 +13,8 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from miles_lite.config.engines import Engines, Routing
+from miles_lite.config.places import Hosts
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer, SessionSpec
@@ -151,8 +153,10 @@ async def bench(
         settings: dict[str, Any] = {"tito_allowed_append_roles": ("tool", "user"), "session_retry_seconds": 2.0}
         served = spec(model, url, **settings | options)
         journal = None if run_dir is None else str(run_dir)
-        served = replace(served, bind_host=bind_host, context_length=context_length, keep_alive_seconds=keep_alive)
-        server = SessionServer(replace(served, run_dir=journal, routed_experts=routed_experts))
+        hosts = Hosts(bind_host=bind_host, advertise_host="127.0.0.1")
+        engines = Engines(sglang_args={"enable_return_routed_experts": routed_experts})
+        served = replace(served, hosts=hosts, context_length=context_length, keep_alive_seconds=keep_alive)
+        server = SessionServer(replace(served, run_dir=journal, engines=engines))
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
                 yield Bench(client, engine, server, closing)
@@ -165,10 +169,8 @@ def spec(model: Path, router_url: str = "http://127.0.0.1:9", port: int | None =
         index=0,
         model_path=str(model),
         router_url=router_url,
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
         port=port,
         options=SessionOptions(**options),
         context_length=2048,
-        call_seconds=20.0,
+        routing=Routing(router_timeout=20.0),
     )

@@ -112,11 +112,8 @@ async def _serving(stack: Stack, **options: Any) -> AsyncIterator[SessionClient]
         index=1,
         model_path=str(stack.model),
         router_url=stack.router_url,
-        port=None,
         options=SessionOptions(session_retry_seconds=30.0, **options),
         context_length=2048,
-        bind_host="127.0.0.1",
-        advertise_host="127.0.0.1",
     )
     server = SessionServer(spec)
     try:

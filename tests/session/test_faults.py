@@ -16,6 +16,7 @@ import psutil
 import pytest
 from aiohttp import web
 
+from miles_lite.config.engines import Routing
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer
 from miles_lite.tito import Tito
@@ -70,7 +71,7 @@ async def test_an_engine_that_hangs_is_given_up_in_time(tiny_model: Path) -> Non
 
     async with scripted(hang) as (engine, url):
         made = spec(tiny_model, url, session_retry_seconds=0.3)
-        server = SessionServer(replace(made, call_seconds=0.3))
+        server = SessionServer(replace(made, routing=Routing(router_timeout=0.3)))
         try:
             async with SessionClient(await server.start(), timeout=15.0) as client:
                 session = await client.create()

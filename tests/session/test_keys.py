@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from miles_lite.agent.session_client import AgentSession
+from miles_lite.config.places import Hosts
 from miles_lite.errors import UserError
 from miles_lite.process.addresses import loopback
 from miles_lite.session.client import SessionClient, SessionError
@@ -63,7 +64,7 @@ async def test_off_loopback_each_session_needs_its_key(tiny_model: Path, tmp_pat
 
 
 async def test_opening_a_session_needs_the_admin_key_where_there_is_one(tiny_model: Path) -> None:
-    server = SessionServer(replace(spec(tiny_model), bind_host="0.0.0.0", admin_key="k"))
+    server = SessionServer(replace(spec(tiny_model), hosts=Hosts(bind_host="0.0.0.0"), admin_key="k"))
     url = await server.start()
     try:
         for key in (None, "other"):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from miles_lite.errors import UserError
-from miles_lite.sample import NOT_SAMPLED, Sample
+from miles_lite.errors import UserError, Where
+from miles_lite.sample import NOT_SAMPLED, Failure, Sample
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.session.engine.engine_client import NO_WORKER
 from miles_lite.session.server import SessionServer
@@ -176,11 +176,16 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
             found, body = await b.chat(session, more)
             assert found == status
             assert set(body["error"]) == {"message", "type", "param", "code"}
+            let_down = await b.client.failure(session)
+            assert let_down == (Failure(Where.ENGINE, body["error"]["message"]) if status == 502 else None)
         found, body = await b.stream(session, more)
         assert found == 502
-        assert (await b.client.describe(session), fingerprint(tree)) == before
+        described = await b.client.describe(session)
+        assert described.pop("failure")["where"] == "engine"
+        assert (described, fingerprint(tree)) == before
         answers.append(lambda: answer([6, STOP]))
         assert (await b.chat(session, more))[0] == 200
+        assert await b.client.failure(session) is None
 
 
 async def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:

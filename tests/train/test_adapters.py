@@ -19,6 +19,7 @@ from miles_lite.train.loading import load_model
 from miles_lite.train.rank import build_learner
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
+from tests.models import make_tiny_moe
 from tests.train.helpers import make_batch, make_config, make_samples
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -113,5 +114,16 @@ def test_bad_options_are_refused(model_dir: Path) -> None:
         learner(model_dir, *RANK, "--target-modules", "nothing_proj")
     with pytest.raises(UserError, match="need --lora-rank"):
         make_config(model_dir, "--lora-alpha", "8")
-    with pytest.raises(UserError, match="whose layers are cut"):
-        make_config(model_dir, *RANK, "--tensor-model-parallel-size", "2", "--actor-num-gpus-per-node", "2")
+
+
+def test_experts_that_are_one_tensor_get_no_adapters(tmp_path: Path) -> None:
+    model = make_tiny_moe(tmp_path)
+    trained = learner(model, *RANK)
+    train(trained, steps=1)
+    assert {name.rsplit(".", 1)[-1] for name in adapters.layers(trained.policy.model)} == {
+        f"{each}_proj" for each in "qkvo"
+    }
+    merged = adapters.merged(trained.policy.model, trained.policy.weights())
+    assert merged.keys() == load_model(model).state_dict().keys()
+    with pytest.raises(UserError, match=r"mlp\.experts is no linear layer"):
+        learner(model, *RANK, "--target-modules", "q_proj", "down_proj")

@@ -159,7 +159,10 @@ class Scorer(BaseHTTPRequestHandler):
             logprobs = torch.log_softmax(self.model.model(input_ids=ids).logits[0].float(), -1)
         told = [None, *logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()]
         rows = [[logprob, token, None] for logprob, token in zip(told, body["input_ids"], strict=True)]
-        answer = json.dumps({"meta_info": {"input_token_logprobs": rows}}).encode()
+        top = logprobs[:-1].topk(body["top_logprobs_num"])
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        tops = [None, *([[*each, None] for each in zip(*pair, strict=True)] for pair in pairs)]
+        answer = json.dumps({"meta_info": {"input_token_logprobs": rows, "input_top_logprobs": tops}}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -180,12 +183,17 @@ def served(teacher_dir: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_teaches_as_a_folder_does(model_dir: Path, teacher_dir: Path, served: str) -> None:
+@pytest.mark.parametrize("top_k", [False, True])
+def test_a_server_teaches_as_a_folder_does(model_dir: Path, teacher_dir: Path, served: str, top_k: bool) -> None:
     samples = make_samples(4, 3)
     for sample in samples:
         sample.temperatures[:] = 1
     batch = make_batch(samples, [1, 0, -1])
-    asked, run = (learner(model_dir, "--opd-teacher", where).train(batch) for where in (served, str(teacher_dir)))
+    wanted = [*LOSS, "--opd-log-prob-top-k", "4", "--opd-top-k-strategy", "only-teacher"] if top_k else []
+    asked, run = (
+        learner(model_dir, "--opd-teacher", where, *wanted).train(batch) for where in (served, str(teacher_dir))
+    )
+    assert run["train/loss"] != 0
     for name in (name for name in run if name.startswith("train/")):
         assert asked[name] == pytest.approx(run[name], rel=1e-4, abs=1e-5), name
 

@@ -96,21 +96,27 @@ def share(index: int, count: int) -> Batch:
 
 
 def trained(case: Case, folder: Path) -> Result:
-    """Metrics and whole gradients of one step."""
+    """Metrics and whole gradients of one step; of adapters also the weights that engines get before it."""
     ranks = dist.get_world_size() // case.per_batch
     replayed = ("--use-rollout-routing-replay",) if "moe" in case.kind else ()
     config = make_config(folder / case.kind, *FLAGS, *replayed)
     strategy = case.strategy()
     policy = strategy.load(folder / case.kind, lora=case.lora)
+    served: dict[str, Tensor] = {}
     if case.lora is None:
         reference = strategy.load(folder / case.kind).requires_grad_(False)
     else:
         reference = adapters.WithoutAdapters(policy)
         change(policy)
+        served = {f"served {name}": whole(each) for name, each in merged(policy).items()}
     learner = Learner(policy, strategy, CPU, config.algorithm, config.optimizer, reference)
     metrics = learner.train(share(dist.get_rank() // case.per_batch, ranks))
     named = ((name, parameter.grad) for name, parameter in policy.named_parameters())
-    return metrics, {name: whole(gradient) for name, gradient in named if gradient is not None}
+    return metrics, served | {name: whole(gradient) for name, gradient in named if gradient is not None}
+
+
+def merged(policy: Policy) -> dict[str, Tensor]:
+    return adapters.merged(policy.model, policy.weights())
 
 
 @torch.no_grad()
@@ -176,6 +182,9 @@ TWO = [
     Case("qwen3_tied", Parallelism(data_parallel_replicate_size=2)),
     Case("qwen3_tied", SHARDED, lora=LORA),
     Case("qwen3", context(2), RECOMPUTED, lora=LORA),
+    Case("qwen3_tied", tensor(2), lora=LORA),
+    Case("gemma3", tensor(2), RECOMPUTED, lora=LORA),
+    Case("qwen3_moe", expert(2, tensor_model_parallel_size=2), lora=LORA),
 ]
 FOUR = [
     *(Case(kind, sizes) for kind in FAMILIES for sizes in (tensor(2), tensor(2, context_parallel_size=2))),
@@ -188,6 +197,8 @@ FOUR = [
     Case("qwen3_moe", expert(4, tensor_model_parallel_size=2, context_parallel_size=2), RECOMPUTED),
     Case("qwen3_moe", tensor(2, context_parallel_size=2), RECOMPUTED),
     Case("qwen3", tensor(2, data_parallel_replicate_size=2)),
+    Case("qwen3_moe", tensor(2), RECOMPUTED, lora=LORA),
+    Case("qwen3_moe", expert(4, tensor_model_parallel_size=2), lora=LORA),
 ]
 
 

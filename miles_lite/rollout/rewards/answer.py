@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from miles_lite.config.rewards import Rewards
+from miles_lite.errors import RolloutError, Where
 
 Score: TypeAlias = float | Mapping[str, Any] | None
 """A reward, or an object of which one key holds it (--reward-key)."""
@@ -51,12 +52,9 @@ class Pure:
     needs: tuple[str, str] | None = None
 
 
-class RewardError(RuntimeError):
-    """What judges broke: no reward. `label` says how it is counted."""
-
-    def __init__(self, label: str, message: str) -> None:
-        super().__init__(message)
-        self.label = label
+def broken(why: str) -> RolloutError:
+    """What judges broke: no reward."""
+    return RolloutError(Where.REWARD, why)
 
 
 def number_in(score: object, key: str) -> float | None:

@@ -14,7 +14,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from miles_lite.rollout.rewards.answer import Answer, Pure, RewardError, Score
+from miles_lite.rollout.rewards.answer import Answer, Pure, Score, broken
 
 START_SECONDS = 60.0
 """Python and what a rule imports, from a slow disk."""
@@ -29,7 +29,7 @@ class Apart:
         self._started: set[subprocess.Popen[bytes]] = set()
 
     async def score(self, rule: Pure, answer: Answer, *, seconds: float) -> Score:
-        """What the rule says. Raises RewardError when it takes longer than `seconds`, dies, or raises."""
+        """What the rule says. Raises RolloutError when it takes longer than `seconds`, dies, or raises."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._score, rule, answer, seconds)
 
     def close(self) -> None:
@@ -60,12 +60,12 @@ class Apart:
             process.kill()
             code, name = process.wait(), rule.function.__name__
             if overran.is_set():
-                raise RewardError("reward_timeout", f"{name} took over {seconds:g} s (--rm-timeout)") from None
-            raise RewardError("reward_died", f"the process of {name} died (exit code {code})") from None
+                raise broken(f"{name} took over {seconds:g} s (--rm-timeout)") from None
+            raise broken(f"the process of {name} died (exit code {code})") from None
         finally:
             clock.cancel()
         if not worked:
-            raise RewardError(*said)
+            raise broken(said)
         score: Score = said
         return score
 

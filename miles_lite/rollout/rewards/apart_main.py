@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Pickles in, pickles out: (function, answer, seconds) to (True, score) or (False, (label, message)).
+    """Pickles in, pickles out: (function, answer, seconds) to (True, score) or (False, message).
 
     What a rule prints goes to stderr. A clock of the process itself ends it shortly after its time, should its owner
     be gone.
@@ -26,7 +26,7 @@ def main() -> None:
         try:
             said = True, function(answer)
         except Exception as error:  # noqa: BLE001 - a rule may trip over anything that a model wrote
-            said = False, (f"reward_{type(error).__name__}", f"{function.__name__}: {error}"[:2000])
+            said = False, f"{function.__name__}: {type(error).__name__}: {error}"[:2000]
         signal.alarm(0)
         pickle.dump(said, writes)
         writes.flush()

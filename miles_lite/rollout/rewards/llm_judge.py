@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from miles_lite.config.rewards import Rewards
-from miles_lite.rollout.rewards.answer import Answer, RewardError
+from miles_lite.rollout.rewards.answer import Answer, broken
 from miles_lite.rollout.rewards.final_answer import after_thinking
 from miles_lite.rollout.rewards.remote_rm import posted
 
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w.]*\d)")
 
 
 async def llm_judge(answer: Answer, options: Rewards, /) -> float:
-    """The judge's score, 0 to 1. Raises RewardError for a judge that gives none."""
+    """The judge's score, 0 to 1. Raises RolloutError for a judge that gives none."""
     messages = [{"role": "user", "content": question(answer, options.rm_judge_prompt)}]
     if options.rm_url is not None:
         body = {"model": "judge", "messages": messages, "temperature": 0}
@@ -56,11 +56,11 @@ def question(answer: Answer, file: str | None) -> str:
 
 
 def score_in(text: str) -> float:
-    """The last score in an answer, behind its reasoning, divided by 10. Raises RewardError."""
+    """The last score in an answer, behind its reasoning, divided by 10. Raises RolloutError."""
     last = after_thinking(text) or text
     found = _SCORE.findall(last) or _NUMBER.findall(last)
     if not found or float(found[-1]) > BEST:
-        raise RewardError("reward_unreadable", f"llm_judge: no score from 0 to {BEST:g} in {text[-200:]!r}")
+        raise broken(f"llm_judge: no score from 0 to {BEST:g} in {text[-200:]!r}")
     return float(found[-1]) / BEST
 
 

@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from miles_lite.config.rewards import Rewards
-from miles_lite.rollout.rewards.answer import Answer, RewardError, Score
+from miles_lite.rollout.rewards.answer import Answer, Score, broken
 
 PAUSE = 0.5
 """Seconds before a request is made again; twice as many each time."""
@@ -18,20 +18,20 @@ PAUSE = 0.5
 async def remote_rm(answer: Answer, options: Rewards, /) -> Score:
     """POST {"prompt", "response", "label"}; a number, an object with the reward under --reward-key, or null.
 
-    Raises RewardError.
+    Raises RolloutError.
     """
     assert options.rm_url is not None
     body = {"prompt": answer.prompt, "response": answer.response, "label": answer.label}
     said = await posted(options.rm_url, body, options)
     if said is None or isinstance(said, int | float | dict):
         return said
-    raise RewardError("reward_unreadable", f"--rm-url {options.rm_url}: answered {said!r:.200}, which is no reward")
+    raise broken(f"--rm-url {options.rm_url}: answered {said!r:.200}, which is no reward")
 
 
 async def posted(url: str, body: dict[str, Any], options: Rewards) -> Any:
     """The JSON of an answer, asked for again after what may pass: no connection, no answer in time, 429 and 5xx.
 
-    Raises RewardError.
+    Raises RolloutError.
     """
     timeout = aiohttp.ClientTimeout(total=options.rm_timeout)
     pause, flaw = PAUSE, ""
@@ -54,4 +54,4 @@ async def posted(url: str, body: dict[str, Any], options: Rewards) -> Any:
             flaw = f"{reply.status} {text[:300].decode(errors='replace')}"
             if reply.status < 500 and reply.status != 429:
                 break
-    raise RewardError("reward_unreachable", f"{url}: {flaw}")
+    raise broken(f"{url}: {flaw}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.rewards import Chosen, Rewards, chosen
-from miles_lite.rollout.rewards.answer import Answer, Ask, Judge, Pure, RewardError, Score, number_in
+from miles_lite.rollout.rewards.answer import Answer, Ask, Judge, Pure, Score, broken, number_in
 from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.rollout.rewards.final_answer import last_boxed
 from miles_lite.sample import Rollout
@@ -56,7 +56,7 @@ class Weighted:
         )
         rules = row_rules(metadata, self._rules)
         if not rules:
-            raise RewardError("reward_unnamed", f"the row's metadata has no {ROW_KEY}, and there is no --rm-type")
+            raise broken(f"the row's metadata has no {ROW_KEY}, and there is no --rm-type")
         scores = await asyncio.gather(*(self._score(each, answer) for each in rules))
         if len(rules) == 1 and rules[0].weight == 1.0:
             return scores[0]

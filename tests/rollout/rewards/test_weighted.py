@@ -13,10 +13,10 @@ from aiohttp import web
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import parse
-from miles_lite.errors import UserError
+from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.rollout.metrics import named_reward_metrics
 from miles_lite.rollout.rewards import REWARDS, check_packages, llm_judge, remote_rm
-from miles_lite.rollout.rewards.answer import Answer, Pure, RewardError, Score
+from miles_lite.rollout.rewards.answer import Answer, Pure, Score
 from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.rollout.rewards.weighted import Weighted
 from miles_lite.sample import Group, Rollout
@@ -99,17 +99,17 @@ async def test_a_rule_that_hangs_or_dies_has_no_reward_and_the_next_goes_on() ->
     try:
         first = await apart.score(Pure(pid), answer, seconds=5)
         assert first == await apart.score(Pure(pid), answer, seconds=5) != os.getpid()
-        with pytest.raises(RewardError, match="hang took over") as slow:
+        with pytest.raises(RolloutError, match="hang took over") as slow:
             await apart.score(Pure(hang), answer, seconds=0.2)
         second = await apart.score(Pure(pid), answer, seconds=5)
         assert second != first
-        with pytest.raises(RewardError, match=r"died \(exit code 3\)") as dead:
+        with pytest.raises(RolloutError, match=r"died \(exit code 3\)") as dead:
             await apart.score(Pure(die), answer, seconds=5)
-        with pytest.raises(RewardError, match="ifeval: the row's metadata needs") as wrong:
+        with pytest.raises(RolloutError, match="ifeval: ValueError: the row's metadata needs") as wrong:
             await apart.score(Pure(REWARDS[RewardRule.IFEVAL].function), answer, seconds=5)  # type: ignore[union-attr]
     finally:
         apart.close()
-    assert [each.value.label for each in (slow, dead, wrong)] == ["reward_timeout", "reward_died", "reward_ValueError"]
+    assert {each.value.where for each in (slow, dead, wrong)} == {Where.REWARD}
 
 
 @contextlib.asynccontextmanager
@@ -141,12 +141,12 @@ async def test_a_reward_model_is_asked_again_until_it_answers(monkeypatch: pytes
         assert said == {"score": 0.25}
         assert seen == [{"prompt": "2+2", "response": "four", "label": "4"}] * 2
     async with served(web.Response(status=400, text="bad row")) as (url, seen):
-        with pytest.raises(RewardError, match="400 bad row"):
+        with pytest.raises(RolloutError, match="400 bad row"):
             await judged("--rm-type", "remote_rm", "--rm-url", url, response="four")
         assert len(seen) == 1
-    with pytest.raises(RewardError, match="Cannot connect") as lost:
+    with pytest.raises(RolloutError, match="Cannot connect") as lost:
         await judged("--rm-type", "remote_rm", "--rm-url", url, "--rm-retries", "1", response="four")
-    assert lost.value.label == "reward_unreachable"
+    assert lost.value.where is Where.REWARD
 
 
 async def test_a_judge_is_asked_and_what_it_says_last_counts() -> None:
@@ -164,7 +164,7 @@ async def test_a_judge_is_asked_and_what_it_says_last_counts() -> None:
     async with served(chat) as (url, _):
         assert (await judged("--rm-type", "llm_judge", "--rm-url", url, response="four"))[0] == 1.0
     for text in ("no idea", "Score: 11"):
-        with pytest.raises(RewardError, match="no score from 0 to 10"):
+        with pytest.raises(RolloutError, match="no score from 0 to 10"):
             llm_judge.score_in(text)
 
 
