@@ -81,6 +81,24 @@ class RewardFunction(Protocol):
     ) -> float | Mapping[str, Any] | None: ...
 
 
+class GroupRewardFunction(Protocol):
+    """`--custom-group-rm-path`: the rewards of the rollouts of a prompt, in their order; None: there is none.
+
+    They are those that broke nowhere. An exception fails them all.
+    """
+
+    async def __call__(
+        self,
+        config: Config,
+        rollouts: Sequence[Rollout],
+        /,
+        *,
+        label: Any,
+        metadata: dict[str, Any],
+        prompt: str | list[dict[str, Any]],
+    ) -> Sequence[float | None]: ...
+
+
 class Environment(Protocol):
     """An agent function and a reward that belong together; the prompts for them are rows of --prompt-data.
 
@@ -166,6 +184,7 @@ HOOKS: Mapping[str, type] = {
     "--rollout-function-path": RolloutFunction,
     "--eval-function-path": RolloutFunction,
     "--custom-rm-path": RewardFunction,
+    "--custom-group-rm-path": GroupRewardFunction,
     "--dynamic-sampling-filter-path": GroupFilter,
     "--session-sample-picker-path": SamplePicker,
     "--session-sample-postprocessor-path": SamplePostprocessor,

@@ -119,6 +119,7 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
+    config = dataclasses.replace(config, rewards=config.rewards.settled())
     if config.optimizer.lr_warmup_fraction is not None:
         config = dataclasses.replace(config, optimizer=config.optimizer.warmed(config.updates_in_all))
     if config.algorithm.loss_constant_length is None:

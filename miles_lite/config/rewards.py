@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.option import option
@@ -62,6 +63,14 @@ class Rewards:
         None,
         help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
     )
+    custom_group_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollouts, *, label, metadata) -> rewards: all rollouts of "
+        "a prompt are judged together",
+    )
+    group_rm: bool = option(
+        False, help="--custom-rm-path is such a function; --rm-type llm_judge compares responses in pairs"
+    )
     rm_type: tuple[str, ...] = option(
         (),
         help="built-in reward, or several as NAME=WEIGHT, which are added: " + ", ".join(RewardRule) + "; boxed_NAME "
@@ -92,6 +101,17 @@ class Rewards:
     def rules(self) -> tuple[Chosen, ...]:
         """What --rm-type names. Raises UserError."""
         return chosen(self.rm_type, given_as="--rm-type")
+
+    @property
+    def judges_groups(self) -> bool:
+        """Whether rollouts wait for the others of their prompt."""
+        return self.group_rm or self.custom_group_rm_path is not None
+
+    def settled(self) -> Self:
+        """With the function of --group-rm under the flag that it is one of."""
+        if not self.group_rm or self.custom_rm_path is None:
+            return self
+        return replace(self, custom_rm_path=None, custom_group_rm_path=self.custom_rm_path)
 
     def key(self, *, evaluation: bool) -> str:
         """Of the reward in an object."""

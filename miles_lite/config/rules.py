@@ -164,6 +164,14 @@ def rewards(options: Rewards, data: Data) -> Rules:
             f"--rm-type {' '.join(compared)} needs --label-key: what responses are compared with",
         ),
         (
+            options.group_rm and options.custom_group_rm_path is None and options.rm_type != (RewardRule.LLM_JUDGE,),
+            "--group-rm needs --custom-rm-path, or --rm-type llm_judge: who judges the rollouts of a prompt together",
+        ),
+        (
+            options.judges_groups and options.custom_rm_path is not None,
+            "--custom-group-rm-path and --custom-rm-path exclude each other: one of them gives the reward",
+        ),
+        (
             options.rm_url is None and any(each.rule is RewardRule.REMOTE_RM for each in rules),
             "--rm-type remote_rm needs --rm-url: where the reward model answers",
         ),

@@ -48,6 +48,25 @@ def reward(theirs: Function) -> Function:
     return judge
 
 
+def group_reward(theirs: Function) -> Function:
+    """`async (args, samples, **kw) -> rewards`, with --group-rm, as `hooks.GroupRewardFunction`."""
+
+    async def judge(
+        config: Any,
+        rollouts: Sequence[Rollout],
+        /,
+        *,
+        label: Any,
+        metadata: dict[str, Any],
+        prompt: Any,
+    ) -> list[Any]:
+        row = {"input": prompt, "label": label, "metadata": metadata}
+        samples = [of_rollout(rollout, row, reward=None) for rollout in rollouts]
+        return list(await theirs(field_args.args_of(config), samples))
+
+    return judge
+
+
 def group_filter(theirs: Function) -> Function:
     """`(args, samples, **kw)` that returns a bool, or an object with `keep` and `reason`, as `hooks.GroupFilter`."""
 
@@ -177,6 +196,7 @@ def reach(router_url: str) -> SimpleNamespace:
 
 CONTRACTS: Mapping[str, Callable[[Function], Function]] = {
     "--custom-rm-path": reward,
+    "--custom-group-rm-path": group_reward,
     "--dynamic-sampling-filter-path": group_filter,
     "--custom-reward-post-process-path": post_process,
     "--custom-tis-function-path": importance,

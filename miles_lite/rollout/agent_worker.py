@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ class AgentWorker:
         finally:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout, samples
+
+    async def judge(self, task: Task, rollouts: list[Rollout]) -> list[float | None] | Failure:
+        """The rewards of rollouts of one prompt that are judged together, or where judging them broke. Never raises."""
+        judging, limit, ask = self._judging, self._config.rollouts.rollout_timeout, self._asking(task)
+        assert judging is not None
+        try:
+            return await self._agents.run(lambda: judging.group(rollouts, task.prompt, ask=ask), timeout=limit)
+        except OutOfTimeError:
+            return Failure(Where.TIMEOUT, f"the group's rewards took over {limit:.0f} s (--rollout-timeout)")
+        except Exception as error:  # noqa: BLE001 - users' code may raise anything
+            return failure_of(error, at=Where.REWARD)
 
     async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
@@ -246,6 +257,17 @@ async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
         return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
     rollout.stored = Stored(samples) if rollout.samples else None
     return rollout
+
+
+async def judge_together(
+    worker: Remote[AgentWorker], task: Task, rollouts: Sequence[Rollout]
+) -> list[float | None] | Failure:
+    """What an AgentWorker says of rollouts of one prompt; their samples stay where they are."""
+    records = [dataclasses.replace(rollout, stored=None) for rollout in rollouts]
+    try:
+        return await worker.call(AgentWorker.judge, task, records)
+    except ray.exceptions.RayError as error:
+        return Failure(Where.REWARD, f"the agent worker that judged died: {error}")
 
 
 def _lost(task: Task, why: str) -> Rollout:

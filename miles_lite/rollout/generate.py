@@ -25,6 +25,8 @@ REFILL_FACTOR = 20
 """A step gives up after starting this many times the groups it needs: filters that keep nothing must not spin."""
 
 RunRollout = Callable[[Prompt, int], Awaitable[Rollout]]
+JudgeGroup = Callable[[Group, Prompt], Awaitable[None]]
+"""Gives the rollouts of a group their rewards."""
 
 
 @dataclass
@@ -67,11 +69,13 @@ class Generator:
         run_rollout: RunRollout,
         filter_function: GroupFilter | None,
         accounts: Accounts,
+        judge: JudgeGroup | None = None,
     ) -> None:
         self._options = options
         self._take_prompt = take_prompt
         self._run_rollout = run_rollout
         self._filter = filter_function
+        self._judge = judge
         self.accounts = accounts
         self.step = Step()
 
@@ -116,6 +120,8 @@ class Generator:
             return rollout
 
         group.rollouts = list(await asyncio.gather(*(one() for _ in range(self._options.n_samples_per_prompt))))
+        if self._judge is not None:
+            await self._judge(group, prompt)
         return group
 
     async def _settle(self, step: Step, group: Group) -> bool:

@@ -6,14 +6,15 @@ Invariant: what comes out is a finite number or None; an object's other values a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles_lite.config.options import Config
-from miles_lite.hooks import RewardFunction, named
+from miles_lite.hooks import GroupRewardFunction, RewardFunction, load_hook, named
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards import REWARDS
 from miles_lite.rollout.rewards.answer import Ask, number_in
+from miles_lite.rollout.rewards.pairwise_judge import pairwise_judge
 from miles_lite.rollout.rewards.weighted import ROW_KEY, Weighted
 from miles_lite.sample import Rollout
 
@@ -33,6 +34,22 @@ class Judging:
     def close(self) -> None:
         for each in self._closing:
             each.close()
+
+    async def group(self, rollouts: Sequence[Rollout], prompt: Prompt, *, ask: Ask) -> list[float | None]:
+        """The rewards of the rollouts of one prompt. Raises what the function raises, and ValueError for another
+        number of them."""
+        options, path = self._config.rewards, self._config.rewards.custom_group_rm_path
+        said: Sequence[Any]
+        if path is None:
+            responses = [str(rollout.metadata.get("response", "")) for rollout in rollouts]
+            said = await pairwise_judge(prompt.input, responses, options, ask)
+        else:
+            function: GroupRewardFunction = load_hook(path, flag="--custom-group-rm-path")
+            told = {"label": prompt.label, "metadata": prompt.metadata, "prompt": prompt.input}
+            said = await function(self._config, rollouts, **told)
+        if len(said) != len(rollouts):
+            raise ValueError(f"{len(said)} rewards for {len(rollouts)} rollouts")
+        return [number_in(each, options.key(evaluation=False)) for each in said]
 
     async def reward(self, rollout: Rollout, prompt: Prompt, *, evaluation: bool, ask: Ask) -> float | None:
         """Raises what the function raises, and ValueError for what is no reward."""

@@ -26,7 +26,7 @@ from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
-from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
+from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Accounts, Generator
@@ -34,7 +34,7 @@ from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
-from miles_lite.sample import Group, Rollout, Status
+from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Fleet
@@ -112,6 +112,7 @@ class RolloutManager:
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
+            judge=self._judge if self._config.rewards.judges_groups else None,
         )
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
@@ -173,6 +174,8 @@ class RolloutManager:
             rollouts = await asyncio.gather(*runs)
             for at, group in enumerate(groups):
                 group.rollouts = list(rollouts[at * count : (at + 1) * count])
+            if self._config.rewards.judges_groups:
+                await asyncio.gather(*map(self._judge, groups, prompts))
             metrics |= eval_metrics(name, groups)
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
@@ -290,6 +293,18 @@ class RolloutManager:
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
+
+    async def _judge(self, group: Group, prompt: Prompt) -> None:
+        """Give the rollouts of a group that broke nowhere their rewards, together."""
+        worker = min(self._workers, key=self._load.__getitem__)
+        session = min(self._stack.sessions, key=self._load.__getitem__)
+        task = Task(-1, group.index, prompt, session.told, {}, router_url=self._stack.router_url)
+        said = await judge_together(await worker.serving(), task, group.judged)
+        for at, rollout in enumerate(group.judged):
+            if isinstance(said, Failure):
+                rollout.fail(said.where, said.why)
+            else:
+                rollout.reward = said[at]
 
     async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
         """The same, and its samples leave the store: nobody trains them."""

@@ -36,3 +36,16 @@ def test_generate_reward_filter_and_post_process_of_miles(tiny_model: Path, tmp_
     assert 0 <= values(run_dir, "rollout/reward")[0] <= 6
     assert values(run_dir, "agent/turns_mean") == [1.0]
     assert max(values(run_dir, "train/logprob_abs_diff"), default=0.0) <= 1e-3
+
+
+def test_rollouts_of_a_prompt_are_judged_together(tiny_model: Path, tmp_path: Path, mark: str) -> None:
+    data, run_dir = tmp_path / "prompts.jsonl", tmp_path / "run"
+    data.write_text(json.dumps({"input": "say", "label": "zz"}) + "\n")
+    flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(data), "--run-dir", str(run_dir)]
+    flags += ["--rollout-batch-size", "1", "--n-samples-per-prompt", "3", "--num-rollout", "1", "--device", "cpu"]
+    flags += ["--rollout-max-response-len", "6", "--group-rm", "--custom-rm-path", f"{PLUGINS}:group_reward"]
+    run("rollout", flags, mark=mark, log=tmp_path / "log", timeout=400)
+    assert_nothing_left(mark)
+    (reward,) = values(run_dir, "rollout/reward")
+    assert reward == pytest.approx(round(reward * 3) / 3)
+    assert reward >= 1 / 3

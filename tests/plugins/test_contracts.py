@@ -19,6 +19,8 @@ from miles_lite.plugins import field_args
 from miles_lite.plugins.contracts import CONTRACTS
 from miles_lite.plugins.field_sample import Sample, to_own
 from miles_lite.rollout.filters import load_filter, verdict
+from miles_lite.rollout.judging import Judging
+from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Group, Keep, Rollout, Status
 from miles_lite.train.advantages import estimate
 from miles_lite.train.losses.sequences import Sequences
@@ -117,7 +119,7 @@ def test_a_sample_is_checked_before_it_is_trained() -> None:
 
 
 def test_hooks_are_checked_before_the_run_in_either_signature(tmp_path: Path) -> None:
-    functions = ("reward_func", "keep_some", "post_process", "truncated_importance", "generate")
+    functions = ("reward_func", "group_reward", "keep_some", "post_process", "truncated_importance", "generate")
     names = dict(zip(CONTRACTS, functions, strict=False))
     check_hooks({flag: f"{FILE}:{name}" for flag, name in names.items()})
     (tmp_path / "plain.py").write_text("def reward(args, sample):\n    return 1.0\n")
@@ -135,3 +137,21 @@ def test_args_are_the_options_under_their_flags_names() -> None:
     config, _ = parse([*NEEDED, "--rollout-stop", "a", "b"])
     args = field_args.args_of(config, mine=3)
     assert (args.rollout_batch_size, args.hf_checkpoint[-1], args.rollout_stop, args.mine) == (1, "m", ["a", "b"], 3)
+
+
+async def test_rewards_of_a_group_are_given_together() -> None:
+    flags = ["--custom-rm-path", f"{FILE}:group_reward", "--group-rm"]
+    config, _ = parse([*NEEDED, *flags])
+    assert (config.rewards.custom_rm_path, config.rewards.judges_groups) == (None, True)
+    rollouts = [Rollout(index=at, group_index=0, metadata={"response": "x" * at}) for at in (2, 1, 2)]
+    judging = Judging(config, None)
+    prompt = Prompt(row=1, input="p")
+    assert await judging.group(rollouts, prompt, ask=nobody) == [1.0, 0.0, 1.0]
+    assert await judging.reward(rollouts[0], prompt, evaluation=False, ask=nobody) is None
+    judging.close()
+    with pytest.raises(UserError, match="--group-rm needs --custom-rm-path, or --rm-type llm_judge"):
+        parse([*NEEDED, "--group-rm", "--rm-type", "math"])
+
+
+async def nobody(messages: list[dict[str, Any]]) -> str:
+    raise AssertionError("nobody is asked")

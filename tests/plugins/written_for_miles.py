@@ -50,3 +50,8 @@ def truncated_importance(
     ratio = torch.exp(torch.cat(train_log_probs) - torch.cat(rollout_log_probs))
     masks = [mask * (length > 1) for mask, length in zip(loss_masks, response_lengths, strict=True)]
     return pg_loss * ratio.clamp(max=args.tis_clip), masks, {"ratio": ratio}
+
+
+async def group_reward(args, samples, **kwargs):
+    longest = max(len(sample.response) for sample in samples)
+    return [float(len(sample.response) == longest) for sample in samples]

@@ -55,7 +55,7 @@ def load_reward(config: Config) -> RewardFunction | None:
     options = config.rewards
     if options.custom_rm_path:
         return load_hook(options.custom_rm_path, flag="--custom-rm-path")
-    if not options.rm_type:
+    if not options.rm_type or options.judges_groups:
         return None
     check_packages(each.rule for each in options.rules)
     return Weighted(options, REWARDS)

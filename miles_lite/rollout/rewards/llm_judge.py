@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from miles_lite.config.rewards import Rewards
-from miles_lite.rollout.rewards.answer import Answer, broken
+from miles_lite.rollout.rewards.answer import Answer, Ask, broken
 from miles_lite.rollout.rewards.final_answer import after_thinking
 from miles_lite.rollout.rewards.remote_rm import posted
 
@@ -35,22 +35,33 @@ _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w.]*\d)")
 async def llm_judge(answer: Answer, options: Rewards, /) -> float:
     """The judge's score, 0 to 1. Raises RolloutError for a judge that gives none."""
     messages = [{"role": "user", "content": question(answer, options.rm_judge_prompt)}]
+    return score_in(await said_by(messages, options, answer.ask))
+
+
+async def said_by(messages: list[dict[str, Any]], options: Rewards, ask: Ask | None) -> str:
+    """What the judge answers: the server at --rm-url, else our engines. Raises RolloutError."""
     if options.rm_url is not None:
         body = {"model": "judge", "messages": messages, "temperature": 0}
         said: Any = await posted(options.rm_url.rstrip("/") + "/chat/completions", body, options)
-        text = said["choices"][0]["message"].get("content") or ""
-    else:
-        assert answer.ask is not None
-        text = await answer.ask(messages)
-    return score_in(text)
+        return str(said["choices"][0]["message"].get("content") or "")
+    assert ask is not None
+    return await ask(messages)
+
+
+def in_words(prompt: str | list[dict[str, Any]]) -> str:
+    """A prompt as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)
 
 
 def question(answer: Answer, file: str | None) -> str:
     """What the judge is asked."""
-    prompt = answer.prompt
-    if not isinstance(prompt, str):
-        prompt = "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)
-    told = {"prompt": prompt, "response": answer.response, "label": "none" if answer.label is None else answer.label}
+    told = {
+        "prompt": in_words(answer.prompt),
+        "response": answer.response,
+        "label": "none" if answer.label is None else answer.label,
+    }
     asked = QUESTION if file is None else _read(file)
     return re.sub(r"\{(prompt|response|label)\}", lambda found: str(told[found[1]]), asked)
 

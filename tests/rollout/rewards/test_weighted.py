@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,9 +16,10 @@ from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import parse
 from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.rollout.metrics import named_reward_metrics
-from miles_lite.rollout.rewards import REWARDS, check_packages, llm_judge, remote_rm
+from miles_lite.rollout.rewards import REWARDS, check_packages, llm_judge, load_reward, remote_rm
 from miles_lite.rollout.rewards.answer import Answer, Pure, Score
 from miles_lite.rollout.rewards.apart import Apart
+from miles_lite.rollout.rewards.pairwise_judge import pairwise_judge
 from miles_lite.rollout.rewards.weighted import Weighted
 from miles_lite.sample import Group, Rollout
 
@@ -187,3 +189,21 @@ async def test_only_so_many_requests_are_made_at_once() -> None:
     assert await asyncio.gather(*calls) == [0.5] * 6
     assert most == 2
     rules.close()
+
+
+async def test_responses_are_compared_in_pairs_and_in_both_orders() -> None:
+    async def ask(messages: list[dict[str, Any]]) -> str:
+        first, second = re.findall(r"Response [AB]:\n(\d)", messages[0]["content"])
+        return "Better: equal" if first == second else f"So. Better: {'A' if first > second else 'B'}"
+
+    config, _ = parse([*NEEDED, "--rm-type", "llm_judge", "--group-rm"])
+    assert load_reward(config) is None
+    options = config.rewards
+    assert await pairwise_judge("p", ["2", "1", "2"], options, ask) == [0.75, 0.0, 0.75]
+    assert await pairwise_judge("p", ["2"], options, ask) == [0.5]
+
+    async def mute(messages: list[dict[str, Any]]) -> str:
+        return "hm"
+
+    with pytest.raises(RolloutError, match="pairwise judge: no verdict in 'hm'"):
+        await pairwise_judge("p", ["1", "2"], options, mute)
