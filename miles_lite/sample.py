@@ -122,11 +122,13 @@ class Sample:
     def record(self) -> SampleRecord:
         """What is known of it without its arrays."""
         versions = np.unique(self.weight_versions)
+        trained, counts = np.unique(self.weight_versions[self.loss_mask == 1], return_counts=True)
         return SampleRecord(
             length=len(self.tokens),
             prompt_length=self.prompt_length,
             trained_tokens=self.trained_tokens,
             weight_versions=tuple(int(version) for version in versions if version != NOT_SAMPLED),
+            trained_by_version=tuple(zip(trained.tolist(), counts.tolist(), strict=True)),
             status=self.status,
             metadata=self.metadata,
             prefixes=tuple(self._prefixes()),
@@ -213,6 +215,7 @@ class SampleRecord:
     """A sample without its arrays; lengths in tokens.
 
     weight_versions  those that sampled its tokens, ascending
+    trained_by_version  of those, and how many trained tokens each sampled
     prefixes         up to the begin and the end of each turn, the whole sample last: what others may share with it
     """
 
@@ -223,6 +226,7 @@ class SampleRecord:
     status: Status
     metadata: dict[str, Any]
     prefixes: tuple[Prefix, ...] = ()
+    trained_by_version: tuple[tuple[int, int], ...] = ()
 
     @property
     def ends_cut(self) -> bool:
@@ -273,6 +277,7 @@ class Rollout:
     metadata                 what the agent function returned
     teacher                  the name of who teaches its prompt (--opd-teacher-key); "" where nobody said
     started_at, finished_at  seconds since the epoch; 0 before
+    ended_version            the engines' weight version when it ended; None where nobody says
     """
 
     index: int
@@ -287,6 +292,7 @@ class Rollout:
     teacher: str = ""
     started_at: float = 0.0
     finished_at: float = 0.0
+    ended_version: int | None = None
 
     @property
     def trained_tokens(self) -> int:

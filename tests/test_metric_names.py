@@ -10,7 +10,7 @@ import pytest
 from miles_lite.errors import FAILURES
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
 from miles_lite.rollout.judging import CATEGORY
-from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics
+from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics, staleness_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from miles_lite.train.phases import PHASES
@@ -32,7 +32,8 @@ def computed() -> set[str]:
         *of(a_rollout(samples=[differing, unknown], metadata=reports)),
         *of(*map(failed, FAILURES)),
     ]
-    return {*of_groups(groups, groups), *eval_metrics("heldout", groups), *passrate_metrics(groups)}
+    evaluated = {*eval_metrics("heldout", groups), *passrate_metrics(groups)}
+    return {*of_groups(groups, groups), *evaluated, *staleness_metrics(groups, 1)}
 
 
 def spelled_out() -> set[str]:

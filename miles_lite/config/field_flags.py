@@ -68,8 +68,6 @@ def _nothing(values: Values) -> list[str]:
     return []
 
 
-SYNC = "rollouts and training take turns: no token is older than the step that trains it, whatever the bound"
-
 _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ignored(
         "the checkpoint's config.json has the model's shape",
@@ -171,11 +169,10 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     ),
     mapped("rollout-external", "--rollout-external-engine-addrs says so", _nothing),
     ignored(
-        SYNC,
-        "fully-async max-weight-staleness async-max-concurrent-samples async-data-buffer-capacity-factor",
-        "async-unused-samples-handler custom-async-data-buffer-path rollout-submission-granularity partial-rollout",
-        "mask-offpolicy-in-partial-rollout update-weights-interval",
+        "what could become too old is not started, so that nothing waits in a buffer and is dropped",
+        "async-data-buffer-capacity-factor custom-async-data-buffer-path mask-offpolicy-in-partial-rollout",
     ),
+    ignored("engines get new weights after each training step", "update-weights-interval"),
     mapped("train-env-vars", "export them before the launcher: ranks inherit its environment", _nothing),
     mapped("no-offload-rollout", "engines keep their memory unless --offload-rollout is given", _nothing),
     mapped("dump-details", "rollouts as --save-debug-rollout-data, conversations as --trajectory-dir", _dumps),
@@ -213,8 +210,8 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
     refused("prompts are dealt from --prompt-data, in its order", "data-source-path buffer-filter-path"),
     mapped(
         "rollout-function-path",
-        SYNC,
-        _nothing,
+        "the schedule runs ahead of the trainer (--max-weight-staleness)",
+        lambda values: ["--fully-async"],
         "fully_async_rollout.generate_rollout_fully_async",
         "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
     ),

@@ -25,6 +25,7 @@ from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
 from miles_lite.config.rewards import Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
+from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.serving import Serving
 from miles_lite.config.tracking import Logging
 from miles_lite.config.training import Algorithm, Optimizer
@@ -40,6 +41,7 @@ class Config(Serving):
     data: Data
     rollouts: Rollouts
     rewards: Rewards
+    scheduling: Scheduling
     algorithm: Algorithm
     optimizer: Optimizer
     parallelism: Parallelism
@@ -101,6 +103,7 @@ class Config(Serving):
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
+            *rules.overlap(self.rollouts, self.scheduling, self.updates),
             *rules.sampling(self.rollouts, self.session),
             *rules.rewards(self.rewards, self.data),
             *rules.parallel(self.topology, self.parallelism, self.compute),

@@ -7,13 +7,14 @@ together, and the few bounds that need words of their own.
 from __future__ import annotations
 
 from miles_lite.config.choices import RewardRule, RouterKind
-from miles_lite.config.engines import RouterAddress, Routing
+from miles_lite.config.engines import RouterAddress, Routing, WeightUpdates
 from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
 from miles_lite.config.rewards import NEED_NO_LABEL, Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
+from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.session_options import Session
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
@@ -48,6 +49,36 @@ def length(rollouts: Rollouts, optimizer: Optimizer) -> Rules:
         (
             optimizer.min_lr > optimizer.lr,
             f"--min-lr {optimizer.min_lr} is above --lr {optimizer.lr}",
+        ),
+    ]
+
+
+def overlap(rollouts: Rollouts, scheduling: Scheduling, updates: WeightUpdates) -> Rules:
+    """What cannot run beside what."""
+    bound, depth = scheduling.staleness, scheduling.pipeline_depth or 0
+    room, asked = rollouts.num_agent_workers * rollouts.agent_concurrency, scheduling.rollout_concurrency
+    return [
+        (
+            depth > bound,
+            f"--pipeline-depth {depth} is above --max-weight-staleness {bound}: what starts so early is too old when "
+            "it is trained",
+        ),
+        (
+            bound == 0 and scheduling.fully_async,
+            "--fully-async contradicts --max-weight-staleness 0: leave one out",
+        ),
+        (
+            bound == 0 and scheduling.partial_rollout,
+            "--partial-rollout contradicts --max-weight-staleness 0: what goes on in the next step is a step old",
+        ),
+        (
+            bound > 0 and updates.offload_rollout,
+            f"--max-weight-staleness {bound}: not with --offload-rollout: engines without memory cannot go on while "
+            "the trainer works",
+        ),
+        (
+            asked is not None and asked > room,
+            f"--rollout-concurrency {asked}: --num-agent-workers x --agent-concurrency have room for {room}",
         ),
     ]
 

@@ -104,7 +104,7 @@ class TrainingRun(Run):
         self._trainer.finish_export()
         self._trainer.finish_save()
         booked = self._servers.call(RolloutManager.accounts)
-        ends = ("started", "trained", "filtered", "failed", "unused")
+        ends = ("started", "trained", "filtered", "failed", "quarantined", "unused")
         prompts = {f"prompts_{end}": booked[end] for end in ends}
         run_dir, chance = self._config.run_dir, self._config.logging.reward_chance
         metrics = run_dir / "metrics.jsonl"

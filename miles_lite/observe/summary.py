@@ -25,12 +25,14 @@ EDGE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What became of every prompt group; at the end of a run started = trained + filtered + failed + unused."""
+    """What became of every prompt group; at the end of a run started = trained + filtered + failed + quarantined +
+    unused."""
 
     prompts_started: int
     prompts_trained: int
     prompts_filtered: int
     prompts_failed: int
+    prompts_quarantined: int
     prompts_unused: int
     rollouts_failed: int
 
@@ -90,7 +92,9 @@ def print_summary(summary: Summary, *, run_dir: Path, png: Path | None, console:
 
 def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[str, str]]:
     shown = {name: _form(value) for name, value in summary.items()}
-    ended = ", ".join(f"{shown[f'prompts_{end}']} {end}" for end in ("trained", "filtered", "failed", "unused"))
+    ended = ", ".join(
+        f"{shown[f'prompts_{end}']} {end}" for end in ("trained", "filtered", "failed", "quarantined", "unused")
+    )
     wandb = wandb_folder(run_dir)
     lines = [
         ("reward", f"{shown['reward_first5']} -> {shown['reward_last5']}  (chance {shown['reward_chance']})"),

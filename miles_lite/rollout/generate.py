@@ -1,153 +1,252 @@
-"""One rollout step: start prompt groups, run their agents, filter, refill, and account for every prompt.
+"""Groups of rollouts as a scheduler wants them: runs agents, judges groups, and gives the trainer its batches.
 
-Invariant, per run: prompts started = trained + filtered + failed + unused + in flight, and in flight is 0 whenever no
-step is running. A failed rollout has no reward, whatever `--none-reward-policy` makes of one that ended without any.
+Invariant: decisions are `miles_lite.scheduler`'s alone; here they are carried out. Rollouts go on between batches as
+far as the schedule lets them: with --max-weight-staleness 0 none does. A failed rollout has no reward, whatever
+`--none-reward-policy` makes of one that ended without any.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
-from miles_lite.errors import UserError
+from miles_lite.config.scheduling import Scheduling
+from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict
-from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.sample import Group, Rollout
+from miles_lite.scheduler import protocol as m
+from miles_lite.scheduler.accounts import Accounts
+from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.schedule import Schedule, depth_of
+from miles_lite.scheduler.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
-
-REFILL_FACTOR = 20
-"""A step gives up after starting this many times the groups it needs: filters that keep nothing must not spin."""
 
 RunRollout = Callable[[Prompt, int], Awaitable[Rollout]]
 JudgeGroup = Callable[[Group, Prompt], Awaitable[None]]
 """Gives the rollouts of a group their rewards."""
-
-
-@dataclass
-class Accounts:
-    """Where every prompt group and rollout of the run went; part of the checkpoint."""
-
-    started: int = 0
-    trained: int = 0
-    filtered: int = 0
-    failed: int = 0
-    unused: int = 0
-    rollouts_started: int = 0
-    rollouts_failed: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def in_flight(self) -> int:
-        return self.started - self.trained - self.filtered - self.failed - self.unused
+Members = dict[int, dict[int, Rollout]]
+"""Of groups, the rollouts that have ended, by member."""
+LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
+"""Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
+NO_REWARD = "none_reward"
+NUMBER = "number"
+"""Of a group's `prompt`, where its rollouts are judged together: which of the source's it is."""
+P = ParamSpec("P")
 
 
 @dataclass
 class Step:
-    """What one step produced. `groups` are to be trained; `finished` also holds those that were dropped."""
+    """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
+    one; `replaced` are rollouts that failed and were run again."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
 
+    @property
+    def replaced_by_where(self) -> Counter[str]:
+        """Of those that failed and were run again, how many failed where."""
+        return Counter(broke(rollout)[0] for rollout in self.replaced)
+
 
 class Generator:
-    """Runs steps over a stream of prompts. `run_rollout(prompt, group_index)` executes one agent."""
+    """Runs what a scheduler starts. `run_rollout(prompt, group_index)` executes one agent."""
 
     def __init__(
         self,
         options: Rollouts,
+        schedule: Schedule,
         *,
-        take_prompt: Callable[[], Prompt],
+        source: Source,
         run_rollout: RunRollout,
         filter_function: GroupFilter | None,
         accounts: Accounts,
         judge: JudgeGroup | None = None,
     ) -> None:
-        self._options = options
-        self._take_prompt = take_prompt
-        self._run_rollout = run_rollout
-        self._filter = filter_function
-        self._judge = judge
+        self._options, self._source = options, source
+        self._run_rollout, self._filter = run_rollout, filter_function
+        self._together = judge
         self.accounts = accounts
+        self.scheduler = Scheduler(schedule, source, accounts=accounts)
         self.step = Step()
+        self.held: dict[int, Group] = {}
+        """Groups that are open, with what has come of them."""
+        self.members: Members = {}
+        """Of each, the rollouts that have ended, by member."""
+        self.training: dict[int, list[Group]] = {}
+        """Batches that were given and may have to be given again; none where nothing is kept between steps."""
+        self._tasks: dict[Who, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        """What judges groups, and rollouts that are cancelled."""
+        self._given: Step | None = None
+        self._error: BaseException | None = None
+        self._woken = asyncio.Event()
+        self._resumed: m.Resumed | None = None
+
+    # ---- what its owner says ---------------------------------------------------------------------------------------
 
     async def run(self, check: Callable[[], None]) -> Step:
-        """Collect `rollout_batch_size` groups worth training. `check` is called while waiting and may raise."""
-        self.step = step = Step()
-        need = self._options.rollout_batch_size
-        at_once = self._options.over_sampling_batch_size or need
-        pending: set[asyncio.Task[Group]] = set()
+        """The next `rollout_batch_size` groups worth training. `check` is called while waiting and may raise; whatever
+        does ends all rollouts. Raises UserError where no such groups can be had."""
         try:
-            while len(step.groups) < need:
+            self._tell(m.Wanted())
+            while self._given is None:
                 check()
-                while len(pending) < at_once - len(step.groups) and step.started < REFILL_FACTOR * need:
-                    pending.add(self._start_group(step))
-                if not pending:
-                    self._gave_up(step)
-                    break
-                done, pending = await asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    group = task.result()
-                    if not await self._settle(step, group):
-                        for rollout in group.rollouts:
-                            rollout.stored = None
-        finally:
-            await self._abandon(pending)
-        step.groups.sort(key=lambda group: group.index)
+                if self._error is not None:
+                    raise self._error
+                self._woken.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), 1.0)
+        except BaseException:
+            await self.close()
+            raise
+        step, self._given = self._given, None
+        if self.scheduler.schedule.gives_up_extra:
+            await asyncio.gather(*self._others, return_exceptions=True)
         return step
 
-    def _start_group(self, step: Step) -> asyncio.Task[Group]:
-        """Take a prompt, book it as started and run its agents."""
-        prompt = self._take_prompt()
-        group = Group(index=self.accounts.started, prompt={"row": prompt.row, "label": prompt.label})
-        self.accounts.started += 1
-        self.accounts.rollouts_started += self._options.n_samples_per_prompt
-        step.started += 1
-        return asyncio.create_task(self._run_group(step, group, prompt))
+    def updated(self, version: int) -> None:
+        """Every engine serves `version`, which is trained on all batches before it."""
+        if self._resumed is not None and self._resumed.step <= version:
+            resumed, self._resumed = self._resumed, None
+            self._tell(resumed)
+        self.trained(version - 1)
+        self._tell(m.Updated(version))
 
-    async def _run_group(self, step: Step, group: Group, prompt: Prompt) -> Group:
-        async def one() -> Rollout:
-            rollout = await self._run_rollout(prompt, group.index)
-            step.rollouts_done += 1
-            return rollout
+    def trained(self, step: int) -> None:
+        """The trainer will not ask for the batch of `step` again."""
+        self._tell(m.Trained(step))
+        for done in [done for done in self.training if done <= step]:
+            del self.training[done]
 
-        group.rollouts = list(await asyncio.gather(*(one() for _ in range(self._options.n_samples_per_prompt))))
-        if self._judge is not None:
-            await self._judge(group, prompt)
+    def resize(self, rollouts: int) -> None:
+        """So many rollouts may run at once."""
+        self._tell(m.Capacity(rollouts))
+
+    def resume(self, step: int, state: dict[str, Any], kept: Mapping[int, Group], members: Members) -> None:
+        """Become what `state` of its scheduler was taken of, `step` batches having been trained; of the groups in
+        `kept` those rollouts are left that `members` names. Nothing starts before the engines have the weights of
+        `step` (`updated`)."""
+        self.scheduler.restore(state)
+        self.held, self.members = dict(kept), members
+        self._resumed = m.Resumed(step, frozenset(kept))
+
+    async def close(self) -> None:
+        """End all rollouts; those groups are unused."""
+        self._tell(m.Closed())
+        for task in self._others:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._others, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.warning("a group that was no longer needed ended with %s", outcome)
+
+    # ---- what the scheduler says -----------------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        for command in self.scheduler.on(event, time.monotonic()):
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case m.Start(who, prompt):
+                self._hold(who.group, prompt)
+                self._tasks[who] = asyncio.create_task(self._guarded(self._run, who, self._source.prompts[prompt]))
+            case m.Cancel(who):
+                if who in self._tasks:  # one that ended after a Stop was not heard of
+                    self._aside(self._tasks.pop(who)).cancel()
+            case m.Judge(group, _):
+                self._aside(asyncio.create_task(self._guarded(self._judge, group)))
+            case m.Release(group, end, reason):
+                self._release(group, end, reason)
+            case m.Give(step, groups, short):
+                self._give(step, groups)
+                if short:
+                    log.warning("training on fewer groups than asked: %s", short)
+            case m.Stop(reason):
+                self._fail(UserError(f"{reason}{self._first_failure()}"))
+
+    def _hold(self, group: int, prompt: int) -> None:
+        if group not in self.held:
+            dealt = self._source.prompts[prompt]
+            number = {} if self._together is None else {NUMBER: prompt}
+            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label, **number})
+            self.members.setdefault(group, {})
+            self.step.started += 1
+
+    def _give(self, step: int, groups: tuple[int, ...]) -> None:
+        given, self.step = self.step, Step()
+        given.groups = [self._let_go(group) for group in groups]
+        given.finished += given.groups
+        if self.scheduler.schedule.max_staleness:
+            self.training[step] = given.groups
+        self._given = given
+        self._woken.set()
+
+    def _release(self, ordinal: int, end: End, reason: str) -> None:
+        """A group that is not trained: its samples leave the store."""
+        if ordinal not in self.held:
+            return
+        group = self._let_go(ordinal)
+        if end is not End.UNUSED or len(group.rollouts) == self._options.n_samples_per_prompt:
+            self.step.finished.append(group)
+        if end is not End.UNUSED:
+            self.step.dropped[reason] += 1
+        for rollout in group.rollouts:
+            rollout.stored = None
+
+    def _let_go(self, ordinal: int) -> Group:
+        group, members = self.held.pop(ordinal), self.members.pop(ordinal)
+        group.rollouts = [members[member] for member in sorted(members)]
         return group
 
-    async def _settle(self, step: Step, group: Group) -> bool:
-        """Decide what becomes of a finished group and book it; whether it is trained."""
-        step.finished.append(group)
+    # ---- what is done ----------------------------------------------------------------------------------------------
+
+    async def _run(self, who: Who, prompt: Prompt) -> None:
+        rollout = await self._run_rollout(prompt, who.group)
+        del self._tasks[who]
+        self.step.rollouts_done += 1
+        rollout.ended_version = self.scheduler.version
+        members = self.members[who.group]
+        if (before := members.get(who.member)) is not None:
+            before.stored = None
+            self.step.replaced.append(before)
+        members[who.member] = rollout
+        where, why, again = broke(rollout)
+        self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
+
+    async def _judge(self, ordinal: int) -> None:
+        """Decide what becomes of a group whose rollouts have ended, and book them."""
+        members = self.members[ordinal]
+        group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
+        if self._together is not None:
+            await self._together(group, self._source.prompts[group.prompt[NUMBER]])
         self._apply_reward_policy(group)
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
-        self.accounts.rollouts_failed += sum(rollout.failure is not None for rollout in failed)
-        reasons = Counter(str(rollout.failure.where) if rollout.failure else "none_reward" for rollout in failed)
-        for reason, count in reasons.items():
-            self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
+        reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)
         if len(failed) == len(group.rollouts):
-            self.accounts.failed += 1
-            step.dropped[f"failed_{reasons.most_common(1)[0][0]}"] += 1
-            return False
-        kept = await verdict(group, self._filter)
-        if not kept.keep:
-            self.accounts.filtered += 1
-            step.dropped[kept.reason or "filter"] += 1
-        elif len(step.groups) == self._options.rollout_batch_size:
-            self.accounts.unused += 1
+            judged = m.Judged(ordinal, End.FAILED, f"failed_{reasons.most_common(1)[0][0]}")
         else:
-            self.accounts.trained += 1
-            step.groups.append(group)
-            return True
-        return False
+            kept = await verdict(group, self._filter)
+            judged = m.Judged(ordinal, None if kept.keep else End.FILTERED, kept.reason or "filter")
+        if ordinal in self.held:
+            self.accounts.rollouts_failed += sum(rollout.failure is not None for rollout in failed)
+            for reason, count in reasons.items():
+                self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
+            self._tell(judged)
 
     def _apply_reward_policy(self, group: Group) -> None:
         policy = self._options.none_reward_policy
@@ -163,23 +262,52 @@ class Generator:
             if rollout.failure is None:
                 rollout.reward = 0.0
 
-    def _gave_up(self, step: Step) -> None:
-        what = ", ".join(f"{reason} x{count}" for reason, count in step.dropped.most_common()) or "nothing dropped"
-        message = (
-            f"{len(step.groups)} of {self._options.rollout_batch_size} groups after starting {step.started} "
-            f"({REFILL_FACTOR}x the batch): {what}."
-        )
-        if not step.groups:
-            failures = [rollout.failure for group in step.finished for rollout in group.rollouts if rollout.failure]
-            first = f"\n  first failure: {failures[0]}" if failures else ""
-            raise UserError(f"a rollout kept no group to train on: {message}{first}")
-        log.warning("training on fewer groups than asked: %s", message)
+    def _first_failure(self) -> str:
+        failures = [one.failure for group in self.step.finished for one in group.rollouts if one.failure]
+        return f"\n  first failure: {failures[0]}" if failures else ""
 
-    async def _abandon(self, pending: set[asyncio.Task[Group]]) -> None:
-        """End what is still running; those groups are unused."""
-        for task in pending:
-            task.cancel()
-        for outcome in await asyncio.gather(*pending, return_exceptions=True):
-            self.accounts.unused += 1
-            if isinstance(outcome, Exception):
-                log.warning("a group that was no longer needed ended with %s", outcome)
+    # ---- tasks -----------------------------------------------------------------------------------------------------
+
+    def _aside(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Wait for it at the end, not before."""
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+        return task
+
+    async def _guarded(self, work: Callable[P, Awaitable[None]], *args: P.args, **options: P.kwargs) -> None:
+        """What goes wrong in it ends the step, or the next one."""
+        try:
+            await work(*args, **options)
+        except Exception as error:  # noqa: BLE001 - `run` raises it, in the task that waits for the batch
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._woken.set()
+
+
+def broke(rollout: Rollout) -> tuple[str, str, bool]:
+    """Where a rollout failed, "" where it did not; the words; and whether another attempt may end otherwise."""
+    if rollout.failure is None:
+        return "", "", False
+    return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
+
+
+def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0) -> Schedule:
+    """What the flags say. `steps`: batches of the run, 0 where nobody knows."""
+    given, size = scheduling or Scheduling(), options.rollout_batch_size
+    return Schedule(
+        groups_per_step=size,
+        rollouts_per_group=options.n_samples_per_prompt,
+        max_staleness=given.staleness,
+        depth=depth_of(given.staleness) if given.pipeline_depth is None else given.pipeline_depth,
+        extra=max(0, (options.over_sampling_batch_size or size) - size),
+        capacity=given.rollout_concurrency or options.num_agent_workers * options.agent_concurrency,
+        sample_retries=given.max_sample_retries,
+        quarantine_after=given.quarantine_after,
+        failure_share=given.max_failure_share,
+        order=given.rollout_order,
+        granularity=given.rollout_submission_granularity,
+        reuse_unused=given.async_unused_samples_handler == "retry",
+        steps=steps,
+    )

@@ -15,10 +15,11 @@ from miles_lite.errors import UserError, Where
 from miles_lite.hooks import RolloutFunction, load_hook
 from miles_lite.plugins import contracts, field_args
 from miles_lite.plugins.field_sample import Sample, to_own
-from miles_lite.rollout.generate import Accounts, Step
+from miles_lite.rollout.generate import Step
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import number_in
 from miles_lite.sample import Group, Held, Rollout, Status
+from miles_lite.scheduler.accounts import Accounts
 
 ROLLOUT_FLAG, EVAL_FLAG = "--rollout-function-path", "--eval-function-path"
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
-from miles_lite.errors import UserError, writing
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
@@ -29,12 +25,14 @@ from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
-from miles_lite.rollout.generate import Accounts, Generator
+from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
-from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics
+from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
+from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
+from miles_lite.scheduler.accounts import Accounts
 from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Fleet
@@ -89,8 +87,8 @@ class RolloutManager:
         self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
         self._workers: list[Kept[AgentWorker]] = []
         self._accounts = Accounts()
-        self._rollout_indices = itertools.count()
-        self._before_step: tuple[int, dict[str, Any]] = (-1, {})
+        self._rollouts = 0
+        self._before_step: tuple[int, Snapshot] | None = None
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
@@ -106,9 +104,13 @@ class RolloutManager:
         self._eval_sets = {
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
+        options = self._config.rollouts
+        per_epoch = max(1, len(self._source) // options.rollout_batch_size)
+        steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
         self._generator = Generator(
-            self._config.rollouts,
-            take_prompt=self._source.take,
+            options,
+            schedule_of(options, self._config.scheduling, steps=steps),
+            source=self._source,
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
@@ -116,14 +118,14 @@ class RolloutManager:
         )
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
-        options = self._config.evaluation
-        held_out = sum(len(prompts) * options.samples(name) for name, prompts in self._eval_sets.items())
+        evaluation = self._config.evaluation
+        held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
             router_url=self._stack.router_url,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.fleet.urls,
             eval_rollouts=held_out,
-            rollouts_per_epoch=max(1, len(self._source) // self._config.rollouts.rollout_batch_size),
+            rollouts_per_epoch=per_epoch,
         )
 
     def _given_rollouts(self) -> GivenRollouts | None:
@@ -133,7 +135,7 @@ class RolloutManager:
         return GivenRollouts(
             path,
             self._config.rollouts,
-            take=self._source.take,
+            take=lambda: self._source.prompts[self._source.take()],
             key=self._config.rewards.key(evaluation=False),
             router_url=lambda: self._stack.router_url,
         )
@@ -141,13 +143,21 @@ class RolloutManager:
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, and compute metrics."""
         began = time.time()
-        self._before_step = (rollout_id, self._state())
+        if not self._overlaps:
+            self._before_step = (rollout_id, self._snapshot())
+        self._generator.updated(rollout_id)
         step = await (self._given or self._generator).run(self._check_alive)
-        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, step.finished)
+        replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
+        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
+        metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
+        if self._overlaps:
+            metrics |= staleness_metrics(step.groups, rollout_id)
+            metrics["rollout/fully_async/queue_size"] = float(self._generator.scheduler.ready)
+            metrics["rollout/fully_async/in_flight"] = float(self._generator.scheduler.running)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
@@ -184,14 +194,17 @@ class RolloutManager:
         self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], /, *args: P.args, **options: P.kwargs
     ) -> R:
         """A method of the engines' fleet, which lives here and is the driver's to command."""
-        return await method(self._stack.fleet, *args, **options)
+        done = await method(self._stack.fleet, *args, **options)
+        if self._overlaps:
+            self._generator.updated(self._stack.fleet.weight_version)
+        return done
 
     async def status(self) -> Progress:
-        step = self._generator.step
+        done, scheduler = self._generator.step.rollouts_done, self._generator.scheduler
         return Progress(
-            groups_done=len(step.groups),
-            rollouts_done=step.rollouts_done,
-            rollouts_started=step.started * self._config.rollouts.n_samples_per_prompt,
+            groups_done=min(scheduler.ready, self._config.rollouts.rollout_batch_size),
+            rollouts_done=done,
+            rollouts_started=done + scheduler.running,
             again=self._again,
         )
 
@@ -204,36 +217,26 @@ class RolloutManager:
         return dataclasses.asdict(self._accounts if self._given is None else self._given.accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
-        """Write the data source and the accounts as they were when `rollout_id` had been trained, and no more.
+        """Write what follows the training of `rollout_id`.
 
-        A step that has begun since is not part of it: its prompts are dealt again after `load`.
+        Where steps do not overlap, one that has begun since is not part of it: its prompts are dealt again after
+        `load`. Where they do, what is under way is part of it, and a batch that was given since is given again.
         """
-        running, before = self._before_step
-        state = before if running == rollout_id + 1 else self._state()
-        path = _state_path(folder, rollout_id)
-        temporary = path.with_suffix(".tmp")
-        with writing("the rollout state", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(state))
-        temporary.replace(path)
+        self._generator.trained(rollout_id)
+        running, before = self._before_step or (None, None)
+        taken = before if before is not None and running == rollout_id + 1 else self._snapshot()
+        await save(folder, rollout_id, taken)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "data": self._source.state(),
-            "accounts": dataclasses.asdict(self._accounts),
-            "next_rollout_index": self._accounts.rollouts_started,
-        }
+    def _snapshot(self) -> Snapshot:
+        return snapshot(self._generator, self._source, next_index=self._rollouts)
+
+    @property
+    def _overlaps(self) -> bool:
+        return self._config.scheduling.overlaps
 
     async def load(self, folder: str, rollout_id: int) -> None:
         """Continue from `save`. Raises UserError when the file is missing."""
-        path = _state_path(folder, rollout_id)
-        if not path.is_file():
-            raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
-        state = json.loads(path.read_text())
-        self._source.restore(state["data"])
-        for name, value in state["accounts"].items():
-            setattr(self._accounts, name, value)
-        self._rollout_indices = itertools.count(state["next_rollout_index"])
+        self._rollouts = load(folder, rollout_id, self._generator, self._source)
 
     async def stop(self) -> None:
         """End agents, sessions, router and engines."""
@@ -261,7 +264,7 @@ class RolloutManager:
         """Run one agent to an end that is its own."""
         asked = time.time()
         async with self._room:
-            index = next(self._rollout_indices)
+            index, self._rollouts = self._rollouts, self._rollouts + 1
             for _ in range(ATTEMPTS):
                 worker = min(self._workers, key=self._load.__getitem__)
                 session = min(self._stack.sessions, key=self._load.__getitem__)
@@ -311,7 +314,3 @@ class RolloutManager:
         rollout = await self._run_rollout(prompt, group_index, sampling, evaluation=True)
         rollout.stored = None
         return rollout
-
-
-def _state_path(folder: str, rollout_id: int) -> Path:
-    return Path(folder) / "rollout" / f"global_dataset_state_dict_{rollout_id}.json"

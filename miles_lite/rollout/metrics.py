@@ -148,6 +148,29 @@ def weight_version_metrics(groups: Sequence[Group]) -> Metrics:
     }
 
 
+def staleness_metrics(groups: Sequence[Group], step: int) -> Metrics:
+    """How old trained tokens are when the trainer begins `step`, in weight versions, each token counted.
+
+    A token ages in flight, until its rollout ends, and in the queue, until it is trained.
+    """
+    ages = [
+        (step - version, step - (rollout.ended_version or 0), count)
+        for rollout in _rollouts(groups)
+        for sample in rollout.samples
+        for version, count in sample.trained_by_version
+    ]
+    tokens = sum(count for _, _, count in ages)
+    if not tokens:
+        return {}
+    mean, queued = (sum(age[at] * age[2] for age in ages) / tokens for at in (0, 1))
+    return {
+        "rollout/fully_async/avg_staleness": mean,
+        "rollout/fully_async/max_staleness": float(max(age for age, _, _ in ages)),
+        "rollout/fully_async/avg_staleness_queued": queued,
+        "rollout/fully_async/avg_staleness_in_flight": mean - queued,
+    }
+
+
 def agent_metrics(groups: Sequence[Group]) -> Metrics:
     """Means (and sums of counts) of what agents reported about themselves, over the rollouts that reported it."""
     reports = [agent_report(rollout.metadata) for rollout in _rollouts(groups)]

@@ -150,11 +150,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Prompts of an epoch."""
 
-    def draw(self) -> int:
+    def take(self) -> int:
         """The number of the next of `prompts`. Raises UserError when none fits."""
-
-    def take(self) -> Prompt:
-        """The next prompt."""
 
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: dict[str, Any]) -> None: ...
@@ -184,12 +181,9 @@ class DataSource:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def take(self) -> Prompt:
-        """The next prompt; wraps into the next epoch, however small the file. Raises UserError when none fits."""
-        return self._prompts[self.draw()]
-
-    def draw(self) -> int:
-        """The number of the next of `prompts`."""
+    def take(self) -> int:
+        """The number of the next of `prompts`; wraps into the next epoch, however small the file. Raises UserError when
+        none fits."""
         for _ in range(len(self._prompts) + 1):
             number = self._next()
             if self._fits is None or self._fits(self._prompts[number]):
@@ -247,17 +241,13 @@ class Mixture:
     def skipped(self) -> int:
         return sum(part.skipped for part in self._parts)
 
-    def take(self) -> Prompt:
-        """The next prompt. Raises UserError."""
-        return self.prompts[self.draw()]
-
-    def draw(self) -> int:
-        """The number of the next of `prompts`."""
+    def take(self) -> int:
+        """The number of the next of `prompts`. Raises UserError."""
         dealt = sum(self._dealt) + 1
         behind = [share * dealt - count for share, count in zip(self._shares, self._dealt, strict=True)]
         at = behind.index(max(behind))
         self._dealt[at] += 1
-        return self.prompts.begins[at] + self._parts[at].draw()
+        return self.prompts.begins[at] + self._parts[at].take()
 
     def state(self) -> dict[str, Any]:
         return {"parts": [part.state() for part in self._parts], "dealt": list(self._dealt)}

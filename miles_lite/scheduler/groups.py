@@ -49,10 +49,11 @@ class Open:
     def answered(self) -> int:
         return len(self.done) - self.lost
 
-    def again(self) -> None:
-        """Begin anew: no answer of it is left."""
-        self.waiting = list(range(len(self.attempts) - 1, -1, -1))
-        self.done, self.failed = [], [0] * len(self.attempts)
+    def again(self, size: int) -> None:
+        """Begin anew, with `size` members: no answer of it is left."""
+        self.attempts = [max(self.attempts)] * size
+        self.waiting = list(range(size - 1, -1, -1))
+        self.done, self.failed = [], [0] * size
         self.version, self.lost, self.lengths, self.settled = UNSTARTED, 0, 0, False
 
     def as_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from miles_lite.scheduler.groups import Open
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.state import State
 
@@ -17,7 +18,15 @@ def may_open(schedule: Schedule, state: State) -> bool:
     target = (lag + schedule.depth + 1) * size + (schedule.extra if lag >= 0 else 0)
     if schedule.gives_up_extra:
         bound = target
+    elif schedule.steps:
+        bound = min(bound, (schedule.steps - state.step) * size)
     return open_ < bound and open_ - state.overtaken < target and may_refill(schedule, state)
+
+
+def has_place(schedule: Schedule, state: State, group: Open, older: int) -> bool:
+    """Whether `group` can be trained in time, with `older` open groups to be trained before it."""
+    steps = group.version + schedule.max_staleness + 1 - state.step
+    return older < steps * schedule.groups_per_step + (schedule.extra if schedule.gives_up_extra else 0)
 
 
 def may_refill(schedule: Schedule, state: State) -> bool:

@@ -34,12 +34,13 @@ class End(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A rollout ended. `failed` is the boundary that broke, "" where the agent came to an end of its own; `why` the
-    words; `length` its trained tokens."""
+    words; `again` whether another attempt may end otherwise; `length` its trained tokens."""
 
     who: Who
     length: int = 0
     failed: str = ""
     why: str = ""
+    again: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,19 @@ class Tick:
 class Resumed:
     """What ran is gone, `step` batches have been trained, and of answers only those of the groups in `kept` are left.
 
-    Batches that had been given since are to be given again."""
+    Batches that had been given since are to be given again. Where the schedule is another one now, groups that it has
+    no place for are unused, and their prompts come again."""
 
     step: int
     kept: frozenset[int] = frozenset()
 
 
-Event = Finished | Judged | Wanted | Trained | Updated | Capacity | Tick | Resumed
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The run ends: what is open is not needed. No command to start anything follows."""
+
+
+Event = Finished | Judged | Wanted | Trained | Updated | Capacity | Tick | Resumed | Closed
 
 # ---- commands ------------------------------------------------------------------------------------------------------
 

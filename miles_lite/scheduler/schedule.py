@@ -35,6 +35,7 @@ class Schedule:
                        siblings let expect to be longest (Seer, arXiv:2511.14617)
     granularity        whether capacity is counted in rollouts, or in whole groups
     reuse_unused       whether the prompts of groups that were given up are dealt again
+    steps              batches of the run, for which alone groups are started; 0: nobody knows
     """
 
     groups_per_step: int
@@ -52,6 +53,7 @@ class Schedule:
     order: Order = "fifo"
     granularity: Granularity = "sample"
     reuse_unused: bool = False
+    steps: int = 0
 
     def __post_init__(self) -> None:
         assert min(self.groups_per_step, self.rollouts_per_group, self.refill, self.failure_window) > 0

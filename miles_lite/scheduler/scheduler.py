@@ -20,7 +20,7 @@ from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.scheduler.breaker import Breaker
 from miles_lite.scheduler.groups import UNSTARTED, Open
-from miles_lite.scheduler.pace import has_room, may_open, may_refill, tally
+from miles_lite.scheduler.pace import has_place, has_room, may_open, may_refill, tally
 from miles_lite.scheduler.protocol import Command, End, Event, Who
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.state import Json, State
@@ -54,6 +54,7 @@ class Scheduler:
             m.Capacity: self._resized,
             m.Tick: self._ticked,
             m.Resumed: self._resumed,
+            m.Closed: self._closed,
         }
 
     # ---- what can be asked -----------------------------------------------------------------------------------------
@@ -77,6 +78,11 @@ class Scheduler:
     def step(self) -> int:
         """The batch that is given next."""
         return self._state.step
+
+    @property
+    def version(self) -> int:
+        """Of the weights that every engine serves."""
+        return self._state.version
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -117,7 +123,7 @@ class Scheduler:
     def on(self, event: Event, now: float) -> list[Command]:
         """What is to be done about it. `now` are seconds on any clock that does not go back."""
         self._commands = []
-        if not self._state.stopped:
+        if not self._state.stopped or isinstance(event, m.Closed):
             self._handlers[type(event)](event, now)
             self._give()
             self._open()
@@ -132,7 +138,7 @@ class Scheduler:
             return
         stop = self._failures.rollout(event.failed, event.why)
         if event.failed:
-            self._failed(group, who.member)
+            self._failed(group, who.member, again=event.again)
         else:
             self._answered(group, who, event.length, counts=counts)
         if group.complete:
@@ -141,9 +147,9 @@ class Scheduler:
         if stop:
             self._stop(stop)
 
-    def _failed(self, group: Open, member: int) -> None:
+    def _failed(self, group: Open, member: int, *, again: bool) -> None:
         group.failed[member] += 1
-        if group.failed[member] <= self.schedule.sample_retries:
+        if again and group.failed[member] <= self.schedule.sample_retries:
             group.waiting.append(member)
             self._submission.put(group)
             self.accounts.rollouts_retried += 1
@@ -203,27 +209,45 @@ class Scheduler:
         groups = sorted([*old.groups.values(), *again], key=lambda group: group.ordinal)
         for who in old.running:
             old.groups[who.group].waiting.append(who.member)
+        size = self.schedule.rollouts_per_group
         for group in groups:
-            if group.ordinal not in event.kept:
-                group.again()
+            if group.ordinal not in event.kept or len(group.attempts) != size:
+                group.again(size)
         self._adopt(
             dataclasses.replace(
                 old,
                 version=event.step,
                 step=event.step,
                 wanted=False,
+                stopped="",
                 groups={group.ordinal: group for group in groups},
                 running={},
                 given={},
                 passed=min([old.passed, *(group.ordinal for group in again)]),
             )
         )
+        self._fit(groups)
         self._state.count()
-        for group in groups:
+        for group in self._state.groups.values():
             self._window.restored(group)
             self._submission.put(group)
             if group.complete and not group.settled:
                 self._commands.append(m.Judge(group.ordinal, group.lost))
+
+    def _fit(self, groups: list[Open]) -> None:
+        """Make room where the schedule has less than the one that `groups` were started under."""
+        begun = sorted((group for group in groups if group.version != UNSTARTED), key=lambda group: group.version)
+        for older, group in enumerate(begun):
+            if not has_place(self.schedule, self._state, group, older):
+                group.again(self.schedule.rollouts_per_group)
+        most = self.schedule.groups_per_step * (self.schedule.max_staleness + 1) + self.schedule.extra
+        for group in groups[most:]:
+            self._state.returned.append(group.prompt)
+            self._end(group, End.UNUSED)
+
+    def _closed(self, event: m.Closed, now: float) -> None:
+        self._give_up()
+        self._state.stopped = "the run has ended"
 
     # ---- what follows ----------------------------------------------------------------------------------------------
 

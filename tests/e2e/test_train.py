@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def accounted(summary: dict[str, int]) -> bool:
-    ends = ("trained", "filtered", "failed", "unused")
+    ends = ("trained", "filtered", "failed", "quarantined", "unused")
     return summary["prompts_started"] == sum(summary[f"prompts_{end}"] for end in ends)
 
 

@@ -19,6 +19,7 @@ COUNTS = Counts(
     prompts_trained=80,
     prompts_filtered=15,
     prompts_failed=2,
+    prompts_quarantined=0,
     prompts_unused=3,
     rollouts_failed=9,
 )
@@ -56,6 +57,7 @@ def test_summary_by_hand(metrics: Path) -> None:
         "prompts_trained": 80,
         "prompts_filtered": 15,
         "prompts_failed": 2,
+        "prompts_quarantined": 0,
         "prompts_unused": 3,
         "rollouts_failed": 9,
     }

@@ -12,18 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.config.rollouts import Rollouts
+from miles_lite.config.rollouts import Data, Rollouts
+from miles_lite.config.scheduling import Scheduling
 from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import check_reward_nonzero_std
-from miles_lite.rollout.generate import REFILL_FACTOR, Accounts, Generator
-from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.generate import Generator, schedule_of
+from miles_lite.rollout.prompts import DataSource, Prompt
 from miles_lite.sample import Group, Rollout, Status
+from miles_lite.scheduler.accounts import Accounts
 from tests.rollout.helpers import make_rollout, make_sample
 
 
 def make_generator(
-    options: Rollouts, outcomes: list[float | None], filter_function: GroupFilter | None = None, seconds: float = 0.001
+    options: Rollouts,
+    outcomes: list[float | None],
+    filter_function: GroupFilter | None = None,
+    seconds: float = 0.001,
+    retries: int = 0,
 ) -> Generator:
     """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
     index = count()
@@ -39,7 +45,8 @@ def make_generator(
 
     return Generator(
         options,
-        take_prompt=lambda: Prompt(row=1, input="x"),
+        schedule_of(options, Scheduling(max_sample_retries=retries)),
+        source=DataSource([Prompt(row=1, input="x")], Data(prompt_data="")),
         run_rollout=run_rollout,
         filter_function=filter_function,
         accounts=Accounts(),
@@ -72,7 +79,7 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
     generator = make_generator(options, [1.0], check_reward_nonzero_std)
     with pytest.raises(UserError, match=r"zero_std_1\.0 x40"):
         asyncio.run(generator.run(lambda: None))
-    assert generator.accounts.filtered == REFILL_FACTOR * 2
+    assert generator.accounts.filtered == 20 * 2
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
@@ -128,6 +135,17 @@ def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
     with pytest.raises(UserError, match="no engine"):
         asyncio.run(asyncio.wait_for(generator.run(check), 5))
     assert balanced(generator.accounts)
+
+
+def test_a_rollout_that_infrastructure_failed_is_run_again_in_its_group_and_counted() -> None:
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3)
+    generator = make_generator(options, [1.0, None, 0.0], retries=2)
+    step = asyncio.run(generator.run(lambda: None))
+    assert sorted(rollout.index for rollout in step.groups[0].rollouts) == [0, 2, 3]
+    assert [rollout.index for rollout in step.replaced] == [1]
+    assert sum(step.replaced_by_where.values()) == 1
+    accounts = generator.accounts
+    assert (accounts.trained, accounts.rollouts_retried, accounts.rollouts_failed) == (1, 1, 0)
 
 
 def test_accounts_survive_a_round_trip() -> None:

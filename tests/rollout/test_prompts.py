@@ -35,7 +35,7 @@ def test_keys_and_seed_are_those_of_the_flags(tmp_path: Path) -> None:
     assert (prompt.input, prompt.label, prompt.metadata) == ("q", "a", {"k": 1})
     prompts = [Prompt(row=row, input="x") for row in range(50)]
     sources = [DataSource(prompts, options(rollout_shuffle=True, rollout_seed=seed)) for seed in (1, 1, 2)]
-    first, same, other = ([source.take().row for _ in prompts] for source in sources)
+    first, same, other = ([prompts[source.take()].row for _ in prompts] for source in sources)
     assert first == same != other
 
 
@@ -81,12 +81,12 @@ def test_a_restored_source_continues_exactly(size: int, taken: int, more: int, s
         one.take()
     other = DataSource(prompts, options(rollout_shuffle=shuffle))
     other.restore(json.loads(json.dumps(one.state())))
-    assert [one.take().row for _ in range(more)] == [other.take().row for _ in range(more)]
+    assert [prompts[one.take()].row for _ in range(more)] == [prompts[other.take()].row for _ in range(more)]
 
 
 def test_every_epoch_deals_every_prompt_once_in_its_own_order() -> None:
     source = DataSource([Prompt(row=row, input="x") for row in range(20)], options(rollout_shuffle=True))
-    epochs = [[source.take().row for _ in range(20)] for _ in range(2)]
+    epochs = [[source.prompts[source.take()].row for _ in range(20)] for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
 

@@ -102,14 +102,14 @@ def test_orders_are_what_they_were_and_very_long_ones_take_no_list(monkeypatch: 
     wanted = list(range(30))
     random.Random("7-0").shuffle(wanted)
     source = DataSource(prompts, shuffled)
-    assert [source.take().row for _ in prompts] == wanted
+    assert [source.take() for _ in prompts] == wanted
     monkeypatch.setattr(module, "SHUFFLED", 8)
     long = DataSource(prompts, shuffled)
-    first = [long.take().row for _ in prompts]
+    first = [long.take() for _ in prompts]
     assert sorted(first) == list(range(30)) != first
     again = DataSource(prompts, shuffled)
     again.restore({"epoch": 0, "offset": 10, "prompts": 30})
-    assert [again.take().row for _ in range(20)] == first[10:]
+    assert [again.take() for _ in range(20)] == first[10:]
 
 
 def test_sources_are_mixed_by_their_weights_and_go_on_where_they_stopped(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_sources_are_mixed_by_their_weights_and_go_on_where_they_stopped(tmp_pat
     jsonl(tmp_path / "b.jsonl", ROWS[5:])
     data = options(f"{tmp_path}/a.jsonl=3,{tmp_path}/b.jsonl=1", rollout_shuffle=True)
     source, other = open_source(data), open_source(data)
-    dealt = [source.take().metadata["at"] for _ in range(40)]
+    dealt = [source.prompts[source.take()].metadata["at"] for _ in range(40)]
     assert sum(at < 2 for at in dealt) == 30
     assert all(abs(sum(at < 2 for at in dealt[:size]) - size * 0.75) <= 1 for size in range(41))
     assert len(source) == 7
@@ -125,7 +125,7 @@ def test_sources_are_mixed_by_their_weights_and_go_on_where_they_stopped(tmp_pat
         other.take()
     third = open_source(data)
     third.restore(json.loads(json.dumps(other.state())))
-    assert [third.take().metadata["at"] for _ in range(29)] == dealt[11:]
+    assert [third.prompts[third.take()].metadata["at"] for _ in range(29)] == dealt[11:]
     with pytest.raises(UserError, match="made with other sources"):
         third.restore({"epoch": 0, "offset": 0, "prompts": 7})
 
@@ -136,7 +136,7 @@ def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path: Path, tiny_
     flags = f"--hf-checkpoint {tiny_model} --prompt-data {path} --rollout-batch-size 1 --num-rollout 1"
     config, _ = parse([*flags.split(), "--rollout-max-prompt-len", "40", "--overlong-prompts", "skip"])
     source = open_source(config.data, fits=fitting(config))
-    assert [source.take().row for _ in range(4)] == [1, 3, 1, 3]
+    assert [source.take() for _ in range(4)] == [0, 2, 0, 2]
     assert source.skipped == 2
     only = DataSource([Prompt(row=1, input="x")], options("-"), fits=lambda prompt: False)
     with pytest.raises(UserError, match="every prompt of --prompt-data is too long"):

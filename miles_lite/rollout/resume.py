@@ -1,0 +1,111 @@
+"""What rollouts go on from: prompts, schedule and accounts in a JSON file, the samples of groups that wait in another.
+
+Invariant: what `load` gives goes on as what `save` was given: no prompt is dropped or dealt twice. Rollouts that had
+not ended start anew; those that had are kept where the schedule lets groups wait (--max-weight-staleness above 0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from miles_lite.errors import UserError, writing
+from miles_lite.rollout import dump
+from miles_lite.rollout.generate import Generator, Members
+from miles_lite.rollout.prompts import Source
+from miles_lite.rollout.stored import Stored
+from miles_lite.sample import Group, Held, Rollout
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is at one moment: `plain` as JSON, and the groups of which a rollout waits to be trained."""
+
+    plain: dict[str, Any]
+    waiting: list[Group]
+
+
+def snapshot(generator: Generator, source: Source, *, next_index: int) -> Snapshot:
+    """`next_index`: the number of the next rollout."""
+    waiting, members = _waiting(generator)
+    state = generator.scheduler.state()
+    plain = {
+        "data": source.state(),
+        "accounts": state["accounts"],
+        "scheduler": state,
+        "next_rollout_index": next_index,
+        "members": {group: {member: rollout.index for member, rollout in of.items()} for group, of in members.items()},
+    }
+    return Snapshot(plain, waiting)
+
+
+async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
+    """Write what follows the training of `rollout_id`."""
+    path = _path(folder, rollout_id)
+    temporary = path.with_suffix(".tmp")
+    with writing("the rollout state", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(taken.plain))
+    if taken.waiting:
+        await asyncio.to_thread(dump.write, _samples(path), rollout_id, taken.waiting)
+    temporary.replace(path)
+
+
+def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
+    """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
+    missing."""
+    path = _path(folder, rollout_id)
+    if not path.is_file():
+        raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
+    state = json.loads(path.read_text())
+    source.restore(state["data"])
+    named: dict[str, dict[str, int]] = state["members"]
+    kept = {group.index: group for group in dump.read(_samples(path))} if any(named.values()) else {}
+    by_index = {rollout.index: _stored(rollout) for group in kept.values() for rollout in group.rollouts}
+    members: Members = {
+        int(group): {int(member): by_index[index] for member, index in of.items()}
+        for group, of in named.items()
+        if int(group) in kept
+    }
+    for group in kept.values():
+        group.rollouts = []
+    generator.resume(rollout_id + 1, state["scheduler"], kept, members)
+    next_index: int = state["next_rollout_index"]
+    return next_index
+
+
+def _waiting(generator: Generator) -> tuple[list[Group], Members]:
+    """Groups of which a rollout has ended that is not trained, and which member each is."""
+    if not generator.scheduler.schedule.max_staleness:
+        return [], {}
+    members = {group: of for group, of in generator.members.items() if of}
+    for batch in generator.training.values():
+        members |= {group.index: dict(enumerate(group.rollouts)) for group in batch}
+    groups = [*generator.held.values(), *(group for batch in generator.training.values() for group in batch)]
+    waiting = [
+        Group(group.index, group.prompt, [dataclasses.replace(one) for one in members[group.index].values()])
+        for group in groups
+        if group.index in members
+    ]
+    return waiting, members
+
+
+def _stored(rollout: Rollout) -> Rollout:
+    """Its samples moved into the object store."""
+    if isinstance(rollout.stored, Held):
+        rollout.stored = Stored(ray.put(list(rollout.stored.samples)))
+    return rollout
+
+
+def _path(folder: str, rollout_id: int) -> Path:
+    return Path(folder) / "rollout" / f"global_dataset_state_dict_{rollout_id}.json"
+
+
+def _samples(path: Path) -> Path:
+    return path.with_suffix(".pt")

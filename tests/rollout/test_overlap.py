@@ -1,0 +1,153 @@
+"""Rollouts that go on while the trainer trains, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from miles_lite.config.rollouts import Data, Rollouts
+from miles_lite.config.scheduling import Scheduling
+from miles_lite.errors import UserError
+from miles_lite.rollout import resume
+from miles_lite.rollout.generate import Generator, Step, schedule_of
+from miles_lite.rollout.prompts import DataSource, Prompt
+from miles_lite.sample import Rollout, Status
+from miles_lite.scheduler.accounts import Accounts
+from tests.rollout.helpers import make_rollout, make_sample
+
+STEPS = 6
+
+
+class Stage:
+    """A generator over ten prompts; every rollout is answered at once, or when `open` is set."""
+
+    def __init__(self, *, staleness: int, batch: int = 2, members: int = 2) -> None:
+        self.options = Rollouts(rollout_batch_size=batch, n_samples_per_prompt=members, num_rollout=STEPS)
+        self.scheduling = Scheduling(max_weight_staleness=staleness)
+        self.source = DataSource([Prompt(row=row, input="x") for row in range(10)], Data(prompt_data=""))
+        self.index, self.running, self.rows = count(), 0, []  # type: ignore[var-annotated]
+        self.open = asyncio.Event()
+        self.open.set()
+        self.generator = Generator(
+            self.options,
+            schedule_of(self.options, self.scheduling, steps=STEPS),
+            source=self.source,
+            run_rollout=self.run,
+            filter_function=None,
+            accounts=Accounts(),
+        )
+
+    async def run(self, prompt: Prompt, group_index: int) -> Rollout:
+        self.running += 1
+        await self.open.wait()
+        await asyncio.sleep(0)
+        self.running -= 1
+        sample = make_sample(4, 2)
+        return make_rollout(next(self.index), group_index, sample, reward=1.0, status=Status.COMPLETED)
+
+    async def step(self, number: int) -> Step:
+        self.generator.updated(number)
+        step = await self.generator.run(lambda: None)
+        self.rows += [group.prompt["row"] for group in step.groups]
+        return step
+
+
+def test_rollouts_go_on_while_a_batch_is_trained_and_no_further_than_the_bound() -> None:
+    async def run(staleness: int) -> tuple[int, int]:
+        stage = Stage(staleness=staleness)
+        await stage.step(0)
+        stage.open.clear()
+        await asyncio.sleep(0.01)
+        return stage.running, stage.generator.accounts.in_flight
+
+    assert asyncio.run(run(0)) == (0, 0)
+    for staleness in (1, 3):
+        _, open_ = asyncio.run(run(staleness))
+        assert open_ == (staleness if staleness == 1 else 2) * 2
+
+
+def test_a_run_starts_no_group_that_its_last_step_does_not_need() -> None:
+    async def run() -> Accounts:
+        stage = Stage(staleness=3)
+        for number in range(STEPS):
+            assert len((await stage.step(number)).groups) == 2
+        return stage.generator.accounts
+
+    accounts = asyncio.run(run())
+    assert (accounts.started, accounts.trained, accounts.in_flight) == (2 * STEPS, 2 * STEPS, 0)
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+@pytest.mark.parametrize(("staleness", "training"), [(0, False), (1, False), (1, True), (3, True), (3, False)])
+def test_a_resumed_run_trains_what_the_other_would_have(
+    staleness: int, training: bool, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it ends while a batch is trained: that is given again."""
+    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+
+    async def run() -> list[int]:
+        stage = Stage(staleness=staleness)
+        for number in range(stop):
+            await stage.step(number)
+        if training:
+            await stage.step(stop)
+            del stage.rows[-2:]
+        stage.generator.trained(stop - 1)
+        taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
+        await resume.save(str(tmp_path), stop - 1, taken)
+        again = Stage(staleness=staleness)
+        resume.load(str(tmp_path), stop - 1, again.generator, again.source)
+        again.rows = list(stage.rows)
+        for number in range(stop, STEPS):
+            step = await again.step(number)
+            assert all(
+                len(group.rollouts) == 2 and rollout.fetch() for group in step.groups for rollout in group.rollouts
+            )
+        assert again.generator.accounts.started == again.generator.accounts.trained == 2 * STEPS
+        return sorted(again.rows)
+
+    assert asyncio.run(run()) == sorted([row % 10 for row in range(2 * STEPS)])
+
+
+def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+
+    async def run() -> list[int]:
+        stage = Stage(staleness=3)
+        await stage.step(0)
+        taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
+        assert json.dumps(taken.plain)
+        await resume.save(str(tmp_path), 0, taken)
+        again = Stage(staleness=0, members=3)
+        resume.load(str(tmp_path), 0, again.generator, again.source)
+        again.rows = list(stage.rows)
+        for number in range(1, 5):
+            assert all(len(group.rollouts) == 3 for group in (await again.step(number)).groups)
+        return sorted(again.rows)
+
+    assert asyncio.run(run()) == list(range(10))
+
+
+def test_a_rollout_that_breaks_between_steps_ends_the_next_one() -> None:
+    async def run() -> None:
+        stage = Stage(staleness=1)
+        answers: Callable[[Prompt, int], Awaitable[Rollout]] = stage.run
+
+        async def breaks(prompt: Prompt, group_index: int) -> Rollout:
+            if group_index >= 2:
+                raise UserError("no worker is left")
+            return await answers(prompt, group_index)
+
+        stage.generator._run_rollout = breaks
+        await stage.step(0)
+        await asyncio.sleep(0.01)
+        with pytest.raises(UserError, match="no worker"):
+            await stage.step(1)
+        assert stage.generator.accounts.in_flight == 0
+
+    asyncio.run(run())
