@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.errors import UserError, writing
+from miles_lite.simulation.case import POLICIES, Case, simulate
 from miles_lite.simulation.measure import Measured, measure
-from miles_lite.simulation.run import POLICIES, Case, simulate
 from miles_lite.simulation.scenario import Scenario, read_scenario
 
 COLUMNS = "engines", "S", "at once", "s/step", "tokens/s", "busy", "trainer", "staleness", "discarded", "preempted"

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from miles_lite.simulation.case import Case, simulate
 from miles_lite.simulation.measure import measure
-from miles_lite.simulation.run import Case, simulate
 from miles_lite.simulation.scenario import Scenario, ScheduleModel, TaskModel, TrainerModel
 from miles_lite.simulation.workload import Workload
 
