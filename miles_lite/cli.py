@@ -1,4 +1,4 @@
-"""The command line: `miles-lite train | rollout | serve | router | session | agent | traces | verify | init-model`.
+"""The command line: `miles-lite COMMAND`; see `COMMANDS`.
 
 Invariant: what a user can mend is one clear message on stderr and exit code 2; a run that lost one of its processes is
 one message and 1; Ctrl-C is 130; everything else keeps its traceback. Heavy imports happen only in the command that
@@ -24,6 +24,7 @@ COMMANDS = {
     "session": "a session server alone, in front of a router that runs",
     "agent": "talk to a model that uses tools",
     "traces": "look at trajectory files; make datasets of them",
+    "simulate": "how fast a fleet would be: engines, staleness, concurrency; no GPU, no Ray",
     "verify": "prove a chat template, or sessions on live engines; see `miles-lite verify --help`",
     "init-model": "make a small Qwen3-architecture model and tokenizer, no download",
 }

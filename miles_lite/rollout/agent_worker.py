@@ -209,9 +209,10 @@ async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
     except asyncio.CancelledError:
         ray.cancel(running)
         raise
-    except ray.exceptions.RayActorError as error:
-        return _lost(task, f"the agent worker died: {error}")
     except ray.exceptions.RayError as error:
+        await asyncio.gather(samples, return_exceptions=True)  # they have the same error, which Ray tells of if unread
+        if isinstance(error, ray.exceptions.RayActorError):
+            return _lost(task, f"the agent worker died: {error}")
         return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
     rollout.stored = Stored(samples) if rollout.samples else None
     return rollout

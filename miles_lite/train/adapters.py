@@ -27,6 +27,7 @@ from miles_lite.train.norms import local
 from miles_lite.train.packing import Packed
 from miles_lite.train.policy import Policy
 from miles_lite.weights.compat import import_transformers
+from miles_lite.weights.gather import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -210,9 +211,3 @@ def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path)
     told = config.to_dict()
     told |= {"target_modules": sorted(told["target_modules"]), "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(told, indent=2, default=str))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of it, on every rank."""
-    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach()

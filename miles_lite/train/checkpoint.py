@@ -106,13 +106,6 @@ def retained(iteration: int, interval: int | None) -> bool:
     return interval is None or (iteration + 1) % interval == 0
 
 
-def save(learner: Learner, folder: Path, *, iteration: int) -> None:
-    """Write one checkpoint, and wait for it; collective."""
-    saver = Saver(Checkpoint())
-    saver.begin(learner, folder, iteration=iteration)
-    saver.finish()
-
-
 def load(learner: Learner, folder: Path, options: Checkpoint | None = None) -> int | None:
     """Restore the latest checkpoint of `folder` and return its iteration; None when there is none, and with --finetune,
     which takes nothing but the weights. Collective.

@@ -15,6 +15,7 @@ from torch import nn
 
 from miles_lite.config.parallel import Compute
 from miles_lite.errors import UserError
+from miles_lite.model_folder import model_config
 from miles_lite.train.attention import implementation
 from miles_lite.weights.compat import fill_from_files, import_transformers
 
@@ -64,8 +65,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def read_config(folder: str | Path) -> PretrainedConfig:
     """Its config.json, as transformers reads it. Raises UserError when there is none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no model in {folder}: expected a Hugging Face folder with config.json and weights")
+    model_config(folder, given_as="no model in")
     config: PretrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
     return config
 

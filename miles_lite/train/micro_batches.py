@@ -9,7 +9,7 @@ Invariant: every sample is in one micro-batch; none has more tokens than the bud
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -40,17 +40,29 @@ class Bundle:
     pairs: int = 0
     known: set[int] = field(default_factory=set)
 
-    def shared(self, member: Member) -> int:
-        """Tokens of a further sample that are there already."""
-        return max((prefix.length for prefix in member.record.prefixes if prefix.digest in self.known), default=0)
+    def shared(self, member: Member, beside: Set[int] = frozenset()) -> int:
+        """Tokens of a further sample that are there already, or where digests `beside` are."""
+        there = (each.length for each in member.record.prefixes if each.digest in self.known or each.digest in beside)
+        return max(there, default=0)
 
-    def add(self, members: Iterable[Member]) -> None:
+    def add(self, members: Iterable[Member]) -> Bundle:
         for member in members:
             shared, length = self.shared(member), member.record.length
             self.tokens += length - shared
             self.pairs += (length * (length + 1) - shared * (shared + 1)) // 2
             self.known.update(member.path)
             self.members.append(member)
+        return self
+
+    def more(self, part: Bundle) -> int:
+        """Tokens that adding its members would add."""
+        if self.known.isdisjoint(part.known):
+            return part.tokens
+        tokens, beside = 0, set[int]()
+        for member in part.members:
+            tokens += member.record.length - self.shared(member, beside)
+            beside.update(member.path)
+        return tokens
 
 
 def micro_batches(
@@ -76,14 +88,18 @@ class Limit:
     options: Algorithm
     most: int | None = None
 
-    def allows(self, bundle: Bundle) -> bool:
-        """Whether it may be so large; what holds one sample may."""
-        if len(bundle.members) <= 1:
+    def allows(self, bundle: Bundle, part: Bundle) -> bool:
+        """Whether the bundle may hold the part, too; one sample it may in any case."""
+        count = len(bundle.members) + len(part.members)
+        if count <= 1:
             return True
         if not self.options.use_dynamic_batch_size:
-            return len(bundle.members) <= self.options.micro_batch_size
-        bounds = (self.options.max_tokens_per_gpu, self.most)
-        return all(bundle.tokens <= bound for bound in bounds if bound is not None)
+            return count <= self.options.micro_batch_size
+        bounds = [bound for bound in (self.options.max_tokens_per_gpu, self.most) if bound is not None]
+        if any(bundle.tokens > bound for bound in bounds):
+            return False
+        tokens = bundle.tokens + bundle.more(part)
+        return all(tokens <= bound for bound in bounds)
 
 
 def _families(records: Sequence[SampleRecord], families: Sequence[int], options: Algorithm) -> list[list[Member]]:
@@ -102,9 +118,11 @@ def _split(members: Sequence[Member], limit: Limit) -> list[Bundle]:
     """Neighbours together, as many as may be."""
     bundles: list[Bundle] = []
     for member in members:
-        if not bundles or not _fits(bundles[-1], [member], limit):
-            bundles.append(Bundle())
-        bundles[-1].add([member])
+        alone = Bundle().add([member])
+        if bundles and limit.allows(bundles[-1], alone):
+            bundles[-1].add([member])
+        else:
+            bundles.append(alone)
     return bundles
 
 
@@ -112,15 +130,9 @@ def _join(parts: Sequence[Bundle], limit: Limit) -> list[Bundle]:
     """First-fit, the largest first."""
     bundles: list[Bundle] = []
     for part in sorted(parts, key=lambda part: -part.tokens):
-        found = next((bundle for bundle in bundles if _fits(bundle, part.members, limit)), None)
+        found = next((bundle for bundle in bundles if limit.allows(bundle, part)), None)
         if found is None:
             found = Bundle()
             bundles.append(found)
         found.add(part.members)
     return bundles
-
-
-def _fits(bundle: Bundle, members: Sequence[Member], limit: Limit) -> bool:
-    more = Bundle([*bundle.members], bundle.tokens, bundle.pairs, {*bundle.known})
-    more.add(members)
-    return limit.allows(more)

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 _END = -1
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every rank that holds a part. Collective where it is sharded."""
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach()
+
+
 class Published:
     """The weights of `model` under the names and in the shapes of its checkpoint files, tied ones once.
 
@@ -68,8 +74,7 @@ class Published:
 
     def _gather(self, piece: int) -> dict[str, Tensor]:
         sources, _ = self._pieces[piece]
-        tensors = {name: self._cast(self._state[name]) for name in sources}
-        return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in tensors.items()}
+        return {name: whole(self._cast(self._state[name])) for name in sources}
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self._dtype_of(tensor))

@@ -94,9 +94,10 @@ def drive(
     running, seen = [0], []
 
     class Worker:
-        def call_pair(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], object]:
+        def call_pair(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], asyncio.Task[Rollout]]:
             assert method is AgentWorker.run
-            return asyncio.ensure_future(self._run(task)), object()
+            running = asyncio.ensure_future(self._run(task))
+            return running, running
 
         async def _run(self, task: Task) -> Rollout:
             running[0] += 1

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from miles_lite.config.model import Checkpoint
 from miles_lite.config.options import Config, parse
 from miles_lite.config.training import Algorithm
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.train.batching import Batch, batch_of
+from miles_lite.train.checkpoint import Saver
+from miles_lite.train.learner import Learner
 from miles_lite.train.shares import Shares, share_out
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
@@ -84,3 +87,10 @@ def make_batch(
     if rollouts is not None:
         batch.sizes = [replace(size, rollouts=count) for size, count in zip(batch.sizes, rollouts, strict=True)]
     return batch
+
+
+def save_checkpoint(learner: Learner, folder: Path, *, iteration: int) -> None:
+    """Write one, and wait for it. Collective."""
+    saver = Saver(Checkpoint())
+    saver.begin(learner, folder, iteration=iteration)
+    saver.finish()

@@ -20,7 +20,7 @@ from miles_lite.train.rank import build_learner
 from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 from tests.models import make_tiny_moe
-from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.helpers import make_batch, make_config, make_samples, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_the_reference_is_the_model_without_its_adapters(model_dir: Path) -> Non
 def test_a_resumed_run_continues_bit_for_bit(model_dir: Path, tmp_path: Path) -> None:
     straight = learner(model_dir, *RANK)
     train(straight)
-    checkpoint.save(straight, tmp_path, iteration=3)
+    save_checkpoint(straight, tmp_path, iteration=3)
     resumed = learner(model_dir, *RANK)
     assert checkpoint.load(resumed, tmp_path) == 3
     assert train(resumed) == train(straight)

@@ -15,7 +15,7 @@ from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch
 from miles_lite.weights.folder import copy_tokenizer, write_folder
 from miles_lite.weights.gather import Published
-from tests.train.helpers import make_batch, make_samples
+from tests.train.helpers import make_batch, make_samples, save_checkpoint
 from tests.train.test_learner import learner, parameters
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -30,7 +30,7 @@ def step(seed: int) -> Batch:
 def test_a_resumed_run_continues_bit_for_bit(model_dir: Path, tmp_path: Path) -> None:
     straight = learner(model_dir, *FLAGS)
     straight.train(step(0))
-    checkpoint.save(straight, tmp_path, iteration=7)
+    save_checkpoint(straight, tmp_path, iteration=7)
     draws = (torch.rand(2), np.random.rand(2))
     expected = straight.train(step(1))
     resumed = learner(model_dir, *FLAGS)
@@ -51,7 +51,7 @@ def test_a_full_disk_is_called_one_and_what_was_saved_before_stays(
     trainer = learner(model_dir)
     trainer.train(step(0))
     with pytest.raises(UserError, match=r"the disk is full: the checkpoint of iteration 3 .*iter_0000003") as told:
-        checkpoint.save(trainer, full_disk, iteration=3)
+        save_checkpoint(trainer, full_disk, iteration=3)
     assert len(str(told.value).splitlines()) == 2
     assert checkpoint.latest_iteration(full_disk) is None
     policy = trainer.policy
@@ -63,13 +63,13 @@ def test_a_full_disk_is_called_one_and_what_was_saved_before_stays(
 def test_what_a_killed_save_leaves_is_ignored_and_replaced(model_dir: Path, tmp_path: Path) -> None:
     trainer = learner(model_dir)
     trainer.train(step(0))
-    checkpoint.save(trainer, tmp_path, iteration=1)
+    save_checkpoint(trainer, tmp_path, iteration=1)
     torn = tmp_path / ".iter_0000002.partial"
     torn.mkdir()
     (torn / "rng_00000.pt").write_bytes(b"half")
     assert checkpoint.latest_iteration(tmp_path) == 1
-    checkpoint.save(trainer, tmp_path, iteration=2)
-    checkpoint.save(trainer, tmp_path, iteration=2)
+    save_checkpoint(trainer, tmp_path, iteration=2)
+    save_checkpoint(trainer, tmp_path, iteration=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "iter_0000001",
         "iter_0000002",

@@ -1,0 +1,137 @@
+"""`miles-lite simulate`: how fast a fleet would be, from the scheduler that a run uses and a model of the rest.
+
+Invariant: no engine, no Ray, no GPU; the same flags and file give the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from miles_lite.config.flags import parser_of, take
+from miles_lite.config.option import option
+from miles_lite.errors import UserError, writing
+from miles_lite.simulation.case import POLICIES, Case, simulate
+from miles_lite.simulation.measure import Measured, measure
+from miles_lite.simulation.scenario import Scenario, read_scenario
+
+COLUMNS = "engines", "S", "at once", "s/step", "tokens/s", "busy", "trainer", "staleness", "discarded", "preempted"
+WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate:
+    """simulation: every combination of the values given is one row of the table."""
+
+    scenario: str | None = option(None, help="YAML file that names what differs from the defaults", path=True)
+    print_scenario: bool = option(False, help="write the scenario with its defaults as YAML, and do nothing else")
+    engines: tuple[int, ...] = option((), help="how many (default: the scenario's)", least=1)
+    max_weight_staleness: tuple[int, ...] = option((), help="0 is synchronous (default: the scenario's)", least=0)
+    rollout_concurrency: tuple[str, ...] = option((), help="rollouts at once on the whole fleet, or auto")
+    policy: tuple[str, ...] = option(("paced",), help="paced, or what others do", choices=tuple(POLICIES))
+    steps: int | None = option(None, help="batches that are trained (default: the scenario's)", least=2)
+    seed: int | None = option(None, help="of lengths, tools and failures (default: the scenario's)", least=0)
+    json: str | None = option(
+        None, help="write the numbers of the first row to this file, and its gain over sync", path=True
+    )
+    gantt: str | None = option(None, help="write a picture of the first row: .png, .svg or .pdf", path=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Simulate and print the table. Raises UserError."""
+    options = take(parser_of(Simulate, prog="miles-lite simulate").parse_args(list(argv)), Simulate)
+    scenario = _scenario(options)
+    if options.print_scenario:
+        import msgspec
+
+        print(msgspec.yaml.encode(scenario).decode(), end="")
+        return 0
+    if options.gantt is not None and Path(options.gantt).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--gantt {options.gantt}: end it in .png, .svg or .pdf")
+    cases = _cases(scenario, options)
+    seen: dict[Case, Measured] = {}
+    for case in cases:
+        outcome = simulate(case)
+        if outcome.stopped:
+            raise UserError(f"{case.name}: the run would stop: {outcome.stopped}")
+        seen[case] = measure(case.scenario, outcome)
+        if options.gantt is not None and case is cases[0]:
+            from miles_lite.simulation.picture import gantt
+
+            with writing("--gantt", Path(options.gantt)):
+                gantt(outcome, Path(options.gantt), title=case.name)
+    _print_table(seen)
+    if options.json is not None:
+        with writing("--json", Path(options.json)):
+            Path(options.json).write_text(json.dumps(_numbers(cases[0], seen), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _numbers(case: Case, seen: dict[Case, Measured]) -> dict[str, float | str]:
+    sync = case.at(staleness=0, rollouts=case.scenario.schedule.rollout_concurrency)
+    measured = seen.get(sync) or measure(sync.scenario, simulate(sync))
+    return seen[case].as_json() | {"async_vs_sync": measured.step_seconds / seen[case].step_seconds}
+
+
+def _scenario(options: Simulate) -> Scenario:
+    scenario = Scenario() if options.scenario is None else read_scenario(Path(options.scenario))
+    steps = scenario.steps if options.steps is None else options.steps
+    seed = scenario.seed if options.seed is None else options.seed
+    return replace(scenario, steps=steps, seed=seed)
+
+
+def _cases(scenario: Scenario, options: Simulate) -> list[Case]:
+    """The rows of the table, in the order of the flags."""
+    schedule = scenario.schedule
+    return [
+        Case(replace(scenario, engines=engines), policy).at(staleness=staleness, rollouts=at_once)
+        for policy, engines, staleness, at_once in itertools.product(
+            options.policy,
+            options.engines or (scenario.engines,),
+            options.max_weight_staleness or (schedule.max_weight_staleness,),
+            [_at_once(text) for text in options.rollout_concurrency] or [schedule.rollout_concurrency],
+        )
+    ]
+
+
+def _at_once(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise UserError(f"--rollout-concurrency {text}: give auto or a number, at least 1")
+    return int(text)
+
+
+def _print_table(seen: dict[Case, Measured]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy")
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for case, measured in seen.items():
+        schedule = case.scenario.schedule
+        at_once = "" if schedule.rollout_concurrency else "auto "
+        table.add_row(
+            case.policy,
+            str(case.scenario.engines),
+            str(schedule.max_weight_staleness),
+            f"{at_once}{measured.rollouts:.0f}",
+            f"{measured.step_seconds:.1f}",
+            f"{measured.tokens_per_second:,.0f}",
+            f"{measured.engine_busy:.1%}",
+            f"{measured.trainer_busy:.1%}",
+            f"{measured.mean_staleness:.1f} ≤ {measured.max_staleness}",
+            str(measured.discarded),
+            str(measured.preemptions),
+        )
+    console = Console()
+    console.width = max(WIDTH, console.width)
+    console.print(table)
