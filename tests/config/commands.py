@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miles_lite.commands import agent, init_model, router, session, traces, verify_session, verify_template
+from miles_lite.commands import agent, init_model, router, session, simulate, traces, verify_session, verify_template
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
 
@@ -13,6 +13,7 @@ COMMANDS = (
     init_model.InitModel,
     router.RouterOptions,
     session.SessionOptions,
+    simulate.Simulate,
     verify_session.Options,
     verify_template.TemplateOptions,
     traces.ToData,
