@@ -23,9 +23,11 @@ COMMANDS = {
     "router": "the router alone",
     "session": "a session server alone, in front of a router that runs",
     "agent": "talk to a model that uses tools",
+    "data": "look at prompt files: rows, lengths, duplicates, labels",
     "traces": "look at trajectory files; make datasets of them",
     "simulate": "how fast a fleet would be: engines, staleness, concurrency; no GPU, no Ray",
     "verify": "prove a chat template, or sessions on live engines; see `miles-lite verify --help`",
+    "migrate": "a launcher of miles or slime as one of ours: what maps to what, what is left to do by hand",
     "init-model": "make a small Qwen3-architecture model and tokenizer, no download",
 }
 """Each is a module of `commands` with a `main(argv)` that returns the exit code, and what it does."""

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from miles_lite.errors import UserError
+from miles_lite.plugins import contracts
 from miles_lite.process.user_code import load_named
 from miles_lite.sample import Group, Rollout, Sample
+from miles_lite.sample import Keep as Keep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,8 @@ class AgentFunction(Protocol):
 
     Returns what is said of the rollout: `reward` where no reward function is named, `response` for one that reads it,
     the `agent/` metrics (docs/metrics.md), anything else that JSON holds. None says nothing. What it raises fails this
-    rollout alone; `errors.RolloutError` says where it broke.
+    rollout alone; `errors.RolloutError` says where it broke. One that names `sampling` (the parameters under engines'
+    names), `router_url`, `evaluation`, `index`, `group_index` or `tools` (the row's) is given them too.
     """
 
     async def __call__(
@@ -69,12 +71,32 @@ class RewardFunction(Protocol):
     """`--custom-rm-path`: the reward of a rollout whose agent came to its end; None: there is none.
 
     `rollout.metadata` is what the agent function returned, `response` the text in it, label and metadata the prompt's.
+    A function that names `prompt`, the row's prompt, `evaluation`, whether it is held out, or `ask`, an async function
+    of chat messages that returns our engines' answer, is given them too. An object has the reward under --reward-key.
     A reward that is not finite, or an exception, fails the rollout.
     """
 
     async def __call__(
         self, config: Config, rollout: Rollout, /, *, response: str, label: Any, metadata: dict[str, Any]
-    ) -> float | None: ...
+    ) -> float | Mapping[str, Any] | None: ...
+
+
+class GroupRewardFunction(Protocol):
+    """`--custom-group-rm-path`: the rewards of the rollouts of a prompt, in their order; None: there is none.
+
+    They are those that broke nowhere. An exception fails them all.
+    """
+
+    async def __call__(
+        self,
+        config: Config,
+        rollouts: Sequence[Rollout],
+        /,
+        *,
+        label: Any,
+        metadata: dict[str, Any],
+        prompt: str | list[dict[str, Any]],
+    ) -> Sequence[float | None]: ...
 
 
 class Environment(Protocol):
@@ -87,14 +109,6 @@ class Environment(Protocol):
     def agent(self) -> AgentFunction: ...
     @property
     def reward(self) -> RewardFunction | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
-
-    keep: bool
-    reason: str | None = None
 
 
 class GroupFilter(Protocol):
@@ -137,6 +151,22 @@ class AdvantageFunction(Protocol):
     def __call__(self, rollouts: Sequence[Rollout], options: Algorithm, /) -> Sequence[Advantage]: ...
 
 
+class RewardPostProcess(Protocol):
+    """`--custom-reward-post-process-path`: rewards in the place of those that rollouts have, before advantages.
+
+    One for each rollout that can be trained (`Rollout.trainable`), group by group, in order. Pure. Estimators with
+    --disable-rewards-normalization take them as they are; what is logged stays what was earned.
+    """
+
+    def __call__(self, groups: Sequence[Group], options: Algorithm, /) -> Sequence[float]: ...
+
+
+class RolloutFunction(Protocol):
+    """`--rollout-function-path`, `--eval-function-path`: a whole rollout, in miles' signature (docs/extend.md)."""
+
+    async def __call__(self, args: Any, rollout_id: int, data_source: Any, /, *, evaluation: bool = False) -> Any: ...
+
+
 class LossFunction(Protocol):
     """`--loss-type`, `--custom-loss-function-path`: the loss of each token of a packed pass, and metrics, each float32
     [N]; `--custom-tis-function-path`: a weight for it instead.
@@ -150,11 +180,16 @@ class LossFunction(Protocol):
 
 HOOKS: Mapping[str, type] = {
     "--custom-agent-function-path": AgentFunction,
+    "--custom-generate-function-path": AgentFunction,
+    "--rollout-function-path": RolloutFunction,
+    "--eval-function-path": RolloutFunction,
     "--custom-rm-path": RewardFunction,
+    "--custom-group-rm-path": GroupRewardFunction,
     "--dynamic-sampling-filter-path": GroupFilter,
     "--session-sample-picker-path": SamplePicker,
     "--session-sample-postprocessor-path": SamplePostprocessor,
     "--session-message-matcher": MessageMatcher,
+    "--custom-reward-post-process-path": RewardPostProcess,
     "--advantage-estimator": AdvantageFunction,
     "--loss-type": LossFunction,
     "--custom-loss-function-path": LossFunction,
@@ -163,13 +198,24 @@ HOOKS: Mapping[str, type] = {
 
 
 def load_hook(path: str, *, flag: str) -> Callable[..., Any]:
-    """The function at `path` (see user_code), which can be called as the Protocol of `flag`.
+    """The function at `path` (see user_code), which can be called as the Protocol of `flag`; one in miles' signature
+    as one in ours.
 
     Raises UserError naming `flag`.
     """
+    contracts.prepare()
     hook: Callable[..., Any] = load_named(path, given_as=flag)
+    hook = contracts.adapted(hook, flag=flag) or hook
     _check_call(hook, HOOKS[flag].__call__, where=f"{flag} {path}")
     return hook
+
+
+def named(function: Callable[..., Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `more` what a function has parameters for."""
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    names = {each.name for each in parameters}
+    return {name: value for name, value in more.items() if takes_all or name in names}
 
 
 def hooks_of(*groups: Any) -> dict[str, str]:

@@ -334,3 +334,11 @@ class Group:
     def rewards(self) -> list[float | None]:
         """Of those that were judged."""
         return [rollout.reward for rollout in self.judged]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A filter's verdict; a dropped group is counted under `reason` and replaced by a new prompt."""
+
+    keep: bool
+    reason: str | None = None

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.config.field_flags import ANSWERS
 from miles_lite.config.flags import every_option
-from miles_lite.config.launcher_flags import IGNORED_FLAGS
 from tests.config.commands import COMMANDS
 
 REPO = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def flags() -> frozenset[str]:
     told = re.findall(r"--[a-z][\w-]+", "".join(path.read_text(encoding="utf-8") for path in scripts))
     sources = [path for folder in ("miles_lite", "examples", "benchmarks") for path in (REPO / folder).rglob("*.py")]
     added = re.findall(r'add_argument\(\s*"(--[\w-]+)', "".join(path.read_text(encoding="utf-8") for path in sources))
-    others = {name for each in options for name in each.option.aka} | {f"--{x}" for x in IGNORED_FLAGS}
+    others = {name for each in options for name in each.option.aka} | {f"--{x}" for x in ANSWERS}
     return frozenset({*own, *told, *added, *others, "--help"} | OF_OTHERS)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from miles_lite.errors import FAILURES
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
+from miles_lite.rollout.judging import CATEGORY
 from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics, staleness_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
@@ -23,7 +24,8 @@ def computed() -> set[str]:
     """Everything that groups give: all end in all ways, and every agent reports everything."""
     differing = a_sample(4, [0, 1], metadata={"tito_session_mismatch": [{"type": kind} for kind in MISMATCHES]})
     unknown = a_sample(4, metadata={"tito_session_mismatch": None})
-    reports = dict.fromkeys((*AGENT_TOTALS, *AGENT_TIMES), 1.0)
+    reports: dict[str, object] = {**dict.fromkeys((*AGENT_TOTALS, *AGENT_TIMES), 1.0), "rewards": {"math": 1.0}}
+    reports[CATEGORY] = "short"
     groups = [
         a_group(0, 0),
         a_group(1, 1),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
-from miles_lite.config.options import parse
+from miles_lite.config.options import Config, parse
+from miles_lite.config.schema import as_yaml, schema
 from miles_lite.job.loop import rollout, train
 from miles_lite.observe.summary import print_summary
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse flags and train; the exit code. Raises UserError."""
+    if "--print-config-schema" in argv:
+        print(json.dumps(schema(Config), indent=2))
+        return 0
     config, leftovers = parse(argv)
+    if config.files.print_config:
+        print(as_yaml(config.as_dict()), end="")
+        return 0
     leftovers.show_ignored()
     for remark in config.parallelism.remarks():
         print(remark, file=sys.stderr)

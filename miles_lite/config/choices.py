@@ -98,6 +98,16 @@ class RewardRule(Word):
 
     EXACT_MATCH = "exact_match"
     CONTAINS = "contains"
+    BOXED = "boxed"
+    MATH = "math"
+    DAPO = "dapo"
+    DEEPSCALER = "deepscaler"
+    GPQA = "gpqa"
+    F1 = "f1"
+    IFEVAL = "ifeval"
+    CODE = "code"
+    REMOTE_RM = "remote_rm"
+    LLM_JUDGE = "llm_judge"
     RANDOM = "random"
 
 

@@ -25,7 +25,7 @@ def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
             "take one half",
         ),
         (
-            trains and loaded is None,
+            trains and loaded is None and not algorithm.imitates,
             "--debug-train-only needs --load-debug-rollout-data: the rollouts that --save-debug-rollout-data wrote",
         ),
         (
@@ -33,9 +33,9 @@ def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
             "--save-debug-rollout-data has nothing to save where rollouts are loaded: leave it out",
         ),
         (
-            algorithm.imitates and (rolls or trains or saved is not None),
-            "--loss-type sft_loss has no rollouts: leave out --debug-rollout-only, --debug-train-only, "
-            "--save-debug-rollout-data and --load-debug-rollout-data",
+            algorithm.imitates and (rolls or loaded is not None or saved is not None),
+            "--loss-type sft_loss has no rollouts: leave out --debug-rollout-only, --save-debug-rollout-data and "
+            "--load-debug-rollout-data",
         ),
         *(
             (path is not None and NUMBERED not in path, f"{flag} {path}: must hold {NUMBERED}, one file per step")

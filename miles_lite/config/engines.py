@@ -15,9 +15,14 @@ class Engines:
     """engines: SGLang servers; any --sglang-FLAG is passed on to SGLang."""
 
     engine_start_timeout: float = option(300.0, help="seconds an engine may take to start", above=0)
-    engine_health_interval: float = option(2.0, help="seconds between two probes of an engine", above=0)
+    engine_health_interval: float = option(
+        2.0, help="seconds between two probes of an engine", above=0, aka=("--rollout-health-check-interval",)
+    )
     engine_health_timeout: float = option(
-        10.0, help="seconds without a token after which an idle processor is a hang", above=0
+        10.0,
+        help="seconds without a token after which an idle processor is a hang",
+        above=0,
+        aka=("--rollout-health-check-timeout",),
     )
     engine_hang_timeout: float = option(
         300.0, help="seconds without a token that are a hang whatever is computed", above=0
@@ -75,6 +80,7 @@ class WeightUpdates:
     update_weight_transfer_mode: TransferMode = option(
         TransferMode.DISK,
         help="how weights travel to the engines: in a folder, in shared memory of one node, or by broadcast",
+        read={"broadcast": TransferMode.DISTRIBUTED},
     )
     offload_rollout: bool = option(False, help="engines free their memory while the trainer works (with --colocate)")
     update_weight_buffer_size: int = option(512 << 20, help="bytes per bucket of modes tensor and distributed", least=1)

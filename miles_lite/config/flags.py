@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NoReturn, TypeVar
 
-from miles_lite.config.launcher_flags import Leftovers, sort_leftovers
+from miles_lite.config.launcher_flags import Leftovers, carried_over, sort_leftovers
 from miles_lite.config.option import Declared, declared
 from miles_lite.errors import UserError
 
@@ -39,8 +39,9 @@ def parser_of(options: type, *, prog: str, usage: str | None = None) -> Parser:
 def parse_known(parser: Parser, argv: Sequence[str], options: type[T]) -> tuple[T, Leftovers]:
     """`options` from a command line that may hold SGLang's flags, of which a group with `sglang_args` is told, and
     ignored ones. Raises UserError."""
-    namespace, unknown = parser.parse_known_args(list(argv))
-    leftovers = sort_leftovers(parser, unknown)
+    ours, replaced = carried_over(argv, parser._option_string_actions)
+    namespace, unknown = parser.parse_known_args(ours)
+    leftovers = dataclasses.replace(sort_leftovers(parser, unknown), replaced=replaced)
     namespace.sglang_args = leftovers.sglang
     return take(namespace, options), leftovers
 

@@ -4,75 +4,95 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from miles_lite.config.field_flags import Fate, answer_to
 from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
-
-SHAPE_FLAGS = frozenset(
-    """num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention num-query-groups kv-channels
-    qk-layernorm swiglu normalization norm-epsilon rotary-base rotary-percent vocab-size disable-bias-linear
-    add-qkv-bias untie-embeddings-and-output-weights use-rotary-position-embeddings position-embedding-type
-    make-vocab-size-divisible-by max-position-embeddings seq-length num-experts moe-ffn-hidden-size
-    moe-router-topk moe-shared-expert-intermediate-size moe-layer-freq moe-grouped-gemm moe-token-dispatcher-type
-    moe-router-load-balancing-type moe-aux-loss-coeff moe-router-score-function moe-router-dtype moe-permute-fusion
-    moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-pre-softmax
-    moe-enable-deepep moe-flex-dispatcher-backend""".split()
-)
-"""Model-shape flags of Megatron launchers: the shape comes from the checkpoint's config.json, so they are ignored."""
-
-IGNORED_FLAGS = frozenset(
-    """attention-dropout hidden-dropout attention-softmax-in-fp32 accumulate-allreduce-grads-in-fp32
-    attention-backend optimizer use-distributed-optimizer
-    async-save allgather-cp grad-reduce-in-bf16 no-check-for-nan-in-loss-and-grad use-flash-attn no-offload-train
-    optimizer-offload-fraction overlap-grad-reduce overlap-param-gather
-    overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer decoder-last-pipeline-num-layers
-    decoder-first-pipeline-num-layers megatron-to-hf-mode use-miles-router balance-data
-    apply-chat-template transformer-impl bf16 no-gradient-accumulation-fusion
-    router-assignment-mode router-prefill-policy router-decode-policy router-disable-health-check
-    router-health-check-interval-secs router-health-failure-threshold router-health-success-threshold
-    miles-router-max-connections miles-router-health-check-failure-threshold""".split()
-)
-"""Flags of the field's launchers that change nothing here; accepted so that a launcher can be carried over."""
 
 SglangValue = str | bool | list[str]
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """A flag of other launchers, and what took its place, with the reason."""
+
+    flag: str
+    ours: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class Leftovers:
-    """What a command line held besides our own flags: SGLang's options by underscored name, and ignored flags."""
+    """What a command line held besides our own flags: SGLang's options by underscored name, and other launchers'."""
 
     sglang: Mapping[str, SglangValue] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    replaced: tuple[Replaced, ...] = ()
 
     def show_ignored(self) -> None:
-        """Say on stderr which flags were accepted and change nothing."""
-        if self.ignored:
-            names = ", ".join(f"--{name}" for name in self.ignored)
-            print(f"ignored (the checkpoint, this trainer or this router decides): {names}", file=sys.stderr)
+        """Say on stderr which flags were accepted and change nothing, and which became others."""
+        for each in self.replaced:
+            print(f"--{each.flag}: {' '.join(each.ours) or 'left out'}: {each.why}", file=sys.stderr)
+        reasons: dict[str, list[str]] = {}
+        for name in self.ignored:
+            answer = answer_to(name, ())
+            reasons.setdefault(answer.why if answer else "", []).append(f"--{name}")
+        for why, names in reasons.items():
+            print(f"ignored: {', '.join(names)}: {why}", file=sys.stderr)
+
+
+def carried_over(argv: Sequence[str], own: Container[str]) -> tuple[list[str], tuple[Replaced, ...]]:
+    """A command line with our flags in the place of those that are mapped. `own`: flags that are declared.
+
+    A mapped value of a declared flag is mapped too (`--train-backend megatron`).
+    """
+    kept: list[str] = []
+    replaced: list[Replaced] = []
+    at = 0
+    while at < len(argv):
+        end = next((to for to in range(at + 1, len(argv)) if argv[to].startswith("--")), len(argv))
+        flag, equals, value = argv[at].partition("=")
+        values = [value] if equals else list(argv[at + 1 : end])
+        answer = answer_to(flag.removeprefix("--"), values) if flag.startswith("--") else None
+        applies = answer is not None and not answer.translated and (flag not in own or bool(answer.values))
+        if answer is not None and answer.fate is Fate.REFUSED and answer.values and flag in own:
+            raise UserError(f"{flag} {values[0]}: {answer.why}")
+        if answer is not None and answer.ours is not None and applies:
+            ours = answer.ours(values)
+            replaced.append(Replaced(flag.removeprefix("--"), tuple(ours), answer.why))
+            kept += ours
+        else:
+            kept += argv[at:end]
+        at = end
+    return kept, tuple(replaced)
 
 
 def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> Leftovers:
-    """Divide what argparse did not know into SGLang's own flags and ignorable Megatron flags; refuse the rest."""
+    """Divide what argparse did not know into SGLang's own flags and those that are answered; refuse the rest."""
     sglang: dict[str, SglangValue] = {}
     ignored: list[str] = []
-    for flag, values in _with_values(unknown):
+    for flag, values in with_values(unknown):
         name = flag.removeprefix("--")
+        answer = answer_to(name, values)
         if name.startswith("sglang-router-"):
             raise UserError(f"{flag}: the router has no such option{nearest(flag, _known(parser))}")
         if name.startswith("sglang-"):
             key = name.removeprefix("sglang-").replace("-", "_")
             sglang[key] = True if not values else values[0] if len(values) == 1 else values
-        elif name in SHAPE_FLAGS or name in IGNORED_FLAGS:
+        elif answer is not None and answer.fate is Fate.IGNORED:
             ignored.append(name)
+        elif answer is not None:
+            raise UserError(f"{flag}: {answer.why}")
         else:
             hint = nearest(flag, _known(parser))
             raise UserError(f"{parser.prog}: unknown flag {flag}{hint}\n  see: {parser.prog} --help")
     return Leftovers(sglang=sglang, ignored=tuple(ignored))
 
 
-def _with_values(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:
+def with_values(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Flags and their values. Raises UserError for a value without a flag."""
     pairs: list[tuple[str, list[str]]] = []
     for token in tokens:
         if token.startswith("--"):

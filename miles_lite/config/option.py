@@ -32,6 +32,7 @@ class Option:
     positional  it has no flag: its place says what it is
     path      the value becomes absolute, from where the command was started, because actors may run elsewhere; or a
               function that makes it so of those parts of the value that are paths
+    check     raises UserError for a value that is none
     spelled   a switch that takes the words true and false, and none
     aka       other launchers' names of the flag
     read      what their values are called here
@@ -51,6 +52,7 @@ class Option:
     positional: bool = False
     path: bool | Callable[[Any], object] = False
     spelled: bool = False
+    check: Callable[[Any], object] | None = None
     aka: tuple[str, ...] = ()
     read: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -69,6 +71,8 @@ class Option:
         its bounds."""
         for each in value if isinstance(value, tuple) else (value,):
             self._refuse_absurd(flag, each)
+        if self.check is not None:
+            self.check(value)
         if callable(self.path):
             return self.path(value)
         return absolute(value) if self.path and isinstance(value, str) else value

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import algorithm_rules, debugging_rules, rules
+from miles_lite.config import algorithm_rules, debugging_rules, eval_sets, rules
 from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
@@ -23,11 +23,13 @@ from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
+from miles_lite.config.rewards import Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.serving import Serving
 from miles_lite.config.tracking import Logging
 from miles_lite.config.training import Algorithm, Optimizer
+from miles_lite.config.yaml_files import ConfigFiles, expanded
 from miles_lite.errors import writing
 
 
@@ -38,6 +40,7 @@ class Config(Serving):
     checkpoint: Checkpoint
     data: Data
     rollouts: Rollouts
+    rewards: Rewards
     scheduling: Scheduling
     algorithm: Algorithm
     optimizer: Optimizer
@@ -48,6 +51,7 @@ class Config(Serving):
     evaluation: Evaluation
     logging: Logging
     debugging: Debugging
+    files: ConfigFiles
 
     @property
     def global_batch_size(self) -> int:
@@ -56,6 +60,19 @@ class Config(Serving):
         if self.algorithm.num_steps_per_rollout:
             return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
+
+    def held_out(self, name: str) -> Data:
+        """How the rows of a held-out dataset are read."""
+        options = self.evaluation
+        flags = {"input_key": options.eval_input_key, "label_key": options.eval_label_key}
+        own = {key: value for key, value in options.settings(name).items() if key in eval_sets.DATA}
+        return dataclasses.replace(self.data, **{key: value for key, value in flags.items() if value} | own)
+
+    @property
+    def updates_in_all(self) -> int:
+        """Optimizer steps of the run; 0 where --num-epoch says how long it is."""
+        total = self.rollouts.rollout_batch_size * self.rollouts.n_samples_per_prompt
+        return (self.rollouts.num_rollout or 0) * max(1, total // self.global_batch_size)
 
     @property
     def dp_size(self) -> int:
@@ -67,8 +84,9 @@ class Config(Serving):
         return rank // self.parallelism.ranks_per_batch
 
     def as_dict(self) -> dict[str, Any]:
-        """Every option by group, as config.json has it: without SGLang's keys and passwords."""
+        """Every option by group, as config.json has it: without SGLang's keys and passwords, and wandb's."""
         shown = dataclasses.asdict(self)
+        shown["logging"] = redacted(shown["logging"])
         shown["engines"]["sglang_args"] = redacted(self.engines.sglang_args)
         return shown
 
@@ -86,7 +104,8 @@ class Config(Serving):
             *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
             *rules.overlap(self.rollouts, self.scheduling, self.updates),
-            *rules.sampling(self.rollouts, self.data, self.session),
+            *rules.sampling(self.rollouts, self.session),
+            *rules.rewards(self.rewards, self.data),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *rules.adapters(self.lora),
             *rules.folders(self.checkpoint, self.evaluation),
@@ -98,10 +117,14 @@ class Config(Serving):
 
 def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, Leftovers]:
     """Command line to a checked Config, plus what was accepted and ignored. Raises UserError."""
-    config, leftovers = parse_known(parser_of(Config, prog=prog), argv, Config)
+    parser = parser_of(Config, prog=prog)
+    config, leftovers = parse_known(parser, expanded(argv, parser, Config), Config)
     if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
+    config = dataclasses.replace(config, rewards=config.rewards.settled())
+    if config.optimizer.lr_warmup_fraction is not None:
+        config = dataclasses.replace(config, optimizer=config.optimizer.warmed(config.updates_in_all))
     if config.algorithm.loss_constant_length is None:
         length = config.rollouts.rollout_max_response_len
         config = dataclasses.replace(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from miles_lite.config.choices import RewardRule
+from miles_lite.config.eval_sets import read_eval_config
 from miles_lite.config.folders import absolute
 from miles_lite.config.option import option
+from miles_lite.errors import UserError
 
 
 def _located(pairs: tuple[str, ...]) -> tuple[str, ...]:
@@ -15,14 +18,44 @@ def _located(pairs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(absolute(each) if at % 2 else each for at, each in enumerate(pairs))
 
 
+def mixed(source: str) -> list[tuple[str, float]]:
+    """The sources of SOURCE=WEIGHT,SOURCE=WEIGHT; an only one, of weight 1, of anything else. Raises UserError."""
+    parts = [part.strip().rpartition("=") for part in source.split(",")]
+    if not all(name and _WEIGHT.fullmatch(weight) for name, _, weight in parts):
+        return [(source, 1.0)]
+    if any(float(weight) == 0 for _, _, weight in parts):
+        raise UserError(f"--prompt-data {source}: a weight is 0: leave that source out")
+    return [(name, float(weight)) for name, _, weight in parts]
+
+
+def located_sources(source: str) -> str:
+    """The same with absolute paths."""
+    parts = mixed(source)
+    if parts == [(source, 1.0)]:
+        return absolute(source)
+    return ",".join(f"{absolute(name)}={weight:g}" for name, weight in parts)
+
+
+_WEIGHT = re.compile(r"\d+(\.\d+)?")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """data: the prompts."""
 
-    prompt_data: str = option(help="JSONL file of prompts, one object per line; path@[a:b] takes a slice", path=True)
+    prompt_data: str = option(
+        help="prompts: a JSONL, Parquet or Arrow file, a dataset's folder, or a pattern of them; SOURCE@[a:b] takes a "
+        "slice, SOURCE=WEIGHT,SOURCE=WEIGHT mixes",
+        path=located_sources,
+    )
     input_key: str = option("input", help="key of the prompt: a string or a list of chat messages")
     label_key: str | None = option(None, help="key of the label that rewards compare with")
     metadata_key: str = option("metadata", help="key of an object that reaches the agent function")
+    tool_key: str = option("tools", help="key of the row's tools, which requests without an agent function offer")
+    system_prompt: str | None = option(None, help="system message of prompts that have none")
+    overlong_prompts: Literal["error", "skip"] = option(
+        "error", help="prompts over the limit stop the run, or are left out and counted"
+    )
     rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
     rollout_seed: int = option(42, help="seed of the shuffle", least=0)
 
@@ -48,15 +81,21 @@ class Rollouts:
     rollout_top_p: float = option(1.0, help="nucleus sampling", above=0, most=1)
     rollout_top_k: int = option(-1, help="top-k sampling; -1: off", least=-1)
     rollout_stop: tuple[str, ...] = option((), help="stop strings")
+    rollout_stop_token_ids: tuple[int, ...] = option((), help="stop tokens, by id", least=0)
     custom_agent_function_path: str | None = option(
         None,
         help="dotted path or file.py:name of async run(base_url, prompt, request_kwargs, metadata, **kw) -> dict",
     )
-    custom_rm_path: str | None = option(
+    custom_generate_function_path: str | None = option(
         None,
-        help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
+        help="dotted path or file.py:name of async (args, sample, sampling_params) -> sample, in miles' signature: it "
+        "speaks to the router itself",
     )
-    rm_type: RewardRule | None = option(None, help="built-in reward")
+    rollout_function_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of (args, rollout_id, data_source, evaluation=False) -> groups of samples, "
+        "in miles' signature: the whole rollout",
+    )
     none_reward_policy: Literal["drop", "zero", "error"] = option(
         "drop", help="what becomes of a rollout that ended with reward None"
     )
@@ -71,13 +110,35 @@ class Evaluation:
 
     eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after", least=1)
     eval_prompt_data: tuple[str, ...] = option((), help="NAME PATH [NAME PATH ...]", path=_located)
+    eval_config: str | None = option(
+        None, help="YAML of held-out datasets with settings of their own, beside --eval-prompt-data", path=True
+    )
+    eval_function_path: str | None = option(
+        None, help="dotted path or file.py:name of the same with evaluation=True: {dataset: {'rewards': [...]}}"
+    )
     n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1)
     eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len", least=1)
     eval_temperature: float | None = option(None, help="default: --rollout-temperature", least=0)
     eval_top_p: float | None = option(None, help="default: --rollout-top-p", above=0, most=1)
+    eval_top_k: int | None = option(None, help="default: --rollout-top-k", least=-1)
+    eval_input_key: str | None = option(None, help="default: --input-key")
+    eval_label_key: str | None = option(None, help="default: --label-key")
     skip_eval_before_train: bool = option(False, help="no evaluation before the first step")
 
     @property
     def datasets(self) -> dict[str, str]:
         """Prompt file by name, in the order given."""
-        return dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))
+        given = dict(zip(self.eval_prompt_data[::2], self.eval_prompt_data[1::2], strict=True))
+        return given | {name: str(self.settings(name)["path"]) for name in self._configured}
+
+    @property
+    def _configured(self) -> Mapping[str, Mapping[str, Any]]:
+        return {} if self.eval_config is None else read_eval_config(self.eval_config)
+
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """What --eval-config says of a dataset."""
+        return self._configured.get(name, {})
+
+    def samples(self, name: str) -> int:
+        """Rollouts per prompt of a dataset."""
+        return int(self.settings(name).get("n_samples_per_eval_prompt", self.n_samples_per_eval_prompt))

@@ -12,6 +12,7 @@ from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
+from miles_lite.config.rewards import NEED_NO_LABEL, Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.session_options import Session
@@ -40,6 +41,10 @@ def length(rollouts: Rollouts, optimizer: Optimizer) -> Rules:
         (
             rollouts.num_rollout is None and decay != "constant",
             f"--lr-decay-style {decay} needs --num-rollout: where decay ends",
+        ),
+        (
+            optimizer.lr_warmup_fraction is not None and rollouts.num_rollout is None,
+            "--lr-warmup-fraction needs --num-rollout: what it is a share of",
         ),
         (
             optimizer.min_lr > optimizer.lr,
@@ -154,19 +159,16 @@ def adapters(lora: LoRA) -> Rules:
     ]
 
 
-def sampling(rollouts: Rollouts, data: Data, session: Session) -> Rules:
-    """How rollouts are sampled and rewarded, and what sessions take."""
+def sampling(rollouts: Rollouts, session: Session) -> Rules:
+    """How rollouts are sampled, and what sessions take."""
     roles = {"tool", "user", "system", "assistant"}
     return [
+        (
+            rollouts.custom_agent_function_path is not None and rollouts.custom_generate_function_path is not None,
+            "--custom-agent-function-path and --custom-generate-function-path exclude each other: one of them rolls "
+            "out; miles' agentic generate functions are not needed",
+        ),
         (rollouts.rollout_top_k == 0, "--rollout-top-k 0: give -1 (off) or at least 1"),
-        (
-            rollouts.rm_type is not None and rollouts.custom_rm_path is not None,
-            "--rm-type and --custom-rm-path exclude each other: one of them gives the reward",
-        ),
-        (
-            rollouts.rm_type in (RewardRule.EXACT_MATCH, RewardRule.CONTAINS) and data.label_key is None,
-            f"--rm-type {rollouts.rm_type} needs --label-key: what responses are compared with",
-        ),
         (
             rollouts.rollout_temperature <= 0,
             "--rollout-temperature must be above 0: greedy tokens have no policy gradient",
@@ -174,6 +176,39 @@ def sampling(rollouts: Rollouts, data: Data, session: Session) -> Rules:
         (
             not roles.issuperset(session.tito_allowed_append_roles),
             "--tito-allowed-append-roles: only tool, user, system and assistant exist",
+        ),
+    ]
+
+
+def rewards(options: Rewards, data: Data) -> Rules:
+    """Who judges, and what it needs."""
+    rules = options.rules
+    compared = [each.name for each in rules if each.rule not in NEED_NO_LABEL]
+    asks = any(each.rule in (RewardRule.REMOTE_RM, RewardRule.LLM_JUDGE) for each in rules)
+    return [
+        (
+            bool(rules) and options.custom_rm_path is not None,
+            "--rm-type and --custom-rm-path exclude each other: one of them gives the reward",
+        ),
+        (
+            bool(compared) and data.label_key is None,
+            f"--rm-type {' '.join(compared)} needs --label-key: what responses are compared with",
+        ),
+        (
+            options.group_rm and options.custom_group_rm_path is None and options.rm_type != (RewardRule.LLM_JUDGE,),
+            "--group-rm needs --custom-rm-path, or --rm-type llm_judge: who judges the rollouts of a prompt together",
+        ),
+        (
+            options.judges_groups and options.custom_rm_path is not None,
+            "--custom-group-rm-path and --custom-rm-path exclude each other: one of them gives the reward",
+        ),
+        (
+            options.rm_url is None and any(each.rule is RewardRule.REMOTE_RM for each in rules),
+            "--rm-type remote_rm needs --rm-url: where the reward model answers",
+        ),
+        (
+            options.rm_url is not None and bool(rules) and not asks,
+            f"--rm-url: --rm-type {' '.join(options.rm_type)} asks nobody; take remote_rm or llm_judge",
         ),
     ]
 
@@ -197,7 +232,8 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
         (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
         (len(set(names)) < len(names), "--eval-prompt-data: a name is there twice; give each file another name"),
         (
-            evaluation.eval_interval is not None and not evaluation.eval_prompt_data,
+            evaluation.eval_interval is not None
+            and not (evaluation.eval_prompt_data or evaluation.eval_config or evaluation.eval_function_path),
             "--eval-interval needs --eval-prompt-data",
         ),
     ]

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
 from miles_lite.config.option import option
+from miles_lite.errors import UserError, user_error
+from miles_lite.process.json_types import JsonObject
+
+
+def _an_object(text: str | None) -> JsonObject:
+    with user_error(f"--apply-chat-template-kwargs {text}: no JSON", ValueError):
+        value = {} if text is None else json.loads(text)
+    if not isinstance(value, dict):
+        raise UserError(f"--apply-chat-template-kwargs {text}: expected a JSON object")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +30,9 @@ class Session:
     tito_model: str = option("auto", help="model family; auto derives everything from the chat template")
     chat_template_path: str | None = option(
         None, help="chat template file that takes the place of the model folder's, everywhere", path=True
+    )
+    apply_chat_template_kwargs: str | None = option(
+        None, help="options of the chat template, a JSON object; a request's own count over them", check=_an_object
     )
     tito_allowed_append_roles: tuple[str, ...] = option(
         ("tool",), help="roles the harness appends: tool user system assistant"
@@ -75,6 +89,11 @@ class Session:
     session_retry_seconds: float = option(
         120.0, help="how long a turn is retried on other engines before it fails", least=0
     )
+
+    @property
+    def template_options(self) -> JsonObject:
+        """Of --apply-chat-template-kwargs."""
+        return _an_object(self.apply_chat_template_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES, SFT, Estimator, Loss, estimator_named, loss_named
 from miles_lite.config.choices import Bounding, KLType, Level, Reduction, RoutingReplay
@@ -28,6 +28,9 @@ class Algorithm:
     )
     advantage_estimator: str = option(
         "grpo", help="how rewards become advantages: by name, dotted path or file.py:name", named=tuple(ADVANTAGES)
+    )
+    custom_reward_post_process_path: str | None = option(
+        None, help="dotted path or file.py:name of (groups, options) -> rewards in the place of those that were earned"
     )
     disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
     disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)")
@@ -189,6 +192,7 @@ class Optimizer:
     lr: float = option(1e-6, help="learning rate", least=0)
     lr_decay_style: Literal["constant", "linear", "cosine"] = option("constant", help="its schedule")
     lr_warmup_iters: int = option(0, help="optimizer steps of linear warm-up", least=0)
+    lr_warmup_fraction: float | None = option(None, help="the same as a share of all optimizer steps", least=0, most=1)
     min_lr: float = option(0.0, help="where decay ends", least=0)
     weight_decay: float = option(0.1, help="decoupled weight decay", least=0)
     adam_beta1: float = option(0.9, help="AdamW beta1", least=0, below=1)
@@ -196,3 +200,7 @@ class Optimizer:
     adam_eps: float = option(1e-8, help="AdamW epsilon", above=0)
     clip_grad: float = option(1.0, help="gradient norm clip; 0: off", least=0)
     train_threads: int | None = option(None, help="CPU threads per train rank (default: cores / ranks)", least=1)
+
+    def warmed(self, updates: int) -> Self:
+        """With the warm-up's share as a number of `updates`."""
+        return replace(self, lr_warmup_iters=round((self.lr_warmup_fraction or 0.0) * updates))

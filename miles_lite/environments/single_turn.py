@@ -16,14 +16,17 @@ async def run(
     metadata: dict[str, Any],
     *,
     api_key: str = "-",
+    tools: list[dict[str, Any]] | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Send the prompt as one chat request; the rollout's timeout bounds it. Returns {"response": text}."""
+    """Send the prompt as one chat request, with its row's tools; the rollout's timeout bounds it. Returns {"response":
+    text}."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    offered = {"tools": tools} if tools else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with (
         aiohttp.ClientSession(timeout=timeout, headers=bearer(api_key)) as client,
-        client.post(f"{base_url}/chat/completions", json={"messages": messages, **request_kwargs}) as answer,
+        client.post(f"{base_url}/chat/completions", json={"messages": messages, **offered, **request_kwargs}) as answer,
     ):
         body = await answer.json()
         if answer.status != 200:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miles_lite.config.folders import check_folder
 from miles_lite.config.options import Config
+from miles_lite.config.rewards import Rewards
+from miles_lite.config.rollouts import mixed
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 from miles_lite.engine.heads import check_head
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
-from miles_lite.model_folder import check_model_folder, context_length
+from miles_lite.model_folder import check_model_folder
 from miles_lite.rollout.filters import load_filter
-from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, load_prompts
+from miles_lite.rollout.prompt_lengths import load_tito, prompt_limit, token_counter
+from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, head, load_held_out, load_prompts
+from miles_lite.rollout.rewards import check_packages
+from miles_lite.rollout.rewards.weighted import row_rules
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.engine_plans import check_engines
-from miles_lite.tito import Tito
 from miles_lite.train.shapes import check_shapes
 
 log = logging.getLogger(__name__)
@@ -30,38 +34,38 @@ def check_inputs(config: Config) -> None:
     """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
     model = check_folders(config)
     check_head(model)
-    limit = context_length(model, config.context.rollout_max_context_len) - 1
-    limit = min(limit, config.rollouts.rollout_max_prompt_len or limit)
-    check_hooks(hooks_of(config.rollouts, config.session, config.algorithm))
+    limit = prompt_limit(model, config)
+    check_hooks(hooks_of(config.rollouts, config.rewards, config.evaluation, config.session, config.algorithm))
     if not {".", ":"} & set(config.rollouts.dynamic_sampling_filter_path or "."):
         load_filter(config.rollouts.dynamic_sampling_filter_path)
     if "." not in config.session.session_message_matcher:
         matcher_named(config.session.session_message_matcher)
+    check_rewards(config.rewards)
     check_engines(config.topology, config.engines)
-    roles, family = config.session.tito_allowed_append_roles, config.session.tito_model
-    template = config.session.chat_template_path
-    tito = Tito.load(
-        model,
-        append_roles=roles,
-        family=family,
-        chat_template=template,
-        reasoning_parser=config.engines.text("reasoning_parser"),
-        tool_call_parser=config.engines.text("tool_call_parser"),
-    )
+    family = config.session.tito_model
+    tito = load_tito(model, config)
     log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.table())
 
-    def count(prompt: Prompt) -> int:
-        return len(tito.first(as_messages(prompt)).ids)
-
-    for source in (config.data.prompt_data, *config.evaluation.datasets.values()):
+    count = token_counter(tito, config)
+    for source, _ in mixed(config.data.prompt_data):
         prompts = load_prompts(source, config.data)
-        if source == config.data.prompt_data:
-            check_teachers(prompts, config.algorithm)
-        check_messages(prompts, source=source)
-        check_lengths(prompts, count, limit=limit, source=source)
+        check_teachers(head(prompts), config.algorithm)
+        check_prompts(prompts, source=source)
+        if config.data.overlong_prompts == "error":
+            check_lengths(head(prompts), count, limit=limit, source=source)
+    for name, source in config.evaluation.datasets.items():
+        prompts = load_held_out(source, config, name)
+        check_prompts(prompts, source=source)
+        check_lengths(head(prompts), count, limit=limit, source=source)
 
 
-def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
+def check_prompts(prompts: Sequence[Prompt], *, source: str) -> None:
+    """Refuse prompts that nobody could answer or judge. Raises UserError naming the first one's line."""
+    check_row_rules(head(prompts), source=source)
+    check_messages(head(prompts), source=source)
+
+
+def check_messages(prompts: Iterable[Prompt], *, source: str) -> None:
     """Refuse prompts that a session would refuse. Raises UserError naming the first one's line."""
     for prompt in prompts:
         try:
@@ -71,7 +75,22 @@ def check_messages(prompts: Sequence[Prompt], *, source: str) -> None:
             raise UserError(f"{source}, line {prompt.row}: {error.message}{where}") from error
 
 
-def check_teachers(prompts: Sequence[Prompt], algorithm: Algorithm) -> None:
+def check_rewards(options: Rewards) -> None:
+    """Refuse rules whose package is missing, and a judge's question that cannot be read. Raises UserError."""
+    check_packages(each.rule for each in options.rules)
+    if options.rm_judge_prompt is not None:
+        with user_error(f"--rm-judge-prompt {options.rm_judge_prompt}: cannot be read", OSError, UnicodeDecodeError):
+            Path(options.rm_judge_prompt).read_text(encoding="utf-8")
+
+
+def check_row_rules(prompts: Iterable[Prompt], *, source: str) -> None:
+    """Refuse rows that name a reward which is not known or not installed. Raises UserError naming the line."""
+    for prompt in prompts:
+        with user_error(f"{source}, line {prompt.row}", UserError):
+            check_packages(each.rule for each in row_rules(prompt.metadata, ()))
+
+
+def check_teachers(prompts: Iterable[Prompt], algorithm: Algorithm) -> None:
     """Refuse prompts without a teacher, where each is to name one. Raises UserError naming the first one's line."""
     key = algorithm.opd_teacher_key
     if key is None:

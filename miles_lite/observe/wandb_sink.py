@@ -35,17 +35,21 @@ class WandbSink:
             import wandb
         (run_dir / "wandb").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._argv, sys.argv = sys.argv, redacted_arguments(sys.argv)  # wandb notes it at its start, and later
+        settings = wandb.Settings(init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS, console="off", quiet=True)
+        if options.wandb_host is not None:
+            settings.base_url = options.wandb_host
+        if options.wandb_key is not None:
+            settings.api_key = options.wandb_key
         try:
             self._run = wandb.init(
                 project=options.wandb_project,
+                entity=options.wandb_team,
                 group=options.wandb_group,
                 name=run_dir.name,
                 mode=options.wandb_mode,
                 dir=str(run_dir),
                 config=dict(config),
-                settings=wandb.Settings(
-                    init_timeout=START_SECONDS, finish_timeout=FINISH_SECONDS, console="off", quiet=True
-                ),
+                settings=settings,
             )
         except (wandb.Error, OSError) as error:
             sys.argv = self._argv

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from miles_lite.config.eval_sets import SAMPLING
 from miles_lite.config.rollouts import Evaluation, Rollouts
 
-Sampling: TypeAlias = Mapping[str, float | list[str]]
+Sampling: TypeAlias = Mapping[str, float | list[str] | list[int]]
 """SGLang's sampling parameters."""
 
 CLIENT_NAMES = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "stop": "stop"}
@@ -22,19 +23,22 @@ def sampling(options: Rollouts) -> Sampling:
         "top_k": options.rollout_top_k,
         "max_new_tokens": options.rollout_max_response_len,
         "stop": list(options.rollout_stop),
+        **({"stop_token_ids": list(options.rollout_stop_token_ids)} if options.rollout_stop_token_ids else {}),
     }
 
 
-def eval_sampling(rollouts: Rollouts, options: Evaluation) -> Sampling:
-    """Those on held-out prompts: the run's, but for what is given."""
+def eval_sampling(rollouts: Rollouts, options: Evaluation, name: str = "") -> Sampling:
+    """Those on held-out prompts: the run's, but for what is given, for all datasets or that of a name."""
     given = {
         "temperature": options.eval_temperature,
         "top_p": options.eval_top_p,
+        "top_k": options.eval_top_k,
         "max_new_tokens": options.eval_max_response_len,
     }
-    return {**sampling(rollouts), **{name: value for name, value in given.items() if value is not None}}
+    given |= {SAMPLING[key]: value for key, value in options.settings(name).items() if key in SAMPLING}
+    return {**sampling(rollouts), **{key: value for key, value in given.items() if value is not None}}
 
 
-def request_kwargs(sampling: Sampling) -> dict[str, float | list[str]]:
+def request_kwargs(sampling: Sampling) -> dict[str, float | list[str] | list[int]]:
     """Under the names that OpenAI clients use, without what says nothing."""
     return {CLIENT_NAMES[name]: value for name, value in sampling.items() if name in CLIENT_NAMES and value != []}

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,11 @@ from typing import Any
 import ray
 
 from miles_lite.config.options import Config
+from miles_lite.config.yaml_files import plugin_args
+from miles_lite.environments import single_turn
 from miles_lite.errors import Where, plain
-from miles_lite.hooks import Environment, RewardFunction
+from miles_lite.hooks import Environment, named
+from miles_lite.plugins import contracts, field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
@@ -30,7 +32,9 @@ from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import load_environment
+from miles_lite.rollout.judging import Judging
 from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.rewards.answer import Ask
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Failure, Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
@@ -39,19 +43,26 @@ from miles_lite.traces import atraj
 COLLECT_ATTEMPTS = 3
 LOOP_ATTEMPTS = 3
 """How often a rollout begins that other agents take the loop away from."""
+JUDGE_SAMPLING: Sampling = {"temperature": 0.0, "max_new_tokens": 1024}
+"""How our engines judge."""
 SESSION_SECONDS = 60.0
 """How long a session server that is being replaced is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One rollout to run: who it is, what it works on, where its session lives and how it samples."""
+    """One rollout to run: who it is, what it works on, where its session lives and how it samples.
+
+    `evaluation`: its prompt is held out.
+    """
 
     rollout_index: int
     group_index: int
     prompt: Prompt
     session_url: str
     sampling: Sampling
+    evaluation: bool = False
+    router_url: str = ""
 
 
 class AgentWorker:
@@ -66,6 +77,7 @@ class AgentWorker:
         self._exits = contextlib.AsyncExitStack()
         self._agents = AgentLoop()
         self._environment: Environment | None = None
+        self._judging: Judging | None = None
 
     def __repr__(self) -> str:
         return actor_label("AgentWorker", self._index)
@@ -73,7 +85,10 @@ class AgentWorker:
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
         self._exits.enter_context(bounded_output())  # before a module is loaded that keeps stderr for its log
+        field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
         self._environment = load_environment(self._config)
+        self._judging = Judging(self._config, self._environment.reward)
+        self._exits.callback(self._judging.close)
         self._exits.callback(self._agents.close)
 
     async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
@@ -92,9 +107,9 @@ class AgentWorker:
         try:
             client = await self._client(task.session_url)
             async with client.opened(task.sampling) as session_id:
-                await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
+                generated = await self._act(rollout, task, client.base_url(session_id), client.api_key(session_id))
                 rollout.finished_at = time.time()
-                samples = await self._collect(client, session_id)
+                samples = generated or await self._collect(client, session_id)
                 rollout.samples = [sample.record() for sample in samples]
                 _settle(rollout, await client.failure(session_id))
                 if self._config.logging.trajectory_dir is not None:
@@ -104,6 +119,17 @@ class AgentWorker:
         finally:
             rollout.finished_at = rollout.finished_at or time.time()
         return rollout, samples
+
+    async def judge(self, task: Task, rollouts: list[Rollout]) -> list[float | None] | Failure:
+        """The rewards of rollouts of one prompt that are judged together, or where judging them broke. Never raises."""
+        judging, limit, ask = self._judging, self._config.rollouts.rollout_timeout, self._asking(task)
+        assert judging is not None
+        try:
+            return await self._agents.run(lambda: judging.group(rollouts, task.prompt, ask=ask), timeout=limit)
+        except OutOfTimeError:
+            return Failure(Where.TIMEOUT, f"the group's rewards took over {limit:.0f} s (--rollout-timeout)")
+        except Exception as error:  # noqa: BLE001 - users' code may raise anything
+            return failure_of(error, at=Where.REWARD)
 
     async def alive(self, seconds: float = 0.0) -> bool:
         """True once started."""
@@ -124,10 +150,22 @@ class AgentWorker:
             await self._exits.enter_async_context(self._clients[url])
         return self._clients[url]
 
-    async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> None:
-        """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on."""
-        environment, limit = self._environment, self._config.rollouts.rollout_timeout
+    async def _act(self, rollout: Rollout, task: Task, base_url: str, api_key: str) -> list[Sample]:
+        """Run the agent function, then the reward; a failure or a time-out is noted and collecting goes on. Returns
+        the samples of an agent that spoke to the engines itself."""
+        environment, judging, limit = self._environment, self._judging, self._config.rollouts.rollout_timeout
         assert environment is not None
+        assert judging is not None
+        ask = self._asking(task)
+        generated: list[Sample] = []
+        more = {
+            "sampling": task.sampling,
+            "router_url": task.router_url,
+            "evaluation": task.evaluation,
+            "index": task.rollout_index,
+            "group_index": task.group_index,
+            "tools": task.prompt.tools,
+        }
         metadata = {**task.prompt.metadata, "max_seq_len": self._config.rollouts.max_seq_len}
         at = Where.AGENT
 
@@ -140,12 +178,14 @@ class AgentWorker:
                 request_kwargs=request_kwargs(task.sampling),
                 metadata=metadata,
                 label=task.prompt.label,
+                **named(environment.agent, more),
             )
             rollout.metadata = dict(info or {})
+            generated.extend(rollout.metadata.pop(contracts.GENERATED, ()))
             reported = agent_report(rollout.metadata)
             rollout.spans.model, rollout.spans.tool = reported.get(MODEL_TIME), reported.get(TOOL_TIME)
             at, judged = Where.REWARD, time.monotonic()
-            reward = await self._score(environment.reward, rollout, task)
+            reward = await judging.reward(rollout, task.prompt, evaluation=task.evaluation, ask=ask)
             rollout.spans.reward = time.monotonic() - judged
             return reward
 
@@ -155,21 +195,23 @@ class AgentWorker:
             rollout.fail(Where.TIMEOUT, f"the {at} function did not finish within {limit:.0f} s (--rollout-timeout)")
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
             _fail(rollout, error, at=at)
+        return generated
 
-    async def _score(self, function: RewardFunction | None, rollout: Rollout, task: Task) -> float | None:
-        if function is None:
-            reward = rollout.metadata.get("reward")
-        else:
-            reward = await function(
-                self._config,
-                rollout,
-                response=rollout.metadata.get("response", ""),
-                label=task.prompt.label,
-                metadata=task.prompt.metadata,
-            )
-        if reward is not None and not math.isfinite(float(reward)):
-            raise ValueError(f"the reward is {reward}: it must be a finite number, or None")
-        return None if reward is None else float(reward)
+    def _asking(self, task: Task) -> Ask:
+        """What reaches our engines through a session that nobody collects."""
+        owner = asyncio.get_running_loop()
+
+        async def ask(messages: list[dict[str, Any]]) -> str:
+            client = await self._client(task.session_url)
+            async with client.opened(JUDGE_SAMPLING) as session_id:
+                url, key = client.base_url(session_id), client.api_key(session_id)
+                said = await single_turn.run(url, messages, request_kwargs(JUDGE_SAMPLING), {}, api_key=key)
+            return str(said["response"])
+
+        async def elsewhere(messages: list[dict[str, Any]]) -> str:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask(messages), owner))
+
+        return elsewhere
 
     async def _keep(self, rollout: Rollout, task: Task, turns: Mapping[str, Any], session_id: str) -> None:
         """Write the rollout's trajectory file, with the prompt that it started from."""
@@ -216,6 +258,17 @@ async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
         return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
     rollout.stored = Stored(samples) if rollout.samples else None
     return rollout
+
+
+async def judge_together(
+    worker: Remote[AgentWorker], task: Task, rollouts: Sequence[Rollout]
+) -> list[float | None] | Failure:
+    """What an AgentWorker says of rollouts of one prompt; their samples stay where they are."""
+    records = [dataclasses.replace(rollout, stored=None) for rollout in rollouts]
+    try:
+        return await worker.call(AgentWorker.judge, task, records)
+    except ray.exceptions.RayError as error:
+        return Failure(Where.REWARD, f"the agent worker that judged died: {error}")
 
 
 def _lost(task: Task, why: str) -> Rollout:

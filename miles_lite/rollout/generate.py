@@ -22,7 +22,7 @@ from miles_lite.config.scheduling import Scheduling
 from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
 from miles_lite.rollout.filters import verdict
-from miles_lite.rollout.prompts import DataSource, Prompt
+from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.sample import Group, Rollout
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
@@ -33,11 +33,15 @@ from miles_lite.scheduler.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 RunRollout = Callable[[Prompt, int], Awaitable[Rollout]]
+JudgeGroup = Callable[[Group, Prompt], Awaitable[None]]
+"""Gives the rollouts of a group their rewards."""
 Members = dict[int, dict[int, Rollout]]
 """Of groups, the rollouts that have ended, by member."""
 LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
 """Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
 NO_REWARD = "none_reward"
+NUMBER = "number"
+"""Of a group's `prompt`, where its rollouts are judged together: which of the source's it is."""
 P = ParamSpec("P")
 
 
@@ -67,13 +71,15 @@ class Generator:
         options: Rollouts,
         schedule: Schedule,
         *,
-        source: DataSource,
+        source: Source,
         run_rollout: RunRollout,
         filter_function: GroupFilter | None,
         accounts: Accounts,
+        judge: JudgeGroup | None = None,
     ) -> None:
         self._options, self._source = options, source
         self._run_rollout, self._filter = run_rollout, filter_function
+        self._together = judge
         self.accounts = accounts
         self.scheduler = Scheduler(schedule, source, accounts=accounts)
         self.step = Step()
@@ -176,7 +182,8 @@ class Generator:
     def _hold(self, group: int, prompt: int) -> None:
         if group not in self.held:
             dealt = self._source.prompts[prompt]
-            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label})
+            number = {} if self._together is None else {NUMBER: prompt}
+            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label, **number})
             self.members.setdefault(group, {})
             self.step.started += 1
 
@@ -227,6 +234,8 @@ class Generator:
         """Decide what becomes of a group whose rollouts have ended, and book them."""
         members = self.members[ordinal]
         group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
+        if self._together is not None:
+            await self._together(group, self._source.prompts[group.prompt[NUMBER]])
         self._apply_reward_policy(group)
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
         reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)

@@ -20,6 +20,10 @@ class Given:
 
 def load_environment(config: Config) -> Environment:
     """Imports the user's functions. Raises UserError when they do not exist."""
-    path = config.rollouts.custom_agent_function_path
-    agent = load_hook(path, flag="--custom-agent-function-path") if path else single_turn.run
+    options = config.rollouts
+    agent: AgentFunction = single_turn.run
+    if options.custom_agent_function_path is not None:
+        agent = load_hook(options.custom_agent_function_path, flag="--custom-agent-function-path")
+    elif options.custom_generate_function_path is not None:
+        agent = load_hook(options.custom_generate_function_path, flag="--custom-generate-function-path")
     return Given(agent, load_reward(config))

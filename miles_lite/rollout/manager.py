@@ -17,17 +17,21 @@ from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
+from miles_lite.config.yaml_files import plugin_args
+from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
-from miles_lite.rollout.agent_worker import AgentWorker, Task, run_task
+from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
+from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
-from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts
+from miles_lite.rollout.prompt_lengths import fitting
+from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
-from miles_lite.sample import Group, Rollout, Status
+from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
@@ -87,6 +91,7 @@ class RolloutManager:
         self._before_step: tuple[int, Snapshot] | None = None
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
+        self._given: GivenRollouts | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -94,9 +99,10 @@ class RolloutManager:
 
     async def start(self) -> Started:
         """Read the data, start the stack and the agent workers."""
-        self._source = DataSource(load_prompts(self._config.data.prompt_data, self._config.data), self._config.data)
+        field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
+        self._source = open_source(self._config.data, fits=fitting(self._config))
         self._eval_sets = {
-            name: load_prompts(path, self._config.data) for name, path in self._config.evaluation.datasets.items()
+            name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
         options = self._config.rollouts
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
@@ -108,15 +114,30 @@ class RolloutManager:
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
+            judge=self._judge if self._config.rewards.judges_groups else None,
         )
+        self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
-        held_out = sum(len(prompts) for prompts in self._eval_sets.values())
+        evaluation = self._config.evaluation
+        held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
             router_url=self._stack.router_url,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.fleet.urls,
-            eval_rollouts=held_out * self._config.evaluation.n_samples_per_eval_prompt,
+            eval_rollouts=held_out,
             rollouts_per_epoch=per_epoch,
+        )
+
+    def _given_rollouts(self) -> GivenRollouts | None:
+        path = self._config.rollouts.rollout_function_path
+        if path is None:
+            return None
+        return GivenRollouts(
+            path,
+            self._config.rollouts,
+            take=lambda: self._source.prompts[self._source.take()],
+            key=self._config.rewards.key(evaluation=False),
+            router_url=lambda: self._stack.router_url,
         )
 
     async def generate(self, rollout_id: int) -> Generated:
@@ -125,7 +146,7 @@ class RolloutManager:
         if not self._overlaps:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)
-        step = await self._generator.run(self._check_alive)
+        step = await (self._given or self._generator).run(self._check_alive)
         replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
         metrics = rollout_metrics(step.groups, step.finished)
@@ -138,6 +159,8 @@ class RolloutManager:
             metrics["rollout/fully_async/queue_size"] = float(self._generator.scheduler.ready)
             metrics["rollout/fully_async/in_flight"] = float(self._generator.scheduler.running)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
+        if self._config.data.overlong_prompts == "skip":
+            metrics["rollout/prompts_skipped"] = float(self._source.skipped)
         metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
@@ -147,9 +170,11 @@ class RolloutManager:
         """Run the held-out sets on the current weights: metrics, and when agents were busy."""
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
-        count = self._config.evaluation.n_samples_per_eval_prompt
-        sampled = eval_sampling(self._config.rollouts, self._config.evaluation)
+        options = self._config.evaluation
+        if options.eval_function_path is not None:
+            return await evaluated(options.eval_function_path, self._accounts.trained), busy
         for name, prompts in self._eval_sets.items():
+            count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
             groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
             runs = [
                 self._run_held_out(prompt, group.index, sampled)
@@ -159,6 +184,8 @@ class RolloutManager:
             rollouts = await asyncio.gather(*runs)
             for at, group in enumerate(groups):
                 group.rollouts = list(rollouts[at * count : (at + 1) * count])
+            if self._config.rewards.judges_groups:
+                await asyncio.gather(*map(self._judge, groups, prompts))
             metrics |= eval_metrics(name, groups)
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
@@ -187,7 +214,7 @@ class RolloutManager:
 
     async def accounts(self) -> dict[str, int]:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts)
+        return dataclasses.asdict(self._accounts if self._given is None else self._given.accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write what follows the training of `rollout_id`.
@@ -231,7 +258,9 @@ class RolloutManager:
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
-    async def _run_rollout(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
+    async def _run_rollout(
+        self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
+    ) -> Rollout:
         """Run one agent to an end that is its own."""
         asked = time.time()
         async with self._room:
@@ -244,7 +273,16 @@ class RolloutManager:
                 self._load.update(used.keys())
                 try:
                     rollout = await run_task(
-                        await worker.serving(), Task(index, group_index, prompt, session.told, sampling)
+                        await worker.serving(),
+                        Task(
+                            index,
+                            group_index,
+                            prompt,
+                            session.told,
+                            sampling,
+                            evaluation=evaluation,
+                            router_url=self._stack.router_url,
+                        ),
                     )
                 finally:
                     self._load.subtract(used.keys())
@@ -259,8 +297,20 @@ class RolloutManager:
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
 
+    async def _judge(self, group: Group, prompt: Prompt) -> None:
+        """Give the rollouts of a group that broke nowhere their rewards, together."""
+        worker = min(self._workers, key=self._load.__getitem__)
+        session = min(self._stack.sessions, key=self._load.__getitem__)
+        task = Task(-1, group.index, prompt, session.told, {}, router_url=self._stack.router_url)
+        said = await judge_together(await worker.serving(), task, group.judged)
+        for at, rollout in enumerate(group.judged):
+            if isinstance(said, Failure):
+                rollout.fail(said.where, said.why)
+            else:
+                rollout.reward = said[at]
+
     async def _run_held_out(self, prompt: Prompt, group_index: int, sampling: Sampling) -> Rollout:
         """The same, and its samples leave the store: nobody trains them."""
-        rollout = await self._run_rollout(prompt, group_index, sampling)
+        rollout = await self._run_rollout(prompt, group_index, sampling, evaluation=True)
         rollout.stored = None
         return rollout

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
+from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
 
 Metrics = dict[str, float]
@@ -45,6 +46,7 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
         **weight_version_metrics(groups),
         **agent_metrics(groups),
+        **named_reward_metrics(groups),
     }
 
 
@@ -78,6 +80,18 @@ def reward_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) 
         **_present("rollout/reward", _mean([reward for reward in rewards if reward is not None])),
         **_present("rollout/raw_reward", _mean([0.0 if reward is None else reward for reward in rewards])),
         **_present("rollout/reward_unfiltered", _mean([reward for reward in before if reward is not None])),
+    }
+
+
+def named_reward_metrics(groups: Sequence[Group]) -> Metrics:
+    """The mean of each of several rewards, and the shares of what --log-reward-category names."""
+    named = [given for rollout in _rollouts(groups) if isinstance(given := rollout.metadata.get("rewards"), dict)]
+    names = sorted({str(name) for given in named for name in given})
+    values = {name: [value for given in named if (value := number(given.get(name))) is not None] for name in names}
+    said = [str(rollout.metadata[CATEGORY]) for rollout in _rollouts(groups) if CATEGORY in rollout.metadata]
+    return {
+        **{f"rollout/rewards/{name}": sum(each) / len(each) for name, each in values.items() if each},
+        **{f"rollout/error_cat/{name}": count / len(said) for name, count in sorted(Counter(said).items())},
     }
 
 

@@ -1,57 +1,86 @@
-"""Prompts from JSONL, dealt out in a reproducible order that survives a restart.
+"""Prompts, dealt out in a reproducible order that survives a restart.
 
 Invariant: the order depends on the seed and the epoch alone; `state()` and `restore()` continue it exactly, so a
-resumed run sees the prompts the stopped one had not yet taken.
+resumed run sees the prompts the stopped one had not yet taken. A prompt is read when it is dealt.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, Protocol, overload
 
-from miles_lite.config.rollouts import Data
+from miles_lite.config.eval_sets import metadata_of
+from miles_lite.config.options import Config
+from miles_lite.config.rollouts import Data, mixed
 from miles_lite.errors import UserError
+from miles_lite.rollout.prompt_data import Rows, open_rows
+from miles_lite.rollout.prompt_order import SHUFFLED, Permutation
 
-DEEPEST = 100
-"""Levels of nesting in a row: more than a prompt has, less than what carries it on the way can take."""
-_SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
+CHECKED = 10_000
+"""Rows of a source that are looked at before anything starts; the others when they are dealt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row of a prompt file. `input` is a string or a list of chat messages."""
+    """One row of a prompt file. `input` is a string or a list of chat messages; `tools` are those of its --tool-key."""
 
     row: int
     input: str | list[dict[str, Any]]
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
 
 
-def load_prompts(source: str, options: Data) -> list[Prompt]:
-    """Read `file.jsonl` or `file.jsonl@[start:stop]`. Raises UserError with file and line number."""
-    matched = _SLICE.match(source)
-    path = Path(matched["path"] if matched else source).expanduser()
-    if not path.is_file():
-        flaw = f"{path} is no regular file" if path.exists() else f"no such file: {path}"
-        raise UserError(f"prompt data: {flaw}. Give a JSONL file, one object per line; FILE@[0:100] takes a slice.")
-    lines = path.read_bytes().splitlines()
-    prompts = [_parse(line, row, path, options) for row, line in enumerate(lines, start=1) if line.strip()]
-    if matched:
-        start, stop = (int(value) if value else None for value in (matched["start"], matched["stop"]))
-        prompts = prompts[start:stop]
-    if not prompts:
-        raise UserError(f"prompt data: {source} holds no prompts")
+class Prompts(Sequence[Prompt]):
+    """The prompts of a source, read when they are asked for. Raises UserError with the file and the row's number."""
+
+    def __init__(self, source: str, options: Data) -> None:
+        self._rows: Rows
+        self._rows, self._places = open_rows(source)
+        self._options = options
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Prompt]: ...
+    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(len(self))[at]]
+        row, where, record = self._rows.at(self._places[at])
+        return _parse(record, row, where, self._options)
+
+
+def load_prompts(source: str, options: Data) -> Sequence[Prompt]:
+    """The prompts of a source (see prompt_data), the first CHECKED of which were read. Raises UserError with file and
+    line number."""
+    prompts = Prompts(source, options)
+    for _ in head(prompts):
+        pass
     return prompts
 
 
-def _parse(line: bytes, row: int, path: Path, options: Data) -> Prompt:
-    where = f"{path}, line {row}"
-    record = _read(line, where)
+def load_held_out(source: str, config: Config, name: str) -> Sequence[Prompt]:
+    """The prompts of a held-out dataset, with what --eval-config adds to their metadata. Raises UserError."""
+    prompts = load_prompts(source, config.held_out(name))
+    more = metadata_of(config.evaluation.settings(name))
+    return [replace(prompt, metadata={**prompt.metadata, **more}) for prompt in prompts] if more else prompts
+
+
+def head(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    """Those that are looked at before a run."""
+    return (prompts[at] for at in range(min(CHECKED, len(prompts))))
+
+
+def _parse(record: object, row: int, where: str, options: Data) -> Prompt:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object, found {type(record).__name__}")
     if options.input_key not in record:
@@ -65,38 +94,30 @@ def _parse(line: bytes, row: int, path: Path, options: Data) -> Prompt:
     if options.label_key and options.label_key not in record:
         raise UserError(f"{where}: no key '{options.label_key}' (--label-key); it has {', '.join(record)}")
     label = record[options.label_key] if options.label_key else None
-    return Prompt(row=row, input=text, label=label, metadata=metadata)
+    tools = _tools(record.get(options.tool_key), where, options.tool_key)
+    text = _told(text, options.system_prompt)
+    return Prompt(row=row, input=text, label=label, metadata=metadata, tools=tools)
 
 
-def _read(line: bytes, where: str) -> object:
-    """The JSON of a line of UTF-8. Raises UserError for anything else, and for what no tokenizer or file could hold."""
+def _tools(given: Any, where: str, key: str) -> list[dict[str, Any]] | None:
+    """A row's tools, also as the text of their JSON."""
+    if given is None or given == []:
+        return None
     try:
-        text = line.decode("utf-8-sig")
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        told = "UTF-16: save it as UTF-8" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte {error.start}"
-        raise UserError(f"{where}: not UTF-8 ({told}). Prompts are JSONL: one object per line, as text.") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: holds a lone surrogate ({error.object[error.start]!a}), which is no text") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): {text[:80]!r}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"{where}: {str(error).partition(':')[0]}: write it as text") from error
-    except RecursionError:
-        raise UserError(f"{where}: nested deeper than {DEEPEST} levels: flatten it") from None
-    if _depth(value) > DEEPEST:
-        raise UserError(f"{where}: nested deeper than {DEEPEST} levels: flatten it")
-    return value
+        tools = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list) or not all(isinstance(each, dict) for each in tools):
+        raise UserError(f"{where}: '{key}' must be a list of tools (--tool-key)")
+    return tools
 
 
-def _depth(value: object) -> int:
-    """How many lists and objects are inside one another."""
-    depth, layer = 0, [value]
-    while layer := [each for each in layer if isinstance(each, dict | list)]:
-        depth += 1
-        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
-    return depth
+def _told(text: str | list[dict[str, Any]], system: str | None) -> str | list[dict[str, Any]]:
+    """With the system message of --system-prompt in front, where there is none."""
+    if system is None or (isinstance(text, list) and text and text[0].get("role") == "system"):
+        return text
+    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    return [{"role": "system", "content": system}, *messages]
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -104,7 +125,7 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt.input}] if isinstance(prompt.input, str) else prompt.input
 
 
-def check_lengths(prompts: Sequence[Prompt], count_tokens: Callable[[Prompt], int], *, limit: int, source: str) -> None:
+def check_lengths(prompts: Iterable[Prompt], count_tokens: Callable[[Prompt], int], *, limit: int, source: str) -> None:
     """Refuse prompts over `limit` tokens. Raises UserError naming the first one's line."""
     for prompt in prompts:
         length = count_tokens(prompt)
@@ -115,14 +136,42 @@ def check_lengths(prompts: Sequence[Prompt], count_tokens: Callable[[Prompt], in
             )
 
 
-class DataSource:
-    """Deals prompts, one epoch after another; shuffled by (seed, epoch) when asked."""
+class Source(Protocol):
+    """Deals prompts without end."""
 
-    def __init__(self, prompts: Sequence[Prompt], options: Data) -> None:
-        self._prompts = list(prompts)
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """All of them, in the order of their files."""
+
+    @property
+    def skipped(self) -> int:
+        """Prompts that were left out so far."""
+
+    def __len__(self) -> int:
+        """Prompts of an epoch."""
+
+    def take(self) -> int:
+        """The number of the next of `prompts`. Raises UserError when none fits."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class DataSource:
+    """Deals prompts, one epoch after another; shuffled by (seed, epoch) when asked.
+
+    `fits`: whether a prompt may be dealt; `skipped` counts those that may not.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], options: Data, *, fits: Callable[[Prompt], bool] | None = None
+    ) -> None:
+        self._prompts = prompts
         self._options = options
+        self._fits = fits
         self._epoch = 0
         self._offset = 0
+        self.skipped = 0
         self._order = self._order_of(0)
 
     @property
@@ -133,7 +182,16 @@ class DataSource:
         return len(self._prompts)
 
     def take(self) -> int:
-        """The number of the next of `prompts`; wraps into the next epoch, however small the file."""
+        """The number of the next of `prompts`; wraps into the next epoch, however small the file. Raises UserError when
+        none fits."""
+        for _ in range(len(self._prompts) + 1):
+            number = self._next()
+            if self._fits is None or self._fits(self._prompts[number]):
+                return number
+            self.skipped += 1
+        raise UserError("--overlong-prompts skip: every prompt of --prompt-data is too long; raise the limit")
+
+    def _next(self) -> int:
         if self._offset >= len(self._order):
             self._epoch += 1
             self._offset = 0
@@ -142,10 +200,10 @@ class DataSource:
         self._offset += 1
         return number
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "offset": self._offset, "prompts": len(self._prompts)}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`. Raises UserError when the prompt file has changed size."""
         if state["prompts"] != len(self._prompts):
             raise UserError(
@@ -154,8 +212,80 @@ class DataSource:
         self._epoch, self._offset = state["epoch"], state["offset"]
         self._order = self._order_of(self._epoch)
 
-    def _order_of(self, epoch: int) -> list[int]:
-        order = list(range(len(self._prompts)))
-        if self._options.rollout_shuffle:
-            random.Random(f"{self._options.rollout_seed}-{epoch}").shuffle(order)
+    def _order_of(self, epoch: int) -> Sequence[int]:
+        size = len(self._prompts)
+        if not self._options.rollout_shuffle:
+            return range(size)
+        seed = f"{self._options.rollout_seed}-{epoch}"
+        if size > SHUFFLED:
+            return Permutation(size, seed)
+        order = array("q", range(size))
+        random.Random(seed).shuffle(order)
         return order
+
+
+class Mixture:
+    """Deals from several sources, each as often as its weight says: next is who is furthest behind its share."""
+
+    def __init__(self, parts: Sequence[tuple[Source, float]]) -> None:
+        self._parts = [part for part, _ in parts]
+        total = sum(weight for _, weight in parts)
+        self._shares = [weight / total for _, weight in parts]
+        self._dealt = [0] * len(parts)
+        self.prompts = Concatenated([part.prompts for part in self._parts])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def skipped(self) -> int:
+        return sum(part.skipped for part in self._parts)
+
+    def take(self) -> int:
+        """The number of the next of `prompts`. Raises UserError."""
+        dealt = sum(self._dealt) + 1
+        behind = [share * dealt - count for share, count in zip(self._shares, self._dealt, strict=True)]
+        at = behind.index(max(behind))
+        self._dealt[at] += 1
+        return self.prompts.begins[at] + self._parts[at].take()
+
+    def state(self) -> dict[str, Any]:
+        return {"parts": [part.state() for part in self._parts], "dealt": list(self._dealt)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`. Raises UserError when the sources are others."""
+        if len(state.get("parts", ())) != len(self._parts):
+            raise UserError("--load: the run was made with other sources in --prompt-data")
+        for part, told in zip(self._parts, state["parts"], strict=True):
+            part.restore(told)
+        self._dealt = list(state["dealt"])
+
+
+class Concatenated(Sequence[Prompt]):
+    """The prompts of several sources, one behind the other; `begins`: where each begins."""
+
+    def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
+        self._parts = parts
+        self.begins = [0, *accumulate(map(len, parts))][:-1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Prompt]: ...
+    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(len(self))[at]]
+        part = bisect_right(self.begins, at) - 1
+        return self._parts[part][at - self.begins[part]]
+
+
+def open_source(options: Data, *, fits: Callable[[Prompt], bool] | None = None) -> Source:
+    """What deals the prompts of --prompt-data. Raises UserError."""
+    parts: list[tuple[Source, float]] = [
+        (DataSource(load_prompts(source, options), options, fits=fits), weight)
+        for source, weight in mixed(options.prompt_data)
+    ]
+    return parts[0][0] if len(parts) == 1 else Mixture(parts)

@@ -18,7 +18,7 @@ import ray
 from miles_lite.errors import UserError, writing
 from miles_lite.rollout import dump
 from miles_lite.rollout.generate import Generator, Members
-from miles_lite.rollout.prompts import DataSource
+from miles_lite.rollout.prompts import Source
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Group, Held, Rollout
 
@@ -31,7 +31,7 @@ class Snapshot:
     waiting: list[Group]
 
 
-def snapshot(generator: Generator, source: DataSource, *, next_index: int) -> Snapshot:
+def snapshot(generator: Generator, source: Source, *, next_index: int) -> Snapshot:
     """`next_index`: the number of the next rollout."""
     waiting, members = _waiting(generator)
     state = generator.scheduler.state()
@@ -61,7 +61,7 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
             old.unlink()
 
 
-def load(folder: str, rollout_id: int, generator: Generator, source: DataSource) -> int:
+def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
     """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
     missing."""
     path = _path(folder, rollout_id)

@@ -90,6 +90,7 @@ class Turns:
         self._unknown = Unknown(options.session_unknown_fields == "refuse")
         self._reports_forks = options.detect_timeline_snap
         self._grace = options.session_disconnect_grace
+        self._template_options = options.template_options
         self.limits = Limits(context_length)
         self.off_loop = OffLoop()
 
@@ -176,7 +177,7 @@ class Turns:
                 self._keep(incoming.session_id, body, request)
             return replace(
                 request,
-                options=self._tito.options_read(request.options),
+                options=self._tito.options_read({**self._template_options, **request.options}),
                 agent=agent_name(incoming.headers, fields),
                 hints=hints_of(incoming.headers),
             )

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from miles_lite.commands import agent, init_model, router, session, simulate, traces, verify_session, verify_template
+from miles_lite.commands import (
+    agent,
+    init_model,
+    migrate,
+    router,
+    session,
+    simulate,
+    traces,
+    verify_session,
+    verify_template,
+)
+from miles_lite.commands.data.look import Look
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
 
@@ -13,8 +24,10 @@ COMMANDS = (
     init_model.InitModel,
     router.RouterOptions,
     session.SessionOptions,
-    simulate.Simulate,
     verify_session.Options,
     verify_template.TemplateOptions,
+    simulate.Simulate,
     traces.ToData,
+    migrate.Migrate,
+    Look,
 )

@@ -202,9 +202,9 @@ def test_a_hint_is_a_typing_mistake_away(one: str, other: str) -> None:
         ("--num-rolout", "--num-rollout"),
         ("--rollout-bacth-size", "--rollout-batch-size"),
         ("--sed", "--seed"),
-        ("--wandb-team", ""),
+        ("--wandb-squad", ""),
         ("--rollout-magic", ""),
-        ("--use-fault-tolerance", ""),
+        ("--use-quantum-computer", ""),
         ("--xyz", ""),
     ],
 )

@@ -44,6 +44,7 @@ class RunSampling(Struct):
     sampling_seed: float | None = None
     max_new_tokens: Count | None = None
     stop: str | list[NotEmpty] | None = None
+    stop_token_ids: list[Count] | None = None
 
 
 class Opening(Struct):

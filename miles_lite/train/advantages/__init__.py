@@ -7,14 +7,18 @@ for what its entry in `config.algorithms.ADVANTAGES` says. What it makes of toke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from miles_lite.config.training import Algorithm
-from miles_lite.hooks import Advantage, AdvantageFunction, load_hook
+from miles_lite.errors import UserError
+from miles_lite.hooks import Advantage, AdvantageFunction, RewardPostProcess, load_hook
 from miles_lite.sample import Group, Rollout
 from miles_lite.train.advantages.grpo import standardised
+
+POST_PROCESS = "--custom-reward-post-process-path"
 
 
 @cache
@@ -25,14 +29,24 @@ def load_advantage(path: str) -> AdvantageFunction:
 
 def estimate(groups: Sequence[Group], options: Algorithm) -> tuple[list[Rollout], list[Advantage]]:
     """The rollouts of the groups that can be trained, in order, and the advantage of each."""
-    estimator = options.estimator
+    estimator, path = options.estimator, options.custom_reward_post_process_path
     function = load_advantage(estimator.path)
-    rollouts: list[Rollout] = []
-    values: list[Advantage] = []
-    for group in groups:
-        trainable = [rollout for rollout in group.rollouts if rollout.trainable]
-        rollouts += trainable
-        values += function(trainable, options)
+    trainable = [[rollout for rollout in group.rollouts if rollout.trainable] for group in groups]
+    rollouts = [rollout for each in trainable for rollout in each]
+    if path is not None:
+        rewards = post_processed(path)(groups, options)
+        if len(rewards) != len(rollouts):
+            raise UserError(f"{POST_PROCESS} {path}: {len(rewards)} rewards, for {len(rollouts)} rollouts")
+        given = iter(rewards)
+        trainable = [[replace(rollout, reward=float(next(given))) for rollout in each] for each in trainable]
+        options = replace(options, disable_rewards_normalization=True)
+    values = [value for each in trainable for value in function(each, options)]
     if estimator.standardized:
         values = [float(value) for value in standardised(np.array(values, dtype=np.float64))]
     return rollouts, values
+
+
+@cache
+def post_processed(path: str) -> RewardPostProcess:
+    """The function at that import path. Raises UserError."""
+    return load_hook(path, flag=POST_PROCESS)

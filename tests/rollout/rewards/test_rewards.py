@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ def reward(*flags: str, response: str = "the answer is 42 ", index: int = 0) -> 
     function = load_reward(config)
     assert function is not None
     rollout = Rollout(index=index, group_index=0)
-    return asyncio.run(function(config, rollout, response=response, label="42", metadata={}))
+    said = asyncio.run(function(config, rollout, response=response, label="42", metadata={}))
+    assert not isinstance(said, Mapping)
+    return said
 
 
 @pytest.mark.parametrize(

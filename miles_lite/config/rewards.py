@@ -1,0 +1,118 @@
+"""Rewards: who judges a rollout, and with which weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
+
+from miles_lite.config.choices import RewardRule
+from miles_lite.config.option import option
+from miles_lite.config.spelling import nearest
+from miles_lite.errors import UserError
+
+BOXED = "boxed_"
+NEED_NO_LABEL = frozenset(
+    (RewardRule.RANDOM, RewardRule.IFEVAL, RewardRule.CODE, RewardRule.REMOTE_RM, RewardRule.LLM_JUDGE)
+)
+"""Rules that read the row's metadata instead, or nothing."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A rule of --rm-type. `boxed`: it sees what stands in the response's last \\boxed{} alone."""
+
+    name: str
+    rule: RewardRule
+    weight: float = 1.0
+    boxed: bool = False
+
+
+def chosen(given: Iterable[str], *, given_as: str) -> tuple[Chosen, ...]:
+    """The rules behind NAME and NAME=WEIGHT. Raises UserError naming `given_as`."""
+    rules = tuple(_chosen(each, given_as) for each in given)
+    names = [each.name for each in rules]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{given_as}: {', '.join(sorted(twice))} is there twice; give it once, with its weight")
+    return rules
+
+
+def _chosen(given: str, given_as: str) -> Chosen:
+    name, equals, told = given.partition("=")
+    bare = name.removeprefix(BOXED)
+    if bare not in list(RewardRule):
+        hint = nearest(bare, RewardRule)
+        known = ", ".join(RewardRule)
+        raise UserError(f"{given_as}: invalid choice: {name!r}{hint} (choose from {known}; boxed_ may be in front)")
+    weight = float(told) if equals and _is_number(told) else 1.0
+    if equals and not (_is_number(told) and math.isfinite(weight)):
+        raise UserError(f"{given_as} {given}: the weight must be a finite number")
+    return Chosen(name, RewardRule(bare), weight, boxed=name != bare)
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("+-").replace(".", "", 1).replace("e-", "", 1).isdigit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """rewards: who judges a rollout."""
+
+    custom_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollout, *, response, label, metadata) -> float or None",
+    )
+    custom_group_rm_path: str | None = option(
+        None,
+        help="dotted path or file.py:name of async (config, rollouts, *, label, metadata) -> rewards: all rollouts of "
+        "a prompt are judged together",
+    )
+    group_rm: bool = option(
+        False, help="--custom-rm-path is such a function; --rm-type llm_judge compares responses in pairs"
+    )
+    rm_type: tuple[str, ...] = option(
+        (),
+        help="built-in reward, or several as NAME=WEIGHT, which are added: " + ", ".join(RewardRule) + "; boxed_NAME "
+        "judges what is in the last \\boxed{}; a row's metadata may name its own under rm_type",
+        check=lambda given: chosen(given, given_as="--rm-type"),
+    )
+    rm_url: str | None = option(
+        None,
+        help="remote_rm: what is posted {prompt, response, label}; llm_judge: an OpenAI base URL in the place of "
+        "our engines",
+    )
+    rm_timeout: float = option(60.0, help="seconds a built-in reward may take", above=0)
+    rm_retries: int = option(3, help="remote_rm, llm_judge: how often a request that failed is made again", least=0)
+    rm_concurrency: int = option(64, help="remote_rm, llm_judge: requests at once, per agent worker", least=1)
+    rm_processes: int = option(
+        2, help="processes, per agent worker, of rewards that parse or run what models wrote", least=1
+    )
+    rm_judge_prompt: str | None = option(
+        None,
+        help="llm_judge: file of the question, with {prompt}, {response} and {label} in it",
+        path=True,
+    )
+    reward_key: str | None = option(None, help="key of the reward, where a reward is an object (default: score)")
+    eval_reward_key: str | None = option(None, help="the same on held-out prompts (default: --reward-key)")
+    log_reward_category: str | None = option(None, help="key of an object's text whose shares are logged")
+
+    @property
+    def rules(self) -> tuple[Chosen, ...]:
+        """What --rm-type names. Raises UserError."""
+        return chosen(self.rm_type, given_as="--rm-type")
+
+    @property
+    def judges_groups(self) -> bool:
+        """Whether rollouts wait for the others of their prompt."""
+        return self.group_rm or self.custom_group_rm_path is not None
+
+    def settled(self) -> Self:
+        """With the function of --group-rm under the flag that it is one of."""
+        if not self.group_rm or self.custom_rm_path is None:
+            return self
+        return replace(self, custom_rm_path=None, custom_group_rm_path=self.custom_rm_path)
+
+    def key(self, *, evaluation: bool) -> str:
+        """Of the reward in an object."""
+        return (self.eval_reward_key if evaluation else None) or self.reward_key or "score"

@@ -1,0 +1,118 @@
+"""Rollout functions in miles' signatures, in the place of the generator."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miles_lite.config.options import parse
+from miles_lite.errors import UserError
+from miles_lite.plugins import field_args
+from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
+from miles_lite.rollout.prompts import Prompt
+from miles_lite.sample import Status
+
+NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 2 --n-samples-per-prompt 2 --num-rollout 1".split()
+
+SOURCE = """
+from miles.utils.types import Sample
+
+
+def filled(group):
+    for sample in group:
+        sample.tokens, sample.response_length = [1, 2, 3, 4], 2
+        sample.rollout_log_probs, sample.reward = [-0.5, -1.0], {"score": 1.0}
+        sample.status, sample.response = Sample.Status.COMPLETED, sample.prompt + "!"
+    return group
+
+
+def plain(args, rollout_id, data_source, evaluation=False):
+    if evaluation:
+        return {"held": {"rewards": [1.0, None], "truncated": [False, False]}}
+    groups = data_source.get_samples(args.rollout_batch_size + 1)
+    data_source.add_samples(groups[2:])
+    return [filled(group) for group in groups[:2]]
+
+
+class Made:
+    def __init__(self, given):
+        self.args, self.source = given.args, given.data_source
+
+    async def __call__(self, given):
+        assert (given.rollout_id, given.evaluation) == (0, False)
+        return type("Output", (), {"samples": [filled(group) for group in self.source.get_samples(2)]})
+
+
+def nothing(args, rollout_id, data_source, evaluation=False):
+    return [[3]]
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[[str], GivenRollouts]]:
+    file = tmp_path / "theirs.py"
+    file.write_text(SOURCE)
+    config, _ = parse(NEEDED)
+    field_args.use(config)
+    count = itertools.count(1)
+
+    def make(name: str) -> GivenRollouts:
+        return GivenRollouts(
+            f"{file}:{name}",
+            config.rollouts,
+            take=lambda: Prompt(row=(row := next(count)), input=f"q{row}", label=row),
+            key="score",
+            router_url=lambda: "http://127.0.0.1:30000",
+        )
+
+    yield make
+    for name in [name for name in sys.modules if name.split(".")[0] in ("miles", "slime")]:
+        del sys.modules[name]
+    vars(field_args.current()).clear()
+
+
+async def test_its_groups_are_those_of_the_step_and_every_prompt_is_accounted_for(made: Any) -> None:
+    given = made("plain")
+    step = await given.run(lambda: None)
+    assert [group.prompt["label"] for group in step.groups] == [1, 2]
+    (first, second), (third, _) = (group.rollouts for group in step.groups)
+    assert (first.index, second.index, third.index) == (0, 1, 2)
+    assert (first.reward, first.status, first.metadata["response"]) == (1.0, Status.COMPLETED, "q1!")
+    (sample,) = first.fetch()
+    assert (sample.tokens.tolist(), sample.loss_mask.tolist()) == ([1, 2, 3, 4], [0, 0, 1, 1])
+    books = given.accounts
+    assert (books.started, books.trained, books.unused, books.in_flight) == (3, 2, 1, 0)
+    again = await given.run(lambda: None)
+    assert [group.prompt["label"] for group in again.groups] == [3, 4]
+    assert given.accounts.in_flight == 0
+
+
+async def test_a_class_is_made_once_and_called(made: Any) -> None:
+    step = await made("Made").run(lambda: None)
+    assert len(step.groups) == 2
+    assert (field_args.current().sglang_router_ip, field_args.current().sglang_router_port) == ("127.0.0.1", 30000)
+
+
+async def test_what_gives_no_samples_is_named(made: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--rollout-function-path .*theirs.py:nothing: gave no groups of samples"):
+        await made("nothing").run(lambda: None)
+    with pytest.raises(UserError, match=r"--eval-function-path .*: expected \{dataset"):
+        await evaluated(f"{tmp_path / 'theirs.py'}:nothing", 0)
+
+
+async def test_what_it_evaluates_is_logged(made: Any, tmp_path: Path) -> None:
+    assert await evaluated(f"{tmp_path / 'theirs.py'}:plain", 0) == {"eval/held": 0.5}
+
+
+def test_what_is_given_back_is_dealt_again_first() -> None:
+    count = itertools.count(1)
+    source = FieldDataSource(lambda: Prompt(row=next(count), input="q"), 1)
+    groups = source.get_samples(3)
+    source.add_samples(groups[1:])
+    assert source.get_samples(3)[:2] == groups[1:]
+    assert source.dealt == 4
