@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from miles_lite.commands import agent, init_model, migrate, router, session, traces, verify_session, verify_template
+from miles_lite.commands import (
+    agent,
+    init_model,
+    migrate,
+    router,
+    session,
+    simulate,
+    traces,
+    verify_session,
+    verify_template,
+)
 from miles_lite.commands.data.look import Look
 from miles_lite.config.options import Config
 from miles_lite.config.serving import Serving
@@ -16,6 +26,7 @@ COMMANDS = (
     session.SessionOptions,
     verify_session.Options,
     verify_template.TemplateOptions,
+    simulate.Simulate,
     traces.ToData,
     migrate.Migrate,
     Look,
