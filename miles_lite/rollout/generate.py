@@ -205,6 +205,8 @@ class Generator:
             self.step.finished.append(group)
         if end is not End.UNUSED:
             self.step.dropped[reason] += 1
+        if end is End.QUARANTINED:
+            log.warning("the prompt of line %s failed too often: it is not dealt again", group.prompt["row"])
         for rollout in group.rollouts:
             rollout.stored = None
 

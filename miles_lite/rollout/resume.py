@@ -46,7 +46,7 @@ def snapshot(generator: Generator, source: Source, *, next_index: int) -> Snapsh
 
 
 async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
-    """Write what follows the training of `rollout_id`."""
+    """Write what follows the training of `rollout_id`; samples of earlier checkpoints that are gone go too."""
     path = _path(folder, rollout_id)
     temporary = path.with_suffix(".tmp")
     with writing("the rollout state", path):
@@ -55,6 +55,10 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
     if taken.waiting:
         await asyncio.to_thread(dump.write, _samples(path), rollout_id, taken.waiting)
     temporary.replace(path)
+    for old in path.parent.glob("*.pt"):
+        iteration = int(old.stem.rpartition("_")[2])
+        if iteration < rollout_id and not Path(folder, f"iter_{iteration:07d}").is_dir():
+            old.unlink()
 
 
 def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:

@@ -93,6 +93,12 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--advantage-estimator", "magic"], "not known. Known are grpo"),
         (["--loss-type", "cisp"], "did you mean cispo"),
         (["--over-sampling-batch-size", "2"], "below --rollout-batch-size 4"),
+        (["--max-weight-staleness", "1", "--pipeline-depth", "2"], "is above --max-weight-staleness 1"),
+        (["--pipeline-depth", "1"], "is above --max-weight-staleness 0"),
+        (["--fully-async", "--max-weight-staleness", "0"], "--fully-async contradicts"),
+        (["--partial-rollout", "--max-weight-staleness", "0"], "--partial-rollout contradicts"),
+        (["--fully-async", "--colocate", "--offload-rollout", "--device", "cuda"], "engines without memory"),
+        (["--async-max-concurrent-samples", "65"], "have room for 64"),
         (["--global-batch-size", "3"], "does not divide 4 rollouts"),
         (["--num-steps-per-rollout", "3"], "does not divide 4 rollouts"),
         (["--num-steps-per-rollout", "2", "--global-batch-size", "4"], "contradicts"),
@@ -282,3 +288,18 @@ def test_a_missing_flag_is_named() -> None:
         parse(NEEDED[:-2])
     with pytest.raises(UserError, match="--lr-decay-style linear needs --num-rollout"):
         parse([*NEEDED[:-2], "--num-epoch", "1", "--lr-decay-style", "linear"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "staleness"),
+    [
+        ([], 0),
+        (["--fully-async"], 3),
+        (["--partial-rollout"], 1),
+        (["--fully-async", "--max-weight-staleness", "2"], 2),
+    ],
+)
+def test_how_old_tokens_may_be_follows_from_the_names_of_this_field(flags: list[str], staleness: int) -> None:
+    scheduling = parse([*NEEDED, *flags])[0].scheduling
+    assert scheduling.staleness == staleness
+    assert scheduling.overlaps == (staleness > 0)

@@ -160,6 +160,29 @@ def test_the_filter_and_pass_rates_are_those_of_the_flags(monkeypatch: pytest.Mo
     assert any(name.startswith("passrate/") for name in metrics)
 
 
+def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second `--num-rollout` wins."""
+    flags = ["--max-weight-staleness", "1", "--num-rollout", "3", "--n-samples-per-prompt", "2"]
+    manager, seen = drive(monkeypatch, tmp_path, *flags)
+
+    async def run() -> list[dict[str, float]]:
+        await manager.start()
+        metrics = []
+        for step in range(3):
+            metrics.append((await manager.generate(step)).metrics)
+            await asyncio.sleep(0.01)
+            assert len(seen) == 4 * min(3, step + 2)
+        return metrics
+
+    first, *_, last = asyncio.run(run())
+    assert first["rollout/fully_async/max_staleness"] == 0.0
+    assert last["rollout/fully_async/queue_size"] == 0.0
+    assert {name.removeprefix("rollout/fully_async/") for name in last if "fully_async" in name} == {
+        *("avg_staleness", "max_staleness", "avg_staleness_queued", "avg_staleness_in_flight"),
+        *("queue_size", "in_flight"),
+    }
+
+
 def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

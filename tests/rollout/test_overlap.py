@@ -133,6 +133,23 @@ def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, monkeyp
     assert asyncio.run(run()) == list(range(10))
 
 
+def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        stage = Stage(staleness=1)
+        for number in range(3):
+            await stage.step(number)
+            await asyncio.sleep(0.01)
+            (tmp_path / f"iter_{number:07d}").mkdir()
+            taken = resume.snapshot(stage.generator, stage.source, next_index=0)
+            await resume.save(str(tmp_path), number, taken)
+            if number == 1:
+                (tmp_path / "iter_0000000").rmdir()
+
+    asyncio.run(run())
+    kept = sorted(path.stem[-1] for path in (tmp_path / "rollout").glob("*.pt"))
+    assert kept == ["1", "2"]
+
+
 def test_a_rollout_that_breaks_between_steps_ends_the_next_one() -> None:
     async def run() -> None:
         stage = Stage(staleness=1)

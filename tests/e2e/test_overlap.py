@@ -1,0 +1,85 @@
+"""Rollouts ahead of the trainer, on real parts: Ray, SGLang on CPU, mini-swe-agent, two train ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from miles_lite.rollout import dump
+from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
+from tests.e2e.test_train import accounted
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def overlapping(prepared: Prepared, run_dir: Path, *extra: str) -> list[str]:
+    flags = [flag for flag in prepared.flags(run_dir) if flag != "--colocate"]
+    return [
+        *flags,
+        "--use-rollout-logprobs",
+        "--save-debug-rollout-data",
+        str(run_dir / "rollouts" / "{rollout_id}.pt"),
+        *extra,
+    ]
+
+
+def ages(run_dir: Path, steps: int) -> dict[int, set[int]]:
+    """By step, how many versions older than the trainer's its trained tokens are."""
+    found: dict[int, set[int]] = {}
+    for step in range(steps):
+        groups = dump.read(run_dir / "rollouts" / f"{step}.pt")
+        samples = [sample for group in groups for rollout in group.rollouts for sample in rollout.fetch()]
+        found[step] = {step - int(version) for one in samples for version in one.weight_versions[one.loss_mask == 1]}
+    return found
+
+
+def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    save, log = tmp_path / "checkpoints", tmp_path / "log"
+    common = ["--max-weight-staleness", "1", "--save", str(save), "--save-interval", "1", "--num-rollout", "5"]
+    flags = overlapping(prepared, run_dir, *common)
+    process = start("train", flags, mark=mark, log=log)
+
+    def saved() -> bool:
+        latest = save / "latest_checkpointed_iteration.txt"
+        return latest.exists() and int(latest.read_text()) >= 1
+
+    wait_for("two checkpoints", saved, timeout=300, process=process, log=log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    assert_nothing_left(mark, within=30)
+    state = json.loads((save / "rollout" / "global_dataset_state_dict_1.json").read_text())
+    assert state["accounts"]["started"] > state["accounts"]["trained"], "nothing ran ahead"
+
+    run("train", [*flags, "--load", str(save)], mark=mark, log=tmp_path / "log2")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert accounted(summary)
+    assert summary["prompts_started"] == summary["prompts_trained"] == 5 * 4
+    assert summary["prompts_unused"] == 0
+    by_step = ages(run_dir, 5)
+    assert max(set().union(*by_step.values())) == 1, "nothing overlapped"
+    assert max(values(run_dir, "rollout/fully_async/max_staleness")) == 1
+    assert max(values(run_dir, "rollout/fully_async/in_flight")) > 0
+    rows = [group.prompt["row"] for step in range(5) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
+    assert len(set(rows)) == 5 * 4, "a prompt was trained twice"
+    assert_nothing_left(mark)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["in_place", "retract", "abort"])
+def test_weights_go_in_under_running_generations(
+    mode: str, prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    bound = ["--max-weight-staleness", "3", "--pause-generation-mode", mode, "--num-rollout", "6"]
+    run("train", overlapping(prepared, run_dir, *bound), mark=mark, log=tmp_path / "log")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert accounted(summary)
+    assert summary["prompts_trained"] == 6 * 4
+    assert summary["prompts_unused"] == 0
+    assert max(set().union(*ages(run_dir, 6).values())) <= 3
+    assert_nothing_left(mark)
