@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from miles_lite.config.hub import model_path
 from miles_lite.config.option import option
 
 
@@ -12,7 +13,9 @@ class Model:
     """model: what is served, and trained."""
 
     hf_checkpoint: str = option(
-        help="Hugging Face model folder: config.json, weights, tokenizer", path=True, aka=("--sglang-model-path",)
+        help="Hugging Face model folder: config.json, weights, tokenizer; or its id on the hub",
+        path=model_path,
+        aka=("--sglang-model-path",),
     )
 
 
