@@ -4,6 +4,7 @@ stops it."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,25 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tiny_model, tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@contextmanager
+def serving(model: Path, logs: Path, **options: Any) -> Iterator[Running]:
+    """An engine behind a router, both in actors; `options` are more of its spec's."""
     router = remote(RouterActor).remote(RouterSpec())
     router_url = ray.get(router.start.remote(), timeout=30)
     spec = EngineSpec(
         index=0,
-        model_path=str(tiny_model),
+        model_path=str(model),
         device="cpu",
         router_url=router_url,
-        log_path=str(tmp_path_factory.mktemp("logs") / "engine-0.log"),
+        log_path=str(logs / "engine-0.log"),
         context_length=2048,
         threads=1,
         weight_version=3,
+        **options,
     )
     engine = remote(EngineActor).remote(spec)
     info = ray.get(engine.start.remote(), timeout=300)

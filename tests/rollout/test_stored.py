@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import signal
 import threading
@@ -94,3 +96,21 @@ def test_what_cannot_be_brought_over_and_what_dies_fails_alone() -> None:
     (died,) = ray.get(owner.run.remote(worker, ["well"]))
     assert died.status is Status.FAILED
     assert str(died.failure).startswith("agent: the agent worker died: ")
+
+
+async def test_a_failed_attempt_leaves_no_error_that_ray_finds_unhandled() -> None:
+    said: list[str] = []
+    hearer = logging.Handler()
+    hearer.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("ray._private.worker")
+    log.addHandler(hearer)
+    try:
+        worker = Remote[Any](Worker.remote())  # type: ignore[attr-defined]
+        rollout = await run_task(worker, Task(0, 0, Prompt(row=1, input="locks"), "", {}))
+        assert rollout.status is Status.FAILED
+        for _ in range(20):
+            gc.collect()
+            await asyncio.sleep(0.05)
+    finally:
+        log.removeHandler(hearer)
+    assert [message for message in said if "Unhandled" in message] == []

@@ -12,14 +12,10 @@ import ray
 
 from miles_lite.config.engines import Engines
 from miles_lite.config.session_options import Session as SessionOptions
-from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.spec import EngineSpec
-from miles_lite.router.actor import RouterActor
-from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.tito import Tito
 from tests.clusters import local_cluster
-from tests.engine.conftest import remote
+from tests.engine.conftest import remote, serving
 from tests.models import make_tiny_moe
 
 
@@ -43,35 +39,22 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A mixture-of-experts model, whose routed experts the session asks for."""
     tiny_model = make_tiny_moe(tmp_path_factory.mktemp("moe"))
-    with local_cluster(cpus=2):
-        router = remote(RouterActor).remote(RouterSpec())
-        router_url = ray.get(router.start.remote(), timeout=30)
-        engines = Engines(sglang_args={"enable_return_routed_experts": True})
-        spec = EngineSpec(
-            index=0,
-            model_path=str(tiny_model),
-            device="cpu",
-            router_url=router_url,
-            log_path=str(tmp_path_factory.mktemp("logs") / "engine-0.log"),
-            context_length=2048,
-            threads=1,
-            weight_version=3,
-            engines=engines,
-        )
-        engine = remote(EngineActor).remote(spec)
-        ray.get(engine.start.remote(), timeout=300)
+    experts = Engines(sglang_args={"enable_return_routed_experts": True})
+    with (
+        local_cluster(cpus=2),
+        serving(tiny_model, tmp_path_factory.mktemp("logs"), engines=experts) as running,
+    ):
         session = remote(SessionActor).remote(
             SessionSpec(
                 index=0,
                 model_path=str(tiny_model),
-                router_url=router_url,
+                router_url=running.router_url,
                 options=SessionOptions(tito_allowed_append_roles=("tool", "user"), session_retry_seconds=30.0),
                 context_length=2048,
                 run_dir=str(tmp_path_factory.mktemp("run")),
-                engines=engines,
+                engines=experts,
             )
         )
         url = ray.get(session.start.remote(), timeout=60)
-        yield Stack(engine, session, url, router_url, tiny_model)
-        for actor in (session, engine, router):
-            ray.get(actor.stop.remote(), timeout=30)
+        yield Stack(running.engine, session, url, running.router_url, tiny_model)
+        ray.get(session.stop.remote(), timeout=30)
