@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def overlapping(prepared: Prepared, run_dir: Path, *extra: str) -> list[str]:
-    flags = [flag for flag in prepared.flags(run_dir) if flag != "--colocate"]
-    return [
-        *flags,
-        "--use-rollout-logprobs",
-        "--save-debug-rollout-data",
-        str(run_dir / "rollouts" / "{rollout_id}.pt"),
-        *extra,
-    ]
+    dumped = run_dir / "rollouts" / "{rollout_id}.pt"
+    return prepared.flags(run_dir, "--use-rollout-logprobs", "--save-debug-rollout-data", str(dumped), *extra)
 
 
 def ages(run_dir: Path, steps: int) -> dict[int, set[int]]:
@@ -50,7 +42,7 @@ def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill(
         return latest.exists() and int(latest.read_text()) >= 1
 
     wait_for("two checkpoints", saved, timeout=300, process=process, log=log)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait(10)
     assert_nothing_left(mark, within=30)
     state = json.loads((save / "rollout" / "global_dataset_state_dict_1.json").read_text())
