@@ -118,6 +118,7 @@ class Sessions:
         self._samples = encode_samples([make_sample()])
         app = web.Application()
         app.router.add_post("/sessions", self._create)
+        app.router.add_get("/sessions/{id}", self._describe)
         app.router.add_post("/sessions/{id}/samples", self._collect)
         app.router.add_delete("/sessions/{id}", self._delete)
         self._runner = web.AppRunner(app)
@@ -127,6 +128,9 @@ class Sessions:
 
     async def _create(self, request: web.Request) -> web.Response:
         return web.json_response({"session_id": f"{random.getrandbits(64):x}", "api_key": "-"})
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        return web.json_response({})
 
     async def _collect(self, request: web.Request) -> web.Response:
         return web.Response(body=self._samples)

@@ -80,7 +80,9 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], time.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
+    options = parser.parse_args()
+    rows, numbers = options.rows, dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         files = write(Path(folder), rows)
         for name, script, file in (
@@ -89,7 +91,12 @@ def main() -> None:
             ("streamed parquet", STREAMED, files["parquet"]),
             ("held jsonl, a tenth", HELD, files["tenth"]),
         ):
-            print(json.dumps({"source": name, "rows": rows, **measured(script, file)}), flush=True)
+            seen = measured(script, file)
+            print(json.dumps({"source": name, "rows": rows, **seen}), flush=True)
+            label = name.replace(" ", "_").replace(",", "")
+            numbers |= {f"{label}_{what}": value for what, value in seen.items()}
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

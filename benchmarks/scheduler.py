@@ -1,6 +1,6 @@
 """What the scheduler costs: microseconds an event, and bytes a rollout in flight.
 
-    python benchmarks/scheduler.py [--rollouts 65536] [--events 200000] [--json]
+    python benchmarks/scheduler.py [--rollouts 65536] [--events 200000] [--json FILE]
 
 As many rollouts run as are asked for, in groups of eight; each event ends a random one, which starts another, and
 batches are judged, given and trained as they come. Nothing but the scheduler is measured: what is drawn for it is drawn
@@ -16,6 +16,7 @@ import random
 import time
 import tracemalloc
 from collections import deque
+from pathlib import Path
 
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.protocol import Event, Who
@@ -112,10 +113,12 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=65536)
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--order", choices=["fifo", "longest"], default="longest")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
     numbers = measure(args.rollouts, args.events, args.order)
-    print(json.dumps(numbers) if args.json else "\n".join(f"{name:20} {value:.6g}" for name, value in numbers.items()))
+    print("\n".join(f"{name:20} {value:.6g}" for name, value in numbers.items()))
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

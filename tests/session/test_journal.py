@@ -206,7 +206,9 @@ async def test_a_turn_that_cannot_be_journaled_is_not_answered(tiny_model: Path,
         await journal._do(lambda db: db.execute("PRAGMA query_only = 1") and None)
         status, body = await b.chat(session, ASK)
         assert (status, body["error"]["code"]) == (503, "journal_failed")
-        assert await _everything(b, session) == before
+        described, *kept = await _everything(b, session)
+        assert described.pop("failure")["where"] == "session"
+        assert (described, *kept) == before
         await journal._do(lambda db: db.execute("PRAGMA query_only = 0") and None)
         assert (await b.chat(session, ASK))[0] == 200
 
