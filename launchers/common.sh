@@ -46,7 +46,17 @@ need() { [[ -n "${!1:-}" ]] || fail "set $1: $2"; }
 # need_command NAME HOW: stops when the command does not exist; a dry run may be made anywhere.
 need_command() { ((DRY_RUN)) || command -v "$1" >/dev/null || fail "'$1' not found: $2"; }
 
-quote() { printf '%q ' "$@"; printf '\n'; }
+# quote CMD...: prints it as a shell reads it, without the key of wandb.
+quote() {
+  local word before=
+  for word; do
+    case $before in --wandb-key) word='<redacted>' ;; esac
+    case $word in --wandb-key=*) word='--wandb-key=<redacted>' ;; esac
+    before=$word
+    printf '%q ' "$word"
+  done
+  printf '\n'
+}
 
 run() {
   if ((DRY_RUN)); then quote "$@"; else "$@"; fi

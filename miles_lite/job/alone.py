@@ -18,6 +18,7 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import Advantage
 from miles_lite.job.due import Due
+from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime, lifetime
 from miles_lite.job.log import open_log
 from miles_lite.job.precheck import check_folders
@@ -100,8 +101,11 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
     if first > 0:
         life.reached.trained = life.reached.saved = first - 1
     due = Due(config, total)
+    interrupted = SaveWhenInterrupted(life, trainer.save if config.checkpoint.save else None)
     for step in range(first, total):
-        metrics = trainer.train(step, *material.step(step))
+        rollouts, advantages = material.step(step)
+        with interrupted:
+            metrics = trainer.train(step, rollouts, advantages)
         life.reached.trained = step
         sinks.log(metrics, step=step, step_key=names.TRAIN_STEP)
         print(f"step {step + 1}/{total}  loss {metrics['train/loss']:.4f}", flush=True)

@@ -12,28 +12,25 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from ray import ObjectRef
 
 from miles_lite.config.choices import TransferMode
 from miles_lite.config.options import Config
+from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.ranks import START_TIMEOUT, make_ranks
 from miles_lite.job.servers import Servers
-from miles_lite.job.watch import OvertimeError
-from miles_lite.process.post_mortem import DiedError
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
 from miles_lite.stack.fleet import Delivered, Fleet
 from miles_lite.stack.placement import Layout
 from miles_lite.train.advantages import estimate
-from miles_lite.train.group import TrainError, TrainGroup
+from miles_lite.train.group import TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
 
 log = logging.getLogger(__name__)
 
-SAVE_TIMEOUT = 4.0
 KEPT_WEIGHTS = 2
 
 
@@ -59,17 +56,15 @@ class Trainer:
         self._exported = exported
         self._saving: int | None = None
         self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
-        self._training = False
-        life.parts.push(self._save_interrupted)
+        self._step = SaveWhenInterrupted(life, self._save_now if config.checkpoint.save else None)
 
     def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
         """Metrics of one training step on a rollout's groups, and from when until when it took."""
         if self._config.updates.offload_rollout:
             self._servers.fleet(Fleet.offload)
         began = time.time()
-        self._training = True
-        metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
-        self._training = False
+        with self._step:
+            metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
         self._life.reached.trained = rollout_id
         return metrics, (began, time.time())
 
@@ -139,22 +134,8 @@ class Trainer:
             self._ranks.finish_save()
             self._life.reached.saved = saving
 
-    def _save_interrupted(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """After Ctrl-C between training steps, save what was trained since the last checkpoint."""
-        trained, saved = self._life.reached.trained, self._life.reached.saved
-        if not isinstance(error, KeyboardInterrupt) or self._training or not self._config.checkpoint.save:
-            return
-        if trained is None or trained == saved:
-            return
-        print(f"\ninterrupted: saving rollout {trained} before stopping", flush=True)
-        try:
-            with self._life.watch.at_most(SAVE_TIMEOUT):
-                self.finish_save()
-                if trained != self._life.reached.saved:
-                    self.save(trained)
-                    self.finish_save()
-        except (OvertimeError, DiedError, TrainError) as failed:
-            why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
-            print(f"{why}; the last checkpoint is {saved}", flush=True)
+    def _save_now(self, rollout_id: int) -> None:
+        self.finish_save()
+        if rollout_id != self._life.reached.saved:
+            self.save(rollout_id)
+            self.finish_save()

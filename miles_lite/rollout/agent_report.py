@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, ValuesView
 
 import numpy as np
+
+from miles_lite.errors import RolloutError, Where
 
 AGENT_TOTALS = ("turns", "tool_calls")
 MODEL_TIME, TOOL_TIME = "model_query_time_sum", "env_execution_time_sum"
@@ -20,6 +22,22 @@ def number(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def check_rewards(metadata: Mapping[str, object], estimator: str) -> None:
+    """Refuse what an advantage estimator reads of a rollout and could not: anything but finite numbers, or None where
+    there is no reward. Raises RolloutError."""
+    key = {"gdpo": "rewards", "per_turn": "turn_rewards"}.get(estimator)
+    if key is None or not (given := metadata.get(key)):
+        return
+    values = given.values() if isinstance(given, Mapping) else given
+    if not isinstance(values, ValuesView if key == "rewards" else list | tuple):
+        kind = "an object of numbers by name" if key == "rewards" else "a list of numbers"
+        raise RolloutError(Where.REWARD, f"`{key}` must be {kind} (--advantage-estimator {estimator}): {given!r:.80}")
+    for value in values:
+        found = number(value)
+        if value is not None and (found is None or not math.isfinite(found)):
+            raise RolloutError(Where.REWARD, f"`{key}` must hold finite numbers, or None: {value!r:.80}")
 
 
 def agent_report(metadata: Mapping[str, object]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
-from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report
+from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_rewards
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import load_environment
@@ -182,6 +182,7 @@ class AgentWorker:
             )
             rollout.metadata = dict(info or {})
             generated.extend(rollout.metadata.pop(contracts.GENERATED, ()))
+            check_rewards(rollout.metadata, self._config.algorithm.advantage_estimator)
             reported = agent_report(rollout.metadata)
             rollout.spans.model, rollout.spans.tool = reported.get(MODEL_TIME), reported.get(TOOL_TIME)
             at, judged = Where.REWARD, time.monotonic()

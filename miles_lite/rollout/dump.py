@@ -11,14 +11,16 @@ that a file is read without running anything that is in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 
-from miles_lite.errors import UserError, Where, writing
+from miles_lite.errors import UserError, Where, user_error, writing
 from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Status
 
 ARRAYS = {
@@ -30,6 +32,8 @@ ARRAYS = {
     "rollout_routed_experts": "routed_experts",
 }
 """What they are called in the file, and here."""
+DAMAGED = (LookupError, ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, UnpicklingError)
+"""What reading raises of a file that is something else, or broken."""
 
 
 def path_of(pattern: str, rollout_id: int) -> Path:
@@ -57,9 +61,11 @@ def read(path: Path) -> list[Group]:
     """What `write` was given. Raises UserError for a file that is missing, or none of its."""
     if not path.is_file():
         raise UserError(f"--load-debug-rollout-data: no file {path}: --save-debug-rollout-data of a run writes it")
-    whole = torch.load(path, weights_only=True, map_location="cpu")
-    if not isinstance(whole, dict) or not {"rollout_id", "metadata", "samples"} <= whole.keys():
-        raise UserError(f"--load-debug-rollout-data {path}: holds no rollouts of --save-debug-rollout-data")
+    with user_error(f"--load-debug-rollout-data {path}: not as --save-debug-rollout-data writes it", *DAMAGED):
+        return _groups(torch.load(path, weights_only=True, map_location="cpu"), path)
+
+
+def _groups(whole: dict[str, Any], path: Path) -> list[Group]:
     samples: dict[int, list[Sample]] = {}
     for told in whole["samples"]:
         samples.setdefault(told["index"], []).append(_sample(told, f"{path}, rollout {told['index']}"))
@@ -91,6 +97,8 @@ def _written(sample: Sample) -> dict[str, Any]:
 
 
 def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
+    if told["reward"] is not None and not math.isfinite(told["reward"]):
+        raise ValueError(f"rollout {told['index']} has the reward {told['reward']}")
     return Rollout(
         told["index"],
         told["group_index"],

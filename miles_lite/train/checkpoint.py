@@ -10,8 +10,10 @@ any mesh; with the same number, and on CPU, a resumed run continues bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.tensor import DTensor
 
 from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError, writing
@@ -119,16 +122,46 @@ def load(learner: Learner, folder: Path, options: Checkpoint | None = None) -> i
         return None
     source = iteration_folder(folder, iteration)
     optimizer = chosen.load_optim and not chosen.finetune
-    if optimizer and not has_optimizer(source):
+    with _readable(source):
+        there = not optimizer or has_optimizer(source)
+    if not there:
         raise UserError(f"{source} was saved with --no-save-optim: give --no-load-optim to begin with a new optimizer")
     state = state_of(learner, optimizer=optimizer)
-    load_distributed(state, checkpoint_id=source)
+    with _readable(source):
+        load_distributed(state, checkpoint_id=source)
+        _check_finite(state)
     if chosen.finetune:
         return None
     learner.updates = int(state["updates"])
     if chosen.load_rng and len(list(source.glob("rng_*.pt"))) == dist.get_world_size():
         restore_rng(torch.load(source / rng_name(), weights_only=False))
     return iteration
+
+
+@contextlib.contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """In its block a checkpoint is read. Raises UserError where it is damaged or of another model."""
+    try:
+        yield
+    except (CheckpointException, LookupError, ValueError, TypeError, EOFError, OSError, RuntimeError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        others = sorted(path.name for path in source.parent.glob("iter_*") if path != source)
+        older = f"write the number of one of {', '.join(others)} into {source.parent / LATEST}"
+        raise UserError(
+            f"{source} cannot be loaded: it is damaged, or of another model or other --lora-rank ({words[-1][:300]}).\n"
+            f"  {f'To go on from an older one, {older}.' if others else 'There is no older one: give another --load.'}"
+        ) from error
+
+
+def _check_finite(state: Any, name: str = "") -> None:
+    """Of every tensor, what this rank has of it. Raises ValueError."""
+    if isinstance(state, dict):
+        for key, value in state.items():
+            _check_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, torch.Tensor) and state.is_floating_point():
+        local = state.to_local() if isinstance(state, DTensor) else state
+        if not bool(torch.isfinite(local).all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def has_optimizer(source: Path) -> bool:

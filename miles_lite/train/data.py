@@ -102,7 +102,7 @@ class Replicated:
     def finish_gradients(self, policy: Policy, *, max_norm: float) -> float:
         assert self._flat is not None, "zero_grad comes first"
         self.mesh.sum_samples(self._flat)
-        norm = float(torch.linalg.vector_norm(self._flat))
+        norm = float(torch.linalg.vector_norm(self._flat, dtype=torch.float64))  # in float32 it loses digits on a CPU
         if max_norm and norm > max_norm:
             self._flat.mul_(max_norm / norm)
         return norm

@@ -154,3 +154,11 @@ def test_no_launcher_ends_what_it_did_not_start() -> None:
         code = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
         for broad in ("pkill", "killall", "ray stop"):
             assert broad not in code, f"{path.name}: {broad}"
+
+
+@pytest.mark.parametrize("given", [("--wandb-key", "sekret"), ("--wandb-key=sekret",)])
+@pytest.mark.parametrize("launcher", ["run-local.sh", "run-ray-job.sh"])
+def test_a_key_is_not_printed(launcher: str, given: tuple[str, ...]) -> None:
+    output = dry_run(launcher, *given, **{**JOB, "NUM_GPUS": "1"})
+    assert "sekret" not in output
+    assert "redacted" in output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,5 +85,43 @@ def test_a_file_that_is_missing_or_another_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*3\.pt"):
         dump.read(tmp_path / "3.pt")
     torch.save({"rollout_id": 1}, tmp_path / "4.pt")
-    with pytest.raises(UserError, match=r"4\.pt: holds no rollouts"):
+    with pytest.raises(UserError, match=r"4\.pt: not as --save-debug-rollout-data"):
         dump.read(tmp_path / "4.pt")
+
+
+def _without_tokens(whole: dict[str, Any]) -> None:
+    del whole["samples"][0]["tokens"]
+
+
+def _misaligned(whole: dict[str, Any]) -> None:
+    whole["samples"][0]["loss_mask"] = whole["samples"][0]["loss_mask"][:-1]
+
+
+def _without_rollouts(whole: dict[str, Any]) -> None:
+    del whole["metadata"]["rollouts"]
+
+
+def _unknown_status(whole: dict[str, Any]) -> None:
+    whole["metadata"]["rollouts"][0]["rollout_status"] = "well"
+
+
+def _no_number(whole: dict[str, Any]) -> None:
+    whole["metadata"]["rollouts"][0]["reward"] = float("nan")
+
+
+@pytest.mark.parametrize("harm", [_without_tokens, _misaligned, _without_rollouts, _unknown_status, _no_number])
+def test_a_damaged_file_is_one_message_that_names_it(harm: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    path = tmp_path / "0.pt"
+    dump.write(path, 0, step())
+    whole = torch.load(path, weights_only=True)
+    harm(whole)
+    torch.save(whole, path)
+    with pytest.raises(UserError, match=r"0\.pt"):
+        dump.read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 and no more"])
+def test_bytes_that_are_no_dump_are_one_message(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "0.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"0\.pt: not as --save-debug-rollout-data"):
+        dump.read(tmp_path / "0.pt")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError
 from miles_lite.train import checkpoint
 from miles_lite.train.batching import Batch
+from miles_lite.train.data import Replicated
+from miles_lite.train.policy import Policy
 from miles_lite.weights.folder import copy_tokenizer, write_folder
 from miles_lite.weights.gather import Published
 from tests.train.helpers import make_batch, make_samples, save_checkpoint
@@ -115,6 +121,58 @@ def test_a_folder_without_checkpoint_is_no_error_but_a_broken_one_is(model_dir: 
     (tmp_path / checkpoint.LATEST).write_text("release")
     with pytest.raises(UserError, match="expected an iteration number"):
         checkpoint.latest_iteration(tmp_path)
+
+
+def _cut(folder: Path) -> None:
+    file = next(folder.glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _without_metadata(folder: Path) -> None:
+    (folder / ".metadata").unlink()
+
+
+def _with_nan(folder: Path) -> None:
+    """One number of what the optimizer remembers."""
+    file = next(folder.glob("*.distcp"))
+    whole = bytearray(file.read_bytes())
+    told = FileSystemReader(folder).read_metadata()
+    place = next(place for index, place in told.storage_data.items() if "exp_avg" in index.fqn and place.length > 1_000)
+    at = place.offset + place.length // 2 // 4 * 4
+    whole[at : at + 64] = struct.pack("<f", float("nan")) * 16
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("harm", [_cut, _without_metadata, _with_nan])
+def test_a_damaged_checkpoint_is_refused_and_older_ones_are_named(
+    harm: Callable[[Path], None], model_dir: Path, tmp_path: Path
+) -> None:
+    trainer = learner(model_dir)
+    for iteration in (1, 2):
+        trainer.train(step(iteration))
+        save_checkpoint(trainer, tmp_path, iteration=iteration)
+    harm(checkpoint.iteration_folder(tmp_path, 2))
+    with pytest.raises(UserError, match=r"iter_0000002 cannot be loaded: it is damaged") as told:
+        checkpoint.load(learner(model_dir), tmp_path)
+    assert "write the number of one of iter_0000001" in str(told.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    save_checkpoint(learner(model_dir), tmp_path, iteration=1)
+    with pytest.raises(UserError, match="of another model or other --lora-rank"):
+        checkpoint.load(learner(model_dir, "--lora-rank", "2"), tmp_path)
+
+
+def test_the_norm_of_many_gradients_is_exact() -> None:
+    """In float32 a sum of 10^7 squares loses its fourth digit on a CPU."""
+    strategy = Replicated()
+    policy = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(10_000_000))])
+    strategy.zero_grad(cast(Policy, policy))
+    (parameter,) = policy
+    assert parameter.grad is not None
+    parameter.grad.copy_(torch.randn(10_000_000, generator=torch.Generator().manual_seed(0)))
+    expected = float(parameter.grad.double().norm())
+    assert strategy.finish_gradients(cast(Policy, policy), max_norm=0.0) == pytest.approx(expected, rel=1e-7)
 
 
 def test_exported_weights_load_in_transformers(model_dir: Path, tmp_path: Path) -> None:

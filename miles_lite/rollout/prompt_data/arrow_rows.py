@@ -28,6 +28,7 @@ class ParquetRows:
         self._path = path
         with user_error(f"prompt data: {path} is no Parquet file", pyarrow.ArrowException, OSError):
             self._file = parquet.ParquetFile(path)
+        self._damaged: type[Exception] = pyarrow.ArrowException
         told = self._file.metadata
         sizes = [told.row_group(group).num_rows for group in range(told.num_row_groups)]
         self._ends = np.cumsum(sizes, dtype=np.int64)
@@ -46,7 +47,8 @@ class ParquetRows:
         if group not in self._held:
             while self._held and sum(each.nbytes for each in self._held.values()) > HELD:
                 self._held.popitem(last=False)
-            self._held[group] = self._file.read_row_group(group)
+            with user_error(f"prompt data: {self._path}, row group {group}: damaged", self._damaged, OSError):
+                self._held[group] = self._file.read_row_group(group)
         self._held.move_to_end(group)
         return self._held[group]
 

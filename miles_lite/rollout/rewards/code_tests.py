@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -70,13 +71,19 @@ def read_tests(given: Any, metadata: Mapping[str, Any]) -> list[Test]:
         given = json.loads(given) if isinstance(given, str) else given
     if isinstance(given, str) and given.strip():
         entry = metadata.get("entry_point")
-        return [Test(f"\n{given}\n" + (f"check({entry})\n" if entry else ""), "", lambda printed: True)]
+        return [_to_its_end(f"{given}\n" + (f"check({entry})\n" if entry else ""))]
     if isinstance(given, list) and given and all(isinstance(line, str) for line in given):
-        return [Test(f"\n{line}\n", "", lambda printed: True) for line in given]
+        return [_to_its_end(line) for line in given]
     if isinstance(given, dict) and given.get("inputs") and len(given["inputs"]) == len(given.get("outputs", ())):
         name = given.get("fn_name") or metadata.get("fn_name")
         return [_pair(name, each, out) for each, out in zip(given["inputs"], given["outputs"], strict=True)]
     raise ValueError("code needs tests: lines that assert, or an object with inputs and outputs of one length")
+
+
+def _to_its_end(lines: str) -> Test:
+    """Lines that must not raise, and must be reached and left: a program that exits before them has not passed."""
+    mark = secrets.token_hex(16)
+    return Test(f"\n{lines}\nprint({mark!r})\n", "", lambda printed: _lines(printed)[-1:] == [mark])
 
 
 def _pair(name: str | None, given: Any, wanted: Any) -> Test:
@@ -92,8 +99,7 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
     """Run a program with a test's end behind it."""
     with tempfile.TemporaryDirectory(prefix="miles_lite-code-") as folder:
         Path(folder, "main.py").write_text(program + test.source, encoding="utf-8", errors="replace")
-        output = Path(folder, ".output")
-        with output.open("wb") as printed:
+        with tempfile.TemporaryFile() as printed:  # it has no name that the program could put something else under
             process = subprocess.Popen(
                 [*_sandbox(folder), sys.executable, "-I", "main.py"],
                 cwd=folder,
@@ -112,7 +118,8 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        said = output.read_bytes()[:OUTPUT].decode(errors="replace")
+            printed.seek(0)
+            said = printed.read(OUTPUT).decode(errors="replace")
         return process.returncode == 0 and test.passes(said)
 
 

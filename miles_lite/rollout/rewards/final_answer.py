@@ -6,18 +6,20 @@ import re
 
 from miles_lite.rollout.rewards.answer import Answer
 
+_BRACES = re.compile(r"\\f?boxed\s*\{|[{}]")
 _COMMANDS = re.compile(r"\\(?:left|right|displaystyle|,|!|;|:| )|\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
     """What stands in the last complete \\boxed{...} or \\fbox{...}, braces balanced; None where there is none."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth = 1
-        for at in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                return text[found.end() : at].strip()
-    return None
+    last: tuple[int, int] | None = None
+    open_: list[int | None] = []
+    for found in _BRACES.finditer(text):
+        if found[0] != "}":
+            open_.append(None if found[0] == "{" else found.end())
+        elif open_ and (start := open_.pop()) is not None and (last is None or start > last[0]):
+            last = (start, found.start())
+    return None if last is None else text[slice(*last)].strip()
 
 
 def after_thinking(response: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,3 +176,43 @@ def test_programs_read_and_print_and_some_tests_may_pass() -> None:
 )
 def test_what_a_program_does_is_a_reward_of_0(program: str) -> None:
     assert score("code", f"```python\n{program}\n```", ["assert True"], timeout=1.0) == 0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.exit(0)",
+        "raise SystemExit",
+        "import os; os._exit(0)",
+        "import threading, os; threading.Timer(0, os._exit, [0]).start(); import time; time.sleep(2)",
+    ],
+)
+def test_a_program_that_ends_before_the_tests_has_not_passed_them(program: str) -> None:
+    assert score("code", f"```python\n{program}\n```", tests=["assert False"]) == 0.0
+
+
+def test_what_a_program_printed_is_not_read_from_where_it_points(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("42")
+    program = f"import os\nfor name in os.listdir('.'):\n    os.remove(name)\nos.symlink({str(secret)!r}, '.output')"
+    tests = {"inputs": [""], "outputs": ["42"]}
+    assert score("code", f"```python\n{program}\n```", tests=tests) == 0.0
+
+
+def _boxed_slowly(text: str) -> str | None:
+    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
+        depth = 1
+        for at in range(found.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                return text[found.end() : at].strip()
+    return None
+
+
+@given(st.lists(st.sampled_from(["\\boxed{", "\\fbox {", "\\boxed ", "{", "}", "a", " "]), max_size=30).map("".join))
+def test_the_last_box_is_found_in_one_pass(text: str) -> None:
+    assert last_boxed(text) == _boxed_slowly(text)
+
+
+def test_a_response_of_nothing_but_boxes_takes_no_longer() -> None:
+    assert last_boxed("\\boxed{" * 300_000) is None

@@ -1,0 +1,54 @@
+"""Ctrl-C between training steps: what was trained since the last checkpoint is saved before the run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from miles_lite.job.lifetime import Lifetime
+from miles_lite.job.watch import OvertimeError
+from miles_lite.process.post_mortem import DiedError
+from miles_lite.train.group import TrainError
+
+SAVE_TIMEOUT = 4.0
+
+
+class SaveWhenInterrupted:
+    """Stands from when it is made until the run ends. A step is trained `with` it: what Ctrl-C leaves of one is nothing
+    that could be saved."""
+
+    def __init__(self, life: Lifetime, save: Callable[[int], None] | None) -> None:
+        """`save` writes the checkpoint of a rollout, or finishes the one that is being written, and waits for it; None
+        where there is no folder for it."""
+        self._life, self._save = life, save
+        self._training = False
+        life.parts.push(self._ended)
+
+    def __enter__(self) -> Self:
+        self._training = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._training = error is not None
+
+    def _ended(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        trained, saved = self._life.reached.trained, self._life.reached.saved
+        if not isinstance(error, KeyboardInterrupt) or self._save is None or trained is None or trained == saved:
+            return
+        if self._training:
+            print(
+                f"\ninterrupted in a training step, which cannot be saved; the last checkpoint is {saved}", flush=True
+            )
+            return
+        print(f"\ninterrupted: saving rollout {trained} before stopping", flush=True)
+        try:
+            with self._life.watch.at_most(SAVE_TIMEOUT):
+                self._save(trained)
+        except (OvertimeError, DiedError, TrainError) as failed:
+            why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
+            print(f"{why}; the last checkpoint is {saved}", flush=True)

@@ -1,0 +1,68 @@
+"""Ctrl-C between steps saves what was trained since the last checkpoint, once; within a step nothing can be saved."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from miles_lite.job.interrupted import SaveWhenInterrupted
+from miles_lite.job.lifetime import Lifetime
+from miles_lite.train.group import TrainError
+
+
+class Watch:
+    def at_most(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def ended(
+    error: BaseException | None, *, trained: int | None, saved: int | None, within: bool = False, fails: bool = False
+) -> list[int]:
+    """What is saved of a run that ends with `error`, `within` a step or after one."""
+    written: list[int] = []
+
+    def save(rollout_id: int) -> None:
+        if fails:
+            raise TrainError("no room")
+        written.append(rollout_id)
+
+    with contextlib.suppress(KeyboardInterrupt, ValueError), contextlib.ExitStack() as parts:
+        life = SimpleNamespace(parts=parts, watch=Watch(), reached=SimpleNamespace(trained=None, saved=None))
+        step = SaveWhenInterrupted(cast(Lifetime, cast(Any, life)), save)
+        with step:
+            pass
+        life.reached.trained, life.reached.saved = trained, saved
+        if error is None:
+            return written
+        if within:
+            with step:
+                raise error
+        raise error
+    return written
+
+
+def test_what_was_trained_since_the_last_checkpoint_is_saved() -> None:
+    assert ended(KeyboardInterrupt(), trained=3, saved=1) == [3]
+    assert ended(KeyboardInterrupt(), trained=3, saved=None) == [3]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"error": None, "trained": 3, "saved": 1},
+        {"error": ValueError(), "trained": 3, "saved": 1},
+        {"error": KeyboardInterrupt(), "trained": 3, "saved": 3},
+        {"error": KeyboardInterrupt(), "trained": None, "saved": None},
+        {"error": KeyboardInterrupt(), "trained": 3, "saved": 1, "within": True},
+    ],
+)
+def test_nothing_else_saves(how: dict[str, Any]) -> None:
+    assert ended(**how) == []
+
+
+def test_a_save_that_fails_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(KeyboardInterrupt(), trained=3, saved=1, fails=True) == []
+    assert "not saved: no room; the last checkpoint is 1" in capsys.readouterr().out
