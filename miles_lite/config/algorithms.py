@@ -45,6 +45,7 @@ class Estimator:
     critic        it needs values of a value head
     loss, reduction  what its paper takes, where no flag says otherwise
     least         rollouts per prompt without which it has nothing to compare
+    reads         what it takes from what the agent function returned: numbers (or None) by name, or in a list
     """
 
     path: str
@@ -56,6 +57,7 @@ class Estimator:
     loss: str | None = None
     reduction: Reduction | None = None
     least: int = 1
+    reads: str | None = None
 
 
 _LOSS = "miles_lite.train.losses."
@@ -86,8 +88,8 @@ ADVANTAGES: Mapping[str, Estimator] = {
     "rloo": Estimator(_ADVANTAGE + "rloo:rloo", least=2),
     "opo": Estimator(_ADVANTAGE + "opo:opo", least=2),
     "maxrl": Estimator(_ADVANTAGE + "maxrl:maxrl", least=2),
-    "gdpo": Estimator(_ADVANTAGE + "gdpo:gdpo", _GROUP[1:], standardized=True, least=2),
-    "per_turn": Estimator(_ADVANTAGE + "per_turn:per_turn", (*_GROUP, "gamma"), least=2),
+    "gdpo": Estimator(_ADVANTAGE + "gdpo:gdpo", _GROUP[1:], standardized=True, least=2, reads="rewards"),
+    "per_turn": Estimator(_ADVANTAGE + "per_turn:per_turn", (*_GROUP, "gamma"), least=2, reads="turn_rewards"),
     "reinforce_plus_plus": Estimator(
         _ADVANTAGE + "raw_rewards:rewards", ("gamma",), tokens=_ADVANTAGE + "tokens:discounted", whitened=True
     ),

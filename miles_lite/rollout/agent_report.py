@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, ValuesView
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from miles_lite.config.algorithms import ADVANTAGES
 from miles_lite.errors import RolloutError, Where
 
 AGENT_TOTALS = ("turns", "tool_calls")
@@ -27,17 +28,16 @@ def number(value: object) -> float | None:
 def check_rewards(metadata: Mapping[str, object], estimator: str) -> None:
     """Refuse what an advantage estimator reads of a rollout and could not: anything but finite numbers, or None where
     there is no reward. Raises RolloutError."""
-    key = {"gdpo": "rewards", "per_turn": "turn_rewards"}.get(estimator)
-    if key is None or not (given := metadata.get(key)):
+    known = ADVANTAGES.get(estimator)
+    if known is None or known.reads is None or not (given := metadata.get(known.reads)):
         return
     values = given.values() if isinstance(given, Mapping) else given
-    if not isinstance(values, ValuesView if key == "rewards" else list | tuple):
-        kind = "an object of numbers by name" if key == "rewards" else "a list of numbers"
-        raise RolloutError(Where.REWARD, f"`{key}` must be {kind} (--advantage-estimator {estimator}): {given!r:.80}")
-    for value in values:
+    for value in values if isinstance(values, Iterable) and not isinstance(values, str) else [values]:
         found = number(value)
         if value is not None and (found is None or not math.isfinite(found)):
-            raise RolloutError(Where.REWARD, f"`{key}` must hold finite numbers, or None: {value!r:.80}")
+            raise RolloutError(
+                Where.REWARD, f"`{known.reads}` must hold finite numbers, or None ({estimator} reads it): {value!r:.80}"
+            )
 
 
 def agent_report(metadata: Mapping[str, object]) -> dict[str, float]:

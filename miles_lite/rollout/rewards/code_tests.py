@@ -126,9 +126,11 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
 @functools.cache
 def sandboxed() -> bool:
     """Whether bubblewrap works on this machine."""
-    found = shutil.which("bwrap")
-    trial = [*_bubblewrap("/tmp"), "true"]
-    return found is not None and subprocess.run(trial, capture_output=True, timeout=60, check=False).returncode == 0
+    if shutil.which("bwrap") is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="miles_lite-code-") as folder:
+        trial = [*_bubblewrap(folder), sys.executable, "-I", "-c", ""]
+        return subprocess.run(trial, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def _sandbox(folder: str) -> list[str]:
@@ -137,6 +139,8 @@ def _sandbox(folder: str) -> list[str]:
 
 def _bubblewrap(folder: str) -> list[str]:
     mounts = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--tmpfs", "/tmp"]
+    for prefix in {sys.prefix, sys.base_prefix}:  # this Python may lie under what was covered
+        mounts += ["--ro-bind", prefix, prefix]
     return ["bwrap", "--unshare-all", "--die-with-parent", *mounts, "--bind", folder, folder, "--chdir", folder]
 
 
