@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
+import torch
 from aiohttp import web
 
 import miles_lite.rollout.manager
@@ -42,6 +43,7 @@ from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
 from miles_lite.train.flops import Flops
 from miles_lite.train.packing import check
+from miles_lite.train.phases import Clock
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 
 TOKENS, LAYERS, TOP_K = 32_768, 48, 8
@@ -219,6 +221,9 @@ class Rank(TrainWorker):
 
 class Reader:
     """Reads every routed expert of a batch."""
+
+    def __init__(self) -> None:
+        self.clock = Clock(torch.device("cpu"))
 
     def train(self, batch: Batch[Sample]) -> dict[str, float]:
         experts = [sample.routed_experts for sample in check(batch).samples]
