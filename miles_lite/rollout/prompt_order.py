@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import overload
+
+from miles_lite.rollout.by_place import ByPlace
 
 SHUFFLED = 1 << 20
 """Prompts up to which an order is a shuffled list; of more, a `Permutation`."""
 ROUNDS = 4
 
 
-class Permutation(Sequence[int]):
+class Permutation(ByPlace[int]):
     """A bijection of range(size) that a seed names: a Feistel network over the next power of 4, walked until the place
     is within (format-preserving encryption; Black and Rogaway, 2002)."""
 
@@ -24,19 +24,13 @@ class Permutation(Sequence[int]):
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, at: int) -> int: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[int]: ...
-    def __getitem__(self, at: int | slice) -> int | list[int]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(self._size)[at]]
-        if not 0 <= at < self._size:
-            raise IndexError(at)
-        at = self._once(at)
-        while at >= self._size:
-            at = self._once(at)
-        return at
+    def at(self, place: int) -> int:
+        if not 0 <= place < self._size:
+            raise IndexError(place)
+        place = self._once(place)
+        while place >= self._size:
+            place = self._once(place)
+        return place
 
     def _once(self, at: int) -> int:
         left, right = at >> self._half, at & self._mask

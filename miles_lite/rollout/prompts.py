@@ -13,12 +13,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from miles_lite.config.eval_sets import metadata_of
 from miles_lite.config.options import Config
 from miles_lite.config.rollouts import Data, mixed
 from miles_lite.errors import UserError
+from miles_lite.rollout.by_place import ByPlace
 from miles_lite.rollout.prompt_data import Rows, open_rows
 from miles_lite.rollout.prompt_order import SHUFFLED, Permutation
 
@@ -37,7 +38,7 @@ class Prompt:
     tools: list[dict[str, Any]] | None = None
 
 
-class Prompts(Sequence[Prompt]):
+class Prompts(ByPlace[Prompt]):
     """The prompts of a source, read when they are asked for. Raises UserError with the file and the row's number."""
 
     def __init__(self, source: str, options: Data) -> None:
@@ -48,14 +49,8 @@ class Prompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, at: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Prompt]: ...
-    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(len(self))[at]]
-        row, where, record = self._rows.at(self._places[at])
+    def at(self, place: int) -> Prompt:
+        row, where, record = self._rows.at(self._places[place])
         return _parse(record, row, where, self._options)
 
 
@@ -261,7 +256,7 @@ class Mixture:
         self._dealt = list(state["dealt"])
 
 
-class Concatenated(Sequence[Prompt]):
+class Concatenated(ByPlace[Prompt]):
     """The prompts of several sources, one behind the other; `begins`: where each begins."""
 
     def __init__(self, parts: Sequence[Sequence[Prompt]]) -> None:
@@ -271,15 +266,9 @@ class Concatenated(Sequence[Prompt]):
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    @overload
-    def __getitem__(self, at: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Prompt]: ...
-    def __getitem__(self, at: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(len(self))[at]]
-        part = bisect_right(self.begins, at) - 1
-        return self._parts[part][at - self.begins[part]]
+    def at(self, place: int) -> Prompt:
+        part = bisect_right(self.begins, place) - 1
+        return self._parts[part][place - self.begins[part]]
 
 
 def open_source(options: Data, *, fits: Callable[[Prompt], bool] | None = None) -> Source:

@@ -1,7 +1,7 @@
 """How many rollouts run at once, found instead of guessed: additive increase, multiplicative decrease, as TCP finds its
 window (Jacobson, SIGCOMM 1988; slow start until the first congestion).
 
-Invariant: pure; what it is told are looks at the engines, what it tells is a number between `least` and `most`.
+Invariant: pure; what it is told are looks at the engines, what it tells is a number from one for each engine to `most`.
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ class Schedule:
         return self.max_staleness == 0 and self.extra > 0
 
 
-def depth_of(max_staleness: int) -> int:
-    """The depth where nobody says: one step is left to stragglers as soon as there is more than one."""
+def depth_of(max_staleness: int, given: int | None = None) -> int:
+    """The depth that is `given`; else one step is left to stragglers as soon as there is more than one."""
+    if given is not None:
+        return given
     return max_staleness if max_staleness <= 1 else max_staleness - 1

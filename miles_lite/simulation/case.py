@@ -54,13 +54,10 @@ class Case:
         return f"{self.policy}, {self.scenario.engines} engines, S={schedule.max_weight_staleness}, {at_once} at once"
 
     def at(self, *, staleness: int, rollouts: int | None) -> Case:
-        """The same at another bound of staleness, with so many rollouts at once."""
-        schedule = replace(
-            self.scenario.schedule,
-            max_weight_staleness=staleness,
-            pipeline_depth=None,
-            rollout_concurrency=rollouts,
-        )
+        """The same at this bound of staleness, with so many rollouts at once. A depth is one of its own bound's."""
+        told = self.scenario.schedule
+        depth = told.pipeline_depth if staleness == told.max_weight_staleness else None
+        schedule = replace(told, max_weight_staleness=staleness, pipeline_depth=depth, rollout_concurrency=rollouts)
         return dataclasses.replace(self, scenario=replace(self.scenario, schedule=schedule))
 
 
@@ -77,7 +74,7 @@ def simulate(case: Case) -> Outcome:
         groups_per_step=told.rollout_batch_size,
         rollouts_per_group=told.n_samples_per_prompt,
         max_staleness=staleness,
-        depth=depth_of(staleness) if told.pipeline_depth is None else told.pipeline_depth,
+        depth=depth_of(staleness, told.pipeline_depth),
         capacity=capacity,
         sample_retries=RETRIES,
     )

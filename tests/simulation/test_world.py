@@ -90,3 +90,9 @@ def test_a_scheduler_that_stops_ends_the_run_with_its_reason() -> None:
     scenario = replace(SMALL, task=replace(SMALL.task, failures=1.0))
     outcome = simulate(Case(scenario))
     assert "no group" in outcome.stopped
+
+
+def test_a_depth_is_kept_at_its_own_bound_and_at_no_other() -> None:
+    scenario = replace(SMALL, schedule=replace(SMALL.schedule, max_weight_staleness=4, pipeline_depth=1))
+    assert Case(scenario).at(staleness=4, rollouts=8).scenario.schedule.pipeline_depth == 1
+    assert Case(scenario).at(staleness=2, rollouts=8).scenario.schedule.pipeline_depth is None
