@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import pickle
 import signal
@@ -73,12 +74,13 @@ class Supervised:
         self._listener: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._lost: float | None = None
+        self._lost = -math.inf
         self.restarts = 0
 
-    def unbroken(self, seconds: float) -> bool:
-        """Whether no process was lost within the last so many seconds."""
-        return self._lost is None or time.monotonic() - self._lost > seconds
+    @property
+    def steady(self) -> float:
+        """Seconds since a process was last lost; infinite if none was."""
+        return time.monotonic() - self._lost
 
     @property
     def pid(self) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,9 @@ class AgentWorker:
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
             return failure_of(error, at=Where.REWARD)
 
-    async def alive(self, seconds: float = 0.0) -> bool:
-        """True once started."""
-        return self._environment is not None
+    async def steady(self) -> float | None:
+        """Infinite once started: it has no process of its own that could be lost."""
+        return None if self._environment is None else math.inf
 
     async def watch(self) -> None:
         """Never returns: who waits for it learns of this actor's death at once."""

@@ -288,8 +288,7 @@ class RolloutManager:
                     self._load.subtract(used.keys())
                 if rollout.status is not Status.FAILED:
                     break
-                took = time.monotonic() - began
-                lost = [kept for kept in used if not await kept.stood(used[kept], took)]
+                lost = [kept for kept in used if not await kept.stood(used[kept], began)]
                 if not lost:
                     break
                 self._again += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 import aiohttp
 import ray
@@ -41,9 +42,9 @@ class RouterActor:
         """Where generation requests go: the gateway, else the router itself."""
         return self._supervisor.data_url
 
-    async def alive(self, seconds: float = 0.0) -> bool:
-        """True once started: whatever ends the routing process, it is started again, and sessions ask again."""
-        return bool(self._supervisor.url)
+    async def steady(self) -> float | None:
+        """Infinite once started: whatever ends the routing process, it is started again, and sessions ask again."""
+        return math.inf if self._supervisor.url else None
 
     async def watch(self) -> None:
         """Never returns: who waits for it learns of this actor's death at once."""

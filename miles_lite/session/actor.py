@@ -24,9 +24,9 @@ class SessionActor:
         """The server's URL. Raises UserError for a model, role or port that cannot be used."""
         return await self._supervisor.start()
 
-    async def alive(self, seconds: float = 0.0) -> bool:
-        """True once started, if the worker process was not lost in the last `seconds`; it is started again."""
-        return bool(self._supervisor.url) and self._supervisor.unbroken(seconds)
+    async def steady(self) -> float | None:
+        """Seconds since the worker process was last lost, infinite if it never was; None before `start`."""
+        return self._supervisor.steady if self._supervisor.url else None
 
     async def watch(self) -> None:
         """Never returns: who waits for it learns of this actor's death at once."""

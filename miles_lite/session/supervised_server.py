@@ -53,9 +53,10 @@ class Supervisor:
     def restarts(self) -> int:
         return self._supervised.restarts
 
-    def unbroken(self, seconds: float) -> bool:
-        """Whether no worker was lost within the last so many seconds."""
-        return self._supervised.unbroken(seconds)
+    @property
+    def steady(self) -> float:
+        """Seconds since a worker was last lost; infinite if none was."""
+        return self._supervised.steady
 
     async def start(self) -> str:
         """Bind, and wait for the first worker; returns the URL. Raises UserError."""

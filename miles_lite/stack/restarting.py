@@ -35,8 +35,8 @@ class Service(Stops, Protocol):
     async def start(self) -> str | None:
         """Serve; its URL, if it has one."""
 
-    async def alive(self, seconds: float) -> bool:
-        """Whether it serves, and did for so long."""
+    async def steady(self) -> float | None:
+        """Seconds since it last lost a process of its own, infinite if it never did; None while it does not serve."""
 
     async def watch(self) -> None:
         """Never returns."""
@@ -72,10 +72,13 @@ class Kept(Generic[Kind]):
         except TimeoutError:
             raise UserError(f"waited {BACK_SECONDS:.0f} s for {self._what} to be replaced; see its log") from None
 
-    async def stood(self, restarts: int, seconds: float) -> bool:
-        """Whether the actor of that time, counted in `restarts` and `seconds` ago, serves to this moment, and lost no
-        process of its own meanwhile."""
-        return restarts == self.restarts and await self._lives(unbroken=seconds)
+    async def stood(self, restarts: int, since: float) -> bool:
+        """Whether the actor counted in `restarts` serves to this moment, and lost no process of its own `since` then
+        (this process's `time.monotonic()`). One lost while the question was on its way counts."""
+        if restarts != self.restarts or not self._served.done():
+            return False
+        steady = await _steady(self._served.result())
+        return steady is not None and time.monotonic() - steady <= since
 
     async def renewed(self, restarts: int) -> None:
         """Return once there is a later actor than that of `restarts`, or that one lives after all. Raises UserError as
@@ -91,8 +94,8 @@ class Kept(Generic[Kind]):
             await asyncio.gather(self._keeping, return_exceptions=True)
         await self._end()
 
-    async def _lives(self, *, unbroken: float = 0.0) -> bool:
-        return self._served.done() and await _lives(self._served.result(), unbroken=unbroken)
+    async def _lives(self) -> bool:
+        return self._served.done() and await _steady(self._served.result()) is not None
 
     async def _keep(self) -> None:
         while True:
@@ -134,7 +137,7 @@ async def _ended(actor: Remote[Service]) -> None:
     watching = asyncio.ensure_future(_died(actor))
     try:
         while not (await asyncio.wait({watching}, timeout=LOOK_SECONDS))[0]:
-            if not await _lives(actor):
+            if await _steady(actor) is None:
                 return
     finally:
         watching.cancel()
@@ -145,8 +148,8 @@ async def _died(actor: Remote[Service]) -> None:
         await actor.call(Service.watch)
 
 
-async def _lives(actor: Remote[Service], *, unbroken: float = 0.0) -> bool:
-    """Whether its `alive` says so, for the last `unbroken` seconds, and within SILENCE_SECONDS."""
+async def _steady(actor: Remote[Service]) -> float | None:
+    """What it says; None when it is dead, or does not answer within SILENCE_SECONDS."""
     with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
-        return await asyncio.wait_for(actor.call(Service.alive, unbroken), SILENCE_SECONDS)
-    return False
+        return await asyncio.wait_for(actor.call(Service.steady), SILENCE_SECONDS)
+    return None

@@ -46,7 +46,7 @@ class Stands:
     async def serving(self) -> Any:
         return self._actor
 
-    async def stood(self, restarts: int, seconds: float) -> bool:
+    async def stood(self, restarts: int, since: float) -> bool:
         return self._losses == 0 and restarts == self.restarts
 
     async def renewed(self, restarts: int) -> None:

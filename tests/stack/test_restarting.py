@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -48,8 +49,8 @@ class Plain:
             raise UserError("something is in the way")
         return str(os.getpid())
 
-    async def alive(self, seconds: float) -> bool:
-        return True
+    async def steady(self) -> float:
+        return math.inf
 
     async def watch(self) -> None:
         await asyncio.Event().wait()
@@ -72,13 +73,13 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         plain = Kept("the plain actor", make, start_seconds=30, say=said.append)
         first = await plain.start()
         assert await (await plain.serving()).call(Plain.who) == 0
-        assert await plain.stood(0, 0.0)
+        assert await plain.stood(0, time.monotonic())
         obstacle.touch()
         calling = (await plain.serving()).call(Plain.who, 60)
         os.kill(int(first), signal.SIGKILL)
         with pytest.raises(ray.exceptions.RayActorError):
             await calling
-        assert not await plain.stood(0, 0.0)
+        assert not await plain.stood(0, time.monotonic())
         waiting = asyncio.create_task(plain.renewed(0))
         while plain.restarts < 2:
             await asyncio.sleep(0.05)
@@ -86,14 +87,33 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         await asyncio.wait_for(waiting, 60)
         assert await (await plain.serving()).call(Plain.who) == plain.restarts >= 2
         assert plain.told != first
-        assert not await plain.stood(0, 0.0)
-        assert await plain.stood(plain.restarts, 0.0)
+        assert not await plain.stood(0, time.monotonic())
+        assert await plain.stood(plain.restarts, time.monotonic())
         await plain.stop()
         await plain.stop()
 
     asyncio.run(run())
     assert said[0] == "the plain actor has ended; replacing it"
     assert said[1].startswith("the plain actor serves again after ")
+
+
+class Busy(Plain):
+    """It answers late, and lost a process of its own between question and answer."""
+
+    async def steady(self) -> float:
+        await asyncio.sleep(0.2)
+        return 0.05
+
+
+async def test_what_was_lost_while_it_was_asked_for_counts_as_lost(tmp_path: Path) -> None:
+    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=30, say=print)
+    await busy.start()
+    try:
+        began = time.monotonic()
+        assert not await busy.stood(0, began)
+        assert await busy.stood(0, began + 60)
+    finally:
+        await busy.stop()
 
 
 async def test_who_waits_for_one_that_does_not_come_back_is_told_so(
@@ -149,13 +169,13 @@ async def talk(url: str, sessions: Kept[SessionActor]) -> None:
             await asyncio.sleep(0.05)
         await agent.chat.completions.create(model="m", messages=messages)
         serving = sessions.restarts  # more than 1 where the port was not free at once
-        assert await sessions.stood(serving, 0.0)
+        assert await sessions.stood(serving, time.monotonic())
         began = time.monotonic()
         worker = below("ray::SessionActor", "miles_lite.session.server_main")
         worker.kill()
         (sample,) = await client.collect(session)
-        assert not await sessions.stood(serving, time.monotonic() - began), "the worker was lost meanwhile"
-        assert await sessions.stood(serving, 0.0)
+        assert not await sessions.stood(serving, began), "the worker was lost meanwhile"
+        assert await sessions.stood(serving, time.monotonic())
         assert sample.loss_mask.sum() == 6
         assert sessions.told == url
 
