@@ -36,7 +36,8 @@ from aiohttp import web
 
 import miles_lite.rollout.manager
 from miles_lite.config.options import Config, parse
-from miles_lite.rollout.manager import Generated, RolloutManager
+from miles_lite.rollout.answers import Generated
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
 from miles_lite.train.advantages import estimate
@@ -158,7 +159,7 @@ class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
     admin_key, router_url, session_urls = None, "", ()
-    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
+    fleet = SimpleNamespace(urls=(), restarts=0, failure=None, load=asyncio.Event().wait)
 
     def __init__(self, url: str) -> None:
         self.sessions = [Server(told=url, restarts=0)]

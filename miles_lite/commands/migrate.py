@@ -140,7 +140,8 @@ def _printed(name: str, text: str, arrays: dict[str, list[Flag]]) -> Translation
             getattr(whole, kind).extend(getattr(each, kind))
         for kind in ("mapped", "ignored", "refused"):
             getattr(whole, kind).update(getattr(each, kind))
-    print("\nexec miles-lite train", " ".join(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
+    command = "train-async" if "train_async.py" in text else "train"
+    print(f"\nexec miles-lite {command}", " ".join(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
     _told(whole)
     return whole
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from miles_lite.config import algorithm_rules, debugging_rules, eval_sets, rules
 from miles_lite.config.choices import RoutingReplay
@@ -60,6 +60,11 @@ class Config(Serving):
         if self.algorithm.num_steps_per_rollout:
             return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
+
+    def ahead(self) -> Self:
+        """With rollouts one step ahead of the trainer, where it is not said how far. Raises UserError where it is said
+        that they are not to be."""
+        return dataclasses.replace(self, scheduling=self.scheduling.ahead()).check()
 
     def held_out(self, name: str) -> Data:
         """How the rows of a held-out dataset are read."""

@@ -27,6 +27,8 @@ from miles_lite.train.checkpoint import LATEST
 
 log = logging.getLogger(__name__)
 
+START_PAUSE = 2.0
+"""Seconds, and more each time."""
 T = TypeVar("T")
 
 Lost = RunLostError | UserError
@@ -63,6 +65,8 @@ class Attempts:
         if not self._worth_it(error) or self._in_a_row >= most:
             raise self._told(error) from error
         self._in_a_row += 1
+        if course.reached.of is None:
+            self._pause(START_PAUSE * self._in_a_row)
         course.restarts += 1
         course.lost_at = course.lost_at or time.time()
         if course.sinks is not None:
@@ -72,6 +76,13 @@ class Attempts:
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
         with (self._config.run_dir / "restarts.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+
+    def _pause(self, seconds: float) -> None:
+        """What kept an attempt from starting, such as a port or a slot that is not free yet, may go."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.course.interrupts.check()
+            time.sleep(0.1)
 
     def _worth_it(self, error: Lost) -> bool:
         """Whether another attempt may end otherwise, and repeats nothing that somebody could have saved."""

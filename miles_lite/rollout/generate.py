@@ -48,11 +48,13 @@ P = ParamSpec("P")
 @dataclass
 class Step:
     """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
-    one; `replaced` are rollouts that failed and were run again."""
+    one, and the prompts of `quarantined` among them are not dealt again; `replaced` are rollouts that failed and were
+    run again."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    quarantined: list[Group] = field(default_factory=list)
     replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
@@ -206,7 +208,7 @@ class Generator:
         if end is not End.UNUSED:
             self.step.dropped[reason] += 1
         if end is End.QUARANTINED:
-            log.warning("the prompt of line %s failed too often: it is not dealt again", group.prompt["row"])
+            self.step.quarantined.append(group)
         for rollout in group.rollouts:
             rollout.stored = None
 
@@ -295,8 +297,11 @@ def broke(rollout: Rollout) -> tuple[str, str, bool]:
     return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
 
 
-def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0) -> Schedule:
-    """What the flags say. `steps`: batches of the run, 0 where nobody knows."""
+def schedule_of(
+    options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0, capacity: int = 0
+) -> Schedule:
+    """What the flags say. `steps`: batches of the run, 0 where nobody knows; `capacity`: rollouts that run at once at
+    first, where the flags leave that to the engines."""
     given, size = scheduling or Scheduling(), options.rollout_batch_size
     return Schedule(
         groups_per_step=size,
@@ -304,7 +309,7 @@ def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, step
         max_staleness=given.staleness,
         depth=depth_of(given.staleness, given.pipeline_depth),
         extra=max(0, (options.over_sampling_batch_size or size) - size),
-        capacity=given.rollout_concurrency or options.num_agent_workers * options.agent_concurrency,
+        capacity=capacity or given.most_at_once(options.num_agent_workers * options.agent_concurrency),
         sample_retries=given.max_sample_retries,
         quarantine_after=given.quarantine_after,
         failure_share=given.max_failure_share,

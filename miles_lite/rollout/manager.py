@@ -12,8 +12,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
@@ -23,7 +22,9 @@ from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
-from miles_lite.rollout.failures import note_failures
+from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
+from miles_lite.rollout.capacity import Capacity, concurrency_of
+from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
@@ -48,36 +49,6 @@ ATTEMPTS = 4
 """How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Where it serves, the rollouts of one evaluation, the steps of one epoch."""
-
-    router_url: str
-    session_urls: list[str]
-    engine_urls: list[str]
-    eval_rollouts: int
-    rollouts_per_epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The groups of a step that are to be trained, and what was seen on the way."""
-
-    groups: list[Group]
-    metrics: dict[str, float]
-    busy: list[tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a running step stands. `again` counts the attempts that were lost with a worker or a session server."""
-
-    groups_done: int
-    rollouts_done: int
-    rollouts_started: int
-    again: int
-
-
 class RolloutManager:
     """Async Ray actor. `start` first; then `generate`, `eval`, `fleet`, `save`, `load`, `status`, `stop`."""
 
@@ -92,6 +63,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -105,11 +77,14 @@ class RolloutManager:
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
         options = self._config.rollouts
+        self._found = concurrency_of(self._config)
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
         steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
         self._generator = Generator(
             options,
-            schedule_of(options, self._config.scheduling, steps=steps),
+            schedule_of(
+                options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
+            ),
             source=self._source,
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
@@ -118,6 +93,7 @@ class RolloutManager:
         )
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
+        self._looking = asyncio.create_task(self._capacity().keep())
         evaluation = self._config.evaluation
         held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
@@ -126,6 +102,15 @@ class RolloutManager:
             engine_urls=self._stack.fleet.urls,
             eval_rollouts=held_out,
             rollouts_per_epoch=per_epoch,
+        )
+
+    def _capacity(self) -> Capacity:
+        return Capacity(
+            load=lambda: self._stack.fleet.load(),
+            running=lambda: self._generator.scheduler.running,
+            resize=self._generator.resize,
+            say=lambda line: self._stack.alarm(line),
+            found=self._found,
         )
 
     def _given_rollouts(self) -> GivenRollouts | None:
@@ -149,6 +134,8 @@ class RolloutManager:
         step = await (self._given or self._generator).run(self._check_alive)
         replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
+            self._stack.alarm(line)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:
@@ -161,34 +148,42 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
+        metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
 
-    async def eval(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
-        """Run the held-out sets on the current weights: metrics, and when agents were busy."""
+    async def eval(self) -> Evaluated:
+        """Run the held-out sets on the current weights."""
+        began, options = time.time(), self._config.evaluation
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
-        options = self._config.evaluation
         if options.eval_function_path is not None:
-            return await evaluated(options.eval_function_path, self._accounts.trained), busy
-        for name, prompts in self._eval_sets.items():
-            count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
-            groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
-            runs = [
-                self._run_held_out(prompt, group.index, sampled)
-                for prompt, group in zip(prompts, groups, strict=True)
-                for _ in range(count)
-            ]
-            rollouts = await asyncio.gather(*runs)
-            for at, group in enumerate(groups):
-                group.rollouts = list(rollouts[at * count : (at + 1) * count])
-            if self._config.rewards.judges_groups:
-                await asyncio.gather(*map(self._judge, groups, prompts))
-            metrics |= eval_metrics(name, groups)
-            busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
-        return metrics, busy
+            metrics |= await evaluated(options.eval_function_path, self._accounts.trained)
+        else:
+            for name, prompts in self._eval_sets.items():
+                groups = await self._run_set(name, prompts)
+                metrics |= eval_metrics(name, groups)
+                busy += [(one.started_at, one.finished_at) for group in groups for one in group.rollouts]
+        return metrics | {"eval/duration_seconds": time.time() - began}, busy
+
+    async def _run_set(self, name: str, prompts: Sequence[Prompt]) -> list[Group]:
+        """Each prompt of a held-out set, as often as is asked for."""
+        options = self._config.evaluation
+        count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
+        groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
+        runs = [
+            self._run_held_out(prompt, group.index, sampled)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for _ in range(count)
+        ]
+        rollouts = await asyncio.gather(*runs)
+        for at, group in enumerate(groups):
+            group.rollouts = list(rollouts[at * count : (at + 1) * count])
+        if self._config.rewards.judges_groups:
+            await asyncio.gather(*map(self._judge, groups, prompts))
+        return groups
 
     async def fleet(
         self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], /, *args: P.args, **options: P.kwargs
@@ -206,6 +201,7 @@ class RolloutManager:
             rollouts_done=done,
             rollouts_started=done + scheduler.running,
             again=self._again,
+            oldest=time.monotonic() - (scheduler.oldest or time.monotonic()),
         )
 
     async def alarms(self) -> list[str]:
@@ -240,6 +236,8 @@ class RolloutManager:
 
     async def stop(self) -> None:
         """End agents, sessions, router and engines."""
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:

@@ -65,6 +65,11 @@ class Scheduler:
         return len(self._state.running)
 
     @property
+    def oldest(self) -> float | None:
+        """When the rollout that runs longest was started, on the owner's clock."""
+        return next(iter(self._state.running.values()), None)
+
+    @property
     def ready(self) -> int:
         """Groups that wait for the trainer."""
         return self._window.ready
@@ -216,6 +221,7 @@ class Scheduler:
         self._adopt(
             dataclasses.replace(
                 old,
+                capacity=self.schedule.capacity,
                 version=event.step,
                 step=event.step,
                 wanted=False,

@@ -22,6 +22,7 @@ from miles_lite.config.choices import TransferMode
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.reported_load import Load, together
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UnavailableError, UserError, plain, user_error
 from miles_lite.process.addresses import loopback
@@ -158,6 +159,14 @@ class Fleet:
             with user_error("--check-weight-update-equal", WeightsError):
                 counts = await asyncio.gather(*checking)
             log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
+
+    async def load(self) -> Load | None:
+        """What all engines bear together; None while weights change, or where no engine says."""
+        if self._changing.locked():
+            return None
+        asked = [slot.actor.call(EngineActor.load) for slot in self._slots if slot.info]
+        told = [one for one in await asyncio.gather(*asked, return_exceptions=True) if isinstance(one, Load)]
+        return together(told) if told else None
 
     async def offload(self) -> None:
         """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.rollout import dump
-from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
+from tests.e2e.job import Prepared, assert_nothing_left, rows, run, start, values, wait_for
 from tests.e2e.test_train import accounted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -57,8 +57,22 @@ def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill(
     assert max(set().union(*by_step.values())) == 1, "nothing overlapped"
     assert max(values(run_dir, "rollout/fully_async/max_staleness")) == 1
     assert max(values(run_dir, "rollout/fully_async/in_flight")) > 0
-    rows = [group.prompt["row"] for step in range(5) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
-    assert len(set(rows)) == 5 * 4, "a prompt was trained twice"
+    dealt = [group.prompt["row"] for step in range(5) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
+    assert len(set(dealt)) == 5 * 4, "a prompt was trained twice"
+    assert_nothing_left(mark)
+
+
+@pytest.mark.slow
+def test_how_many_rollouts_run_at_once_is_found(prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path) -> None:
+    found = ["--rollout-concurrency", "auto", "--max-weight-staleness", "3", "--num-rollout", "8"]
+    found += ["--eval-interval", "2", "--eval-prompt-data", "held", f"{prepared.folder / 'heldout.jsonl'}@[0:4]"]
+    run("train", overlapping(prepared, run_dir, *found), mark=mark, log=tmp_path / "log")
+    at_once = values(run_dir, "rollout/concurrency")
+    assert at_once[0] >= 8
+    assert max(at_once) > 8, "an engine whose cache is hardly used got no more"
+    assert accounted(json.loads((run_dir / "summary.json").read_text()))
+    evaluated = [row["eval/step"] for row in rows(run_dir) if "eval/held" in row]
+    assert evaluated == [0, 2, 4, 6, 8]
     assert_nothing_left(mark)
 
 
