@@ -62,6 +62,14 @@ def read_json(file: Path) -> JsonObject:
     return content if isinstance(content, dict) else {}
 
 
+def token_ids(folder: Path) -> dict[str, int]:
+    """The id of each token of its tokenizer.json, added ones included; {} without such a file. Raises UserError."""
+    told = read_json(folder / "tokenizer.json")
+    pieces = told.get("model", {}).get("vocab", {})
+    named = dict(pieces) if isinstance(pieces, dict) else {piece: at for at, (piece, _) in enumerate(pieces)}
+    return named | {added["content"]: added["id"] for added in told.get("added_tokens", ())}
+
+
 def context_length(folder: Path, limit: int | None) -> int:
     """Tokens a sequence may have: `limit`, or what the model's config.json says. Raises UserError when neither does."""
     positions = text_config(folder).get("max_position_embeddings")
