@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from miles_lite.config.parallel import Compute
 from miles_lite.errors import user_error
-from miles_lite.model_folder import text_config, token_ids
+from miles_lite.model_folder import token_ids, vocabulary
 from miles_lite.train.loading import empty_model
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class ModelFacts:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Ids that it scores: rows of its head, of which a tokenizer may use less."""
-        return int(text_config(self.folder)["vocab_size"])
+        """Ids that it scores: rows of its head."""
+        return vocabulary(self.folder)
 
     @cached_property
     def token_ids(self) -> Mapping[str, int]:
