@@ -58,22 +58,22 @@ def write(path: Path, rollout_id: int, groups: Sequence[Group]) -> None:
         temporary.replace(path)
 
 
-def read(path: Path, *, vocabulary: int) -> list[Group]:
-    """What `write` was given, for a model of `vocabulary` ids. Raises UserError for a file that is missing, or none of
-    its, and for a sample of other ids."""
+def read(path: Path, *, vocabulary: int | None = None) -> list[Group]:
+    """What `write` was given. Raises UserError for a file that is missing, or none of its, and for a sample with ids
+    that a model of `vocabulary` has not."""
     if not path.is_file():
         raise UserError(f"--load-debug-rollout-data: no file {path}: --save-debug-rollout-data of a run writes it")
     with user_error(f"--load-debug-rollout-data {path}: not as --save-debug-rollout-data writes it", *DAMAGED):
-        return _groups(torch.load(path, weights_only=True, map_location="cpu"), path, vocabulary)
+        return _groups(torch.load(path, weights_only=True, map_location="cpu"), vocabulary)
 
 
-def _groups(whole: dict[str, Any], path: Path, vocabulary: int) -> list[Group]:
+def _groups(whole: dict[str, Any], vocabulary: int | None) -> list[Group]:
     samples: dict[int, list[Sample]] = {}
     for told in whole["samples"]:
         mine = samples.setdefault(told["index"], [])
         where = f"rollout {told['index']}, sample {len(mine)}"
         mine.append(_sample(told, where))
-        if (strange := foreign_id(mine[-1].tokens, vocabulary)) is not None:
+        if vocabulary is not None and (strange := foreign_id(mine[-1].tokens, vocabulary)) is not None:
             raise ValueError(f"{where}: {strange}")
     groups: dict[int, Group] = {}
     for told in whole["metadata"]["rollouts"]:
