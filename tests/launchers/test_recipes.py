@@ -15,6 +15,7 @@ import yaml
 
 from miles_lite.config.options import Config, parse
 from tests.launchers.test_dry_run import JOB, REPO, dry_run, train_config
+from tests.test_sizing import ROWS
 
 RECIPES = sorted(path.stem for path in (REPO / "launchers" / "recipes").glob("*.sh"))
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -56,7 +57,7 @@ class Shape:
     kv_heads: int
 
 
-SHAPES = {"4b": Shape(4.0, 2560, 36, 8), "30b-a3b": Shape(30.5, 2048, 48, 4)}
+SHAPES = {row[0].split()[0].lower(): Shape(float(row[1]), *map(int, row[2:5])) for row in ROWS}
 
 
 def trainer_gb(shape: Shape, config: Config) -> float:
