@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES
 from miles_lite.config.choices import Bounding, Level, Reduction
 from miles_lite.config.parallel import Parallelism
+from miles_lite.config.rewards import Chosen, Rewards
 from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.config.rules import Rules
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 
 
-def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
+def all_rules(rollouts: Rollouts, rewards: Rewards, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
     """Of losses, advantages and corrections."""
     return [
         *imitating(rollouts, algorithm, evaluation),
@@ -19,6 +22,10 @@ def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) 
         *off_policy(algorithm),
         *penalties(algorithm),
         *advantages(rollouts, algorithm),
+        (
+            too_low(rewards, rewards.rules, algorithm),
+            too_low_words(f"--rm-type {' '.join(rewards.rm_type)}", algorithm),
+        ),
         *distillation(rollouts, algorithm),
     ]
 
@@ -198,6 +205,21 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             "do not need: give one of them",
         ),
     ]
+
+
+def too_low(rewards: Rewards, rules: Sequence[Chosen], algorithm: Algorithm) -> bool:
+    """Whether these rules give rewards that mean nothing to the estimator, as far as that is known."""
+    least, given = algorithm.estimator.least_reward, rewards.least(rules)
+    earned = algorithm.custom_reward_post_process_path is None
+    return earned and least is not None and given is not None and given < least
+
+
+def too_low_words(source: str, algorithm: Algorithm) -> str:
+    """What is wrong with the rewards of `source`."""
+    return (
+        f"{source} gives rewards below {algorithm.estimator.least_reward}, and --advantage-estimator "
+        f"{algorithm.advantage_estimator} takes none: take another rule, or grpo"
+    )
 
 
 def advantages(rollouts: Rollouts, algorithm: Algorithm) -> Rules:

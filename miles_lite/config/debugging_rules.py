@@ -8,10 +8,6 @@ from miles_lite.config.rules import Rules
 from miles_lite.config.training import Algorithm
 
 NUMBERED = "{rollout_id}"
-NO_CUDA_MEMORY = (
-    "--record-memory-history records the memory of CUDA devices, and this run trains on CPUs: leave it out; "
-    "perf/peak_memory_gb says how much a rank takes"
-)
 
 
 def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
@@ -58,10 +54,6 @@ def recording(debugging: Debugging, topology: Topology, *, steps: int | None) ->
         (
             debugging.memory_snapshot_path is not None and not debugging.record_memory_history,
             "--memory-snapshot-path needs --record-memory-history",
-        ),
-        (
-            debugging.record_memory_history and topology.device == "cpu",
-            NO_CUDA_MEMORY,
         ),
         (
             records and debugging.debug_rollout_only,

@@ -79,6 +79,11 @@ class Compute:
     deterministic_mode: bool = option(False, help="only deterministic kernels, also on GPUs")
 
     @property
+    def flashes(self) -> bool:
+        """Whether attention is a package's, which needs a GPU."""
+        return self.attn_implementation.startswith("flash")
+
+    @property
     def recomputes(self) -> bool:
         """Whether layers keep their inputs alone."""
         return self.gradient_checkpointing or self.recompute_granularity == "full"

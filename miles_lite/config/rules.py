@@ -138,9 +138,14 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
             f"--tensor-model-parallel-size {tensor}: whole experts are shared out over ranks that hold all of a batch",
         ),
         (
-            sizes.data_parallel_sharding_strategy == "no_shard" and (sizes.shares_layers or topology.device == "cuda"),
+            sizes.data_parallel_sharding_strategy == "no_shard" and sizes.shares_layers,
             "--data-parallel-sharding-strategy no_shard: only on CPU, and without tensor, context or expert "
             "parallelism; leave it out",
+        ),
+        (
+            sizes.context_parallel_size > 1 and compute.attn_implementation != "auto",
+            f"--attn-implementation {compute.attn_implementation} computes sequence by sequence, and "
+            f"--context-parallel-size {sizes.context_parallel_size} shares rows of packed ones: leave one out",
         ),
         (
             compute.recompute_method == "block" and compute.recompute_num_layers is None,
