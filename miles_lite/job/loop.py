@@ -42,7 +42,7 @@ def _train(config: Config, life: Lifetime) -> Summary:
 def rollout(config: Config) -> dict[str, float]:
     """Generate and score `num_rollout` batches without training; metrics go to the run folder."""
     with attempts(config) as tries:
-        check_inputs(config)
+        check_inputs(config, trains=False)
         return tries.until_done(_rollout)
 
 
