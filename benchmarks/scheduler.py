@@ -85,7 +85,7 @@ class Fleet:
                 match command:
                     case m.Start(who, _):
                         self.running.append(who)
-                    case m.Judge(group, _):
+                    case m.Judge(group):
                         waiting.append(m.Judged(group))
                     case m.Give(step, _, _):
                         self.batches += 1

@@ -110,6 +110,7 @@ class Config(Serving):
         device = self.topology.device
         return [
             *rules.length(self.rollouts, self.optimizer),
+            *rules.curriculum(self.data),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.rewards, self.algorithm, self.evaluation),
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),

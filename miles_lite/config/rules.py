@@ -83,6 +83,17 @@ def overlap(rollouts: Rollouts, scheduling: Scheduling, updates: WeightUpdates) 
     ]
 
 
+def curriculum(data: Data) -> Rules:
+    """Which prompts come again."""
+    easy, hard = data.easy_threshold, data.hard_threshold
+    return [
+        (
+            easy is not None and hard is not None and hard >= easy,
+            f"--hard-threshold {hard} is not below --easy-threshold {easy}: a prompt cannot be both",
+        ),
+    ]
+
+
 def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
     """What makes up an optimizer step of `batch` rollouts."""
     total = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt

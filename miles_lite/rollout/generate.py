@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
@@ -40,8 +41,6 @@ Members = dict[int, dict[int, Rollout]]
 LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
 """Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
 NO_REWARD = "none_reward"
-NUMBER = "number"
-"""Of a group's `prompt`, where its rollouts are judged together: which of the source's it is."""
 P = ParamSpec("P")
 
 
@@ -78,10 +77,12 @@ class Generator:
         filter_function: GroupFilter | None,
         accounts: Accounts,
         judge: JudgeGroup | None = None,
+        seen: Callable[[int, float], None] | None = None,
     ) -> None:
+        """`seen` is told of each group that was judged the number of its prompt and its mean reward."""
         self._options, self._source = options, source
         self._run_rollout, self._filter = run_rollout, filter_function
-        self._together = judge
+        self._together, self._seen = judge, seen
         self.accounts = accounts
         self.scheduler = Scheduler(schedule, source, accounts=accounts)
         self.step = Step()
@@ -170,8 +171,8 @@ class Generator:
             case m.Cancel(who):
                 if who in self._tasks:  # one that ended after a Stop was not heard of
                     self._aside(self._tasks.pop(who)).cancel()
-            case m.Judge(group, _):
-                self._aside(asyncio.create_task(self._guarded(self._judge, group)))
+            case m.Judge(group, _, prompt):
+                self._aside(asyncio.create_task(self._guarded(self._judge, group, prompt)))
             case m.Release(group, end, reason):
                 self._release(group, end, reason)
             case m.Give(step, groups, short):
@@ -184,8 +185,7 @@ class Generator:
     def _hold(self, group: int, prompt: int) -> None:
         if group not in self.held:
             dealt = self._source.prompts[prompt]
-            number = {} if self._together is None else {NUMBER: prompt}
-            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label, **number})
+            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label})
             self.members.setdefault(group, {})
             self.step.started += 1
 
@@ -232,13 +232,15 @@ class Generator:
         where, why, again = broke(rollout)
         self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
 
-    async def _judge(self, ordinal: int) -> None:
+    async def _judge(self, ordinal: int, prompt: int) -> None:
         """Decide what becomes of a group whose rollouts have ended, and book them."""
         members = self.members[ordinal]
         group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
         if self._together is not None:
-            await self._together(group, self._source.prompts[group.prompt[NUMBER]])
+            await self._together(group, self._source.prompts[prompt])
         self._apply_reward_policy(group)
+        if self._seen is not None and (rewards := [reward for reward in group.rewards if reward is not None]):
+            self._seen(prompt, fmean(rewards))
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
         reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)
         if len(failed) == len(group.rollouts):

@@ -25,13 +25,14 @@ from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
 from miles_lite.rollout.capacity import Capacity, concurrency_of
+from miles_lite.rollout.curriculum import curriculum_of
 from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
-from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
+from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -73,7 +74,9 @@ class RolloutManager:
     async def start(self) -> Started:
         """Read the data, start the stack and the agent workers."""
         field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
-        self._source = open_source(self._config.data, fits=fitting(self._config))
+        source = open_source(self._config.data, fits=fitting(self._config))
+        self._curriculum = curriculum_of(source, self._config.data)
+        self._source: Source = self._curriculum or source
         self._eval_sets = {
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
@@ -91,6 +94,7 @@ class RolloutManager:
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
             judge=self._judge if self._config.rewards.judges_groups else None,
+            seen=self._curriculum.judged if self._curriculum else None,
         )
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
@@ -149,6 +153,8 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
+        if self._curriculum is not None:
+            metrics |= self._curriculum.metrics()
         metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
         metrics["perf/rollout_time"] = time.time() - began

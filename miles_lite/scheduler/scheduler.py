@@ -148,7 +148,7 @@ class Scheduler:
             self._answered(group, who, event.length, counts=counts)
         if group.complete:
             self._state.active -= 1
-            self._commands.append(m.Judge(group.ordinal, group.lost))
+            self._commands.append(m.Judge(group.ordinal, group.lost, group.prompt))
         if stop:
             self._stop(stop)
 
@@ -238,7 +238,7 @@ class Scheduler:
             self._window.restored(group)
             self._submission.put(group)
             if group.complete and not group.settled:
-                self._commands.append(m.Judge(group.ordinal, group.lost))
+                self._commands.append(m.Judge(group.ordinal, group.lost, group.prompt))
 
     def _fit(self, groups: list[Open]) -> None:
         """Make room where the schedule has less than the one that `groups` were started under."""
