@@ -50,7 +50,8 @@ class Broken:
 
 
 @pytest.fixture(scope="module")
-def logs() -> Iterator[Path]:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    tmp_path_factory.getbasetemp()  # not in the temp folder of a cluster, which ends with it
     yield connect(None)
     disconnect()
 
