@@ -62,6 +62,8 @@ class Capacity:
                 self._say(f"no engine tells its load: {self._found.rollouts} rollouts at once until one does")
             return
         running = self._running()
+        if not running:  # what engines tell is of a while ago
+            return
         if self._found is not None:
             look = Look(kv_use=load.kv_use, queued=load.queued, preempted=load.preempted, running=running)
             self._resize(self._found.see(look))

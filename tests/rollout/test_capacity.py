@@ -51,6 +51,12 @@ def test_room_is_taken_and_given_back() -> None:
     assert shrunk[-1] < shrunk[-2]
 
 
+def test_what_idle_engines_tell_changes_nothing() -> None:
+    watched = Watched(FULL, FULL, found=True)
+    watched.capacity._running = lambda: 0
+    assert watched.see().sizes == []
+
+
 def test_a_given_number_stays_and_a_queue_beyond_what_fits_is_said_once() -> None:
     watched = Watched(FULL, *[LONG_QUEUE] * 2, FREE, *[LONG_QUEUE] * 7, found=False)
     watched.capacity._running = lambda: 32
