@@ -15,8 +15,8 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from miles_lite.errors import UserError
-from miles_lite.process.heartbeat import Pulse
+from miles_lite.errors import UserError, plain
+from miles_lite.process.heartbeat import Pulse, death
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
+ASK_SECONDS = 1.0
+"""How long those who live have to say so once somebody is dead."""
 
 
 class OvertimeError(Exception):
@@ -38,7 +40,8 @@ def death_in(error: BaseException | None) -> DiedError | None:
         return DiedError(f"train rank {error.rank}", error.error)
     if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
         return DiedError("the rollout manager", error)
-    return error if isinstance(error, DiedError) else None
+    told = None if error is None else plain(error)
+    return told if isinstance(told, DiedError) else None
 
 
 class Watch:
@@ -47,14 +50,15 @@ class Watch:
     def __init__(self, interrupts: Interrupts, *, hint: str) -> None:
         """`hint` ends the message of a wait that takes too long."""
         self._interrupts, self._hint = interrupts, hint
+        self._actors: dict[str, Remote[object]] = {}
         self._pulses: dict[str, Pulse] = {}
         self._deadline: float | None = None
         self.hears: list[Callable[[], None]] = []
         """Called at each look."""
 
     def follow(self, name: str, actor: Remote[object]) -> None:
-        """The run ends when `actor` dies."""
-        self._pulses[name] = Pulse(actor)
+        """The run ends when `actor` dies. One that dies with another is followed after it."""
+        self._actors[name], self._pulses[name] = actor, Pulse(actor)
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -69,7 +73,7 @@ class Watch:
             raise OvertimeError
         for name, pulse in self._pulses.items():
             if (error := pulse.lost()) is not None:
-                raise DiedError(name, error)
+                raise self._first_death() or DiedError(name, error)
         for hear in self.hears:
             hear()
 
@@ -93,7 +97,17 @@ class Watch:
         while not self.until(ref, SLICE_SECONDS):
             if time.monotonic() > deadline:
                 raise UserError(f"waited {timeout:.0f} s for {what}; {self._hint}")
-        return ray.get(ref)
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise self._first_death() or error from None
+
+    def _first_death(self) -> DiedError | None:
+        """Of those that are followed, the first that is dead."""
+        asked = {name: actor.ready() for name, actor in self._actors.items()}
+        there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
+        deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
+        return next((DiedError(name, error) for name, error in deaths if error is not None), None)
 
 
 class Alarms:

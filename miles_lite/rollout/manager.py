@@ -1,4 +1,5 @@
-"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into groups of rollouts.
+"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into groups of rollouts. Its
+engines are their fleet's to look after, an actor that it starts and the driver commands.
 
 Invariant: it holds records only; the arrays of samples lie in Ray's object store, owned by its process, so that an
 agent worker's death loses none. `generate` accounts for every prompt of the step; what it stopped with (`save`) is what
@@ -12,9 +13,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
@@ -40,9 +39,6 @@ from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.stack import Stack
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 WORKER_START_TIMEOUT = 120.0
 ATTEMPTS = 4
 """How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
@@ -50,11 +46,12 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where it serves, the rollouts of one evaluation, the steps of one epoch."""
+    """Where it serves, who has its engines, the rollouts of one evaluation, the steps of one epoch."""
 
     router_url: str
     session_urls: list[str]
     engine_urls: list[str]
+    fleet: Remote[Fleet]
     eval_rollouts: int
     rollouts_per_epoch: int
 
@@ -79,7 +76,7 @@ class Progress:
 
 
 class RolloutManager:
-    """Async Ray actor. `start` first; then `generate`, `eval`, `fleet`, `save`, `load`, `status`, `stop`."""
+    """Async Ray actor. `start` first; then `generate`, `updated`, `eval`, `save`, `load`, `status`, `stop`."""
 
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
@@ -123,7 +120,8 @@ class RolloutManager:
         return Started(
             router_url=self._stack.router_url,
             session_urls=self._stack.session_urls,
-            engine_urls=self._stack.fleet.urls,
+            engine_urls=self._stack.engine_urls,
+            fleet=self._stack.fleet,
             eval_rollouts=held_out,
             rollouts_per_epoch=per_epoch,
         )
@@ -161,7 +159,7 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
-        metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
+        metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
@@ -190,14 +188,10 @@ class RolloutManager:
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
 
-    async def fleet(
-        self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], /, *args: P.args, **options: P.kwargs
-    ) -> R:
-        """A method of the engines' fleet, which lives here and is the driver's to command."""
-        done = await method(self._stack.fleet, *args, **options)
+    async def updated(self, version: int) -> None:
+        """Every engine serves `version`: where steps overlap, rollouts go on with it."""
         if self._overlaps:
-            self._generator.updated(self._stack.fleet.weight_version)
-        return done
+            self._generator.updated(version)
 
     async def status(self) -> Progress:
         done, scheduler = self._generator.step.rollouts_done, self._generator.scheduler
@@ -243,8 +237,8 @@ class RolloutManager:
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
-        if self._stack.fleet.failure is not None:
-            raise self._stack.fleet.failure
+        if self._stack.failure is not None:
+            raise self._stack.failure
 
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
