@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miles_lite.cli import main
 from miles_lite.commands.migrate import main as migrate
-from miles_lite.commands.migrate import python_flags, shell_flags
+from miles_lite.commands.migrate.python_script import python_launcher
+from miles_lite.commands.migrate.shell_script import shell_launcher
 from miles_lite.config.field_flags import ANSWERS, Fate, answer_to
 from miles_lite.config.flags import every_option
 from miles_lite.config.migration import translate
@@ -92,8 +97,8 @@ def test_a_shell_launcher_becomes_one_of_ours(tmp_path: Path, capsys: pytest.Cap
     assert '  --actor-num-gpus-per-node "${NUM_GPUS}"\n' in said.out
     assert "--load" not in said.out
     assert "mapped: --train-backend: left out: Hugging Face models are trained by FSDP2" in said.err
-    assert "by hand: refused: --multimodal-keys: " in said.err
-    assert "by hand: not known: --no-such-flag: " in said.err
+    assert "by hand: line 25: --multimodal-keys: refused: " in said.err
+    assert "by hand: line 25: --no-such-flag: not known: " in said.err
     told = json.loads((tmp_path / "out.json").read_text())[str(file)]
     assert (told["unknown"], list(told["refused"])) == (["--no-such-flag"], ["--multimodal-keys"])
     ours = shlex.split(said.out.partition("CKPT_ARGS=(")[2].replace("${NUM_GPUS}", "4").partition("exec")[0])
@@ -103,9 +108,10 @@ def test_a_shell_launcher_becomes_one_of_ours(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_python_launcher_is_read_without_being_run() -> None:
     text = 'raise SystemExit\nargs = f"--lr {x} --hf-checkpoint {base}/m " "--colocate "\nargs += "--rm-type f1 "\n'
-    (flags,) = python_flags(text).values()
-    assert flags == [("--lr", ["$x"]), ("--hf-checkpoint", ["$x/m"]), ("--colocate", []), ("--rm-type", ["f1"])]
-    assert shell_flags("MODEL_ARGS=(\n --num-layers 3\n)\n") == {}
+    (found,) = python_launcher(text).arrays.values()
+    flags = [(each.flag, *each.values) for each in found]
+    assert flags == [("--lr", "$x"), ("--hf-checkpoint", "$x/m"), ("--colocate",), ("--rm-type", "f1")]
+    assert [each.line for each in found] == [2, 2, 2, 3]
 
 
 def test_placeholders_count_as_any_value_and_others_are_checked() -> None:
@@ -130,3 +136,145 @@ def test_placeholders_count_as_any_value_and_others_are_checked() -> None:
 def test_what_cannot_be_read_is_said(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         migrate(argv)
+
+
+HARD = r"""
+set -ex
+declare -a CKPT=( --hf-checkpoint "/a/b" # --not-this
+  --load="$(find --newest "q")" )
+[[ -n $X ]] && CKPT+=(--only-if-x "$X")
+cd /root && CKPT+=(--save /out/${NAME})
+NAME="${RUN:-run}-$(date +%s)"
+if [ "$A" = 1 ]; then PERF=(--if-branch 1)
+else
+  PERF=(--else-branch 2)
+fi
+for f in a b; do CKPT+=(--in-loop $f); done
+EXTRA="--lr 1e-6 \
+  --rollout-batch-size 32"
+N=${#CKPT[@]}
+readonly -a MORE=(--n-samples-per-prompt 8)
+JUDGE_SERVER=(--tp-size 4)
+python -m sglang.launch_server "${JUDGE_SERVER[@]}" --port-of-judge 3
+ray job submit --address="http://127.0.0.1:8265" --runtime-env-json='{"env_vars": {}}' \
+  -- python3 miles/train_async.py --colocate \
+   ${CKPT[@]} $EXTRA "${MORE[@]}" ${PERF[@]} ${MODEL_ARGS[@]} \
+   --wandb-group '$literal' --apply-chat-template-kwargs '{"a": "'$NAME'"}' 2>&1 | tee log
+cat <<EOF
+in a text: --of-a-heredoc 3
+EOF
+OTHER=`ls --in-backticks`
+"""
+
+
+def test_what_a_shell_can_do_loses_no_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(HARD.replace("\n", "\r\n"), newline="")
+    assert main(["migrate", str(file)]) == 0
+    said = capsys.readouterr()
+    subprocess.run(["bash", "-n"], input=said.out, text=True, check=True)
+    for line in (
+        "--hf-checkpoint /a/b",
+        '--load "$(find --newest "q")"',
+        '--save "/out/${NAME}"',
+        "--lr 1e-06",
+        "--rollout-batch-size 32",
+        "--n-samples-per-prompt 8",
+        "--colocate",
+        "--wandb-group '$literal'",
+        """--apply-chat-template-kwargs '{"a": "'$NAME'"}'""",
+    ):
+        assert f"\n  {line.replace('1e-06', '1e-6')}\n" in said.out
+    assert '\nNAME="${RUN:-run}-$(date +%s)"\n' in said.out
+    for line in (
+        "5: --only-if-x $X: only under `[[ -n $X ]]`",
+        '8: --if-branch 1: only under `if [ "$A" = 1 ]; then PERF=(--if-branch 1)`',
+        '10: --else-branch 2: only under `if [ "$A" = 1 ]; then PERF=(--if-branch 1)`',
+        "12: --in-loop $f: only under `for f in a b; do CKPT+=(--in-loop $f); done`",
+        "17: --tp-size: in no command of train.py",
+        "18: --port-of-judge: of `python`",
+        "19: --address: of `ray`",
+        "21: ${MODEL_ARGS[@]}: is not set in this file",
+        "24: --of-a-heredoc: in no command of train.py",
+        "26: --in-backticks: of `ls`",
+    ):
+        assert f"by hand: line {line}\n" in said.err
+    assert "not-this" not in said.out + said.err
+
+
+PLACES = (
+    "A_ARGS=({})",
+    "A_ARGS+=( {} )",
+    "true && A_ARGS+=({})",
+    '[ -n "$X" ] && A_ARGS+=({})',
+    "if x; then A_ARGS=({}); else y; fi",
+    "for i in 1 2; do A_ARGS+=({}); done",
+    "case $X in a) A_ARGS=({});; esac",
+    'V="{}"',
+    "export V='{}'",
+    "f() {{ python train.py {} $V; }}",
+    "python train.py {} \\\n  ${{A_ARGS[@]}} $V",
+    'bash -c "cd x && python3 train.py {}"',
+    "other_command {}",
+    "cat <<EOF\n{}\nEOF",
+    "x=$(other {})",
+    "y=`other {}`",
+    "declare -a B=({})",
+    "local -r C='{}'",
+    "echo ${{#A_ARGS[@]}} {}",
+    "if [[ broken ( {}",
+)
+FLAGS = st.from_regex(r"--[a-z]{2,4}(-[a-z]{2,4}){0,2}", fullmatch=True)
+VALUES = st.sampled_from(["", "1", "$V", "${N:-x}", "'a b'", '"$(pwd)/x"', "\\\n  3", "# word", "a=b"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), FLAGS, VALUES), min_size=1, max_size=6), st.booleans())
+def test_no_flag_of_a_shell_launcher_is_lost(rows: list[tuple[str, str, str]], windows: bool) -> None:
+    rows = [(place, flag, value if "{}" in place and "#" not in value else "") for place, flag, value in rows]
+    text = "python train.py --lr 1\n" + "".join(f"{place.format(f'{flag} {value}')}\n" for place, flag, value in rows)
+    launcher = shell_launcher(text.replace("\n", "\r\n") if windows else text)
+    told = {each.flag: each.line for flags in launcher.arrays.values() for each in flags}
+    words = {word: line for line, what in launcher.by_hand for word in re.findall(r"--[a-z-]+", what)} | told
+    lines = text.splitlines()
+    for _, flag, _ in rows:
+        assert flag in words
+        assert flag in lines[words[flag] - 1]
+
+
+PYTHON = '''
+"""Docs: --not-this 1"""
+args = ["--lr", "1e-6", f"--save={out}", "--colocate"]
+cmd = ["ray", "job", "--address", url, "--", "python", "train.py", "--rm-type", "f1", *args]
+if fast:
+    args += ["--if-fast", "3"]
+parser.add_argument("--own-flag", default=3)
+extra = {"--rollout-batch-size": 8}
+if "--compared" in sys.argv:
+    pass
+text = (
+    f"--n-samples-per-prompt {n} "
+    "--num-rollout 3"
+)
+print("say --in-prose")
+'''
+
+
+def test_no_flag_of_a_python_launcher_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.py"
+    file.write_text(PYTHON)
+    assert main(["migrate", str(file)]) == 0
+    said = capsys.readouterr()
+    subprocess.run(["bash", "-n"], input=said.out, text=True, check=True)
+    for line in ("--lr 1e-6", '--save "$x"', "--colocate", "--rm-type f1", "--rollout-batch-size 8"):
+        assert f"  {line}\n" in said.out
+    assert '--n-samples-per-prompt "$x"\n  --num-rollout 3\n' in said.out
+    for line in (
+        "4: --address: ",
+        "6: --if-fast 3: under the condition of line 5",
+        "7: --own-flag: a flag of the launcher's own",
+        "9: --compared: compared with something",
+        "15: --in-prose: in a text that is no command line",
+    ):
+        assert f"by hand: line {line}" in said.err
+    assert "not-this" not in said.out + said.err

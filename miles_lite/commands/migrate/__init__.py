@@ -1,28 +1,25 @@
 """`miles-lite migrate LAUNCHER | --flags FILE --json OUT`: a launcher of the field as one of ours.
 
-Invariant: nothing is started or sourced; a launcher is read as text.
+Invariant: nothing is started or sourced; a launcher is read as text. Each of its words that looks like a flag is
+printed, or told of, with its line where a hand is needed.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from miles_lite.commands.migrate.field_launcher import NAME, Launcher, Literal, Source
+from miles_lite.commands.migrate.python_script import python_launcher
+from miles_lite.commands.migrate.shell_script import shell_launcher
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.migration import Flag, Translation, translate
 from miles_lite.config.option import option
 from miles_lite.errors import UserError, user_error
-
-_ARRAY = re.compile(r"^[ \t]*(\w*ARGS\w*)\+?=\((.*?)^[ \t]*\)", re.MULTILINE | re.DOTALL)
-_ONE_LINE = re.compile(r"^[ \t]*(\w*ARGS\w*)\+?=\(([^()\n]*)\)", re.MULTILINE)
-_TRAIN = re.compile(r"train(?:_async)?\.py(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
-_VARIABLE = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Z][A-Z0-9_]*)=(?!\()(\S.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,59 +46,15 @@ def main(argv: Sequence[str]) -> int:
         for name in options.launcher:
             with user_error(f"LAUNCHER {name}: cannot be read", OSError, UnicodeDecodeError):
                 text = Path(name).expanduser().read_text(encoding="utf-8")
-            arrays = python_flags(text) if name.endswith(".py") else shell_flags(text)
-            if not any(arrays.values()):
+            launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
+            if not any(launcher.arrays.values()):
                 raise UserError(f"LAUNCHER {name}: no array *_ARGS=(...) and no flags of a train.py in it")
-            said[name] = _printed(name, text, arrays)
+            said[name] = _printed(name, launcher)
     if options.json is not None:
         with user_error(f"--json {options.json}: cannot be written", OSError):
             content = {name: each.as_json() for name, each in said.items()}
             Path(options.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def shell_flags(text: str) -> dict[str, list[Flag]]:
-    """The flags of each array, and under `MISC_ARGS` those behind train.py."""
-    text = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*$", "", text))
-    arrays: dict[str, list[Flag]] = {}
-    for name, body in [*_ARRAY.findall(text), *_ONE_LINE.findall(text)]:
-        arrays.setdefault(name, []).extend(_split(body))
-    for behind in _TRAIN.findall(text):
-        arrays.setdefault("MISC_ARGS", []).extend(_split(behind))
-    return {name: flags for name, flags in arrays.items() if name != "MODEL_ARGS"}
-
-
-def python_flags(text: str) -> dict[str, list[Flag]]:
-    """The flags in the strings that a Python launcher puts its command together of; expressions are `$name`."""
-    found: list[Flag] = []
-    with user_error("LAUNCHER: no Python", SyntaxError):
-        tree = ast.parse(text)
-    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts = (str(each.value) if isinstance(each, ast.Constant) else "$x" for each in node.values)
-            found += _split("".join(parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            found += _split(node.value) if node.value.lstrip().startswith("--") else []
-    return {"MISC_ARGS": found}
-
-
-def _split(text: str) -> list[Flag]:
-    """Flags and values as a shell has them; other words, such as "${CKPT_ARGS[@]}", are not."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    lexer.whitespace_split, lexer.commenters = True, "#"
-    flags: list[tuple[str, list[str]]] = []
-    try:
-        words = list(lexer)
-    except ValueError:  # a quotation mark that is not closed: what is left is no command line
-        words = text.split()
-    for word in words:
-        if re.match(r"--[a-z]", word):
-            flag, equals, value = word.partition("=")
-            flags.append((flag, [value] if equals else []))
-        elif flags and "ARGS[@]" not in word and word != "\\":
-            flags[-1][1].append(word)
-    return list(flags)
 
 
 def _flags_file(path: Path) -> dict[str, list[Flag]]:
@@ -122,49 +75,56 @@ def _words(value: str) -> list[str]:
     return [value] if value.startswith("{") or "$" in value else value.split()
 
 
-def _printed(name: str, text: str, arrays: dict[str, list[Flag]]) -> Translation:
+def _printed(name: str, launcher: Launcher) -> Translation:
     """Print our launcher; what became of all flags."""
     whole = Translation()
+    lines: dict[str, list[int]] = {}
     print(f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail\n")
-    used = {word for flags in arrays.values() for _, values in flags for word in re.findall(r"\w+", " ".join(values))}
-    for variable, value in dict(_VARIABLE.findall(text)).items():
-        if variable in used:
-            print(f"{variable}={value}")
-    for array, flags in arrays.items():
-        each = translate(flags)
-        print(f"\n{array}=(")
-        for line in _lines(each.argv):
-            print(f"  {line}")
-        print(")")
+    print("".join(f"{variable}\n" for variable in launcher.variables), end="")
+    arrays: list[str] = []
+    for array, flags in launcher.arrays.items():
+        each = translate((found.flag, found.values) for found in flags)
+        for found in flags:
+            lines.setdefault(found.flag, []).append(found.line)
+        if each.argv:
+            arrays.append(array)
+            print(f"\n{array}=(\n" + "".join(f"  {line}\n" for line in _lines(each.argv)) + ")")
         for kind in ("accepted", "unknown", "argv"):
             getattr(whole, kind).extend(getattr(each, kind))
         for kind in ("mapped", "ignored", "refused"):
             getattr(whole, kind).update(getattr(each, kind))
-    print("\nexec miles-lite train", " ".join(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
-    _told(whole)
+    print("\nexec miles-lite train", *(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
+    _told(whole, lines, launcher.by_hand)
     return whole
 
 
 def _lines(argv: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for word in argv:
-        shown = f'"{word}"' if "$" in word else shlex.quote(word)
-        if word.startswith("--"):
-            lines.append(word)
+        if isinstance(word, Source):
+            shown = str(word)
+        elif "$" in word and not isinstance(word, Literal):
+            escaped = word.replace('"', '\\"')
+            shown = f'"{escaped}"'
         else:
+            shown = shlex.quote(word)
+        if NAME.match(word):
+            lines.append(word)
+        elif lines:
             lines[-1] += f" {shown}"
     return lines
 
 
-def _told(said: Translation) -> None:
-    for title, rows in (
-        ("mapped", said.mapped),
-        ("changes nothing", said.ignored),
-        ("by hand: refused", said.refused),
-        ("by hand: not known", dict.fromkeys(said.unknown, "no flag of this name")),
-    ):
+def _told(said: Translation, lines: Mapping[str, Sequence[int]], rest: Sequence[tuple[int, str]]) -> None:
+    """What there is to know of each flag; what is left by hand with its line."""
+    for title, rows in (("mapped", said.mapped), ("changes nothing", said.ignored)):
         for flag, why in rows.items():
             print(f"{title}: {flag}: {why}", file=sys.stderr)
+    unknown = dict.fromkeys(said.unknown, "not known: no flag of this name")
+    refused = {flag: f"refused: {why}" for flag, why in said.refused.items()}
+    by_hand = [(line, f"{flag}: {why}") for flag, why in (unknown | refused).items() for line in lines[flag]]
+    for line, what in sorted({*by_hand, *rest}):
+        print(f"by hand: line {line}: {what}", file=sys.stderr)
 
 
 def _summary(said: dict[str, Translation]) -> None:
