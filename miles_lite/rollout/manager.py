@@ -254,6 +254,10 @@ class RolloutManager:
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
+    def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
+        load = self._load.__getitem__
+        return min(self._workers, key=load), min(self._stack.sessions, key=load)
+
     async def _run_rollout(
         self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
     ) -> Rollout:
@@ -262,8 +266,7 @@ class RolloutManager:
         async with self._room:
             index, self._rollouts = self._rollouts, self._rollouts + 1
             for _ in range(ATTEMPTS):
-                worker = min(self._workers, key=self._load.__getitem__)
-                session = min(self._stack.sessions, key=self._load.__getitem__)
+                worker, session = self._least_loaded()
                 used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
@@ -294,8 +297,7 @@ class RolloutManager:
 
     async def _judge(self, group: Group, prompt: Prompt, *, evaluation: bool = False) -> None:
         """Give the rollouts of a group that broke nowhere their rewards, together."""
-        worker = min(self._workers, key=self._load.__getitem__)
-        session = min(self._stack.sessions, key=self._load.__getitem__)
+        worker, session = self._least_loaded()
         url = self._stack.router_url
         task = Task(-1, group.index, prompt, session.told, {}, evaluation=evaluation, router_url=url)
         said = await judge_together(await worker.serving(), task, group.judged)
