@@ -15,12 +15,12 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import UnavailableError, plain
 from miles_lite.process.heartbeat import Pulse, death
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
-from miles_lite.train.group import RankDiedError
+from miles_lite.train.group import RankDiedError, TrainError
 
 R = TypeVar("R")
 
@@ -28,6 +28,8 @@ SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
 ASK_SECONDS = 1.0
 """How long those who live have to say so once somebody is dead."""
+DEATH_SECONDS = 5.0
+"""How long after what a death did to others the death itself may be noticed."""
 
 
 class OvertimeError(Exception):
@@ -38,7 +40,9 @@ def death_in(error: BaseException | None) -> DiedError | None:
     """The death that `error` tells of: a call to a dead actor fails, maybe before anybody looked."""
     if isinstance(error, RankDiedError):
         return DiedError(f"train rank {error.rank}", error.error)
-    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+    if isinstance(error, RayTaskError) and isinstance(cause := plain(error), RayActorError):
+        return DiedError("an actor of the rollout manager", cause)
+    if isinstance(error, RayActorError):
         return DiedError("the rollout manager", error)
     told = None if error is None else plain(error)
     return told if isinstance(told, DiedError) else None
@@ -71,11 +75,32 @@ class Watch:
             self._interrupts.check()
         elif time.monotonic() > self._deadline:
             raise OvertimeError
-        for name, pulse in self._pulses.items():
-            if (error := pulse.lost()) is not None:
-                raise self._first_death() or DiedError(name, error)
+        if (died := self._died()) is not None:
+            raise died
         for hear in self.hears:
             hear()
+
+    def death_behind(self, error: BaseException | None) -> DiedError | None:
+        """Who has died where a rank failed: it lost its neighbour."""
+        deadline = time.monotonic() + DEATH_SECONDS
+        while isinstance(error, TrainError) and time.monotonic() < deadline:
+            if (died := self._died()) is not None:
+                return died
+            time.sleep(SLICE_SECONDS)
+        return None
+
+    def _died(self) -> DiedError | None:
+        for name, pulse in self._pulses.items():
+            if (error := pulse.lost()) is not None:
+                return self._first_death() or DiedError(name, error)
+        return None
+
+    def _first_death(self) -> DiedError | None:
+        """Of those that are followed, the first that is dead."""
+        asked = {name: actor.ready() for name, actor in self._actors.items()}
+        there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
+        deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
+        return next((DiedError(name, error) for name, error in deaths if error is not None), None)
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
@@ -92,22 +117,15 @@ class Watch:
         return bool(ray.wait([ref], timeout=seconds)[0])
 
     def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
-        """The value of `ref`. Raises what `look` raises and what the call raised; UserError after `timeout` seconds."""
+        """The value of `ref`. Raises what `look` raises and what the call raised, and UnavailableError."""
         deadline = time.monotonic() + timeout
         while not self.until(ref, SLICE_SECONDS):
             if time.monotonic() > deadline:
-                raise UserError(f"waited {timeout:.0f} s for {what}; {self._hint}")
+                raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
         try:
             return ray.get(ref)
         except RayActorError as error:
             raise self._first_death() or error from None
-
-    def _first_death(self) -> DiedError | None:
-        """Of those that are followed, the first that is dead."""
-        asked = {name: actor.ready() for name, actor in self._actors.items()}
-        there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
-        deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
-        return next((DiedError(name, error) for name, error in deaths if error is not None), None)
 
 
 class Alarms:

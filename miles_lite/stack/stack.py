@@ -19,6 +19,7 @@ import ray
 from miles_lite.config.choices import RouterKind
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
+from miles_lite.errors import plain
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.process.admin_key import admin_key
 from miles_lite.process.post_mortem import naming
@@ -81,8 +82,10 @@ class Stack:
     @property
     def failure(self) -> BaseException | None:
         """Why it serves no longer: the UserError of its fleet, or the DiedError that tells of the fleet's death."""
-        hearing = self._hearing
-        return hearing.exception() if hearing is not None and hearing.done() and not hearing.cancelled() else None
+        if self._hearing is None or not self._hearing.done() or self._hearing.cancelled():
+            return None
+        error = self._hearing.exception()
+        return None if error is None else plain(error)
 
     async def start(self) -> None:
         """Start everything; engines start together. Raises UserError when a part does not come up, DiedError when the
