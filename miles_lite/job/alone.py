@@ -131,7 +131,7 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
     interrupted = SaveWhenInterrupted(life, trainer.save if config.checkpoint.save else None)
     for step in range(first, total):
         rollouts, advantages = material.step(step)
-        with interrupted:
+        with interrupted.step():
             metrics = trainer.train(step, rollouts, advantages)
         life.reached.trained = step
         sinks.log(metrics, step=step, step_key=names.TRAIN_STEP)

@@ -26,6 +26,11 @@ R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
+FINISH_SECONDS = 6.0
+
+
+def _nothing() -> None:
+    """It was said."""
 
 
 class OvertimeError(Exception):
@@ -49,6 +54,7 @@ class Watch:
         self._interrupts, self._hint = interrupts, hint
         self._pulses: dict[str, Pulse] = {}
         self._deadline: float | None = None
+        self._say_finishing: Callable[[], None] | None = None
         self.hears: list[Callable[[], None]] = []
         """Called at each look."""
 
@@ -64,7 +70,8 @@ class Watch:
     def look(self) -> None:
         """Raises KeyboardInterrupt, OvertimeError or DiedError when there is something to see."""
         if self._deadline is None:
-            self._interrupts.check()
+            if not self._finishes():
+                self._interrupts.check()
         elif time.monotonic() > self._deadline:
             raise OvertimeError
         for name, pulse in self._pulses.items():
@@ -72,6 +79,23 @@ class Watch:
                 raise DiedError(name, error)
         for hear in self.hears:
             hear()
+
+    @contextlib.contextmanager
+    def finishing(self, say: Callable[[], None]) -> Iterator[None]:
+        """Waits in the block go on after the first wish to stop, of which `say` tells; they end with the second, and
+        FINISH_SECONDS after SIGTERM, which is sent once."""
+        self._say_finishing = say
+        try:
+            yield
+        finally:
+            self._say_finishing = None
+
+    def _finishes(self) -> bool:
+        if self._say_finishing is None or not self._interrupts.postponed(FINISH_SECONDS):
+            return False
+        say, self._say_finishing = self._say_finishing, _nothing
+        say()
+        return True
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
