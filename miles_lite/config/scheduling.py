@@ -61,6 +61,13 @@ class Scheduling:
         3, help="groups of a prompt that fail in a row, after which it is not dealt again; 0: it always is", least=0
     )
 
+    max_restarts: int = option(
+        3,
+        help="how often a run that lost a train rank or its rollout manager goes on by itself, from the last "
+        "checkpoint; counted anew after each checkpoint",
+        least=0,
+    )
+
     @property
     def staleness(self) -> int:
         """The bound, in training steps."""

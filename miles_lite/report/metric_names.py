@@ -29,6 +29,8 @@ STEP_TIME = "perf/step_time"
 OVERHEAD_TIME = "perf/overhead_time"
 """Seconds of the step that `observe.overhead.uncovered` counts."""
 
+RESTARTS = "perf/restarts"
+
 
 def heldout(name: str) -> str:
     """The mean reward of the held-out dataset `name`."""
