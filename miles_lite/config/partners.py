@@ -82,6 +82,6 @@ def alone(options: object) -> dict[str, list[str]]:
         if each.option.needs and (why := missing(each.option.needs, values)) is not None:
             flag, wanted = each.flag, why.removeprefix("without ")
             raise UserError(f"{flag} needs {wanted}: give that too, or leave {flag} out")
-        if each.option.with_ and (why := missing(each.option.with_, values)) is not None:
+        if each.with_ and (why := missing(each.with_, values)) is not None:
             found.setdefault(why, []).append(each.flag)
     return found

@@ -16,7 +16,7 @@ from tests.config.test_options import NEEDED
 
 OPTIONS = {each.field.name: each for each in every_option(Config)}
 DEFAULTS = {name: each.field.default for name, each in OPTIONS.items()}
-TOGETHER = [each for each in OPTIONS.values() if each.option.needs or each.option.with_]
+TOGETHER = [each for each in OPTIONS.values() if each.option.needs or each.with_]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def text_of(each: Declared) -> str:
-    return each.option.needs or each.option.with_ or ""
+    return each.option.needs or each.with_ or ""
 
 
 def another(each: Declared) -> list[str]:
@@ -63,7 +63,7 @@ def told(argv: list[str]) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("each", TOGETHER, ids=lambda each: str(each.flag))
 def test_partners_are_options_and_values_that_they_take(each: Declared) -> None:
-    assert not (each.option.needs and each.option.with_)
+    assert not (each.option.needs and each.with_)
     for partner in (one for part in partners.parts(text_of(each)) for one in part):
         action = parser()._option_string_actions[partner.flag.split()[0]]
         choices = action.choices or OPTIONS[partner.name].option.named
