@@ -110,6 +110,15 @@ def test_what_changes_nothing_is_said_once_for_all_that_lack_the_same(capsys: py
     assert len(said) == 4
 
 
+@pytest.mark.parametrize("how", ["--loss-type=sft_loss", "--load-debug-rollout-data=d/{rollout_id}.pt"])
+def test_what_only_rollouts_look_at_is_told_of_where_there_are_none(how: str) -> None:
+    flags = "--rm-type f1 --router-timeout 5 --engine-restarts 1 --num-session-servers 2 --eval-temperature 0.5".split()
+    (why, said), *more = told([how, *flags, "--seed", "3", "--chat-template-path", "t.jinja"]).items()
+    assert why == f"beside {how.partition('=')[0]}" + (" sft_loss" if "sft" in how else "")
+    assert sorted(said) == sorted(flag for flag in flags if flag.startswith("--"))
+    assert not more
+
+
 def test_a_loss_of_the_users_may_read_anything() -> None:
     assert told(["--loss-type", "mine.py:loss", "--sapo-tau-pos", "2", "--dppo-tv", "0.5"]) == {}
     custom = ["--loss-type", "custom_loss", "--custom-loss-function-path", "mine.py:loss"]
