@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from miles_lite.config import algorithm_rules, debugging_rules, device_rules, eval_sets, partners, rules
@@ -40,15 +40,15 @@ class Config(Serving):
     checkpoint: Checkpoint
     data: Data
     rollouts: Rollouts
-    rewards: Rewards
+    rewards: Rewards = field(metadata=partners.ROLLED_OUT)
     scheduling: Scheduling
     algorithm: Algorithm
     optimizer: Optimizer
     parallelism: Parallelism
     compute: Compute
     lora: LoRA
-    updates: WeightUpdates
-    evaluation: Evaluation
+    updates: WeightUpdates = field(metadata=partners.ROLLED_OUT)
+    evaluation: Evaluation = field(metadata=partners.ROLLED_OUT)
     logging: Logging
     debugging: Debugging
     files: ConfigFiles
