@@ -6,7 +6,8 @@
 #   attend CMD...             the same, heeding signals to the launcher while CMD runs
 #   start CMD...              the same in the background; what it started is ended when the launcher ends
 #   show_env NAME...          with --dry-run prints these variables, secrets redacted
-#   train_args                joins the arrays below into TRAIN_ARGS
+#   job_args                  fills the arrays below for a job on several nodes
+#   train_args                joins the arrays below into TRAIN_ARGS, after RECIPE=NAME of launchers/recipes changed them
 #   runtime_env_json          Ray's runtime environment, as JSON
 #   use_ray_token             makes sure that Ray's token is in RAY_AUTH_TOKEN; never prints it
 
@@ -120,7 +121,41 @@ show_env() {
   done
 }
 
+# job_args: the arrays of a job on NUM_NODES nodes of NUM_GPUS GPUs each, in RUN_DIR.
+job_args() {
+  need HF_CHECKPOINT "the model folder"
+  need PROMPT_DATA "the JSONL file of prompts"
+  need AGENT_FUNCTION "dotted path or file.py:name of the agent function"
+  CKPT_ARGS=(--hf-checkpoint "$HF_CHECKPOINT" --save "$RUN_DIR/checkpoints" --load "$RUN_DIR/checkpoints" --save-interval 20)
+  ROLLOUT_ARGS=(
+    --prompt-data "$PROMPT_DATA" --rollout-shuffle --custom-agent-function-path "$AGENT_FUNCTION"
+    --num-rollout 500 --rollout-batch-size 32 --n-samples-per-prompt 8
+    --rollout-max-response-len 8192 --max-seq-len 32768 --rollout-temperature 1.0 --num-agent-workers 8
+  )
+  PERF_ARGS=(
+    --actor-num-nodes "$NUM_NODES" --actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate
+    --use-dynamic-batch-size --max-tokens-per-gpu 32768
+  )
+  GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-tis)
+  OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
+  SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
+  WANDB_ARGS=(--use-wandb --wandb-project miles_lite --wandb-group "$(basename "$RUN_DIR")")
+  MISC_ARGS=(--run-dir "$RUN_DIR" --bind-host "${BIND_HOST:-0.0.0.0}" --num-session-servers "$NUM_NODES")
+}
+
+# take_recipe: the file that RECIPE names changes the arrays. NUM_NODES, where a launcher has it, must be the recipe's.
+take_recipe() {
+  [[ -n "${RECIPE:-}" ]] || return 0
+  local file="$REPO/launchers/recipes/$RECIPE.sh" known
+  known=$(cd "$REPO/launchers/recipes" && printf '%s ' *.sh)
+  [[ -f "$file" ]] || fail "RECIPE=$RECIPE: there are ${known//.sh/}"
+  # shellcheck source=/dev/null
+  source "$file"
+  ((${NUM_NODES:-1} == RECIPE_NODES)) || fail "RECIPE=$RECIPE is for $RECIPE_NODES nodes, and here are ${NUM_NODES:-1}"
+}
+
 train_args() {
+  take_recipe
   # shellcheck disable=SC2034  # the launcher reads it
   TRAIN_ARGS=(
     "${CKPT_ARGS[@]}" "${ROLLOUT_ARGS[@]}" "${EVAL_ARGS[@]}" "${PERF_ARGS[@]}" "${GRPO_ARGS[@]}"

@@ -16,6 +16,7 @@
 # RAY_START_ARGS     more flags for every `ray start`; RAY_HEAD_ARGS for the head's only
 # START_SECONDS      how long to wait for the head and for the nodes (300)
 # BIND_HOST          interface of engines, router and sessions (default 0.0.0.0)
+# RECIPE             a model size and layout of launchers/recipes, such as 4b-8gpu-colocated (default: colocated)
 # FORWARD_ENV        names of more variables that every process of the job gets
 # ENTRYPOINT         another command than `miles-lite train ...`
 #
@@ -117,7 +118,9 @@ run_head() {
   if [[ -n "${ENTRYPOINT:-}" ]]; then
     entrypoint=(bash -c "$ENTRYPOINT")
   else
-    recipe
+    ((NUM_GPUS > 0)) || fail "no GPU found on this node: set NUM_GPUS to what each node has"
+    RUN_DIR=$(realpath -m "${RUN_DIR:-runs/ray-job}")
+    job_args
     train_args
     entrypoint=(miles-lite train "${TRAIN_ARGS[@]}")
   fi
@@ -149,30 +152,6 @@ on_exit() {
   fi
   [[ -z "${WORKER_INPUT:-}" ]] || end "${WORKERS[@]}"
   end_started
-}
-
-recipe() {
-  need HF_CHECKPOINT "the model folder"
-  need PROMPT_DATA "the JSONL file of prompts"
-  need AGENT_FUNCTION "dotted path or file.py:name of the agent function"
-  ((NUM_GPUS > 0)) || fail "no GPU found on this node: set NUM_GPUS to what each node has"
-  RUN_DIR=$(realpath -m "${RUN_DIR:-runs/ray-job}")
-  CKPT_ARGS=(--hf-checkpoint "$HF_CHECKPOINT" --save "$RUN_DIR/checkpoints" --load "$RUN_DIR/checkpoints" --save-interval 20)
-  ROLLOUT_ARGS=(
-    --prompt-data "$PROMPT_DATA" --rollout-shuffle --custom-agent-function-path "$AGENT_FUNCTION"
-    --num-rollout 500 --rollout-batch-size 32 --n-samples-per-prompt 8
-    --rollout-max-response-len 8192 --max-seq-len 32768 --rollout-temperature 1.0 --num-agent-workers 8
-  )
-  EVAL_ARGS=()
-  PERF_ARGS=(
-    --actor-num-nodes "$NUM_NODES" --actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate
-    --use-dynamic-batch-size --max-tokens-per-gpu 32768
-  )
-  GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-tis)
-  OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
-  SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
-  WANDB_ARGS=(--use-wandb --wandb-project miles_lite --wandb-group "$(basename "$RUN_DIR")")
-  MISC_ARGS=(--run-dir "$RUN_DIR" --bind-host "${BIND_HOST:-0.0.0.0}" --num-session-servers "$NUM_NODES")
 }
 
 cd "$REPO"

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
 
@@ -60,6 +62,27 @@ def read_json(file: Path) -> JsonObject:
     with user_error(f"{file} is not valid JSON", ValueError):
         content = json.loads(file.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """The id of each token of its tokenizer.json, added ones included; {} without such a file. Raises UserError."""
+    told = read_json(folder / "tokenizer.json")
+    pieces = told.get("model", {}).get("vocab", {})
+    named = dict(pieces) if isinstance(pieces, dict) else {piece: at for at, (piece, _) in enumerate(pieces)}
+    return named | {added["content"]: added["id"] for added in told.get("added_tokens", ())}
+
+
+def vocabulary(folder: str | Path) -> int:
+    """Ids that the model scores, of which its tokenizer may use less."""
+    return int(text_config(folder)["vocab_size"])
+
+
+def foreign_id(ids: np.ndarray, vocabulary: int) -> str | None:
+    """The first of ids [T] that is none of so many, and where, in words; None where all are."""
+    strange = np.flatnonzero((ids < 0) | (ids >= vocabulary))
+    if not len(strange):
+        return None
+    return f"token {strange[0]} has the id {ids[strange[0]]}, and the model has {vocabulary} ids, from 0 on"
 
 
 def context_length(folder: Path, limit: int | None) -> int:

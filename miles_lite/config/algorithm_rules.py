@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from miles_lite.config.algorithms import ADVANTAGES, LOSSES
 from miles_lite.config.choices import Bounding, Level, Reduction
 from miles_lite.config.parallel import Parallelism
+from miles_lite.config.rewards import Chosen, Rewards
 from miles_lite.config.rollouts import Evaluation, Rollouts
 from miles_lite.config.rules import Rules
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 
 
-def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
+def all_rules(rollouts: Rollouts, rewards: Rewards, algorithm: Algorithm, evaluation: Evaluation) -> Rules:
     """Of losses, advantages and corrections."""
     return [
         *imitating(rollouts, algorithm, evaluation),
@@ -19,6 +22,10 @@ def all_rules(rollouts: Rollouts, algorithm: Algorithm, evaluation: Evaluation) 
         *off_policy(algorithm),
         *penalties(algorithm),
         *advantages(rollouts, algorithm),
+        (
+            too_low(rewards, rewards.rules, algorithm),
+            too_low_words(f"--rm-type {' '.join(rewards.rm_type)}", algorithm),
+        ),
         *distillation(rollouts, algorithm),
     ]
 
@@ -69,10 +76,6 @@ def losses(algorithm: Algorithm) -> Rules:
             algorithm.eps_clip_c is not None and algorithm.loss_name in LOSSES and "eps_clip_c" not in loss.flags,
             f"--eps-clip-c: {algorithm.loss_name} has no dual clip",
         ),
-        (
-            algorithm.entropy_clamp is not None and algorithm.entropy_coef == 0,
-            "--entropy-clamp needs --entropy-coef: without it there is no bonus to bound",
-        ),
     ]
 
 
@@ -97,21 +100,12 @@ def off_policy(algorithm: Algorithm) -> Rules:
             f"--tis-clip-low {algorithm.tis_clip_low} is above --tis-clip {algorithm.tis_clip}",
         ),
         (
-            (algorithm.tis_mode is not Bounding.CLIP or algorithm.tis_level is not Level.TOKEN)
-            and not algorithm.use_tis,
-            "--tis-mode and --tis-level need --use-tis",
-        ),
-        (
             algorithm.custom_tis_function_path is not None and algorithm.tis_mode is not Bounding.CLIP,
             "--custom-tis-function-path takes the place of --tis-mode: give one of them",
         ),
         (
             algorithm.rs_lower_bound > algorithm.rs_upper_bound,
             f"--rs-lower-bound {algorithm.rs_lower_bound} is above --rs-upper-bound {algorithm.rs_upper_bound}",
-        ),
-        (
-            algorithm.rs_veto_threshold is not None and not algorithm.use_rs,
-            "--rs-veto-threshold needs --use-rs",
         ),
     ]
 
@@ -130,16 +124,8 @@ def penalties(algorithm: Algorithm) -> Rules:
     """What keeps the policy near to another."""
     return [
         (
-            algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss,
-            f"--kl-loss-coef {algorithm.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
-        ),
-        (
             algorithm.kl_coef > 0 and algorithm.kl_loss_coef > 0,
             "--kl-coef and --kl-loss-coef exclude each other: the KL penalty is in the rewards or in the loss",
-        ),
-        (
-            algorithm.use_unbiased_kl and not algorithm.use_kl_loss,
-            "--use-unbiased-kl needs --use-kl-loss: it weighs that loss",
         ),
     ]
 
@@ -184,10 +170,6 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             "--opd-teacher teaches nothing with --opd-kl-coef 0 and --opd-loss-coef 0: give one of them",
         ),
         (
-            algorithm.opd_log_prob_top_k > 0 and (algorithm.opd_loss_coef == 0 or not teachers),
-            "--opd-log-prob-top-k needs --opd-loss-coef, and --opd-teacher: it is what that loss compares",
-        ),
-        (
             algorithm.opd_log_prob_top_k > 0 and True in served and algorithm.opd_top_k_strategy == "only-student",
             "--opd-log-prob-top-k: a server says what its own likeliest tokens are, not how likely the policy's are: "
             "give --opd-top-k-strategy only-teacher, or take a folder",
@@ -198,6 +180,21 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             "do not need: give one of them",
         ),
     ]
+
+
+def too_low(rewards: Rewards, rules: Sequence[Chosen], algorithm: Algorithm) -> bool:
+    """Whether these rules give rewards that mean nothing to the estimator, as far as that is known."""
+    least, given = algorithm.estimator.least_reward, rewards.least(rules)
+    earned = algorithm.custom_reward_post_process_path is None
+    return earned and least is not None and given is not None and given < least
+
+
+def too_low_words(source: str, algorithm: Algorithm) -> str:
+    """What is wrong with the rewards of `source`."""
+    return (
+        f"{source} gives rewards below {algorithm.estimator.least_reward}, and --advantage-estimator "
+        f"{algorithm.advantage_estimator} takes none: take another rule, or grpo"
+    )
 
 
 def advantages(rollouts: Rollouts, algorithm: Algorithm) -> Rules:

@@ -45,6 +45,7 @@ class Estimator:
     critic        it needs values of a value head
     loss, reduction  what its paper takes, where no flag says otherwise
     least         rollouts per prompt without which it has nothing to compare
+    least_reward  below which a reward means nothing to it
     reads         what it takes from what the agent function returned: numbers (or None) by name, or in a list
     """
 
@@ -57,6 +58,7 @@ class Estimator:
     loss: str | None = None
     reduction: Reduction | None = None
     least: int = 1
+    least_reward: float | None = None
     reads: str | None = None
 
 
@@ -87,7 +89,7 @@ ADVANTAGES: Mapping[str, Estimator] = {
     "mean_only": Estimator(_ADVANTAGE + "centred:centred", least=2),
     "rloo": Estimator(_ADVANTAGE + "rloo:rloo", least=2),
     "opo": Estimator(_ADVANTAGE + "opo:opo", least=2),
-    "maxrl": Estimator(_ADVANTAGE + "maxrl:maxrl", least=2),
+    "maxrl": Estimator(_ADVANTAGE + "maxrl:maxrl", least=2, least_reward=0.0),
     "gdpo": Estimator(_ADVANTAGE + "gdpo:gdpo", _GROUP[1:], standardized=True, least=2, reads="rewards"),
     "per_turn": Estimator(_ADVANTAGE + "per_turn:per_turn", (*_GROUP, "gamma"), least=2, reads="turn_rewards"),
     "reinforce_plus_plus": Estimator(
@@ -102,6 +104,13 @@ ADVANTAGES: Mapping[str, Estimator] = {
     ),
     "on_policy_distillation": Estimator(_ADVANTAGE + "raw_rewards:nothing", ("opd_kl_coef",)),
 }
+
+
+def read_by(flag: str) -> str:
+    """The losses, or the estimators, that read a field of `Algorithm`, as `Option.with_` names them."""
+    losses = [f"loss_type={name}" for name, each in LOSSES.items() if flag in each.flags]
+    estimators = [f"advantage_estimator={name}" for name, each in ADVANTAGES.items() if flag in each.flags]
+    return " or ".join([*losses, *estimators, *(["loss_type=custom_loss"] if losses else [])])
 
 
 def loss_named(name: str) -> Loss:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import algorithm_rules, debugging_rules, eval_sets, rules
-from miles_lite.config.choices import RoutingReplay
+from miles_lite.config import algorithm_rules, debugging_rules, device_rules, eval_sets, partners, rules
+from miles_lite.config.choices import Device, RoutingReplay
 from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.environments import named
@@ -99,18 +99,23 @@ class Config(Serving):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_private(path, json.dumps(self.as_dict(), indent=2))
 
+    def on_device(self, device: Device) -> rules.Rules:
+        """What cannot be where trainers' slots are such devices."""
+        return device_rules.on_device(device, self.parallelism, self.compute, self.debugging)
+
     def contradictions(self) -> rules.Rules:
+        device = self.topology.device
         return [
             *rules.length(self.rollouts, self.optimizer),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
-            *algorithm_rules.all_rules(self.rollouts, self.algorithm, self.evaluation),
+            *algorithm_rules.all_rules(self.rollouts, self.rewards, self.algorithm, self.evaluation),
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),
             *rules.overlap(self.rollouts, self.scheduling, self.updates),
             *rules.sampling(self.rollouts, self.session),
             *rules.rewards(self.rewards, self.data),
             *rules.environment(self.data, self.rollouts, self.evaluation),
             *rules.parallel(self.topology, self.parallelism, self.compute),
-            *rules.adapters(self.lora),
+            *(() if device == "auto" else self.on_device(device)),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
             *debugging_rules.recording(self.debugging, self.topology, steps=self.rollouts.num_rollout),
@@ -122,6 +127,7 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     """Command line to a checked Config, plus what was accepted and ignored. Raises UserError."""
     parser = parser_of(Config, prog=prog)
     config, leftovers = parse_known(parser, expanded(argv, parser, Config), Config)
+    leftovers = dataclasses.replace(leftovers, alone=partners.alone(config))
     if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))

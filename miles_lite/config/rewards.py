@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,6 +17,13 @@ NEED_NO_LABEL = frozenset(
     (RewardRule.RANDOM, RewardRule.IFEVAL, RewardRule.CODE, RewardRule.REMOTE_RM, RewardRule.LLM_JUDGE)
 )
 """Rules that read the row's metadata instead, or nothing."""
+
+
+RANGES: Mapping[RewardRule, tuple[float, float]] = dict.fromkeys(RewardRule, (0.0, 1.0)) | {
+    RewardRule.DAPO: (-1.0, 1.0),
+    RewardRule.REMOTE_RM: (-math.inf, math.inf),
+}
+"""Between which numbers what a rule says under `score` is."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,11 @@ def chosen(given: Iterable[str], *, given_as: str) -> tuple[Chosen, ...]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{given_as}: {', '.join(sorted(twice))} is there twice; give it once, with its weight")
     return rules
+
+
+def least_reward(rules: Iterable[Chosen]) -> float:
+    """Of their weighed sum: -inf where nobody knows."""
+    return sum(min(each.weight * bound for bound in RANGES[each.rule]) for each in rules if each.weight)
 
 
 def _chosen(given: str, given_as: str) -> Chosen:
@@ -94,13 +106,20 @@ class Rewards:
         path=True,
     )
     reward_key: str | None = option(None, help="key of the reward, where a reward is an object (default: score)")
-    eval_reward_key: str | None = option(None, help="the same on held-out prompts (default: --reward-key)")
+    eval_reward_key: str | None = option(
+        None, help="the same on held-out prompts (default: --reward-key)", with_="eval_interval"
+    )
     log_reward_category: str | None = option(None, help="key of an object's text whose shares are logged")
 
     @property
     def rules(self) -> tuple[Chosen, ...]:
         """What --rm-type names. Raises UserError."""
         return chosen(self.rm_type, given_as="--rm-type")
+
+    def least(self, rules: Iterable[Chosen]) -> float | None:
+        """The least reward that rules give; None where it is not known."""
+        found = least_reward(rules)
+        return found if self.reward_key is None and math.isfinite(found) else None
 
     @property
     def judges_groups(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing, WeightUpdates
 from miles_lite.config.environments import is_source
-from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
@@ -139,23 +138,18 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
             f"--tensor-model-parallel-size {tensor}: whole experts are shared out over ranks that hold all of a batch",
         ),
         (
-            sizes.data_parallel_sharding_strategy == "no_shard" and (sizes.shares_layers or topology.device == "cuda"),
+            sizes.data_parallel_sharding_strategy == "no_shard" and sizes.shares_layers,
             "--data-parallel-sharding-strategy no_shard: only on CPU, and without tensor, context or expert "
             "parallelism; leave it out",
         ),
         (
+            sizes.context_parallel_size > 1 and compute.attn_implementation != "auto",
+            f"--attn-implementation {compute.attn_implementation} computes sequence by sequence, and "
+            f"--context-parallel-size {sizes.context_parallel_size} shares rows of packed ones: leave one out",
+        ),
+        (
             compute.recompute_method == "block" and compute.recompute_num_layers is None,
             "--recompute-method block needs --recompute-num-layers: how many layers are computed again",
-        ),
-    ]
-
-
-def adapters(lora: LoRA) -> Rules:
-    """What LoRA needs."""
-    return [
-        (
-            lora.lora_rank == 0 and lora != LoRA(),
-            "--lora-alpha, --target-modules and --lora-dropout need --lora-rank",
         ),
     ]
 
@@ -242,18 +236,6 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
     """What is saved and evaluated."""
     names = evaluation.eval_prompt_data[::2]
     return [
-        (
-            checkpoint.save_interval is not None and checkpoint.save is None,
-            "--save-interval needs --save",
-        ),
-        (
-            checkpoint.save_retain_interval is not None and checkpoint.save is None,
-            "--save-retain-interval needs --save",
-        ),
-        (
-            checkpoint.save_hf is not None and checkpoint.save is None,
-            "--save-hf needs --save: it is written with each checkpoint",
-        ),
         (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
         (len(set(names)) < len(names), "--eval-prompt-data: a name is there twice; give each file another name"),
         (

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
-from miles_lite.hooks import Advantage
+from miles_lite.hooks import Advantage, check_hooks, hooks_of
 from miles_lite.job.due import Due
 from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime, lifetime
 from miles_lite.job.log import open_log
-from miles_lite.job.precheck import check_folders
+from miles_lite.job.precheck import check_folders, check_trainer
 from miles_lite.job.trainer import start_ranks
-from miles_lite.model_folder import context_length
+from miles_lite.model_folder import context_length, vocabulary
 from miles_lite.report import metric_names as names
 from miles_lite.rollout import dump
 from miles_lite.sample import Rollout
 from miles_lite.train.advantages import estimate
 from miles_lite.train.examples import Examples
+
+log = logging.getLogger(__name__)
 
 Step = tuple[Sequence[Rollout], Sequence[Advantage]]
 """The trainable rollouts of a step, and the advantage of each."""
@@ -48,9 +52,10 @@ class Material(Protocol):
 class Supervised:
     """Rows of --prompt-data, which nobody judges."""
 
-    def __init__(self, config: Config, *, context: int) -> None:
+    def __init__(self, config: Config, *, model: Path) -> None:
         """Raises UserError naming the line of a row that cannot be trained."""
-        self._examples = Examples(config, context=context)
+        context = context_length(model, config.context.rollout_max_context_len)
+        self._examples = Examples(config, context=context, vocabulary=vocabulary(model))
         self.steps = self._examples.steps
 
     def step(self, number: int) -> Step:
@@ -60,35 +65,57 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Saved:
-    """The rollouts of --load-debug-rollout-data, as many steps as --num-rollout says, else as there are."""
+    """The rollouts of --load-debug-rollout-data: as many steps as there are, at most --num-rollout."""
 
     config: Config
     pattern: str
+    vocabulary: int
 
-    @property
+    @cached_property
     def steps(self) -> int:
         there = next(step for step in itertools.count() if not dump.path_of(self.pattern, step).is_file())
-        return self.config.rollouts.num_rollout or there
+        return min(self.config.rollouts.num_rollout or there, there)
 
     def step(self, number: int) -> Step:
-        path = dump.path_of(self.pattern, number)
-        rollouts, advantages = estimate(dump.read(path), self.config.algorithm)
+        path, algorithm = dump.path_of(self.pattern, number), self.config.algorithm
+        rollouts, advantages = estimate(dump.read(path, vocabulary=self.vocabulary), algorithm)
         if not rollouts:
             raise UserError(f"--load-debug-rollout-data {path}: none of its rollouts can be trained")
+        names = {rollout.teacher for rollout in rollouts if algorithm.opd_teacher_key is not None}
+        if strange := names - set(algorithm.teachers):
+            known = ", ".join(algorithm.teachers)
+            raise UserError(
+                f"--load-debug-rollout-data {path}: a rollout's teacher is {sorted(strange)[0]!r}, and --opd-teacher "
+                f"knows {known}"
+            )
         return rollouts, advantages
+
+    def check(self) -> None:
+        """Read every step, and say which of --num-rollout there are none of. Raises UserError naming a file that cannot
+        be trained on."""
+        for number in range(max(1, self.steps)):
+            self.step(number)
+        wanted = self.config.rollouts.num_rollout or self.steps
+        if self.steps < wanted:
+            last = dump.path_of(self.pattern, self.steps - 1)
+            log.warning(
+                "--num-rollout is %d: the run ends after step %d, whose file %s is the last", wanted, self.steps, last
+            )
 
 
 def train_alone(config: Config) -> Path:
     """The model folder written at the end. Raises UserError, RunLostError."""
     with lifetime(config) as life:
         model = check_folders(config)
+        check_trainer(config)
+        check_hooks(hooks_of(config.algorithm))
         pattern = config.debugging.load_debug_rollout_data
         material: Material
         if pattern is not None:
-            material = Saved(config, pattern)
-            material.step(0)
+            material = saved = Saved(config, pattern, vocabulary(model))
+            saved.check()
         else:
-            material = Supervised(config, context=context_length(model, config.context.rollout_max_context_len))
+            material = Supervised(config, model=model)
         return _train(config, life, material)
 
 

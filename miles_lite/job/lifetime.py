@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from miles_lite.config.debugging_rules import NO_CUDA_MEMORY
 from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
-from miles_lite.errors import RunLostError, UserError
+from miles_lite.config.rules import refuse_broken
+from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.process.post_mortem import obituary, out_of_memory_kills
@@ -64,9 +64,8 @@ class Lifetime:
         self.parts.callback(disconnect)
         self._ray_logs = connect(self._config.cluster.ray_address)
         layout = place(topology, train=train)
-        if train and layout.device == "cpu" and self._config.debugging.record_memory_history:
-            raise UserError(NO_CUDA_MEMORY)
         self.parts.callback(layout.remove)
+        refuse_broken(self._config.on_device(layout.device) if train else [])
         self._config.write()
         return layout
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
+from miles_lite.config.algorithm_rules import too_low, too_low_words
 from miles_lite.config.folders import check_folder
 from miles_lite.config.options import Config
 from miles_lite.config.rewards import Rewards
 from miles_lite.config.rollouts import mixed
+from miles_lite.config.rules import refuse_broken
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 from miles_lite.engine.heads import check_head
@@ -25,14 +30,18 @@ from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.engine_plans import check_engines
-from miles_lite.train.shapes import check_shapes
+from miles_lite.train.model_rules import check_models
+from miles_lite.train.served_teacher import ServedTeacher
 
 log = logging.getLogger(__name__)
 
 
-def check_inputs(config: Config) -> None:
-    """Folders, template, prompts and their lengths, hook files, engines. Raises UserError at a flaw."""
+def check_inputs(config: Config, *, trains: bool = True) -> None:
+    """Folders, template, prompts and their lengths, hook files, engines, and what `trains`. Raises UserError at a
+    flaw."""
     model = check_folders(config)
+    if trains:
+        check_trainer(config)
     check_head(model)
     limit = prompt_limit(model, config)
     check_hooks(hooks_of(config.rollouts, config.rewards, config.evaluation, config.session, config.algorithm))
@@ -50,6 +59,7 @@ def check_inputs(config: Config) -> None:
     for source, _ in mixed(config.data.prompt_data):
         prompts = load_prompts(source, config.data)
         check_teachers(head(prompts), config.algorithm)
+        check_row_rewards(head(prompts), config, source=source)
         check_prompts(prompts, source=source)
         if config.data.overlong_prompts == "error":
             check_lengths(head(prompts), count, limit=limit, source=source)
@@ -90,6 +100,14 @@ def check_row_rules(prompts: Iterable[Prompt], *, source: str) -> None:
             check_packages(each.rule for each in row_rules(prompt.metadata, ()))
 
 
+def check_row_rewards(prompts: Iterable[Prompt], config: Config, *, source: str) -> None:
+    """Refuse rows whose rules give rewards that the estimator cannot take. Raises UserError naming the line."""
+    for prompt in prompts:
+        if too_low(config.rewards, row_rules(prompt.metadata, ()), config.algorithm):
+            where = f"{source}, line {prompt.row}: the rm_type of its metadata"
+            raise UserError(too_low_words(where, config.algorithm))
+
+
 def check_teachers(prompts: Iterable[Prompt], algorithm: Algorithm) -> None:
     """Refuse prompts without a teacher, where each is to name one. Raises UserError naming the first one's line."""
     key = algorithm.opd_teacher_key
@@ -103,16 +121,25 @@ def check_teachers(prompts: Iterable[Prompt], algorithm: Algorithm) -> None:
             )
 
 
+def check_trainer(config: Config) -> None:
+    """What ranks will load, on which devices, and whom they ask. Raises UserError."""
+    if no_gpu_here(config):
+        refuse_broken(config.on_device("cpu"))
+    check_models(config)
+    algorithm = config.algorithm
+    for where in filter(is_url, algorithm.teachers.values()):
+        ServedTeacher(where, likeliest=algorithm.opd_log_prob_top_k).check()
+
+
+def no_gpu_here(config: Config) -> bool:
+    """Whether it is known before Ray is that slots will be CPUs: it starts on this machine, which has nothing else."""
+    joins = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    return config.topology.device == "auto" and not joins and not torch.cuda.is_available()
+
+
 def check_folders(config: Config) -> Path:
-    """The folders that are read and those that will be written, and whether train ranks can share the model; returns
-    its folder. Raises UserError."""
+    """The folders that are read and those that will be written; returns the model's. Raises UserError."""
     model = check_model_folder(config.model.hf_checkpoint)
-    check_shapes(model, config.parallelism)
-    if config.algorithm.compares and config.checkpoint.ref_load is not None:
-        check_model_folder(config.checkpoint.ref_load, given_as="--ref-load")
-    for where in config.algorithm.teachers.values():
-        if not is_url(where):
-            check_model_folder(where, given_as="--opd-teacher")
     written = {
         "--run-dir": config.run.run_dir,
         "--load": config.checkpoint.load,

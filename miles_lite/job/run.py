@@ -124,7 +124,7 @@ class TrainingRun(Run):
 def rolling_out(config: Config) -> Iterator[Run]:
     """A run that does not train. Raises UserError, RunLostError."""
     with lifetime(config) as life:
-        check_inputs(config)
+        check_inputs(config, trains=False)
         starting = _begin(config, life, life.connect(config.topology, train=False))
         sinks = open_log(config, life, resumed=False)
         servers = starting.started()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from miles_lite.config.algorithms import ADVANTAGES
+from miles_lite.config.training import Algorithm
 from miles_lite.errors import RolloutError, Where
 
 AGENT_TOTALS = ("turns", "tool_calls")
@@ -38,6 +39,17 @@ def check_rewards(metadata: Mapping[str, object], estimator: str) -> None:
             raise RolloutError(
                 Where.REWARD, f"`{known.reads}` must hold finite numbers, or None ({estimator} reads it): {value!r:.80}"
             )
+
+
+def check_reward(reward: float | None, options: Algorithm) -> None:
+    """Refuse a reward that means nothing to the advantage estimator, unless another takes its place. Raises
+    RolloutError."""
+    least, name = options.estimator.least_reward, options.advantage_estimator
+    earned = options.custom_reward_post_process_path is None
+    if earned and least is not None and reward is not None and reward < least:
+        raise RolloutError(
+            Where.REWARD, f"the reward is {reward:g}, and --advantage-estimator {name} takes none below {least:g}"
+        )
 
 
 def agent_report(metadata: Mapping[str, object]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
-from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_rewards
+from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_reward, check_rewards
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import Given, load_environment
@@ -126,7 +126,10 @@ class AgentWorker:
         judging, limit, ask = self._judging, self._config.rollouts.rollout_timeout, self._asking(task)
         assert judging is not None
         try:
-            return await self._agents.run(lambda: judging.group(rollouts, task.prompt, ask=ask), timeout=limit)
+            rewards = await self._agents.run(lambda: judging.group(rollouts, task.prompt, ask=ask), timeout=limit)
+            for reward in () if task.evaluation else rewards:
+                check_reward(reward, self._config.algorithm)
+            return rewards
         except OutOfTimeError:
             return Failure(Where.TIMEOUT, f"the group's rewards took over {limit:.0f} s (--rollout-timeout)")
         except Exception as error:  # noqa: BLE001 - users' code may raise anything
@@ -189,6 +192,8 @@ class AgentWorker:
             at, judged = Where.REWARD, time.monotonic()
             reward = await judging.reward(rollout, task.prompt, evaluation=task.evaluation, ask=ask)
             rollout.spans.reward = time.monotonic() - judged
+            if not task.evaluation:
+                check_reward(reward, self._config.algorithm)
             return reward
 
         try:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from miles_lite.errors import UserError, Where, user_error, writing
+from miles_lite.model_folder import foreign_id
 from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Status
 
 ARRAYS = {
@@ -57,18 +58,23 @@ def write(path: Path, rollout_id: int, groups: Sequence[Group]) -> None:
         temporary.replace(path)
 
 
-def read(path: Path) -> list[Group]:
-    """What `write` was given. Raises UserError for a file that is missing, or none of its."""
+def read(path: Path, *, vocabulary: int | None = None) -> list[Group]:
+    """What `write` was given. Raises UserError for a file that is missing, or none of its, and for a sample with ids
+    that a model of `vocabulary` has not."""
     if not path.is_file():
         raise UserError(f"--load-debug-rollout-data: no file {path}: --save-debug-rollout-data of a run writes it")
     with user_error(f"--load-debug-rollout-data {path}: not as --save-debug-rollout-data writes it", *DAMAGED):
-        return _groups(torch.load(path, weights_only=True, map_location="cpu"), path)
+        return _groups(torch.load(path, weights_only=True, map_location="cpu"), vocabulary)
 
 
-def _groups(whole: dict[str, Any], path: Path) -> list[Group]:
+def _groups(whole: dict[str, Any], vocabulary: int | None) -> list[Group]:
     samples: dict[int, list[Sample]] = {}
     for told in whole["samples"]:
-        samples.setdefault(told["index"], []).append(_sample(told, f"{path}, rollout {told['index']}"))
+        mine = samples.setdefault(told["index"], [])
+        where = f"rollout {told['index']}, sample {len(mine)}"
+        mine.append(_sample(told, where))
+        if vocabulary is not None and (strange := foreign_id(mine[-1].tokens, vocabulary)) is not None:
+            raise ValueError(f"{where}: {strange}")
     groups: dict[int, Group] = {}
     for told in whole["metadata"]["rollouts"]:
         group = groups.setdefault(told["group_index"], Group(told["group_index"], told["prompt"]))
@@ -86,6 +92,7 @@ def _told(group: Group, rollout: Rollout) -> dict[str, Any]:
         "rollout_status": rollout.status.value,
         "failure": None if rollout.failure is None else [rollout.failure.where.value, rollout.failure.why],
         "rollout_metadata": rollout.metadata,
+        "teacher": rollout.teacher,
     }
 
 
@@ -108,6 +115,7 @@ def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
         status=Status(told["rollout_status"]),
         failure=None if told["failure"] is None else Failure(Where(told["failure"][0]), told["failure"][1]),
         metadata=told["rollout_metadata"],
+        teacher=told.get("teacher", ""),  # files of before have none
     )
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
@@ -185,7 +186,8 @@ class RolloutManager:
             for at, group in enumerate(groups):
                 group.rollouts = list(rollouts[at * count : (at + 1) * count])
             if self._config.rewards.judges_groups:
-                await asyncio.gather(*map(self._judge, groups, prompts))
+                judge = partial(self._judge, evaluation=True)
+                await asyncio.gather(*map(judge, groups, prompts))
             metrics |= eval_metrics(name, groups)
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
@@ -296,11 +298,12 @@ class RolloutManager:
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
 
-    async def _judge(self, group: Group, prompt: Prompt) -> None:
+    async def _judge(self, group: Group, prompt: Prompt, *, evaluation: bool = False) -> None:
         """Give the rollouts of a group that broke nowhere their rewards, together."""
         worker = min(self._workers, key=self._load.__getitem__)
         session = min(self._stack.sessions, key=self._load.__getitem__)
-        task = Task(-1, group.index, prompt, session.told, {}, router_url=self._stack.router_url)
+        url = self._stack.router_url
+        task = Task(-1, group.index, prompt, session.told, {}, evaluation=evaluation, router_url=url)
         said = await judge_together(await worker.serving(), task, group.judged)
         for at, rollout in enumerate(group.judged):
             if isinstance(said, Failure):

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from miles_lite.config.lora import LoRA
+from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
 from miles_lite.train.norms import local
 from miles_lite.train.packing import Packed
@@ -74,13 +75,14 @@ class WithoutAdapters(Policy):
 def adapt(model: PreTrainedModel, options: LoRA, *, base: str) -> PreTrainedModel:
     """Put adapters into a model, which may be on the meta device; only they get gradients. `base` names the model.
 
-    Raises UserError where peft is missing, or --target-modules names no linear layer.
+    Raises UserError where peft is missing, or --target-modules names what is no linear layer, or the head.
     """
     import_transformers()
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("--lora-rank needs the package peft: pip install 'miles_lite[lora]'") from None
+    _check_targets(model, options)
     config = LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number does
@@ -101,6 +103,25 @@ def adapt(model: PreTrainedModel, options: LoRA, *, base: str) -> PreTrainedMode
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return model
+
+
+def _check_targets(model: PreTrainedModel, options: LoRA) -> None:
+    """Each name is some part's, and none the head's, which scores without adapters (`Policy.scored`)."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    parts = {f".{name}": part for name, part in (*model.named_modules(), *model.named_parameters())}
+    for target in () if options.every_layer else options.target_modules:
+        found = [part for name, part in parts.items() if name.endswith(f".{target}")]
+        if not found:
+            known = linear_layers(model)
+            raise UserError(
+                f"--target-modules {target}: the model has no such layer{nearest(target, known)}. It has "
+                f"{', '.join(known)}"
+            )
+        if any(part is head for part in found):
+            raise UserError(
+                f"--target-modules {target}: the model's head gets no adapters, as its own weight scores tokens: leave "
+                "it out"
+            )
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

@@ -13,16 +13,18 @@ import orjson
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, user_error
+from miles_lite.model_folder import foreign_id
 from miles_lite.sample import NOT_SAMPLED, Held, Rollout, Sample
 
 
 class Examples:
     """The rows of --prompt-data, `--rollout-batch-size` per step."""
 
-    def __init__(self, config: Config, *, context: int) -> None:
-        """Raises UserError naming the line of a row that cannot be trained."""
+    def __init__(self, config: Config, *, context: int, vocabulary: int) -> None:
+        """Of a model that reads `context` tokens at once, of `vocabulary` ids. Raises UserError naming the line of a
+        row that cannot be trained."""
         self._config = config
-        self._samples = _read(Path(config.data.prompt_data).expanduser(), context)
+        self._samples = _read(Path(config.data.prompt_data).expanduser(), context, vocabulary)
 
     @property
     def steps(self) -> int:
@@ -48,7 +50,7 @@ class Examples:
         return self._samples[int(order[offset])]
 
 
-def _read(path: Path, context: int) -> list[Sample]:
+def _read(path: Path, context: int, vocabulary: int) -> list[Sample]:
     with user_error(f"--prompt-data: cannot read {path}", OSError):
         lines = path.read_bytes().splitlines()
     samples = []
@@ -58,10 +60,12 @@ def _read(path: Path, context: int) -> list[Sample]:
         with user_error(needed, KeyError, TypeError, ValueError):
             row = orjson.loads(line)
             ids, mask = np.asarray(row["input_ids"], np.int32), np.asarray(row["loss_mask"], np.uint8)
-        if ids.ndim != 1 or ids.shape != mask.shape or mask.max(initial=0) > 1 or ids.min(initial=0) < 0:
+        if ids.ndim != 1 or ids.shape != mask.shape or mask.max(initial=0) > 1:
             raise UserError(f"{where}: input_ids and loss_mask (0 or 1) must be lists of one length")
         if len(ids) > context:
             raise UserError(f"{where}: {len(ids)} tokens, but the model's context is {context}")
+        if (strange := foreign_id(ids, vocabulary)) is not None:
+            raise UserError(f"{where}: {strange}")
         if mask.any():
             samples.append(example(ids, mask))
     if not samples:

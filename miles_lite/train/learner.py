@@ -62,6 +62,7 @@ class Learner:
         self._asked = Recompute(
             self.policy, self.reference, self.teachers, self.algorithm, self.device, clock=self.clock
         )
+        self._vocabulary = int(self.policy.model.config.get_text_config().vocab_size)
         self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
         self._routing = replayed(self.policy, self.device, self.algorithm)
         options = self.options
@@ -83,7 +84,7 @@ class Learner:
         Raises ValueError for a batch that breaks its contract, UserError for a gradient that is not finite.
         """
         tally = self._tally()
-        steps = self._prepare(check(batch))
+        steps = self._prepare(check(batch, vocabulary=self._vocabulary))
         self._asked.fill(steps, self.strategy.mesh)
         with self.clock("actor_train"):
             norms = [self._step(passes, tally, first=number == 0) for number, passes in enumerate(steps)]
@@ -161,10 +162,12 @@ class Learner:
         if values and each.values is not None and each.returns is not None:
             parts.append((value_loss(values[0], each.values, each.returns, algorithm), packed.weights))
         loss = self._add_up(parts, tally)
+        if not self._rolled_out:
+            return loss
         ess = policy.sequences.effective_ratio(policy.logratio)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         before_update = new.detach() if first else each.old
-        if self._rolled_out and before_update is not None:
+        if before_update is not None:
             sums, largest = gaps(packed, before_update)
             tally.add(sums)
             tally.top(LARGEST, largest)
@@ -196,7 +199,7 @@ class Learner:
         report = {f"train/{name}": totals[name] / steps for name in self._per_loss}
         if self._rolled_out:
             report |= gap_report(totals)
-        report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])
+            report["train/ess_ratio"] = totals["ess_ratio"] / max(1.0, totals["sequences"])
         if self._routing is not None:
             known, missing = totals["routes_replayed"], totals["routes_missing"]
             report["train/routes_differ"] = totals["routes_differ"] / max(1.0, known)

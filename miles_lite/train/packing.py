@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miles_lite.model_folder import foreign_id
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
@@ -135,8 +136,9 @@ class Rows:
         return alone if self.layout is None else self.layout.pairs
 
 
-def check(batch: Batch[Sample]) -> Batch[Sample]:
-    """Refuse a batch that breaks its own contract; returns it. Raises ValueError naming the sample and field."""
+def check(batch: Batch[Sample], *, vocabulary: int) -> Batch[Sample]:
+    """Refuse a batch that breaks its own contract, or has ids that a model of so many does not; returns it. Raises
+    ValueError naming the sample and field."""
     size = len(batch.samples)
     for name in ("advantages", "rewards", "rollouts", "groups", "rollout_tokens", "prompt_tokens"):
         if getattr(batch, name).shape != (size,):
@@ -148,6 +150,8 @@ def check(batch: Batch[Sample]) -> Batch[Sample]:
     for index, sample in enumerate(batch.samples):
         where = f"batch {batch.rollout_id}, sample {index}"
         sample.validate(where)
+        if (strange := foreign_id(sample.tokens, vocabulary)) is not None:
+            raise ValueError(f"{where}: {strange}")
         if len(sample) and sample.loss_mask[0]:
             raise ValueError(f"{where}: its first token is trained, but nothing predicts it")
         if sample.trained_tokens > batch.rollout_tokens[index]:

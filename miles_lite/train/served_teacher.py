@@ -16,10 +16,13 @@ import numpy as np
 
 from miles_lite.errors import UserError, user_error
 from miles_lite.sample import Sample
+from miles_lite.train.examples import example
 
 REQUESTS = 16
 """Samples that a server is asked about at once."""
 SECONDS = 300.0
+PROBE_SECONDS = 20.0
+"""How long one that is idle may take over two tokens."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class ServedTeacher:
         client = httpx.Client(base_url=self.url, timeout=SECONDS, trust_env=False)
         with client, ThreadPoolExecutor(REQUESTS) as pool:
             return list(pool.map(lambda sample: self._ask(client, sample), samples))
+
+    def check(self) -> None:
+        """Ask it about two tokens. Raises UserError for one that is not there, or does not say what is needed."""
+        two = example(np.array([0, 1], np.int32), np.array([0, 1], np.uint8))
+        with httpx.Client(base_url=self.url, timeout=PROBE_SECONDS, trust_env=False) as client:
+            self._ask(client, two)
 
     def _ask(self, client: httpx.Client, sample: Sample) -> Taught:
         body = {

@@ -18,6 +18,7 @@ from miles_lite.errors import UserError
 
 NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
 TAUGHT = ("--opd-log-prob-top-k", "4", "--opd-loss-coef", "1", "--opd-teacher")
+MAXRL = ("--advantage-estimator", "maxrl", "--n-samples-per-prompt", "2", "--label-key", "l", "--rm-type")
 EIGHT = ("--actor-num-gpus-per-node", "8")
 UNBOUNDED = ("--entropy-coef", "--reward-chance")
 SURFACE = Path(__file__).parent / "cli_surface.txt"
@@ -132,7 +133,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--calculate-per-token-loss", "--loss-reduction", "prompt"], "contradicts --loss-reduction prompt"),
         (["--loss-type", "sapo", "--eps-clip-c", "3"], "sapo has no dual clip"),
         (["--entropy-clamp", "2"], "needs --entropy-coef"),
-        (["--tis-mode", "mask"], "--tis-mode and --tis-level need --use-tis"),
+        (["--tis-mode", "mask"], "--tis-mode needs --use-tis"),
         (["--rs-lower-bound", "3"], "is above --rs-upper-bound"),
         (["--use-rs", "--use-rollout-logprobs"], "exclude each other"),
         (["--kl-coef", "0.1", "--use-kl-loss", "--kl-loss-coef", "0.1"], "in the rewards or in the loss"),
@@ -141,6 +142,8 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--advantage-estimator", "ppo", "--disable-rewards-normalization"], "ppo has no such choice"),
         (["--use-opd"], "--use-opd needs --opd-teacher"),
         (["--advantage-estimator", "on_policy_distillation"], "needs --opd-teacher"),
+        ([*MAXRL, "dapo"], "--rm-type dapo gives rewards below 0.0, and --advantage-estimator maxrl takes none"),
+        ([*MAXRL, "math", "f1=-0.5"], "--rm-type math f1=-0.5 gives rewards below 0.0"),
         (["--opd-teacher", "a", "b"], "several need a name each"),
         (["--opd-teacher", "x=a", "y=b"], "it says which of them a prompt has"),
         (["--opd-teacher", "http://h:1", "--opd-type", "megatron"], "must be a folder"),
@@ -161,6 +164,13 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
 def test_bad_flags_get_one_clear_message(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse([*NEEDED, *flags])
+
+
+@pytest.mark.parametrize(
+    "more", [("f1",), ("remote_rm", "--rm-url", "http://h"), ("dapo", "--custom-reward-post-process-path", "a.b")]
+)
+def test_rewards_that_may_suit_the_estimator_are_let_through(more: tuple[str, ...]) -> None:
+    parse([*NEEDED, *MAXRL, *more])
 
 
 def test_other_launchers_names_of_an_option_are_that_option() -> None:

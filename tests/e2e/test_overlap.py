@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from miles_lite.rollout import dump
-from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
-from tests.e2e.test_train import accounted
+from tests.e2e.job import Prepared, assert_nothing_left, rows, run, start, values, wait_for
+from tests.e2e.test_train import accounted, interrupted, last_saved
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+STEPS = 6
 
 
 def overlapping(prepared: Prepared, run_dir: Path, *extra: str) -> list[str]:
@@ -29,36 +32,37 @@ def ages(run_dir: Path, steps: int) -> dict[int, set[int]]:
     return found
 
 
-def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill(
+def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_ctrl_c_and_after_a_kill(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
     save, log = tmp_path / "checkpoints", tmp_path / "log"
-    common = ["--max-weight-staleness", "1", "--save", str(save), "--save-interval", "1", "--num-rollout", "5"]
-    flags = overlapping(prepared, run_dir, *common)
+    bound = ["--max-weight-staleness", "1", "--save", str(save), "--load", str(save), "--save-interval", "1"]
+    flags = overlapping(prepared, run_dir, *bound, "--num-rollout", str(STEPS))
+    stopped = interrupted(flags, signal.SIGINT, run_dir=run_dir, mark=mark, log=log)
+    assert last_saved(save) == stopped
+
     process = start("train", flags, mark=mark, log=log)
-
-    def saved() -> bool:
-        latest = save / "latest_checkpointed_iteration.txt"
-        return latest.exists() and int(latest.read_text()) >= 1
-
-    wait_for("two checkpoints", saved, timeout=300, process=process, log=log)
+    wait_for("a checkpoint", lambda: last_saved(save) > stopped, timeout=300, process=process, log=log)
     process.kill()
     process.wait(10)
     assert_nothing_left(mark, within=30)
-    state = json.loads((save / "rollout" / "global_dataset_state_dict_1.json").read_text())
+    state = json.loads((save / "rollout" / f"global_dataset_state_dict_{last_saved(save)}.json").read_text())
     assert state["accounts"]["started"] > state["accounts"]["trained"], "nothing ran ahead"
 
-    run("train", [*flags, "--load", str(save)], mark=mark, log=tmp_path / "log2")
+    shared = ["--update-weight-transfer-mode", "tensor", "--check-weight-update-equal"]
+    run("train", [*flags, *shared], mark=mark, log=tmp_path / "log2")
     summary = json.loads((run_dir / "summary.json").read_text())
     assert accounted(summary)
-    assert summary["prompts_started"] == summary["prompts_trained"] == 5 * 4
+    assert summary["prompts_started"] == summary["prompts_trained"] == STEPS * 4
     assert summary["prompts_unused"] == 0
-    by_step = ages(run_dir, 5)
+    assert last_saved(save) == STEPS - 1
+    assert {int(row["train/step"]) for row in rows(run_dir) if "train/loss" in row} == set(range(STEPS))
+    by_step = ages(run_dir, STEPS)
     assert max(set().union(*by_step.values())) == 1, "nothing overlapped"
     assert max(values(run_dir, "rollout/fully_async/max_staleness")) == 1
     assert max(values(run_dir, "rollout/fully_async/in_flight")) > 0
-    rows = [group.prompt["row"] for step in range(5) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
-    assert len(set(rows)) == 5 * 4, "a prompt was trained twice"
+    trained = [group.prompt["row"] for step in range(STEPS) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
+    assert len(set(trained)) == STEPS * 4, "a prompt was trained twice"
     assert_nothing_left(mark)
 
 

@@ -42,6 +42,7 @@ def test_generate_reward_filter_and_post_process_of_miles(tiny_model: Path, tmp_
     assert max(values(run_dir, "train/logprob_abs_diff"), default=0.0) <= 1e-3
 
 
+@pytest.mark.slow
 def test_rollouts_of_a_prompt_are_judged_together(tiny_model: Path, tmp_path: Path, mark: str) -> None:
     data, run_dir = tmp_path / "prompts.jsonl", tmp_path / "run"
     data.write_text(json.dumps({"input": "say", "label": "zz"}) + "\n")
@@ -131,6 +132,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 def test_a_translated_launcher_trains_after_its_paths_and_sizes_are_replaced(
     tiny_model: Path, tmp_path: Path, mark: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
@@ -11,6 +12,7 @@ from miles_lite.job.due import Due
 from miles_lite.job.lifetime import lifetime
 from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
+from tests.http_server import Request, http_server
 from tests.models import make_tiny_moe
 
 
@@ -81,6 +83,50 @@ def test_a_byte_order_mark_and_what_breaks_lines_in_text_are_no_flaws(tiny_model
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"input": "one\u2028two\x85"}\n', encoding="utf-8-sig")
     check_inputs(config(tiny_model, tmp_path, "--prompt-data", str(rows)))
+
+
+def test_a_row_whose_rule_the_estimator_cannot_take_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    flags = ["--prompt-data", str(rows), "--n-samples-per-prompt", "2", "--advantage-estimator"]
+    rows.write_text('{"input": "a", "metadata": {"rm_type": "f1"}}\n{"input": "a", "metadata": {"rm_type": "dapo"}}\n')
+    with pytest.raises(UserError, match=r"line 2: the rm_type of its metadata gives rewards below 0.*maxrl takes none"):
+        check_inputs(config(tiny_model, tmp_path, *flags, "maxrl"))
+    check_inputs(config(tiny_model, tmp_path, *flags, "rloo"))
+
+
+def test_a_model_that_the_trainer_cannot_take_is_rolled_out_alone(tiny_model: Path, tmp_path: Path) -> None:
+    given = config(tiny_model, tmp_path, "--use-rollout-routing-replay")
+    with pytest.raises(UserError, match="has no router that chooses experts"):
+        check_inputs(given)
+    check_inputs(given, trains=False)
+
+
+def test_what_needs_gpus_is_refused_before_ray_starts_where_there_are_none(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it starts elsewhere: there it is refused when the slots are known."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = config(tiny_model, tmp_path, "--attn-implementation", "flash_attention_2")
+    with pytest.raises(UserError, match="--attn-implementation flash_attention_2 needs GPUs"):
+        check_inputs(given)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_inputs(given)
+
+
+def test_a_teacher_is_asked_before_anything_starts(tiny_model: Path, tmp_path: Path) -> None:
+    def answer(request: Request) -> object:
+        ids = request.body["input_ids"]
+        told = [[-0.5 * at, each, None] for at, each in enumerate(ids)]
+        return {"meta_info": {"input_token_logprobs": told}}
+
+    with http_server(answer) as url:
+        check_inputs(config(tiny_model, tmp_path, "--opd-teacher", url))
+        top_k = ("--opd-loss-coef", "1", "--opd-log-prob-top-k", "4", "--opd-top-k-strategy", "only-teacher")
+        with pytest.raises(UserError, match=f"--opd-teacher {url}: no logprobs: 'input_top_logprobs'"):
+            check_inputs(config(tiny_model, tmp_path, "--opd-teacher", url, *top_k))
+    with pytest.raises(UserError, match=f"--opd-teacher {url}: no logprobs: .*[Rr]efused"):
+        check_inputs(config(tiny_model, tmp_path, "--opd-teacher", url))
 
 
 @pytest.mark.parametrize("flag", ["--run-dir", "--load", "--save", "--save-hf", "--trajectory-dir"])

@@ -24,6 +24,8 @@ JOB = {
     "NUM_GPUS": "8",
     "MASTER_ADDR": "head-node",
     "WORKER_HOSTS": "worker-node",
+    "IMAGE": "registry.example/miles-lite:1",
+    "CLAIM": "runs",
     "RAY_AUTH_TOKEN": "a-ray-token",
     "WANDB_API_KEY": "a-wandb-key",
 }

@@ -15,7 +15,7 @@ from miles_lite.config.options import parse
 from miles_lite.rollout import agent_output
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.sample import Failure, Rollout, Sample, Status
 from miles_lite.traces import atraj
 from tests.session.engine import STOP, answer, bench, failure
 
@@ -72,6 +72,41 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
     assert (rollout.status, rollout.reward) == (Status.ABORTED, None)
     assert str(rollout.failure) == "timeout: the agent function did not finish within 2 s (--rollout-timeout)"
     assert rollout.samples
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_a_reward_that_means_nothing_to_the_estimator_fails_its_rollout(
+    evaluation: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """But for one of a held-out prompt, which nobody estimates."""
+    agent = tmp_path / "loses.py"
+    agent.write_text(
+        "from miles_lite.environments import single_turn\n\n\n"
+        "async def run(**given):\n    return await single_turn.run(**given) | {'reward': -1}\n\n\n"
+        "async def judge(config, rollouts, **given):\n    return [-0.5] * len(rollouts)\n"
+    )
+    flags = [*FLAGS[:8], "--n-samples-per-prompt", "2", "--advantage-estimator", "maxrl"]
+    config, _ = parse(
+        [*flags, "--custom-agent-function-path", f"{agent}:run", "--custom-group-rm-path", f"{agent}:judge"]
+    )
+
+    async def run() -> tuple[Rollout, list[float | None] | Failure]:
+        async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
+            worker = AgentWorker(0, config)
+            await worker.start()
+            task = Task(7, 2, Prompt(row=3, input="hello"), bench_.client.url, {"temperature": 1.0}, evaluation)
+            rollout, _ = await worker.run(task)
+            together = await worker.judge(task, [rollout])
+            await worker.stop()
+            return rollout, together
+
+    rollout, together = asyncio.run(run())
+    if evaluation:
+        assert (rollout.reward, rollout.failure, together) == (-1.0, None, [-0.5])
+    else:
+        words = "reward: RolloutError: the reward is {}, and --advantage-estimator maxrl takes none below 0"
+        assert (rollout.reward, str(rollout.failure)) == (None, words.format(-1))
+        assert str(together) == words.format(-0.5)
 
 
 BAD = """

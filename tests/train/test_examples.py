@@ -37,11 +37,11 @@ def test_every_row_is_taken_once_per_epoch(
     options = config(path, *flags)
     taken = []
     for step in range(rows):  # `size` epochs
-        rollouts = Examples(options, context=8).rollouts(step)
+        rollouts = Examples(options, context=8, vocabulary=64).rollouts(step)
         assert all(rollout.reward is None for rollout in rollouts)
         taken += [int(sample.tokens[-1]) for rollout in rollouts for sample in rollout.fetch()]
     assert sorted(taken) == sorted([10 + number for number in range(rows)] * size)
-    assert Examples(options, context=8).steps == -(-rows // size)
+    assert Examples(options, context=8, vocabulary=64).steps == -(-rows // size)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,16 @@ def test_every_row_is_taken_once_per_epoch(
         ({"input_ids": [1], "loss_mask": [1, 0]}, "line 2: .* of one length"),
         ({"input_ids": [1, 2], "loss_mask": [0, 3]}, "line 2: .* of one length"),
         ({"input_ids": [1] * 9, "loss_mask": [1] * 9}, "line 2: 9 tokens, but the model's context is 8"),
+        ({"input_ids": [1, 64], "loss_mask": [0, 1]}, "line 2: token 1 has the id 64, and the model has 64 ids"),
+        ({"input_ids": [-1, 3], "loss_mask": [0, 1]}, "line 2: token 0 has the id -1"),
     ],
 )
 def test_a_row_that_cannot_be_trained_is_named(bad: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        Examples(config(write(tmp_path / "rows", [row(3), bad]), "--rollout-batch-size", "1"), context=8)
+        Examples(config(write(tmp_path / "rows", [row(3), bad]), "--rollout-batch-size", "1"), context=8, vocabulary=64)
 
 
 def test_a_file_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
     nothing = write(tmp_path / "rows", [{"input_ids": [1], "loss_mask": [0]}])
     with pytest.raises(UserError, match="no row with a trained token"):
-        Examples(config(nothing, "--rollout-batch-size", "1"), context=8)
+        Examples(config(nothing, "--rollout-batch-size", "1"), context=8, vocabulary=64)

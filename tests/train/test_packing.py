@@ -129,11 +129,13 @@ def test_nothing_to_train_is_a_pass_all_the_same(model_dir: Path) -> None:
 def test_a_batch_that_breaks_its_contract_is_refused() -> None:
     samples = make_samples(5, 2)
     with pytest.raises(ValueError, match="advantages has shape"):
-        check(make_batch(samples, [1.0]))
+        check(make_batch(samples, [1.0]), vocabulary=512)
     first = make_batch(samples, [1, 1])
     first.rollout_tokens[1] = 0
     with pytest.raises(ValueError, match=r"sample 1: .* trained tokens, more than its rollout_tokens"):
-        check(first)
+        check(first, vocabulary=512)
+    with pytest.raises(ValueError, match=r"sample 0: token 0 has the id \d+, and the model has 1 ids"):
+        check(make_batch(samples, [1, 1]), vocabulary=1)
     samples[0].loss_mask[0], samples[0].weight_versions[0] = 1, 0
     with pytest.raises(ValueError, match="sample 0: its first token is trained"):
-        check(make_batch(samples, [1, 1]))
+        check(make_batch(samples, [1, 1]), vocabulary=512)

@@ -19,10 +19,12 @@ from miles_lite.config.training import Algorithm
 from miles_lite.hooks import load_hook
 from miles_lite.rollout.filters import FILTERS
 from miles_lite.rollout.rewards import REWARDS
+from miles_lite.train.advantages import load_advantage
 from miles_lite.train.credit import load_tokens
 from miles_lite.train.losses.objective import metric_names
 from miles_lite.train.reductions import REDUCTIONS
 from tests.metric_names import undocumented
+from tests.rollout.helpers import make_rollout, make_sample
 
 REPO = Path(__file__).parents[2]
 ALGORITHMS = (REPO / "docs" / "algorithms.md").read_text(encoding="utf-8")
@@ -85,6 +87,21 @@ def test_the_page_has_a_row_for_each_with_its_papers_and_flags(title: str) -> No
         assert not cited or told & (cited | REUSED), f"{name}: the page cites {told}, its modules {cited}"
         flags = {f"--{flag.replace('_', '-')}" for flag in entry.flags}
         assert flags <= set(re.findall(r"--[\w-]+", table[name])), name
+
+
+def test_the_page_says_which_estimators_equal_rewards_teach() -> None:
+    """All others say exactly nothing of a group whose rewards are equal."""
+    rollouts = [make_rollout(at, 0, make_sample(size + 2, size), reward=0.7) for at, size in enumerate((1, 2, 5, 3))]
+
+    def teach(name: str, **flags: bool) -> bool:
+        options = Algorithm(advantage_estimator=name, **flags)  # type: ignore[arg-type]
+        return any(load_advantage(options.estimator.path)(rollouts, options))
+
+    taught = {name for name in ADVANTAGES if teach(name)}
+    flag = "disable_rewards_normalization"
+    assert all(teach(name, **{flag: True}) for name, each in ADVANTAGES.items() if flag in each.flags)
+    assert taught == {"reinforce_plus_plus", "ppo"}
+    assert "but of `reinforce_plus_plus` and `ppo`, and with\n`--disable-rewards-normalization`" in ALGORITHMS
 
 
 def papers(text: str) -> set[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from miles_lite.sample import NOT_SAMPLED
 from miles_lite.train import utilisation
 from miles_lite.train.flops import flops
 from miles_lite.train.packing import Form, forward_passes
@@ -44,6 +47,28 @@ def test_tokens_pairs_and_padding_are_counted_as_they_are_computed(form: Form) -
     padded = Meter(make_model("qwen3"), CPU, tile=64).work(passes)["positions"]
     assert padded % 64 == 0
     assert padded > computed
+
+
+@pytest.mark.parametrize("form", Form)
+def test_what_follows_the_last_trained_token_is_neither_computed_nor_saved(form: Form) -> None:
+    samples = branches()
+    told: dict[str, Any] = {"loss_mask": 0, "logprobs": 0, "temperatures": 1, "weight_versions": NOT_SAMPLED}
+    works = []
+    for length in (0, 40):
+        longer = [
+            dataclasses.replace(
+                sample,
+                tokens=np.r_[sample.tokens, np.arange(length, dtype=np.int32)],
+                **{name: np.pad(getattr(sample, name), (0, length), constant_values=v) for name, v in told.items()},
+            )
+            for sample in samples
+        ]
+        batch = make_batch(longer, [1.0] * 3)
+        passes = forward_passes(batch, range(3), shares=shares_of(batch), limit=10**6, form=form)
+        works.append(Meter(make_model("qwen3"), CPU, tile=1).work(passes))
+    assert works[0] == works[1]
+    shared = samples[0].prompt_length + 1 if form is Form.TREE else 0
+    assert works[1]["seen"] - works[1]["distinct"] == shared
 
 
 def test_operations_are_those_of_the_weights_that_tokens_pass() -> None:

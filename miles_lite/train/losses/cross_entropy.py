@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from miles_lite.config.training import Algorithm
@@ -10,6 +9,6 @@ from miles_lite.train.losses.streams import Streams
 
 
 def cross_entropy(streams: Streams, options: Algorithm) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log p(token); nothing is clipped."""
+    """-log p(token), which has no ratio to another policy."""
     del options
-    return -streams.new, {"pg_clipfrac": torch.zeros_like(streams.new)}
+    return -streams.new, {}

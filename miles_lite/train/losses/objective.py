@@ -30,7 +30,9 @@ def objective(streams: Streams, options: Algorithm) -> Terms:
         weights, told = correction(streams, options)
         loss = loss * weights
         metrics |= told
-    metrics |= {"pg_loss": loss, "entropy_loss": streams.entropy, "ppo_kl": -streams.logratio}
+    metrics |= {"pg_loss": loss, "entropy_loss": streams.entropy}
+    if not options.imitates:
+        metrics["ppo_kl"] = -streams.logratio
     bonus = streams.entropy if options.entropy_clamp is None else streams.entropy.clamp_max(options.entropy_clamp)
     loss = loss - options.entropy_coef * bonus
     if options.use_kl_loss and streams.reference is not None:
