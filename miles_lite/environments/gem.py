@@ -2,7 +2,7 @@
 
 --environment-args are the game's own, and
 
-    max_turns  answers of the model in an episode (default 32; a game has its own bound)
+    max_turns  answers of the model in an episode (default 32, and the game's own bound); the game is told it too
     total      what of its steps' rewards an episode earns: "sum" or "last"
     size       tasks of a split (default 1,000,000)
 """
@@ -16,7 +16,7 @@ from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import JsonMapping
 
-OWN = ("max_turns", "total", "size")
+OWN = ("total", "size")
 
 
 class Game:
