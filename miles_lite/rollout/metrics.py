@@ -47,6 +47,7 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **weight_version_metrics(groups),
         **agent_metrics(groups),
         **named_reward_metrics(groups),
+        **environment_metrics(groups),
     }
 
 
@@ -92,6 +93,25 @@ def named_reward_metrics(groups: Sequence[Group]) -> Metrics:
     return {
         **{f"rollout/rewards/{name}": sum(each) / len(each) for name, each in values.items() if each},
         **{f"rollout/error_cat/{name}": count / len(said) for name, count in sorted(Counter(said).items())},
+    }
+
+
+def environment_metrics(groups: Sequence[Group]) -> Metrics:
+    """Of each environment: its rollouts, their mean reward and turns, and the mean of each number that it says."""
+    found: dict[str, list[Metrics]] = {}
+    for rollout in _rollouts(groups):
+        told = rollout.metadata.get("environment")
+        if isinstance(told, Mapping):
+            numbers = told["numbers"] if isinstance(told.get("numbers"), Mapping) else {}
+            given = {**numbers, "reward": rollout.reward, "turns": rollout.metadata.get("turns")}
+            finite = {str(name): value for name, each in given.items() if (value := number(each)) is not None}
+            found.setdefault(str(told.get("label")), []).append(finite)
+    return {
+        f"environment/{label}/{name}": value
+        for label, every in sorted(found.items())
+        for name in ("rollouts", *sorted({name for each in every for name in each}))
+        if (value := float(len(every)) if name == "rollouts" else _mean([each[name] for each in every if name in each]))
+        is not None
     }
 
 
