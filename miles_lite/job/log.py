@@ -16,13 +16,16 @@ from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.terminal import step_line
 from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
 
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
     metrics = config.run_dir / "metrics.jsonl"
     if metrics.exists() and not resumed:
-        metrics.rename(config.run_dir / f"metrics.before-{life.began:.0f}.jsonl")
+        before = f"before-{life.began:.0f}"
+        metrics.rename(config.run_dir / f"metrics.{before}.jsonl")
+        rollout_table.set_aside(config.run_dir, before=before)
     sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     life.unhurried.callback(sinks.close)
     return sinks

@@ -22,6 +22,12 @@ LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
 NUMERICS_GAP = "train/logprob_gap/numerics"
 """Of tokens for which trainer and engines have computed the same."""
 
+ENTROPY = "train/entropy_loss"
+GRAD_NORM = "train/grad_norm"
+ENGINE_RESTARTS = "rollout/engine_restarts"
+MISMATCHED_TEXT = "rollout/tito_mismatch/non_assistant_text"
+GAP_CAUSES = ("numerics", "staleness", "routes", "off_context")
+
 ROLLOUT_TIME = "perf/rollout_time"
 TRAIN_TIME = "perf/train_time"
 UPDATE_WEIGHTS_TIME = "perf/update_weights_time"
@@ -33,3 +39,8 @@ OVERHEAD_TIME = "perf/overhead_time"
 def heldout(name: str) -> str:
     """The mean reward of the held-out dataset `name`."""
     return f"eval/{name}"
+
+
+def gap_of(cause: str) -> str:
+    """The mean gap of trained tokens that have this one of GAP_CAUSES."""
+    return f"train/logprob_gap/{cause}"
