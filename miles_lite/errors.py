@@ -17,11 +17,25 @@ class UserError(ValueError):
     """
 
 
+class UnavailableError(UserError):
+    """Something that runs does not answer, or is gone, though nothing is wrong with the input: another attempt may end
+    otherwise."""
+
+
 class RunLostError(RuntimeError):
     """A process that a run cannot do without has died. The message says which, why, what is lost and how to go on.
 
     The CLI prints the message alone and exits with 1.
     """
+
+    def __init__(self, message: str, *, log: str = "") -> None:
+        """`log`: the end of what the process wrote."""
+        super().__init__(message)
+        self.log = log
+
+
+PASSING = (RunLostError, UnavailableError)
+"""What a run may try again after: errors of the infrastructure, never of the input or the program."""
 
 
 class Where(StrEnum):

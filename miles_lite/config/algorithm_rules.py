@@ -76,10 +76,6 @@ def losses(algorithm: Algorithm) -> Rules:
             algorithm.eps_clip_c is not None and algorithm.loss_name in LOSSES and "eps_clip_c" not in loss.flags,
             f"--eps-clip-c: {algorithm.loss_name} has no dual clip",
         ),
-        (
-            algorithm.entropy_clamp is not None and algorithm.entropy_coef == 0,
-            "--entropy-clamp needs --entropy-coef: without it there is no bonus to bound",
-        ),
     ]
 
 
@@ -104,21 +100,12 @@ def off_policy(algorithm: Algorithm) -> Rules:
             f"--tis-clip-low {algorithm.tis_clip_low} is above --tis-clip {algorithm.tis_clip}",
         ),
         (
-            (algorithm.tis_mode is not Bounding.CLIP or algorithm.tis_level is not Level.TOKEN)
-            and not algorithm.use_tis,
-            "--tis-mode and --tis-level need --use-tis",
-        ),
-        (
             algorithm.custom_tis_function_path is not None and algorithm.tis_mode is not Bounding.CLIP,
             "--custom-tis-function-path takes the place of --tis-mode: give one of them",
         ),
         (
             algorithm.rs_lower_bound > algorithm.rs_upper_bound,
             f"--rs-lower-bound {algorithm.rs_lower_bound} is above --rs-upper-bound {algorithm.rs_upper_bound}",
-        ),
-        (
-            algorithm.rs_veto_threshold is not None and not algorithm.use_rs,
-            "--rs-veto-threshold needs --use-rs",
         ),
     ]
 
@@ -137,16 +124,8 @@ def penalties(algorithm: Algorithm) -> Rules:
     """What keeps the policy near to another."""
     return [
         (
-            algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss,
-            f"--kl-loss-coef {algorithm.kl_loss_coef} needs --use-kl-loss: without it there is no KL loss",
-        ),
-        (
             algorithm.kl_coef > 0 and algorithm.kl_loss_coef > 0,
             "--kl-coef and --kl-loss-coef exclude each other: the KL penalty is in the rewards or in the loss",
-        ),
-        (
-            algorithm.use_unbiased_kl and not algorithm.use_kl_loss,
-            "--use-unbiased-kl needs --use-kl-loss: it weighs that loss",
         ),
     ]
 
@@ -189,10 +168,6 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
         (
             algorithm.distils and algorithm.opd_kl_coef == algorithm.opd_loss_coef == 0,
             "--opd-teacher teaches nothing with --opd-kl-coef 0 and --opd-loss-coef 0: give one of them",
-        ),
-        (
-            algorithm.opd_log_prob_top_k > 0 and (algorithm.opd_loss_coef == 0 or not teachers),
-            "--opd-log-prob-top-k needs --opd-loss-coef, and --opd-teacher: it is what that loss compares",
         ),
         (
             algorithm.opd_log_prob_top_k > 0 and True in served and algorithm.opd_top_k_strategy == "only-student",

@@ -106,6 +106,13 @@ ADVANTAGES: Mapping[str, Estimator] = {
 }
 
 
+def read_by(flag: str) -> str:
+    """The losses, or the estimators, that read a field of `Algorithm`, as `Option.with_` names them."""
+    losses = [f"loss_type={name}" for name, each in LOSSES.items() if flag in each.flags]
+    estimators = [f"advantage_estimator={name}" for name, each in ADVANTAGES.items() if flag in each.flags]
+    return " or ".join([*losses, *estimators, *(["loss_type=custom_loss"] if losses else [])])
+
+
 def loss_named(name: str) -> Loss:
     """The one of that name, or of the user's at that path, whose ratio may be anything."""
     return LOSSES.get(name) or Loss(name, levels=_BOTH)

@@ -29,11 +29,26 @@ class Debugging:
         False, help="write what takes the GPUs' memory in training steps into the same folder"
     )
     memory_snapshot_path: str | None = option(
-        None, help="write that here instead; each rank adds its number to the name", path=True
+        None,
+        help="write that here instead; each rank adds its number to the name",
+        path=True,
+        needs="record_memory_history",
     )
-    profile_step_start: int = option(10, help="training step with which recording begins", least=0)
-    profile_step_end: int = option(12, help="training step before which it ends", least=1)
-    profile_ranks: tuple[int, ...] = option((), help="train ranks that record (default: all)", least=0)
+    profile_step_start: int = option(
+        10,
+        help="training step with which recording begins",
+        least=0,
+        needs="use_pytorch_profiler or record_memory_history",
+    )
+    profile_step_end: int = option(
+        12, help="training step before which it ends", least=1, needs="use_pytorch_profiler or record_memory_history"
+    )
+    profile_ranks: tuple[int, ...] = option(
+        (),
+        help="train ranks that record (default: all)",
+        least=0,
+        needs="use_pytorch_profiler or record_memory_history",
+    )
 
     def records(self, rank: int) -> bool:
         """Whether that rank does."""

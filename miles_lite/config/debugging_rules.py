@@ -43,18 +43,8 @@ def halves(debugging: Debugging, algorithm: Algorithm) -> Rules:
 def recording(debugging: Debugging, topology: Topology, *, steps: int | None) -> Rules:
     """Steps, ranks and memory that exist. `steps` of the run, None where the prompts decide."""
     start, end, ranks = debugging.profile_step_start, debugging.profile_step_end, debugging.profile_ranks
-    unset, records = Debugging(), debugging.recording
-    told = (start, end, ranks) != (unset.profile_step_start, unset.profile_step_end, unset.profile_ranks)
+    records = debugging.recording
     return [
-        (
-            told and not records,
-            "--profile-step-start, --profile-step-end and --profile-ranks need --use-pytorch-profiler or "
-            "--record-memory-history",
-        ),
-        (
-            debugging.memory_snapshot_path is not None and not debugging.record_memory_history,
-            "--memory-snapshot-path needs --record-memory-history",
-        ),
         (
             records and debugging.debug_rollout_only,
             "--debug-rollout-only trains nothing that --use-pytorch-profiler or --record-memory-history could record",

@@ -83,7 +83,12 @@ class WeightUpdates:
         read={"broadcast": TransferMode.DISTRIBUTED},
     )
     offload_rollout: bool = option(False, help="engines free their memory while the trainer works (with --colocate)")
-    update_weight_buffer_size: int = option(512 << 20, help="bytes per bucket of modes tensor and distributed", least=1)
+    update_weight_buffer_size: int = option(
+        512 << 20,
+        help="bytes per bucket of modes tensor and distributed",
+        least=1,
+        with_="update_weight_transfer_mode=tensor or update_weight_transfer_mode=distributed",
+    )
     check_weight_update_equal: bool = option(
         False, help="after each update, compare every tensor the engines serve with the folder of that version"
     )

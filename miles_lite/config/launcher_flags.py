@@ -25,11 +25,13 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What a command line held besides our own flags: SGLang's options by underscored name, and other launchers'."""
+    """What a command line held besides our own flags: SGLang's options by underscored name, and other launchers'; and
+    those of our own that change nothing, by what is missing."""
 
     sglang: Mapping[str, SglangValue] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     replaced: tuple[Replaced, ...] = ()
+    alone: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def show_ignored(self) -> None:
         """Say on stderr which flags were accepted and change nothing, and which became others."""
@@ -39,6 +41,7 @@ class Leftovers:
         for name in self.ignored:
             answer = answer_to(name, ())
             reasons.setdefault(answer.why if answer else "", []).append(f"--{name}")
+        reasons |= {f"nothing is changed {why}": list(flags) for why, flags in self.alone.items()}
         for why, names in reasons.items():
             print(f"ignored: {', '.join(names)}: {why}", file=sys.stderr)
 

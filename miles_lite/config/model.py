@@ -42,20 +42,28 @@ class Checkpoint:
     """checkpoints: where the model comes from and where the run goes."""
 
     ref_load: str | None = option(
-        None, help="reference model folder for the KL loss (default: --hf-checkpoint)", path=True
+        None,
+        help="reference model folder for the KL loss (default: --hf-checkpoint)",
+        path=True,
+        with_="use_kl_loss or kl_coef",
     )
     load: str | None = option(
         None, help="folder of --save to continue from; starts anew when it holds no checkpoint", path=True
     )
     save: str | None = option(None, help="folder for checkpoints, iteration-numbered", path=True)
-    save_interval: int | None = option(None, help="save every N rollouts, and after the last", least=1)
+    save_interval: int | None = option(None, help="save every N rollouts, and after the last", least=1, needs="save")
     save_retain_interval: int | None = option(
-        None, help="keep the checkpoints of every N-th rollout and the newest (default: all)", least=1
+        None, help="keep the checkpoints of every N-th rollout and the newest (default: all)", least=1, needs="save"
     )
-    save_optim: bool = option(True, help="save the optimizer's state with the weights")
-    load_optim: bool = option(True, help="take the optimizer's state from --load")
-    load_rng: bool = option(True, help="take the random numbers from --load")
-    finetune: bool = option(False, help="take nothing but weights from --load, and begin with the first rollout")
+    save_optim: bool = option(True, help="save the optimizer's state with the weights", with_="save")
+    load_optim: bool = option(True, help="take the optimizer's state from --load", with_="load")
+    load_rng: bool = option(True, help="take the random numbers from --load", with_="load")
+    finetune: bool = option(
+        False, help="take nothing but weights from --load, and begin with the first rollout", with_="load"
+    )
     save_hf: str | None = option(
-        None, help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number", path=True
+        None,
+        help="with each checkpoint also write a model folder; {rollout_id} is replaced by its number",
+        path=True,
+        needs="save",
     )

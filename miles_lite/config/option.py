@@ -36,6 +36,7 @@ class Option:
     spelled   a switch that takes the words true and false, and none
     aka       other launchers' names of the flag
     read      what their values are called here
+    needs     options without which it is refused; with_: without which it changes nothing (`partners` says how)
     """
 
     help: str
@@ -55,6 +56,8 @@ class Option:
     check: Callable[[Any], object] | None = None
     aka: tuple[str, ...] = ()
     read: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needs: str | None = None
+    with_: str | None = None
 
     def bounds(self) -> list[tuple[Callable[[float, float], bool], float, str]]:
         """Comparison, bound and words of each bound there is."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miles_lite.config import algorithm_rules, debugging_rules, device_rules, eval_sets, rules
+from miles_lite.config import algorithm_rules, debugging_rules, device_rules, eval_sets, partners, rules
 from miles_lite.config.choices import Device, RoutingReplay
 from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
@@ -113,7 +113,6 @@ class Config(Serving):
             *rules.rewards(self.rewards, self.data),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *(() if device == "auto" else self.on_device(device)),
-            *rules.adapters(self.lora),
             *rules.folders(self.checkpoint, self.evaluation),
             *debugging_rules.halves(self.debugging, self.algorithm),
             *debugging_rules.recording(self.debugging, self.topology, steps=self.rollouts.num_rollout),
@@ -125,6 +124,7 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     """Command line to a checked Config, plus what was accepted and ignored. Raises UserError."""
     parser = parser_of(Config, prog=prog)
     config, leftovers = parse_known(parser, expanded(argv, parser, Config), Config)
+    leftovers = dataclasses.replace(leftovers, alone=partners.alone(config))
     if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))

@@ -66,9 +66,13 @@ class Compute:
         "alone, which fused attention does anyway",
     )
     recompute_method: Literal["uniform", "block"] | None = option(
-        None, help="which layers: all, or with block the first --recompute-num-layers"
+        None,
+        help="which layers: all, or with block the first --recompute-num-layers",
+        with_="recompute_granularity=full or gradient_checkpointing",
     )
-    recompute_num_layers: int | None = option(None, help="see --recompute-method block", least=1)
+    recompute_num_layers: int | None = option(
+        None, help="see --recompute-method block", least=1, with_="recompute_method=block"
+    )
     gradient_checkpointing: bool = option(False, help="the same as --recompute-granularity full")
     optimizer_cpu_offload: bool = option(
         False, help="weights, gradients and optimizer live in host memory, and the optimizer steps there (GPUs)"

@@ -106,7 +106,9 @@ class Rewards:
         path=True,
     )
     reward_key: str | None = option(None, help="key of the reward, where a reward is an object (default: score)")
-    eval_reward_key: str | None = option(None, help="the same on held-out prompts (default: --reward-key)")
+    eval_reward_key: str | None = option(
+        None, help="the same on held-out prompts (default: --reward-key)", with_="eval_interval"
+    )
     log_reward_category: str | None = option(None, help="key of an object's text whose shares are logged")
 
     @property

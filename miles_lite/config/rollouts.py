@@ -65,7 +65,9 @@ class Rollouts:
     """rollouts: what is generated, and by whom."""
 
     num_rollout: int | None = option(None, help="training steps; or give --num-epoch", least=1)
-    num_epoch: int | None = option(None, help="passes over the prompts, where --num-rollout is not given", least=1)
+    num_epoch: int | None = option(
+        None, help="passes over the prompts, where --num-rollout is not given", least=1, with_="no num_rollout"
+    )
     rollout_batch_size: int = option(help="prompt groups per rollout", least=1)
     n_samples_per_prompt: int = option(1, help="rollouts per prompt: the group size", least=1)
     over_sampling_batch_size: int | None = option(
@@ -109,21 +111,30 @@ class Evaluation:
     """evaluation: held-out prompts."""
 
     eval_interval: int | None = option(None, help="evaluate every N rollouts, and before and after", least=1)
-    eval_prompt_data: tuple[str, ...] = option((), help="NAME PATH [NAME PATH ...]", path=_located)
+    eval_prompt_data: tuple[str, ...] = option(
+        (), help="NAME PATH [NAME PATH ...]", path=_located, with_="eval_interval"
+    )
     eval_config: str | None = option(
-        None, help="YAML of held-out datasets with settings of their own, beside --eval-prompt-data", path=True
+        None,
+        help="YAML of held-out datasets with settings of their own, beside --eval-prompt-data",
+        path=True,
+        with_="eval_interval",
     )
     eval_function_path: str | None = option(
-        None, help="dotted path or file.py:name of the same with evaluation=True: {dataset: {'rewards': [...]}}"
+        None,
+        help="dotted path or file.py:name of the same with evaluation=True: {dataset: {'rewards': [...]}}",
+        with_="eval_interval",
     )
-    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1)
-    eval_max_response_len: int | None = option(None, help="default: --rollout-max-response-len", least=1)
-    eval_temperature: float | None = option(None, help="default: --rollout-temperature", least=0)
-    eval_top_p: float | None = option(None, help="default: --rollout-top-p", above=0, most=1)
-    eval_top_k: int | None = option(None, help="default: --rollout-top-k", least=-1)
-    eval_input_key: str | None = option(None, help="default: --input-key")
-    eval_label_key: str | None = option(None, help="default: --label-key")
-    skip_eval_before_train: bool = option(False, help="no evaluation before the first step")
+    n_samples_per_eval_prompt: int = option(1, help="rollouts per held-out prompt", least=1, with_="eval_interval")
+    eval_max_response_len: int | None = option(
+        None, help="default: --rollout-max-response-len", least=1, with_="eval_interval"
+    )
+    eval_temperature: float | None = option(None, help="default: --rollout-temperature", least=0, with_="eval_interval")
+    eval_top_p: float | None = option(None, help="default: --rollout-top-p", above=0, most=1, with_="eval_interval")
+    eval_top_k: int | None = option(None, help="default: --rollout-top-k", least=-1, with_="eval_interval")
+    eval_input_key: str | None = option(None, help="default: --input-key", with_="eval_interval")
+    eval_label_key: str | None = option(None, help="default: --label-key", with_="eval_interval")
+    skip_eval_before_train: bool = option(False, help="no evaluation before the first step", with_="eval_interval")
 
     @property
     def datasets(self) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing, WeightUpdates
-from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
@@ -154,16 +153,6 @@ def parallel(topology: Topology, sizes: Parallelism, compute: Compute) -> Rules:
     ]
 
 
-def adapters(lora: LoRA) -> Rules:
-    """What LoRA needs."""
-    return [
-        (
-            lora.lora_rank == 0 and lora != LoRA(),
-            "--lora-alpha, --target-modules and --lora-dropout need --lora-rank",
-        ),
-    ]
-
-
 def sampling(rollouts: Rollouts, session: Session) -> Rules:
     """How rollouts are sampled, and what sessions take."""
     roles = {"tool", "user", "system", "assistant"}
@@ -222,18 +211,6 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
     """What is saved and evaluated."""
     names = evaluation.eval_prompt_data[::2]
     return [
-        (
-            checkpoint.save_interval is not None and checkpoint.save is None,
-            "--save-interval needs --save",
-        ),
-        (
-            checkpoint.save_retain_interval is not None and checkpoint.save is None,
-            "--save-retain-interval needs --save",
-        ),
-        (
-            checkpoint.save_hf is not None and checkpoint.save is None,
-            "--save-hf needs --save: it is written with each checkpoint",
-        ),
         (len(evaluation.eval_prompt_data) % 2 != 0, "--eval-prompt-data takes pairs: NAME PATH [NAME PATH ...]"),
         (len(set(names)) < len(names), "--eval-prompt-data: a name is there twice; give each file another name"),
         (

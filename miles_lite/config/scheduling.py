@@ -44,7 +44,9 @@ class Scheduling:
         "fifo", help="which rollouts of a step start first: in turn, or those whose siblings were longest"
     )
     async_unused_samples_handler: Literal["drop", "retry"] = option(
-        "drop", help="what becomes of the prompts of groups that over-sampling gave up: nothing, or they come again"
+        "drop",
+        help="what becomes of the prompts of groups that over-sampling gave up: nothing, or they come again",
+        with_="over_sampling_batch_size",
     )
     max_sample_retries: int = option(
         2, help="how often a rollout that infrastructure failed is run again in its group", least=0
@@ -57,6 +59,13 @@ class Scheduling:
     )
     quarantine_after: int = option(
         3, help="groups of a prompt that fail in a row, after which it is not dealt again; 0: it always is", least=0
+    )
+
+    max_restarts: int = option(
+        3,
+        help="how often a run that lost a train rank or its rollout manager goes on by itself, from the last "
+        "checkpoint; counted anew after each checkpoint",
+        least=0,
     )
 
     @property

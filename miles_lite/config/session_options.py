@@ -53,7 +53,10 @@ class Session:
     )
     timeline_ignore_tools: bool = option(False, help="merge timelines that differ in tools", spelled=True)
     fix_retokenization_drift: bool = option(
-        True, help="merging by text, sampled ids replace a re-encoding that differs", spelled=True
+        True,
+        help="merging by text, sampled ids replace a re-encoding that differs",
+        spelled=True,
+        with_="timeline_compare_level=text",
     )
     detect_timeline_snap: bool = option(
         False, help="log and report where and why a session's timeline forked", spelled=True
@@ -73,6 +76,7 @@ class Session:
         None,
         help="node-local folder of the journals (default: sessions/ in the run folder, or the node's temp folder)",
         path=True,
+        with_="session_journal",
     )
     session_disconnect_grace: float = option(
         60.0, help="seconds a turn goes on after its client has disconnected", least=0

@@ -13,14 +13,20 @@ class Logging:
     """logging: wandb, tensorboard, trajectories."""
 
     use_wandb: bool = option(False, help="log to wandb")
-    wandb_project: str = option("miles_lite", help="wandb project")
-    wandb_group: str | None = option(None, help="wandb group")
-    wandb_team: str | None = option(None, help="wandb entity (default: the user's)")
-    wandb_host: str | None = option(None, help="URL of a wandb server (default: WANDB_BASE_URL, else wandb's own)")
-    wandb_key: str | None = option(
-        None, help="wandb's API key; better in WANDB_API_KEY, which no process list shows (default: its login)"
+    wandb_project: str = option("miles_lite", help="wandb project", with_="use_wandb")
+    wandb_group: str | None = option(None, help="wandb group", with_="use_wandb")
+    wandb_team: str | None = option(None, help="wandb entity (default: the user's)", with_="use_wandb")
+    wandb_host: str | None = option(
+        None, help="URL of a wandb server (default: WANDB_BASE_URL, else wandb's own)", with_="use_wandb"
     )
-    wandb_mode: Literal["online", "offline", "disabled"] = option("online", help="offline writes into the run folder")
+    wandb_key: str | None = option(
+        None,
+        help="wandb's API key; better in WANDB_API_KEY, which no process list shows (default: its login)",
+        with_="use_wandb",
+    )
+    wandb_mode: Literal["online", "offline", "disabled"] = option(
+        "online", help="offline writes into the run folder", with_="use_wandb"
+    )
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
     reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")

@@ -19,9 +19,10 @@ from typing import Protocol
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.hooks import Advantage, check_hooks, hooks_of
+from miles_lite.job.attempts import attempts
 from miles_lite.job.due import Due
 from miles_lite.job.interrupted import SaveWhenInterrupted
-from miles_lite.job.lifetime import Lifetime, lifetime
+from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.log import open_log
 from miles_lite.job.precheck import check_folders, check_trainer
 from miles_lite.job.trainer import start_ranks
@@ -105,7 +106,7 @@ class Saved:
 
 def train_alone(config: Config) -> Path:
     """The model folder written at the end. Raises UserError, RunLostError."""
-    with lifetime(config) as life:
+    with attempts(config) as tries:
         model = check_folders(config)
         check_trainer(config)
         check_hooks(hooks_of(config.algorithm))
@@ -116,7 +117,7 @@ def train_alone(config: Config) -> Path:
             saved.check()
         else:
             material = Supervised(config, model=model)
-        return _train(config, life, material)
+        return tries.until_done(lambda again, life: _train(again, life, material))
 
 
 def _train(config: Config, life: Lifetime, material: Material) -> Path:
@@ -124,9 +125,8 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
     alone = dataclasses.replace(config.topology, colocate=True, rollout_num_gpus=slots, rollout_num_gpus_per_engine=1)
     trainer, first = start_ranks(config, life, life.connect(alone, train=True))
     sinks = open_log(config, life, resumed=first > 0)
-    total = life.reached.of = material.steps
-    if first > 0:
-        life.reached.trained = life.reached.saved = first - 1
+    total = material.steps
+    life.stands(first=first, of=total)
     due = Due(config, total)
     interrupted = SaveWhenInterrupted(life, trainer.save if config.checkpoint.save else None)
     for step in range(first, total):
@@ -134,7 +134,7 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
         with interrupted:
             metrics = trainer.train(step, rollouts, advantages)
         life.reached.trained = step
-        sinks.log(metrics, step=step, step_key=names.TRAIN_STEP)
+        sinks.log(metrics | {names.RESTARTS: life.course.restarts}, step=step, step_key=names.TRAIN_STEP)
         print(f"step {step + 1}/{total}  loss {metrics['train/loss']:.4f}", flush=True)
         if due.save(after=step):
             trainer.save(step)

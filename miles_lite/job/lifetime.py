@@ -1,6 +1,6 @@
-"""From the claim of a run's folder to its end.
+"""An attempt at a run, from its first part to its end.
 
-Invariant: whatever ends a run (its last step, an error, Ctrl-C, SIGTERM), nothing it started keeps running, and what it
+Invariant: whatever ends it (its last step, an error, Ctrl-C, SIGTERM), nothing it started keeps running, and what it
 last saved is complete.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,48 +19,71 @@ from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
 from miles_lite.config.rules import refuse_broken
 from miles_lite.errors import RunLostError
-from miles_lite.job.claim import claimed
 from miles_lite.job.watch import Watch, death_in
-from miles_lite.process.post_mortem import obituary, out_of_memory_kills
-from miles_lite.process.stopping import DEAF_SECONDS, HASTE_SECONDS, INTERRUPTED, Interrupts, ends_within
+from miles_lite.observe.sinks import Sinks
+from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
+from miles_lite.process.stopping import DEAF_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.stack.cluster import connect, disconnect
 from miles_lite.stack.placement import Layout, place
 
 log = logging.getLogger(__name__)
 
 END_SECONDS = 25.0
-"""How long the end of a run may take in all, with bounds of its own for its parts."""
+"""How long the end of an attempt may take in all, with bounds of its own for its parts."""
 
 
 @dataclass
 class Reached:
-    """How far a run has come: the last rollouts that were trained and saved, and how many there are to be."""
+    """How far a run has come: the last rollouts that were trained (only rolled out, where nothing trains) and saved,
+    how many there are to be, and the last weights that were evaluated."""
 
     trained: int | None = None
     saved: int | None = None
     of: int | None = None
+    evaluated: int | None = None
+
+    @property
+    def step(self) -> str:
+        """The one that is under way."""
+        return f"Step {1 if self.trained is None else self.trained + 2} of {self.of or '?'}"
+
+
+@dataclass
+class Course:
+    """What a run keeps from one attempt to the next. `unhurried` is what takes as long as it takes at its end, unless a
+    person wants it to end."""
+
+    interrupts: Interrupts
+    reached: Reached = field(default_factory=Reached)
+    restarts: int = 0
+    began: float = field(default_factory=time.time)
+    sinks: Sinks | None = None
+    unhurried: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    lost_at: float | None = None
+    """When the attempt before was lost, while the next one starts."""
 
 
 class Lifetime:
-    """What a run has started, in `parts`, each ended before those that were there before it; `unhurried` is what takes
-    as long as it takes at the end, unless a person wants it to end. A context manager."""
+    """What an attempt has started, in `parts`, each ended before those that were there before it. A context manager,
+    which raises RunLostError where a death ended it."""
 
-    def __init__(self, config: Config, interrupts: Interrupts) -> None:
-        self._config, self._interrupts = config, interrupts
+    def __init__(self, config: Config, course: Course) -> None:
+        self._config, self.course = config, course
         self._killed_before = out_of_memory_kills()
         self._ray_logs: Path | None = None
-        self.began = time.time()
-        self.watch = Watch(interrupts, hint=f"see {config.run_dir}/logs and Ray's dashboard")
-        self.reached = Reached()
+        self.watch = Watch(course.interrupts, hint=f"see {config.run_dir}/logs and Ray's dashboard")
         self.parts = contextlib.ExitStack()
-        self.unhurried = contextlib.ExitStack()
         self.say: Callable[[str], None] = log.warning
         """Tells a person one line."""
 
+    @property
+    def reached(self) -> Reached:
+        return self.course.reached
+
     def connect(self, topology: Topology, *, train: bool) -> Layout:
         """Join Ray and take the slots, with those of trainers or without. Raises UserError."""
-        self._interrupts.check()
-        self._interrupts.deaf = DEAF_SECONDS
+        self.course.interrupts.check()
+        self.course.interrupts.deaf = DEAF_SECONDS
         self.parts.callback(disconnect)
         self._ray_logs = connect(self._config.cluster.ray_address)
         layout = place(topology, train=train)
@@ -69,34 +92,32 @@ class Lifetime:
         self._config.write()
         return layout
 
+    def stands(self, *, first: int, of: int) -> None:
+        """All of it has started, to do the steps from `first` up to `of`."""
+        reached, lost_at = self.reached, self.course.lost_at
+        reached.of = of
+        if first > 0:
+            reached.trained = reached.saved = first - 1
+        if lost_at is not None:
+            self.say(f"going on with step {first + 1} of {of} after {time.time() - lost_at:.0f} s")
+            self.course.lost_at = None
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lost = self._obituary(error)
+        died = death_in(error) or self.watch.death_behind(error)
+        lost = None if died is None else self._lost(died)
         interrupted = isinstance(error, KeyboardInterrupt)
-        if not interrupted:
-            self.unhurried.close()
         with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1):
             self.parts.__exit__(kind, error, trace)
-            self.unhurried.close()
+            if interrupted:
+                self.course.unhurried.close()
         if lost is not None:
-            raise RunLostError(lost) from error
+            raise lost from error
 
-    def _obituary(self, error: BaseException | None) -> str | None:
-        """What is to be said of the death that ended the run, if one did."""
-        if (died := death_in(error)) is None:
-            return None
-        at = self.reached
-        step = f"Step {1 if at.trained is None else at.trained + 2} of {at.of or '?'}"
-        saved = (self._config.checkpoint.save, at.saved)
-        return obituary(died, logs=self._ray_logs, killed_before=self._killed_before, lost=step, saved=saved)
-
-
-@contextlib.contextmanager
-def lifetime(config: Config) -> Iterator[Lifetime]:
-    """A run's. Raises UserError for a run folder that cannot be made, or that another run is using."""
-    with claimed(config.run_dir), Interrupts(deaf=HASTE_SECONDS) as interrupts, Lifetime(config, interrupts) as life:
-        yield life
+    def _lost(self, died: DiedError) -> RunLostError:
+        why = how(died.error, logs=self._ray_logs, killed_before=self._killed_before)
+        return RunLostError(f"{died.name} has died: {why}", log=last_lines(died.error, self._ray_logs))

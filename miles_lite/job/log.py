@@ -1,6 +1,6 @@
 """What a run says of itself: metrics to their sinks, a line and a bar to the terminal.
 
-Invariant: from `open_log` on, sinks are closed when the run ends, however it does.
+Invariant: from `open_log` on, sinks are closed when the run ends, however it does; all its attempts have the same.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from miles_lite.report import rollout_table
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
-    metrics = config.run_dir / "metrics.jsonl"
+    course, metrics = life.course, config.run_dir / "metrics.jsonl"
+    if course.sinks is not None:
+        return course.sinks
     if metrics.exists() and not resumed:
-        before = f"before-{life.began:.0f}"
+        before = f"before-{course.began:.0f}"
         metrics.rename(config.run_dir / f"metrics.{before}.jsonl")
         rollout_table.set_aside(config.run_dir, before=before)
-    sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
-    life.unhurried.callback(sinks.close)
-    return sinks
+    course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
+    course.unhurried.callback(course.sinks.close)
+    return course.sinks
 
 
 class Log:
     """Logs steps."""
 
     def __init__(self, life: Lifetime, sinks: Sinks, *, steps: int, done: int) -> None:
-        self._sinks, self._steps = sinks, steps
+        self._sinks, self._steps, self._course = sinks, steps, life.course
         self._busy: list[tuple[float, float]] = []
         self._seen: dict[str, float] = {}
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
@@ -50,7 +52,7 @@ class Log:
         yield
         ended = time.time()
         idle = uncovered(began, ended, self._busy)
-        times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle}
+        times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle, names.RESTARTS: self._course.restarts}
         if (trained := self._seen.get(names.TRAIN_TIME)) is not None:
             waited = ended - began - trained
             times |= {"perf/train_wait_time": waited, "perf/wait_time_ratio": waited / (ended - began)}

@@ -10,13 +10,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 from miles_lite.config.options import Config
 from miles_lite.job.due import Due
-from miles_lite.job.lifetime import Lifetime, lifetime
+from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.log import Log, open_log
-from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
@@ -34,13 +32,16 @@ log = logging.getLogger(__name__)
 class Run:
     """What rolls out and logs it."""
 
-    def __init__(self, config: Config, servers: Servers, logged: Log, *, num_rollout: int) -> None:
-        self._config, self._servers, self._log = config, servers, logged
+    def __init__(self, config: Config, life: Lifetime, servers: Servers, logged: Log, *, num_rollout: int) -> None:
+        self._config, self._life, self._servers, self._log = config, life, servers, logged
         self.num_rollout = num_rollout
 
-    def step(self, rollout_id: int) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def step(self, rollout_id: int) -> Iterator[None]:
         """One turn of the loop."""
-        return self._log.step(rollout_id)
+        with self._log.step(rollout_id):
+            yield
+        self._life.reached.trained = rollout_id
 
     def generate(self, rollout_id: int) -> Generated:
         """Roll out and log what was seen, before anything is trained on it."""
@@ -61,8 +62,8 @@ class TrainingRun(Run):
     def __init__(
         self, config: Config, life: Lifetime, servers: Servers, trainer: Trainer, logged: Log, *, first: int, due: Due
     ) -> None:
-        super().__init__(config, servers, logged, num_rollout=due.num_rollout)
-        self._life, self._trainer = life, trainer
+        super().__init__(config, life, servers, logged, num_rollout=due.num_rollout)
+        self._trainer = trainer
         self.first, self.due = first, due
 
     def train(self, rollout_id: int, generated: Generated) -> None:
@@ -89,13 +90,17 @@ class TrainingRun(Run):
         self._log.metrics({"perf/save_model_time": time.time() - began}, rollout_id, names.ROLLOUT_STEP)
 
     def evaluate(self, version: int) -> None:
-        """Run the held-out prompts with the weights of `version`."""
+        """Run the held-out prompts with the weights of `version`, unless an earlier attempt did with the same."""
+        reached = self._life.reached
+        if version == self.first and (reached.evaluated or -1) >= version:
+            return
         self._log.progress.begin("eval")
         began = time.time()
         metrics, busy = self._servers.evaluate()
         self._log.busy(*busy)
         metrics["eval/duration_seconds"] = time.time() - began
         self._log.metrics(metrics, version, names.EVAL_STEP)
+        reached.evaluated = version
         datasets = self._config.evaluation.datasets
         self._log.progress.say(eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets))
 
@@ -111,7 +116,8 @@ class TrainingRun(Run):
         summary = build_summary(
             metrics,
             counts=Counts(**prompts, rollouts_failed=booked["rollouts_failed"]),
-            seconds=time.time() - self._life.began,
+            seconds=time.time() - self._life.course.began,
+            restarts=self._life.course.restarts,
             chance=chance,
             heldout=next(iter(self._config.evaluation.datasets), None),
         )
@@ -120,39 +126,35 @@ class TrainingRun(Run):
         return summary
 
 
-@contextlib.contextmanager
-def rolling_out(config: Config) -> Iterator[Run]:
-    """A run that does not train. Raises UserError, RunLostError."""
-    with lifetime(config) as life:
-        check_inputs(config, trains=False)
-        starting = _begin(config, life, life.connect(config.topology, train=False))
-        sinks = open_log(config, life, resumed=False)
-        servers = starting.started()
-        total = _total(config, life, servers)
-        yield Run(config, servers, Log(life, sinks, steps=total, done=0), num_rollout=total)
+def rolling_out(config: Config, life: Lifetime) -> Run:
+    """A run that does not train. Raises UserError."""
+    starting = _begin(config, life, life.connect(config.topology, train=False))
+    sinks = open_log(config, life, resumed=False)
+    servers = starting.started()
+    total = _total(config, servers)
+    logged = Log(life, sinks, steps=total, done=0)
+    life.stands(first=0, of=total)
+    return Run(config, life, servers, logged, num_rollout=total)
 
 
-@contextlib.contextmanager
-def training(config: Config) -> Iterator[TrainingRun]:
-    """A run that trains. Raises UserError, RunLostError."""
-    with lifetime(config) as life:
-        check_inputs(config)
-        layout = life.connect(config.topology, train=True)
-        starting = _begin(config, life, layout, f", {config.topology.world_size} train rank(s)")
-        ranks, first = start_ranks(config, life, layout)
-        sinks = open_log(config, life, resumed=first > 0)
-        servers = starting.started()
-        total = _total(config, life, servers)
-        if first > 0 and config.checkpoint.load is not None:
-            servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
-            life.reached.trained = life.reached.saved = first - 1
-        logged = Log(life, sinks, steps=total, done=first)
+def training(config: Config, life: Lifetime) -> TrainingRun:
+    """A run that trains. Raises UserError."""
+    layout = life.connect(config.topology, train=True)
+    starting = _begin(config, life, layout, f", {config.topology.world_size} train rank(s)")
+    ranks, first = start_ranks(config, life, layout)
+    sinks = open_log(config, life, resumed=first > 0)
+    servers = starting.started()
+    total = _total(config, servers)
+    if first > 0 and config.checkpoint.load is not None:
+        servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
+    logged = Log(life, sinks, steps=total, done=first)
+    life.stands(first=first, of=total)
 
-        def exported(version: int, seconds: float) -> None:
-            logged.metrics({"perf/export_weights_time": seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
+    def exported(version: int, seconds: float) -> None:
+        logged.metrics({"perf/export_weights_time": seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
 
-        trainer = Trainer(config, life, ranks, servers, exported)
-        yield TrainingRun(config, life, servers, trainer, logged, first=first, due=Due(config, total))
+    trainer = Trainer(config, life, ranks, servers, exported)
+    return TrainingRun(config, life, servers, trainer, logged, first=first, due=Due(config, total))
 
 
 def _begin(config: Config, life: Lifetime, layout: Layout, ranks: str = "") -> StartingServers:
@@ -162,8 +164,7 @@ def _begin(config: Config, life: Lifetime, layout: Layout, ranks: str = "") -> S
     return starting
 
 
-def _total(config: Config, life: Lifetime, servers: Servers) -> int:
+def _total(config: Config, servers: Servers) -> int:
     """How many rollouts there are to be."""
     options = config.rollouts
-    total = life.reached.of = options.num_rollout or servers.told.rollouts_per_epoch * (options.num_epoch or 1)
-    return total
+    return options.num_rollout or servers.told.rollouts_per_epoch * (options.num_epoch or 1)

@@ -13,7 +13,7 @@ import ray
 from ray import ObjectRef
 
 from miles_lite.config.options import Config
-from miles_lite.errors import UserError
+from miles_lite.errors import UnavailableError
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.ranks import START_TIMEOUT
 from miles_lite.job.watch import Alarms, Watch
@@ -86,7 +86,7 @@ class Servers:
             if status != before:
                 before, changed = status, time.monotonic()
             elif time.monotonic() - changed > limit:
-                raise UserError(
+                raise UnavailableError(
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
                     f"{status.rollouts_started} did). See {logs}; --rollout-timeout bounds an agent."
                 )

@@ -15,17 +15,19 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UnavailableError, plain
 from miles_lite.process.heartbeat import Pulse
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
-from miles_lite.train.group import RankDiedError
+from miles_lite.train.group import RankDiedError, TrainError
 
 R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
+DEATH_SECONDS = 5.0
+"""How long after what a death did to others the death itself may be noticed."""
 
 
 class OvertimeError(Exception):
@@ -36,7 +38,9 @@ def death_in(error: BaseException | None) -> DiedError | None:
     """The death that `error` tells of: a call to a dead actor fails, maybe before anybody looked."""
     if isinstance(error, RankDiedError):
         return DiedError(f"train rank {error.rank}", error.error)
-    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+    if isinstance(error, RayTaskError) and isinstance(cause := plain(error), RayActorError):
+        return DiedError("an actor of the rollout manager", cause)
+    if isinstance(error, RayActorError):
         return DiedError("the rollout manager", error)
     return error if isinstance(error, DiedError) else None
 
@@ -67,11 +71,25 @@ class Watch:
             self._interrupts.check()
         elif time.monotonic() > self._deadline:
             raise OvertimeError
-        for name, pulse in self._pulses.items():
-            if (error := pulse.lost()) is not None:
-                raise DiedError(name, error)
+        if (died := self._died()) is not None:
+            raise died
         for hear in self.hears:
             hear()
+
+    def death_behind(self, error: BaseException | None) -> DiedError | None:
+        """Who has died where a rank failed: it lost its neighbour."""
+        deadline = time.monotonic() + DEATH_SECONDS
+        while isinstance(error, TrainError) and time.monotonic() < deadline:
+            if (died := self._died()) is not None:
+                return died
+            time.sleep(SLICE_SECONDS)
+        return None
+
+    def _died(self) -> DiedError | None:
+        for name, pulse in self._pulses.items():
+            if (error := pulse.lost()) is not None:
+                return DiedError(name, error)
+        return None
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
@@ -88,11 +106,11 @@ class Watch:
         return bool(ray.wait([ref], timeout=seconds)[0])
 
     def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
-        """The value of `ref`. Raises what `look` raises and what the call raised; UserError after `timeout` seconds."""
+        """The value of `ref`. Raises what `look` raises and what the call raised, and UnavailableError."""
         deadline = time.monotonic() + timeout
         while not self.until(ref, SLICE_SECONDS):
             if time.monotonic() > deadline:
-                raise UserError(f"waited {timeout:.0f} s for {what}; {self._hint}")
+                raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
         return ray.get(ref)
 
 

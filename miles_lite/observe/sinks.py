@@ -59,17 +59,26 @@ class JsonlSink:
 class Sinks:
     """Fans metrics out to every sink. `log` and `close` never raise on behalf of a sink."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = tuple(sinks)
+    def __init__(self, sinks: Sequence[Sink], curves: Sequence[Sink] = ()) -> None:
+        """`curves` are sinks in which a value stands for ever: what a run does once more is not logged there."""
+        self._sinks, self._curves = tuple(sinks), tuple(curves)
         self._lost: Counter[str] = Counter()
+        self._last: dict[str, int] = {}
+        self._behind: dict[str, int] = {}
+
+    def again(self) -> None:
+        """The run goes back to an earlier step."""
+        self._behind = dict(self._last)
 
     def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
         """Write `metrics` at `step` of the axis `step_key` (rollout/step, train/step or eval/step)."""
         row = {name: float(value) for name, value in metrics.items()}
-        for sink in self._sinks:
+        fresh = {name: value for name, value in row.items() if step > self._behind.get(name, -1)}
+        self._last.update(dict.fromkeys(fresh, step))
+        for sink in (*self._sinks, *self._curves):
             name = type(sink).__name__
             try:
-                sink.log(row, step=step, step_key=step_key)
+                sink.log(fresh if sink in self._curves else row, step=step, step_key=step_key)
             except Exception as error:  # noqa: BLE001  whatever a backend raises, the step goes on
                 self._lost[name] += 1
                 if self._lost[name] == 1:
@@ -77,7 +86,7 @@ class Sinks:
 
     def close(self) -> None:
         """Finish every sink, each within a bound of its own, and say what was lost."""
-        for sink in self._sinks:
+        for sink in (*self._sinks, *self._curves):
             try:
                 sink.close()
             except Exception as error:  # noqa: BLE001  the other sinks still have to be closed
@@ -92,15 +101,16 @@ def open_sinks(options: Logging, *, config: Mapping[str, object], run_dir: Path)
     Raises UserError when one of them cannot be started.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    curves: list[Sink] = []
     sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl")]
     if ray.is_initialized():
         sinks.append(Gauges(run_dir.name))
     if options.use_wandb and options.wandb_mode != "disabled":
         from miles_lite.observe.wandb_sink import WandbSink
 
-        sinks.append(WandbSink(options, config=config, run_dir=run_dir))
+        curves.append(WandbSink(options, config=config, run_dir=run_dir))
     if options.use_tensorboard:
         from miles_lite.observe.tensorboard_sink import TensorboardSink
 
-        sinks.append(TensorboardSink(run_dir / "tensorboard"))
-    return Sinks(sinks)
+        curves.append(TensorboardSink(run_dir / "tensorboard"))
+    return Sinks(sinks, curves)

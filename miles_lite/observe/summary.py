@@ -38,11 +38,18 @@ class Counts:
 
 
 def build_summary(
-    metrics_jsonl: Path, *, counts: Counts, seconds: float, chance: float | None, heldout: str | None
+    metrics_jsonl: Path,
+    *,
+    counts: Counts,
+    seconds: float,
+    chance: float | None,
+    heldout: str | None,
+    restarts: int = 0,
 ) -> Summary:
     """The fields of summary.json.
 
     seconds   wall time of the run; chance: the expected reward of an agent that guesses
+    restarts  how often it went on after it had lost a process that it cannot do without
     heldout   name of the evaluation dataset that heldout_first and heldout_last are about
 
     Rewards are means before filtering, over the first and last EDGE rollouts; logprob_gap_max is over all trained
@@ -64,6 +71,7 @@ def build_summary(
         "heldout_last": held[-1] if held else None,
         "steps": len(rewards),
         "seconds": round(seconds, 1),
+        "restarts": restarts,
         "logprob_gap_max": max(gaps, default=None),
         "weight_update_seconds": median(updates) if updates else None,
         "weight_update_seconds_max": max(updates, default=None),
@@ -99,7 +107,7 @@ def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[s
     lines = [
         ("reward", f"{shown['reward_first5']} -> {shown['reward_last5']}  (chance {shown['reward_chance']})"),
         ("held-out reward", f"{shown['heldout_first']} -> {shown['heldout_last']}"),
-        ("steps", f"{shown['steps']} in {shown['seconds']} s"),
+        ("steps", f"{shown['steps']} in {shown['seconds']} s, {shown['restarts']} restarts"),
         ("logprob gap, max", shown["logprob_gap_max"]),
         ("weight update", f"{shown['weight_update_seconds']} s"),
         ("overhead", f"{shown['overhead_share']} of step time"),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 _LAST_WORDS = re.compile(r"^(Fatal Python error: .*|[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
+LOG_END = 4000
+"""Characters."""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
@@ -37,6 +38,17 @@ def out_of_memory_kills() -> int:
     return total
 
 
+def logs_of(error: RayActorError, logs: Path | None) -> list[Path]:
+    """What the actor's process wrote, in Ray's log folder."""
+    pid = re.search(r"pid: (\d+)", str(error))
+    return sorted(logs.glob(f"worker-*-{pid[1]}.err")) if logs is not None and pid else []
+
+
+def last_lines(error: RayActorError, logs: Path | None) -> str:
+    """The end of that."""
+    return "".join(file.read_text(errors="replace")[-LOG_END:] for file in logs_of(error, logs)[-1:])
+
+
 def how(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
     """How an actor's process ended. `logs`: Ray's log folder; `killed_before`: `out_of_memory_kills` when it lived."""
     text = str(error)
@@ -44,8 +56,7 @@ def how(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
         return f"Ray ended it for want of memory: {text.splitlines()[0]}"
     if getattr(error, "_actor_init_failed", False):
         return text.rstrip().splitlines()[-1]
-    pid = re.search(r"pid: (\d+)", text)
-    files = sorted(logs.glob(f"worker-*-{pid[1]}.err")) if logs is not None and pid else []
+    files = logs_of(error, logs)
     words = [found[-1] for file in files if (found := _LAST_WORDS.findall(file.read_text(errors="replace")[-20_000:]))]
     where = f"; its log is {files[-1]}" if files else ""
     if words:
@@ -62,16 +73,6 @@ def how(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
 def how_to_go_on(command: Sequence[str], *, save: str | None, saved: int | None) -> str:
     """What to do after a loss. `command`: this run's own; `saved`: the last rollout in the folder `save`."""
     if saved is None:
-        begin = "" if save is not None else " --save DIR --save-interval 1, so that the next loss costs less"
-        return f"Nothing was saved yet: start again{' with' + begin if begin else ''}: {shlex.join(command)}"
+        begin = "" if save is not None else " with --save DIR --save-interval 1, with which a run goes on by itself"
+        return f"Nothing was saved yet: start again{begin}: {shlex.join(command)}"
     return f"Go on from step {saved + 1}, the last that was saved: {shlex.join([*command, '--load', str(save)])}"
-
-
-def obituary(
-    died: DiedError, *, logs: Path | None, killed_before: int, lost: str, saved: tuple[str | None, int | None]
-) -> str:
-    """What there is to say of a death that ended a run: why, what is `lost`, how to go on from what was `saved`: a
-    folder, and the last rollout there."""
-    why = how(died.error, logs=logs, killed_before=killed_before)
-    mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=saved[0], saved=saved[1])
-    return f"{died.name} has died: {why}.\n  {lost} is lost. {mend}"

@@ -13,6 +13,7 @@ from statistics import fmean, median, stdev
 
 from miles_lite.report import metric_names as names
 from miles_lite.report.record import Record
+from miles_lite.report.rollout_table import Row
 
 WINDOW = 5
 """Steps at the end of a run that rules look at."""
@@ -64,7 +65,8 @@ def _failures(record: Record) -> Said:
     if len(failed) < FEW_FAILURES or len(failed) / len(last) <= FAILURE_SHARE:
         return None
     where, why = _commonest(failed)
-    evidence = f"{_percent(len(failed) / len(last))} of the last {len(last)}, above {_percent(FAILURE_SHARE)}; most at {where}: {why}"
+    share, most = _percent(len(failed) / len(last)), _percent(FAILURE_SHARE)
+    evidence = f"{share} of the last {len(last)}, above {most}; most at {where}: {why}"
     return "Rollouts fail", evidence, "They have no reward and are trained by nobody. Mend the boundary that is named."
 
 
@@ -74,7 +76,11 @@ def _no_gradient(record: Record) -> Said:
         return None
     reward = fmean(record.values(names.REWARD)[-WINDOW:] or [0.0])
     evidence = f"{_percent(fmean(shares))} of the groups of the last {WINDOW} steps, at a mean reward of {reward:.3g}"
-    return "Nearly no group carries a gradient", evidence, "Take harder or easier prompts, more samples a prompt, or a filter."
+    return (
+        "Nearly no group carries a gradient",
+        evidence,
+        "Take harder or easier prompts, more samples a prompt, or a filter.",
+    )
 
 
 def _flat(record: Record) -> Said:
@@ -87,7 +93,7 @@ def _flat(record: Record) -> Said:
     gain = fmean(last) - fmean(first)
     if gain > max(FLAT_GAIN, error) or gain < -COLLAPSE_BY or fmean(last) >= LEARNED:
         return None
-    evidence = f"{fmean(first):.3f} in the first {third} steps, {fmean(last):.3f} in the last {third}, give or take {error:.3f}"
+    evidence = f"{fmean(first):.3f} in the first {third} steps, {fmean(last):.3f} in the last, give or take {error:.3f}"
     return "The reward is flat", evidence, "docs/debug.md, 'Reward is flat', has the questions in their order."
 
 
@@ -122,7 +128,7 @@ def _gap(record: Record) -> Said:
     first, last = fmean(gaps[:WINDOW]), fmean(gaps[-WINDOW:])
     if last < GAP_NATS or last < GAP_GROWTH * first:
         return None
-    parts = {cause: record.values(names.gap_of(cause))[-WINDOW:] for cause in names.GAP_CAUSES}
+    parts = {cause: record.values(name)[-WINDOW:] for cause, name in names.GAPS.items()}
     cause = max(parts, key=lambda name: fmean(parts[name] or [0.0]))
     evidence = f"from {first:.2g} to {last:.2g} nats a token; most of it by {cause}"
     return "Trainer and engines drift apart", evidence, "docs/debug.md, 'Tokens differ', says what each cause means."
@@ -132,7 +138,9 @@ def _truncated(record: Record) -> Said:
     shares = record.values(names.TRUNCATED)[-WINDOW:]
     if len(shares) < WINDOW or fmean(shares) <= TRUNCATED_SHARE:
         return None
-    evidence = f"{_percent(fmean(shares))} of the rollouts of the last {WINDOW} steps, above {_percent(TRUNCATED_SHARE)}"
+    evidence = (
+        f"{_percent(fmean(shares))} of the rollouts of the last {WINDOW} steps, above {_percent(TRUNCATED_SHARE)}"
+    )
     return "Rollouts are cut", evidence, "Raise --rollout-max-response-len or the context, or shape overlong rewards."
 
 
@@ -156,8 +164,13 @@ def _slow_tools(record: Record) -> Said:
     tool, model = sum(row["tool"] for row in last), sum(row["model"] for row in last)
     if not last or tool <= TOOL_SHARE * (tool + model):
         return None
-    evidence = f"{_percent(tool / (tool + model))} of the agents' time in the last {WINDOW} steps: {tool / len(last):.1f} s a rollout"
-    return "Agents wait for their tools", evidence, "More agents at once (--agent-concurrency) hide it; engines idle meanwhile."
+    share = _percent(tool / (tool + model))
+    evidence = f"{share} of the agents' time in the last {WINDOW} steps: {tool / len(last):.1f} s a rollout"
+    return (
+        "Agents wait for their tools",
+        evidence,
+        "More agents at once (--agent-concurrency) hide it; engines idle meanwhile.",
+    )
 
 
 def _idle(record: Record) -> Said:
@@ -167,15 +180,25 @@ def _idle(record: Record) -> Said:
     if len(shared) < WINDOW or sum(idle[step] for step in shared) <= IDLE_SHARE * whole:
         return None
     evidence = f"{_percent(sum(idle[step] for step in shared) / whole)} of the last {len(shared)} steps' time"
-    return "Nothing runs for much of a step", evidence, "See the step timeline below: updates, saves, or starting rollouts."
+    return (
+        "Nothing runs for much of a step",
+        evidence,
+        "See the step timeline below: updates, saves, or starting rollouts.",
+    )
 
 
 def _drift(record: Record) -> Said:
     shares = record.values(names.MISMATCHED_TEXT)[-WINDOW:]
     if not shares or fmean(shares) <= DRIFT_SHARE:
         return None
-    evidence = f"{_percent(fmean(shares))} of the rollouts of the last {len(shares)} steps are not what their template prints"
-    return "Histories differ from their template", evidence, "docs/verify.md: prove the template, or name another --tito-model."
+    evidence = (
+        f"{_percent(fmean(shares))} of the rollouts of the last {len(shares)} steps are not what their template prints"
+    )
+    return (
+        "Histories differ from their template",
+        evidence,
+        "docs/verify.md: prove the template, or name another --tito-model.",
+    )
 
 
 RULES: dict[str, Callable[[Record], Said]] = {
@@ -196,12 +219,12 @@ RULES: dict[str, Callable[[Record], Said]] = {
 """The gravest first."""
 
 
-def _of_last_steps(record: Record, steps: int) -> list[dict[str, object]]:
+def _of_last_steps(record: Record, steps: int) -> list[Row]:
     last = sorted({row["step"] for row in record.rollouts})[-steps:]
     return [row for row in record.rollouts if row["step"] in last]
 
 
-def _commonest(failed: Sequence[dict[str, object]]) -> tuple[object, object]:
+def _commonest(failed: Sequence[Row]) -> tuple[str, str]:
     """Where most broke, and what most of those said."""
     where = Counter(row["where"] for row in failed).most_common(1)[0][0]
     return where, Counter(row["why"] for row in failed if row["where"] == where).most_common(1)[0][0]

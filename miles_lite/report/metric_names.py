@@ -26,7 +26,13 @@ ENTROPY = "train/entropy_loss"
 GRAD_NORM = "train/grad_norm"
 ENGINE_RESTARTS = "rollout/engine_restarts"
 MISMATCHED_TEXT = "rollout/tito_mismatch/non_assistant_text"
-GAP_CAUSES = ("numerics", "staleness", "routes", "off_context")
+GAPS = {
+    "numerics": NUMERICS_GAP,
+    "staleness": "train/logprob_gap/staleness",
+    "routes": "train/logprob_gap/routes",
+    "off_context": "train/logprob_gap/off_context",
+}
+"""By cause: the mean over the trained tokens that have it."""
 
 ROLLOUT_TIME = "perf/rollout_time"
 TRAIN_TIME = "perf/train_time"
@@ -35,12 +41,9 @@ STEP_TIME = "perf/step_time"
 OVERHEAD_TIME = "perf/overhead_time"
 """Seconds of the step that `observe.overhead.uncovered` counts."""
 
+RESTARTS = "perf/restarts"
+
 
 def heldout(name: str) -> str:
     """The mean reward of the held-out dataset `name`."""
     return f"eval/{name}"
-
-
-def gap_of(cause: str) -> str:
-    """The mean gap of trained tokens that have this one of GAP_CAUSES."""
-    return f"train/logprob_gap/{cause}"

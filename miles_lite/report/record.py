@@ -27,7 +27,7 @@ class Record:
 
     folder: Path
     metrics: list[Row]
-    rollouts: list[dict[str, Any]]
+    rollouts: list[rollout_table.Row]
     options: Mapping[str, object]
     summary: Mapping[str, Any]
 

@@ -1,8 +1,8 @@
 """One row per rollout, one Parquet file per step: `rollouts/NNNNNN.parquet` in the run folder.
 
-Invariant: a file is whole or not there; a step that a resumed run did again has the rows of the last time. Every rollout
-that ended is in the file of the step that it ended for, also those that no trainer saw. pandas, DuckDB and `datasets`
-read the folder as one table.
+Invariant: a file is whole or not there; a step that a resumed run did again has the rows of the last time. Every
+rollout that ended is in the file of the step that it ended for, also those that no trainer saw. pandas, DuckDB and
+`datasets` read the folder as one table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 """Of each column its Arrow type, and what it says."""
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
+"""By the name of the column."""
 
 
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
@@ -61,11 +62,11 @@ def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     path = run_dir / FOLDER / f"{step:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema), partial, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema), partial, compression="zstd")
     partial.replace(path)
 
 
-def read(run_dir: Path) -> list[dict[str, Any]]:
+def read(run_dir: Path) -> list[Row]:
     """The rows of all steps, in their order. Raises OSError, pyarrow.ArrowInvalid."""
     from pyarrow import parquet
 

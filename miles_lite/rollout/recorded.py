@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import orjson
 
-from miles_lite.report.rollout_table import TRAINED
+from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.rollout.agent_report import agent_report, number
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.metrics import no_gradient
@@ -16,7 +15,7 @@ from miles_lite.sample import Group, Rollout
 RETRIED, UNUSED = "retried", "unused"
 
 
-def rows_of(number_of: int, step: Step) -> Iterator[dict[str, Any]]:
+def rows_of(number_of: int, step: Step) -> Iterator[Row]:
     """Of every rollout that ended for the step of that number."""
     trained = {group.index for group in step.groups}
     for group in step.finished:
@@ -27,7 +26,7 @@ def rows_of(number_of: int, step: Step) -> Iterator[dict[str, Any]]:
         yield {"step": number_of, **_row(Group(rollout.group_index, {}, [rollout]), rollout), "outcome": RETRIED}
 
 
-def _row(group: Group, rollout: Rollout) -> dict[str, Any]:
+def _row(group: Group, rollout: Rollout) -> Row:
     versions = [version for sample in rollout.samples for version in sample.weight_versions]
     told, spans, given = agent_report(rollout.metadata), rollout.spans, rollout.metadata.get("rewards")
     row = group.prompt.get("row")
@@ -60,5 +59,5 @@ def _row(group: Group, rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _json(rewards: dict[Any, Any]) -> str:
+def _json(rewards: Mapping[object, object]) -> str:
     return orjson.dumps({str(name): number(value) for name, value in rewards.items()}).decode()

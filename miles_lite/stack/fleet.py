@@ -23,7 +23,7 @@ from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.errors import UserError, plain, user_error
+from miles_lite.errors import UnavailableError, UserError, plain, user_error
 from miles_lite.process.addresses import loopback
 from miles_lite.process.remote import Remote
 from miles_lite.process.undo import undone
@@ -289,7 +289,7 @@ class Fleet:
         slot.given_up = True
         log.error("engine %d is given up after %d restarts: %s", slot.index, limit, reason)
         if all(other.given_up for other in self._slots if other.role == slot.role):
-            self.failure = UserError(
+            self.failure = UnavailableError(
                 f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
                 f"Last reason: {reason}\n  See {self._options.run_dir / 'logs'}."
             )

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.config.options import Config
 from miles_lite.config.training import Algorithm
-from miles_lite.errors import UserError, plain
+from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.hooks import Advantage
 from miles_lite.model_folder import text_config
 from miles_lite.process.addresses import loopback
@@ -48,7 +48,11 @@ R = TypeVar("R")
 
 
 class TrainError(RuntimeError):
-    """A rank failed or did not answer in time."""
+    """A rank failed."""
+
+
+class RankSilentError(TrainError, UnavailableError):
+    """A rank did not answer in time."""
 
 
 class RankDiedError(TrainError):
@@ -232,7 +236,7 @@ class TrainGroup:
             done, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
             if not done and time.monotonic() > deadline:
                 ranks = ", ".join(str(calls.index(call)) for call in waiting)
-                raise TrainError(
+                raise RankSilentError(
                     f"train rank {ranks} did not finish {doing} within {timeout:.0f} s; see Ray's dashboard for what "
                     f"it does, and {self._run_dir} for the run's logs"
                 )

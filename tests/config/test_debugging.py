@@ -23,7 +23,7 @@ TRACED = ["--use-pytorch-profiler", "--profile-step-start", "1"]
         ([LOAD, "a/{rollout_id}.pt", SAVE, "b/{rollout_id}.pt"], "has nothing to save"),
         ([SAVE, "d/one.pt"], r"must hold \{rollout_id\}"),
         (["--loss-type", "sft_loss", SAVE, "d/{rollout_id}.pt"], "has no rollouts"),
-        (["--profile-step-start", "1"], "need --use-pytorch-profiler or"),
+        (["--profile-step-start", "1"], "needs --use-pytorch-profiler or"),
         (["--memory-snapshot-path", "m.pickle"], "needs --record-memory-history"),
         (["--record-memory-history", "--device", "cpu"], "on CPUs: leave it out"),
         (["--use-pytorch-profiler", "--debug-rollout-only"], "--debug-rollout-only trains nothing"),

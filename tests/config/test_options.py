@@ -133,7 +133,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--calculate-per-token-loss", "--loss-reduction", "prompt"], "contradicts --loss-reduction prompt"),
         (["--loss-type", "sapo", "--eps-clip-c", "3"], "sapo has no dual clip"),
         (["--entropy-clamp", "2"], "needs --entropy-coef"),
-        (["--tis-mode", "mask"], "--tis-mode and --tis-level need --use-tis"),
+        (["--tis-mode", "mask"], "--tis-mode needs --use-tis"),
         (["--rs-lower-bound", "3"], "is above --rs-upper-bound"),
         (["--use-rs", "--use-rollout-logprobs"], "exclude each other"),
         (["--kl-coef", "0.1", "--use-kl-loss", "--kl-loss-coef", "0.1"], "in the rewards or in the loss"),

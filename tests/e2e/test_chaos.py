@@ -1,5 +1,5 @@
-"""Everything that serves a run is killed once in it, and it ends as if nothing had been; what it cannot do without ends
-it at once, with one message."""
+"""Everything that serves a run is killed once in it, and it ends as if nothing had been; after what it cannot do
+without it goes on from its last checkpoint, or ends at once, with one message."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from miles_lite.rollout import dump
 from miles_lite.traces import atraj
 from tests.e2e.job import (
     ROOT,
@@ -52,6 +53,11 @@ def process_of(mark: str, called: str) -> psutil.Process | None:
         except psutil.Error:
             continue
     return None
+
+
+def youngest(mark: str, called: str) -> psutil.Process:
+    found = [one for one in marked(mark) if called in " ".join(one.cmdline())]
+    return max(found, key=lambda one: one.create_time())
 
 
 def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
@@ -106,11 +112,10 @@ def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_messag
 ) -> None:
     log, save = tmp_path / "log", tmp_path / "checkpoints"
     flags = prepared.flags(run_dir, "--save", str(save), "--save-interval", "1", "--num-rollout", "40")
+    flags += ["--max-restarts", "0"]
     process = start("train", flags, mark=mark, log=log)
     wait_for("two steps", lambda: len(steps_of(run_dir)) > 1, timeout=300, process=process, log=log)
-    called = "ray::TrainWorker" if victim.startswith("train") else "ray::RolloutManager"
-    ranks = [one for one in marked(mark) if called in " ".join(one.cmdline())]
-    max(ranks, key=lambda one: one.create_time()).kill()
+    youngest(mark, "ray::TrainWorker" if victim.startswith("train") else "ray::RolloutManager").kill()
     began = time.monotonic()
     assert process.wait(60) == 1, log.read_text()[-6000:]
     assert time.monotonic() - began < 15
@@ -135,6 +140,39 @@ def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_messag
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["prompts_started"] == summary["prompts_trained"] == 4 * (saved + 1)
+    assert_nothing_left(mark)
+
+
+def test_a_run_that_loses_a_rank_and_its_manager_goes_on_by_itself(
+    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+) -> None:
+    log, save, steps = tmp_path / "log", tmp_path / "checkpoints", 6
+    flags = prepared.flags(run_dir, "--save", str(save), "--save-interval", "1", "--num-rollout", str(steps))
+    dumped = run_dir / "rollouts" / "{rollout_id}.pt"
+    flags += ["--max-weight-staleness", "1", "--use-rollout-logprobs", "--save-debug-rollout-data", str(dumped)]
+    process = start("train", flags, mark=mark, log=log)
+    for at, called in enumerate(("ray::TrainWorker", "ray::RolloutManager")):
+        wait_for(
+            "two more steps", lambda at=at: len(steps_of(run_dir)) > 2 * at + 1, timeout=300, process=process, log=log
+        )
+        youngest(mark, called).kill()
+        again = f"step .* of {steps} after"
+        back = lambda at=at, again=again: len(re.findall(f"going on with {again} (\\d+) s", log.read_text())) > at  # noqa: E731
+        wait_for("it to come back", back, timeout=300, process=process, log=log)
+    assert process.wait(500) == 0, log.read_text()[-6000:]
+    text = log.read_text()
+    assert "Traceback" not in text, text[-6000:]
+    assert re.search(r"train rank 1 has died: .*SIGKILL.*\n  Step \d of 6 is lost. Restart 1 of 3", text)
+    assert re.search(r"the rollout manager has died: .*SIGKILL.*\n  Step \d of 6 is lost. Restart 1 of 3", text)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["restarts"] == max(values(run_dir, "perf/restarts")) == 2
+    assert summary["steps"] == steps
+    assert summary["prompts_started"] == summary["prompts_trained"] == 4 * steps
+    assert len(steps_of(run_dir)) <= steps + 2, "more was done again than what followed the last checkpoint"
+    kept = [group.prompt["row"] for step in range(steps) for group in dump.read(run_dir / "rollouts" / f"{step}.pt")]
+    assert len(set(kept)) == 4 * steps, "a prompt was trained twice"
+    rows = [json.loads(line) for line in (run_dir / "restarts.jsonl").read_text().splitlines()]
+    assert [row["restart"] for row in rows] == [1, 2]
     assert_nothing_left(mark)
 
 

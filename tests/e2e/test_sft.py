@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from tests.e2e.job import assert_nothing_left, run, values
+from miles_lite.report.history import read_history
+from tests.e2e.job import assert_nothing_left, marked, run, start, values, wait_for
 from tests.models import reference_logprobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -32,3 +34,33 @@ def test_stored_ids_are_imitated_and_the_folder_is_a_whole_model(tiny_model: Pat
     assert f"model: {run_dir / 'model'}" in output
     texts = [AutoTokenizer.from_pretrained(folder).decode(ids[0]) for folder in (tiny_model, run_dir / "model")]
     assert texts[0] == texts[1]
+
+
+def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: Path, mark: str) -> None:
+    data, run_dir, log, steps = tmp_path / "sft.jsonl", tmp_path / "run", tmp_path / "log", 40
+    rows = [{"input_ids": [1, 50 + row, 60, 2], "loss_mask": [0, 0, 1, 1]} for row in range(4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(data), "--run-dir", str(run_dir)]
+    flags += ["--loss-type", "sft_loss", "--rollout-batch-size", "4", "--num-rollout", str(steps), "--lr", "1e-2"]
+    flags += ["--actor-num-gpus-per-node", "2", "--save", str(tmp_path / "save"), "--save-interval", "1"]
+    process = start("train", flags, mark=mark, log=log)
+    metrics = run_dir / "metrics.jsonl"
+    wait_for(
+        "three steps",
+        lambda: metrics.exists() and len(values(run_dir, "train/loss")) > 2,
+        timeout=200,
+        process=process,
+        log=log,
+    )
+    next(one for one in marked(mark) if "ray::TrainWorker" in " ".join(one.cmdline())).kill()
+    assert process.wait(200) == 0, log.read_text()[-6000:]
+    text = log.read_text()
+    assert "Traceback" not in text, text[-6000:]
+    assert re.search(r"train rank \d has died: .*SIGKILL.*\n  Step \d+ of 40 is lost. Restart 1 of 3", text)
+    assert re.search(r"going on with step \d+ of 40 after \d+ s", text)
+    assert [json.loads(line)["restart"] for line in (run_dir / "restarts.jsonl").read_text().splitlines()] == [1]
+    done = [row["train/step"] for row in read_history(metrics)]
+    assert sorted(set(done)) == list(range(steps))
+    assert len(done) <= steps + 1, "more was done again than what followed the last checkpoint"
+    assert values(run_dir, "perf/restarts")[-1] == 1
+    assert_nothing_left(mark)

@@ -8,8 +8,8 @@ import torch
 
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
+from miles_lite.job.attempts import attempts
 from miles_lite.job.due import Due
-from miles_lite.job.lifetime import lifetime
 from miles_lite.job.precheck import check_inputs
 from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
 from tests.http_server import Request, http_server
@@ -149,7 +149,7 @@ def test_a_tied_mixture_of_experts_is_refused_because_engines_would_serve_anothe
 
 def test_a_run_folder_that_cannot_be_made_is_named(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(UserError, match=r"--run-dir .* is no folder"), lifetime(config(tiny_model, tmp_path)):
+    with pytest.raises(UserError, match=r"--run-dir .* is no folder"), attempts(config(tiny_model, tmp_path)):
         raise AssertionError("unreachable")
 
 

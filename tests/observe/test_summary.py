@@ -49,6 +49,7 @@ def test_summary_by_hand(metrics: Path) -> None:
         "heldout_last": pytest.approx(0.65),
         "steps": 10,
         "seconds": 101.3,
+        "restarts": 0,
         "logprob_gap_max": pytest.approx(9e-6),
         "weight_update_seconds": pytest.approx(0.55),
         "weight_update_seconds_max": pytest.approx(1.0),

@@ -15,7 +15,7 @@ import ray
 
 from miles_lite.errors import UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
-from miles_lite.process.post_mortem import DiedError, how_to_go_on, obituary
+from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
@@ -59,30 +59,29 @@ def actor(kind: type = Actor) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how_", "words"),
     [
         ("kill", r"ended from outside \(SIGKILL\)"),
         ("crash", "Fatal Python error: Segmentation fault"),
         ("exit", "its log is "),
     ],
 )
-def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how: str, words: str) -> None:
+def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how_: str, words: str) -> None:
     with Interrupts() as interrupts:
         watch, busy, victim = Watch(interrupts, hint="see the logs"), actor(), actor()
         watch.follow("train rank 1", Remote(victim))
         ray.get(victim.pid.remote())
-        victim.end.remote(how)
+        victim.end.remote(how_)
         began = time.monotonic()
         with pytest.raises(DiedError) as caught:
             watch.wait(busy.wait.remote(60), "something else", 60)
         assert time.monotonic() - began < 30
         ray.kill(busy)
-    told = obituary(caught.value, logs=logs, killed_before=10**9, lost="Step 3 of 9", saved=("some where", 1))
-    first, second = told.splitlines()
-    assert first.startswith("train rank 1 has died: ")
-    assert re.search(words, first), first
-    assert second.startswith("  Step 3 of 9 is lost. Go on from step 2, the last that was saved: miles-lite ")
-    assert second.endswith(" --load 'some where'")
+    told = how(caught.value.error, logs=logs, killed_before=10**9)
+    assert caught.value.name == "train rank 1"
+    assert re.search(words, told), told
+    if how_ == "crash":
+        assert words in last_lines(caught.value.error, logs)
 
 
 def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
@@ -90,9 +89,7 @@ def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
         ray.get(actor(Broken).__ray_ready__.remote())
     died = death_in(caught.value)
     assert died is not None
-    assert "ValueError: no such model" in obituary(
-        died, logs=logs, killed_before=0, lost="Step 1 of 2", saved=(None, None)
-    )
+    assert "ValueError: no such model" in how(died.error, logs=logs, killed_before=0)
 
 
 def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(logs: Path) -> None:
@@ -131,9 +128,15 @@ def test_alarms_are_passed_on_once(logs: Path) -> None:
     assert said == ["one", "two"]
 
 
+def test_who_saved_is_told_how_to_go_on() -> None:
+    assert how_to_go_on(["miles-lite", "train"], save="some where", saved=1) == (
+        "Go on from step 2, the last that was saved: miles-lite train --load 'some where'"
+    )
+
+
 def test_who_saved_nothing_is_told_how_to() -> None:
     assert how_to_go_on(["miles-lite", "train", "--lr", "1"], save=None, saved=None) == (
-        "Nothing was saved yet: start again with --save DIR --save-interval 1, so that the next loss costs less: "
+        "Nothing was saved yet: start again with --save DIR --save-interval 1, with which a run goes on by itself: "
         "miles-lite train --lr 1"
     )
     assert how_to_go_on(["miles-lite", "train"], save="x", saved=None) == (

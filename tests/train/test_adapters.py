@@ -112,7 +112,7 @@ def test_dropout_is_for_gradients_alone(model_dir: Path) -> None:
 def test_bad_options_are_refused(model_dir: Path) -> None:
     with pytest.raises(UserError, match="--target-modules nothing_proj: "):
         learner(model_dir, *RANK, "--target-modules", "nothing_proj")
-    with pytest.raises(UserError, match="need --lora-rank"):
+    with pytest.raises(UserError, match="needs --lora-rank"):
         make_config(model_dir, "--lora-alpha", "8")
 
 

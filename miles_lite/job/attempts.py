@@ -1,0 +1,118 @@
+"""A run that goes on by itself when it loses what it cannot replace: from its last checkpoint, in this process.
+
+Invariant: what an attempt started has ended before the next one begins, and at most --max-restarts follow one another
+without a new checkpoint. Only what a run has once stood on is given another attempt: what never started is mended by
+its user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from miles_lite.config.options import Config
+from miles_lite.errors import PASSING, RunLostError, UserError, plain
+from miles_lite.job.claim import claimed
+from miles_lite.job.lifetime import Course, Lifetime
+from miles_lite.process.post_mortem import how_to_go_on
+from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
+from miles_lite.train.checkpoint import LATEST
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Lost = RunLostError | UserError
+
+
+class Attempts:
+    """One run's."""
+
+    def __init__(self, config: Config, interrupts: Interrupts) -> None:
+        self._config = config
+        self._before = self._checkpoint = _written(config.checkpoint.save)
+        self._in_a_row = 0
+        self.course = Course(interrupts)
+
+    def until_done(self, attempt: Callable[[Config, Lifetime], T]) -> T:
+        """What `attempt` returns, which is given a config that goes on where the last one had to leave off. Raises what
+        it raises where no other is worth it."""
+        config = self._config
+        while True:
+            self.course.reached.of = None
+            try:
+                with Lifetime(self._config, self.course) as life:
+                    return attempt(config, life)
+            except (RunLostError, UserError) as error:
+                self._begin_again(error)
+            config = self._resumed()
+
+    def _begin_again(self, error: Lost) -> None:
+        """Count and tell another attempt. Raises the error where there is to be none."""
+        course, most = self.course, self._config.scheduling.max_restarts
+        checkpoint = _written(self._config.checkpoint.save)
+        if checkpoint != self._checkpoint:
+            self._checkpoint, self._in_a_row = checkpoint, 0
+        if not self._worth_it(error) or self._in_a_row >= most:
+            raise self._told(error) from error
+        self._in_a_row += 1
+        course.restarts += 1
+        course.lost_at = course.lost_at or time.time()
+        if course.sinks is not None:
+            course.sinks.again()
+        why, lost = str(plain(error)), course.reached.step
+        log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
+        row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
+        with (self._config.run_dir / "restarts.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def _worth_it(self, error: Lost) -> bool:
+        """Whether another attempt may end otherwise, and repeats nothing that somebody could have saved."""
+        reached = self.course.reached
+        passing = self.course.restarts > 0 if reached.of is None else isinstance(error, PASSING)
+        return passing and (self._config.checkpoint.save is not None or reached.trained is None)
+
+    def _told(self, error: Lost) -> Lost:
+        """With what is lost and how to go on."""
+        if not isinstance(error, RunLostError):
+            return error
+        reached = self.course.reached
+        used = f" --max-restarts {self._in_a_row} are used up." if self._in_a_row else ""
+        mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=self._config.checkpoint.save, saved=reached.saved)
+        return RunLostError(f"{error}.\n  {reached.step} is lost.{used} {mend}")
+
+    def _resumed(self) -> Config:
+        """From the newest checkpoint of this run; as it began, where there is none."""
+        given = self._config.checkpoint
+        if self._checkpoint == self._before:
+            self.course.reached.trained = self.course.reached.saved = None
+            return self._config
+        found = dataclasses.replace(given, load=given.save, load_optim=given.save_optim, load_rng=True, finetune=False)
+        return dataclasses.replace(self._config, checkpoint=found)
+
+
+@contextlib.contextmanager
+def attempts(config: Config) -> Iterator[Attempts]:
+    """A run's. Raises UserError for a run folder that cannot be made, or that another run is using."""
+    with claimed(config.run_dir), Interrupts(deaf=HASTE_SECONDS) as interrupts:
+        tries = Attempts(config, interrupts)
+        with tries.course.unhurried:
+            yield tries
+
+
+def _log_of(error: Lost) -> str:
+    """The end of what the process wrote that was lost, as far as it is known."""
+    return error.log if isinstance(error, RunLostError) else ""
+
+
+def _written(save: str | None) -> float | None:
+    """When the last checkpoint there became complete."""
+    marker = Path(save or "") / LATEST
+    return marker.stat().st_mtime if save is not None and marker.is_file() else None
