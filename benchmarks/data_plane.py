@@ -40,6 +40,7 @@ from miles_lite.rollout.answers import Generated
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
+from miles_lite.stack.fleet import Fleet, FleetStatus
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
 from miles_lite.train.flops import Flops
@@ -155,11 +156,18 @@ def make_sample() -> Sample:
     )
 
 
+class NoEngines:
+    """The fleet of a stack without any."""
+
+    async def call(self, method: object) -> FleetStatus | None:
+        return FleetStatus(engines=(), restarts=0, recoveries=()) if method is Fleet.status else None
+
+
 class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
-    admin_key, router_url, session_urls = None, "", ()
-    fleet = SimpleNamespace(urls=(), restarts=0, failure=None, load=asyncio.Event().wait)
+    admin_key, router_url, session_urls, engine_urls = None, "", (), ()
+    fleet, failure = NoEngines(), None
 
     def __init__(self, url: str) -> None:
         self.sessions = [Server(told=url, restarts=0)]

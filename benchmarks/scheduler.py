@@ -42,6 +42,8 @@ from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.protocol import Event, Who
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.scheduler import Scheduler
+from miles_lite.stack.fleet import Fleet as EngineFleet
+from miles_lite.stack.fleet import FleetStatus
 
 GROUP = 8
 STALENESS = 3
@@ -165,6 +167,13 @@ class Standing(SimpleNamespace):
     async def start(self) -> None: ...
 
 
+class NoEngines:
+    """The fleet of a stack without any."""
+
+    async def call(self, method: object) -> FleetStatus | None:
+        return FleetStatus(engines=(), restarts=0, recoveries=()) if method is EngineFleet.status else None
+
+
 class NoServers(SimpleNamespace):
     """Where a run has its stack."""
 
@@ -178,9 +187,9 @@ class Manager(RolloutManager):
     """A run's manager, with workers that only take time."""
 
     def __init__(self, flags: list[str]) -> None:
-        fleet = SimpleNamespace(urls=(), restarts=0, failure=None, load=asyncio.Event().wait)
         nobody = Standing(told="", restarts=0)
-        stack = NoServers(admin_key=None, router_url="", session_urls=(), sessions=[nobody], fleet=fleet)
+        nowhere = {"admin_key": None, "router_url": "", "session_urls": (), "engine_urls": (), "failure": None}
+        stack = NoServers(sessions=[nobody], fleet=NoEngines(), **nowhere)
         miles_lite.rollout.manager.Stack = lambda *_, **__: stack  # type: ignore[assignment,misc]
         super().__init__(parse(flags)[0], None)  # type: ignore[arg-type]
 

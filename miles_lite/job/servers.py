@@ -23,8 +23,8 @@ from miles_lite.process.remote import Remote
 from miles_lite.rollout.answers import Evaluated, Generated, Started
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.stack.actors import named_actor
-from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
+from miles_lite.stack.stack import FLEET
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class StartingServers:
         """Raises UserError when a part does not come up."""
         limit = START_TIMEOUT + self._config.engines.engine_start_timeout
         told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
+        self._watch.follow(FLEET, told.fleet)
         log.info("router %s, sessions %s, engines %s", told.router_url, told.session_urls, told.engine_urls)
         return Servers(self._config, self._watch, self._manager, told)
 
@@ -70,11 +71,6 @@ class Servers:
         """What a method of the manager returns."""
         ref = self._manager.call(method, *args, **options)
         return self._watch.wait(ref, f"the rollout manager's {method.__name__}", CALL_TIMEOUT)
-
-    def fleet(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
-        """What a method of the engines' fleet returns."""
-        ref: ObjectRef[R] = self._manager.call(RolloutManager.fleet, method, *args, **options)
-        return self._watch.wait(ref, f"the fleet's {method.__name__}", CALL_TIMEOUT)
 
     def generate(self, rollout_id: int, progress: Progress) -> Generated:
         """A step's groups. Gives up when no rollout ends for longer than one may take."""

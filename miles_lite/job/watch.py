@@ -19,7 +19,7 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.errors import UnavailableError, plain
-from miles_lite.process.heartbeat import Pulse
+from miles_lite.process.heartbeat import Pulse, death
 from miles_lite.process.patience import Patience
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
@@ -33,8 +33,15 @@ R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
+ASK_SECONDS = 1.0
+"""How long those who live have to say so once somebody is dead."""
+FINISH_SECONDS = 6.0
 DEATH_SECONDS = 5.0
 """How long after what a death did to others the death itself may be noticed."""
+
+
+def _nothing() -> None:
+    """It was said."""
 
 
 class OvertimeError(Exception):
@@ -49,7 +56,8 @@ def death_in(error: BaseException | None) -> DiedError | None:
         return DiedError("an actor of the rollout manager", cause)
     if isinstance(error, RayActorError):
         return DiedError("the rollout manager", error)
-    return error if isinstance(error, DiedError) else None
+    told = None if error is None else plain(error)
+    return told if isinstance(told, DiedError) else None
 
 
 class Watch:
@@ -58,15 +66,17 @@ class Watch:
     def __init__(self, interrupts: Interrupts, *, hint: str, say: Callable[[str], None] = log.warning) -> None:
         """`hint` ends the message of a wait that takes too long; `say` is told at half of it."""
         self._interrupts, self._hint, self.say = interrupts, hint, say
+        self._actors: dict[str, Remote[object]] = {}
         self._pulses: dict[str, Pulse] = {}
         self._places: dict[str, ObjectRef[tuple[str, int]]] = {}
         self._deadline: float | None = None
+        self._say_finishing: Callable[[], None] | None = None
         self.hears: list[Callable[[], None]] = []
         """Called at each look."""
 
     def follow(self, name: str, actor: Remote[object]) -> None:
-        """The run ends when `actor` dies."""
-        self._pulses[name], self._places[name] = Pulse(actor), actor.whereabouts()
+        """The run ends when `actor` dies. One that dies with another is followed after it."""
+        self._actors[name], self._pulses[name], self._places[name] = actor, Pulse(actor), actor.whereabouts()
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -76,7 +86,8 @@ class Watch:
     def look(self) -> None:
         """Raises KeyboardInterrupt, OvertimeError or DiedError when there is something to see."""
         if self._deadline is None:
-            self._interrupts.check()
+            if not self._finishes():
+                self._interrupts.check()
         elif time.monotonic() > self._deadline:
             raise OvertimeError
         if (died := self._died()) is not None:
@@ -96,7 +107,7 @@ class Watch:
     def _died(self) -> DiedError | None:
         for name, pulse in self._pulses.items():
             if (error := pulse.lost()) is not None:
-                return DiedError(name, error)
+                return self._first_death() or DiedError(name, error)
         return None
 
     def write_stacks(self, folder: Path) -> None:
@@ -109,6 +120,30 @@ class Watch:
                     here |= {name: pid} if host == socket.gethostname() else {}
         written = write_stacks(folder, here)
         self.say(f"what {', '.join(path.stem for path in written)} were at is in {folder}")
+
+    def _first_death(self) -> DiedError | None:
+        """Of those that are followed, the first that is dead."""
+        asked = {name: actor.ready() for name, actor in self._actors.items()}
+        there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
+        deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
+        return next((DiedError(name, error) for name, error in deaths if error is not None), None)
+
+    @contextlib.contextmanager
+    def finishing(self, say: Callable[[], None]) -> Iterator[None]:
+        """Waits in the block go on after the first wish to stop, of which `say` tells; they end with the second, and
+        FINISH_SECONDS after SIGTERM, which is sent once."""
+        self._say_finishing = say
+        try:
+            yield
+        finally:
+            self._say_finishing = None
+
+    def _finishes(self) -> bool:
+        if self._say_finishing is None or not self._interrupts.postponed(FINISH_SECONDS):
+            return False
+        say, self._say_finishing = self._say_finishing, _nothing
+        say()
+        return True
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
@@ -130,7 +165,10 @@ class Watch:
         while not self.until(ref, SLICE_SECONDS):
             if patience.over():
                 raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
-        return ray.get(ref)
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise self._first_death() or error from None
 
 
 class Alarms:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from miles_lite.process.remote import Remote
 from miles_lite.sample import Group
+from miles_lite.stack.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where it serves, the rollouts of one evaluation, the steps of one epoch."""
+    """Where it serves, who has its engines, the rollouts of one evaluation, the steps of one epoch."""
 
     router_url: str
     session_urls: list[str]
     engine_urls: list[str]
+    fleet: Remote[Fleet]
     eval_rollouts: int
     rollouts_per_epoch: int
 

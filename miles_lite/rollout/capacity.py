@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+import ray
+
 from miles_lite.config.options import Config
 from miles_lite.engine.reported_load import Load
 from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
@@ -50,7 +52,7 @@ class Capacity:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             load = None
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
                 load = await asyncio.wait_for(self._load(), PATIENCE)
             self.see(load)
 

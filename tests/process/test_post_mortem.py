@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import ray
 
 from miles_lite.errors import UnavailableError, UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
-from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines
+from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines, naming
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
@@ -42,6 +43,18 @@ class Actor:
 
     def alarms(self) -> list[str]:
         return ["one", "two"]
+
+
+class Keeper(Actor):
+    """One that keeps another."""
+
+    def keep(self) -> Any:
+        self._kept = actor()
+        return self._kept
+
+    async def told(self, kept: Any) -> None:
+        with naming("who is kept"):
+            await kept.wait.remote(60)
 
 
 class Broken:
@@ -106,6 +119,35 @@ def test_of_a_wait_that_comes_to_its_end_stacks_are_left(logs: Path, tmp_path: P
     assert "wait (" in (tmp_path / "stacks" / "train-rank-0.txt").read_text()
 
 
+@pytest.mark.parametrize("seen", ["as they are followed", "as one is asked"])
+def test_of_an_actor_and_what_dies_with_it_the_first_is_named(logs: Path, seen: str) -> None:
+    with Interrupts() as interrupts:
+        watch, busy, keeper = Watch(interrupts, hint="see the logs"), actor(), actor(Keeper)
+        kept = ray.get(keeper.keep.remote())
+        watch.follow("who keeps", Remote(keeper))
+        watch.follow("who is kept", Remote(kept))
+        asked = busy if seen == "as they are followed" else kept
+        waited = asked.wait.remote(60)
+        time.sleep(1.0)
+        keeper.end.remote("kill")
+        with pytest.raises(DiedError, match="who keeps has died"):
+            watch.wait(waited, "something", 60)
+        ray.kill(busy)
+
+
+def test_a_death_that_another_actor_tells_of_is_known_by_its_name(logs: Path) -> None:
+    teller, victim = actor(Keeper), actor()
+    telling = teller.told.remote(victim)
+    time.sleep(1.0)
+    ray.kill(victim)
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(telling, timeout=60)
+    died = death_in(caught.value)
+    assert died is not None
+    assert died.name == "who is kept"
+    assert how(died.error, logs=logs, killed_before=10**9) == "ray.kill ended it"
+
+
 def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
     with pytest.raises(ray.exceptions.RayActorError) as caught:
         ray.get(actor(Broken).__ray_ready__.remote())
@@ -131,6 +173,36 @@ def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(lo
         ray.kill(busy)
     finally:
         with pytest.raises(KeyboardInterrupt):
+            interrupts.__exit__(None, None, None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("signals", "goes_on"),
+    [((), True), ((signal.SIGINT,), True), ((signal.SIGINT,) * 2, False), ((signal.SIGTERM,), False)],
+)
+def test_what_finishes_waits_for_its_end_unless_it_is_asked_for_twice(
+    signals: tuple[int, ...], goes_on: bool, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, after SIGTERM, takes longer than it has."""
+    monkeypatch.setattr("miles_lite.job.watch.FINISH_SECONDS", 0.3)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupts = Interrupts(deaf=0.5).__enter__()
+    said: list[str] = []
+    try:
+        watch, busy = Watch(interrupts, hint="see the logs"), actor()
+        for number in signals:
+            os.kill(os.getpid(), number)
+        ends = contextlib.nullcontext() if goes_on else pytest.raises(KeyboardInterrupt)
+        with ends, watch.finishing(lambda: said.append("finishing")):
+            watch.wait(busy.wait.remote(1), "it", 60)
+        assert said == ["finishing"] * (len(signals) == 1)
+        with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():
+            watch.look()
+        ray.kill(busy)
+    finally:
+        with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():
             interrupts.__exit__(None, None, None)
         for number, handler in before.items():
             signal.signal(number, handler)
