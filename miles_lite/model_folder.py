@@ -72,11 +72,6 @@ def token_ids(folder: Path) -> dict[str, int]:
     return named | {added["content"]: added["id"] for added in told.get("added_tokens", ())}
 
 
-def vocabulary(folder: str | Path) -> int:
-    """Ids that the model scores, of which its tokenizer may use less."""
-    return int(text_config(folder)["vocab_size"])
-
-
 def foreign_id(ids: np.ndarray, vocabulary: int) -> str | None:
     """The first of ids [T] that is none of so many, and where, in words; None where all are."""
     strange = np.flatnonzero((ids < 0) | (ids >= vocabulary))

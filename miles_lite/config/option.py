@@ -36,7 +36,8 @@ class Option:
     spelled   a switch that takes the words true and false, and none
     aka       other launchers' names of the flag
     read      what their values are called here
-    needs     options without which it is refused; with_: without which it changes nothing (`partners` says how)
+    needs     options without which it is refused; with_: without which it changes nothing (`partners` says how), or a
+              function of the option's name that says so
     """
 
     help: str
@@ -57,7 +58,7 @@ class Option:
     aka: tuple[str, ...] = ()
     read: Mapping[str, str] = dataclasses.field(default_factory=dict)
     needs: str | None = None
-    with_: str | None = None
+    with_: str | Callable[[str], str] | None = None
 
     def bounds(self) -> list[tuple[Callable[[float, float], bool], float, str]]:
         """Comparison, bound and words of each bound there is."""
@@ -121,6 +122,12 @@ class Declared(NamedTuple):
         """How it is given, and told of: its flag, or its name where it has none."""
         name = self.field.name
         return name.upper() if self.option.positional else "--" + name.replace("_", "-")
+
+    @property
+    def with_(self) -> str | None:
+        """What it changes nothing without."""
+        told = self.option.with_
+        return told(self.field.name) if callable(told) else told
 
     @property
     def default(self) -> object:

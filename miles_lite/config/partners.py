@@ -3,7 +3,9 @@
     needs="use_rs"                        refused without --use-rs
     with_="use_kl_loss or kl_coef"        without either a line says that it changes nothing
     with_="loss_type=sapo"                that very value, or an import path of the user's, which may read anything
-    with_="no num_rollout and save"       every part; of a part with `no` the other option must be off
+    with_="no num_rollout and save"       every part; of a part with `no` the other option must be off, or another value
+
+What all options of a group do nothing without stands at the group (`WITH`).
 
 Invariant: an option that has its default changes nothing anyway, and is not spoken of.
 """
@@ -17,6 +19,11 @@ from typing import Any
 
 from miles_lite.config.option import KEY, Declared
 from miles_lite.errors import UserError
+
+WITH = "with_"
+"""Key of a group's metadata."""
+ROLLED_OUT = {WITH: "no loss_type=sft_loss and no load_debug_rollout_data"}
+"""Of groups that only engines and agents look at."""
 
 Values = Mapping[str, object]
 """Of options, by name."""
@@ -32,8 +39,9 @@ class Partner:
 
     @classmethod
     def read(cls, text: str) -> Partner:
-        told, _, value = text.strip().partition("=")
-        return cls(told.removeprefix("no "), value or None, told.startswith("no "))
+        told = text.strip()
+        name, _, value = told.removeprefix("no ").partition("=")
+        return cls(name, value or None, told.startswith("no "))
 
     @property
     def flag(self) -> str:
@@ -44,7 +52,8 @@ class Partner:
         """Whether it is as it is wanted."""
         given = values[self.name]
         if self.value is not None:
-            return str(given) == self.value or (isinstance(given, str) and bool({".", ":"} & set(given)))
+            path = isinstance(given, str) and bool({".", ":"} & set(given))
+            return (str(given) == self.value) != self.off or (path and not self.off)
         return bool(given) != self.off
 
 
@@ -61,27 +70,29 @@ def missing(text: str, values: Values) -> str | None:
     return None
 
 
-def every_value(options: Any) -> Iterator[tuple[Declared, object]]:
-    """The options of a command as it was given them, those of its groups included."""
+def every_value(options: Any, *, with_: str | None = None) -> Iterator[tuple[Declared, object, str | None]]:
+    """The options of a command as it was given them, those of its groups included, and what the group does nothing
+    without."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if KEY in field.metadata:
-            yield Declared(field, field.metadata[KEY]), value
+            yield Declared(field, field.metadata[KEY]), value, with_
         elif dataclasses.is_dataclass(value):
-            yield from every_value(value)
+            yield from every_value(value, with_=field.metadata.get(WITH))
 
 
 def alone(options: object) -> dict[str, list[str]]:
     """Flags that change nothing, by what is missing. Raises UserError for one that is refused so."""
     given = list(every_value(options))
-    values = {each.field.name: value for each, value in given}
+    values = {each.field.name: value for each, value, _ in given}
     found: dict[str, list[str]] = {}
-    for each, value in given:
+    for each, value, group in given:
         if value == each.field.default:
             continue
         if each.option.needs and (why := missing(each.option.needs, values)) is not None:
             flag, wanted = each.flag, why.removeprefix("without ")
             raise UserError(f"{flag} needs {wanted}: give that too, or leave {flag} out")
-        if each.option.with_ and (why := missing(each.option.with_, values)) is not None:
+        lacking = (missing(text, values) for text in (group, each.with_) if text)
+        if (why := next(filter(None, lacking), None)) is not None:
             found.setdefault(why, []).append(each.flag)
     return found

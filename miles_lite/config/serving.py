@@ -9,6 +9,7 @@ from typing import Self
 from miles_lite.config import rules
 from miles_lite.config.engines import Engines, RouterAddress, Routing
 from miles_lite.config.model import Context, Model, Seed
+from miles_lite.config.partners import ROLLED_OUT
 from miles_lite.config.places import Cluster, Hosts, RunFolder, Topology
 from miles_lite.config.session_options import Session, SessionServers
 
@@ -22,11 +23,11 @@ class Serving:
     model: Model
     context: Context = field(default_factory=Context)
     seeding: Seed = field(default_factory=Seed)
-    session_servers: SessionServers = field(default_factory=SessionServers)
+    session_servers: SessionServers = field(default_factory=SessionServers, metadata=ROLLED_OUT)
     session: Session = field(default_factory=Session)
-    routing: Routing = field(default_factory=Routing)
-    router_address: RouterAddress = field(default_factory=RouterAddress)
-    engines: Engines = field(default_factory=Engines)
+    routing: Routing = field(default_factory=Routing, metadata=ROLLED_OUT)
+    router_address: RouterAddress = field(default_factory=RouterAddress, metadata=ROLLED_OUT)
+    engines: Engines = field(default_factory=Engines, metadata=ROLLED_OUT)
     run: RunFolder = field(default_factory=RunFolder)
     cluster: Cluster = field(default_factory=Cluster)
 

@@ -33,47 +33,29 @@ class Algorithm:
         None, help="dotted path or file.py:name of (groups, options) -> rewards in the place of those that were earned"
     )
     disable_rewards_normalization: bool = option(False, help="use raw rewards as advantages")
-    disable_grpo_std_normalization: bool = option(
-        False, help="subtract the group mean only (Dr. GRPO)", with_=read_by("disable_grpo_std_normalization")
-    )
+    disable_grpo_std_normalization: bool = option(False, help="subtract the group mean only (Dr. GRPO)", with_=read_by)
     normalize_advantages: bool = option(False, help="whiten advantages over all trained tokens of the batch")
-    gamma: float = option(
-        1.0, help="discount of later rewards, by token or turn", least=0, most=1, with_=read_by("gamma")
-    )
-    lambd: float = option(
-        1.0, help="lambda of generalised advantage estimation", least=0, most=1, with_=read_by("lambd")
-    )
-    value_loss_coef: float = option(
-        0.5, help="weight of the value head's loss", least=0, with_=read_by("value_loss_coef")
-    )
-    value_clip: float = option(
-        0.2, help="how far a value may move from its old one", least=0, with_=read_by("value_clip")
-    )
-    eps_clip: float = option(0.2, help="lower clip range of the importance ratio", least=0, with_=read_by("eps_clip"))
-    eps_clip_high: float | None = option(
-        None, help="upper clip range (default: --eps-clip)", least=0, with_=read_by("eps_clip_high")
-    )
+    gamma: float = option(1.0, help="discount of later rewards, by token or turn", least=0, most=1, with_=read_by)
+    lambd: float = option(1.0, help="lambda of generalised advantage estimation", least=0, most=1, with_=read_by)
+    value_loss_coef: float = option(0.5, help="weight of the value head's loss", least=0, with_=read_by)
+    value_clip: float = option(0.2, help="how far a value may move from its old one", least=0, with_=read_by)
+    eps_clip: float = option(0.2, help="lower clip range of the importance ratio", least=0, with_=read_by)
+    eps_clip_high: float | None = option(None, help="upper clip range (default: --eps-clip)", least=0, with_=read_by)
     eps_clip_c: float | None = option(None, help="dual clip: bound for negative advantages, > 1", above=1)
     sapo_tau_pos: float = option(
-        1.0, help="SAPO: temperature of the gate for positive advantages", above=0, with_=read_by("sapo_tau_pos")
+        1.0, help="SAPO: temperature of the gate for positive advantages", above=0, with_=read_by
     )
-    sapo_tau_neg: float = option(
-        1.05, help="SAPO: temperature of the gate for the others", above=0, with_=read_by("sapo_tau_neg")
-    )
-    dppo_tv: float = option(
-        0.2, help="dppo_tv: largest difference of a token's probability", least=0, with_=read_by("dppo_tv")
-    )
+    sapo_tau_neg: float = option(1.05, help="SAPO: temperature of the gate for the others", above=0, with_=read_by)
+    dppo_tv: float = option(0.2, help="dppo_tv: largest difference of a token's probability", least=0, with_=read_by)
     dppo_kl: float = option(
-        0.05, help="dppo_kl: largest binary KL divergence of a token, in nats", least=0, with_=read_by("dppo_kl")
+        0.05, help="dppo_kl: largest binary KL divergence of a token, in nats", least=0, with_=read_by
     )
     cov_ratio: float = option(
-        2e-4, help="clip_cov, kl_cov: share of tokens that are held back", least=0, most=1, with_=read_by("cov_ratio")
+        2e-4, help="clip_cov, kl_cov: share of tokens that are held back", least=0, most=1, with_=read_by
     )
-    cov_low: float = option(
-        1.0, help="clip_cov: least covariance of a token that is held back", least=0, with_=read_by("cov_low")
-    )
-    cov_high: float = option(5.0, help="clip_cov: largest", least=0, with_=read_by("cov_high"))
-    kl_cov_coef: float = option(1.0, help="kl_cov: weight of their KL penalty", least=0, with_=read_by("kl_cov_coef"))
+    cov_low: float = option(1.0, help="clip_cov: least covariance of a token that is held back", least=0, with_=read_by)
+    cov_high: float = option(5.0, help="clip_cov: largest", least=0, with_=read_by)
+    kl_cov_coef: float = option(1.0, help="kl_cov: weight of their KL penalty", least=0, with_=read_by)
     use_kl_loss: bool = option(False, help="add a KL loss to the reference model")
     kl_loss_coef: float = option(0.0, help="its weight; 0 only logs it", least=0, needs="use_kl_loss")
     kl_loss_type: KLType = option(KLType.K1, help="its estimator", with_="use_kl_loss or kl_coef")

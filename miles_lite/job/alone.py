@@ -26,12 +26,13 @@ from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.log import open_log
 from miles_lite.job.precheck import check_folders, check_trainer
 from miles_lite.job.trainer import start_ranks
-from miles_lite.model_folder import context_length, vocabulary
+from miles_lite.model_folder import context_length
 from miles_lite.report import metric_names as names
 from miles_lite.rollout import dump
 from miles_lite.sample import Rollout
 from miles_lite.train.advantages import estimate
 from miles_lite.train.examples import Examples
+from miles_lite.train.loading import read_config, vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Supervised:
     def __init__(self, config: Config, *, model: Path) -> None:
         """Raises UserError naming the line of a row that cannot be trained."""
         context = context_length(model, config.context.rollout_max_context_len)
-        self._examples = Examples(config, context=context, vocabulary=vocabulary(model))
+        self._examples = Examples(config, context=context, vocabulary=vocabulary(read_config(model)))
         self.steps = self._examples.steps
 
     def step(self, number: int) -> Step:
@@ -113,7 +114,7 @@ def train_alone(config: Config) -> Path:
         pattern = config.debugging.load_debug_rollout_data
         material: Material
         if pattern is not None:
-            material = saved = Saved(config, pattern, vocabulary(model))
+            material = saved = Saved(config, pattern, vocabulary(read_config(model)))
             saved.check()
         else:
             material = Supervised(config, model=model)
@@ -131,7 +132,7 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
     interrupted = SaveWhenInterrupted(life, trainer.save if config.checkpoint.save else None)
     for step in range(first, total):
         rollouts, advantages = material.step(step)
-        with interrupted:
+        with interrupted.step():
             metrics = trainer.train(step, rollouts, advantages)
         life.reached.trained = step
         sinks.log(metrics | {names.RESTARTS: life.course.restarts}, step=step, step_key=names.TRAIN_STEP)

@@ -1,10 +1,11 @@
-"""Ctrl-C between training steps: what was trained since the last checkpoint is saved before the run ends."""
+"""Ctrl-C while a run trains: the step that is under way comes to its end, and what was trained since the last
+checkpoint is saved before the run ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
 
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.watch import OvertimeError
@@ -15,8 +16,8 @@ SAVE_TIMEOUT = 4.0
 
 
 class SaveWhenInterrupted:
-    """Stands from when it is made until the run ends. A step is trained `with` it: what Ctrl-C leaves of one is nothing
-    that could be saved."""
+    """Stands from when it is made until the run ends. A step is trained in `step()`: what is left of one that did not
+    come to its end is nothing that could be saved."""
 
     def __init__(self, life: Lifetime, save: Callable[[int], None] | None) -> None:
         """`save` writes the checkpoint of a rollout, or finishes the one that is being written, and waits for it; None
@@ -25,14 +26,15 @@ class SaveWhenInterrupted:
         self._training = False
         life.parts.push(self._ended)
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Where it can be saved, the first wish to stop waits for its end."""
         self._training = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._training = error is not None
+        with contextlib.ExitStack() as stack:
+            if self._save is not None:
+                stack.enter_context(self._life.watch.finishing(_say_finishing))
+            yield
+        self._training = False
 
     def _ended(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -52,3 +54,7 @@ class SaveWhenInterrupted:
         except (OvertimeError, DiedError, TrainError) as failed:
             why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
             print(f"{why}; the last checkpoint is {saved}", flush=True)
+
+
+def _say_finishing() -> None:
+    print("\ninterrupted: the training step comes to its end first; Ctrl-C again ends it at once", flush=True)

@@ -61,14 +61,14 @@ class Trainer:
         self._exported = exported
         self._saving: int | None = None
         self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
-        self._step = SaveWhenInterrupted(life, self._save_now if config.checkpoint.save else None)
+        self._interrupted = SaveWhenInterrupted(life, self._save_now if config.checkpoint.save else None)
 
     def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
         """Metrics of one training step on a rollout's groups, and from when until when it took."""
         if self._config.updates.offload_rollout:
             self._engines(Fleet.offload)
         began = time.time()
-        with self._step:
+        with self._interrupted.step():
             metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
         self._life.reached.trained = rollout_id
         return metrics, (began, time.time())

@@ -28,8 +28,13 @@ SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
 ASK_SECONDS = 1.0
 """How long those who live have to say so once somebody is dead."""
+FINISH_SECONDS = 6.0
 DEATH_SECONDS = 5.0
 """How long after what a death did to others the death itself may be noticed."""
+
+
+def _nothing() -> None:
+    """It was said."""
 
 
 class OvertimeError(Exception):
@@ -56,6 +61,7 @@ class Watch:
         self._interrupts, self._hint = interrupts, hint
         self._pulses: dict[str, Pulse] = {}
         self._deadline: float | None = None
+        self._say_finishing: Callable[[], None] | None = None
         self.hears: list[Callable[[], None]] = []
         """Called at each look."""
 
@@ -71,7 +77,8 @@ class Watch:
     def look(self) -> None:
         """Raises KeyboardInterrupt, OvertimeError or DiedError when there is something to see."""
         if self._deadline is None:
-            self._interrupts.check()
+            if not self._finishes():
+                self._interrupts.check()
         elif time.monotonic() > self._deadline:
             raise OvertimeError
         if (died := self._died()) is not None:
@@ -100,6 +107,23 @@ class Watch:
         there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
         deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
         return next((DiedError(name, error) for name, error in deaths if error is not None), None)
+
+    @contextlib.contextmanager
+    def finishing(self, say: Callable[[], None]) -> Iterator[None]:
+        """Waits in the block go on after the first wish to stop, of which `say` tells; they end with the second, and
+        FINISH_SECONDS after SIGTERM, which is sent once."""
+        self._say_finishing = say
+        try:
+            yield
+        finally:
+            self._say_finishing = None
+
+    def _finishes(self) -> bool:
+        if self._say_finishing is None or not self._interrupts.postponed(FINISH_SECONDS):
+            return False
+        say, self._say_finishing = self._say_finishing, _nothing
+        say()
+        return True
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:

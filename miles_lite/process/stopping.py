@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,14 +41,22 @@ class Interrupts:
     """A context in which Ctrl-C and SIGTERM are noted, also where a shell started us with SIGINT ignored.
 
     `check` raises KeyboardInterrupt once one came, and so does the end of the context unless something else is raised.
-    A process that looks neither way for `deaf` seconds after the first ends at once, with INTERRUPTED.
+    A process that looks neither way for `deaf` seconds after the first, or after one that ends what was postponed, ends
+    at once, with INTERRUPTED.
     """
 
     def __init__(self, *, deaf: float = DEAF_SECONDS) -> None:
         self.deaf = deaf
         self._old: dict[int, Any] = {}
         self._bound = contextlib.ExitStack()
-        self.requested = False
+        self._noted: list[int] = []
+        self._first_at = 0.0
+        self._postponed = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether one came."""
+        return bool(self._noted)
 
     def __enter__(self) -> Self:
         self._old = {number: signal.getsignal(number) for number in SIGNALS}
@@ -65,6 +74,15 @@ class Interrupts:
             self._bound.close()
             raise KeyboardInterrupt
 
+    def postponed(self, seconds: float) -> bool:
+        """Whether what runs may come to its end first: it was asked for once, by a person, who can ask again, or less
+        than `seconds` ago. A look, as `check` is one."""
+        if len(self._noted) != 1:
+            return False
+        self._bound.close()
+        self._postponed = self._noted == [signal.SIGINT] or time.monotonic() - self._first_at < seconds
+        return self._postponed
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -79,9 +97,11 @@ class Interrupts:
                 signal.signal(number, self._old[number])
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if not self.requested:
-            self.requested = True
+        self._first_at = self._first_at or time.monotonic()
+        if not self._noted or self._postponed:
             self._bound.enter_context(ends_within(self.deaf, INTERRUPTED))
+        self._noted.append(signum)
+        self._postponed = False
 
 
 @contextlib.contextmanager

@@ -48,14 +48,19 @@ P = ParamSpec("P")
 @dataclass
 class Step:
     """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
-    one; `replaced` are rollouts that failed and were run again."""
+    one; `reasons` says why, by group; `replaced` are rollouts that failed and were run again."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
     replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many groups were dropped for which reason."""
+        return Counter(self.reasons.values())
 
     @property
     def replaced_by_where(self) -> Counter[str]:
@@ -213,7 +218,7 @@ class Generator:
         if end is not End.UNUSED or len(group.rollouts) == self._options.n_samples_per_prompt:
             self.step.finished.append(group)
         if end is not End.UNUSED:
-            self.step.dropped[reason] += 1
+            self.step.reasons[ordinal] = reason
         if end is End.QUARANTINED:
             log.warning("the prompt of line %s failed too often: it is not dealt again", group.prompt["row"])
         for rollout in group.rollouts:

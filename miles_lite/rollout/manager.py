@@ -18,9 +18,11 @@ from functools import partial
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
+from miles_lite.errors import writing
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.report import rollout_table
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.failures import note_failures
@@ -30,6 +32,7 @@ from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
+from miles_lite.rollout.recorded import rows_of
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -148,6 +151,9 @@ class RolloutManager:
         step = await (self._given or self._generator).run(self._check_alive)
         replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        rows = list(rows_of(rollout_id, step))
+        with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
+            await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:

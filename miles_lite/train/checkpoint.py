@@ -121,12 +121,8 @@ def load(learner: Learner, folder: Path, options: Checkpoint | None = None) -> i
     if iteration is None:
         return None
     source = iteration_folder(folder, iteration)
-    optimizer = chosen.load_optim and not chosen.finetune
-    with _readable(source):
-        there = not optimizer or has_optimizer(source)
-    if not there:
-        raise UserError(f"{source} was saved with --no-save-optim: give --no-load-optim to begin with a new optimizer")
-    state = state_of(learner, optimizer=optimizer)
+    check_saved(source, chosen)
+    state = state_of(learner, optimizer=_with_optimizer(chosen))
     with _readable(source):
         load_distributed(state, checkpoint_id=source)
         _check_finite(state)
@@ -164,9 +160,20 @@ def _check_finite(state: Any, name: str = "") -> None:
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
-def has_optimizer(source: Path) -> bool:
-    """Whether a checkpoint holds an optimizer's state."""
-    return any(name.startswith("optimizer.") for name in FileSystemReader(source).read_metadata().state_dict_metadata)
+def check_saved(source: Path, options: Checkpoint, *, adapted: bool | None = None) -> None:
+    """Refuse a checkpoint that lacks what is to be loaded, or, where it is said whether there are any, has other
+    adapters than the run. Raises UserError."""
+    with _readable(source):
+        names = list(FileSystemReader(source).read_metadata().state_dict_metadata)
+    if _with_optimizer(options) and not any(name.startswith("optimizer.") for name in names):
+        raise UserError(f"{source} was saved with --no-save-optim: give --no-load-optim to begin with a new optimizer")
+    has = any(".lora_" in name for name in names)
+    if adapted is not None and adapted != has:
+        raise UserError(f"{source} was saved {'with' if has else 'without'} --lora-rank: go on as it began")
+
+
+def _with_optimizer(options: Checkpoint) -> bool:
+    return options.load_optim and not options.finetune
 
 
 def rng_name() -> str:

@@ -28,15 +28,21 @@ def share_out(model: PreTrainedModel, experts: DeviceMesh, tensor: DeviceMesh) -
     """
     from transformers.distributed.tensor_parallel import apply_expert_parallelism
 
-    plan = dict(model.ep_plan)
-    if DISPATCHED not in plan.values():
-        raise UserError(
-            f"--expert-model-parallel-size {experts.size()}: transformers has no plan to share out the experts of "
-            f"{type(model).__name__}. Leave it out: experts are cut over tensor ranks and sharded over the others"
-        )
+    plan = expert_plan(model, ranks=experts.size())
     apply_expert_parallelism(model, experts, tensor, plan)
     holders = re.compile("|".join(_pattern(name) for name, style in plan.items() if style == DISPATCHED))
     return [module for name, module in model.named_modules() if holders.fullmatch(name)]
+
+
+def expert_plan(model: PreTrainedModel, *, ranks: int) -> dict[str, str]:
+    """How its experts are shared out over so many. Raises UserError where they cannot be."""
+    plan = dict(model.ep_plan)
+    if DISPATCHED not in plan.values():
+        raise UserError(
+            f"--expert-model-parallel-size {ranks}: transformers has no plan to share out the experts of "
+            f"{type(model).__name__}. Leave it out: experts are cut over tensor ranks and sharded over the others"
+        )
+    return plan
 
 
 def without_experts(plan: dict[str, str], model: PreTrainedModel) -> dict[str, str]:

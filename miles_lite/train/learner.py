@@ -23,6 +23,7 @@ from miles_lite.train.gaps import LARGEST, gaps
 from miles_lite.train.gaps import SUMS as GAPS
 from miles_lite.train.gaps import report as gap_report
 from miles_lite.train.learning_rate import learning_rate
+from miles_lite.train.loading import vocabulary
 from miles_lite.train.losses.objective import Terms, distillation, imitation, metric_names, objective
 from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
@@ -62,7 +63,7 @@ class Learner:
         self._asked = Recompute(
             self.policy, self.reference, self.teachers, self.algorithm, self.device, clock=self.clock
         )
-        self._vocabulary = int(self.policy.model.config.get_text_config().vocab_size)
+        self._vocabulary = vocabulary(self.policy.model.config)
         self._form = choose_form([self.policy, *self._asked.others], trees=not self.algorithm.disable_tree_training)
         self._routing = replayed(self.policy, self.device, self.algorithm)
         options = self.options

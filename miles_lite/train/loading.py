@@ -70,6 +70,11 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     return config
 
 
+def vocabulary(config: PretrainedConfig) -> int:
+    """Ids that a model scores, of which its tokenizer may use less."""
+    return int(config.get_text_config().vocab_size)
+
+
 def _attention(config: PretrainedConfig, compute: Compute | None) -> str:
     chosen = compute.attn_implementation if compute else "auto"
     return implementation(config) if chosen == "auto" else chosen

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from miles_lite.config.parallel import Compute
 from miles_lite.errors import user_error
-from miles_lite.model_folder import token_ids, vocabulary
-from miles_lite.train.loading import empty_model
+from miles_lite.model_folder import token_ids
+from miles_lite.train.loading import empty_model, read_config, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,8 @@ class ModelFacts:
     @cached_property
     def vocabulary(self) -> int:
         """Ids that it scores: rows of its head."""
-        return vocabulary(self.folder)
+        with user_error(str(self), ValueError):  # an architecture that transformers does not know
+            return vocabulary(read_config(self.folder))
 
     @cached_property
     def token_ids(self) -> Mapping[str, int]:

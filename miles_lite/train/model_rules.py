@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.options import Config
@@ -15,9 +16,12 @@ from miles_lite.config.teachers import is_url
 from miles_lite.errors import UserError
 from miles_lite.model_folder import check_model_folder
 from miles_lite.train.adapters import adapt
+from miles_lite.train.checkpoint import check_saved, iteration_folder, latest_iteration
+from miles_lite.train.expert_parallel import expert_plan
 from miles_lite.train.model_facts import ModelFacts
 from miles_lite.train.replay import Replay
 from miles_lite.train.shapes import check_shapes
+from miles_lite.train.tensor_parallel import tensor_plan
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,29 @@ def likeliest_tokens(models: Models) -> None:
             )
 
 
+def plans(models: Models) -> None:
+    """There is one for what ranks share."""
+    sizes, lora = models.config.parallelism, models.config.lora
+    experts, tensor = sizes.expert_model_parallel_size, sizes.tensor_model_parallel_size
+    for each in models.all if max(experts, tensor) > 1 else ():
+        model = each.empty(models.config.compute)
+        if experts > 1:
+            expert_plan(model, ranks=experts)
+        if each is models.policy and lora.lora_rank:
+            adapt(model, lora, base=str(each.folder))
+        if tensor > 1:
+            tensor_plan(model, ranks=tensor, experts=experts == 1)
+
+
+def checkpoint(models: Models) -> None:
+    """What a run goes on from is there."""
+    options = models.config.checkpoint
+    folder = Path(options.load or "")
+    iteration = latest_iteration(folder) if options.load else None
+    if iteration is not None:
+        check_saved(iteration_folder(folder, iteration), options, adapted=models.config.lora.lora_rank > 0)
+
+
 def adapters(models: Models) -> None:
     """LoRA finds its layers."""
     if models.config.lora.lora_rank:
@@ -117,6 +144,8 @@ RULES: tuple[Callable[[Models], None], ...] = (
     vocabularies,
     likeliest_tokens,
     adapters,
+    plans,
+    checkpoint,
     routes,
 )
 

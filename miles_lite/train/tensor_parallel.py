@@ -57,22 +57,29 @@ def cut(model: PreTrainedModel, mesh: DeviceMesh, *, experts: bool = True) -> Te
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    plan = dict(model.tp_plan) if experts else without_experts(model.tp_plan, model)
-    names = {module: name for name, module in model.named_modules()}
-    if not plan.keys() - {names[head]}:
-        raise UserError(
-            f"--tensor-model-parallel-size {mesh.size()}: transformers has no tensor-parallel plan for "
-            f"{type(model).__name__}. Leave it out: layers are sharded over data-parallel ranks"
-        )
-    partial = frozenset(name for name, style in plan.items() if style == PARTIAL)
-    plan = {name: style for name, style in plan.items() if name not in partial}
-    plan |= {names[embedding]: "embedding_rowwise", names[head]: "colwise_gather_output"}
-    plan = beside(plan, {_generic(name) for name in adapters.layers(model)})
+    plan, partial = tensor_plan(model, ranks=mesh.size(), experts=experts)
     tied = head.weight is embedding.weight
     apply_tensor_parallelism(model, mesh, plan)  # type: ignore[no-untyped-call]
     if tied:
         head.weight = embedding.weight
     return Tensors(mesh, partial)
+
+
+def tensor_plan(model: PreTrainedModel, *, ranks: int, experts: bool) -> tuple[dict[str, str], frozenset[str]]:
+    """How its layers, adapters among them, are cut over so many ranks, and whose gradients are partial (see `Tensors`).
+    Raises UserError where they cannot be."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    plan = dict(model.tp_plan) if experts else without_experts(model.tp_plan, model)
+    names = {module: name for name, module in model.named_modules()}
+    if not plan.keys() - {names[head]}:
+        raise UserError(
+            f"--tensor-model-parallel-size {ranks}: transformers has no tensor-parallel plan for "
+            f"{type(model).__name__}. Leave it out: layers are sharded over data-parallel ranks"
+        )
+    partial = frozenset(name for name, style in plan.items() if style == PARTIAL)
+    plan = {name: style for name, style in plan.items() if name not in partial}
+    plan |= {names[embedding]: "embedding_rowwise", names[head]: "colwise_gather_output"}
+    return beside(plan, {_generic(name) for name in adapters.layers(model)}), partial
 
 
 def beside(plan: dict[str, str], adapted: Collection[str]) -> dict[str, str]:

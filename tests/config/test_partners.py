@@ -16,7 +16,7 @@ from tests.config.test_options import NEEDED
 
 OPTIONS = {each.field.name: each for each in every_option(Config)}
 DEFAULTS = {name: each.field.default for name, each in OPTIONS.items()}
-TOGETHER = [each for each in OPTIONS.values() if each.option.needs or each.option.with_]
+TOGETHER = [each for each in OPTIONS.values() if each.option.needs or each.with_]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def text_of(each: Declared) -> str:
-    return each.option.needs or each.option.with_ or ""
+    return each.option.needs or each.with_ or ""
 
 
 def another(each: Declared) -> list[str]:
@@ -63,7 +63,7 @@ def told(argv: list[str]) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("each", TOGETHER, ids=lambda each: str(each.flag))
 def test_partners_are_options_and_values_that_they_take(each: Declared) -> None:
-    assert not (each.option.needs and each.option.with_)
+    assert not (each.option.needs and each.with_)
     for partner in (one for part in partners.parts(text_of(each)) for one in part):
         action = parser()._option_string_actions[partner.flag.split()[0]]
         choices = action.choices or OPTIONS[partner.name].option.named
@@ -108,6 +108,15 @@ def test_what_changes_nothing_is_said_once_for_all_that_lack_the_same(capsys: py
     assert "ignored: --ref-load, --kl-loss-type: nothing is changed without --use-kl-loss or --kl-coef" in said
     assert "ignored: --lambd: nothing is changed without --advantage-estimator ppo" in said
     assert len(said) == 4
+
+
+@pytest.mark.parametrize("how", ["--loss-type=sft_loss", "--load-debug-rollout-data=d/{rollout_id}.pt"])
+def test_what_only_rollouts_look_at_is_told_of_where_there_are_none(how: str) -> None:
+    flags = "--rm-type f1 --router-timeout 5 --engine-restarts 1 --num-session-servers 2 --eval-temperature 0.5".split()
+    (why, said), *more = told([how, *flags, "--seed", "3", "--chat-template-path", "t.jinja"]).items()
+    assert why == f"beside {how.partition('=')[0]}" + (" sft_loss" if "sft" in how else "")
+    assert sorted(said) == sorted(flag for flag in flags if flag.startswith("--"))
+    assert not more
 
 
 def test_a_loss_of_the_users_may_read_anything() -> None:

@@ -110,6 +110,33 @@ def test_ctrl_c_twice_ends_a_run_in_every_phase(
 
 
 @pytest.mark.slow
+def test_a_training_step_comes_to_its_end_and_is_saved(tiny_model: Path, tmp_path: Path, mark: str) -> None:
+    rows, run_dir, save, log = (tmp_path / name for name in ("rows.jsonl", "run", "save", "log"))
+    row = {"input_ids": [at % 300 for at in range(600)], "loss_mask": [0] + [1] * 599}
+    rows.write_text((json.dumps(row) + "\n") * 24)
+    flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(rows), "--run-dir", str(run_dir)]
+    flags += ["--loss-type", "sft_loss", "--rollout-batch-size", "24", "--num-rollout", "500", "--save", str(save)]
+    process = start("train", [*flags, "--disable-tree-training", "--device", "cpu"], mark=mark, log=log)
+
+    def trained() -> int:
+        file = run_dir / "metrics.jsonl"
+        return file.read_text().count("train/loss") if file.exists() else 0
+
+    wait_for("a step", trained, timeout=200, process=process, log=log)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    code, text = process.wait(100), log.read_text()
+    assert code == 130, text[-6000:]
+    assert "the training step comes to its end first" in text
+    assert "Traceback" not in text
+    last = trained() - 1
+    assert f"interrupted: saving rollout {last} before stopping" in text or f"saving rollout {last + 1}" in text
+    saved = int((save / "latest_checkpointed_iteration.txt").read_text())
+    assert saved in (last, last + 1), "a step that had come to its end was not saved"
+    assert_nothing_left(mark)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["it ends by itself", "its driver is killed", "an engine cannot start"])
 def test_nothing_is_left_however_a_run_ends(
     tiny_model: Path, tmp_path: Path, mark: str, temp: Path, how: str, monkeypatch: pytest.MonkeyPatch

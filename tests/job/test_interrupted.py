@@ -1,8 +1,10 @@
-"""Ctrl-C between steps saves what was trained since the last checkpoint, once; within a step nothing can be saved."""
+"""Ctrl-C saves what was trained since the last checkpoint, once; of a step that did not come to its end nothing can
+be."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +16,14 @@ from miles_lite.train.group import TrainError
 
 
 class Watch:
+    finished = False
+
+    @contextlib.contextmanager
+    def finishing(self, say: Callable[[], None]) -> Iterator[None]:
+        say()
+        yield
+        self.finished = True
+
     def at_most(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
@@ -31,14 +41,15 @@ def ended(
 
     with contextlib.suppress(KeyboardInterrupt, ValueError), contextlib.ExitStack() as parts:
         life = SimpleNamespace(parts=parts, watch=Watch(), reached=SimpleNamespace(trained=None, saved=None))
-        step = SaveWhenInterrupted(cast(Lifetime, cast(Any, life)), save)
-        with step:
+        interrupted = SaveWhenInterrupted(cast(Lifetime, cast(Any, life)), save)
+        with interrupted.step():
             pass
+        assert life.watch.finished
         life.reached.trained, life.reached.saved = trained, saved
         if error is None:
             return written
         if within:
-            with step:
+            with interrupted.step():
                 raise error
         raise error
     return written

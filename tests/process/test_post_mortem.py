@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -150,6 +151,36 @@ def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(lo
         ray.kill(busy)
     finally:
         with pytest.raises(KeyboardInterrupt):
+            interrupts.__exit__(None, None, None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("signals", "goes_on"),
+    [((), True), ((signal.SIGINT,), True), ((signal.SIGINT,) * 2, False), ((signal.SIGTERM,), False)],
+)
+def test_what_finishes_waits_for_its_end_unless_it_is_asked_for_twice(
+    signals: tuple[int, ...], goes_on: bool, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, after SIGTERM, takes longer than it has."""
+    monkeypatch.setattr("miles_lite.job.watch.FINISH_SECONDS", 0.3)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupts = Interrupts(deaf=0.5).__enter__()
+    said: list[str] = []
+    try:
+        watch, busy = Watch(interrupts, hint="see the logs"), actor()
+        for number in signals:
+            os.kill(os.getpid(), number)
+        ends = contextlib.nullcontext() if goes_on else pytest.raises(KeyboardInterrupt)
+        with ends, watch.finishing(lambda: said.append("finishing")):
+            watch.wait(busy.wait.remote(1), "it", 60)
+        assert said == ["finishing"] * (len(signals) == 1)
+        with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():
+            watch.look()
+        ray.kill(busy)
+    finally:
+        with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():
             interrupts.__exit__(None, None, None)
         for number, handler in before.items():
             signal.signal(number, handler)

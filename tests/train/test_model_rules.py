@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from miles_lite.errors import UserError
+from miles_lite.train import tensor_parallel
 from miles_lite.train.learner import Learner
 from miles_lite.train.model_rules import check_models
 from miles_lite.train.rank import build_learner
 from miles_lite.weights.compat import import_transformers
 from tests.models import make_tiny_moe
-from tests.train.helpers import make_batch, make_config, make_samples
+from tests.train.helpers import make_batch, make_config, make_samples, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
 RANK = ("--lora-rank", "4")
@@ -106,6 +107,30 @@ def test_what_is_let_through_trains(model: str, flags: tuple[str, ...], folders:
     learner: Learner = build_learner(config, device=torch.device("cpu"))
     metrics = learner.train(make_batch(make_samples(0, 3), [1.0, -1.0, 0.5]))
     assert metrics["train/grad_norm"] > 0
+
+
+def test_what_ranks_share_has_a_plan(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "2", *RANK)
+    check_models(make_config(folders["experts"], *flags, "--expert-model-parallel-size", "2"))
+    monkeypatch.setattr(tensor_parallel, "ADAPTED", {})
+    with pytest.raises(
+        UserError, match=r"--lora-rank: model.layers.\*.self_attn.q_proj is cut over tensor ranks as col"
+    ):
+        check_models(make_config(folders["experts"], *flags))
+
+
+def test_a_checkpoint_that_lacks_what_is_to_be_loaded_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    saved = build_learner(make_config(model_dir, *RANK), device=torch.device("cpu"))
+    saved.train(make_batch(make_samples(0, 2), [1.0, -1.0]))
+    load = ("--load", str(tmp_path))
+    check_models(make_config(model_dir, *load))
+    save_checkpoint(saved, tmp_path, iteration=3)
+    check_models(make_config(model_dir, *load, *RANK))
+    with pytest.raises(UserError, match="iter_0000003 was saved with --lora-rank: go on as it began"):
+        check_models(make_config(model_dir, *load))
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    with pytest.raises(UserError, match="names iteration 7, but"):
+        check_models(make_config(model_dir, *load, *RANK))
 
 
 def test_attention_that_no_package_computes_here_is_said(model_dir: Path) -> None:

@@ -48,7 +48,7 @@ def test_what_a_plain_step_does_not_read_has_a_partner(model_dir: Path) -> None:
     flops = Flops(per_token=1.0, per_pair=1.0)
     (batch,) = make_batches(0, trained, advantages, ranks=1, global_batch_size=2, options=options, flops=flops)
     build_learner(config, device=torch.device("cpu")).train(fetch(batch))
-    unread = {each.field.name: each.option for each in declared(Algorithm) if each.field.name not in READ}
+    unread = {each.field.name: each for each in declared(Algorithm) if each.field.name not in READ}
     assert {"tis_clip", "gamma", "dppo_kl", "opd_top_k_strategy"} <= unread.keys(), "nothing was watched"
-    lonely = {name for name, option in unread.items() if not (option.needs or option.with_)}
+    lonely = {name for name, each in unread.items() if not (each.option.needs or each.with_)}
     assert lonely == ELSEWHERE.keys()
