@@ -10,7 +10,7 @@ side_by_side := -n 2 --dist loadscope
 engines := $(side_by_side) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients clean
+.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients setup-environments clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -47,6 +47,9 @@ setup-dev:      ## and what the tests need
 
 setup-clients:  ## and the harnesses that tests/clients runs, about 800 MB; needs npm
 	@scripts/setup-clients.sh
+
+setup-environments:  ## and the environments that tests/environments plays; needs a C compiler
+	@scripts/setup-environments.sh
 
 clean:          ## remove caches and build output; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -39,6 +39,7 @@ from miles_lite.config.options import Config, parse
 from miles_lite.rollout.manager import Generated, RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
+from miles_lite.stack.fleet import FleetStatus
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
 from miles_lite.train.flops import Flops
@@ -154,11 +155,18 @@ def make_sample() -> Sample:
     )
 
 
+class NoEngines:
+    """The fleet of a stack without any."""
+
+    async def call(self, method: object) -> FleetStatus:
+        return FleetStatus(engines=(), restarts=0, recoveries=())
+
+
 class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
-    admin_key, router_url, session_urls = None, "", ()
-    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
+    admin_key, router_url, session_urls, engine_urls = None, "", (), ()
+    fleet, failure = NoEngines(), None
 
     def __init__(self, url: str) -> None:
         self.sessions = [Server(told=url, restarts=0)]

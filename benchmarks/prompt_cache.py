@@ -61,7 +61,7 @@ def main() -> None:
 def _launch(model: Path, cache: PromptCache, run_dir: Path) -> tuple[float, int, float]:
     """(milliseconds of the prompt's first request, tokens that were loaded, milliseconds of the same request again)."""
     with serving(str(model), cache.engine_flags(), run_dir) as stack:
-        url = stack.fleet.urls[0]
+        url = stack.engine_urls[0]
         _ask(url, [5] * 40)
         first, loaded = _ask(url, list(cache.ids))
         cache.warm(url)

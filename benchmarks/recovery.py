@@ -34,10 +34,12 @@ import ray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the model folder and the chatting sessions, which are the tests'
 
+from miles_lite.stack.fleet import Fleet  # noqa: E402
 from miles_lite.stack.placement import place  # noqa: E402
 from miles_lite.stack.stack import Stack  # noqa: E402
 from tests.models import make_tiny_model  # noqa: E402
-from tests.stack.chats import Chats, scheduler_of, stack_options, until  # noqa: E402
+from tests.stack.chats import Chats, replaced, scheduler_of, stack_options  # noqa: E402
+from tests.waiting import until  # noqa: E402
 
 SESSIONS = 8
 
@@ -86,18 +88,17 @@ async def recover(model: Path, run_dir: Path) -> dict[str, float]:
     try:
         await until(lambda: len(chats.replies) > 10 * SESSIONS, "the first replies")
         lost = time.time()
-        os.killpg(stack.fleet.engines[0].pid, signal.SIGKILL)
-        await until(lambda: len(stack.fleet.recoveries) == 1, "the first replacement")
-        await until(lambda: max(chats.first_after(stack.fleet.recoveries[0].serving)) < 60, "replies after it")
+        os.killpg((await stack.fleet.call(Fleet.status)).engines[0].pid, signal.SIGKILL)
+        first = await replaced(stack.fleet, 1)
+        await until(lambda: max(chats.first_after(first.recoveries[0].serving)) < 60, "replies after it")
         stopped = time.time()
-        scheduler_of(stack.fleet.engines[1].pid).suspend()
-        await until(lambda: len(stack.fleet.recoveries) == 2, "the second replacement")
-        await until(lambda: max(chats.first_after(stack.fleet.recoveries[1].noticed)) < 60, "replies after it")
+        scheduler_of(first.engines[1].pid).suspend()
+        killed, hung = (await replaced(stack.fleet, 2)).recoveries
+        await until(lambda: max(chats.first_after(hung.noticed)) < 60, "replies after it")
         chats.stopped = True
         await chatting
     finally:
         await stack.stop()
-    killed, hung = stack.fleet.recoveries
     return {
         "reply_seconds": chats.pace(lost - 10, lost),
         "reply_seconds_beside": chats.pace(killed.noticed, killed.serving),

@@ -24,6 +24,7 @@ COMMANDS = {
     "session": "a session server alone, in front of a router that runs",
     "agent": "talk to a model that uses tools",
     "data": "look at prompt files: rows, lengths, duplicates, labels",
+    "report": "one page that tells what a run did, alarms first",
     "traces": "look at trajectory files; make datasets of them",
     "simulate": "how fast a fleet would be: engines, staleness, concurrency; no GPU, no Ray",
     "verify": "prove a chat template, or sessions on live engines; see `miles-lite verify --help`",

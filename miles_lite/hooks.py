@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from miles_lite.errors import UserError
 from miles_lite.plugins import contracts
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.process.user_code import load_named
 from miles_lite.sample import Group, Rollout, Sample
 from miles_lite.sample import Keep as Keep
@@ -99,8 +100,18 @@ class GroupRewardFunction(Protocol):
     ) -> Sequence[float | None]: ...
 
 
+class Rows(Protocol):
+    """Rows as a file of prompts would hold them: `prompt`, and if there are any `label`, `metadata`, `tools`.
+
+    A row depends on its place alone, whichever process asks for it.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> JsonMapping: ...
+
+
 class Environment(Protocol):
-    """An agent function and a reward that belong together; the prompts for them are rows of --prompt-data.
+    """An agent function, its prompts and its reward, which belong together.
 
     `reward` is None where the agent function returns it.
     """
@@ -109,6 +120,17 @@ class Environment(Protocol):
     def agent(self) -> AgentFunction: ...
     @property
     def reward(self) -> RewardFunction | None: ...
+    def rows(self, split: str, /) -> Rows:
+        """The prompts of a split, `train` or any other. Raises UserError for one that there is not."""
+
+
+class EnvironmentFactory(Protocol):
+    """`--environment PATH:NAME[:ARGUMENT]`: an environment, of what is behind its name and of --environment-args.
+
+    Called once in each process that needs it. Raises UserError for arguments that are none.
+    """
+
+    def __call__(self, argument: str, args: JsonMapping, /, *, seed: int) -> Environment: ...
 
 
 class GroupFilter(Protocol):
@@ -179,6 +201,7 @@ class LossFunction(Protocol):
 
 
 HOOKS: Mapping[str, type] = {
+    "--environment": EnvironmentFactory,
     "--custom-agent-function-path": AgentFunction,
     "--custom-generate-function-path": AgentFunction,
     "--rollout-function-path": RolloutFunction,

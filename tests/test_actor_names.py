@@ -14,7 +14,7 @@ from miles_lite.process.addresses import actor_label
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 
-ACTORS = {"AgentWorker", "EngineActor", "RolloutManager", "RouterActor", "SessionActor", "TrainWorker"}
+ACTORS = {"AgentWorker", "EngineActor", "Fleet", "RolloutManager", "RouterActor", "SessionActor", "TrainWorker"}
 
 
 def test_an_actor_is_called_by_role_index_and_node(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ RUN = {"mini-swe-agent", "sglang", "smg", "tensorboard"}
 """Extras that are started or used through another package, not imported by name."""
 
 
+NAMES = {"gem": "gem-llm", "reasoning_gym": "reasoning-gym"}
+"""Of extras that `make setup-dev` does not install, what they are imported as."""
+
+
 def _imported() -> Iterator[tuple[Path, str]]:
     """(file, top-level name) of every import of somebody else's package."""
     for file in (ROOT / "miles_lite").rglob("*.py"):
@@ -39,7 +43,8 @@ def _imported() -> Iterator[tuple[Path, str]]:
 def _distributions() -> dict[str, set[str]]:
     """Names that can be imported, and the distributions that bring them."""
     brought = importlib.metadata.packages_distributions()
-    return {name: {each.lower().replace("_", "-") for each in each_of} for name, each_of in brought.items()}
+    known = {name: {package} for name, package in NAMES.items()}
+    return known | {name: {each.lower().replace("_", "-") for each in each_of} for name, each_of in brought.items()}
 
 
 def test_what_is_imported_is_declared() -> None:

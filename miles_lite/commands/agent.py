@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
     with claimed(Path(command.run_dir)), serving(model, flags, Path(command.run_dir)) as stack:
         if cache is not None:
-            _warm(cache, stack.fleet.urls[0])
+            _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
         return agent.run()
 

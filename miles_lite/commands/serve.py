@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.serving import Serving
+from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.process.admin_key import announced, known_key
+from miles_lite.process.post_mortem import DiedError, how, out_of_memory_kills
 from miles_lite.process.stopping import Interrupts, stop_requested
 from miles_lite.stack.checks import check_serving
 from miles_lite.stack.cluster import connected
@@ -23,19 +25,24 @@ from miles_lite.stack.stack import Stack
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse flags and serve; the exit code. Raises UserError."""
+    """Parse flags and serve; the exit code. Raises UserError, RunLostError."""
     options, leftovers = parse_known(parser_of(Serving, prog="miles-lite serve"), argv, Serving)
     leftovers.show_ignored()
     check_serving(options)
-    with claimed(options.run_dir), connected(options.cluster.ray_address):
+    killed_before = out_of_memory_kills()
+    with claimed(options.run_dir), connected(options.cluster.ray_address) as logs:
         with Interrupts():
             layout = place(options.topology, train=False)
-        asyncio.run(_until_interrupted(options, layout))
+        try:
+            asyncio.run(_until_interrupted(options, layout))
+        except DiedError as died:
+            raise RunLostError(f"{died}: {how(died.error, logs=logs, killed_before=killed_before)}") from died
     return 0
 
 
 async def _until_interrupted(options: Serving, layout: Layout) -> None:
-    """Raises KeyboardInterrupt when it ends before anything is ready, UserError when no engine is left."""
+    """Raises KeyboardInterrupt when it ends before anything is ready, UserError when no engine is left, DiedError when
+    their fleet is dead."""
     stop = stop_requested()
     stack = Stack(options, layout, known_key=known_key())
     async with contextlib.AsyncExitStack() as ending:
@@ -50,8 +57,8 @@ async def _until_interrupted(options: Serving, layout: Layout) -> None:
         await starting
         _announce(stack, options)
         while not stop.is_set():
-            if stack.fleet.failure is not None:
-                raise stack.fleet.failure
+            if stack.failure is not None:
+                raise stack.failure
             await asyncio.wait({stopping}, timeout=1.0)
 
 
@@ -59,7 +66,7 @@ def _announce(stack: Stack, options: Serving) -> None:
     print(f"router    {stack.router_url}")
     for url in stack.session_urls:
         print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
-    for url in stack.fleet.urls:
+    for url in stack.engine_urls:
         print(f"engine    {url}")
     print(announced(stack.admin_key, options.engines.text("admin_api_key"), known_key()), end="")
     print("ready; Ctrl-C ends it", flush=True)

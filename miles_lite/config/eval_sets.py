@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from miles_lite.config.environments import is_source
 from miles_lite.config.folders import absolute
 from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError, user_error
@@ -55,7 +56,7 @@ def read_eval_config(file: str) -> Mapping[str, Mapping[str, Any]]:
                 raise UserError(f"--eval-config {file}, {settings['name']}: unknown key {key}{nearest(key, known)}")
         if settings["name"] in found:
             raise UserError(f"--eval-config {file}: {settings['name']} is there twice")
-        found[settings["name"]] = settings | {"path": absolute(settings["path"])}
+        found[settings["name"]] = settings | {"path": path if is_source(path := settings["path"]) else absolute(path)}
     return found
 
 

@@ -17,6 +17,7 @@ from miles_lite.config import algorithm_rules, debugging_rules, device_rules, ev
 from miles_lite.config.choices import Device, RoutingReplay
 from miles_lite.config.debugging import Debugging
 from miles_lite.config.engines import WeightUpdates
+from miles_lite.config.environments import named
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.launcher_flags import Leftovers
 from miles_lite.config.lora import LoRA
@@ -27,6 +28,7 @@ from miles_lite.config.rewards import Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.serving import Serving
+from miles_lite.config.session_options import Session
 from miles_lite.config.tracking import Logging
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.config.yaml_files import ConfigFiles, expanded
@@ -111,6 +113,7 @@ class Config(Serving):
             *rules.overlap(self.rollouts, self.scheduling, self.updates),
             *rules.sampling(self.rollouts, self.session),
             *rules.rewards(self.rewards, self.data),
+            *rules.environment(self.data, self.rollouts, self.evaluation),
             *rules.parallel(self.topology, self.parallelism, self.compute),
             *(() if device == "auto" else self.on_device(device)),
             *rules.folders(self.checkpoint, self.evaluation),
@@ -128,7 +131,7 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
     if config.algorithm.use_rollout_routing_replay is not RoutingReplay.OFF:
         args = {**config.engines.sglang_args, "enable_return_routed_experts": True}
         config = dataclasses.replace(config, engines=dataclasses.replace(config.engines, sglang_args=args))
-    config = dataclasses.replace(config, rewards=config.rewards.settled())
+    config = dataclasses.replace(config, rewards=config.rewards.settled(), session=_answered(config))
     if config.optimizer.lr_warmup_fraction is not None:
         config = dataclasses.replace(config, optimizer=config.optimizer.warmed(config.updates_in_all))
     if config.algorithm.loss_constant_length is None:
@@ -137,3 +140,12 @@ def parse(argv: Sequence[str], prog: str = "miles-lite train") -> tuple[Config, 
             config, algorithm=dataclasses.replace(config.algorithm, loss_constant_length=length)
         )
     return config.check(), leftovers
+
+
+def _answered(config: Config) -> Session:
+    """The session's options, with the role that the environment answers as among those that may be appended."""
+    known = named(config.data.environment)[0] if config.data.environment else None
+    roles = config.session.tito_allowed_append_roles
+    if known is None or known.answers_as in (None, *roles):
+        return config.session
+    return dataclasses.replace(config.session, tito_allowed_append_roles=(*roles, str(known.answers_as)))

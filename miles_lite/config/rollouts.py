@@ -7,15 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from miles_lite.config.environments import ENVIRONMENTS, SOURCE, TRAIN, arguments, is_source, named
 from miles_lite.config.eval_sets import read_eval_config
 from miles_lite.config.folders import absolute
-from miles_lite.config.option import option
+from miles_lite.config.option import OTHERS, option
 from miles_lite.errors import UserError
 
 
 def _located(pairs: tuple[str, ...]) -> tuple[str, ...]:
-    """Names and paths in turn, the paths made absolute."""
-    return tuple(absolute(each) if at % 2 else each for at, each in enumerate(pairs))
+    """Names and sources in turn, the paths made absolute."""
+    return tuple(_source(each) if at % 2 else each for at, each in enumerate(pairs))
+
+
+def _source(name: str) -> str:
+    return name if is_source(name) else absolute(name)
 
 
 def mixed(source: str) -> list[tuple[str, float]]:
@@ -32,8 +37,8 @@ def located_sources(source: str) -> str:
     """The same with absolute paths."""
     parts = mixed(source)
     if parts == [(source, 1.0)]:
-        return absolute(source)
-    return ",".join(f"{absolute(name)}={weight:g}" for name, weight in parts)
+        return _source(source)
+    return ",".join(f"{_source(name)}={weight:g}" for name, weight in parts)
 
 
 _WEIGHT = re.compile(r"\d+(\.\d+)?")
@@ -41,12 +46,22 @@ _WEIGHT = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """data: the prompts."""
+    """data: the prompts, and what they are of."""
 
     prompt_data: str = option(
+        f"{SOURCE}:{TRAIN}",
         help="prompts: a JSONL, Parquet or Arrow file, a dataset's folder, or a pattern of them; SOURCE@[a:b] takes a "
-        "slice, SOURCE=WEIGHT,SOURCE=WEIGHT mixes",
+        "slice, SOURCE=WEIGHT,SOURCE=WEIGHT mixes; environment:SPLIT is a split of --environment",
         path=located_sources,
+    )
+    environment: str | None = option(
+        None,
+        help="an agent function, prompts and a reward that belong together: NAME[:ARGUMENT] with NAME of "
+        f"{', '.join(ENVIRONMENTS)}; {OTHERS}[:ARGUMENT]",
+        check=lambda spec: None if spec is None else named(spec),
+    )
+    environment_args: str | None = option(
+        None, help="what the environment is given: JSON or YAML, or a file of it", check=arguments
     )
     input_key: str = option("input", help="key of the prompt: a string or a list of chat messages")
     label_key: str | None = option(None, help="key of the label that rewards compare with")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from miles_lite.config.choices import RewardRule, RouterKind
 from miles_lite.config.engines import RouterAddress, Routing, WeightUpdates
+from miles_lite.config.environments import is_source
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.places import Topology
 from miles_lite.config.rewards import NEED_NO_LABEL, Rewards
-from miles_lite.config.rollouts import Data, Evaluation, Rollouts
+from miles_lite.config.rollouts import Data, Evaluation, Rollouts, mixed
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.session_options import Session
 from miles_lite.config.training import Algorithm, Optimizer
@@ -170,6 +171,30 @@ def sampling(rollouts: Rollouts, session: Session) -> Rules:
         (
             not roles.issuperset(session.tito_allowed_append_roles),
             "--tito-allowed-append-roles: only tool, user, system and assistant exist",
+        ),
+    ]
+
+
+def environment(data: Data, rollouts: Rollouts, evaluation: Evaluation) -> Rules:
+    """Where prompts come from, and who rolls out."""
+    functions = {
+        "--custom-agent-function-path": rollouts.custom_agent_function_path,
+        "--custom-generate-function-path": rollouts.custom_generate_function_path,
+        "--rollout-function-path": rollouts.rollout_function_path,
+    }
+    given = next((flag for flag, path in functions.items() if path is not None), "")
+    own = data.environment is None and any(is_source(source) for source, _ in mixed(data.prompt_data))
+    paired = len(evaluation.eval_prompt_data) % 2 == 0
+    held_out = [name for name, source in evaluation.datasets.items() if is_source(source)] if paired else []
+    return [
+        (own, "prompts are missing: give --prompt-data FILE, or --environment, which has its own"),
+        (
+            data.environment is None and bool(held_out),
+            f"the held-out set {', '.join(held_out)} is of an environment: give --environment",
+        ),
+        (
+            data.environment is not None and bool(given),
+            f"--environment and {given} exclude each other: one of them rolls out",
         ),
     ]
 

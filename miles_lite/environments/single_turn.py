@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiohttp
-
-from miles_lite.process.admin_key import bearer
+from miles_lite.environments.session_chat import Chat
 
 
 async def run(
@@ -22,13 +20,6 @@ async def run(
     """Send the prompt as one chat request, with its row's tools; the rollout's timeout bounds it. Returns {"response":
     text}."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    offered = {"tools": tools} if tools else {}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
-    async with (
-        aiohttp.ClientSession(timeout=timeout, headers=bearer(api_key)) as client,
-        client.post(f"{base_url}/chat/completions", json={"messages": messages, **offered, **request_kwargs}) as answer,
-    ):
-        body = await answer.json()
-        if answer.status != 200:
-            raise RuntimeError(f"chat completion answered {answer.status}: {body}")
-    return {"response": body["choices"][0]["message"].get("content") or "", "turns": 1}
+    async with Chat(base_url, api_key, request_kwargs, tools=tools) as chat:
+        said = await chat.ask(messages)
+    return {"response": said.get("content") or "", "turns": 1}

@@ -16,6 +16,7 @@ from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.terminal import step_line
 from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
 
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
@@ -24,7 +25,9 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     if course.sinks is not None:
         return course.sinks
     if metrics.exists() and not resumed:
-        metrics.rename(config.run_dir / f"metrics.before-{course.began:.0f}.jsonl")
+        before = f"before-{course.began:.0f}"
+        metrics.rename(config.run_dir / f"metrics.{before}.jsonl")
+        rollout_table.set_aside(config.run_dir, before=before)
     course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     course.unhurried.callback(course.sinks.close)
     return course.sinks

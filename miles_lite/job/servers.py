@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import ray
-from ray import ObjectRef
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UnavailableError
@@ -22,8 +21,8 @@ from miles_lite.process.admin_key import known_key
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.manager import Generated, RolloutManager, Started
 from miles_lite.stack.actors import named_actor
-from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
+from miles_lite.stack.stack import FLEET
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ class StartingServers:
         """Raises UserError when a part does not come up."""
         limit = START_TIMEOUT + self._config.engines.engine_start_timeout
         told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
+        self._watch.follow(FLEET, told.fleet)
         log.info("router %s, sessions %s, engines %s", told.router_url, told.session_urls, told.engine_urls)
         return Servers(self._config, self._watch, self._manager, told)
 
@@ -69,11 +69,6 @@ class Servers:
         """What a method of the manager returns."""
         ref = self._manager.call(method, *args, **options)
         return self._watch.wait(ref, f"the rollout manager's {method.__name__}", CALL_TIMEOUT)
-
-    def fleet(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
-        """What a method of the engines' fleet returns."""
-        ref: ObjectRef[R] = self._manager.call(RolloutManager.fleet, method, *args, **options)
-        return self._watch.wait(ref, f"the fleet's {method.__name__}", CALL_TIMEOUT)
 
     def generate(self, rollout_id: int, progress: Progress) -> Generated:
         """A step's groups. Gives up when no rollout ends for longer than one may take."""

@@ -10,8 +10,9 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ray import ObjectRef
 
@@ -20,7 +21,7 @@ from miles_lite.config.options import Config
 from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.ranks import START_TIMEOUT, make_ranks
-from miles_lite.job.servers import Servers
+from miles_lite.job.servers import CALL_TIMEOUT, Servers
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
 from miles_lite.stack.fleet import Delivered, Fleet
@@ -30,6 +31,9 @@ from miles_lite.train.group import TrainGroup
 from miles_lite.weights.receiver import WeightUpdate
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 KEPT_WEIGHTS = 2
 
@@ -61,7 +65,7 @@ class Trainer:
     def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
         """Metrics of one training step on a rollout's groups, and from when until when it took."""
         if self._config.updates.offload_rollout:
-            self._servers.fleet(Fleet.offload)
+            self._engines(Fleet.offload)
         began = time.time()
         with self._interrupted.step():
             metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
@@ -76,7 +80,7 @@ class Trainer:
         self.finish_export()
         options = self._config.updates
         if options.offload_rollout:
-            self._servers.fleet(Fleet.onload)
+            self._engines(Fleet.onload)
         folder = self._config.run_dir / "weights" / f"v{version}"
         update = WeightUpdate(str(folder), version, options.pause_generation_mode)
         if options.update_weight_transfer_mode == TransferMode.DISK:
@@ -90,17 +94,23 @@ class Trainer:
                 delivered = self._through_folder(update)
         if options.check_weight_update_equal:
             self.finish_export()
-            self._servers.fleet(Fleet.verify_weights)
+            self._engines(Fleet.verify_weights)
+        self._servers.call(RolloutManager.updated, version)
         return delivered.seconds
+
+    def _engines(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
+        """What a method of the engines' fleet returns."""
+        doing = self._servers.told.fleet.call(method, *args, **options)
+        return self._life.watch.wait(doing, f"the fleet's {method.__name__}", CALL_TIMEOUT)
 
     def _through_folder(self, update: WeightUpdate) -> Delivered:
         self.finish_export()
-        return self._servers.fleet(Fleet.update_weights, update)
+        return self._engines(Fleet.update_weights, update)
 
     def _in_buckets(self, update: WeightUpdate) -> Delivered:
         buckets, first_rank = self._ranks.offer_weights()
         streamed = dataclasses.replace(update, buckets=tuple(buckets))
-        delivered = self._servers.fleet(Fleet.update_weights, streamed, first_rank)
+        delivered = self._engines(Fleet.update_weights, streamed, first_rank)
         self._ranks.withdraw_weights()
         return delivered
 

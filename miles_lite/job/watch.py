@@ -16,7 +16,7 @@ from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.errors import UnavailableError, plain
-from miles_lite.process.heartbeat import Pulse
+from miles_lite.process.heartbeat import Pulse, death
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 SLICE_SECONDS = 0.2
 ALARM_SECONDS = 1.0
+ASK_SECONDS = 1.0
+"""How long those who live have to say so once somebody is dead."""
 FINISH_SECONDS = 6.0
 DEATH_SECONDS = 5.0
 """How long after what a death did to others the death itself may be noticed."""
@@ -47,7 +49,8 @@ def death_in(error: BaseException | None) -> DiedError | None:
         return DiedError("an actor of the rollout manager", cause)
     if isinstance(error, RayActorError):
         return DiedError("the rollout manager", error)
-    return error if isinstance(error, DiedError) else None
+    told = None if error is None else plain(error)
+    return told if isinstance(told, DiedError) else None
 
 
 class Watch:
@@ -56,6 +59,7 @@ class Watch:
     def __init__(self, interrupts: Interrupts, *, hint: str) -> None:
         """`hint` ends the message of a wait that takes too long."""
         self._interrupts, self._hint = interrupts, hint
+        self._actors: dict[str, Remote[object]] = {}
         self._pulses: dict[str, Pulse] = {}
         self._deadline: float | None = None
         self._say_finishing: Callable[[], None] | None = None
@@ -63,8 +67,8 @@ class Watch:
         """Called at each look."""
 
     def follow(self, name: str, actor: Remote[object]) -> None:
-        """The run ends when `actor` dies."""
-        self._pulses[name] = Pulse(actor)
+        """The run ends when `actor` dies. One that dies with another is followed after it."""
+        self._actors[name], self._pulses[name] = actor, Pulse(actor)
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -95,8 +99,15 @@ class Watch:
     def _died(self) -> DiedError | None:
         for name, pulse in self._pulses.items():
             if (error := pulse.lost()) is not None:
-                return DiedError(name, error)
+                return self._first_death() or DiedError(name, error)
         return None
+
+    def _first_death(self) -> DiedError | None:
+        """Of those that are followed, the first that is dead."""
+        asked = {name: actor.ready() for name, actor in self._actors.items()}
+        there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
+        deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
+        return next((DiedError(name, error) for name, error in deaths if error is not None), None)
 
     @contextlib.contextmanager
     def finishing(self, say: Callable[[], None]) -> Iterator[None]:
@@ -135,7 +146,10 @@ class Watch:
         while not self.until(ref, SLICE_SECONDS):
             if time.monotonic() > deadline:
                 raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
-        return ray.get(ref)
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise self._first_death() or error from None
 
 
 class Alarms:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayActorError
 
 from miles_lite.process.remote import Remote
@@ -27,10 +28,17 @@ class Pulse:
         """How it died, once it has."""
         if not ray.wait([self._asked], timeout=0)[0]:
             return None
-        try:
-            ray.get(self._asked)
-        except RayActorError as error:
+        if (error := death(self._asked)) is not None:
             return error
         if time.monotonic() - self._since > BEAT_SECONDS:
             self._asked, self._since = self._actor.ready(), time.monotonic()
         return None
+
+
+def death(asked: ObjectRef[object]) -> RayActorError | None:
+    """What an answer that is there says of its actor's death."""
+    try:
+        ray.get(asked)
+    except RayActorError as error:
+        return error
+    return None

@@ -5,12 +5,13 @@ Invariant: nothing here raises for what is missing; a reason that is not known i
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 _LAST_WORDS = re.compile(r"^(Fatal Python error: .*|[\w.]*(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
 LOG_END = 4000
@@ -24,6 +25,20 @@ class DiedError(Exception):
     def __init__(self, name: str, error: RayActorError) -> None:
         super().__init__(f"{name} has died")
         self.name, self.error = name, error
+
+    def __reduce__(self) -> tuple[type[DiedError], tuple[str, RayActorError]]:
+        return type(self), (self.name, self.error)
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """In its block the actor `name` is called. Raises DiedError when it is dead."""
+    try:
+        yield
+    except RayActorError as error:
+        if isinstance(error, RayTaskError):  # it lives, and tells of another that died
+            raise
+        raise DiedError(name, error) from error
 
 
 def out_of_memory_kills() -> int:

@@ -22,6 +22,18 @@ LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
 NUMERICS_GAP = "train/logprob_gap/numerics"
 """Of tokens for which trainer and engines have computed the same."""
 
+ENTROPY = "train/entropy_loss"
+GRAD_NORM = "train/grad_norm"
+ENGINE_RESTARTS = "rollout/engine_restarts"
+MISMATCHED_TEXT = "rollout/tito_mismatch/non_assistant_text"
+GAPS = {
+    "numerics": NUMERICS_GAP,
+    "staleness": "train/logprob_gap/staleness",
+    "routes": "train/logprob_gap/routes",
+    "off_context": "train/logprob_gap/off_context",
+}
+"""By cause: the mean over the trained tokens that have it."""
+
 ROLLOUT_TIME = "perf/rollout_time"
 TRAIN_TIME = "perf/train_time"
 UPDATE_WEIGHTS_TIME = "perf/update_weights_time"

@@ -23,7 +23,7 @@ from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
 from miles_lite.environments import single_turn
 from miles_lite.errors import Where, plain
-from miles_lite.hooks import Environment, named
+from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
@@ -32,7 +32,7 @@ from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_reward, check_rewards
 from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
-from miles_lite.rollout.given_environment import load_environment
+from miles_lite.rollout.given_environment import Given, load_environment
 from miles_lite.rollout.judging import Judging
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import Ask
@@ -77,7 +77,7 @@ class AgentWorker:
         self._clients: dict[str, SessionClient] = {}
         self._exits = contextlib.AsyncExitStack()
         self._agents = AgentLoop()
-        self._environment: Environment | None = None
+        self._environment: Given | None = None
         self._judging: Judging | None = None
 
     def __repr__(self) -> str:

@@ -48,14 +48,19 @@ P = ParamSpec("P")
 @dataclass
 class Step:
     """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
-    one; `replaced` are rollouts that failed and were run again."""
+    one; `reasons` says why, by group; `replaced` are rollouts that failed and were run again."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
     replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many groups were dropped for which reason."""
+        return Counter(self.reasons.values())
 
     @property
     def replaced_by_where(self) -> Counter[str]:
@@ -87,6 +92,8 @@ class Generator:
         """Groups that are open, with what has come of them."""
         self.members: Members = {}
         """Of each, the rollouts that have ended, by member."""
+        self._prompts: dict[int, Prompt] = {}
+        """Of each that was asked for, what its agents are given: read once."""
         self.training: dict[int, list[Group]] = {}
         """Batches that were given and may have to be given again; none where nothing is kept between steps."""
         self._tasks: dict[Who, asyncio.Task[None]] = {}
@@ -164,7 +171,8 @@ class Generator:
         match command:
             case m.Start(who, prompt):
                 self._hold(who.group, prompt)
-                self._tasks[who] = asyncio.create_task(self._guarded(self._run, who, self._source.prompts[prompt]))
+                dealt = self._prompt(who.group, prompt)
+                self._tasks[who] = asyncio.create_task(self._guarded(self._run, who, dealt))
             case m.Cancel(who):
                 if who in self._tasks:  # one that ended after a Stop was not heard of
                     self._aside(self._tasks.pop(who)).cancel()
@@ -181,11 +189,17 @@ class Generator:
 
     def _hold(self, group: int, prompt: int) -> None:
         if group not in self.held:
-            dealt = self._source.prompts[prompt]
+            dealt = self._prompt(group, prompt)
             number = {} if self._together is None else {NUMBER: prompt}
             self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label, **number})
             self.members.setdefault(group, {})
             self.step.started += 1
+
+    def _prompt(self, group: int, number: int) -> Prompt:
+        """The source's prompt `number`, which is that of an open group."""
+        if group not in self._prompts:
+            self._prompts[group] = self._source.prompts[number]
+        return self._prompts[group]
 
     def _give(self, step: int, groups: tuple[int, ...]) -> None:
         given, self.step = self.step, Step()
@@ -204,7 +218,7 @@ class Generator:
         if end is not End.UNUSED or len(group.rollouts) == self._options.n_samples_per_prompt:
             self.step.finished.append(group)
         if end is not End.UNUSED:
-            self.step.dropped[reason] += 1
+            self.step.reasons[ordinal] = reason
         if end is End.QUARANTINED:
             log.warning("the prompt of line %s failed too often: it is not dealt again", group.prompt["row"])
         for rollout in group.rollouts:
@@ -212,6 +226,7 @@ class Generator:
 
     def _let_go(self, ordinal: int) -> Group:
         group, members = self.held.pop(ordinal), self.members.pop(ordinal)
+        self._prompts.pop(ordinal, None)
         group.rollouts = [members[member] for member in sorted(members)]
         return group
 
@@ -235,7 +250,7 @@ class Generator:
         members = self.members[ordinal]
         group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
         if self._together is not None:
-            await self._together(group, self._source.prompts[group.prompt[NUMBER]])
+            await self._together(group, self._prompt(ordinal, group.prompt[NUMBER]))
         self._apply_reward_policy(group)
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
         reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)

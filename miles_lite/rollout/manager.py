@@ -1,4 +1,5 @@
-"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into groups of rollouts.
+"""RolloutManager: the Ray actor that owns the stack and the agents and turns prompts into groups of rollouts. Its
+engines are their fleet's to look after, an actor that it starts and the driver commands.
 
 Invariant: it holds records only; the arrays of samples lie in Ray's object store, owned by its process, so that an
 agent worker's death loses none. `generate` accounts for every prompt of the step; what it stopped with (`save`) is what
@@ -12,16 +13,16 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
+from miles_lite.errors import writing
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.report import rollout_table
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.failures import note_failures
@@ -31,6 +32,7 @@ from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
+from miles_lite.rollout.recorded import rows_of
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -41,9 +43,6 @@ from miles_lite.stack.placement import Layout
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.stack import Stack
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 WORKER_START_TIMEOUT = 120.0
 ATTEMPTS = 4
 """How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
@@ -51,11 +50,12 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where it serves, the rollouts of one evaluation, the steps of one epoch."""
+    """Where it serves, who has its engines, the rollouts of one evaluation, the steps of one epoch."""
 
     router_url: str
     session_urls: list[str]
     engine_urls: list[str]
+    fleet: Remote[Fleet]
     eval_rollouts: int
     rollouts_per_epoch: int
 
@@ -80,7 +80,7 @@ class Progress:
 
 
 class RolloutManager:
-    """Async Ray actor. `start` first; then `generate`, `eval`, `fleet`, `save`, `load`, `status`, `stop`."""
+    """Async Ray actor. `start` first; then `generate`, `updated`, `eval`, `save`, `load`, `status`, `stop`."""
 
     def __init__(self, config: Config, layout: Layout, known_key: str | None = None) -> None:
         """`known_key`: the admin key that the driver's environment names."""
@@ -124,7 +124,8 @@ class RolloutManager:
         return Started(
             router_url=self._stack.router_url,
             session_urls=self._stack.session_urls,
-            engine_urls=self._stack.fleet.urls,
+            engine_urls=self._stack.engine_urls,
+            fleet=self._stack.fleet,
             eval_rollouts=held_out,
             rollouts_per_epoch=per_epoch,
         )
@@ -150,6 +151,9 @@ class RolloutManager:
         step = await (self._given or self._generator).run(self._check_alive)
         replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        rows = list(rows_of(rollout_id, step))
+        with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
+            await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if self._config.logging.log_passrate:
@@ -162,7 +166,7 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
-        metrics["rollout/engine_restarts"] = float(self._stack.fleet.restarts)
+        metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
@@ -192,14 +196,10 @@ class RolloutManager:
             busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
         return metrics, busy
 
-    async def fleet(
-        self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], /, *args: P.args, **options: P.kwargs
-    ) -> R:
-        """A method of the engines' fleet, which lives here and is the driver's to command."""
-        done = await method(self._stack.fleet, *args, **options)
+    async def updated(self, version: int) -> None:
+        """Every engine serves `version`: where steps overlap, rollouts go on with it."""
         if self._overlaps:
-            self._generator.updated(self._stack.fleet.weight_version)
-        return done
+            self._generator.updated(version)
 
     async def status(self) -> Progress:
         done, scheduler = self._generator.step.rollouts_done, self._generator.scheduler
@@ -245,8 +245,8 @@ class RolloutManager:
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
-        if self._stack.fleet.failure is not None:
-            raise self._stack.fleet.failure
+        if self._stack.failure is not None:
+            raise self._stack.failure
 
     async def _start_workers(self) -> None:
         for index in range(self._config.rollouts.num_agent_workers):
@@ -260,6 +260,10 @@ class RolloutManager:
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
 
+    def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
+        load = self._load.__getitem__
+        return min(self._workers, key=load), min(self._stack.sessions, key=load)
+
     async def _run_rollout(
         self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
     ) -> Rollout:
@@ -268,8 +272,7 @@ class RolloutManager:
         async with self._room:
             index, self._rollouts = self._rollouts, self._rollouts + 1
             for _ in range(ATTEMPTS):
-                worker = min(self._workers, key=self._load.__getitem__)
-                session = min(self._stack.sessions, key=self._load.__getitem__)
+                worker, session = self._least_loaded()
                 used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
@@ -300,8 +303,7 @@ class RolloutManager:
 
     async def _judge(self, group: Group, prompt: Prompt, *, evaluation: bool = False) -> None:
         """Give the rollouts of a group that broke nowhere their rewards, together."""
-        worker = min(self._workers, key=self._load.__getitem__)
-        session = min(self._stack.sessions, key=self._load.__getitem__)
+        worker, session = self._least_loaded()
         url = self._stack.router_url
         task = Task(-1, group.index, prompt, session.told, {}, evaluation=evaluation, router_url=url)
         said = await judge_together(await worker.serving(), task, group.judged)

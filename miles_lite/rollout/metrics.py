@@ -42,11 +42,12 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **_present("rollout/truncated_ratio", _share(map(_truncated, _rollouts(groups)))),
         **_under("rollout/zero_std/", zero_std(groups)),
         **_under("rollout/zero_std_unfiltered/", zero_std(unfiltered_groups)),
-        **_present("rollout/zero_std_ratio", _share(map(_no_gradient, groups))),
-        **_present("rollout/zero_std_unfiltered_ratio", _share(map(_no_gradient, unfiltered_groups))),
+        **_present("rollout/zero_std_ratio", _share(map(no_gradient, groups))),
+        **_present("rollout/zero_std_unfiltered_ratio", _share(map(no_gradient, unfiltered_groups))),
         **weight_version_metrics(groups),
         **agent_metrics(groups),
         **named_reward_metrics(groups),
+        **environment_metrics(groups),
     }
 
 
@@ -95,6 +96,25 @@ def named_reward_metrics(groups: Sequence[Group]) -> Metrics:
     }
 
 
+def environment_metrics(groups: Sequence[Group]) -> Metrics:
+    """Of each environment: its rollouts, their mean reward and turns, and the mean of each number that it says."""
+    found: dict[str, list[Metrics]] = {}
+    for rollout in _rollouts(groups):
+        told = rollout.metadata.get("environment")
+        if isinstance(told, Mapping):
+            numbers = told["numbers"] if isinstance(told.get("numbers"), Mapping) else {}
+            given = {**numbers, "reward": rollout.reward, "turns": rollout.metadata.get("turns")}
+            finite = {str(name): value for name, each in given.items() if (value := number(each)) is not None}
+            found.setdefault(str(told.get("label")), []).append(finite)
+    return {
+        f"environment/{label}/{name}": value
+        for label, every in sorted(found.items())
+        for name in ("rollouts", *sorted({name for each in every for name in each}))
+        if (value := float(len(every)) if name == "rollouts" else _mean([each[name] for each in every if name in each]))
+        is not None
+    }
+
+
 def zero_std(groups: Iterable[Group]) -> Metrics:
     """Groups whose rollouts all earned the same reward, and so carry no gradient, counted by that reward.
 
@@ -102,7 +122,7 @@ def zero_std(groups: Iterable[Group]) -> Metrics:
     `all_zero_percentage`, `all_one_percentage`: those labelled 0.0 and 1.0 as a share of all groups.
     """
     every = list(groups)
-    counts = Counter(_label(group) for group in every if _no_gradient(group))
+    counts = Counter(_label(group) for group in every if no_gradient(group))
     shares = {"all_zero_percentage": counts["0.0"], "all_one_percentage": counts["1.0"]}
     return {
         **{f"count_{label}": float(count) for label, count in sorted(counts.items())},
@@ -204,7 +224,7 @@ def _finite(values: Iterable[object]) -> list[float]:
     return [number for number in map(number, values) if number is not None and math.isfinite(number)]
 
 
-def _no_gradient(group: Group) -> bool:
+def no_gradient(group: Group) -> bool:
     """Whether all rewards are the same; NaN equals NaN, None equals None, and a group of none or one is equal."""
     rewards = map(number, group.rewards)
     return len({"nan" if reward is not None and math.isnan(reward) else reward for reward in rewards}) <= 1

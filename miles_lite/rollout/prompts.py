@@ -10,21 +10,32 @@ import json
 import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
+from miles_lite.config.environments import is_source
 from miles_lite.config.eval_sets import metadata_of
 from miles_lite.config.options import Config
 from miles_lite.config.rollouts import Data, mixed
+from miles_lite.environments import load
 from miles_lite.errors import UserError
 from miles_lite.rollout.by_place import ByPlace
-from miles_lite.rollout.prompt_data import Rows, open_rows
+from miles_lite.rollout.prompt_data import Dealt, EnvironmentRows, Rows, no_environment, open_rows
 from miles_lite.rollout.prompt_order import SHUFFLED, Permutation
 
 CHECKED = 10_000
 """Rows of a source that are looked at before anything starts; the others when they are dealt."""
+MADE = 20
+"""Of those that an environment makes."""
+ENVIRONMENT_KEYS: Mapping[str, Any] = {
+    "input_key": "prompt",
+    "label_key": "label",
+    "metadata_key": "metadata",
+    "tool_key": "tools",
+}
+"""Where an environment's rows have what a prompt is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +54,13 @@ class Prompts(ByPlace[Prompt]):
 
     def __init__(self, source: str, options: Data) -> None:
         self._rows: Rows
-        self._rows, self._places = open_rows(source)
-        self._options = options
+        self._rows, self._places = open_rows(source, environment_rows(options))
+        self._options = replace(options, **ENVIRONMENT_KEYS) if is_source(source) else options
+
+    @property
+    def made(self) -> bool:
+        """Whether they are an environment's, which makes them."""
+        return isinstance(self._rows, Dealt)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -52,6 +68,18 @@ class Prompts(ByPlace[Prompt]):
     def at(self, place: int) -> Prompt:
         row, where, record = self._rows.at(self._places[place])
         return _parse(record, row, where, self._options)
+
+
+def environment_rows(options: Data) -> EnvironmentRows:
+    """The rows of a split of the run's environment. Raises UserError."""
+
+    def rows(split: str) -> Rows:
+        if options.environment is None:
+            return no_environment(split)
+        made = load(options.environment, options.environment_args, seed=options.rollout_seed)
+        return Dealt(made.rows(split), f"--environment {options.environment}, {split}")
+
+    return rows
 
 
 def load_prompts(source: str, options: Data) -> Sequence[Prompt]:
@@ -72,7 +100,8 @@ def load_held_out(source: str, config: Config, name: str) -> Sequence[Prompt]:
 
 def head(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """Those that are looked at before a run."""
-    return (prompts[at] for at in range(min(CHECKED, len(prompts))))
+    looked_at = MADE if isinstance(prompts, Prompts) and prompts.made else CHECKED
+    return (prompts[at] for at in range(min(looked_at, len(prompts))))
 
 
 def _parse(record: object, row: int, where: str, options: Data) -> Prompt:

@@ -1,8 +1,9 @@
-"""The engines of a stack: started together, watched one by one, replaced while the others go on.
+"""The engines of a stack: a Ray actor that starts them together, watches them one by one, and replaces one while the
+others go on.
 
 Invariant: an engine is registered with the router only when it serves the current weights; one that has ended or hangs
 is taken out of the router before its replacement starts. Only the moment between loading and registering excludes
-weight updates, not the replacement's start.
+weight updates, not the replacement's start. Engines belong to it: they end with it, however it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UnavailableError, UserError, plain, user_error
-from miles_lite.process.addresses import loopback
+from miles_lite.process.addresses import actor_label, loopback
 from miles_lite.process.remote import Remote
 from miles_lite.process.undo import undone
 from miles_lite.stack.actors import NO_SLOT, named_actor, restarted, started
@@ -61,8 +62,17 @@ class Recovery:
     serving: float
 
 
+@dataclass(frozen=True)
+class FleetStatus:
+    """How a fleet stands: the engines that serve, how often one was started anew, what was replaced."""
+
+    engines: Sequence[EngineInfo]
+    restarts: int
+    recoveries: Sequence[Recovery]
+
+
 class Fleet:
-    """All engines of one model. Lives in one asyncio loop."""
+    """All engines of one model. Async Ray actor: `start` first."""
 
     def __init__(
         self,
@@ -74,10 +84,8 @@ class Fleet:
         updates: WeightUpdates | None = None,
         admin_key: str | None = None,
         router_key: str | None = None,
-        say: Callable[[str], None] = log.warning,
     ) -> None:
-        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open.
-        `say` takes what a person must hear."""
+        """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open."""
         self._options = options
         self._updates = updates = updates or WeightUpdates()
         self._layout = layout
@@ -93,9 +101,13 @@ class Fleet:
         self._router_url = ""
         self._router: RouterSync
         self._admin_key, self._router_key = admin_key, router_key
-        self._say = say
+        self._news = asyncio.Event()
+        self.said: list[str] = []
         self.recoveries: list[Recovery] = []
         self.failure: UserError | None = None
+
+    def __repr__(self) -> str:
+        return actor_label("Fleet", f"{len(self._slots)} engine(s)")
 
     @property
     def weight_version(self) -> int:
@@ -114,14 +126,28 @@ class Fleet:
     def urls(self) -> list[str]:
         return [engine.url for engine in self.engines]
 
-    async def start(self, router_url: str) -> None:
-        """Start all engines at once and watch them. Raises UserError when one does not come up."""
+    async def start(self, router_url: str) -> list[str]:
+        """Start all engines at once and watch them; their URLs. Raises UserError when one does not come up."""
         self._router_url = router_url
         self._router = RouterSync(router_url, key=self._router_key, say=self._say)
         self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         self._watchers.append(asyncio.create_task(self._router.keep(self._changing.locked)))
+        return self.urls
+
+    async def news(self, heard: int) -> list[str]:
+        """What a person must hear, from line `heard` on, as soon as there is some. Raises UserError once that was all
+        and no engine of a role is left."""
+        while len(self.said) <= heard:
+            if self.failure is not None:
+                raise self.failure
+            self._news.clear()
+            await self._news.wait()
+        return self.said[heard:]
+
+    async def status(self) -> FleetStatus:
+        return FleetStatus(self.engines, self.restarts, self.recoveries)
 
     async def stop(self) -> None:
         """End all engines within a bound."""
@@ -269,7 +295,7 @@ class Fleet:
         while slot.info is not None:
             reason = await slot.ailment()
             noticed = time.time()
-            log.warning("engine %d: %s; replacing it (%d so far)", slot.index, reason, slot.restarts)
+            self._say(f"engine {slot.index}: {reason}; replacing it ({slot.restarts} so far)")
             info, slot.info = slot.info, None
             await asyncio.gather(self._router.leave(info), slot.end())
             while slot.info is None and slot.restarts < limit:
@@ -277,7 +303,7 @@ class Fleet:
                 try:
                     await self._fill(slot)
                 except (UserError, EngineError, WeightsError, ray.exceptions.RayError) as error:
-                    log.warning("engine %d, restart %d of %d: %s", slot.index, slot.restarts, limit, plain(error))
+                    self._say(f"engine {slot.index}, restart {slot.restarts} of {limit}: {plain(error)}")
                     reason = str(plain(error))
                 else:
                     self.recoveries.append(Recovery(slot.index, reason, noticed, time.time()))
@@ -287,12 +313,18 @@ class Fleet:
         """The run ends when this was the last engine of its role."""
         limit = self._options.engines.engine_restarts
         slot.given_up = True
-        log.error("engine %d is given up after %d restarts: %s", slot.index, limit, reason)
+        self._say(f"engine {slot.index} is given up after {limit} restarts: {reason}")
         if all(other.given_up for other in self._slots if other.role == slot.role):
             self.failure = UnavailableError(
                 f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
                 f"Last reason: {reason}\n  See {self._options.run_dir / 'logs'}."
             )
+            self._news.set()
+
+    def _say(self, line: str) -> None:
+        log.warning("%s", line)
+        self.said.append(line)
+        self._news.set()
 
 
 async def _written(weights: WeightUpdate) -> None:

@@ -1,7 +1,8 @@
 """Stack: what serves one model: the router, its engines and the session actors, kept alive together.
 
-Invariant: a dead router or session server is replaced by one on the same port, engines are looked after by their fleet;
-`stop` ends it all within a bound, whatever state it is in. What a person must hear of it is in `alarms`.
+Invariant: a dead router or session server is replaced by one on the same port, engines are looked after by their fleet,
+an actor of its own; `stop` ends it all within a bound, whatever state it is in. What a person must hear of it is in
+`alarms`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import ray
 from miles_lite.config.choices import RouterKind
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
+from miles_lite.errors import plain
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.process.admin_key import admin_key
+from miles_lite.process.post_mortem import naming
 from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
-from miles_lite.stack.actors import named_actor, restarted
+from miles_lite.stack.actors import end_actor, named_actor, restarted, started
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
@@ -32,6 +35,7 @@ from miles_lite.stack.restarting import Kept
 log = logging.getLogger(__name__)
 
 SERVICE_START_TIMEOUT = 60.0
+FLEET = "the engines' fleet"
 
 
 class Stack:
@@ -52,7 +56,8 @@ class Stack:
         self._context = context_length(self._model, options.context.rollout_max_context_len)
         self.admin_key = admin_key(options.hosts.bind_host, options.engines.text("admin_api_key"), known_key)
         self.alarms: list[str] = []
-        self.fleet = Fleet(
+        here = pinned(ray.get_runtime_context().get_node_id())
+        self.fleet = named_actor(Fleet, "engine-fleet", here)(
             options,
             layout,
             model=self._model,
@@ -60,8 +65,10 @@ class Stack:
             updates=updates,
             admin_key=self.admin_key,
             router_key=known_key if options.router_address.sglang_router_ip else self.admin_key,
-            say=self.alarm,
         )
+        self._hearing: asyncio.Task[None] | None = None
+        self.engine_urls: list[str] = []
+        """Of those that it started with."""
         self._router: Kept[RouterActor] | None = None
         self.router_url = ""
         self.data_url = ""
@@ -72,13 +79,26 @@ class Stack:
     def session_urls(self) -> list[str]:
         return [session.told for session in self.sessions]
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it serves no longer: the UserError of its fleet, or the DiedError that tells of the fleet's death."""
+        if self._hearing is None or not self._hearing.done() or self._hearing.cancelled():
+            return None
+        error = self._hearing.exception()
+        return None if error is None else plain(error)
+
     async def start(self) -> None:
-        """Start everything; engines start together. Raises UserError when a part does not come up."""
+        """Start everything; engines start together. Raises UserError when a part does not come up, DiedError when the
+        fleet dies."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         self.router_url = self.data_url = await self._start_router()
         if self._router is not None:
             self.data_url = await (await self._router.serving()).call(RouterActor.data_url)
-        await asyncio.gather(self._start_sessions(), self.fleet.start(self.router_url))
+        limit = self._options.engines.engine_start_timeout + 2 * SERVICE_START_TIMEOUT
+        with naming(FLEET):
+            engines = started(self.fleet.call(Fleet.start, self.router_url), FLEET, limit)
+            _, self.engine_urls = await asyncio.gather(self._start_sessions(), engines)
+        self._hearing = asyncio.create_task(self._hear())
 
     def alarm(self, line: str) -> None:
         """Say it in the log, and to whoever looks at `alarms`."""
@@ -95,9 +115,20 @@ class Stack:
 
     async def stop(self) -> None:
         """Stop everything within a bound, whatever state it is in."""
-        await asyncio.gather(self.fleet.stop(), *(session.stop() for session in self.sessions))
+        if self._hearing is not None:
+            self._hearing.cancel()
+        await asyncio.gather(end_actor(self.fleet), *(session.stop() for session in self.sessions))
         if self._router:
             await self._router.stop()
+
+    async def _hear(self) -> None:
+        """Pass on what the fleet says, for as long as it can go on."""
+        heard = 0
+        with naming(FLEET):
+            while True:
+                for line in await self.fleet.call(Fleet.news, heard):
+                    self.alarm(line)
+                    heard += 1
 
     async def _start_router(self) -> str:
         address = self._options.router_address

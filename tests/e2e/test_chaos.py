@@ -106,7 +106,15 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
     assert_nothing_left(mark)
 
 
-@pytest.mark.parametrize("victim", ["train rank 1", "the rollout manager"])
+NEEDED = {
+    "train rank 1": "ray::TrainWorker",
+    "the rollout manager": "ray::RolloutManager",
+    "the engines' fleet": "ray::Fleet",
+}
+"""What a run cannot do without, and how its process is called."""
+
+
+@pytest.mark.parametrize("victim", NEEDED)
 def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_message_that_says_how_to_go_on(
     prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path, victim: str
 ) -> None:
@@ -115,16 +123,15 @@ def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_messag
     flags += ["--max-restarts", "0"]
     process = start("train", flags, mark=mark, log=log)
     wait_for("two steps", lambda: len(steps_of(run_dir)) > 1, timeout=300, process=process, log=log)
-    youngest(mark, "ray::TrainWorker" if victim.startswith("train") else "ray::RolloutManager").kill()
+    youngest(mark, NEEDED[victim]).kill()
     began = time.monotonic()
     assert process.wait(60) == 1, log.read_text()[-6000:]
     assert time.monotonic() - began < 15
     assert_nothing_left(mark)
     text = log.read_text()
     assert "Traceback" not in text, text[-6000:]
-    found = re.search(
-        r"^error: (train rank \d|the rollout manager) has died: (.*)\n  Step (\d+) of 40 is lost. (.*)$", text, re.M
-    )
+    who = "|".join([r"train rank \d", *NEEDED])
+    found = re.search(rf"^error: ({who}) has died: (.*)\n  Step (\d+) of 40 is lost. (.*)$", text, re.M)
     assert found, text[-3000:]
     assert found[1].startswith(victim.rstrip("01"))
     assert "was ended from outside (SIGKILL)" in found[2]

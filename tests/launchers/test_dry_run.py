@@ -17,6 +17,8 @@ JOB = {
     "HF_CHECKPOINT": "/models/a model",
     "PROMPT_DATA": "/data/train.jsonl@[0:100]",
     "AGENT_FUNCTION": "agent.py:run",
+    "ENVIRONMENT": "gem:game:GuessTheNumber-v0-easy",
+    "ENVIRONMENT_ARGS": '{"max_turns": 4}',
     "INSTANCES": "/data/swe.jsonl",
     "REPOS": "/data/repos",
     "NUM_GPUS": "8",
@@ -51,11 +53,18 @@ def train_config(output: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    "launcher", ["quickstart.sh", "run-local.sh", "run-pd.sh", "run-ray-job.sh", "run-swe-agent.sh"]
+    "launcher", ["quickstart.sh", "run-env.sh", "run-local.sh", "run-pd.sh", "run-ray-job.sh", "run-swe-agent.sh"]
 )
 def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
     config = train_config(dry_run(launcher, "--lr", "0.125", **JOB))
     assert config.optimizer.lr == 0.125
+
+
+def test_an_environment_trains_on_its_own_prompts_and_holds_some_out() -> None:
+    config = train_config(dry_run("run-env.sh", **JOB))
+    assert (config.data.environment, config.data.prompt_data) == (JOB["ENVIRONMENT"], "environment:train")
+    assert config.evaluation.datasets == {"held_out": "environment:test@[0:64]"}
+    assert not train_config(dry_run("run-env.sh", **JOB, HELD_OUT="0")).evaluation.datasets
 
 
 def test_quickstart_takes_seed_and_folder() -> None:

@@ -16,7 +16,7 @@ import ray
 
 from miles_lite.errors import UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
-from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines
+from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines, naming
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
@@ -42,6 +42,18 @@ class Actor:
 
     def alarms(self) -> list[str]:
         return ["one", "two"]
+
+
+class Keeper(Actor):
+    """One that keeps another."""
+
+    def keep(self) -> Any:
+        self._kept = actor()
+        return self._kept
+
+    async def told(self, kept: Any) -> None:
+        with naming("who is kept"):
+            await kept.wait.remote(60)
 
 
 class Broken:
@@ -83,6 +95,35 @@ def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how_:
     assert re.search(words, told), told
     if how_ == "crash":
         assert words in last_lines(caught.value.error, logs)
+
+
+@pytest.mark.parametrize("seen", ["as they are followed", "as one is asked"])
+def test_of_an_actor_and_what_dies_with_it_the_first_is_named(logs: Path, seen: str) -> None:
+    with Interrupts() as interrupts:
+        watch, busy, keeper = Watch(interrupts, hint="see the logs"), actor(), actor(Keeper)
+        kept = ray.get(keeper.keep.remote())
+        watch.follow("who keeps", Remote(keeper))
+        watch.follow("who is kept", Remote(kept))
+        asked = busy if seen == "as they are followed" else kept
+        waited = asked.wait.remote(60)
+        time.sleep(1.0)
+        keeper.end.remote("kill")
+        with pytest.raises(DiedError, match="who keeps has died"):
+            watch.wait(waited, "something", 60)
+        ray.kill(busy)
+
+
+def test_a_death_that_another_actor_tells_of_is_known_by_its_name(logs: Path) -> None:
+    teller, victim = actor(Keeper), actor()
+    telling = teller.told.remote(victim)
+    time.sleep(1.0)
+    ray.kill(victim)
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(telling, timeout=60)
+    died = death_in(caught.value)
+    assert died is not None
+    assert died.name == "who is kept"
+    assert how(died.error, logs=logs, killed_before=10**9) == "ray.kill ended it"
 
 
 def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:

@@ -5,8 +5,9 @@ import contextlib
 import dataclasses
 import json
 import random
+from collections.abc import Sequence
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ def make_generator(
     filter_function: GroupFilter | None = None,
     seconds: float = 0.001,
     retries: int = 0,
+    prompts: Sequence[Prompt] = (),
 ) -> Generator:
     """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
     index = count()
@@ -46,7 +48,7 @@ def make_generator(
     return Generator(
         options,
         schedule_of(options, Scheduling(max_sample_retries=retries)),
-        source=DataSource([Prompt(row=1, input="x")], Data(prompt_data="")),
+        source=DataSource(prompts or [Prompt(row=1, input="x")], Data(prompt_data="")),
         run_rollout=run_rollout,
         filter_function=filter_function,
         accounts=Accounts(),
@@ -80,6 +82,22 @@ def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
     with pytest.raises(UserError, match=r"zero_std_1\.0 x40"):
         asyncio.run(generator.run(lambda: None))
     assert generator.accounts.filtered == 20 * 2
+
+
+def test_a_groups_prompt_is_read_once_however_many_rollouts_it_has() -> None:
+    class Rows(list[Prompt]):
+        reads = 0
+
+        def __getitem__(self, at: Any) -> Any:
+            self.reads += 1
+            return super().__getitem__(at)
+
+    rows = Rows([Prompt(row=1, input="x")])
+    options = Rollouts(rollout_batch_size=3, n_samples_per_prompt=4)
+    generator = make_generator(options, [1.0, None], retries=2, prompts=rows)
+    asyncio.run(generator.run(lambda: None))
+    assert generator.accounts.rollouts_retried > 0
+    assert rows.reads == generator.accounts.started == 3
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sam
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Rollout, Status
+from miles_lite.stack.fleet import Fleet, FleetStatus
 from tests.rollout.helpers import make_rollout, make_sample
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
@@ -55,13 +55,21 @@ class Stands:
             self.restarts += 1
 
 
+class NoEngines:
+    """The fleet of a stack without any."""
+
+    async def call(self, method: object) -> FleetStatus:
+        assert method is Fleet.status
+        return FleetStatus(engines=(), restarts=0, recoveries=())
+
+
 class FakeStack:
     """Stands where engines, router and session servers would."""
 
     sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
     router_url, admin_key = "", None
-    fleet = SimpleNamespace(urls=(), restarts=0, failure=None)
+    fleet, engine_urls, failure = NoEngines(), (), None
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 

@@ -18,7 +18,9 @@ from miles_lite.config.model import Context, Model, Seed
 from miles_lite.config.places import RunFolder, Topology
 from miles_lite.config.serving import Serving
 from miles_lite.config.session_options import Session
+from miles_lite.process.remote import Remote
 from miles_lite.session.client import SessionClient
+from miles_lite.stack.fleet import Fleet, FleetStatus
 
 
 def stack_options(model: Path, run_dir: Path, **engines: Any) -> Serving:
@@ -77,6 +79,15 @@ class Chats:
         """Seconds from one reply of a session to its next, the median of those between two moments."""
         times = [[at for one, at in self.replies if one == index and start <= at < end] for index in range(self.count)]
         return statistics.median(later - at for each in times for at, later in itertools.pairwise(each))
+
+
+async def replaced(fleet: Remote[Fleet], count: int, *, seconds: float = 120.0) -> FleetStatus:
+    """How it stands once so many of its engines have been replaced."""
+    deadline = time.monotonic() + seconds
+    while len((status := await fleet.call(Fleet.status)).recoveries) < count:
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for replacement {count}"
+        await asyncio.sleep(0.02)
+    return status
 
 
 def scheduler_of(pid: int) -> psutil.Process:

@@ -16,6 +16,7 @@ from miles_lite.engine.cpu_shim import needs_profile
 from miles_lite.engine.launch import Placement, command, environment
 from miles_lite.engine.server_process import ServerProcess
 from miles_lite.engine.spec import EngineSpec
+from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
@@ -79,7 +80,7 @@ async def chat_across_an_update(stack: Stack, other: Path) -> None:
         chats = Chats(stack.session_urls[0], count=2, admin_key=KEY)
         chatting = asyncio.create_task(chats.run())
         await until(lambda: len(chats.replies) > 4, "replies before the update")
-        assert (await stack.fleet.update_weights(WeightUpdate(str(other), 1))).behind == {}
+        assert (await stack.fleet.call(Fleet.update_weights, WeightUpdate(str(other), 1))).behind == {}
         before = len(chats.replies)
         await until(lambda: len(chats.replies) > before + 4, "replies after it")
         chats.stopped = True

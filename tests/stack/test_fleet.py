@@ -113,6 +113,9 @@ async def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_ent
         lost, other = running.engines
         calls.clear()
         os.kill(lost.pid, how)
+        [line] = await running.news(0)
+        assert line.startswith("engine 0: ")
+        assert line.endswith("; replacing it (0 so far)")
         await until(lambda: running.recoveries, "a replacement")
         replacement, same = running.engines
         assert same == other
@@ -195,6 +198,10 @@ async def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_th
         await running.update_weights(WeightUpdate(str(tmp_path / "missing"), 1))
         await until(lambda: running.failure, "the failure")
         assert "no regular engine is left" in str(running.failure)
+        heard = await running.news(0)
+        assert sum("is given up after 0 restarts" in line for line in heard) == 2
+        with pytest.raises(UserError, match="no regular engine is left"):
+            await running.news(len(heard))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

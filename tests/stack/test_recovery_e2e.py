@@ -8,15 +8,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
+from miles_lite.process.post_mortem import DiedError
+from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.weights.receiver import WeightUpdate
 from tests.clusters import local_cluster
 from tests.models import make_tiny_model
-from tests.stack.chats import Chats, scheduler_of, stack_options
+from tests.stack.chats import Chats, replaced, scheduler_of, stack_options
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -34,21 +37,21 @@ async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
     await stack.start()
     chats = Chats(stack.session_urls[0])
     try:
-        delivered = await stack.fleet.update_weights(WeightUpdate(str(other), 1))
+        delivered = await stack.fleet.call(Fleet.update_weights, WeightUpdate(str(other), 1))
         assert delivered.behind == {}
         chatting = asyncio.create_task(chats.run())
         await until(lambda: len(chats.replies) > 8, "the first replies")
-        victim, survivor = stack.fleet.engines
+        victim, survivor = (await stack.fleet.call(Fleet.status)).engines
         if how == "it is killed":
             os.killpg(victim.pid, signal.SIGKILL)
         else:
             scheduler_of(victim.pid).suspend()
             assert requests.get(f"{victim.url}/health", timeout=5).status_code == 200
-        await until(lambda: stack.fleet.recoveries, "the replacement")
-        [recovery] = stack.fleet.recoveries
+        status = await replaced(stack.fleet, 1)
+        [recovery] = status.recoveries
         assert ("hangs" if "stopped" in how else "has ended") in recovery.reason
         assert max(chats.first_after(recovery.noticed)) < recovery.serving - recovery.noticed
-        replacement = next(one for one in stack.fleet.engines if one.url != survivor.url)
+        replacement = next(one for one in status.engines if one.url != survivor.url)
         assert replacement.url != victim.url
         workers = (await asyncio.to_thread(requests.get, f"{stack.router_url}/workers", timeout=5)).json()["workers"]
         assert {one["url"] for one in workers} == {survivor.url, replacement.url}
@@ -60,6 +63,34 @@ async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
             assert all(set(sample.weight_versions[sample.loss_mask == 1]) == {1} for sample in samples)
     finally:
         await stack.stop()
+
+
+def test_who_starts_a_fleet_learns_of_its_death_and_no_engine_outlives_it(tiny_model: Path, tmp_path: Path):
+    options = stack_options(tiny_model, tmp_path)
+    with local_cluster(cpus=2):
+        asyncio.run(lose_the_fleet(Stack(options, place(options.topology, train=False))))
+
+
+async def lose_the_fleet(stack: Stack) -> None:
+    await stack.start()
+    try:
+        engines = (await stack.fleet.call(Fleet.status)).engines
+        assert [engine.url for engine in engines] == stack.engine_urls
+        servers = [process for engine in engines for process in tree(engine.pid)]
+        assert stack.failure is None
+        stack.fleet.kill()
+        await until(lambda: stack.failure, "the loss")
+        assert isinstance(stack.failure, DiedError)
+        assert str(stack.failure) == "the engines' fleet has died"
+        assert psutil.wait_procs(servers, timeout=20)[1] == []
+    finally:
+        await stack.stop()
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A server's processes."""
+    server = psutil.Process(pid)
+    return [server, *server.children(recursive=True)]
 
 
 def version_of(url: str) -> Any:

@@ -36,7 +36,7 @@ STEPS = 8
 
 
 @contextlib.asynccontextmanager
-async def fleet_and_router(folder: Path, say: Callable[[str], None]) -> AsyncIterator[tuple[Fleet, Supervisor, Path]]:
+async def fleet_and_router(folder: Path) -> AsyncIterator[tuple[Fleet, Supervisor, Path]]:
     """Two engines at version 1 behind a router; the last is its state file."""
     state = folder / "router.json"
     supervisor = Supervisor(RouterSpec(state_file=str(state)))
@@ -46,7 +46,6 @@ async def fleet_and_router(folder: Path, say: Callable[[str], None]) -> AsyncIte
         Slots(),  # type: ignore[arg-type]
         model=model,
         context_length=2048,
-        say=say,
     )
     try:
         await fleet.start(await supervisor.start())
@@ -102,8 +101,7 @@ async def converged(fleet: Fleet, url: str, version: str) -> None:
 async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fleets_versions_and_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, kept: str
 ) -> None:
-    said: list[str] = []
-    async with fleet_and_router(tmp_path, said.append) as (fleet, router, state):
+    async with fleet_and_router(tmp_path) as (fleet, router, state):
         before, steps = state.read_text(), iter(range(1000))
 
         def at_a_step() -> None:
@@ -131,21 +129,20 @@ async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fl
         assert delivered.behind == {}
         await until(lambda: router.restarts, "the router to be missed")
         await converged(fleet, router.url, "2")
-        assert not any("ALARM" in line for line in said)
+        assert not any("ALARM" in line for line in fleet.said)
 
 
 @pytest.mark.usefixtures("here")
 async def test_engines_that_all_have_other_weights_though_nobody_updates_them_are_an_alarm_with_its_cause(
     tmp_path: Path,
 ) -> None:
-    said: list[str] = []
-    async with fleet_and_router(tmp_path, said.append) as (fleet, router, _), aiohttp.ClientSession() as client:
+    async with fleet_and_router(tmp_path) as (fleet, router, _), aiohttp.ClientSession() as client:
         for engine in fleet.engines:
             await client.post(f"{engine.url}/update_weights_from_disk", json={"weight_version": "9"})
         await client.put(f"{router.url}/weight_version", json={"version": 1})
-        await until(lambda: said, "the alarm")
+        await until(lambda: fleet.said, "the alarm")
         await asyncio.sleep(2.5 * router_sync.LOOK_SECONDS)
-        [alarm] = said
+        [alarm] = fleet.said
         assert alarm.startswith("ALARM: no engine gets requests")
         assert all(f"{engine.url} serves 9" in alarm for engine in fleet.engines)
         assert "admits weight version 1" in alarm

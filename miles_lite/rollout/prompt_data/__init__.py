@@ -1,7 +1,8 @@
 """Rows of prompt files: read one at a time, by number, so that neither start nor memory grows with their texts.
 
 READERS has a reader for each kind of file. A source is a file, a folder of a Hugging Face dataset, or a pattern of
-them, with a slice behind it: `FILE`, `FOLDER`, `train-*.parquet`, `FILE@[0:100]`.
+them, with a slice behind it: `FILE`, `FOLDER`, `train-*.parquet`, `FILE@[0:100]`; or a split of the run's environment,
+`environment:train`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
+from miles_lite import hooks
+from miles_lite.config.environments import SOURCE, TRAIN, is_source
 from miles_lite.errors import UserError, user_error
 from miles_lite.rollout.prompt_data.arrow_rows import ArrowRows, ParquetRows
 from miles_lite.rollout.prompt_data.jsonl_rows import JsonlRows
@@ -43,6 +46,28 @@ READERS: Mapping[str, Callable[[Path], Rows]] = {
 """By the end of a file's name; any other is read as JSONL."""
 
 
+EnvironmentRows = Callable[[str], Rows]
+"""The rows of a split of the run's environment."""
+
+
+def no_environment(split: str) -> Rows:
+    """Raises UserError."""
+    raise UserError(f"prompt data: {SOURCE}:{split} is of an environment: give --environment")
+
+
+class Dealt:
+    """The rows that an environment makes."""
+
+    def __init__(self, rows: hooks.Rows, where: str) -> None:
+        self._rows, self._where = rows, where
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def at(self, place: int) -> tuple[int, str, object]:
+        return place, f"{self._where}, task {place}", {"label": None, **self._rows[place]}
+
+
 class Joined:
     """Rows of several files, one behind the other."""
 
@@ -59,12 +84,11 @@ class Joined:
         return self._parts[part].at(place - before)
 
 
-def open_rows(source: str) -> tuple[Rows, range]:
+def open_rows(source: str, environment: EnvironmentRows = no_environment) -> tuple[Rows, range]:
     """The rows of a source, and the places among them that its slice leaves. Raises UserError."""
     matched = SLICE.match(source)
     path = matched["path"] if matched else source
-    found = [READERS.get(file.suffix, JsonlRows)(file) for file in files_of(path)]
-    rows = found[0] if len(found) == 1 else Joined(found)
+    rows = environment(path.partition(":")[2] or TRAIN) if is_source(path) else _read(path)
     places = range(len(rows))
     if matched:
         start, stop = (int(value) if value else None for value in (matched["start"], matched["stop"]))
@@ -72,6 +96,11 @@ def open_rows(source: str) -> tuple[Rows, range]:
     if not places:
         raise UserError(f"prompt data: {source} holds no prompts")
     return rows, places
+
+
+def _read(path: str) -> Rows:
+    found = [READERS.get(file.suffix, JsonlRows)(file) for file in files_of(path)]
+    return found[0] if len(found) == 1 else Joined(found)
 
 
 def files_of(path: str) -> list[Path]:

@@ -1,0 +1,202 @@
+"""Environments of episodes: a task is begun, answered turn by turn, and ended.
+
+Two loops are given, and an adapter says how an episode begins: `TextLoop`, whose episodes read what the model writes,
+and `ToolLoop`, whose episodes are called as tools. Invariant: what an episode raises is the environment's failure, and
+no reward; an episode that was begun is closed; a conversation ends after `max_turns` answers, and where the model's
+context is full, with the rewards that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from miles_lite.environments.session_chat import Chat, ContextFullError, Message
+from miles_lite.environments.tasks import Task, Tasks, report, taken
+from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.hooks import RewardFunction, Rows
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an episode says to one action. `reward`: of this step; None: it says none."""
+
+    observation: str
+    reward: float | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What an episode begins with: its first messages, and the tools that it has."""
+
+    messages: list[Message]
+    tools: list[Message] | None = None
+
+
+class Episode(Protocol):
+    """One task under way."""
+
+    async def begin(self) -> Begun: ...
+    async def close(self) -> None:
+        """Also called where `begin` failed."""
+
+
+class TextEpisode(Episode, Protocol):
+    async def step(self, said: str, /) -> Step:
+        """The answer to what the model wrote."""
+
+
+class ToolEpisode(Episode, Protocol):
+    async def call(self, name: str, given: JsonMapping, /) -> Step:
+        """The answer of a tool; what is wrong with the call is an answer."""
+
+
+@dataclass
+class Play:
+    """What came of an episode so far. `rewards`: of the steps that gave one."""
+
+    turns: int = 0
+    tool_calls: int = 0
+    seconds: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    response: str = ""
+    done: bool = False
+
+    def take(self, step: Step) -> str:
+        if step.reward is not None:
+            self.rewards.append(float(step.reward))
+        self.done = self.done or step.done
+        return step.observation
+
+
+Total = Callable[[Sequence[float]], float]
+TOTALS: Mapping[str, Total] = {"sum": sum, "last": lambda rewards: rewards[-1] if rewards else 0.0}
+"""The reward of an episode, of those of its steps."""
+
+
+def total_of(args: JsonMapping, default: str) -> Total:
+    """What --environment-args say under `total`. Raises UserError."""
+    name = taken(args, "total", str, default)
+    if name not in TOTALS:
+        raise UserError(f"--environment-args, total: {name!r} is none of {', '.join(TOTALS)}")
+    return TOTALS[name]
+
+
+Answer = Callable[[Message, Play], Awaitable[list[Message]]]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How episodes are played."""
+
+    tasks: Tasks
+    max_turns: int
+    total: Total
+    reward: RewardFunction | None = None
+
+    def rows(self, split: str) -> Rows:
+        return self.tasks.rows(split)
+
+    async def _play(self, episode: Episode, answer: Answer, task: Task, asked: JsonMapping) -> JsonObject:
+        play = Play()
+        try:
+            with _environment(play):
+                begun = await episode.begin()
+            messages = list(begun.messages)
+            async with Chat(asked["base_url"], asked["api_key"], asked["request_kwargs"], tools=begun.tools) as chat:
+                while not play.done and play.turns < self.max_turns:
+                    try:
+                        said = await chat.ask(messages)
+                    except ContextFullError:
+                        break
+                    play.turns += 1
+                    play.response = said.get("content") or ""
+                    messages.append(said)
+                    with _environment(play):
+                        messages += await answer(said, play)
+                    if chat.cut:
+                        break
+                seconds = chat.seconds
+        finally:
+            with _environment(play):
+                await episode.close()
+        return report(
+            task,
+            reward=self.total(play.rewards),
+            response=play.response,
+            turns=play.turns,
+            tool_calls=play.tool_calls,
+            model_query_time=seconds,
+            env_execution_time=play.seconds,
+            numbers={"finished": float(play.done)},
+        )
+
+
+@dataclass(frozen=True)
+class TextLoop(Loop):
+    """The model's words are the action; the answer is the user's next message."""
+
+    begin: Callable[[Task], TextEpisode] = field(kw_only=True)
+
+    async def agent(self, *, metadata: JsonObject, **asked: Json) -> JsonMapping:
+        """See `hooks.AgentFunction`."""
+        task = self.tasks.of(metadata)
+        episode = self.begin(task)
+
+        async def answer(said: Message, play: Play) -> list[Message]:
+            return [{"role": "user", "content": play.take(await episode.step(said.get("content") or ""))}]
+
+        return await self._play(episode, answer, task, asked)
+
+
+@dataclass(frozen=True)
+class ToolLoop(Loop):
+    """The model calls tools; an answer without a call ends the episode."""
+
+    begin: Callable[[Task], ToolEpisode] = field(kw_only=True)
+
+    async def agent(self, *, metadata: JsonObject, **asked: Json) -> JsonMapping:
+        """See `hooks.AgentFunction`."""
+        task = self.tasks.of(metadata)
+        episode = self.begin(task)
+
+        async def answer(said: Message, play: Play) -> list[Message]:
+            calls = said.get("tool_calls") or []
+            play.done = not calls
+            results = []
+            for each in calls:
+                play.tool_calls += 1
+                told = play.take(await self._called(episode, each["function"]))
+                results.append({"role": "tool", "tool_call_id": each["id"], "content": told})
+            return results
+
+        return await self._play(episode, answer, task, asked)
+
+    async def _called(self, episode: ToolEpisode, function: JsonMapping) -> Step:
+        try:
+            given = json.loads(function["arguments"] or "{}")
+        except ValueError as error:
+            return Step(f"error: the arguments are no JSON: {error}")
+        if not isinstance(given, dict):
+            return Step("error: the arguments must be an object")
+        return await episode.call(function["name"], given)
+
+
+@contextlib.contextmanager
+def _environment(play: Play) -> Iterator[None]:
+    """Counts the time in it; what it raises is the environment's failure. Raises RolloutError."""
+    began = time.monotonic()
+    try:
+        yield
+    except RolloutError:
+        raise
+    except Exception as error:
+        raise RolloutError(Where.ENVIRONMENT, f"{type(error).__name__}: {error}") from error
+    finally:
+        play.seconds += time.monotonic() - began

@@ -1,0 +1,122 @@
+"""`ors:URL/ENVIRONMENT`: a server of the Open Reward Standard that runs (ors-sdk): its tasks, its tools, its rewards.
+
+A reward comes with a tool's answer; an episode earns the last one. --environment-args
+
+    max_turns  answers of the model in an episode (default 32)
+    total      "last" or "sum"
+    tool_timeout  seconds that a tool may take (default 120)
+
+The server's key is ORS_API_KEY, as of its own client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
+
+from miles_lite.environments.episodes import Begun, Step, ToolLoop, total_of
+from miles_lite.environments.session_chat import Message
+from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.errors import UserError, user_error
+from miles_lite.hooks import Environment
+from miles_lite.process.json_types import Json, JsonMapping
+
+OWN = ("max_turns", "total", "tool_timeout")
+ASK_SECONDS = 60.0
+R = TypeVar("R")
+
+
+@dataclass
+class Session:
+    """See `episodes.ToolEpisode`."""
+
+    url: str
+    name: str
+    task: Task
+    seconds: float
+    _session: Json = None
+
+    async def begin(self) -> Begun:
+        from ors.client import AsyncORS
+
+        self._ors = AsyncORS(self.url)  # which closes its connections when it is forgotten
+        environment = self._ors.environment(self.name)
+        self._client = environment.client
+        self._session = environment.session(split=self.task.split, index=self.task.place)
+        await self._session.__aenter__()
+        blocks = await self._session.get_prompt()
+        tools: list[Message] = await self._session.list_tools(format="openrouter")
+        for tool in tools:
+            tool["function"]["parameters"] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+        return Begun([{"role": "user", "content": _text(blocks)}], tools)
+
+    async def call(self, name: str, given: JsonMapping) -> Step:
+        from ors.client import ToolCallError
+
+        try:
+            said = await asyncio.wait_for(self._session.call_tool(name, given), self.seconds)
+        except ToolCallError as error:
+            return Step(f"error: {error}")
+        return Step(_text(said.blocks), said.reward, said.finished)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.__aexit__(None, None, None)
+        if hasattr(self, "_client"):
+            await self._client.close()
+
+
+def _text(blocks: Json) -> str:
+    """Raises ValueError for a picture."""
+    if any(block.type != "text" for block in blocks):
+        raise ValueError("it shows pictures, and prompts are text")
+    return "\n".join(block.text for block in blocks)
+
+
+def _asked(url: str, name: str, question: Callable[[Json], Awaitable[R]]) -> R:
+    """What the environment answers, asked in a loop and a thread of its own."""
+
+    async def ask() -> R:
+        from ors.client import AsyncORS
+
+        server = AsyncORS(url)
+        environment = server.environment(name)
+        try:
+            return await asyncio.wait_for(question(environment), ASK_SECONDS)
+        finally:
+            await environment.client.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, ask()).result()
+
+
+def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
+    """See `hooks.EnvironmentFactory`. Raises UserError where no server answers, or it has no such environment."""
+    import aiohttp
+    import ors.client  # noqa: F401
+
+    refuse_others(args, OWN)
+    url, _, name = argument.rstrip("/").rpartition("/")
+    if not url.startswith(("http://", "https://")) or url.endswith("/"):
+        raise UserError(f"--environment ors:{argument}: give URL/ENVIRONMENT, as ors:http://127.0.0.1:8080/arithmetic")
+    flaws = (aiohttp.ClientError, TimeoutError, RuntimeError, KeyError)
+
+    @cache
+    def size(split: str) -> int:
+        with user_error(f"--environment ors:{argument}", *flaws):
+            splits = _asked(url, name, lambda environment: environment.list_splits())
+            if split not in splits:
+                raise UserError(f"--environment ors:{argument}: no split {split}; there are {', '.join(splits)}")
+            return int(_asked(url, name, lambda environment: environment.num_tasks(split)))
+
+    seconds = float(taken(args, "tool_timeout", (int, float), 120.0, least=0.001))
+    return ToolLoop(
+        tasks=Tasks(f"ors.{name}", size, seed),
+        max_turns=taken(args, "max_turns", int, 32, least=1),
+        total=total_of(args, "last"),
+        begin=lambda task: Session(url, name, task, seconds),
+    )

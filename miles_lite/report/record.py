@@ -1,0 +1,74 @@
+"""What a run folder tells: metrics, rollouts, configuration, summary.
+
+Invariant: a folder of a run that was killed reads to its last whole line and file; what is not there is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles_lite.errors import UserError, user_error
+from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
+from miles_lite.report.history import Row, read_history, series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A run as its folder has it.
+
+    metrics   rows of metrics.jsonl; rollouts: rows of `rollout_table`
+    options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended well
+    """
+
+    folder: Path
+    metrics: list[Row]
+    rollouts: list[rollout_table.Row]
+    options: Mapping[str, object]
+    summary: Mapping[str, Any]
+
+    def by_step(self, name: str) -> dict[int, float]:
+        """The values of a metric, by the step of the axis that it is on."""
+        axis = {"train": names.TRAIN_STEP, "eval": names.EVAL_STEP}.get(name.partition("/")[0], names.ROLLOUT_STEP)
+        return series(self.metrics, name, step_key=axis)
+
+    def values(self, name: str) -> list[float]:
+        """The same, in the order of steps."""
+        return list(self.by_step(name).values())
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the held-out datasets: those that have a `-none_reward_ratio` beside their mean."""
+        suffix = "-none_reward_ratio"
+        found = {name for row in self.metrics for name in row if name.startswith("eval/") and name.endswith(suffix)}
+        return sorted(name.removeprefix("eval/").removesuffix(suffix) for name in found)
+
+
+def read_record(folder: Path) -> Record:
+    """Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
+    if not (folder / "config.json").is_file() and not (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
+    from pyarrow import ArrowException
+
+    with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
+        rollouts = rollout_table.read(folder)
+    groups = _json(folder / "config.json")
+    return Record(
+        folder=folder.resolve(),
+        metrics=read_history(folder / "metrics.jsonl"),
+        rollouts=rollouts,
+        options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
+        summary=_json(folder / "summary.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with user_error(f"{path} cannot be read", json.JSONDecodeError, UnicodeDecodeError, OSError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,80 @@
+"""One row per rollout, one Parquet file per step: `rollouts/NNNNNN.parquet` in the run folder.
+
+Invariant: a file is whole or not there; a step that a resumed run did again has the rows of the last time. Every
+rollout that ended is in the file of the step that it ended for, also those that no trainer saw. pandas, DuckDB and
+`datasets` read the folder as one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = "rollouts"
+TRAINED = "trained"
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "step": ("int32", "index of the training rollout (`rollout/step`)"),
+    "rollout": ("int64", "number of the rollout in the run"),
+    "group": ("int64", "number of its prompt's group"),
+    "prompt_row": ("string", "the prompt's line in its file; null for one that was retried"),
+    "outcome": (
+        "string",
+        "`trained`, `retried` (it failed, and another ran in its place), `unused`, or why its group was dropped: the "
+        "filter's reason, `failed_<where>`",
+    ),
+    "status": ("string", "`completed`, `truncated`, `aborted`, `failed`"),
+    "where": ("string", "where it broke ([boundaries](training.md#failures)); null for one that ended by itself"),
+    "why": ("string", "in words; null likewise"),
+    "reward": ("double", "null where nobody gave one, or it failed"),
+    "rewards": ("string", "JSON: each of several rewards by name; null without"),
+    "zero_std": ("bool", "whether the rewards of its group are all equal, and carry no gradient"),
+    "samples": ("int32", "training sequences: above 1 where agents fork"),
+    "tokens": ("int64", "of all of them"),
+    "prompt_tokens": ("int64", "before the first sampled one, of all of them"),
+    "trained_tokens": ("int64", "the sum of the loss masks"),
+    "truncated": ("bool", "whether a sample was cut, and its agent did not go on"),
+    "min_version": ("int32", "oldest weight version that sampled one of its tokens"),
+    "max_version": ("int32", "newest"),
+    "ended_version": ("int32", "the engines' when it ended"),
+    "turns": ("double", "as the agent reports them"),
+    "tool_calls": ("double", "likewise"),
+    "started_at": ("double", "seconds since the epoch"),
+    "finished_at": ("double", "likewise"),
+    "queue": ("double", "seconds until an agent worker took it"),
+    "model": ("double", "seconds of the agent's requests"),
+    "tool": ("double", "seconds of what it ran"),
+    "reward_time": ("double", "seconds of judging it"),
+}
+"""Of each column its Arrow type, and what it says."""
+
+Row = dict[str, Any]
+"""By the name of the column."""
+
+
+def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
+    """Write the file of a step. Raises OSError."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
+    path = run_dir / FOLDER / f"{step:06d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema), partial, compression="zstd")
+    partial.replace(path)
+
+
+def read(run_dir: Path) -> list[Row]:
+    """The rows of all steps, in their order. Raises OSError, pyarrow.ArrowInvalid."""
+    from pyarrow import parquet
+
+    files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
+    return [row for path in files for row in parquet.read_table(path).to_pylist()]
+
+
+def set_aside(run_dir: Path, *, before: str) -> None:
+    """A run that starts anew keeps what another left in its folder under another name."""
+    if (run_dir / FOLDER).exists():
+        (run_dir / FOLDER).rename(run_dir / f"{FOLDER}.{before}")

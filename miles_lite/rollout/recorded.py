@@ -1,0 +1,63 @@
+"""The rows of a step's rollouts, for `report.rollout_table`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import orjson
+
+from miles_lite.report.rollout_table import TRAINED, Row
+from miles_lite.rollout.agent_report import agent_report, number
+from miles_lite.rollout.generate import Step
+from miles_lite.rollout.metrics import no_gradient
+from miles_lite.sample import Group, Rollout
+
+RETRIED, UNUSED = "retried", "unused"
+
+
+def rows_of(number_of: int, step: Step) -> Iterator[Row]:
+    """Of every rollout that ended for the step of that number."""
+    trained = {group.index for group in step.groups}
+    for group in step.finished:
+        outcome = TRAINED if group.index in trained else step.reasons.get(group.index, UNUSED)
+        for rollout in group.rollouts:
+            yield {"step": number_of, **_row(group, rollout), "outcome": outcome}
+    for rollout in step.replaced:
+        yield {"step": number_of, **_row(Group(rollout.group_index, {}, [rollout]), rollout), "outcome": RETRIED}
+
+
+def _row(group: Group, rollout: Rollout) -> Row:
+    versions = [version for sample in rollout.samples for version in sample.weight_versions]
+    told, spans, given = agent_report(rollout.metadata), rollout.spans, rollout.metadata.get("rewards")
+    row = group.prompt.get("row")
+    return {
+        "rollout": rollout.index,
+        "group": group.index,
+        "prompt_row": None if row is None else str(row),
+        "status": rollout.status.value,
+        "where": rollout.failure and rollout.failure.where.value,
+        "why": rollout.failure and rollout.failure.why,
+        "reward": number(rollout.reward),
+        "rewards": _json(given) if isinstance(given, dict) else None,
+        "zero_std": no_gradient(group),
+        "samples": len(rollout.samples),
+        "tokens": sum(sample.length for sample in rollout.samples),
+        "prompt_tokens": sum(sample.prompt_length for sample in rollout.samples),
+        "trained_tokens": rollout.trained_tokens,
+        "truncated": any(sample.ends_cut for sample in rollout.samples),
+        "min_version": min(versions, default=None),
+        "max_version": max(versions, default=None),
+        "ended_version": rollout.ended_version,
+        "turns": told.get("turns"),
+        "tool_calls": told.get("tool_calls"),
+        "started_at": rollout.started_at,
+        "finished_at": rollout.finished_at,
+        "queue": spans.queue,
+        "model": spans.model,
+        "tool": spans.tool,
+        "reward_time": spans.reward,
+    }
+
+
+def _json(rewards: Mapping[object, object]) -> str:
+    return orjson.dumps({str(name): number(value) for name, value in rewards.items()}).decode()

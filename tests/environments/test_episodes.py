@@ -1,0 +1,139 @@
+"""The two loops, on a real session: what ends an episode, what it earns, and where it breaks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miles_lite.errors import Where
+from miles_lite.rollout.metrics import rollout_metrics
+from miles_lite.sample import Group, Rollout, Status
+from tests.environments.played import given, play
+from tests.metric_names import undocumented
+
+TEXT = """
+import asyncio
+from miles_lite.environments.episodes import Begun, Step, TextLoop, ToolLoop, total_of
+from miles_lite.environments.tasks import Tasks
+
+CLOSED = []
+
+
+class Count:
+    def __init__(self, task, args):
+        self.task, self.args, self.said = task, args, 0
+
+    async def begin(self):
+        if self.args.get("breaks") == "begin":
+            raise OSError("no room")
+        tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+        messages = [{"role": "user", "content": f"count from {self.task.place}"}]
+        return Begun(messages, tools if "tools" in self.args else None)
+
+    async def step(self, said):
+        self.said += 1
+        if self.args.get("breaks") == "step":
+            raise ConnectionError("lost")
+        return Step(f"you said {said}", reward=0.25 * self.said, done="stop" in said)
+
+    async def call(self, name, given):
+        self.said += 1
+        return Step(f"{name} {sorted(given)}", reward=None if self.said == 1 else 1.0, done=given.get("end", False))
+
+    async def close(self):
+        CLOSED.append(self.task.place)
+
+
+def make(argument, args, /, *, seed):
+    loop = ToolLoop if "tools" in args else TextLoop
+    return loop(
+        tasks=Tasks("count", lambda split: 4, seed),
+        max_turns=args.get("max_turns", 3),
+        total=total_of(args, "sum"),
+        begin=lambda task: Count(task, args),
+    )
+"""
+
+
+@pytest.fixture
+def count(tmp_path: Path) -> str:
+    file = tmp_path / "count.py"
+    file.write_text(TEXT)
+    return f"{file}:make"
+
+
+def config(count: str, args: dict[str, Any] | None = None) -> Any:
+    return given(count, args or {}, "--tito-allowed-append-roles", "tool", "user")
+
+
+def test_an_episode_goes_on_to_its_end_and_earns_what_its_steps_gave(tiny_model: Path, count: str) -> None:
+    said = ["one", "two and stop"]
+    asked: list[str] = []
+
+    def say(turn: int, text: str) -> str:
+        asked.append(text)
+        return said[turn]
+
+    (rollout,) = play(tiny_model, config(count), say)
+    assert (rollout.status, rollout.reward, rollout.failure) == (Status.COMPLETED, 0.75, None)
+    assert "count from 0" in asked[0]
+    assert "you said one" in asked[1]
+    assert rollout.metadata["turns"] == 2
+    assert rollout.metadata["environment"]["numbers"] == {"finished": 1.0}
+    (sample,) = rollout.samples
+    assert sample.trained_tokens > 4
+    assert rollout.spans.tool is not None
+    logged = rollout_metrics([Group(index=0, prompt={}, rollouts=[rollout])], [])
+    assert logged["environment/count/reward"] == 0.75
+    assert logged["environment/count/turns"] == logged["agent/turns_mean"] == 2
+    assert (logged["environment/count/rollouts"], logged["environment/count/finished"]) == (1, 1)
+    assert not undocumented(logged)
+
+
+def test_an_episode_ends_after_its_turns_where_it_is_cut_and_where_the_context_is_full(
+    tiny_model: Path, count: str
+) -> None:
+    (rollout,) = play(tiny_model, config(count), lambda turn, text: "again")
+    assert (rollout.metadata["turns"], rollout.reward) == (3, 1.5)
+    assert rollout.metadata["environment"]["numbers"] == {"finished": 0.0}
+    (cut,) = play(tiny_model, config(count, {"total": "last"}), lambda turn, text: None if turn else "again")
+    assert (cut.status, cut.metadata["turns"], cut.reward) == (Status.TRUNCATED, 2, 0.5)
+    (full,) = play(tiny_model, config(count, {"max_turns": 50}), lambda turn, text: "again " * 200)
+    assert full.failure is None
+    assert 2 <= full.metadata["turns"] < 50
+
+
+@pytest.mark.parametrize(("breaks", "why"), [("begin", "OSError: no room"), ("step", "ConnectionError: lost")])
+def test_what_an_environment_raises_is_its_failure_and_no_reward(
+    tiny_model: Path, count: str, breaks: str, why: str
+) -> None:
+    (rollout,) = play(tiny_model, config(count, {"breaks": breaks}), lambda turn, text: "x")
+    assert rollout.reward is None
+    assert rollout.failure is not None
+    assert rollout.failure.where is Where.ENVIRONMENT
+    assert rollout.failure.why.endswith(why)
+
+
+def test_tools_are_called_and_an_answer_without_a_call_ends_it(tiny_model: Path, count: str) -> None:
+    def rollout_of(*said: str) -> Rollout:
+        return play(tiny_model, config(count, {"tools": 1}), lambda turn, text: said[turn])[0]
+
+    call = '<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": 2}}\n</tool_call>'
+    ended = rollout_of(call, call.replace('"b": 1', '"end": true'))
+    assert (ended.reward, ended.metadata["turns"], ended.metadata["tool_calls"]) == (1.0, 2, 2)
+    talked = rollout_of(call, "nothing more")
+    assert (talked.reward, talked.metadata["response"], talked.metadata["tool_calls"]) == (0.0, "nothing more", 1)
+
+
+def test_the_documented_one_of_ones_own_is_played(tiny_model: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python own-environment\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.py").write_text(example)
+    config = given(f"{tmp_path}/mine.py:make:3", {"max_turns": 3}, "--tito-allowed-append-roles", "user")
+    (won,) = play(tiny_model, config, lambda turn, text: str(turn + 1))
+    assert (won.reward, won.metadata["environment"]["label"]) == (1.0, "guess")
+    (lost,) = play(tiny_model, config, lambda turn, text: "none")
+    assert (lost.reward, lost.metadata["turns"]) == (0.0, 3)

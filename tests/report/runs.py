@@ -1,0 +1,155 @@
+"""Run folders as runs leave them: healthy ones, and ones with a fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
+
+Row = dict[str, Any]
+Fault = Callable[[int, Row, list[Row]], None]
+"""Changes the metrics and the rollouts of a step."""
+STEPS, GROUPS, MEMBERS = 40, 8, 4
+BEGAN = 1.7e9
+
+
+def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int = STEPS, ended: bool = True) -> Path:
+    """A run that learns, with the noise of `seed`; `fault` changes what each step says."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"model": {"hf_checkpoint": "/models/tiny"}, "optimizer": {"lr": 1e-3}, "seeding": {"seed": seed}}
+    (folder / "config.json").write_text(json.dumps(options))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(steps):
+            metrics, rollouts = _step(rng, step)
+            if fault is not None:
+                fault(step, metrics, rollouts)
+            rollout_table.write(folder, step, rollouts)
+            axes: dict[str, Row] = {names.ROLLOUT_STEP: {}, names.TRAIN_STEP: {}, names.EVAL_STEP: {}}
+            for name, value in metrics.items():
+                room = name.partition("/")[0]
+                axis = {"train": names.TRAIN_STEP, "eval": names.EVAL_STEP}.get(room, names.ROLLOUT_STEP)
+                axes[axis][name] = value
+            file.writelines(json.dumps({axis: step, **given}) + "\n" for axis, given in axes.items() if given)
+    if ended:
+        (folder / "summary.json").write_text(json.dumps({"steps": steps}))
+    return folder
+
+
+def _step(rng: random.Random, step: int) -> tuple[Row, list[Row]]:
+    chance = 0.2 + 0.6 * (1 - math.exp(-step / 12))
+    rollouts = [_rollout(rng, step, group, member, chance) for group in range(GROUPS) for member in range(MEMBERS)]
+    rewards = [row["reward"] for row in rollouts]
+    metrics = {
+        names.REWARD: sum(rewards) / len(rewards),
+        names.ZERO_STD: rng.uniform(0.1, 0.5),
+        names.TRUNCATED: rng.uniform(0, 0.1),
+        names.FAILED: 0.0,
+        names.RESPONSE_LEN: rng.uniform(80, 120),
+        names.LOGPROB_GAP: rng.uniform(1e-3, 2e-3),
+        names.GAPS["numerics"]: rng.uniform(1e-3, 2e-3),
+        names.GAPS["staleness"]: rng.uniform(1e-3, 4e-3),
+        names.GRAD_NORM: rng.uniform(0.5, 1.5),
+        names.ENTROPY: rng.uniform(0.4, 0.6),
+        names.ENGINE_RESTARTS: 0.0,
+        names.MISMATCHED_TEXT: 0.0,
+        names.ROLLOUT_TIME: rng.uniform(6, 8),
+        names.TRAIN_TIME: rng.uniform(2, 3),
+        names.UPDATE_WEIGHTS_TIME: rng.uniform(0.1, 0.2),
+        names.STEP_TIME: rng.uniform(9, 12),
+        names.OVERHEAD_TIME: rng.uniform(0.1, 0.5),
+    }
+    if step % 10 == 0:
+        metrics |= {"eval/heldout": chance, "eval/heldout-none_reward_ratio": 0.0}
+    return metrics, rollouts
+
+
+def _rollout(rng: random.Random, step: int, group: int, member: int, chance: float) -> Row:
+    began, model, tool = (
+        BEGAN + 10 * step + rng.uniform(0, 1),
+        rng.lognormvariate(0.6, 0.5),
+        rng.lognormvariate(-0.5, 0.5),
+    )
+    return {
+        "step": step,
+        "rollout": (step * GROUPS + group) * MEMBERS + member,
+        "group": step * GROUPS + group,
+        "prompt_row": str(group),
+        "outcome": rollout_table.TRAINED,
+        "status": "completed",
+        "where": None,
+        "why": None,
+        "reward": float(rng.random() < chance),
+        "zero_std": False,
+        "samples": 1,
+        "tokens": 300,
+        "prompt_tokens": 200,
+        "trained_tokens": 100,
+        "truncated": False,
+        "min_version": step,
+        "max_version": step,
+        "started_at": began,
+        "finished_at": began + model + tool + 0.1,
+        "queue": 0.05,
+        "model": model,
+        "tool": tool,
+        "reward_time": 0.02,
+    }
+
+
+def fail(row: Row, where: str, why: str) -> None:
+    row.update(where=where, why=why, reward=None, status="failed", outcome=f"failed_{where}")
+
+
+def _failing(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    for row in rollouts[::6]:
+        fail(row, "tool", "RuntimeError: the sandbox <b>has</b> gone & does not answer")
+    metrics[names.FAILED] = len(rollouts[::6]) / len(rollouts)
+
+
+def _dead(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    if step >= STEPS - 2:
+        for row in rollouts:
+            fail(row, "engine", "no engine answers")
+
+
+def _set(name: str, value: Callable[[int], float]) -> Fault:
+    def fault(step: int, metrics: Row, rollouts: list[Row]) -> None:
+        metrics[name] = value(step)
+
+    return fault
+
+
+def _tools(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    for row in rollouts:
+        row["tool"] = 6 * row["model"]
+        row["finished_at"] = row["started_at"] + row["model"] + row["tool"]
+
+
+def _gap(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    if step > STEPS // 2:
+        metrics[names.LOGPROB_GAP] = metrics[names.GAPS["staleness"]] = 0.08
+
+
+FAULTS: dict[str, Fault] = {
+    "nothing_finishes": _dead,
+    "failures": _failing,
+    "reward_collapse": _set(names.REWARD, lambda step: 0.7 if step < STEPS - 6 else 0.1),
+    "no_gradient": _set(names.ZERO_STD, lambda step: 0.97),
+    "reward_flat": _set(names.REWARD, lambda step: 0.3 + 0.01 * (step % 3)),
+    "gap": _gap,
+    "entropy_collapse": _set(names.ENTROPY, lambda step: 0.5 if step < 10 else 0.001),
+    "gradient_spike": _set(names.GRAD_NORM, lambda step: 60.0 if step == STEPS - 4 else 1.0),
+    "engine_restarts": _set(names.ENGINE_RESTARTS, lambda step: step // 8),
+    "truncation": _set(names.TRUNCATED, lambda step: 0.6),
+    "template_drift": _set(names.MISMATCHED_TEXT, lambda step: 0.2),
+    "slow_tools": _tools,
+    "idle": _set(names.OVERHEAD_TIME, lambda step: 6.0),
+}
+"""By the rule that must see it."""

@@ -1,0 +1,37 @@
+"""Every rule sees its fault in ten runs of ten, and nothing in ten runs that have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from miles_lite.report.alarms import RULES, alarms
+from miles_lite.report.record import Record, read_record
+from tests.report.runs import FAULTS, write_run
+
+SEEDS = range(10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_sees_its_fault(rule: str, tmp_path: Path) -> None:
+    for seed in SEEDS:
+        record = read_record(write_run(tmp_path / str(seed), seed=seed, fault=FAULTS[rule]))
+        found = alarms(record)
+        assert rule in [alarm.rule for alarm in found], seed
+        assert all(alarm.title and alarm.evidence and alarm.advice for alarm in found)
+
+
+def test_a_run_that_learns_raises_none(tmp_path: Path) -> None:
+    for seed in SEEDS:
+        assert alarms(read_record(write_run(tmp_path / str(seed), seed=seed))) == []
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_little_or_nothing_raises_none(steps: int, tmp_path: Path) -> None:
+    assert alarms(read_record(write_run(tmp_path, seed=0, steps=steps, ended=False))) == []
+
+
+def test_what_a_record_lacks_raises_nothing(tmp_path: Path) -> None:
+    empty = Record(folder=tmp_path, metrics=[], rollouts=[], options={}, summary={})
+    assert alarms(empty) == []

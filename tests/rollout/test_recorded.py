@@ -1,0 +1,62 @@
+"""Every rollout that ended for a step has its row, whatever became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miles_lite.errors import Where
+from miles_lite.report import rollout_table
+from miles_lite.rollout.generate import Step
+from miles_lite.rollout.recorded import rows_of
+from miles_lite.sample import Rollout
+from tests.rollout.test_metrics import a_group, failed
+
+PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+
+
+def a_step(trained: int, filtered: int, unused: int, replaced: list[Rollout]) -> Step:
+    step, number = Step(replaced=replaced), 0
+    for ends, count in (("trained", trained), ("filtered", filtered), ("unused", unused)):
+        for _ in range(count):
+            group = a_group(0.0, 1.0)
+            group.index = number
+            number += 1
+            step.finished.append(group)
+            if ends == "trained":
+                step.groups.append(group)
+            if ends == "filtered":
+                step.reasons[group.index] = "even"
+    return step
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.lists(st.sampled_from(Where), max_size=3))
+def test_every_rollout_has_a_row_of_every_column(trained: int, filtered: int, unused: int, broke: list[Where]) -> None:
+    rows = list(rows_of(7, a_step(trained, filtered, unused, [failed(where) for where in broke])))
+    outcomes = [row["outcome"] for row in rows]
+    counts = {"trained": 2 * trained, "even": 2 * filtered, "unused": 2 * unused, "retried": len(broke)}
+    assert {name: outcomes.count(name) for name in counts} == counts
+    assert len(rows) == sum(counts.values())
+    assert all(set(row) == set(rollout_table.COLUMNS) for row in rows)
+    assert [row["where"] for row in rows if row["outcome"] == "retried"] == broke
+    assert all(row["reward"] is None for row in rows if row["where"] is not None)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    steps = {step: list(rows_of(step, a_step(2, 1, 0, [failed(Where.AGENT)]))) for step in (0, 1, 10)}
+    for step, rows in steps.items():
+        rollout_table.write(tmp_path, step, rows)
+    rollout_table.write(tmp_path, 1, steps[1])
+    assert rollout_table.read(tmp_path) == [row for rows in steps.values() for row in rows]
+    assert not list(tmp_path.rglob("*.partial"))
+    rollout_table.set_aside(tmp_path, before="before-1")
+    assert rollout_table.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("column", rollout_table.COLUMNS)
+def test_a_column_is_in_the_docs(column: str) -> None:
+    kind, says = rollout_table.COLUMNS[column]
+    assert f"| `{column}` | {kind} | {says} |" in PAGE
