@@ -24,8 +24,8 @@ from miles_lite.sample import Group, Status
 from miles_lite.session.http import app
 from miles_lite.train.losses.sequences import Sequences
 from miles_lite.train.losses.streams import Streams
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver
-from miles_lite.weights.receiver import WeightUpdate
 from tests.rollout.helpers import make_rollout, make_sample
 from tests.session.engine import STOP, answer, bench
 

@@ -31,11 +31,11 @@ class Simulate:
 
     scenario: str | None = option(None, help="YAML file that names what differs from the defaults", path=True)
     print_scenario: bool = option(False, help="write the scenario with its defaults as YAML, and do nothing else")
-    engines: tuple[int, ...] = option((), help="how many (default: the scenario's)", least=1)
+    engines: tuple[int, ...] = option((), help="how many (default: the scenario's)", least=1, most=65_536)
     max_weight_staleness: tuple[int, ...] = option((), help="0 is synchronous (default: the scenario's)", least=0)
     rollout_concurrency: tuple[str, ...] = option((), help="rollouts at once on the whole fleet, or auto")
     policy: tuple[str, ...] = option(("paced",), help="paced, or what others do", choices=tuple(POLICIES))
-    steps: int | None = option(None, help="batches that are trained (default: the scenario's)", least=2)
+    steps: int | None = option(None, help="batches that are trained (default: the scenario's)", least=2, most=100_000)
     seed: int | None = option(None, help="of lengths, tools and failures (default: the scenario's)", least=0)
     json: str | None = option(
         None, help="write the numbers of the first row to this file, and its gain over sync", path=True

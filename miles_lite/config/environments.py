@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from miles_lite.config.spelling import nearest
+from miles_lite.config.yaml_text import read_yaml
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
 
@@ -66,7 +67,7 @@ def arguments(given: str | None) -> JsonObject:
         with user_error(f"{where}: cannot be read", OSError, UnicodeDecodeError):
             text = Path(given).expanduser().read_text(encoding="utf-8")
     with user_error(f"{where}: neither JSON nor YAML", yaml.YAMLError):
-        told = yaml.safe_load(text)
+        told = read_yaml(text)
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
         raise UserError(f'{where}: expected an object, as {{"max_turns": 5}}, found {type(told).__name__}')
     return told

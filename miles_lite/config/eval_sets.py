@@ -20,6 +20,7 @@ import yaml
 from miles_lite.config.environments import is_source
 from miles_lite.config.folders import absolute
 from miles_lite.config.spelling import nearest
+from miles_lite.config.yaml_text import read_yaml
 from miles_lite.errors import UserError, user_error
 
 SAMPLING = {
@@ -40,7 +41,7 @@ OTHERS = ("name", "path", "rm_type", "n_samples_per_eval_prompt", "metadata_over
 def read_eval_config(file: str) -> Mapping[str, Mapping[str, Any]]:
     """The settings of each dataset by its name, its path absolute. Raises UserError."""
     with user_error(f"--eval-config {file}: cannot be read", OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = read_yaml(Path(file).read_text(encoding="utf-8"))
     told = content.get("eval", content) if isinstance(content, dict) else None
     datasets = told.get("datasets") if isinstance(told, dict) else None
     if not isinstance(told, dict) or not isinstance(datasets, list) or not datasets:

@@ -41,6 +41,8 @@ def located_sources(source: str) -> str:
     return ",".join(f"{_source(name)}={weight:g}" for name, weight in parts)
 
 
+MOST = 1_000_000
+"""Steps of a run: more is a slip of the finger."""
 _WEIGHT = re.compile(r"\d+(\.\d+)?")
 
 
@@ -91,7 +93,7 @@ class Data:
 class Rollouts:
     """rollouts: what is generated, and by whom."""
 
-    num_rollout: int | None = option(None, help="training steps; or give --num-epoch", least=1)
+    num_rollout: int | None = option(None, help="training steps; or give --num-epoch", least=1, most=MOST)
     num_epoch: int | None = option(
         None, help="passes over the prompts, where --num-rollout is not given", least=1, with_="no num_rollout"
     )

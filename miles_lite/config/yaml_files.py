@@ -26,6 +26,7 @@ import yaml
 from miles_lite.config.flags import every_option
 from miles_lite.config.option import Declared, option
 from miles_lite.config.spelling import nearest
+from miles_lite.config.yaml_text import read_yaml
 from miles_lite.errors import UserError, user_error
 
 Content: TypeAlias = Mapping[str, Any]
@@ -47,6 +48,14 @@ class ConfigFiles:
     )
     print_config: bool = option(False, help="print every option as YAML that --config takes, and end")
     print_config_schema: bool = option(False, help="print the JSON schema of such files, for editors, and end")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a file says of an option."""
+
+    value: Any
+    file: str
 
 
 @dataclass(frozen=True)
@@ -73,30 +82,30 @@ def expanded(argv: Sequence[str], parser: argparse.ArgumentParser, command: type
         return list(argv)
     known = Known.of(command)
     given = {action.dest for flag in rest if (action := _action(parser, flag)) is not None}
-    told: dict[str, Any] = {}
+    told: dict[str, Told] = {}
     for file in found.config:
         told |= read(Path(file), known)
-    tokens = [word for name, value in told.items() if name not in given for word in _words(name, value, known)]
+    tokens = [word for name, each in told.items() if name not in given for word in _checked(name, each, known, parser)]
     if found.custom_config_path is not None:
         path = found.custom_config_path
-        over = {name: value for name, value in _load(Path(path)).items() if name in known.options}
-        rest = [*rest, *(word for name, value in over.items() for word in _words(name, value, known))]
+        over = {name: Told(value, path) for name, value in _load(Path(path)).items() if name in known.options}
+        rest = [*rest, *(word for name, each in over.items() for word in _checked(name, each, known, parser))]
         rest += ["--custom-config-path", path]
     return [*tokens, *(["--config", *found.config] if found.config else []), *rest]
 
 
-def read(path: Path, known: Known, *, depth: int = 0) -> dict[str, Any]:
+def read(path: Path, known: Known, *, including: tuple[Path, ...] = ()) -> dict[str, Told]:
     """What a file, and those that it includes, says of each option. Raises UserError."""
-    if depth > DEEPEST:
+    if len(including) > DEEPEST:
         raise UserError(f"--config {path}: files include one another more than {DEEPEST} deep")
-    content = _load(path)
+    content = _load(path, f"{including[-1]}, which includes " if including else "")
     included = content.get(INCLUDE) or []
-    told: dict[str, Any] = {}
+    told: dict[str, Told] = {}
     for other in [included] if isinstance(included, str) else included:
-        told |= read(path.expanduser().parent / str(other), known, depth=depth + 1)
+        told |= read(path.expanduser().parent / str(other), known, including=(*including, path))
     for name, value in _flat(content, known, path):
         told.pop(name, None)
-        told[name] = value
+        told[name] = Told(value, str(path))
     return told
 
 
@@ -136,6 +145,21 @@ def _words(name: str, value: Any, known: Known) -> list[str]:
     return [flag, *(_word(one) for one in value)]
 
 
+def _checked(name: str, told: Told, known: Known, parser: argparse.ArgumentParser) -> list[str]:
+    """Its words. Raises UserError naming file and key for a value that the flag does not take."""
+    words = _words(name, told.value, known)
+    action = _action(parser, words[0]) if words else None
+    if action is not None and action.nargs != 0:
+        values = [words[0].partition("=")[2]] if len(words) == 1 and "=" in words[0] else words[1:]
+        with user_error(f"--config {told.file}, {name}", UserError, argparse.ArgumentError, argparse.ArgumentTypeError):
+            read = parser._get_values(action, values)
+            if name in known.options:
+                known.options[name].option.settled(
+                    known.options[name].flag, tuple(read) if isinstance(read, list) else read
+                )
+    return words
+
+
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -144,9 +168,9 @@ def _word(value: Any) -> str:
     return str(value.value if isinstance(value, Enum) else value)
 
 
-def _load(path: Path) -> Content:
-    with user_error(f"--config {path}: cannot be read", OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+def _load(path: Path, whence: str = "") -> Content:
+    with user_error(f"--config {whence}{path}: cannot be read", OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(path.expanduser().read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected options by name")
     return content

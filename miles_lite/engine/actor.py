@@ -14,26 +14,34 @@ import aiohttp
 
 from miles_lite.engine.announce import deregister, register
 from miles_lite.engine.features import check, probe
+from miles_lite.engine.hosted_server import HostedServer
 from miles_lite.engine.liveness import Liveness
 from miles_lite.engine.reported_load import Load, ask
-from miles_lite.engine.served_weights import ServedWeights
 from miles_lite.engine.server_process import ServerProcess
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.process.addresses import actor_label
+from miles_lite.weights.bucket import WeightUpdate
+from miles_lite.weights.receiver import ReceivingActor
 
 logger = logging.getLogger(__name__)
 
 
-class EngineActor(ServedWeights):
+class EngineActor(ReceivingActor):
     """One SGLang server. Callers wrap it: `ray.remote(EngineActor).options(...).remote(spec)`."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        super().__init__(spec)
+        super().__init__(WeightUpdate(spec.model_path, spec.weight_version))
+        self._spec = spec
+        self._server = HostedServer(spec)
         self._info: EngineInfo | None = None
         self._registered = False
 
     def __repr__(self) -> str:
         return actor_label("EngineActor", self._spec.index, self._spec.worker_type)
+
+    def _open(self) -> aiohttp.ClientSession:
+        address = self._server.address
+        return aiohttp.ClientSession(address["url"], headers=address["headers"])
 
     async def meet(self) -> str:
         """The first node of several: where all nodes' servers meet, host:port."""

@@ -28,7 +28,8 @@ class SaveWhenInterrupted:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Where it can be saved, the first wish to stop waits for its end."""
+        """Where it can be saved, the first wish to stop waits for its end; none that came before does."""
+        self._life.watch.look()
         self._training = True
         with contextlib.ExitStack() as stack:
             if self._save is not None:

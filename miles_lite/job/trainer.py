@@ -24,11 +24,12 @@ from miles_lite.job.ranks import START_TIMEOUT, make_ranks
 from miles_lite.job.servers import CALL_TIMEOUT, Servers
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
-from miles_lite.stack.fleet import Delivered, Fleet
+from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
 from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainGroup
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
+from miles_lite.weights.delivery import Delivered
 
 log = logging.getLogger(__name__)
 

@@ -66,7 +66,6 @@ class Watch:
     def __init__(self, interrupts: Interrupts, *, hint: str, say: Callable[[str], None] = log.warning) -> None:
         """`hint` ends the message of a wait that takes too long; `say` is told at half of it."""
         self._interrupts, self._hint, self.say = interrupts, hint, say
-        self._actors: dict[str, Remote[object]] = {}
         self._pulses: dict[str, Pulse] = {}
         self._places: dict[str, ObjectRef[tuple[str, int]]] = {}
         self._deadline: float | None = None
@@ -76,7 +75,7 @@ class Watch:
 
     def follow(self, name: str, actor: Remote[object]) -> None:
         """The run ends when `actor` dies. One that dies with another is followed after it."""
-        self._actors[name], self._pulses[name], self._places[name] = actor, Pulse(actor), actor.whereabouts()
+        self._pulses[name], self._places[name] = Pulse(actor), actor.whereabouts()
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -123,7 +122,7 @@ class Watch:
 
     def _first_death(self) -> DiedError | None:
         """Of those that are followed, the first that is dead."""
-        asked = {name: actor.ready() for name, actor in self._actors.items()}
+        asked = {name: pulse.actor.ready() for name, pulse in self._pulses.items()}
         there, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ASK_SECONDS)
         deaths = ((name, death(answer)) for name, answer in asked.items() if answer in there)
         return next((DiedError(name, error) for name, error in deaths if error is not None), None)

@@ -6,6 +6,7 @@ Invariant: a number that the run did not measure is null, never a guess.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[s
         ("prompts", f"{shown['prompts_started']} started: {ended}"),
         ("rollouts failed", shown["rollouts_failed"]),
         ("run folder", str(run_dir)),
+        ("report", f"miles-lite report {shlex.quote(str(run_dir))}"),
     ]
     lines += [("reward curve", str(png))] if png is not None else []
     lines += [("wandb run", f"{wandb}  (upload: wandb sync)")] if wandb and "offline" in wandb.name else []

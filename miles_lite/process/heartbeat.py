@@ -20,7 +20,7 @@ class Pulse:
     """One actor, which is asked for nothing again and again: the question fails as soon as the actor has died."""
 
     def __init__(self, actor: Remote[object]) -> None:
-        self._actor = actor
+        self.actor = actor
         self._asked = actor.ready()
         self._since = time.monotonic()
 
@@ -31,7 +31,7 @@ class Pulse:
         if (error := death(self._asked)) is not None:
             return error
         if time.monotonic() - self._since > BEAT_SECONDS:
-            self._asked, self._since = self._actor.ready(), time.monotonic()
+            self._asked, self._since = self.actor.ready(), time.monotonic()
         return None
 
 

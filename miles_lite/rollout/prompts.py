@@ -27,6 +27,8 @@ from miles_lite.rollout.prompt_order import SHUFFLED, Permutation
 
 CHECKED = 10_000
 """Rows of a source that are looked at before anything starts; the others when they are dealt."""
+ASKING = ("system", "developer", "user")
+"""Roles of messages that have words."""
 MADE = 20
 """Of those that an environment makes."""
 ENVIRONMENT_KEYS: Mapping[str, Any] = {
@@ -112,6 +114,8 @@ def _parse(record: object, row: int, where: str, options: Data) -> Prompt:
     text = record[options.input_key]
     if not isinstance(text, str) and not (isinstance(text, list) and all(isinstance(item, dict) for item in text)):
         raise UserError(f"{where}: '{options.input_key}' must be a string or a list of chat messages")
+    if not _says(text):
+        raise UserError(f"{where}: '{options.input_key}' is empty: there is nothing to answer")
     metadata = record.get(options.metadata_key) or {}
     if not isinstance(metadata, dict):
         raise UserError(f"{where}: '{options.metadata_key}' must be an object")
@@ -121,6 +125,13 @@ def _parse(record: object, row: int, where: str, options: Data) -> Prompt:
     tools = _tools(record.get(options.tool_key), where, options.tool_key)
     text = _told(text, options.system_prompt)
     return Prompt(row=row, input=text, label=label, metadata=metadata, tools=tools)
+
+
+def _says(text: str | list[dict[str, Any]]) -> bool:
+    """Whether there is something to answer: each message of a user or a system has words."""
+    if isinstance(text, str):
+        return bool(text.strip())
+    return bool(text) and all(message.get("content") for message in text if message.get("role") in ASKING)
 
 
 def _tools(given: Any, where: str, key: str) -> list[dict[str, Any]] | None:

@@ -15,6 +15,7 @@ import yaml
 from miles_lite.config.choices import WorkerType
 from miles_lite.config.engines import Engines
 from miles_lite.config.places import Topology
+from miles_lite.config.yaml_text import read_yaml
 from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
 from miles_lite.errors import UserError, user_error
 from miles_lite.router.registration import parse_url
@@ -104,7 +105,7 @@ def _number(described: Sequence[_Described], topology: Topology) -> tuple[Engine
 def _read(path: Path, topology: Topology) -> list[_Described]:
     """The engines of a file `sglang: [{server_groups: [{worker_type, num_gpus, num_gpus_per_engine, overrides}]}]`."""
     with user_error(f"--sglang-config {path}", OSError, UnicodeError, RecursionError, yaml.YAMLError):
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
     described = list(_engines(document, where=f"--sglang-config {path}", size=topology.rollout_num_gpus_per_engine))
     slots = sum(each.slots for each in described)
     if slots != topology.rollout_slots:

@@ -25,7 +25,7 @@ from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.reported_load import Load, together
 from miles_lite.engine.spec import EngineInfo, EngineSpec
-from miles_lite.errors import UnavailableError, UserError, plain, user_error
+from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.process.addresses import actor_label, loopback
 from miles_lite.process.remote import Remote
 from miles_lite.process.undo import undone
@@ -34,23 +34,16 @@ from miles_lite.stack.engine_plans import plan_engines
 from miles_lite.stack.engine_slot import EngineSlot
 from miles_lite.stack.placement import ENGINE_SHARE, Layout
 from miles_lite.stack.router_sync import RouterSync
-from miles_lite.weights.delivery import Failures, Receiver, Trainer, each
+from miles_lite.weights.bucket import WeightUpdate
+from miles_lite.weights.delivery import DeliveringActor, Failures, Receiver
 from miles_lite.weights.fits import WeightsError
-from miles_lite.weights.receiver import EngineError, WeightUpdate
+from miles_lite.weights.receiver import EngineError
 from miles_lite.weights.transports import TRANSPORTS
 
 log = logging.getLogger(__name__)
 
 FOLDER_TIMEOUT = 600.0
 """Seconds a replacement waits for the folder of the current version to be written."""
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """How a weight update went: seconds, pause included, and the engines that did not take it, with the reason."""
-
-    seconds: float
-    behind: Failures
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class FleetStatus:
     recoveries: Sequence[Recovery]
 
 
-class Fleet:
+class Fleet(DeliveringActor[EngineActor]):
     """All engines of one model. Async Ray actor: `start` first."""
 
     def __init__(
@@ -89,15 +82,16 @@ class Fleet:
         """`admin_key` opens the engines' weight endpoints, `router_key` the router's control; None: they are open."""
         self._options = options
         self._updates = updates = updates or WeightUpdates()
+        super().__init__(
+            WeightUpdate(str(model), 0, updates.pause_generation_mode),
+            stream=TRANSPORTS[updates.update_weight_transfer_mode](),
+            disk=TRANSPORTS[TransferMode.DISK](),
+        )
         self._layout = layout
         template = options.session.chat_template_path
         self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
         self._slots = [EngineSlot(plan) for plan in plan_engines(options.topology)]
-        self._weights = WeightUpdate(str(model), 0, updates.pause_generation_mode)
-        self._stream = TRANSPORTS[updates.update_weight_transfer_mode]()
-        self._disk = TRANSPORTS[TransferMode.DISK]()
-        self._changing = asyncio.Lock()
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
         self._router: RouterSync
@@ -109,10 +103,6 @@ class Fleet:
 
     def __repr__(self) -> str:
         return actor_label("Fleet", f"{len(self._slots)} engine(s)")
-
-    @property
-    def weight_version(self) -> int:
-        return self._weights.version
 
     @property
     def restarts(self) -> int:
@@ -156,36 +146,6 @@ class Fleet:
             watcher.cancel()
         await asyncio.gather(*(slot.end() for slot in self._slots))
 
-    async def update_weights(self, update: WeightUpdate, trainer: Remote[Trainer] | None = None) -> Delivered:
-        """Bring every engine to `update`.
-
-        Without buckets the engines load its folder; one that refuses is ended, and replaced by one that starts from it.
-        With buckets they get them from `trainer`; those that could not take them serve what they served before and are
-        named in the answer.
-        """
-        async with self._changing:
-            began, before = time.perf_counter(), self._weights
-            await self._router.admit(update.version, previous=before.version)
-            serving, behind = self._serving(), Failures()
-            if update.buckets:
-                behind = await self._stream.deliver(update, trainer, serving)
-                self._weights = before if serving and len(behind) == len(serving) else update
-            else:
-                self._weights = update
-                await self._end(await self._disk.deliver(update, None, serving))
-            if not behind:
-                for url in await self._router.admit(update.version):
-                    log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
-            return Delivered(time.perf_counter() - began, behind)
-
-    async def verify_weights(self) -> None:
-        """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
-        async with self._changing:
-            checking = [slot.actor.call(EngineActor.verify_weights) for slot in self._slots if slot.info]
-            with user_error("--check-weight-update-equal", WeightsError):
-                counts = await asyncio.gather(*checking)
-            log.info("version %d: %s tensors equal on each engine", self.weight_version, counts)
-
     async def load(self) -> Load | None:
         """What all engines bear together; None while weights change, or where no engine says."""
         if self._changing.locked():
@@ -194,24 +154,16 @@ class Fleet:
         told = [one for one in await asyncio.gather(*asked, return_exceptions=True) if isinstance(one, Load)]
         return together(told) if told else None
 
-    async def offload(self) -> None:
-        """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""
-        async with self._changing:
-            await self._end(await each(self._serving(), lambda one: one.actor.call(EngineActor.offload)))
-
-    async def onload(self) -> None:
-        """Take the memory back."""
-        async with self._changing:
-            await self._end(await each(self._serving(), lambda one: one.actor.call(EngineActor.onload)))
-
     def _serving(self) -> list[Receiver[EngineActor]]:
         return [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
 
+    async def _admit(self, version: int, *, previous: int | None = None) -> list[str]:
+        return await self._router.admit(version, previous=previous)
+
     async def _end(self, failures: Failures) -> None:
-        """End engines that are in no known state: their watchers replace them, and fresh ones start from the current
-        weights."""
+        """Their watchers replace them."""
         for index, error in failures.items():
-            log.warning("engine %d, version %d: %s", index, self.weight_version, error)
+            log.warning("engine %d, version %d: %s", index, self._weights.version, error)
         await asyncio.gather(*(slot.end() for slot in self._slots if slot.index in failures))
 
     # ---- starting ------------------------------------------------------------------------------------------------

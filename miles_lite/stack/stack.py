@@ -94,10 +94,7 @@ class Stack:
         self.router_url = self.data_url = await self._start_router()
         if self._router is not None:
             self.data_url = await (await self._router.serving()).call(RouterActor.data_url)
-        limit = self._options.engines.engine_start_timeout + 2 * SERVICE_START_TIMEOUT
-        with naming(FLEET):
-            engines = started(self.fleet.call(Fleet.start, self.router_url), FLEET, limit)
-            _, self.engine_urls = await asyncio.gather(self._start_sessions(), engines)
+        await asyncio.gather(self._start_sessions(), self._start_fleet())
         self._hearing = asyncio.create_task(self._hear())
 
     def alarm(self, line: str) -> None:
@@ -120,6 +117,11 @@ class Stack:
         await asyncio.gather(end_actor(self.fleet), *(session.stop() for session in self.sessions))
         if self._router:
             await self._router.stop()
+
+    async def _start_fleet(self) -> None:
+        limit = self._options.engines.engine_start_timeout + 2 * SERVICE_START_TIMEOUT
+        with naming(FLEET):
+            self.engine_urls = await started(self.fleet.call(Fleet.start, self.router_url), FLEET, limit)
 
     async def _hear(self) -> None:
         """Pass on what the fleet says, for as long as it can go on."""

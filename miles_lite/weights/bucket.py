@@ -1,4 +1,4 @@
-"""What the trainer tells the engines about weights that travel without a folder.
+"""What trainer and engines tell each other about weights: an update, its buckets, where they meet.
 
 Invariant: a bucket's tensors lie one behind the other, without gaps, in the order of `names`; they have one dtype, so
 that each is aligned.
@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from miles_lite.config.choices import PauseMode
 
 GROUP_TIMEOUT = 60.0
 """Seconds the trainer waits for engines to join its group, and for one bucket to be received."""
@@ -28,6 +30,22 @@ class Bucket:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights: the Hugging Face folder that holds them, or will; the version that responses carry from then on;
+    what requests in flight do; and the buckets they come in when they do not come from the folder.
+
+    retract   they wait and recompute their cache with the new weights
+    in_place  they go on with the cache they have; later requests reuse it too, where their prefix is cached
+    abort     they end early, finish reason "abort"
+    """
+
+    path: str
+    version: int
+    pause_mode: PauseMode = PauseMode.RETRACT
+    buckets: tuple[Bucket, ...] = ()
 
 
 @dataclass(frozen=True)

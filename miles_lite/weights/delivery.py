@@ -1,24 +1,29 @@
-"""Brings a trainer's weights to running engines: who takes part, and what every transport does alike.
+"""Brings a trainer's weights to running engines: who takes part, what is done, what every transport does alike.
 
-Invariant: an engine that is not among the failures serves the new version, completely; one that is serves the version
-it had, or has ended. Nobody is left waiting.
+Invariant: one change at a time. An engine that is not among the failures serves the new version, completely; one that
+is serves the version it had, or has ended. Nobody is left waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import ray
 
-from miles_lite.errors import plain
+from miles_lite.errors import plain, user_error
 from miles_lite.process.remote import Remote
-from miles_lite.weights.bucket import Meeting
+from miles_lite.weights.bucket import Meeting, WeightUpdate
 from miles_lite.weights.fits import WeightsError
-from miles_lite.weights.receiver import EngineError, WeightUpdate
+from miles_lite.weights.receiver import EngineError
+
+log = logging.getLogger(__name__)
 
 Failures = dict[int, str]
 """Why engines did not take an update, by their index."""
@@ -45,6 +50,9 @@ class Engine(Protocol):
     async def end_update(self, *, commit: bool) -> float: ...
     async def join_group(self, meeting: Meeting, first_rank: int) -> None: ...
     async def leave_group(self) -> None: ...
+    async def verify_weights(self) -> int: ...
+    async def offload(self) -> None: ...
+    async def onload(self) -> None: ...
 
 
 class Server(Protocol):
@@ -82,6 +90,76 @@ class Transport(Protocol):
         self, update: WeightUpdate, trainer: Remote[Trainer] | None, receivers: Sequence[Receiver[Engine]]
     ) -> Failures:
         """Bring `receivers` to `update`; who failed. `trainer` holds its buckets, where it comes in buckets."""
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How a weight update went: seconds, pause included, and the engines that did not take it, with the reason."""
+
+    seconds: float
+    behind: Failures
+
+
+class DeliveringActor(ABC, Generic[E]):
+    """The actor that has the engines, as far as weights go."""
+
+    def __init__(self, weights: WeightUpdate, *, stream: Transport, disk: Transport) -> None:
+        """Engines start with `weights`. Updates that have buckets go by `stream`, the others by `disk`."""
+        self._weights = weights
+        self._stream, self._disk = stream, disk
+        self._changing = asyncio.Lock()
+
+    @abstractmethod
+    def _serving(self) -> Sequence[Receiver[E]]:
+        """The engines there are now."""
+
+    @abstractmethod
+    async def _end(self, failures: Failures) -> None:
+        """End engines that are in no known state; others start in their place, from the current weights."""
+
+    @abstractmethod
+    async def _admit(self, version: int, *, previous: int | None = None) -> Sequence[str]:
+        """From now on requests go to engines that serve `version` or `previous`. The engines that serve neither."""
+
+    async def update_weights(self, update: WeightUpdate, trainer: Remote[Trainer] | None = None) -> Delivered:
+        """Bring every engine to `update`.
+
+        Without buckets the engines load its folder; one that refuses is ended, and replaced by one that starts from it.
+        With buckets they get them from `trainer`; those that could not take them serve what they served before and are
+        named in the answer.
+        """
+        async with self._changing:
+            began, before = time.perf_counter(), self._weights
+            await self._admit(update.version, previous=before.version)
+            serving, behind = self._serving(), Failures()
+            if update.buckets:
+                behind = await self._stream.deliver(update, trainer, serving)
+                self._weights = before if serving and len(behind) == len(serving) else update
+            else:
+                self._weights = update
+                await self._end(await self._disk.deliver(update, None, serving))
+            if not behind:
+                for url in await self._admit(update.version):
+                    log.warning("engine %s does not have version %d: it gets no requests", url, update.version)
+            return Delivered(time.perf_counter() - began, behind)
+
+    async def verify_weights(self) -> None:
+        """Compare what every engine serves with the folder of its version. Raises UserError naming what differs."""
+        async with self._changing:
+            checking = [one.actor.call(Engine.verify_weights) for one in self._serving()]
+            with user_error("--check-weight-update-equal", WeightsError):
+                counts = await asyncio.gather(*checking)
+            log.info("version %d: %s tensors equal on each engine", self._weights.version, counts)
+
+    async def offload(self) -> None:
+        """Free the engines' memory until `onload`. An engine that cannot is ended, and replaced later."""
+        async with self._changing:
+            await self._end(await each(self._serving(), lambda one: one.actor.call(Engine.offload)))
+
+    async def onload(self) -> None:
+        """Take the memory back."""
+        async with self._changing:
+            await self._end(await each(self._serving(), lambda one: one.actor.call(Engine.onload)))
 
 
 @contextlib.asynccontextmanager

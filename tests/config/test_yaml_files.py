@@ -105,3 +105,15 @@ def test_values_come_through_as_they_are(
     config, _ = parse(["--config", written(folder, "any.yaml", yaml.safe_dump(told))])
     assert (config.optimizer.lr, config.rollouts.rollout_batch_size) == (lr, rows)
     assert config.rollouts.rollout_stop == tuple(stop)
+
+
+def test_a_value_that_a_flag_does_not_take_is_named_by_its_file_and_key(tmp_path: Path) -> None:
+    base = written(tmp_path, "base.yaml", BASE)
+    for text, message in (
+        ("optimizer: {lr: quick}", "run.yaml, lr: .*invalid float value: 'quick'"),
+        ("rollout_batch_size: -1", "run.yaml, rollout_batch_size: --rollout-batch-size -1: must be at least 1"),
+        ("lr: 1\nlr: 2", "run.yaml: cannot be read: lr is there twice"),
+        ("include: gone.yaml", "run.yaml, which includes .*gone.yaml: cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(["--config", base, written(tmp_path, "run.yaml", text)])

@@ -24,7 +24,7 @@ from miles_lite.engine.reported_load import Load
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.train.served_teacher import ServedTeacher
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.engine.conftest import Running
 from tests.models import reference_logprobs
 from tests.train.helpers import make_samples

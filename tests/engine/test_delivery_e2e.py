@@ -17,8 +17,8 @@ import ray
 from miles_lite.config.choices import PauseMode, TransferMode
 from miles_lite.engine.actor import EngineActor
 from miles_lite.process.remote import Remote
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver, Transport
-from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import Running, remote
 from tests.models import reference_logprobs

@@ -18,8 +18,8 @@ from miles_lite.engine.actor import EngineActor
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.process.remote import Remote
 from miles_lite.stack.environment import actor_env
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver
-from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.models import make_tiny_model
 from tests.weights.sender_process import FolderTrainer

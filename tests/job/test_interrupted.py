@@ -16,7 +16,11 @@ from miles_lite.train.group import TrainError
 
 
 class Watch:
-    finished = False
+    finished = asked = False
+
+    def look(self) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def finishing(self, say: Callable[[], None]) -> Iterator[None]:
@@ -58,6 +62,18 @@ def ended(
 def test_what_was_trained_since_the_last_checkpoint_is_saved() -> None:
     assert ended(KeyboardInterrupt(), trained=3, saved=1) == [3]
     assert ended(KeyboardInterrupt(), trained=3, saved=None) == [3]
+
+
+def test_no_step_begins_once_a_person_wants_the_run_to_end() -> None:
+    written: list[int] = []
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as parts:
+        life = SimpleNamespace(parts=parts, watch=Watch(), reached=SimpleNamespace(trained=None, saved=None))
+        interrupted = SaveWhenInterrupted(cast(Lifetime, cast(Any, life)), written.append)
+        for step in range(3):
+            with interrupted.step():
+                life.watch.asked = step == 1
+            life.reached.trained = step
+    assert (written, life.reached.trained) == ([1], 1)
 
 
 @pytest.mark.parametrize(

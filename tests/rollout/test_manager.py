@@ -191,6 +191,25 @@ def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.Monkey
     }
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_new_weights_let_rollouts_go_on_at_once_where_steps_overlap(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staleness: int
+) -> None:
+    flags = ["--n-samples-per-prompt", "1", "--max-weight-staleness", str(staleness), "--num-rollout", "4"]
+    manager, seen = drive(monkeypatch, tmp_path, *flags)
+
+    async def run() -> tuple[int, int]:
+        await manager.start()
+        await manager.generate(0)
+        await asyncio.sleep(0.05)
+        before = len(seen)
+        await manager.updated(1)
+        await asyncio.sleep(0.05)
+        return before, len(seen)
+
+    assert asyncio.run(run()) == ((2, 2) if staleness == 0 else (4, 6))
+
+
 def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

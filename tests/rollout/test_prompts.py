@@ -49,6 +49,9 @@ def test_keys_and_seed_are_those_of_the_flags(tmp_path: Path) -> None:
         ('{"input": 3}', "must be a string or a list of chat messages"),
         ('{"input": ["a"]}', "must be a string or a list of chat messages"),
         ('{"input": "x", "metadata": 3}', "'metadata' must be an object"),
+        ('{"input": " "}', "'input' is empty: there is nothing to answer"),
+        ('{"input": []}', "'input' is empty"),
+        ('{"input": [{"role": "system", "content": "x"}, {"role": "user"}]}', "'input' is empty"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, message: str) -> None:

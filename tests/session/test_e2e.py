@@ -22,7 +22,7 @@ from miles_lite.sample import Sample
 from miles_lite.session.actor import SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.models import MOE_CONFIG, reference_logprobs
 from tests.session.conftest import Stack
 

@@ -19,7 +19,7 @@ from miles_lite.engine.spec import EngineSpec
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.clusters import local_cluster
 from tests.models import make_tiny_model
 from tests.ports import free_port

@@ -21,7 +21,7 @@ from miles_lite.errors import UserError
 from miles_lite.process.remote import Remote
 from miles_lite.stack import engine_slot, fleet
 from miles_lite.stack.fleet import Fleet
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.models import make_tiny_weights
 from tests.stack.chats import stack_options
 from tests.waiting import until

@@ -16,7 +16,7 @@ from miles_lite.process.post_mortem import DiedError
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.clusters import local_cluster
 from tests.models import make_tiny_model
 from tests.stack.chats import Chats, replaced, scheduler_of, stack_options

@@ -23,7 +23,7 @@ from miles_lite.router.supervised_router import Supervisor
 from miles_lite.stack import router_sync
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.router_sync import RouterSync
-from miles_lite.weights.receiver import WeightUpdate
+from miles_lite.weights.bucket import WeightUpdate
 from tests.models import make_tiny_weights
 from tests.ports import free_port
 from tests.stack.chats import stack_options

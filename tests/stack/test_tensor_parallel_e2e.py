@@ -25,8 +25,8 @@ from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver
-from miles_lite.weights.receiver import WeightUpdate
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import remote
 from tests.models import make_tiny_model, reference_logprobs

@@ -8,9 +8,9 @@ from typing import Any
 
 from miles_lite.config.choices import TransferMode
 from miles_lite.process.remote import Remote
-from miles_lite.weights.bucket import Bucket, Meeting
+from miles_lite.weights.bucket import Bucket, Meeting, WeightUpdate
 from miles_lite.weights.delivery import Receiver
-from miles_lite.weights.receiver import EngineError, WeightUpdate
+from miles_lite.weights.receiver import EngineError
 from miles_lite.weights.transports import TRANSPORTS
 
 UPDATE = WeightUpdate("folder", 1, buckets=tuple(Bucket((str(at),), ((1,),), "float32") for at in range(4)))

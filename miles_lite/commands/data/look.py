@@ -15,9 +15,9 @@ import xxhash
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import again, option
-from miles_lite.config.rollouts import Data
+from miles_lite.config.rollouts import Data, located_sources, mixed
 from miles_lite.model_folder import check_model_folder
-from miles_lite.rollout.prompts import Prompt, Prompts, as_messages
+from miles_lite.rollout.prompts import Concatenated, Prompt, Prompts, as_messages
 from miles_lite.tito import Tito
 
 WIDTH = 110
@@ -28,7 +28,9 @@ SHOWN_LABELS = 8
 class Look:
     """data: what is looked at, and how a run would read it"""
 
-    file: str = option(positional=True, help="file, dataset folder or pattern, as --prompt-data takes it", path=True)
+    file: str = option(positional=True, help="prompts, as --prompt-data takes them", path=located_sources)
+    environment: str | None = again(Data, "environment")
+    environment_args: str | None = again(Data, "environment_args")
     input_key: str = again(Data, "input_key")
     label_key: str | None = again(Data, "label_key")
     metadata_key: str = again(Data, "metadata_key")
@@ -44,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     options = take(parser_of(Look, prog="miles-lite data look").parse_args(list(argv)), Look)
     data = Data(
         prompt_data=options.file,
+        environment=options.environment,
+        environment_args=options.environment_args,
         input_key=options.input_key,
         label_key=options.label_key,
         metadata_key=options.metadata_key,
@@ -51,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         system_prompt=options.system_prompt,
     )
     tito = None if options.hf_checkpoint is None else Tito.load(check_model_folder(options.hf_checkpoint))
-    prompts = Prompts(options.file, data)
+    prompts = Concatenated([Prompts(source, data) for source, _ in mixed(options.file)])
     count = min(len(prompts), options.first or len(prompts))
     print(f"{options.file}: {len(prompts)} rows" + (f", the first {count} read" if count < len(prompts) else ""))
     for at in range(min(options.rows, count)):

@@ -139,7 +139,8 @@ def _sandbox(folder: str) -> list[str]:
 
 def _bubblewrap(folder: str) -> list[str]:
     mounts = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--tmpfs", "/tmp"]
-    for prefix in {sys.prefix, sys.base_prefix}:  # this Python may lie under what was covered
+    covered = ("/tmp/", "/run/")
+    for prefix in {each for each in (sys.prefix, sys.base_prefix) if each.startswith(covered)}:
         mounts += ["--ro-bind", prefix, prefix]
     return ["bwrap", "--unshare-all", "--die-with-parent", *mounts, "--bind", folder, folder, "--chdir", folder]
 

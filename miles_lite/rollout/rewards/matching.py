@@ -13,7 +13,9 @@ def exact_match(answer: Answer) -> float:
 
 
 def contains(answer: Answer) -> float:
-    """1 when the label occurs in the response."""
+    """1 when the label occurs in the response. Raises ValueError for an empty label, which occurs in each."""
+    if not str(answer.label):
+        raise ValueError("the row's label is empty, and every response contains it")
     return float(str(answer.label) in answer.response)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from miles_lite.process.remote import Remote
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Engine, Failures, Receiver, Trainer, each
-from miles_lite.weights.receiver import WeightUpdate
 
 
 class Disk:

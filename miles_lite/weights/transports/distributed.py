@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from miles_lite.process.remote import Remote
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Engine, Failures, Receiver, Trainer, each, settled, taking
-from miles_lite.weights.receiver import WeightUpdate
 
 _OTHER = "another engine failed"
 

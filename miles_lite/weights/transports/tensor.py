@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 
 from miles_lite.process.remote import Remote
+from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Engine, Failures, Receiver, Trainer, each, settled, taking
-from miles_lite.weights.receiver import WeightUpdate
 
 
 class SharedMemory:
