@@ -58,7 +58,9 @@ class Stands:
 class NoEngines:
     """The fleet of a stack without any."""
 
-    async def call(self, method: object) -> FleetStatus:
+    async def call(self, method: object) -> FleetStatus | None:
+        if method is Fleet.load:
+            return None
         assert method is Fleet.status
         return FleetStatus(engines=(), restarts=0, recoveries=())
 
