@@ -68,7 +68,7 @@ ROW = '{"input": %s}\n'
         (ROW % '[{"role": "user", "content": 3}]', r"line 1: .*messages\[0\].content"),
         (ROW % '[{"content": "hi"}]', r"line 1: .*messages\[0\].role"),
         (ROW % '[{"role": "user", "content": [{"type": "image_url"}]}]', r"line 1: .*messages\[0\].content\[0\]"),
-        (ROW % "[]", "line 1: .*messages must be a list of at least 1"),
+        (ROW % "[]", "line 1: 'input' is empty"),
     ],
 )
 def test_a_row_that_is_no_prompt_is_named(written: bytes | str, message: str, tiny_model: Path, tmp_path: Path) -> None:
