@@ -5,9 +5,8 @@
     action       the field of an action that takes the model's words (default "message"); "json": they are the action
     observation  the field of an observation that is shown (default: its only text, else the whole as JSON)
     reset        what each reset is given beside `seed`
-    concurrency  episodes at once in each agent worker (a server's own bound is often 1); default: as many as agents
-    step_timeout seconds that the server may take (default 60)
-    max_turns, total, size  as of gem
+    concurrency  episodes at once in each agent worker; a server's own bound is often 1 (default: none)
+    step_timeout seconds that it may take (default 60); max_turns, total and size are as of gem
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import aiohttp
 import httpx
@@ -52,31 +52,26 @@ class Server:
         return observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
 
 
-@dataclass
 class Connection:
     """See `episodes.TextEpisode`: a socket, which is the server's session."""
 
-    server: Server
-    seed: int
-    _client: aiohttp.ClientSession | None = None
-    _entered: bool = False
-    _socket: aiohttp.ClientWebSocketResponse = field(init=False)
+    def __init__(self, server: Server, seed: int) -> None:
+        self._server, self._seed = server, seed
+        self._open = AsyncExitStack()
 
     async def begin(self) -> Begun:
-        if self.server.room is not None:
-            await self.server.room.acquire()
-            self._entered = True
-        self._client = aiohttp.ClientSession()
-        timeout = aiohttp.ClientWSTimeout(ws_close=self.server.seconds)
-        self._socket = await self._client.ws_connect(
-            f"{self.server.url}/ws", timeout=timeout, max_msg_size=MAX_MESSAGE, heartbeat=self.server.seconds
-        )
-        step = await self._told("reset", {"seed": self.seed, **self.server.reset})
+        server, enter = self._server, self._open.enter_async_context
+        if server.room is not None:
+            await enter(server.room)
+        client = await enter(aiohttp.ClientSession())
+        timeout = aiohttp.ClientWSTimeout(ws_close=server.seconds)
+        self._socket = await enter(client.ws_connect(f"{server.url}/ws", timeout=timeout, max_msg_size=MAX_MESSAGE))
+        step = await self._told("reset", {"seed": self._seed, **server.reset})
         return Begun([{"role": "user", "content": step.observation}])
 
     async def step(self, said: str) -> Step:
-        if self.server.action != "json":
-            return await self._told("step", {self.server.action: said})
+        if self._server.action != "json":
+            return await self._told("step", {self._server.action: said})
         try:
             action = json.loads(said)
         except ValueError as error:
@@ -84,27 +79,18 @@ class Connection:
         return await self._told("step", action)
 
     async def close(self) -> None:
-        if self._client is not None:
-            if hasattr(self, "_socket"):
-                await self._socket.send_json({"type": "close"})
-                await self._socket.close()
-            await self._client.close()
-        if self._entered and self.server.room is not None:
-            self.server.room.release()
+        await self._open.aclose()
 
     async def _told(self, kind: str, data: Json) -> Step:
         """Raises RuntimeError for the server's refusal, ConnectionError and TimeoutError."""
         await self._socket.send_json({"type": kind, "data": data})
-        message = await self._socket.receive(timeout=self.server.seconds)
-        if message.type is not aiohttp.WSMsgType.TEXT:
-            raise ConnectionError(f"{self.server.url}/ws was closed at {kind}")
-        answer = json.loads(message.data)
-        if answer["type"] == "error":
-            raise RuntimeError(f"{self.server.url} refused {kind}: {answer['data'].get('message', answer['data'])}")
+        answer = await self._socket.receive_json(timeout=self._server.seconds)
         said = answer["data"]
+        if answer["type"] == "error":
+            raise RuntimeError(f"{self._server.url} refused {kind}: {said.get('message', said)}")
         reward = said.get("reward")
         return Step(
-            self.server.shown(said["observation"]), None if reward is None else float(reward), bool(said["done"])
+            self._server.shown(said["observation"]), None if reward is None else float(reward), bool(said["done"])
         )
 
 
@@ -116,7 +102,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         raise UserError(f"--environment openenv:{argument}: give the server's URL, as openenv:http://127.0.0.1:8000")
     with user_error(f"--environment openenv:{argument}: no server answers there", httpx.HTTPError):
         httpx.get(f"{url}/health", timeout=HEALTH_SECONDS).raise_for_status()
-    at_once = taken(args, "concurrency", int, None, least=1)
+    at_once, size = taken(args, "concurrency", int, None, least=1), taken(args, "size", int, PROCEDURAL, least=1)
     server = Server(
         url,
         taken(args, "action", str, "message"),
@@ -125,7 +111,6 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         float(taken(args, "step_timeout", (int, float), 60.0, least=0.001)),
         None if at_once is None else asyncio.Semaphore(at_once),
     )
-    size = taken(args, "size", int, PROCEDURAL, least=1)
     return TextLoop(
         tasks=Tasks("openenv", lambda split: size, seed),
         max_turns=taken(args, "max_turns", int, 32, least=1),

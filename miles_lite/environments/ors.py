@@ -2,9 +2,8 @@
 
 A reward comes with a tool's answer; an episode earns the last one. --environment-args
 
-    max_turns  answers of the model in an episode (default 32)
-    total      "last" or "sum"
-    tool_timeout  seconds that a tool may take (default 120)
+    max_turns, total  as of gem; by default the last
+    tool_timeout      seconds that a tool may take (default 120)
 
 The server's key is ORS_API_KEY, as of its own client.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from functools import cache
 from typing import TypeVar
 
@@ -30,24 +29,21 @@ ASK_SECONDS = 60.0
 R = TypeVar("R")
 
 
-@dataclass
 class Session:
     """See `episodes.ToolEpisode`."""
 
-    url: str
-    name: str
-    task: Task
-    seconds: float
-    _session: Json = None
+    def __init__(self, url: str, name: str, task: Task, seconds: float) -> None:
+        self._url, self._name, self._task, self._seconds = url, name, task, seconds
+        self._open = AsyncExitStack()
 
     async def begin(self) -> Begun:
         from ors.client import AsyncORS
 
-        self._ors = AsyncORS(self.url)  # which closes its connections when it is forgotten
-        environment = self._ors.environment(self.name)
-        self._client = environment.client
-        self._session = environment.session(split=self.task.split, index=self.task.place)
-        await self._session.__aenter__()
+        self._ors = AsyncORS(self._url)  # which closes its connections when it is forgotten
+        environment = self._ors.environment(self._name)
+        self._open.push_async_callback(environment.client.close)
+        self._session: Json = environment.session(split=self._task.split, index=self._task.place)
+        await self._open.enter_async_context(self._session)
         blocks = await self._session.get_prompt()
         tools: list[Message] = await self._session.list_tools(format="openrouter")
         for tool in tools:
@@ -58,16 +54,13 @@ class Session:
         from ors.client import ToolCallError
 
         try:
-            said = await asyncio.wait_for(self._session.call_tool(name, given), self.seconds)
+            said = await asyncio.wait_for(self._session.call_tool(name, given), self._seconds)
         except ToolCallError as error:
             return Step(f"error: {error}")
         return Step(_text(said.blocks), said.reward, said.finished)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.__aexit__(None, None, None)
-        if hasattr(self, "_client"):
-            await self._client.close()
+        await self._open.aclose()
 
 
 def _text(blocks: Json) -> str:

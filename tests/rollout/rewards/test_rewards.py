@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
+from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import parse
-from miles_lite.rollout.rewards import load_reward
+from miles_lite.rollout.rewards import REWARDS, load_reward
+from miles_lite.rollout.rewards.answer import Answer, Pure
+from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.sample import Rollout
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --label-key l".split()
@@ -53,3 +58,30 @@ def test_a_users_function_gives_the_reward(tmp_path: Path) -> None:
 
 def test_without_a_flag_the_agent_gives_the_reward() -> None:
     assert load_reward(parse(NEEDED)[0]) is None
+
+
+ESCAPING = """
+import os, subprocess, sys, time
+sleeper = "import time; time.sleep(1000)"
+subprocess.Popen([sys.executable, "-c", sleeper, {mark!r}], start_new_session=True)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-c", sleeper, {mark!r}])
+    os._exit(0)
+"""
+
+
+async def test_what_a_program_leaves_behind_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no bubblewrap is
+    mark = f"left-{uuid.uuid4().hex}"
+    judge = REWARDS[RewardRule.CODE]
+    assert isinstance(judge, Pure)
+    program = f"```python\n{ESCAPING.format(mark=mark)}\n```"
+    apart = Apart(1)
+    try:
+        said = await apart.score(judge, Answer(response=program, label=["assert True"]), seconds=20)
+    finally:
+        apart.close()
+    assert said == {"score": 1.0, "passed": 1.0}
+    assert not [each for each in psutil.process_iter(["cmdline"]) if mark in (each.info["cmdline"] or [])]

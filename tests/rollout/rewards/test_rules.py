@@ -216,3 +216,8 @@ def test_the_last_box_is_found_in_one_pass(text: str) -> None:
 
 def test_a_response_of_nothing_but_boxes_takes_no_longer() -> None:
     assert last_boxed("\\boxed{" * 300_000) is None
+
+
+def test_an_empty_label_is_in_each_response_and_no_reward() -> None:
+    with pytest.raises(ValueError, match="the row's label is empty"):
+        score("contains", "anything", "")
