@@ -75,7 +75,9 @@ class Watch:
 
     def follow(self, name: str, actor: Remote[object]) -> None:
         """The run ends when `actor` dies. One that dies with another is followed after it."""
-        self._pulses[name], self._places[name] = Pulse(actor), actor.whereabouts()
+        self._pulses[name] = Pulse(actor)
+        with contextlib.suppress(TypeError):  # of an actor that another one made, Ray does not know how to ask
+            self._places[name] = actor.whereabouts()
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
