@@ -36,10 +36,11 @@ from aiohttp import web
 
 import miles_lite.rollout.manager
 from miles_lite.config.options import Config, parse
-from miles_lite.rollout.manager import Generated, RolloutManager
+from miles_lite.rollout.answers import Generated
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
-from miles_lite.stack.fleet import FleetStatus
+from miles_lite.stack.fleet import Fleet, FleetStatus
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
 from miles_lite.train.flops import Flops
@@ -158,8 +159,8 @@ def make_sample() -> Sample:
 class NoEngines:
     """The fleet of a stack without any."""
 
-    async def call(self, method: object) -> FleetStatus:
-        return FleetStatus(engines=(), restarts=0, recoveries=())
+    async def call(self, method: object) -> FleetStatus | None:
+        return FleetStatus(engines=(), restarts=0, recoveries=()) if method is Fleet.status else None
 
 
 class OneServer:

@@ -19,6 +19,7 @@ from miles_lite.process.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Int
 COMMANDS = {
     "train": "the main job: rollouts, training, weights back; see `miles-lite train --help`",
     "rollout": "generate and score without training (same flags)",
+    "train-async": "train with rollouts a step ahead of the trainer: --max-weight-staleness 1 (same flags)",
     "serve": "engines, router and session servers, until Ctrl-C",
     "router": "the router alone",
     "session": "a session server alone, in front of a router that runs",
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, does in COMMANDS.items():
             print(f"  {name:12s} {does}")
         return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
+    name, rest = arguments[0].replace("_", "-"), arguments[1:]
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )

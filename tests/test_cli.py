@@ -39,6 +39,8 @@ def test_a_full_disk_is_called_one_wherever_it_is_met(full_disk: Path, capsys: p
             "--warm-start /no/such/file: no such file",
         ),
         (["init-model", "--out", "m", "--corpus", __file__, "--num-layers", "0"], "--num-layers 0: must be at least 1"),
+        (["train_async", *JOB, "--max-weight-staleness", "0"], "train-async with --max-weight-staleness 0"),
+        (["train", *JOB, "--rollout-concurrency", "0"], "--rollout-concurrency 0: give auto or a number, at least 1"),
         (["train", *JOB, "--lr", "nan"], "--lr nan: must be a finite number"),
         (["train", *JOB, "--num-rollout", "0"], "--num-rollout 0: must be at least 1"),
         (["train", *JOB, "--run-dir", ""], "--run-dir is empty"),

@@ -38,7 +38,7 @@ def computed() -> set[str]:
 
 def spelled_out() -> set[str]:
     """The names that stand in the source of the run, the manager and the trainer; a variable part is `x`."""
-    rooms = ("job/run.py", "job/log.py", "rollout/manager.py", "report/metric_names.py")
+    rooms = ("job/run.py", "job/log.py", "rollout/manager.py", "rollout/curriculum.py", "report/metric_names.py")
     sources = (*rooms, "train/learner.py", "train/utilisation.py")
     text = "".join((PACKAGE / source).read_text(encoding="utf-8") for source in sources)
     found = re.findall(r'"((?:rollout|train|eval|perf)/[^"\s]+)"', text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
+from miles_lite.config.scheduling import at_once
 from miles_lite.errors import UserError, writing
 from miles_lite.simulation.case import POLICIES, Case, simulate
 from miles_lite.simulation.measure import Measured, measure
@@ -95,17 +95,9 @@ def _cases(scenario: Scenario, options: Simulate) -> list[Case]:
             options.policy,
             options.engines or (scenario.engines,),
             options.max_weight_staleness or (schedule.max_weight_staleness,),
-            [_at_once(text) for text in options.rollout_concurrency] or [schedule.rollout_concurrency],
+            [at_once(text) for text in options.rollout_concurrency] or [schedule.rollout_concurrency],
         )
     ]
-
-
-def _at_once(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not re.fullmatch("[1-9][0-9]*", text):
-        raise UserError(f"--rollout-concurrency {text}: give auto or a number, at least 1")
-    return int(text)
 
 
 def _print_table(seen: dict[Case, Measured]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from miles_lite.config.options import Config, parse
 from miles_lite.config.schema import as_yaml, schema
@@ -12,12 +12,15 @@ from miles_lite.job.loop import rollout, train
 from miles_lite.observe.summary import print_summary
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse flags and train; the exit code. Raises UserError."""
+def main(
+    argv: Sequence[str], *, prog: str = "miles-lite train", settled: Callable[[Config], Config] = Config.check
+) -> int:
+    """Parse flags and train; the exit code. `settled` decides what the flags leave open. Raises UserError."""
     if "--print-config-schema" in argv:
         print(json.dumps(schema(Config), indent=2))
         return 0
-    config, leftovers = parse(argv)
+    config, leftovers = parse(argv, prog=prog)
+    config = settled(config)
     if config.files.print_config:
         print(as_yaml(config.as_dict()), end="")
         return 0

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from miles_lite.config import algorithm_rules, debugging_rules, device_rules, eval_sets, partners, rules
 from miles_lite.config.choices import Device, RoutingReplay
@@ -63,6 +63,11 @@ class Config(Serving):
             return total // max(self.algorithm.num_steps_per_rollout, 1)
         return self.algorithm.global_batch_size or total
 
+    def ahead(self) -> Self:
+        """With rollouts one step ahead of the trainer, where it is not said how far. Raises UserError where it is said
+        that they are not to be."""
+        return dataclasses.replace(self, scheduling=self.scheduling.ahead()).check()
+
     def held_out(self, name: str) -> Data:
         """How the rows of a held-out dataset are read."""
         options = self.evaluation
@@ -107,6 +112,7 @@ class Config(Serving):
         device = self.topology.device
         return [
             *rules.length(self.rollouts, self.optimizer),
+            *rules.curriculum(self.data),
             *rules.batches(self.rollouts, self.algorithm, batch=self.global_batch_size),
             *algorithm_rules.all_rules(self.rollouts, self.rewards, self.algorithm, self.evaluation),
             *algorithm_rules.shared_layers(self.algorithm, self.parallelism),

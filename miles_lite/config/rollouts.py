@@ -75,6 +75,18 @@ class Data:
     )
     rollout_shuffle: bool = option(False, help="shuffle the prompts anew each epoch")
     rollout_seed: int = option(42, help="seed of the shuffle", least=0)
+    easy_threshold: float | None = option(
+        None, help="mean reward of its rollouts from which a prompt is easy: of those only --easy-fraction comes again"
+    )
+    easy_fraction: float = option(
+        0.1, help="share of easy prompts that comes again", least=0, most=1, with_="easy_threshold"
+    )
+    hard_threshold: float | None = option(
+        None, help="mean reward up to which a prompt is hard: of those only --hard-fraction comes again"
+    )
+    hard_fraction: float = option(
+        0.1, help="share of hard prompts that comes again", least=0, most=1, with_="hard_threshold"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ def length(rollouts: Rollouts, optimizer: Optimizer) -> Rules:
 def overlap(rollouts: Rollouts, scheduling: Scheduling, updates: WeightUpdates) -> Rules:
     """What cannot run beside what."""
     bound, depth = scheduling.staleness, scheduling.pipeline_depth or 0
-    room, asked = rollouts.num_agent_workers * rollouts.agent_concurrency, scheduling.rollout_concurrency
+    room = rollouts.num_agent_workers * rollouts.agent_concurrency
+    asked = scheduling.most_at_once(room)
     return [
         (
             depth > bound,
@@ -77,8 +78,19 @@ def overlap(rollouts: Rollouts, scheduling: Scheduling, updates: WeightUpdates) 
             "the trainer works",
         ),
         (
-            asked is not None and asked > room,
+            asked > room,
             f"--rollout-concurrency {asked}: --num-agent-workers x --agent-concurrency have room for {room}",
+        ),
+    ]
+
+
+def curriculum(data: Data) -> Rules:
+    """Which prompts come again."""
+    easy, hard = data.easy_threshold, data.hard_threshold
+    return [
+        (
+            easy is not None and hard is not None and hard >= easy,
+            f"--hard-threshold {hard} is not below --easy-threshold {easy}: a prompt cannot be both",
         ),
     ]
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from miles_lite.config.option import option
+from miles_lite.errors import UserError
 
 FULLY_ASYNC = 3
 """Steps that tokens may be old with --fully-async, where --max-weight-staleness does not say."""
+
+
+AUTO = "auto"
+
+
+def at_once(given: str) -> int | None:
+    """The number that --rollout-concurrency gives; None where it is to be found. Raises UserError."""
+    if given == AUTO:
+        return None
+    if not re.fullmatch("[1-9][0-9]*", given):
+        raise UserError(f"--rollout-concurrency {given}: give {AUTO} or a number, at least 1")
+    return int(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +46,12 @@ class Scheduling:
     partial_rollout: bool = option(
         False, help="rollouts that a step does not need go on: --max-weight-staleness 1, where that is not given"
     )
-    rollout_concurrency: int | None = option(
+    rollout_concurrency: str | None = option(
         None,
-        help="rollouts at once (default, and at most: --num-agent-workers x --agent-concurrency)",
-        least=1,
+        help=f"rollouts at once (default, and at most: --num-agent-workers x --agent-concurrency); {AUTO}: as many as "
+        "the engines' KV caches bear, found while they run",
+        metavar="N|auto",
+        check=lambda given: None if given is None else at_once(given),
         aka=("--async-max-concurrent-samples",),
     )
     rollout_submission_granularity: Literal["sample", "group"] = option(
@@ -74,6 +91,21 @@ class Scheduling:
         if self.max_weight_staleness is not None:
             return self.max_weight_staleness
         return FULLY_ASYNC if self.fully_async else int(self.partial_rollout)
+
+    @property
+    def finds_concurrency(self) -> bool:
+        """Whether how many rollouts run at once is to be found."""
+        return self.rollout_concurrency == AUTO
+
+    def most_at_once(self, room: int) -> int:
+        """Rollouts at once where `room` is what agents have."""
+        return (at_once(self.rollout_concurrency) if self.rollout_concurrency else None) or room
+
+    def ahead(self) -> Self:
+        """One step, where it is not said how many. Raises UserError where it is 0 that was given."""
+        if self.max_weight_staleness == 0:
+            raise UserError("train-async with --max-weight-staleness 0: leave that out, or say train")
+        return self if self.overlaps else dataclasses.replace(self, max_weight_staleness=1)
 
     @property
     def overlaps(self) -> bool:

@@ -16,6 +16,7 @@ from miles_lite.engine.announce import deregister, register
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.hosted_server import HostedServer
 from miles_lite.engine.liveness import Liveness
+from miles_lite.engine.reported_load import Load, ask
 from miles_lite.engine.server_process import ServerProcess
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.process.addresses import actor_label
@@ -78,6 +79,10 @@ class EngineActor(ReceivingActor):
         """True while the server's process lives."""
         process = self._server.process
         return process is not None and process.exit_code is None
+
+    async def load(self) -> Load | None:
+        """What the server bears; None where it does not say."""
+        return await ask(**self._server.address)
 
     async def watch(self) -> str:
         """Return, with the reason, as soon as the server has ended or hangs; what hangs is killed."""

@@ -27,9 +27,9 @@ from miles_lite.train.checkpoint import LATEST
 
 log = logging.getLogger(__name__)
 
+START_PAUSE = 2.0
+"""Seconds, and more each time."""
 T = TypeVar("T")
-
-Lost = RunLostError | UserError
 
 
 class Attempts:
@@ -50,19 +50,23 @@ class Attempts:
             try:
                 with Lifetime(self._config, self.course) as life:
                     return attempt(config, life)
-            except (RunLostError, UserError) as error:
+            except Exception as error:  # noqa: BLE001 - what no attempt mends is raised again
                 self._begin_again(error)
             config = self._resumed()
 
-    def _begin_again(self, error: Lost) -> None:
+    def _begin_again(self, error: Exception) -> None:
         """Count and tell another attempt. Raises the error where there is to be none."""
         course, most = self.course, self._config.scheduling.max_restarts
         checkpoint = _written(self._config.checkpoint.save)
         if checkpoint != self._checkpoint:
             self._checkpoint, self._in_a_row = checkpoint, 0
         if not self._worth_it(error) or self._in_a_row >= most:
-            raise self._told(error) from error
+            if isinstance(error, RunLostError):
+                raise self._told(error) from error
+            raise error
         self._in_a_row += 1
+        if course.reached.of is None:
+            self._pause(START_PAUSE * self._in_a_row)
         course.restarts += 1
         course.lost_at = course.lost_at or time.time()
         if course.sinks is not None:
@@ -73,16 +77,24 @@ class Attempts:
         with (self._config.run_dir / "restarts.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
-    def _worth_it(self, error: Lost) -> bool:
+    def _pause(self, seconds: float) -> None:
+        """What kept an attempt from starting, such as a port or a slot that is not free yet, may go."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.course.interrupts.check()
+            time.sleep(0.1)
+
+    def _worth_it(self, error: Exception) -> bool:
         """Whether another attempt may end otherwise, and repeats nothing that somebody could have saved."""
         reached = self.course.reached
-        passing = self.course.restarts > 0 if reached.of is None else isinstance(error, PASSING)
+        if reached.of is None:
+            passing = self.course.restarts > 0 and isinstance(plain(error), UserError | RunLostError)
+        else:
+            passing = isinstance(plain(error), PASSING)
         return passing and (self._config.checkpoint.save is not None or reached.trained is None)
 
-    def _told(self, error: Lost) -> Lost:
+    def _told(self, error: RunLostError) -> RunLostError:
         """With what is lost and how to go on."""
-        if not isinstance(error, RunLostError):
-            return error
         reached = self.course.reached
         used = f" --max-restarts {self._in_a_row} are used up." if self._in_a_row else ""
         mend = how_to_go_on(["miles-lite", *sys.argv[1:]], save=self._config.checkpoint.save, saved=reached.saved)
@@ -107,7 +119,7 @@ def attempts(config: Config) -> Iterator[Attempts]:
             yield tries
 
 
-def _log_of(error: Lost) -> str:
+def _log_of(error: Exception) -> str:
     """The end of what the process wrote that was lost, as far as it is known."""
     return error.log if isinstance(error, RunLostError) else ""
 

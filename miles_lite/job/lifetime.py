@@ -18,7 +18,7 @@ from typing import Self
 from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
 from miles_lite.config.rules import refuse_broken
-from miles_lite.errors import RunLostError
+from miles_lite.errors import RunLostError, UnavailableError, plain
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
 from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
@@ -71,7 +71,8 @@ class Lifetime:
         self._config, self.course = config, course
         self._killed_before = out_of_memory_kills()
         self._ray_logs: Path | None = None
-        self.watch = Watch(course.interrupts, hint=f"see {config.run_dir}/logs and Ray's dashboard")
+        hint = f"see {config.run_dir}/logs and Ray's dashboard"
+        self.watch = Watch(course.interrupts, hint=hint, say=lambda line: self.say(line))
         self.parts = contextlib.ExitStack()
         self.say: Callable[[str], None] = log.warning
         """Tells a person one line."""
@@ -111,6 +112,8 @@ class Lifetime:
         died = death_in(error) or self.watch.death_behind(error)
         lost = None if died is None else self._lost(died)
         interrupted = isinstance(error, KeyboardInterrupt)
+        if error is not None and isinstance(plain(error), UnavailableError):
+            self.watch.write_stacks(self._config.run_dir / "logs" / f"stacks-{time.time():.0f}")
         with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1):
             self.parts.__exit__(kind, error, trace)
             if interrupted:

@@ -25,6 +25,7 @@ def make_ranks(config: Config, layout: Layout, *, watch: Watch, parts: contextli
         run_dir=config.run_dir,
         environment=actor_env(),
         look=watch.look,
+        say=watch.say,
     )
     parts.callback(ranks.stop)
     watch.follow_all("train rank", ranks.ranks)

@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Iterator
 
+from ray import ObjectRef
+
 from miles_lite.config.options import Config
 from miles_lite.job.due import Due
 from miles_lite.job.lifetime import Lifetime
@@ -22,7 +24,8 @@ from miles_lite.observe.terminal import eval_line, gap_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.plots import reward_curve
 from miles_lite.rollout import dump
-from miles_lite.rollout.manager import Generated, RolloutManager
+from miles_lite.rollout.answers import Evaluated, Generated
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.stack.engine_plans import in_words, plan_engines
 from miles_lite.stack.placement import Layout
 
@@ -64,6 +67,7 @@ class TrainingRun(Run):
     ) -> None:
         super().__init__(config, life, servers, logged, num_rollout=due.num_rollout)
         self._trainer = trainer
+        self._evaluating: tuple[int, ObjectRef[Evaluated]] | None = None
         self.first, self.due = first, due
 
     def train(self, rollout_id: int, generated: Generated) -> None:
@@ -79,7 +83,8 @@ class TrainingRun(Run):
             self._log.progress.say(warning)
 
     def sync(self, version: int) -> None:
-        """Bring every engine to the trainer's weights, as `version`."""
+        """Bring every engine to the trainer's weights, as `version`; what is evaluated with those before ends first."""
+        self._finish_evaluation()
         seconds = self._trainer.sync(version)
         self._log.metrics({names.UPDATE_WEIGHTS_TIME: seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
 
@@ -90,22 +95,32 @@ class TrainingRun(Run):
         self._log.metrics({"perf/save_model_time": time.time() - began}, rollout_id, names.ROLLOUT_STEP)
 
     def evaluate(self, version: int) -> None:
-        """Run the held-out prompts with the weights of `version`, unless an earlier attempt did with the same."""
-        reached = self._life.reached
-        if version == self.first and (reached.evaluated or -1) >= version:
+        """Run the held-out prompts with the weights of `version`, unless an earlier attempt did with the same. Where
+        rollouts run ahead of the trainer, the next step trains meanwhile."""
+        evaluated = self._life.reached.evaluated
+        if version == self.first and evaluated is not None and evaluated >= version:
             return
         self._log.progress.begin("eval")
-        began = time.time()
-        metrics, busy = self._servers.evaluate()
+        self._evaluating = (version, self._servers.begin_evaluation())
+        if not self._config.scheduling.overlaps:
+            self._finish_evaluation()
+
+    def _finish_evaluation(self) -> None:
+        """Wait for what is evaluated, if anything is, and log it."""
+        evaluating, self._evaluating = self._evaluating, None
+        if evaluating is None:
+            return
+        version, ref = evaluating
+        metrics, busy = self._servers.finish_evaluation(ref)
         self._log.busy(*busy)
-        metrics["eval/duration_seconds"] = time.time() - began
         self._log.metrics(metrics, version, names.EVAL_STEP)
-        reached.evaluated = version
+        self._life.reached.evaluated = version
         datasets = self._config.evaluation.datasets
         self._log.progress.say(eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets))
 
     def summary(self) -> Summary:
         """Write summary.json and the reward curve; returns the summary."""
+        self._finish_evaluation()
         self._trainer.finish_export()
         self._trainer.finish_save()
         booked = self._servers.call(RolloutManager.accounts)

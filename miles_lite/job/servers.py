@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import ray
+from ray import ObjectRef
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UnavailableError
@@ -18,8 +18,10 @@ from miles_lite.job.ranks import START_TIMEOUT
 from miles_lite.job.watch import Alarms, Watch
 from miles_lite.observe.progress import Progress
 from miles_lite.process.admin_key import known_key
+from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote
-from miles_lite.rollout.manager import Generated, RolloutManager, Started
+from miles_lite.rollout.answers import Evaluated, Generated, Started
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.stack.actors import named_actor
 from miles_lite.stack.placement import Layout
 from miles_lite.stack.stack import FLEET
@@ -74,22 +76,26 @@ class Servers:
         """A step's groups. Gives up when no rollout ends for longer than one may take."""
         limit, logs = self._config.rollouts.rollout_timeout + STALL_MARGIN, self._config.run_dir / "logs"
         ref = self._manager.call(RolloutManager.generate, rollout_id)
-        before, changed = None, time.monotonic()
+        before, patience = None, Patience(f"a rollout of step {rollout_id + 1} to end", limit, self._watch.say)
         while not self._watch.until(ref, POLL_SECONDS):
             status = self.call(RolloutManager.status)
             progress.update(groups=status.groups_done, rollouts=status.rollouts_done)
             if status != before:
-                before, changed = status, time.monotonic()
-            elif time.monotonic() - changed > limit:
+                before = status
+                patience.renew()
+            elif patience.over(str(status)):
                 raise UnavailableError(
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
                     f"{status.rollouts_started} did). See {logs}; --rollout-timeout bounds an agent."
                 )
         return self._watch.wait(ref, "the rollout's groups", CALL_TIMEOUT)
 
-    def evaluate(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
-        """Metrics of the held-out prompts, and when agents were busy."""
-        ref = self._manager.call(RolloutManager.eval)
+    def begin_evaluation(self) -> ObjectRef[Evaluated]:
+        """Run the held-out prompts, while other things go on."""
+        return self._manager.call(RolloutManager.eval)
+
+    def finish_evaluation(self, ref: ObjectRef[Evaluated]) -> Evaluated:
+        """What came of it."""
         return self._watch.wait(ref, "the rollout manager's eval", eval_timeout(self._config, self.told.eval_rollouts))
 
 

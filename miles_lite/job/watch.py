@@ -7,8 +7,11 @@ wish to stop, the death of a process that the run cannot do without.
 from __future__ import annotations
 
 import contextlib
+import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import ray
@@ -17,10 +20,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from miles_lite.errors import UnavailableError, plain
 from miles_lite.process.heartbeat import Pulse, death
+from miles_lite.process.patience import Patience
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
+from miles_lite.process.stacks import write_stacks
 from miles_lite.process.stopping import Interrupts
 from miles_lite.train.group import RankDiedError, TrainError
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -56,10 +63,11 @@ def death_in(error: BaseException | None) -> DiedError | None:
 class Watch:
     """Looks, and waits."""
 
-    def __init__(self, interrupts: Interrupts, *, hint: str) -> None:
-        """`hint` ends the message of a wait that takes too long."""
-        self._interrupts, self._hint = interrupts, hint
+    def __init__(self, interrupts: Interrupts, *, hint: str, say: Callable[[str], None] = log.warning) -> None:
+        """`hint` ends the message of a wait that takes too long; `say` is told at half of it."""
+        self._interrupts, self._hint, self.say = interrupts, hint, say
         self._pulses: dict[str, Pulse] = {}
+        self._places: dict[str, ObjectRef[tuple[str, int]]] = {}
         self._deadline: float | None = None
         self._say_finishing: Callable[[], None] | None = None
         self.hears: list[Callable[[], None]] = []
@@ -67,7 +75,7 @@ class Watch:
 
     def follow(self, name: str, actor: Remote[object]) -> None:
         """The run ends when `actor` dies. One that dies with another is followed after it."""
-        self._pulses[name] = Pulse(actor)
+        self._pulses[name], self._places[name] = Pulse(actor), actor.whereabouts()
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -100,6 +108,17 @@ class Watch:
             if (error := pulse.lost()) is not None:
                 return self._first_death() or DiedError(name, error)
         return None
+
+    def write_stacks(self, folder: Path) -> None:
+        """What the actors that are followed are at, those of this machine, and this process."""
+        here: dict[str, int] = {}
+        for name, place in self._places.items():
+            if ray.wait([place], timeout=0)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    host, pid = ray.get(place)
+                    here |= {name: pid} if host == socket.gethostname() else {}
+        written = write_stacks(folder, here)
+        self.say(f"what {', '.join(path.stem for path in written)} were at is in {folder}")
 
     def _first_death(self) -> DiedError | None:
         """Of those that are followed, the first that is dead."""
@@ -141,9 +160,9 @@ class Watch:
 
     def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
         """The value of `ref`. Raises what `look` raises and what the call raised, and UnavailableError."""
-        deadline = time.monotonic() + timeout
+        patience = Patience(what, timeout, self.say)
         while not self.until(ref, SLICE_SECONDS):
-            if time.monotonic() > deadline:
+            if patience.over():
                 raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
         try:
             return ray.get(ref)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miles_lite.errors import FAILURES, Where
@@ -26,6 +26,19 @@ def failure_of(error: BaseException, *, at: Where) -> Failure:
             return Failure(Where(where), f"{type(error).__name__}: {said}"[:LONGEST])
         behind = behind.__cause__
     return Failure(at, f"{type(error).__name__}: {said}"[:LONGEST])
+
+
+def note_quarantined(path: Path, rollout_id: int, groups: Sequence[Group]) -> list[str]:
+    """Append the prompts of `groups`, which will not be dealt again, to `path`; returns what to say of each."""
+    said = []
+    for group in groups:
+        row, failures = group.prompt.get("row"), [one.failure for one in group.rollouts if one.failure]
+        last = failures[-1] if failures else None
+        why = "" if last is None else f"{last.where}: {last.why}"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"rollout/step": rollout_id, "prompt_row": row, "why": why}) + "\n")
+        said.append(f"the prompt of line {row} failed too often: it is not dealt again ({why})")
+    return said
 
 
 def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:

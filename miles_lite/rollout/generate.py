@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
@@ -40,19 +41,19 @@ Members = dict[int, dict[int, Rollout]]
 LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
 """Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
 NO_REWARD = "none_reward"
-NUMBER = "number"
-"""Of a group's `prompt`, where its rollouts are judged together: which of the source's it is."""
 P = ParamSpec("P")
 
 
 @dataclass
 class Step:
     """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
-    one; `reasons` says why, by group; `replaced` are rollouts that failed and were run again."""
+    one; `reasons` says why, by group; the prompts of `quarantined` among them are not dealt again; `replaced` are
+    rollouts that failed and were run again."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    quarantined: list[Group] = field(default_factory=list)
     replaced: list[Rollout] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
@@ -81,10 +82,12 @@ class Generator:
         filter_function: GroupFilter | None,
         accounts: Accounts,
         judge: JudgeGroup | None = None,
+        seen: Callable[[int, float], None] | None = None,
     ) -> None:
+        """`seen` is told of each group that was judged the number of its prompt and its mean reward."""
         self._options, self._source = options, source
         self._run_rollout, self._filter = run_rollout, filter_function
-        self._together = judge
+        self._together, self._seen = judge, seen
         self.accounts = accounts
         self.scheduler = Scheduler(schedule, source, accounts=accounts)
         self.step = Step()
@@ -176,8 +179,8 @@ class Generator:
             case m.Cancel(who):
                 if who in self._tasks:  # one that ended after a Stop was not heard of
                     self._aside(self._tasks.pop(who)).cancel()
-            case m.Judge(group, _):
-                self._aside(asyncio.create_task(self._guarded(self._judge, group)))
+            case m.Judge(group, _, prompt):
+                self._aside(asyncio.create_task(self._guarded(self._judge, group, prompt)))
             case m.Release(group, end, reason):
                 self._release(group, end, reason)
             case m.Give(step, groups, short):
@@ -190,8 +193,7 @@ class Generator:
     def _hold(self, group: int, prompt: int) -> None:
         if group not in self.held:
             dealt = self._prompt(group, prompt)
-            number = {} if self._together is None else {NUMBER: prompt}
-            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label, **number})
+            self.held[group] = Group(index=group, prompt={"row": dealt.row, "label": dealt.label})
             self.members.setdefault(group, {})
             self.step.started += 1
 
@@ -220,7 +222,7 @@ class Generator:
         if end is not End.UNUSED:
             self.step.reasons[ordinal] = reason
         if end is End.QUARANTINED:
-            log.warning("the prompt of line %s failed too often: it is not dealt again", group.prompt["row"])
+            self.step.quarantined.append(group)
         for rollout in group.rollouts:
             rollout.stored = None
 
@@ -245,13 +247,15 @@ class Generator:
         where, why, again = broke(rollout)
         self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
 
-    async def _judge(self, ordinal: int) -> None:
+    async def _judge(self, ordinal: int, prompt: int) -> None:
         """Decide what becomes of a group whose rollouts have ended, and book them."""
         members = self.members[ordinal]
         group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
         if self._together is not None:
-            await self._together(group, self._prompt(ordinal, group.prompt[NUMBER]))
+            await self._together(group, self._prompt(ordinal, prompt))
         self._apply_reward_policy(group)
+        if self._seen is not None and (rewards := [reward for reward in group.rewards if reward is not None]):
+            self._seen(prompt, fmean(rewards))
         failed = [rollout for rollout in group.rollouts if not rollout.trainable]
         reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)
         if len(failed) == len(group.rollouts):
@@ -310,8 +314,11 @@ def broke(rollout: Rollout) -> tuple[str, str, bool]:
     return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
 
 
-def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0) -> Schedule:
-    """What the flags say. `steps`: batches of the run, 0 where nobody knows."""
+def schedule_of(
+    options: Rollouts, scheduling: Scheduling | None = None, *, steps: int = 0, capacity: int = 0
+) -> Schedule:
+    """What the flags say. `steps`: batches of the run, 0 where nobody knows; `capacity`: rollouts that run at once at
+    first, where the flags leave that to the engines."""
     given, size = scheduling or Scheduling(), options.rollout_batch_size
     return Schedule(
         groups_per_step=size,
@@ -319,7 +326,7 @@ def schedule_of(options: Rollouts, scheduling: Scheduling | None = None, *, step
         max_staleness=given.staleness,
         depth=depth_of(given.staleness, given.pipeline_depth),
         extra=max(0, (options.over_sampling_batch_size or size) - size),
-        capacity=given.rollout_concurrency or options.num_agent_workers * options.agent_concurrency,
+        capacity=capacity or given.most_at_once(options.num_agent_workers * options.agent_concurrency),
         sample_retries=given.max_sample_retries,
         quarantine_after=given.quarantine_after,
         failure_share=given.max_failure_share,

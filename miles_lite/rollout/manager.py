@@ -13,7 +13,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 from miles_lite.config.options import Config
@@ -25,13 +25,16 @@ from miles_lite.process.remote import Remote
 from miles_lite.report import rollout_table
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
-from miles_lite.rollout.failures import note_failures
+from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
+from miles_lite.rollout.capacity import Capacity, concurrency_of
+from miles_lite.rollout.curriculum import curriculum_of
+from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
-from miles_lite.rollout.prompts import Prompt, load_held_out, open_source
+from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
 from miles_lite.rollout.recorded import rows_of
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
@@ -48,37 +51,6 @@ ATTEMPTS = 4
 """How often a rollout is run that loses its worker or its session server each time: it may be what ends them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Where it serves, who has its engines, the rollouts of one evaluation, the steps of one epoch."""
-
-    router_url: str
-    session_urls: list[str]
-    engine_urls: list[str]
-    fleet: Remote[Fleet]
-    eval_rollouts: int
-    rollouts_per_epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The groups of a step that are to be trained, and what was seen on the way."""
-
-    groups: list[Group]
-    metrics: dict[str, float]
-    busy: list[tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a running step stands. `again` counts the attempts that were lost with a worker or a session server."""
-
-    groups_done: int
-    rollouts_done: int
-    rollouts_started: int
-    again: int
-
-
 class RolloutManager:
     """Async Ray actor. `start` first; then `generate`, `updated`, `eval`, `save`, `load`, `status`, `stop`."""
 
@@ -93,6 +65,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -101,24 +74,31 @@ class RolloutManager:
     async def start(self) -> Started:
         """Read the data, start the stack and the agent workers."""
         field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
-        self._source = open_source(self._config.data, fits=fitting(self._config))
+        source = open_source(self._config.data, fits=fitting(self._config))
+        self._curriculum = curriculum_of(source, self._config.data)
+        self._source: Source = self._curriculum or source
         self._eval_sets = {
             name: load_held_out(path, self._config, name) for name, path in self._config.evaluation.datasets.items()
         }
         options = self._config.rollouts
+        self._found = concurrency_of(self._config)
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
         steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
         self._generator = Generator(
             options,
-            schedule_of(options, self._config.scheduling, steps=steps),
+            schedule_of(
+                options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
+            ),
             source=self._source,
             run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
             judge=self._judge if self._config.rewards.judges_groups else None,
+            seen=self._curriculum.judged if self._curriculum else None,
         )
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
+        self._looking = asyncio.create_task(self._capacity().keep())
         evaluation = self._config.evaluation
         held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
@@ -128,6 +108,15 @@ class RolloutManager:
             fleet=self._stack.fleet,
             eval_rollouts=held_out,
             rollouts_per_epoch=per_epoch,
+        )
+
+    def _capacity(self) -> Capacity:
+        return Capacity(
+            load=lambda: self._stack.fleet.call(Fleet.load),
+            running=lambda: self._generator.scheduler.running,
+            resize=self._generator.resize,
+            say=lambda line: self._stack.alarm(line),
+            found=self._found,
         )
 
     def _given_rollouts(self) -> GivenRollouts | None:
@@ -151,6 +140,8 @@ class RolloutManager:
         step = await (self._given or self._generator).run(self._check_alive)
         replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
         note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
+            self._stack.alarm(line)
         rows = list(rows_of(rollout_id, step))
         with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
             await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
@@ -166,35 +157,44 @@ class RolloutManager:
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
         if self._config.data.overlong_prompts == "skip":
             metrics["rollout/prompts_skipped"] = float(self._source.skipped)
+        if self._curriculum is not None:
+            metrics |= self._curriculum.metrics()
+        metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
 
-    async def eval(self) -> tuple[dict[str, float], list[tuple[float, float]]]:
-        """Run the held-out sets on the current weights: metrics, and when agents were busy."""
+    async def eval(self) -> Evaluated:
+        """Run the held-out sets on the current weights."""
+        began, options = time.time(), self._config.evaluation
         metrics: dict[str, float] = {}
         busy: list[tuple[float, float]] = []
-        options = self._config.evaluation
         if options.eval_function_path is not None:
-            return await evaluated(options.eval_function_path, self._accounts.trained), busy
-        for name, prompts in self._eval_sets.items():
-            count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
-            groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
-            runs = [
-                self._run_held_out(prompt, group.index, sampled)
-                for prompt, group in zip(prompts, groups, strict=True)
-                for _ in range(count)
-            ]
-            rollouts = await asyncio.gather(*runs)
-            for at, group in enumerate(groups):
-                group.rollouts = list(rollouts[at * count : (at + 1) * count])
-            if self._config.rewards.judges_groups:
-                judge = partial(self._judge, evaluation=True)
-                await asyncio.gather(*map(judge, groups, prompts))
-            metrics |= eval_metrics(name, groups)
-            busy += [(rollout.started_at, rollout.finished_at) for rollout in rollouts]
-        return metrics, busy
+            metrics |= await evaluated(options.eval_function_path, self._accounts.trained)
+        else:
+            for name, prompts in self._eval_sets.items():
+                groups = await self._run_set(name, prompts)
+                metrics |= eval_metrics(name, groups)
+                busy += [(one.started_at, one.finished_at) for group in groups for one in group.rollouts]
+        return metrics | {"eval/duration_seconds": time.time() - began}, busy
+
+    async def _run_set(self, name: str, prompts: Sequence[Prompt]) -> list[Group]:
+        """Each prompt of a held-out set, as often as is asked for."""
+        options = self._config.evaluation
+        count, sampled = options.samples(name), eval_sampling(self._config.rollouts, options, name)
+        groups = [Group(index=index, prompt={"row": prompt.row}) for index, prompt in enumerate(prompts)]
+        runs = [
+            self._run_held_out(prompt, group.index, sampled)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for _ in range(count)
+        ]
+        rollouts = await asyncio.gather(*runs)
+        for at, group in enumerate(groups):
+            group.rollouts = list(rollouts[at * count : (at + 1) * count])
+        if self._config.rewards.judges_groups:
+            await asyncio.gather(*map(partial(self._judge, evaluation=True), groups, prompts))
+        return groups
 
     async def updated(self, version: int) -> None:
         """Every engine serves `version`: where steps overlap, rollouts go on with it."""
@@ -208,6 +208,7 @@ class RolloutManager:
             rollouts_done=done,
             rollouts_started=done + scheduler.running,
             again=self._again,
+            oldest=time.monotonic() - (scheduler.oldest or time.monotonic()),
         )
 
     async def alarms(self) -> list[str]:
@@ -242,6 +243,8 @@ class RolloutManager:
 
     async def stop(self) -> None:
         """End agents, sessions, router and engines."""
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:

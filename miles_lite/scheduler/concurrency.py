@@ -13,6 +13,8 @@ SOFT, HARD = 0.8, 0.9
 PREEMPTED = 0.005
 """Of the rollouts at once, since the last look: a few are the price of a full cache."""
 DECREASE = 0.9
+LOOK_SECONDS = 5.0
+"""Between two looks."""
 SLOW_START = 1.25
 SETTLING = 6
 """Looks after a decrease during which there is no other: what was started before still grows."""

@@ -114,10 +114,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """All members of the group have ended, `lost` of them without an answer; `Judged` is to follow."""
+    """All members of the group of `prompt` have ended, `lost` of them without an answer; `Judged` is to follow."""
 
     group: int
     lost: int
+    prompt: int = -1
 
 
 @dataclass(frozen=True, slots=True)

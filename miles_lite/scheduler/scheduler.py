@@ -65,6 +65,11 @@ class Scheduler:
         return len(self._state.running)
 
     @property
+    def oldest(self) -> float | None:
+        """When the rollout that runs longest was started, on the owner's clock."""
+        return next(iter(self._state.running.values()), None)
+
+    @property
     def ready(self) -> int:
         """Groups that wait for the trainer."""
         return self._window.ready
@@ -143,7 +148,7 @@ class Scheduler:
             self._answered(group, who, event.length, counts=counts)
         if group.complete:
             self._state.active -= 1
-            self._commands.append(m.Judge(group.ordinal, group.lost))
+            self._commands.append(m.Judge(group.ordinal, group.lost, group.prompt))
         if stop:
             self._stop(stop)
 
@@ -216,6 +221,7 @@ class Scheduler:
         self._adopt(
             dataclasses.replace(
                 old,
+                capacity=self.schedule.capacity,
                 version=event.step,
                 step=event.step,
                 wanted=False,
@@ -232,7 +238,7 @@ class Scheduler:
             self._window.restored(group)
             self._submission.put(group)
             if group.complete and not group.settled:
-                self._commands.append(m.Judge(group.ordinal, group.lost))
+                self._commands.append(m.Judge(group.ordinal, group.lost, group.prompt))
 
     def _fit(self, groups: list[Open]) -> None:
         """Make room where the schedule has less than the one that `groups` were started under."""

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.concurrency import Concurrency, Look
+from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
 from miles_lite.scheduler.protocol import Command, Event, Who
 from miles_lite.simulation.engine import NEVER, Engine, Turn
 from miles_lite.simulation.scenario import Scenario
 from miles_lite.simulation.workload import Work, Workload
 
-TICK = 5.0
-"""Seconds between two looks at the engines."""
+TICK = LOOK_SECONDS
 SHOWN = 8
 """Engines that are remembered one by one, for the picture."""
 

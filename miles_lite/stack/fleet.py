@@ -23,6 +23,7 @@ from miles_lite.config.choices import TransferMode
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
+from miles_lite.engine.reported_load import Load, together
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.process.addresses import actor_label, loopback
@@ -144,6 +145,14 @@ class Fleet(DeliveringActor[EngineActor]):
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*(slot.end() for slot in self._slots))
+
+    async def load(self) -> Load | None:
+        """What all engines bear together; None while weights change, or where no engine says."""
+        if self._changing.locked():
+            return None
+        asked = [slot.actor.call(EngineActor.load) for slot in self._slots if slot.info]
+        told = [one for one in await asyncio.gather(*asked, return_exceptions=True) if isinstance(one, Load)]
+        return together(told) if told else None
 
     def _serving(self) -> list[Receiver[EngineActor]]:
         return [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]

@@ -6,6 +6,7 @@ after an error the group is only good for `stop`.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.hooks import Advantage
 from miles_lite.model_folder import text_config
 from miles_lite.process.addresses import loopback
+from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
 from miles_lite.train.attention import unpackable
@@ -33,6 +35,8 @@ from miles_lite.train.loading import read_config
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
+
+log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 3600.0
 """Seconds a training step, a checkpoint or an export may take."""
@@ -80,12 +84,13 @@ class TrainGroup:
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
         look: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
         """`strategies` are Ray's, `run_dir` is named in errors; `look` is called several times a second while a call is
-        waited for, and what it raises ends the wait."""
+        waited for, and what it raises ends the wait; `say` is told at half of a wait's bound."""
         self._config = config
         self._run_dir = run_dir
-        self._look = look
+        self._look, self._say = look, say
         self._workers: list[Remote[TrainWorker]] = []
         self._offering: list[ObjectRef[list[Bucket]]] = []
         resources = {"num_gpus": slot_share} if device == "cuda" else {"num_cpus": slot_share}
@@ -229,12 +234,11 @@ class TrainGroup:
 
     def _wait(self, calls: Sequence[ObjectRef[R]], *, timeout: float, doing: str) -> list[R]:
         """All answers in rank order. Raises TrainError, or the UserError of a rank."""
-        deadline = time.monotonic() + timeout
-        waiting = list(calls)
+        waiting, patience = list(calls), Patience(f"train ranks that are {doing}", timeout, self._say)
         while waiting:
             self._look()
             done, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
-            if not done and time.monotonic() > deadline:
+            if not done and patience.over():
                 ranks = ", ".join(str(calls.index(call)) for call in waiting)
                 raise RankSilentError(
                     f"train rank {ranks} did not finish {doing} within {timeout:.0f} s; see Ray's dashboard for what "

@@ -106,6 +106,14 @@ def test_a_shell_launcher_becomes_one_of_ours(tmp_path: Path, capsys: pytest.Cap
     assert (config.topology.world_size, config.rewards.rm_type, leftovers.replaced) == (4, ("deepscaler",), ())
 
 
+def test_an_asynchronous_launcher_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in (("train", "train"), ("train_async", "train-async")):
+        file = tmp_path / f"{name}.sh"
+        file.write_text(LAUNCHER.replace("train.py", f"{name}.py"))
+        assert main(["migrate", str(file)]) == 0
+        assert f"\nexec miles-lite {command} " in capsys.readouterr().out
+
+
 def test_a_python_launcher_is_read_without_being_run() -> None:
     text = 'raise SystemExit\nargs = f"--lr {x} --hf-checkpoint {base}/m " "--colocate "\nargs += "--rm-type f1 "\n'
     (found,) = python_launcher(text).arrays.values()

@@ -20,7 +20,7 @@ NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", 
 TAUGHT = ("--opd-log-prob-top-k", "4", "--opd-loss-coef", "1", "--opd-teacher")
 MAXRL = ("--advantage-estimator", "maxrl", "--n-samples-per-prompt", "2", "--label-key", "l", "--rm-type")
 EIGHT = ("--actor-num-gpus-per-node", "8")
-UNBOUNDED = ("--entropy-coef", "--reward-chance")
+UNBOUNDED = ("--entropy-coef", "--reward-chance", "--easy-threshold", "--hard-threshold")
 SURFACE = Path(__file__).parent / "cli_surface.txt"
 
 

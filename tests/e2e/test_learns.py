@@ -27,12 +27,17 @@ CASES = {
     "gspo": ["--loss-type", "gspo", "--eps-clip", "4e-3", "--num-steps-per-rollout", "2"],
     "cispo": ["--loss-type", "cispo", "--num-steps-per-rollout", "2"],
     "rloo": ["--advantage-estimator", "rloo"],
+    "one step off": ["--max-weight-staleness", "1", "--use-rollout-logprobs"],
+    "three steps off": ["--max-weight-staleness", "3", "--use-rollout-logprobs"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_rewards_rise(case: str, tmp_path: Path, mark: str) -> None:
     learn(case, CASES[case], tmp_path, mark, experts=4 if "experts" in case else 0)
+    if "off" in case:
+        bound = float(CASES[case][1])
+        assert max(values(tmp_path / "run", "rollout/fully_async/max_staleness")) == bound
     if case == "experts, routes replayed":
         assert sum(values(tmp_path / "run", "train/routes_missing")) == 0
 

@@ -67,6 +67,20 @@ def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_ctrl_c_and_aft
 
 
 @pytest.mark.slow
+def test_how_many_rollouts_run_at_once_is_found(prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path) -> None:
+    found = ["--rollout-concurrency", "auto", "--max-weight-staleness", "3", "--num-rollout", "8"]
+    found += ["--eval-interval", "2", "--eval-prompt-data", "held", f"{prepared.folder / 'heldout.jsonl'}@[0:4]"]
+    run("train", overlapping(prepared, run_dir, *found), mark=mark, log=tmp_path / "log")
+    at_once = values(run_dir, "rollout/concurrency")
+    assert at_once[0] >= 8
+    assert max(at_once) > 8, "an engine whose cache is hardly used got no more"
+    assert accounted(json.loads((run_dir / "summary.json").read_text()))
+    evaluated = [row["eval/step"] for row in rows(run_dir) if "eval/held" in row]
+    assert evaluated == [0, 2, 4, 6, 8]
+    assert_nothing_left(mark)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["in_place", "retract", "abort"])
 def test_weights_go_in_under_running_generations(
     mode: str, prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path

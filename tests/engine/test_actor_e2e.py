@@ -20,6 +20,7 @@ from miles_lite.config.choices import PauseMode
 from miles_lite.config.engines import Engines
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.liveness import Liveness
+from miles_lite.engine.reported_load import Load
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.train.served_teacher import ServedTeacher
@@ -64,6 +65,26 @@ def test_what_the_server_says_of_itself_is_understood(running: Running):
     lacking = dataclasses.replace(running.spec, engines=Engines(sglang_args={"enable_return_routed_experts": True}))
     with pytest.raises(UserError, match=r"routed experts .*is off in the server"):
         check(features, lacking)
+
+
+def test_what_the_server_bears_is_told(running: Running):
+    asking = {"sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
+
+    async def load_while(prompts: int) -> Load:
+        load: Load | None
+        body = {"input_ids": [[*PROMPT, row] for row in range(prompts)], **asking}
+        request = asyncio.create_task(asyncio.to_thread(requests.post, f"{running.info.url}/generate", json=body))
+        load = None
+        while not request.done() and (load is None or load.running < prompts):
+            load = await asyncio.to_thread(ray.get, running.engine.load.remote())
+        await request
+        assert load is not None
+        return load
+
+    busy = asyncio.run(load_while(3))
+    assert busy.running == 3
+    assert 0 <= busy.kv_use <= 1
+    assert (busy.queued, busy.preempted) == (0, 0)
 
 
 def test_an_sse_stream_carries_each_token_once(running: Running):

@@ -146,6 +146,13 @@ def test_what_never_stood_is_not_tried_again_and_what_stood_is(tiny_model: Path,
     assert len(tried) == 4
 
 
+def test_what_an_actor_raised_is_known_through_the_actors_it_passed(tiny_model: Path, tmp_path: Path) -> None:
+    inner = ray.exceptions.RayTaskError("news", "traceback", UnavailableError("no engine is left"))
+    outer = ray.exceptions.RayTaskError("generate", "traceback", inner)
+    given = config(tiny_model, tmp_path, "--save", str(tmp_path / "save"))
+    assert run(given, Trainer((0, 0, False, outer), (0, 8, False, None))) == "done"
+
+
 def test_a_death_inside_of_the_manager_is_one() -> None:
     cause = ray.exceptions.RayActorError()
     wrapped = ray.exceptions.RayTaskError("fleet", "traceback", cause)

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import ray
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UnavailableError, UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
 from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines, naming
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +63,8 @@ class Broken:
 
 
 @pytest.fixture(scope="module")
-def logs() -> Iterator[Path]:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    tmp_path_factory.getbasetemp()  # not in the temp folder of a cluster, which ends with it
     yield connect(None)
     disconnect()
 
@@ -95,6 +97,26 @@ def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how_:
     assert re.search(words, told), told
     if how_ == "crash":
         assert words in last_lines(caught.value.error, logs)
+
+
+def test_of_a_wait_that_comes_to_its_end_stacks_are_left(logs: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    with Interrupts() as interrupts:
+        watch, busy = Watch(interrupts, hint="see the logs", say=said.append), actor()
+        ray.get(busy.pid.remote())
+        watch.follow("train rank 0", Remote(busy))
+        wait_until(lambda: ray.wait(list(watch._places.values()), timeout=0)[0], "its place")
+        ref = busy.wait.remote(60)
+        with pytest.raises(UnavailableError, match="waited 1 s for it"):
+            watch.wait(ref, "it", 1.0)
+        watch.write_stacks(tmp_path / "stacks")
+        ray.kill(busy)
+    assert said == [
+        "waiting for it since 1 s, at most 1 s",
+        f"what driver, train-rank-0 were at is in {tmp_path / 'stacks'}",
+    ]
+    assert "write_stacks" in (tmp_path / "stacks" / "driver.txt").read_text()
+    assert "wait (" in (tmp_path / "stacks" / "train-rank-0.txt").read_text()
 
 
 @pytest.mark.parametrize("seen", ["as they are followed", "as one is asked"])

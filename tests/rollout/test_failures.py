@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from miles_lite.config.algorithms import ADVANTAGES
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import FAILURES, RolloutError, Where
-from miles_lite.rollout.failures import failure_of, note_failures
+from miles_lite.rollout.failures import failure_of, note_failures, note_quarantined
 from miles_lite.rollout.filters import check_reward_nonzero_std
 from miles_lite.rollout.metrics import (
     eval_metrics,
@@ -100,3 +100,14 @@ def test_what_failed_changes_no_statistic_of_the_others(
     for name in ADVANTAGES:
         options = Algorithm(advantage_estimator=name)
         assert estimate(joined, options)[1] == estimate(groups, options)[1]
+
+
+def test_prompts_that_are_not_dealt_again_are_listed_with_their_last_error(tmp_path: Path) -> None:
+    path = tmp_path / "quarantined.jsonl"
+    assert note_quarantined(path, 0, []) == []
+    assert not path.exists()
+    broken = [make_rollout(at, 0, make_sample(4, 2)) for at in range(2)]
+    broken[1].fail(Where.TOOL, "no disk")
+    [said] = note_quarantined(path, 3, [Group(index=0, prompt={"row": 7}, rollouts=broken)])
+    assert said == "the prompt of line 7 failed too often: it is not dealt again (tool: no disk)"
+    assert json.loads(path.read_text()) == {"rollout/step": 3, "prompt_row": 7, "why": "tool: no disk"}

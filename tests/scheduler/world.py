@@ -137,7 +137,7 @@ class World:
                 assert who.group not in self.ends
                 self.attempts.add(who)
                 self.running[who] = self.version
-            case m.Judge(group, lost):
+            case m.Judge(group, lost, _):
                 assert len(self.groups[group].answers) + lost == self.schedule.rollouts_per_group
                 self.judging[group] = lost
             case m.Give(step, groups, short):

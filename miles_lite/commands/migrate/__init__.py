@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
             if not any(launcher.arrays.values()):
                 raise UserError(f"LAUNCHER {name}: no array *_ARGS=(...) and no flags of a train.py in it")
-            said[name] = _printed(name, launcher)
+            said[name] = _printed(name, launcher, "train-async" if "train_async.py" in text else "train")
     if options.json is not None:
         with user_error(f"--json {options.json}: cannot be written", OSError):
             content = {name: each.as_json() for name, each in said.items()}
@@ -75,8 +75,8 @@ def _words(value: str) -> list[str]:
     return [value] if value.startswith("{") or "$" in value else value.split()
 
 
-def _printed(name: str, launcher: Launcher) -> Translation:
-    """Print our launcher; what became of all flags."""
+def _printed(name: str, launcher: Launcher, command: str) -> Translation:
+    """Print our launcher, which calls `command`; what became of all flags."""
     whole = Translation()
     lines: dict[str, list[int]] = {}
     print(f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail\n")
@@ -93,7 +93,7 @@ def _printed(name: str, launcher: Launcher) -> Translation:
             getattr(whole, kind).extend(getattr(each, kind))
         for kind in ("mapped", "ignored", "refused"):
             getattr(whole, kind).update(getattr(each, kind))
-    print("\nexec miles-lite train", *(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
+    print(f"\nexec miles-lite {command}", *(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
     _told(whole, lines, launcher.by_hand)
     return whole
 

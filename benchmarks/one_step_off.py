@@ -1,0 +1,172 @@
+"""What rollouts ahead of the trainer bring where tools take their time, beside what `miles-lite simulate` foresees.
+
+    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--json FILE]
+
+Agents that talk to a small model on this machine's CPU, in two turns on average; tools sleep between them, log-normal,
+p99 ten times the median. The same run with --max-weight-staleness 0 and 1, alternating. Printed:
+
+async_vs_sync               steps an hour one step off, over those in turn                        (asked: >= 1.3)
+{sync,async}_step_seconds   from the end of the second step to that of the last, per step
+{sync,async}_reward         mean of the last half of the steps: the task is learned either way
+{sync,async}_foreseen       seconds a step that the simulation foresees, over those measured      (asked: within 25 %)
+
+The simulation is told how tools and turns are drawn, and what the runs in turn say of a token's decoding, of the
+trainer and of weight updates; of the runs one step off it is told nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from miles_lite.simulation.case import Case, simulate
+from miles_lite.simulation.measure import measure
+from miles_lite.simulation.scenario import EngineModel, Scenario, ScheduleModel, TaskModel, TrainerModel
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL_P50, TOOL_P99 = 1.0, 10.0
+"""Seconds."""
+TURN_TOKENS = 32
+GROUPS, MEMBERS = 4, 4
+LIMIT = 600
+SIMULATED = 200
+Rows = Sequence[dict[str, float]]
+
+
+async def agent(base_url: str, api_key: str, prompt: Any, request_kwargs: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Asks, waits for a tool, asks again; the reward is the share of vowels."""
+    import numpy as np
+    import openai
+
+    client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key)
+    messages: list[Any] = [{"role": "user", "content": str(prompt)}]
+    said, text, asked = "", "", 0.0
+    turns = 1 + int(np.random.default_rng().poisson(1.0))
+    for turn in range(turns):
+        if turn > 0:
+            sigma = math.log(TOOL_P99 / TOOL_P50) / 2.326
+            await asyncio.sleep(random.lognormvariate(math.log(TOOL_P50), sigma))
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "and?"}]
+        began = time.monotonic()
+        reply = await client.chat.completions.create(model="m", messages=messages, **request_kwargs)
+        asked += time.monotonic() - began
+        text = reply.choices[0].message.content or ""
+        said += text
+    vowels = sum(letter in "aeiou" for letter in said) / max(1, len(said))
+    return {"reward": vowels, "turns": turns, "model_query_time_sum": asked}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="write {name: value} here")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))  # for the model, which is the tests'
+    from tests.models import make_tiny_model
+
+    seen: dict[str, list[Rows]] = {"sync": [], "async": []}
+    with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
+        model = make_tiny_model(Path(folder, "model"))
+        for pair in range(args.pairs):
+            for name in ("sync", "async") if pair % 2 == 0 else ("async", "sync"):
+                rows = run(model, Path(folder, f"{name}-{pair}"), int(name == "async"), steps=args.steps)
+                print(f"{name:5s} {step_seconds(rows):6.2f} s a step, reward {reward(rows):.3f}", flush=True)
+                seen[name].append(rows)
+    took = {name: statistics.fmean(map(step_seconds, runs)) for name, runs in seen.items()}
+    told = [row for rows in seen["sync"] for row in rows]
+    foreseen = {name: foresee(told, staleness=int(name == "async")) for name in seen}
+    numbers = {
+        "async_vs_sync": took["sync"] / took["async"],
+        **{f"{name}_step_seconds": seconds for name, seconds in took.items()},
+        **{f"{name}_reward": statistics.fmean(map(reward, runs)) for name, runs in seen.items()},
+        **{f"{name}_foreseen": foreseen[name] / took[name] for name in seen},
+    }
+    for name, value in numbers.items():
+        print(f"{name:24s} {value:.3g}")
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def run(model: Path, folder: Path, staleness: int, *, steps: int) -> Rows:
+    """The metrics of one run."""
+    folder.mkdir()
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"input": f"tell me of {n}"}) + "\n" for n in range(256)))
+    flags = f"--hf-checkpoint {model} --prompt-data {prompts} --run-dir {folder / 'run'} --num-rollout {steps}"
+    flags += f" --custom-agent-function-path {__file__}:agent --tito-allowed-append-roles user --use-rollout-logprobs"
+    flags += f" --rollout-batch-size {GROUPS} --n-samples-per-prompt {MEMBERS} --max-weight-staleness {staleness}"
+    flags += f" --actor-num-gpus-per-node 1 --colocate --rollout-num-gpus 1 --rollout-max-response-len {TURN_TOKENS}"
+    flags += " --rollout-max-context-len 1024 --lr 1e-2 --device cpu"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "miles_lite", "train", *flags.split()]
+    with (folder / "log").open("wb") as log:
+        done = subprocess.run(command, env=environment, cwd=ROOT, timeout=LIMIT, stdout=log, stderr=log, check=False)
+    if done.returncode != 0:
+        raise SystemExit((folder / "log").read_text(errors="replace")[-4000:])
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def values(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]
+
+
+def step_seconds(rows: Rows) -> float:
+    ended = [row["time"] for row in rows if "perf/step_time" in row]
+    return (ended[-1] - ended[1]) / (len(ended) - 2)
+
+
+def reward(rows: Rows) -> float:
+    earned = values(rows, "rollout/reward_unfiltered")
+    return statistics.fmean(earned[len(earned) // 2 :])
+
+
+def foresee(rows: Rows, *, staleness: int) -> float:
+    """Seconds a step, from what runs in turn say of their parts."""
+    tokens = statistics.fmean(values(rows, "rollout/response_len/mean"))
+    decoding = statistics.fmean(values(rows, "agent/model_query_time_sum_mean")) / tokens
+    trains = statistics.median(values(rows, "perf/train_time")) + statistics.median(values(rows, "perf/overhead_time"))
+    sync = statistics.median(values(rows, "perf/update_weights_time"))
+    middle = statistics.fmean(values(rows, "rollout/response_len/median"))
+    longest = statistics.fmean(values(rows, "rollout/response_len/max"))
+    scenario = Scenario(
+        engines=1,
+        steps=SIMULATED,
+        engine=EngineModel(step=decoding, sequence=0.0, context=0.0, prefill=1e6),
+        trainer=TrainerModel(tokens_per_second=1e9, fixed=trains, sync=sync, pause=sync, mode="retract"),
+        task=TaskModel(
+            tokens_p50=middle,
+            tokens_p99=max(middle, longest),
+            longest=longest,
+            group_share=0.0,
+            prompt=20.0,
+            turns=2.0,
+            observation=10.0,
+            tool_p50=TOOL_P50,
+            tool_p99=TOOL_P99,
+            failures=0.0,
+        ),
+        schedule=ScheduleModel(
+            rollout_batch_size=GROUPS,
+            n_samples_per_prompt=MEMBERS,
+            max_weight_staleness=staleness,
+            rollout_concurrency=64,
+        ),
+    )
+    return measure(scenario, simulate(Case(scenario))).step_seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""How many rollouts run at once, as the engines bear it: looks at them while the run goes on.
+
+Invariant: a look that does not come in time changes nothing, nor does one while weights change. What a person must hear
+is said once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import ray
+
+from miles_lite.config.options import Config
+from miles_lite.engine.reported_load import Load
+from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
+from miles_lite.stack.engine_plans import plan_engines
+
+PATIENCE = 30.0
+"""Seconds that a look may take."""
+IN_A_ROW = 3
+"""Looks that see the same before it is said."""
+
+
+def concurrency_of(config: Config) -> Concurrency | None:
+    """What finds how many rollouts run at once, if it is to be found."""
+    if not config.scheduling.finds_concurrency:
+        return None
+    most = config.rollouts.num_agent_workers * config.rollouts.agent_concurrency
+    return Concurrency(engines=len(plan_engines(config.topology)), most=most)
+
+
+class Capacity:
+    """Feeds `found`, where the number is to be found, with what `load` says, and has `resize` told what comes of it."""
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], Awaitable[Load | None]],
+        running: Callable[[], int],
+        resize: Callable[[int], None],
+        say: Callable[[str], None],
+        found: Concurrency | None,
+    ) -> None:
+        """`running`: the rollouts at once; `say` takes what a person must hear. Without `found` the number is given."""
+        self._load, self._running, self._resize, self._say, self._found = load, running, resize, say, found
+        self._overfull = self._silent = 0
+
+    async def keep(self) -> None:
+        """Look again and again. Never returns."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            load = None
+            with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+                load = await asyncio.wait_for(self._load(), PATIENCE)
+            self.see(load)
+
+    def see(self, load: Load | None) -> None:
+        """What the engines bear; None where none says."""
+        self._silent = self._silent + 1 if load is None else 0
+        if load is None:
+            if self._silent == IN_A_ROW and self._found is not None:
+                self._say(f"no engine tells its load: {self._found.rollouts} rollouts at once until one does")
+            return
+        running = self._running()
+        if not running:  # what engines tell is of a while ago
+            return
+        if self._found is not None:
+            look = Look(kv_use=load.kv_use, queued=load.queued, preempted=load.preempted, running=running)
+            self._resize(self._found.see(look))
+            return
+        self._overfull = self._overfull + 1 if load.queued > load.running else 0
+        if self._overfull == IN_A_ROW:
+            self._say(
+                f"engines run {load.running} requests at once and {load.queued} wait in their queues, of {running} "
+                f"rollouts: --rollout-concurrency {max(1, running - load.queued)} would fit, auto finds it"
+            )

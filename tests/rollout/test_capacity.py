@@ -1,0 +1,98 @@
+"""What looks at engines come to: the scheduler's capacity, and what a person is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from miles_lite.engine.reported_load import Load, read
+from miles_lite.rollout import capacity as room
+from miles_lite.rollout.capacity import Capacity
+from miles_lite.scheduler.concurrency import Concurrency
+
+FREE = Load(kv_use=0.3, running=8, queued=0, preempted=0)
+FULL = Load(kv_use=0.95, running=8, queued=4, preempted=2)
+LONG_QUEUE = Load(kv_use=0.5, running=8, queued=24, preempted=0)
+
+
+class Watched:
+    """A capacity, what it made of looks, and what it said."""
+
+    def __init__(self, *looks: Load | Exception | None, found: bool) -> None:
+        self.looks, self.sizes, self.said = list(looks), [], []  # type: ignore[var-annotated]
+        self.capacity = Capacity(
+            load=self.load,
+            running=lambda: self.sizes[-1] if self.sizes else 8,
+            resize=self.sizes.append,
+            say=self.said.append,
+            found=Concurrency(engines=1, most=64) if found else None,
+        )
+
+    async def load(self) -> Load | None:
+        look = self.looks.pop(0)
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    def see(self) -> Watched:
+        while self.looks:
+            look = self.looks.pop(0)
+            assert not isinstance(look, Exception)
+            self.capacity.see(look)
+        return self
+
+
+def test_room_is_taken_and_given_back() -> None:
+    grown = Watched(*[FREE] * 3, found=True).see().sizes
+    assert grown == sorted(set(grown))
+    assert grown[0] > 8
+    shrunk = Watched(*[FREE] * 3, FULL, found=True).see().sizes
+    assert shrunk[-1] < shrunk[-2]
+
+
+def test_what_idle_engines_tell_changes_nothing() -> None:
+    watched = Watched(FULL, FULL, found=True)
+    watched.capacity._running = lambda: 0
+    assert watched.see().sizes == []
+
+
+def test_a_given_number_stays_and_a_queue_beyond_what_fits_is_said_once() -> None:
+    watched = Watched(FULL, *[LONG_QUEUE] * 2, FREE, *[LONG_QUEUE] * 7, found=False)
+    watched.capacity._running = lambda: 32
+    assert watched.see().sizes == []
+    assert watched.said == [
+        "engines run 8 requests at once and 24 wait in their queues, of 32 rollouts: "
+        "--rollout-concurrency 8 would fit, auto finds it"
+    ]
+
+
+def test_who_does_not_tell_changes_nothing_and_that_is_said_once() -> None:
+    watched = Watched(*[None] * 9, found=True).see()
+    assert watched.sizes == []
+    assert watched.said == ["no engine tells its load: 8 rollouts at once until one does"]
+    assert Watched(*[None] * 9, found=False).see().said == []
+
+
+def test_a_look_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.0)
+    watched = Watched(TimeoutError(), TimeoutError(), TimeoutError(), FREE, found=True)
+
+    async def run() -> None:
+        keeping = asyncio.create_task(watched.capacity.keep())
+        while watched.looks:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        keeping.cancel()
+
+    asyncio.run(run())
+    assert len(watched.sizes) == 1
+    assert len(watched.said) == 1
+
+
+def test_sglangs_answer_is_read_and_any_other_is_none() -> None:
+    rank = {"token_usage": 0.5, "num_running_reqs": 3, "num_waiting_reqs": 1, "queues": {"retracted": 2}}
+    other = {"token_usage": 0.7, "num_running_reqs": 1, "num_waiting_reqs": 0}
+    assert read({"loads": [rank, other | {"token_usage": 1.0}]}) == Load(kv_use=0.75, running=4, queued=1, preempted=2)
+    others: list[dict[str, object]] = [{}, {"loads": []}, {"loads": [{"num_reqs": 1}]}, {"loads": "no"}]
+    assert [read(answer) for answer in others] == [None] * 4
