@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import ArrowException
+
 from miles_lite.errors import UserError, user_error
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
@@ -52,8 +54,6 @@ def read_record(folder: Path) -> Record:
     """Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
     if not (folder / "config.json").is_file() and not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
-    from pyarrow import ArrowException
-
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
         rollouts = rollout_table.read(folder)
     groups = _json(folder / "config.json")

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import parquet
+
 FOLDER = "rollouts"
 TRAINED = "trained"
 
@@ -55,9 +58,6 @@ Row = dict[str, Any]
 
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
     path = run_dir / FOLDER / f"{step:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,6 @@ def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
 
 def read(run_dir: Path) -> list[Row]:
     """The rows of all steps, in their order. Raises OSError, pyarrow.ArrowInvalid."""
-    from pyarrow import parquet
-
     files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
     return [row for path in files for row in parquet.read_table(path).to_pylist()]
 
