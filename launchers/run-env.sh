@@ -9,6 +9,7 @@
 # HELD_OUT           tasks of its split `test` that are held out (default 64); 0: no evaluation
 # RUN_DIR            folder for everything the run writes (default runs/env); an interrupted run there is continued
 # NUM_GPUS           GPUs to train and generate on (default: counted); 0 trains on CPU
+# RECIPE             a model size and layout of launchers/recipes, such as 4b-8gpu-colocated (default: colocated)
 # WANDB_MODE         online, offline or disabled (default offline)
 set -euo pipefail
 # shellcheck source=launchers/common.sh

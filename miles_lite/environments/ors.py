@@ -45,9 +45,7 @@ class Session:
         self._session: Json = environment.session(split=self._task.split, index=self._task.place)
         await self._open.enter_async_context(self._session)
         blocks = await self._session.get_prompt()
-        tools: list[Message] = await self._session.list_tools(format="openrouter")
-        for tool in tools:
-            tool["function"]["parameters"] = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+        tools = [_tool(each) for each in await self._session.list_tools()]
         return Begun([{"role": "user", "content": _text(blocks)}], tools)
 
     async def call(self, name: str, given: JsonMapping) -> Step:
@@ -61,6 +59,11 @@ class Session:
 
     async def close(self) -> None:
         await self._open.aclose()
+
+
+def _tool(told: Json) -> Message:
+    schema = told.input_schema or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {"name": told.name, "description": told.description, "parameters": schema}}
 
 
 def _text(blocks: Json) -> str:

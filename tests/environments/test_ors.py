@@ -48,7 +48,11 @@ def test_a_tasks_tools_are_called_and_its_last_reward_is_earned(tiny_model: Path
     assert all(rollout.failure is None for rollout in played)
     assert {rollout.reward for rollout in played} == {0.0, 1.0}
     assert ASKED in asked[0]
-    assert '"name": "guess"' in asked[0], "the tools are offered"
+    offered = re.search(r'\{"type": "function".*\}', asked[0])
+    assert offered is not None
+    function = json.loads(offered[0])["function"]
+    assert (function["name"], function["description"]) == ("guess", "Guess it.")
+    assert function["parameters"]["properties"]["number"]["type"] == "integer"
     assert all(rollout.metadata["tool_calls"] <= GUESSES for rollout in played)
     assert played[0].metadata["environment"]["label"] == "ors.guessing"
 
