@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from miles_lite.report.rollout_table import Row
 
@@ -94,6 +94,7 @@ def _frame(height: float) -> tuple[Figure, Axes]:
     axes.tick_params(colors=_INK, labelsize=8)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure, axes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial"))
     rollout_table.set_aside(tmp_path, before="before-1")
     assert rollout_table.read(tmp_path) == []
+
+
+def test_a_manager_that_writes_it_does_not_carry_pandas(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from miles_lite.report import rollout_table as table; "
+    code += "table.write(Path(sys.argv[1]), 0, [{'step': 0, 'reward': 0.5}]); print('pandas' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert said.stdout.strip() == "False", said.stderr
 
 
 @pytest.mark.parametrize("column", rollout_table.COLUMNS)
