@@ -6,6 +6,7 @@
 #   attend CMD...             the same, heeding signals to the launcher while CMD runs
 #   start CMD...              the same in the background; what it started is ended when the launcher ends
 #   show_env NAME...          with --dry-run prints these variables, secrets redacted
+#   node_args, train_here     fill the arrays below, and run them, for a run on this node
 #   job_args                  fills the arrays below for a job on several nodes
 #   train_args                joins the arrays below into TRAIN_ARGS, after RECIPE=NAME of launchers/recipes changed them
 #   runtime_env_json          Ray's runtime environment, as JSON
@@ -141,6 +142,37 @@ job_args() {
   SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
   WANDB_ARGS=(--use-wandb --wandb-project miles_lite --wandb-group "$(basename "$RUN_DIR")")
   MISC_ARGS=(--run-dir "$RUN_DIR" --bind-host "${BIND_HOST:-0.0.0.0}" --num-session-servers "$NUM_NODES")
+}
+
+# node_args: all arrays but those of rollouts and evaluation, of a run on this node, in RUN_DIR.
+node_args() {
+  need_command miles-lite "run scripts/setup-cpu.sh, or pip install --no-deps . in the cluster's image"
+  NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
+  export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+  CKPT_ARGS=(
+    --hf-checkpoint "$HF_CHECKPOINT"
+    --save "$RUN_DIR/checkpoints"
+    --load "$RUN_DIR/checkpoints"
+    --save-interval 20
+  )
+  if ((NUM_GPUS > 0)); then
+    PERF_ARGS=(--actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate)
+    PERF_ARGS+=(--use-dynamic-batch-size --max-tokens-per-gpu 16384)
+    SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
+  else
+    PERF_ARGS=(--device cpu --actor-num-gpus-per-node 2 --colocate)
+  fi
+  GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
+  OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
+  WANDB_ARGS=(--use-wandb --wandb-mode "${WANDB_MODE:-offline}" --wandb-group "$(basename "$RUN_DIR")")
+  MISC_ARGS=(--run-dir "$RUN_DIR")
+}
+
+# train_here: trains on this node with the arrays, and RECIPE's.
+train_here() {
+  train_args
+  show_env PYTHONPATH CUDA_DEVICE_MAX_CONNECTIONS WANDB_API_KEY
+  if ((DRY_RUN)); then quote miles-lite train "${TRAIN_ARGS[@]}"; else exec miles-lite train "${TRAIN_ARGS[@]}"; fi
 }
 
 # take_recipe: the file that RECIPE names changes the arrays. NUM_NODES, where a launcher has it, must be the recipe's.

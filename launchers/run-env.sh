@@ -19,17 +19,8 @@ cd "$REPO"
 
 need HF_CHECKPOINT "the model folder"
 need ENVIRONMENT "the environment's name, as reasoning-gym:chain_sum"
-need_command miles-lite "run scripts/setup-cpu.sh, or pip install --no-deps . in the cluster's image"
 RUN_DIR=${RUN_DIR:-runs/env}
-NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-
-CKPT_ARGS=(
-  --hf-checkpoint "$HF_CHECKPOINT"
-  --save "$RUN_DIR/checkpoints"
-  --load "$RUN_DIR/checkpoints"
-  --save-interval 20
-)
+node_args
 ROLLOUT_ARGS=(
   --environment "$ENVIRONMENT"
   --num-rollout 200
@@ -42,18 +33,4 @@ ROLLOUT_ARGS=(
 [[ -z "${ENVIRONMENT_ARGS:-}" ]] || ROLLOUT_ARGS+=(--environment-args "$ENVIRONMENT_ARGS")
 HELD_OUT=${HELD_OUT:-64}
 ((HELD_OUT == 0)) || EVAL_ARGS=(--eval-interval 20 --eval-prompt-data held_out "environment:test@[0:$HELD_OUT]")
-if ((NUM_GPUS > 0)); then
-  PERF_ARGS=(--actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate)
-  PERF_ARGS+=(--use-dynamic-batch-size --max-tokens-per-gpu 16384)
-  SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
-else
-  PERF_ARGS=(--device cpu --actor-num-gpus-per-node 2 --colocate)
-fi
-GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
-OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
-WANDB_ARGS=(--use-wandb --wandb-mode "${WANDB_MODE:-offline}" --wandb-group "$(basename "$RUN_DIR")")
-MISC_ARGS=(--run-dir "$RUN_DIR")
-
-train_args
-show_env PYTHONPATH CUDA_DEVICE_MAX_CONNECTIONS WANDB_API_KEY
-if ((DRY_RUN)); then quote miles-lite train "${TRAIN_ARGS[@]}"; else exec miles-lite train "${TRAIN_ARGS[@]}"; fi
+train_here

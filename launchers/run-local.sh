@@ -20,17 +20,8 @@ cd "$REPO"
 need HF_CHECKPOINT "the model folder"
 need PROMPT_DATA "the JSONL file of prompts"
 need AGENT_FUNCTION "dotted path or file.py:name of the agent function"
-need_command miles-lite "run scripts/setup-cpu.sh, or pip install --no-deps . in the cluster's image"
 RUN_DIR=${RUN_DIR:-runs/local}
-NUM_GPUS=${NUM_GPUS:-$(count_gpus)}
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-
-CKPT_ARGS=(
-  --hf-checkpoint "$HF_CHECKPOINT"
-  --save "$RUN_DIR/checkpoints"
-  --load "$RUN_DIR/checkpoints"
-  --save-interval 20
-)
+node_args
 ROLLOUT_ARGS=(
   --prompt-data "$PROMPT_DATA"
   --rollout-shuffle
@@ -43,18 +34,4 @@ ROLLOUT_ARGS=(
   --rollout-temperature 1.0
 )
 [[ -z "${EVAL_DATA:-}" ]] || EVAL_ARGS=(--eval-interval 20 --eval-prompt-data held_out "$EVAL_DATA")
-if ((NUM_GPUS > 0)); then
-  PERF_ARGS=(--actor-num-gpus-per-node "$NUM_GPUS" --num-gpus-per-node "$NUM_GPUS" --colocate)
-  PERF_ARGS+=(--use-dynamic-batch-size --max-tokens-per-gpu 16384)
-  SGLANG_ARGS=(--rollout-num-gpus-per-engine 1 --sglang-mem-fraction-static 0.7)
-else
-  PERF_ARGS=(--device cpu --actor-num-gpus-per-node 2 --colocate)
-fi
-GRPO_ARGS=(--advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28)
-OPTIMIZER_ARGS=(--lr 1e-6 --lr-decay-style constant --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98)
-WANDB_ARGS=(--use-wandb --wandb-mode "${WANDB_MODE:-offline}" --wandb-group "$(basename "$RUN_DIR")")
-MISC_ARGS=(--run-dir "$RUN_DIR")
-
-train_args
-show_env PYTHONPATH CUDA_DEVICE_MAX_CONNECTIONS WANDB_API_KEY
-if ((DRY_RUN)); then quote miles-lite train "${TRAIN_ARGS[@]}"; else exec miles-lite train "${TRAIN_ARGS[@]}"; fi
+train_here

@@ -31,3 +31,10 @@ def series(rows: Iterable[Row], name: str, *, step_key: str) -> dict[int, float]
     """The values of `name` by step, steps ascending; rows without the value, or with null for it, are left out."""
     found = {int(row[step_key]): row[name] for row in rows if step_key in row and row.get(name) is not None}
     return {step: float(found[step]) for step in sorted(found)}
+
+
+def held_out(rows: Iterable[Row]) -> list[str]:
+    """Names of the held-out datasets: those with a mean reward, which have a `-none_reward_ratio` beside it."""
+    suffix = "-none_reward_ratio"
+    found = {name for row in rows for name in row if name.startswith("eval/") and name.endswith(suffix)}
+    return sorted(name.removeprefix("eval/").removesuffix(suffix) for name in found)

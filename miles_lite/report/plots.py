@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from miles_lite.report import metric_names as names
-from miles_lite.report.history import Row, read_history, series
+from miles_lite.report.history import Row, held_out, read_history, series
 
 TRAIN_COLOR, EVAL_COLORS, MUTED = "#2f6fb2", ("#d1662b", "#3d8b5f", "#8457a8"), "#6b6f76"
 WINDOW = 5
@@ -27,7 +27,7 @@ def reward_curve(metrics_jsonl: Path, png: Path, *, chance: float | None, title:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _frame(axes, title)
-    drawn = [_train(axes, rows), *(_heldout(axes, rows, name, i) for i, name in enumerate(_datasets(rows)))]
+    drawn = [_train(axes, rows), *(_heldout(axes, rows, name, i) for i, name in enumerate(held_out(rows)))]
     if chance is not None:
         axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"chance {chance:.2f}")
     if any(drawn):
@@ -68,10 +68,3 @@ def _heldout(axes: Axes, rows: list[Row], name: str, index: int) -> bool:
     label = f"held-out ({name})"
     axes.plot(list(points), list(points.values()), color=color, linewidth=1.6, marker="D", markersize=5.5, label=label)
     return bool(points)
-
-
-def _datasets(rows: list[Row]) -> list[str]:
-    """Names with a mean reward: those that have a `-none_reward_ratio` beside it."""
-    suffix = "-none_reward_ratio"
-    found = {name for row in rows for name in row if name.startswith("eval/") and name.endswith(suffix)}
-    return sorted(name.removeprefix("eval/").removesuffix(suffix) for name in found)

@@ -16,7 +16,7 @@ from pyarrow import ArrowException
 from miles_lite.errors import UserError, user_error
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
-from miles_lite.report.history import Row, read_history, series
+from miles_lite.report.history import Row, held_out, read_history, series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,8 @@ class Record:
 
     @property
     def held_out(self) -> list[str]:
-        """Names of the held-out datasets: those that have a `-none_reward_ratio` beside their mean."""
-        suffix = "-none_reward_ratio"
-        found = {name for row in self.metrics for name in row if name.startswith("eval/") and name.endswith(suffix)}
-        return sorted(name.removeprefix("eval/").removesuffix(suffix) for name in found)
+        """Names of the held-out datasets."""
+        return held_out(self.metrics)
 
 
 def read_record(folder: Path) -> Record:
