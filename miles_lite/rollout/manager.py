@@ -138,8 +138,7 @@ class RolloutManager:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)
         step = await (self._given or self._generator).run(self._check_alive)
-        replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
-        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, *step.replaced])
         for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
             self._stack.alarm(line)
         rows = list(rows_of(rollout_id, step))
