@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from miles_lite.process.interrupting import interrupt
+from miles_lite.process.interrupting import Interrupted, interrupt
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,15 +67,17 @@ class GlobalRandom:
             turns = _turns
             call = turns.pool.submit(self._run, turns, partial(function, *args, **options))
             waited = asyncio.wrap_future(call)
-            while not call.done():
+            while not call.done() and turns is _turns:
                 await asyncio.wait({waited}, timeout=LOOK_SECONDS)
                 if turns is _turns and turns.overrun(self._seconds):
                     _turns = _Turns()
                     turns.give_up()
-                if turns is not _turns and call.running():
-                    raise TimeoutError(f"the game took longer than {self._seconds:g} s (step_timeout)")
-            if not call.cancelled():
-                return await waited
+            if call.cancelled():
+                continue
+            if call.done() and not isinstance(call.exception(), Interrupted):
+                return call.result()
+            waited.cancel()
+            raise TimeoutError(f"the game took longer than {self._seconds:g} s (step_timeout)")
 
     def _run(self, turns: _Turns, call: Callable[[], R]) -> R:
         turns.begin()
