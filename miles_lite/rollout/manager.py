@@ -269,7 +269,7 @@ class RolloutManager:
             name = restarted(f"agent-worker-{index}", restarts)
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
-        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
+        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
 
     def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
         load = self._load.__getitem__
