@@ -22,7 +22,6 @@ from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
 from miles_lite.observe.terminal import eval_line, gap_line
 from miles_lite.report import metric_names as names
-from miles_lite.report.plots import reward_curve
 from miles_lite.rollout import dump
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
@@ -137,6 +136,8 @@ class TrainingRun(Run):
             heldout=next(iter(self._config.evaluation.datasets), None),
         )
         write_summary(summary, run_dir / "summary.json")
+        from miles_lite.report.plots import reward_curve  # matplotlib takes a second, which no start has to wait for
+
         reward_curve(metrics, run_dir / "reward.png", chance=chance, title=run_dir.name)
         return summary
 
