@@ -32,7 +32,13 @@ from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
-from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
+from miles_lite.rollout.metrics import (
+    eval_metrics,
+    overlong_metrics,
+    passrate_metrics,
+    rollout_metrics,
+    staleness_metrics,
+)
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
 from miles_lite.rollout.recorded import rows_of
@@ -147,6 +153,8 @@ class RolloutManager:
             await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
+        if (overlong := self._config.overlong) is not None:
+            metrics |= overlong_metrics(step.groups, overlong)
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
         metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
@@ -261,7 +269,7 @@ class RolloutManager:
             name = restarted(f"agent-worker-{index}", restarts)
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
-        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
+        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
 
     def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
         note_failures(self._config.run_dir / "failures.jsonl", step, row, rollouts)
