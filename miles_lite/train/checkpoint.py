@@ -149,7 +149,7 @@ def _readable(source: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_finite(state: Any, name: str = "") -> None:
+def _check_finite(state: object, name: str = "") -> None:
     """Of every tensor, what this rank has of it. Raises ValueError."""
     if isinstance(state, dict):
         for key, value in state.items():

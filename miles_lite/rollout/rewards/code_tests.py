@@ -19,11 +19,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer
 from miles_lite.rollout.rewards.final_answer import after_thinking
 
@@ -65,7 +66,7 @@ def code(answer: Answer) -> dict[str, float]:
     return {"score": float(all(passed)), "passed": sum(passed) / len(passed)}
 
 
-def read_tests(given: Any, metadata: Mapping[str, Any]) -> list[Test]:
+def read_tests(given: Any, metadata: JsonMapping) -> list[Test]:
     """The tests of a row. Raises ValueError."""
     with contextlib.suppress(ValueError):
         given = json.loads(given) if isinstance(given, str) else given
@@ -163,7 +164,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-def _returned(printed: str, wanted: Any) -> bool:
+def _returned(printed: str, wanted: object) -> bool:
     last = printed.strip().rpartition("\n")[2]
     with contextlib.suppress(ValueError):
         value = json.loads(last)
