@@ -123,12 +123,14 @@ class Sample:
         """What is known of it without its arrays."""
         versions = np.unique(self.weight_versions)
         trained, counts = np.unique(self.weight_versions[self.loss_mask == 1], return_counts=True)
+        turns = self.turns
         return SampleRecord(
             length=len(self.tokens),
             prompt_length=self.prompt_length,
             trained_tokens=self.trained_tokens,
             weight_versions=tuple(int(version) for version in versions if version != NOT_SAMPLED),
             trained_by_version=tuple(zip(trained.tolist(), counts.tolist(), strict=True)),
+            longest_turn=int(np.bincount(turns[turns != NOT_SAMPLED], minlength=1).max()),
             status=self.status,
             metadata=self.metadata,
             prefixes=tuple(self._prefixes()),
@@ -216,6 +218,7 @@ class SampleRecord:
 
     weight_versions  those that sampled its tokens, ascending
     trained_by_version  of those, and how many trained tokens each sampled
+    longest_turn     tokens that the longest of its turns sampled
     prefixes         up to the begin and the end of each turn, the whole sample last: what others may share with it
     """
 
@@ -227,6 +230,7 @@ class SampleRecord:
     metadata: dict[str, Any]
     prefixes: tuple[Prefix, ...] = ()
     trained_by_version: tuple[tuple[int, int], ...] = ()
+    longest_turn: int = 0
 
     @property
     def ends_cut(self) -> bool:

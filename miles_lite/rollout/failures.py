@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miles_lite.errors import FAILURES, Where
 from miles_lite.report.json_lines import append
-from miles_lite.sample import Failure, Group
+from miles_lite.sample import Failure, Group, Rollout
 
 LONGEST = 2000
 """Characters of an error that are kept."""
@@ -42,19 +42,19 @@ def note_quarantined(path: Path, rollout_id: int, groups: Sequence[Group]) -> li
     ]
 
 
-def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:
-    """Append where and why every failed rollout of a step broke to `path`. Raises UserError when the disk is full."""
+def note_failures(path: Path, step: int, row: object, rollouts: Iterable[Rollout]) -> None:
+    """Append where and why each of `rollouts`, of the prompt of that row, broke to `path`, at once: whatever ends the
+    run later, they are there. `step`: the one that is being collected. Raises UserError when the disk is full."""
     rows = [
         {
-            "rollout/step": rollout_id,
+            "rollout/step": step,
             "rollout": rollout.index,
-            "prompt_row": group.prompt.get("row"),
+            "prompt_row": row,
             "status": rollout.status,
             "where": rollout.failure.where,
             "why": rollout.failure.why,
         }
-        for group in groups
-        for rollout in group.rollouts
+        for rollout in rollouts
         if rollout.failure
     ]
     if rows:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from miles_lite.config.rewards import Overlong
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
@@ -93,6 +94,17 @@ def named_reward_metrics(groups: Sequence[Group]) -> Metrics:
     return {
         **{f"rollout/rewards/{name}": sum(each) / len(each) for name, each in values.items() if each},
         **{f"rollout/error_cat/{name}": count / len(said) for name, count in sorted(Counter(said).items())},
+    }
+
+
+def overlong_metrics(groups: Sequence[Group], overlong: Overlong) -> Metrics:
+    """What training takes from rewards for length, which the rewards that are logged do not show."""
+    taken = [
+        overlong.penalty(sample.longest_turn for sample in rollout.samples) for rollout in _rollouts(judged(groups))
+    ]
+    return {
+        **_present("rollout/overlong/ratio", _share(penalty < 0 for penalty in taken)),
+        **_present("rollout/overlong/penalty", _mean(taken)),
     }
 
 
