@@ -86,14 +86,18 @@ OUT: dict[str, Callable[[Path], tuple[Path, str]]] = {
 
 @pytest.mark.parametrize("where", OUT)
 def test_a_page_that_cannot_be_written_is_said(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, said = OUT[where](write_run(tmp_path, seed=0, steps=1))
+    (tmp_path / "config.json").write_text("{}")
+    out, said = OUT[where](tmp_path)
     assert main(["report", str(tmp_path), "--out", str(out)]) == 2
     assert said in capsys.readouterr().err
     assert not Path("/dev/full").is_file()
 
 
 def test_options_that_are_no_unicode_and_folders_of_one_name_are_shown(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name / "run", seed=0, steps=1) for name in ("a", "b")]
+    runs = [tmp_path / name / "run" for name in ("a", "b")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
     (runs[0] / "config.json").write_text('{"model": {"hf_checkpoint": "\\udcff"}}')
     assert main(["report", *map(str, runs)]) == 0
     page = (runs[0] / "report.html").read_text(encoding="utf-8")
