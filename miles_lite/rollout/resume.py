@@ -15,11 +15,14 @@ from typing import Any
 
 import ray
 
-from miles_lite.errors import UserError, writing
+from miles_lite.errors import UserError, user_error, writing
 from miles_lite.rollout.generate import Generator, Members
 from miles_lite.rollout.prompts import Source
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Group, Held, Rollout
+
+STATE = frozenset({"data", "members", "scheduler", "next_rollout_index"})
+"""What a file holds."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,14 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
 
 def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
     """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
-    missing."""
+    missing or damaged."""
     path = _path(folder, rollout_id)
     if not path.is_file():
         raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
-    state = json.loads(path.read_text())
+    with user_error(f"--load {folder}: {path.name} is damaged", OSError, ValueError):
+        state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not state.keys() >= STATE:
+        raise UserError(f"--load {folder}: {path.name} is damaged: it lacks one of {', '.join(sorted(STATE))}")
     source.restore(state["data"])
     named: dict[str, dict[str, int]] = state["members"]
     kept = {group.index: group for group in _read(_samples(path))} if any(named.values()) else {}

@@ -32,6 +32,8 @@ SECONDS = 6.0
 """Of one test, where its row's metadata has no `timeout`."""
 MEMORY, FILE, OUTPUT = 1 << 30, 1 << 24, 1 << 20
 """Bytes of address space, of a written file, and of output that is compared."""
+PROCESSES = 256
+"""That it may start, threads counted; the kernel lets root have more."""
 _BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _CALL = "\nimport json as _json\nprint(_json.dumps({name}(*_json.loads({arguments!r}))))\n"
 
@@ -109,7 +111,7 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
                 stderr=subprocess.DEVNULL,
                 env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8"},
                 start_new_session=True,
-                preexec_fn=functools.partial(_limit, seconds),
+                preexec_fn=functools.partial(_limit, seconds, _running() + PROCESSES),
             )
             try:
                 process.communicate(test.stdin.encode(), timeout=seconds)
@@ -146,7 +148,16 @@ def _bubblewrap(folder: str) -> list[str]:
     return ["bwrap", "--unshare-all", "--die-with-parent", *mounts, "--bind", folder, folder, "--chdir", folder]
 
 
-def _limit(seconds: float) -> None:
+def _running() -> int:
+    """Threads of this user, which a limit on processes counts."""
+    count = 0
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            count += len(os.listdir(each / "task")) if each.stat().st_uid == os.getuid() else 0
+    return count
+
+
+def _limit(seconds: float, processes: int) -> None:
     """In the child, before the program: hard limits of its own."""
     processor = max(1, int(seconds + 1))
     limits = {
@@ -155,6 +166,7 @@ def _limit(seconds: float) -> None:
         resource.RLIMIT_FSIZE: FILE,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_NPROC: processes,
     }
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
