@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -23,10 +22,12 @@ from miles_lite.job.claim import claimed
 from miles_lite.job.lifetime import Course, Lifetime
 from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
+from miles_lite.report.json_lines import append
 from miles_lite.train.checkpoint import LATEST
 
 log = logging.getLogger(__name__)
 
+RESTARTS = "restarts.jsonl"
 START_PAUSE = 2.0
 """Seconds, and more each time."""
 T = TypeVar("T")
@@ -74,8 +75,7 @@ class Attempts:
         why, lost = str(plain(error)), course.reached.step
         log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
-        with (self._config.run_dir / "restarts.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        append(self._config.run_dir / RESTARTS, [row])
 
     def _pause(self, seconds: float) -> None:
         """What kept an attempt from starting, such as a port or a slot that is not free yet, may go."""
@@ -112,8 +112,9 @@ class Attempts:
 
 @contextlib.contextmanager
 def attempts(config: Config) -> Iterator[Attempts]:
-    """A run's. Raises UserError for a run folder that cannot be made, or that another run is using."""
-    with claimed(config.run_dir), Interrupts(deaf=HASTE_SECONDS) as interrupts:
+    """A run's. Raises UserError for a folder that cannot be made, or that another run is writing into."""
+    save = {} if config.checkpoint.save is None else {"--save": Path(config.checkpoint.save)}
+    with claimed({"--run-dir": config.run_dir, **save}), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
         with tries.course.unhurried:
             yield tries

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from miles_lite.config.options import Config
 from miles_lite.job.lifetime import Lifetime
@@ -18,19 +19,29 @@ from miles_lite.observe.terminal import step_line
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
 
+RECORD = ("metrics.jsonl", "failures.jsonl", "quarantined.jsonl", "restarts.jsonl", rollout_table.FOLDER)
+"""What a run adds to from step to step."""
+SUMMARY = "summary.json"
+"""What it ends with."""
+
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
-    """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
-    course, metrics = life.course, config.run_dir / "metrics.jsonl"
+    """What another run left in the folder stays under another name; a run that goes on has not ended yet. Raises
+    UserError."""
+    course = life.course
     if course.sinks is not None:
         return course.sinks
-    if metrics.exists() and not resumed:
-        before = f"before-{course.began:.0f}"
-        metrics.rename(config.run_dir / f"metrics.{before}.jsonl")
-        rollout_table.set_aside(config.run_dir, before=before)
+    set_aside(config.run_dir, [SUMMARY] if resumed else [*RECORD, SUMMARY], before=f"before-{course.began:.0f}")
     course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     course.unhurried.callback(course.sinks.close)
     return course.sinks
+
+
+def set_aside(run_dir: Path, names: Iterable[str], *, before: str) -> None:
+    """Rename these of a run folder, as far as they are there: `metrics.jsonl` to `metrics.BEFORE.jsonl`."""
+    for path in (run_dir / name for name in names):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}.{before}"))
 
 
 class Log:

@@ -24,7 +24,7 @@ class Record:
     """A run as its folder has it.
 
     metrics   rows of metrics.jsonl; rollouts: rows of `rollout_table`
-    options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended well
+    options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended
     """
 
     folder: Path

@@ -96,10 +96,10 @@ class RolloutManager:
                 options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
             ),
             source=self._source,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
+            run_rollout=self._run_dealt,
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
-            judge=self._judge if self._config.rewards.judges_groups else None,
+            judge=self._judge_dealt if self._config.rewards.judges_groups else None,
             seen=self._curriculum.judged if self._curriculum else None,
         )
         self._given = self._given_rollouts()
@@ -144,8 +144,8 @@ class RolloutManager:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)
         step = await (self._given or self._generator).run(self._check_alive)
-        replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
-        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        for group in step.finished if self._given else ():
+            self._note(rollout_id, group.prompt.get("row"), group.rollouts)
         for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
             self._stack.alarm(line)
         rows = list(rows_of(rollout_id, step))
@@ -270,6 +270,20 @@ class RolloutManager:
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
+
+    def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
+        note_failures(self._config.run_dir / "failures.jsonl", step, row, rollouts)
+
+    async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
+        """One for training."""
+        rollout = await self._run_rollout(prompt, group_index, sampling(self._config.rollouts))
+        self._note(self._generator.scheduler.step, prompt.row, [rollout])
+        return rollout
+
+    async def _judge_dealt(self, group: Group, prompt: Prompt) -> None:
+        judged = group.judged
+        await self._judge(group, prompt)
+        self._note(self._generator.scheduler.step, prompt.row, judged)
 
     def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
         load = self._load.__getitem__

@@ -18,12 +18,12 @@ RETRIED, UNUSED = "retried", "unused"
 def rows_of(number_of: int, step: Step) -> Iterator[Row]:
     """Of every rollout that ended for the step of that number."""
     trained = {group.index for group in step.groups}
-    for group in step.finished:
-        outcome = TRAINED if group.index in trained else step.reasons.get(group.index, UNUSED)
+    ended = [
+        (group, TRAINED if group.index in trained else step.reasons.get(group.index, UNUSED)) for group in step.finished
+    ]
+    for group, outcome in [*ended, *((group, RETRIED) for group in step.replaced)]:
         for rollout in group.rollouts:
             yield {"step": number_of, **_row(group, rollout), "outcome": outcome}
-    for rollout in step.replaced:
-        yield {"step": number_of, **_row(Group(rollout.group_index, {}, [rollout]), rollout), "outcome": RETRIED}
 
 
 def _row(group: Group, rollout: Rollout) -> Row:
