@@ -55,7 +55,7 @@ class StartingServers:
         limit = START_TIMEOUT + self._config.engines.engine_start_timeout
         told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
         self._watch.follow(FLEET, told.fleet)
-        log.info("router %s, sessions %s, engines %s", told.router_url, told.session_urls, told.engine_urls)
+        log.info("routers %s, sessions %s, engines %s", told.router_urls, told.session_urls, told.engine_urls)
         return Servers(self._config, self._watch, self._manager, told)
 
 
