@@ -49,6 +49,8 @@ def test_what_is_wrong_with_files_is_said_before_anything_slow(
     exits = refused([*flags, "--custom-agent-function-path", f"{hook}:run"], mark=mark, tmp_path=tmp_path)
     assert f"SystemExit: 0\n  {hook}, line 2" in exits
 
+    hook.write_text("async def run(*, prompt, **given):\n    return {}\n")
+    flags += ["--custom-agent-function-path", f"{hook}:run"]  # imported for each: it is soon done
     monkeypatch.setenv(MARK, mark)  # for whatever would be started here
 
     def said(*more: str) -> str:
