@@ -11,13 +11,21 @@ from typing import Any
 
 import orjson
 
+from miles_lite.errors import user_error
+
 Row = Mapping[str, Any]
+LARGEST = 1e100
+"""A greater number is no measurement, and its square no number."""
+MOST_STEPS = 1 << 31
 
 
 def read_history(metrics_jsonl: Path) -> list[Row]:
-    """The rows of a metrics file, in the order written; a line cut short by a kill or a full disk is left out."""
+    """The rows of a metrics file, in the order written; a line cut short by a kill or a full disk is left out. Raises
+    UserError for what is no file."""
     rows: list[Row] = []
-    for line in metrics_jsonl.read_bytes().splitlines() if metrics_jsonl.exists() else []:
+    with user_error(f"{metrics_jsonl} cannot be read", OSError):
+        lines = metrics_jsonl.read_bytes().splitlines() if metrics_jsonl.exists() else []
+    for line in lines:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -28,9 +36,17 @@ def read_history(metrics_jsonl: Path) -> list[Row]:
 
 
 def series(rows: Iterable[Row], name: str, *, step_key: str) -> dict[int, float]:
-    """The values of `name` by step, steps ascending; rows without the value, or with null for it, are left out."""
-    found = {int(row[step_key]): row[name] for row in rows if step_key in row and row.get(name) is not None}
-    return {step: float(found[step]) for step in sorted(found)}
+    """The values of `name` by step, steps ascending; rows without both, as numbers, are left out."""
+    found = {
+        int(row[step_key]): float(row[name])
+        for row in rows
+        if _number(row.get(step_key), below=MOST_STEPS) and _number(row.get(name), below=LARGEST)
+    }
+    return {step: found[step] for step in sorted(found)}
+
+
+def _number(value: object, *, below: float) -> bool:
+    return isinstance(value, int | float) and abs(value) < below
 
 
 def held_out(rows: Iterable[Row]) -> list[str]:

@@ -67,7 +67,7 @@ class Told:
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
     runs = [tell(record) for record in records]
-    return _template().render(runs=runs, differences=differences(records), names=[_name(record) for record in records])
+    return _template().render(runs=runs, differences=differences(records), names=_names(records))
 
 
 def tell(record: Record) -> Told:
@@ -94,8 +94,10 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _name(record: Record) -> str:
-    return record.folder.name
+def _names(records: Sequence[Record]) -> list[str]:
+    """Folders by their last names, or in full where these are the same."""
+    last = [record.folder.name for record in records]
+    return last if len(set(last)) == len(last) else [str(record.folder) for record in records]
 
 
 def _facts(record: Record) -> Iterable[tuple[str, str]]:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from miles_lite.errors import Where, plain
 from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process.addresses import actor_label
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
@@ -220,7 +221,7 @@ class AgentWorker:
 
         return elsewhere
 
-    async def _keep(self, rollout: Rollout, task: Task, turns: Mapping[str, Any], session_id: str) -> None:
+    async def _keep(self, rollout: Rollout, task: Task, turns: JsonMapping, session_id: str) -> None:
         """Write the rollout's trajectory file, with the prompt that it started from."""
         metadata = {
             "rollout_index": rollout.index,
