@@ -70,6 +70,8 @@ class Kept(Generic[Kind]):
     async def serving(self) -> Remote[Kind]:
         """The actor that serves. Raises UnavailableError when none does for BACK_SECONDS: meanwhile it is the
         replacement that says what it waits for, once for all who need one."""
+        if self._served.done():
+            return self._served.result()
         patience = Patience(f"{self._what} to be replaced", BACK_SECONDS, log.info)
         return await patiently(asyncio.shield(self._served), patience, lambda: self._obstacle, hint="see its log")
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from miles_lite.init_model.build import init_model
 from miles_lite.train.loading import load_model
-from tests.e2e.job import ROOT, assert_nothing_left, run, values
+from tests.e2e.job import assert_nothing_left, run, values
+from tests.e2e.letters import flags
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(700)]
 
-EXAMPLE = ROOT / "examples" / "minimal.py"
-WORDS = [f"say {first}{second} to me" for first in "bcdfgh" for second in "aeiou"]
 TWO_RANKS = ["--actor-num-gpus-per-node", "2"]
 CASES = {
     "tensor parallel": [*TWO_RANKS, "--tensor-model-parallel-size", "2"],
@@ -62,16 +59,8 @@ def test_adapters_learn_engines_serve_them_and_peft_reads_them(tmp_path: Path, m
 
 def learn(case: str, more: list[str], tmp_path: Path, mark: str, *, experts: int = 0, steps: int = 15) -> None:
     """Say words with vowels, which are rewarded: half as much again at the end as at first."""
-    sizes = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 128, "vocab_size": 300}
-    init_model(tmp_path / "model", corpus=WORDS, **sizes, experts=experts, expert_intermediate=64)
-    rows = [{"input": word, "label": "aeiou"} for word in WORDS]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--hf-checkpoint", str(tmp_path / "model"), "--prompt-data", str(tmp_path / "prompts.jsonl")]
-    flags += ["--label-key", "label", "--custom-agent-function-path", f"{EXAMPLE}:agent"]
-    flags += ["--custom-rm-path", f"{EXAMPLE}:reward", "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
-    flags += ["--colocate", "--rollout-num-gpus", "1", "--rollout-batch-size", "4", "--n-samples-per-prompt", "8"]
-    flags += ["--num-rollout", str(steps), "--rollout-max-response-len", "8", "--lr", "5e-3", *more]
-    run("train", flags, mark=mark, log=tmp_path / "log", timeout=600)
+    more = ["--rollout-batch-size", "4", "--n-samples-per-prompt", "8", "--num-rollout", str(steps), *more]
+    run("train", flags(tmp_path, *more, experts=experts), mark=mark, log=tmp_path / "log", timeout=600)
     assert_nothing_left(mark)
     rewards = values(tmp_path / "run", "rollout/raw_reward")
     print(f"{case}: {[round(reward, 3) for reward in rewards]}")

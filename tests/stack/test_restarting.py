@@ -71,7 +71,7 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         return named_actor(Plain, restarted("plain", restarts))(restarts, obstacle)
 
     async def run() -> None:
-        plain = Kept("the plain actor", make, start_seconds=30, waiting=Waiting(said.append, tmp_path))
+        plain = Kept("the plain actor", make, start_seconds=120, waiting=Waiting(said.append, tmp_path))
         first = await plain.start()
         assert await (await plain.serving()).call(Plain.who) == 0
         assert await plain.stood(0, time.monotonic())
@@ -108,7 +108,7 @@ class Busy(Plain):
 
 async def test_what_was_lost_while_it_was_asked_for_counts_as_lost(tmp_path: Path) -> None:
     waiting = Waiting(print, tmp_path)
-    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=30, waiting=waiting)
+    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=120, waiting=waiting)
     await busy.start()
     try:
         began = time.monotonic()
