@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ from typing import TypeVar
 from miles_lite.config.options import Config
 from miles_lite.errors import PASSING, RunLostError, UserError, plain
 from miles_lite.job.claim import claimed
+from miles_lite.job.events import Events
 from miles_lite.job.lifetime import Course, Lifetime
+from miles_lite.process import json_lines
 from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
+from miles_lite.report.event_rows import Kind
 from miles_lite.train.checkpoint import LATEST
 
 log = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ class Attempts:
         self._config = config
         self._before = self._checkpoint = _written(config.checkpoint.save)
         self._in_a_row = 0
-        self.course = Course(interrupts)
+        self.course = Course(interrupts, Events(config.run_dir))
 
     def until_done(self, attempt: Callable[[Config, Lifetime], T]) -> T:
         """What `attempt` returns, which is given a config that goes on where the last one had to leave off. Raises what
@@ -47,6 +51,7 @@ class Attempts:
         config = self._config
         while True:
             self.course.reached.of = None
+            self.course.events.note(Kind.START, f"on {socket.gethostname()}, process {os.getpid()}")
             try:
                 with Lifetime(self._config, self.course) as life:
                     return attempt(config, life)
@@ -74,8 +79,8 @@ class Attempts:
         why, lost = str(plain(error)), course.reached.step
         log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
-        with (self._config.run_dir / "restarts.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        json_lines.append(self._config.run_dir / "restarts.jsonl", row)
+        course.events.note(Kind.RESTART, f"{why}; {lost} is lost", step=course.reached.next)
 
     def _pause(self, seconds: float) -> None:
         """What kept an attempt from starting, such as a port or a slot that is not free yet, may go."""
@@ -115,7 +120,7 @@ def attempts(config: Config) -> Iterator[Attempts]:
     """A run's. Raises UserError for a run folder that cannot be made, or that another run is using."""
     with claimed(config.run_dir), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
-        with tries.course.unhurried:
+        with tries.course.unhurried, tries.course.events:
             yield tries
 
 

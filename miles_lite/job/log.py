@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from miles_lite.config.options import Config
 from miles_lite.job.lifetime import Lifetime
@@ -16,18 +17,20 @@ from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.terminal import step_line
 from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
+from miles_lite.report.alarms import WINDOW
+from miles_lite.report.event_rows import Kind
+from miles_lite.report.live import Change, LiveAlarms
+from miles_lite.report.record import METRICS, set_aside
 
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
-    course, metrics = life.course, config.run_dir / "metrics.jsonl"
+    course = life.course
     if course.sinks is not None:
         return course.sinks
-    if metrics.exists() and not resumed:
-        before = f"before-{course.began:.0f}"
-        metrics.rename(config.run_dir / f"metrics.{before}.jsonl")
-        rollout_table.set_aside(config.run_dir, before=before)
+    if (config.run_dir / METRICS).exists() and not resumed:
+        set_aside(config.run_dir, before=f"before-{course.began:.0f}")
+    course.events.write()
     course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     course.unhurried.callback(course.sinks.close)
     return course.sinks
@@ -36,10 +39,11 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
 class Log:
     """Logs steps."""
 
-    def __init__(self, life: Lifetime, sinks: Sinks, *, steps: int, done: int) -> None:
+    def __init__(self, life: Lifetime, sinks: Sinks, run_dir: Path, *, steps: int, done: int) -> None:
         self._sinks, self._steps, self._course = sinks, steps, life.course
         self._busy: list[tuple[float, float]] = []
         self._seen: dict[str, float] = {}
+        self._alarms = LiveAlarms(run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
         life.say = self.progress.say
 
@@ -58,6 +62,7 @@ class Log:
             times |= {"perf/train_wait_time": waited, "perf/wait_time_ratio": waited / (ended - began)}
         self.metrics(times, rollout_id, names.ROLLOUT_STEP)
         self.progress.step(step_line(rollout_id + 1, total=self._steps, metrics=self._seen))
+        self._tell(self._alarms.after(rollout_id), rollout_id)
 
     def busy(self, *intervals: tuple[float, float]) -> None:
         """Something useful ran in these."""
@@ -66,4 +71,19 @@ class Log:
     def metrics(self, metrics: Mapping[str, float], step: int, step_key: str) -> None:
         """Write `metrics` at `step` of the axis `step_key`."""
         self._seen |= metrics
+        self._alarms.add(metrics, step)
         self._sinks.log(metrics, step=step, step_key=step_key)
+
+    def event(self, kind: Kind, said: str, *, step: int, what: str | None = None, seconds: float | None = None) -> None:
+        """It happened now, in that step."""
+        self._course.events.note(kind, said, step=step, what=what, seconds=seconds)
+
+    def _tell(self, change: Change, step: int) -> None:
+        """What rules see, to whoever looks."""
+        for alarm in change.raised:
+            self.progress.say(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")
+            self.event(Kind.ALARM, f"{alarm.title}: {alarm.evidence}. {alarm.advice}", step=step, what=alarm.rule)
+        for rule in change.ended:
+            self.event(Kind.CALM, f"not seen for {WINDOW} steps", step=step, what=rule)
+        if change.metrics:
+            self._sinks.log(change.metrics, step=step, step_key=names.ROLLOUT_STEP)

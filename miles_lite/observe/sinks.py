@@ -7,18 +7,17 @@ is said once, and the total is said at `close`.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import orjson
 import ray
 
 from miles_lite.config.tracking import Logging
 from miles_lite.observe.gauges import Gauges
+from miles_lite.process.json_lines import JsonLines
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +31,16 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """One JSON object per line: `{step_key: step, "time": unix seconds, **metrics}`; NaN and infinity become null.
-
-    Every line is written at once and unbuffered, so that a killed run loses none. A line that a full disk or a kill cut
-    short is closed before the next, so that it costs only itself.
-    """
+    """A line for each: `{step_key: step, "time": unix seconds, **metrics}`."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        self._lines = JsonLines(path)
 
     def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
-        row = {step_key: step, "time": round(time.time(), 3), **metrics}
-        line = b"\n" * self._torn + orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        self._torn = True
-        written = os.write(self._file, line)
-        if written < len(line):
-            raise OSError(f"wrote {written} of {len(line)} bytes: is the disk full?")
-        self._torn = False
+        self._lines.write({step_key: step, "time": round(time.time(), 3), **metrics})
 
     def close(self) -> None:
-        os.close(self._file)
+        self._lines.close()
 
 
 class Sinks:

@@ -40,6 +40,13 @@ def step_line(step: int, *, total: int, metrics: Mapping[str, float]) -> str:
     return "  ".join([f"step {step:>{len(str(total))}}/{total}", *shown])
 
 
+def failures_line(metrics: Mapping[str, float]) -> str:
+    """`tool 3, timeout 1`: how many rollouts of a step failed where; empty when none did."""
+    prefix = "rollout/failed/count_"
+    found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix) and value}
+    return ", ".join(f"{name} {value:.0f}" for name, value in sorted(found.items()))
+
+
 def eval_line(step: int, *, total: int, metrics: Mapping[str, float], datasets: Iterable[str]) -> str:
     """`eval  3/60  held_out 0.412`: the mean reward of each of `datasets`, `step` training steps in."""
     shown = [f"{name} {metrics[names.heldout(name)]:.3f}" for name in datasets if names.heldout(name) in metrics]

@@ -1,30 +1,57 @@
-"""Reads metrics.jsonl back.
+"""The values of metrics by step, as metrics.jsonl has them.
 
 Invariant: a step that was logged twice, because a resumed run did it again, counts once, with its last value.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import orjson
+from miles_lite.process import json_lines
+from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import metric_names as names
 
-Row = Mapping[str, Any]
+Row = JsonMapping
+AXES = (names.ROLLOUT_STEP, names.TRAIN_STEP, names.EVAL_STEP)
+
+
+class Curves:
+    """Of each metric its values by step, kept as they come. A value that is no finite number is none."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, dict[int, float]] = {}
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Row]) -> Curves:
+        """Of the rows of a metrics file, each of which is on one axis."""
+        curves = cls()
+        for row in rows:
+            if (axis := next((name for name in AXES if name in row), None)) is not None:
+                curves.add({name: value for name, value in row.items() if name not in (axis, "time")}, int(row[axis]))
+        return curves
+
+    def add(self, metrics: Mapping[str, object], step: int) -> None:
+        """What was logged at a step."""
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._points.setdefault(name, {})[step] = float(value)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of the metrics that have a value."""
+        return self._points.keys()
+
+    def by_step(self, name: str) -> dict[int, float]:
+        """The values of a metric, steps ascending."""
+        points = self._points.get(name, {})
+        return {step: points[step] for step in sorted(points)}
 
 
 def read_history(metrics_jsonl: Path) -> list[Row]:
     """The rows of a metrics file, in the order written; a line cut short by a kill or a full disk is left out."""
-    rows: list[Row] = []
-    for line in metrics_jsonl.read_bytes().splitlines() if metrics_jsonl.exists() else []:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return [*json_lines.read(metrics_jsonl)]
 
 
 def series(rows: Iterable[Row], name: str, *, step_key: str) -> dict[int, float]:
@@ -33,8 +60,8 @@ def series(rows: Iterable[Row], name: str, *, step_key: str) -> dict[int, float]
     return {step: float(found[step]) for step in sorted(found)}
 
 
-def held_out(rows: Iterable[Row]) -> list[str]:
-    """Names of the held-out datasets: those with a mean reward, which have a `-none_reward_ratio` beside it."""
+def held_out(logged: Iterable[str]) -> list[str]:
+    """The held-out datasets among names of metrics: those with a mean reward have a `-none_reward_ratio` beside it."""
     suffix = "-none_reward_ratio"
-    found = {name for row in rows for name in row if name.startswith("eval/") and name.endswith(suffix)}
+    found = {name for name in logged if name.startswith("eval/") and name.endswith(suffix)}
     return sorted(name.removeprefix("eval/").removesuffix(suffix) for name in found)

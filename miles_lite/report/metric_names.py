@@ -43,6 +43,9 @@ OVERHEAD_TIME = "perf/overhead_time"
 
 RESTARTS = "perf/restarts"
 
+ALARMS = "alarm/"
+"""And the rule."""
+
 
 def heldout(name: str) -> str:
     """The mean reward of the held-out dataset `name`."""

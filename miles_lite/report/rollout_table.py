@@ -60,7 +60,7 @@ Row = dict[str, Any]
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
-    path = run_dir / FOLDER / f"{step:06d}.parquet"
+    path = _path(run_dir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     parquet.write_table(_table(list(rows), schema), partial, compression="zstd")
@@ -82,7 +82,11 @@ def read(run_dir: Path) -> list[Row]:
     return [row for path in files for row in parquet.read_table(path).to_pylist()]
 
 
-def set_aside(run_dir: Path, *, before: str) -> None:
-    """A run that starts anew keeps what another left in its folder under another name."""
-    if (run_dir / FOLDER).exists():
-        (run_dir / FOLDER).rename(run_dir / f"{FOLDER}.{before}")
+def read_step(run_dir: Path, step: int) -> list[Row]:
+    """The rows of one. Raises as `read` does."""
+    rows: list[Row] = parquet.read_table(_path(run_dir, step)).to_pylist()
+    return rows
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"{step:06d}.parquet"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miles_lite.errors import FAILURES, Where
+from miles_lite.process import json_lines
 from miles_lite.sample import Failure, Group
 
 LONGEST = 2000
@@ -35,29 +35,25 @@ def note_quarantined(path: Path, rollout_id: int, groups: Sequence[Group]) -> li
         row, failures = group.prompt.get("row"), [one.failure for one in group.rollouts if one.failure]
         last = failures[-1] if failures else None
         why = "" if last is None else f"{last.where}: {last.why}"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"rollout/step": rollout_id, "prompt_row": row, "why": why}) + "\n")
+        json_lines.append(path, {"rollout/step": rollout_id, "prompt_row": row, "why": why})
         said.append(f"the prompt of line {row} failed too often: it is not dealt again ({why})")
     return said
 
 
 def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:
     """Append where and why every failed rollout of a step broke to `path`."""
-    lines = [
-        json.dumps(
-            {
-                "rollout/step": rollout_id,
-                "rollout": rollout.index,
-                "prompt_row": group.prompt.get("row"),
-                "status": rollout.status,
-                "where": rollout.failure.where,
-                "why": rollout.failure.why,
-            }
-        )
+    rows = [
+        {
+            "rollout/step": rollout_id,
+            "rollout": rollout.index,
+            "prompt_row": group.prompt.get("row"),
+            "status": rollout.status,
+            "where": rollout.failure.where,
+            "why": rollout.failure.why,
+        }
         for group in groups
         for rollout in group.rollouts
         if rollout.failure
     ]
-    if lines:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    if rows:
+        json_lines.append(path, *rows)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import Where
 from miles_lite.report import rollout_table
+from miles_lite.report.record import set_aside
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.recorded import rows_of
 from miles_lite.sample import Rollout
@@ -54,8 +55,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     rollout_table.write(tmp_path, 1, steps[1])
     assert rollout_table.read(tmp_path) == [row for rows in steps.values() for row in rows]
     assert not list(tmp_path.rglob("*.partial"))
-    rollout_table.set_aside(tmp_path, before="before-1")
+    assert rollout_table.read_step(tmp_path, 10) == steps[10]
+    set_aside(tmp_path, before="before-1")
     assert rollout_table.read(tmp_path) == []
+    assert (tmp_path / "rollouts.before-1").is_dir()
 
 
 def test_a_manager_that_writes_it_does_not_carry_pandas(tmp_path: Path) -> None:
