@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from miles_lite.errors import Where
 
+T_co = TypeVar("T_co", covariant=True)
 NOT_SAMPLED = -1
 """`weight_versions` of a token that no engine sampled."""
 
@@ -234,11 +235,14 @@ class SampleRecord:
         return self.status is Status.TRUNCATED and not self.metadata.get("continued")
 
 
-class Samples(Protocol):
-    """The samples of one rollout, wherever they lie."""
+class Fetchable(Protocol[T_co]):
+    """What belongs to a rollout, wherever it lies: samples in the order of its records, or a transcript."""
 
-    def fetch(self) -> Sequence[Sample]:
-        """All of them, in the order of the rollout's records. Waits for what lies on another node."""
+    def fetch(self) -> T_co:
+        """Waits for what lies on another node."""
+
+
+Samples = Fetchable[Sequence[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +276,7 @@ class Rollout:
 
     index                    its number in the run; group_index: that of its prompt's group
     samples                  a record of each; `stored`: where they lie, None when there are none
+    transcript               its session's turns as JSON, and its prompt, until they are kept or not; None likewise
     reward                   None where nobody gave one, or it failed
     failure                  where and why it broke; None where it came to an end of its own
     metadata                 what the agent function returned
@@ -284,6 +289,7 @@ class Rollout:
     group_index: int
     samples: list[SampleRecord] = field(default_factory=list)
     stored: Samples | None = None
+    transcript: Fetchable[tuple[bytes, dict[str, Any]]] | None = None
     reward: float | None = None
     status: Status = Status.PENDING
     failure: Failure | None = None

@@ -21,6 +21,8 @@ from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import Alarm, alarms
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAINED, Row
+from miles_lite.report.transcript import VERSIONS, Transcript, told
+from miles_lite.report.visible import visible
 
 MOST_FAILURES = 50
 """Failed rollouts that are listed for each boundary; all are counted."""
@@ -60,19 +62,27 @@ class Told:
     outcomes: Sequence[tuple[str, int]]
     failures: Sequence[Boundary]
     pictures: Sequence[Picture]
+    transcripts: Sequence[Transcript]
 
 
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
     runs = [tell(record) for record in records]
-    return _template().render(runs=runs, differences=differences(records), names=[_name(record) for record in records])
+    named = [_name(record) for record in records]
+    return _template().render(runs=runs, differences=differences(records), names=named, versions=VERSIONS)
 
 
 def tell(record: Record) -> Told:
     """Everything of one run."""
     outcomes = Counter(row["outcome"] for row in record.rollouts)
     return Told(
-        record, alarms(record), list(_facts(record)), outcomes.most_common(), _failures(record), list(_pictures(record))
+        record,
+        alarms(record),
+        list(_facts(record)),
+        outcomes.most_common(),
+        _failures(record),
+        list(_pictures(record)),
+        list(told(record)),
     )
 
 
@@ -89,6 +99,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["visible"] = visible
     return environment.from_string(source)
 
 

@@ -19,7 +19,7 @@ from miles_lite.report import event_rows, rollout_table
 from miles_lite.report.history import Curves, held_out, read_history
 
 METRICS = "metrics.jsonl"
-PARTS = (METRICS, event_rows.FILE, rollout_table.FOLDER)
+PARTS = (METRICS, event_rows.FILE, rollout_table.FOLDER, rollout_table.TRAJECTORIES)
 """What grows step by step."""
 
 

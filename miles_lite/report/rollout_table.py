@@ -16,6 +16,8 @@ import pyarrow as pa
 from pyarrow import json, parquet
 
 FOLDER = "rollouts"
+TRAJECTORIES = "trajectories"
+"""Some of them whole, `NNNNNN-ROLLOUT.atraj`: NNNNNN the step."""
 TRAINED = "trained"
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -86,6 +88,11 @@ def read_step(run_dir: Path, step: int) -> list[Row]:
     """The rows of one. Raises as `read` does."""
     rows: list[Row] = parquet.read_table(_path(run_dir, step)).to_pylist()
     return rows
+
+
+def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
+    """Where a rollout is whole, if it was kept."""
+    return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"
 
 
 def _path(run_dir: Path, step: int) -> Path:

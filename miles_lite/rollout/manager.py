@@ -30,8 +30,9 @@ from miles_lite.rollout.capacity import Capacity, concurrency_of
 from miles_lite.rollout.curriculum import curriculum_of
 from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
-from miles_lite.rollout.generate import Generator, schedule_of
+from miles_lite.rollout.generate import Generator, Step, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
+from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
@@ -65,6 +66,8 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
+        self._keeper = Keeper(config.run_dir, config.logging.keep_trajectories)
+        self._keeping: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
@@ -143,6 +146,7 @@ class RolloutManager:
         for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
             self._stack.alarm(line)
         rows = list(rows_of(rollout_id, step))
+        await self._keep(rollout_id, step)
         with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
             await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
         metrics = rollout_metrics(step.groups, step.finished)
@@ -164,6 +168,13 @@ class RolloutManager:
         metrics["perf/rollout_time"] = time.time() - began
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
+
+    async def _keep(self, rollout_id: int, step: Step) -> None:
+        """Begin to write the trajectories of a step that are kept; those of the step before are written then."""
+        if self._keeping is not None:
+            await self._keeping
+        taken = self._keeper.take(rollout_id, step)
+        self._keeping = asyncio.create_task(asyncio.to_thread(self._keeper.write, rollout_id, taken))
 
     async def eval(self) -> Evaluated:
         """Run the held-out sets on the current weights."""
@@ -245,6 +256,8 @@ class RolloutManager:
         """End agents, sessions, router and engines."""
         if self._looking is not None:
             self._looking.cancel()
+        if self._keeping is not None:
+            await self._keeping
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
@@ -289,6 +302,7 @@ class RolloutManager:
                             session.told,
                             sampling,
                             evaluation=evaluation,
+                            told=self._keeper.keeps and not evaluation,
                             router_url=self._stack.router_url,
                         ),
                     )

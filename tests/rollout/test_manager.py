@@ -104,10 +104,10 @@ def drive(
     running, seen = [0], []
 
     class Worker:
-        def call_pair(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], asyncio.Task[Rollout]]:
+        def call_three(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], ...]:
             assert method is AgentWorker.run
             running = asyncio.ensure_future(self._run(task))
-            return running, running
+            return running, running, running
 
         async def _run(self, task: Task) -> Rollout:
             running[0] += 1
