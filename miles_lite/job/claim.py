@@ -15,6 +15,18 @@ from miles_lite.config.folders import check_folder
 from miles_lite.errors import UserError
 
 
+def in_use(run_dir: Path) -> bool:
+    """Whether a run has the folder now; not known, and so False, on a file system without locks."""
+    folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.ExitStack() as end:
+        end.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
+
+
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Make the folder and have it alone in this block. Raises UserError when it cannot be made or another has it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from miles_lite.job.lifetime import Lifetime
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
-from miles_lite.observe.terminal import step_line
+from miles_lite.observe.terminal import RECENT, step_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
@@ -42,6 +43,8 @@ class Log:
     def __init__(self, life: Lifetime, sinks: Sinks, run_dir: Path, *, steps: int, done: int) -> None:
         self._sinks, self._steps, self._course = sinks, steps, life.course
         self._busy: list[tuple[float, float]] = []
+        self._agents: list[tuple[float, float]] = []
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._seen: dict[str, float] = {}
         self._alarms = LiveAlarms(run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
@@ -52,21 +55,27 @@ class Log:
         """One turn of the loop; logs how long it took and how much of that nothing useful ran."""
         began = time.time()
         self._busy.clear()
+        self._agents.clear()
         self._seen.clear()
         yield
         ended = time.time()
         idle = uncovered(began, ended, self._busy)
         times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle, names.RESTARTS: self._course.restarts}
+        if self._agents:
+            times[names.ROLLOUT_BUSY] = 1 - uncovered(began, ended, self._agents) / (ended - began)
         if (trained := self._seen.get(names.TRAIN_TIME)) is not None:
             waited = ended - began - trained
-            times |= {"perf/train_wait_time": waited, "perf/wait_time_ratio": waited / (ended - began)}
+            times |= {"perf/train_wait_time": waited, names.TRAIN_WAIT: waited / (ended - began)}
         self.metrics(times, rollout_id, names.ROLLOUT_STEP)
-        self.progress.step(step_line(rollout_id + 1, total=self._steps, metrics=self._seen))
+        self._recent.append(ended - began)
+        line = step_line(rollout_id + 1, total=self._steps, metrics=self._seen, recent=self._recent)
+        self.progress.step(line)
         self._tell(self._alarms.after(rollout_id), rollout_id)
 
-    def busy(self, *intervals: tuple[float, float]) -> None:
-        """Something useful ran in these."""
+    def busy(self, *intervals: tuple[float, float], agents: bool = False) -> None:
+        """Something useful ran in these: `agents`, or what else."""
         self._busy += intervals
+        self._agents += intervals if agents else ()
 
     def metrics(self, metrics: Mapping[str, float], step: int, step_key: str) -> None:
         """Write `metrics` at `step` of the axis `step_key`."""

@@ -53,7 +53,7 @@ class Run:
         groups = options.rollout_batch_size
         self._log.progress.begin("rollout", groups=groups, rollouts=groups * options.n_samples_per_prompt)
         generated = self._servers.generate(rollout_id, self._log.progress)
-        self._log.busy(*generated.busy)
+        self._log.busy(*generated.busy, agents=True)
         self._log.metrics(generated.metrics, rollout_id, names.ROLLOUT_STEP)
         if failed := failures_line(generated.metrics):
             self._log.event(Kind.FAILURES, failed, step=rollout_id)
@@ -119,7 +119,7 @@ class TrainingRun(Run):
             return
         version, ref = evaluating
         metrics, busy = self._servers.finish_evaluation(ref)
-        self._log.busy(*busy)
+        self._log.busy(*busy, agents=True)
         self._log.metrics(metrics, version, names.EVAL_STEP)
         self._life.reached.evaluated = version
         datasets = self._config.evaluation.datasets

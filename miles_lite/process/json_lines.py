@@ -38,6 +38,25 @@ class JsonLines:
         os.close(self._file)
 
 
+class Growing:
+    """Reads a file while another process writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def rows(self) -> list[JsonObject]:
+        """Those whose line has come to its end since the last time; all, where another file has taken its place."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            self._at = self._at if os.fstat(file.fileno()).st_size >= self._at else 0
+            file.seek(self._at)
+            whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return _rows(whole)
+
+
 def append(path: Path, *rows: Mapping[str, object]) -> None:
     """Write rows to a file that is seldom written. Raises OSError."""
     file = JsonLines(path)
@@ -49,8 +68,11 @@ def append(path: Path, *rows: Mapping[str, object]) -> None:
 
 def read(path: Path) -> list[JsonObject]:
     """The rows of a file, in the order written; none where there is no file. What is no row is left out."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for line in lines if isinstance(row := parsed(line, orjson.loads), dict)]
+    return _rows(path.read_bytes()) if path.exists() else []
+
+
+def _rows(lines: bytes) -> list[JsonObject]:
+    return [row for line in lines.splitlines() if isinstance(row := parsed(line, orjson.loads), dict)]
 
 
 def _line(row: Mapping[str, object]) -> bytes:

@@ -76,5 +76,10 @@ def row(
 
 
 def read(run_dir: Path) -> list[JsonMapping]:
-    """The rows, in the order written, with null for a column that a line lacks."""
-    return [dict.fromkeys(COLUMNS) | found for found in json_lines.read(run_dir / FILE)]
+    """The rows, in the order written."""
+    return [whole(found) for found in json_lines.read(run_dir / FILE)]
+
+
+def whole(found: JsonMapping) -> JsonMapping:
+    """A line of the file with every column: null, and 0 for the time, where it lacks one."""
+    return dict.fromkeys(COLUMNS) | {"time": 0.0, **found}

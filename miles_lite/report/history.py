@@ -28,9 +28,13 @@ class Curves:
         """Of the rows of a metrics file, each of which is on one axis."""
         curves = cls()
         for row in rows:
-            if (axis := next((name for name in AXES if name in row), None)) is not None:
-                curves.add({name: value for name, value in row.items() if name not in (axis, "time")}, int(row[axis]))
+            curves.add_row(row)
         return curves
+
+    def add_row(self, row: Row) -> None:
+        """What a row says."""
+        if (axis := next((name for name in AXES if name in row), None)) is not None:
+            self.add({name: value for name, value in row.items() if name not in (axis, "time")}, int(row[axis]))
 
     def add(self, metrics: Mapping[str, object], step: int) -> None:
         """What was logged at a step."""
@@ -42,6 +46,10 @@ class Curves:
     def names(self) -> Iterable[str]:
         """Of the metrics that have a value."""
         return self._points.keys()
+
+    def at(self, step: int) -> dict[str, float]:
+        """All metrics of a step."""
+        return {name: points[step] for name, points in self._points.items() if step in points}
 
     def by_step(self, name: str) -> dict[int, float]:
         """The values of a metric, steps ascending."""

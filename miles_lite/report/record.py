@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,23 @@ class Record:
         """The same, in the order of steps."""
         return list(self.by_step(name).values())
 
+    def of(self, curves: Curves) -> Record:
+        """The same run with other metrics."""
+        return replace(self, curves=curves)
+
     @property
     def held_out(self) -> list[str]:
         """Names of the held-out datasets."""
         return held_out(self.curves.names)
 
 
-def read_record(folder: Path) -> Record:
-    """Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
+def read_record(folder: Path, *, steps: int | None = None) -> Record:
+    """With the rollouts of the last `steps` only, if so many are asked for. Raises UserError for a folder that is no
+    run's, and for a file in it that is damaged."""
     if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
-        rollouts = rollout_table.read(folder)
+        rollouts = rollout_table.read(folder, steps=steps)
     groups = _json(folder / "config.json")
     return Record(
         folder=folder.resolve(),

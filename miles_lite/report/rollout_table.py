@@ -78,9 +78,10 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     return json.read_json(pa.BufferReader(text), json.ReadOptions(block_size=len(text) + 1), options)
 
 
-def read(run_dir: Path) -> list[Row]:
-    """The rows of all steps, in their order. Raises OSError, pyarrow.ArrowInvalid."""
+def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
+    """The rows of all steps, in their order, or of the last so many. Raises OSError, pyarrow.ArrowInvalid."""
     files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
+    files = files if steps is None else files[len(files) - min(steps, len(files)) :]
     return [row for path in files for row in parquet.read_table(path).to_pylist()]
 
 

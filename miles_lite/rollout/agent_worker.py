@@ -118,9 +118,11 @@ class AgentWorker:
                 rollout.samples = [sample.record() for sample in samples]
                 _settle(rollout, await client.failure(session_id))
                 everything = self._config.logging.trajectory_dir
-                if task.told or everything is not None:
-                    turns = await client.turns_json(session_id)
+                if task.told:
+                    with contextlib.suppress(SessionError):  # a rollout is worth more than what is kept of it
+                        turns = await client.turns_json(session_id)
                 if everything is not None:
+                    turns = turns or await client.turns_json(session_id)
                     await asyncio.to_thread(_write, Path(everything), rollout, task.prompt, turns, session_id)
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
             _fail(rollout, error, at=Where.SESSION)

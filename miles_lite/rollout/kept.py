@@ -111,8 +111,10 @@ class Keeper:
                 old.unlink()
             for rollout, more in taken:
                 assert rollout.transcript is not None
-                made = trajectory(*rollout.transcript.fetch(), rollout, more)
-                atraj.write(made, trajectory_path(self._run_dir, number, rollout.index))
+                turns, prompt = rollout.transcript.fetch()
+                if turns:
+                    made = trajectory(turns, prompt, rollout, more)
+                    atraj.write(made, trajectory_path(self._run_dir, number, rollout.index))
             for old in _beyond(self._folder, MOST_BYTES):
                 old.unlink()
         except Exception as error:  # noqa: BLE001 - a full disk, or what was said is lost with its node

@@ -165,7 +165,9 @@ class RolloutManager:
             metrics |= self._curriculum.metrics()
         metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
-        metrics["perf/rollout_time"] = time.time() - began
+        metrics["perf/rollout_time"] = took = time.time() - began
+        tokens = sum(rollout.trained_tokens for group in step.finished for rollout in group.rollouts)
+        metrics["perf/rollout_tok_per_s"] = tokens / took
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
 

@@ -99,6 +99,7 @@ def drive(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
     needed = ["--hf-checkpoint", "m", "--prompt-data", str(prompts), "--rollout-batch-size", "2", "--num-rollout", "1"]
+    needed += ["--keep-trajectories", "0"]
     config, _ = parse([*needed, "--run-dir", str(tmp_path / "run"), *flags])
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
