@@ -62,16 +62,15 @@ def gantt(rows: Sequence[Row]) -> str:
     shown = sorted(longest, key=lambda row: row["started_at"])
     began = min((row["started_at"] for row in rows), default=0.0)
     figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)))
-    for line, row in enumerate(shown):
-        at, end = row["started_at"] - began, row["finished_at"] - began
-        for part, (_, column) in enumerate(GANTT_PARTS):
-            width = min(row[column] or 0.0, max(0.0, end - at))
-            axes.barh(line, width, left=at, color=_SERIES[part], height=0.85)
-            at += width
-        axes.barh(line, max(0.0, end - at), left=at, color=_GRID, height=0.85)
-    for part, (name, _) in enumerate(GANTT_PARTS):
-        axes.barh(0, 0, color=_SERIES[part], label=name)
-    axes.barh(0, 0, color=_GRID, label="other")
+    lines = range(len(shown))
+    reached, ends = [row["started_at"] - began for row in shown], [row["finished_at"] - began for row in shown]
+    left = [max(0.0, end - at) for at, end in zip(reached, ends, strict=True)]
+    for part, (name, column) in enumerate(GANTT_PARTS):
+        widths = [min(row[column] or 0.0, most) for row, most in zip(shown, left, strict=True)]
+        axes.barh(lines, widths, left=reached, color=_SERIES[part], height=0.85, label=name)
+        reached = [at + width for at, width in zip(reached, widths, strict=True)]
+        left = [most - width for most, width in zip(left, widths, strict=True)]
+    axes.barh(lines, left, left=reached, color=_GRID, height=0.85, label="other")
     axes.set_yticks([])
     axes.invert_yaxis()
     axes.set_xlabel("seconds since the step's first rollout")
