@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 
 from miles_lite.agent.conversation import Conversation, Limits
 from miles_lite.agent.session_client import AgentSession
-from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
+from miles_lite.sandboxes.shell import Shell
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the scripted engine, which is the tests'
 STEPS = 8

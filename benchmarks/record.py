@@ -94,7 +94,8 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
             step = a_step(number, groups, members, rng, said)
             metrics = rollout_metrics(step.groups, step.finished) | {names.STEP_TIME: 10.0, names.OVERHEAD_TIME: 0.1}
             began = time.perf_counter()
-            note_failures(run_dir / "failures.jsonl", number, step.finished)
+            for group in step.finished:
+                note_failures(run_dir / "failures.jsonl", number, group.prompt["row"], group.rollouts)
             taken = keeper.take(number, step)
             rollout_table.write(run_dir, number, list(rows_of(number, step)))
             sinks.log(metrics, step=number, step_key=names.ROLLOUT_STEP)

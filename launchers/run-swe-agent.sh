@@ -5,7 +5,8 @@
 #
 # INSTANCES          JSONL file of instances
 # REPOS              folder of git repositories, OWNER__NAME for each repo, the same path on every node
-# SWE_EXECUTOR       where commands run: apptainer (default), docker, bwrap or local, on every node
+# SWE_EXECUTOR       where commands run: apptainer (default), docker, podman, bwrap or local, on every node; or the URL of
+#                    a machine that serves sandboxes
 # SWE_IMAGES         folder of .sif files for Apptainer (default: pulled from docker://swebench/...)
 # RUN_DIR            folder for everything the run writes, seen by every node (default runs/swe-agent)
 # and what run-ray-job.sh reads, but PROMPT_DATA and AGENT_FUNCTION
@@ -19,10 +20,10 @@ need INSTANCES "the JSONL file of instances in SWE-bench's format"
 need REPOS "the folder of git repositories"
 export RUN_DIR=${RUN_DIR:-runs/swe-agent} SWE_EXECUTOR=${SWE_EXECUTOR:-apptainer} DRY_RUN
 case $SWE_EXECUTOR in
-  apptainer | docker) need_command "$SWE_EXECUTOR" "install it on every node, or choose another SWE_EXECUTOR" ;;
+  apptainer | docker | podman) need_command "$SWE_EXECUTOR" "install it on every node, or choose another SWE_EXECUTOR" ;;
   bwrap) need_command bwrap "install bubblewrap on every node, or choose another SWE_EXECUTOR" ;;
-  local) ;;
-  *) fail "SWE_EXECUTOR=$SWE_EXECUTOR: there are apptainer, docker, bwrap and local" ;;
+  local | http://* | https://*) ;;
+  *) fail "SWE_EXECUTOR=$SWE_EXECUTOR: there are apptainer, docker, podman, bwrap, local, and http://HOST:PORT" ;;
 esac
 export PROMPT_DATA="$RUN_DIR/prompts.jsonl" AGENT_FUNCTION=examples/swe-agent/swe_bench.py:run
 export FORWARD_ENV="SWE_EXECUTOR SWE_IMAGES ${FORWARD_ENV:-}"

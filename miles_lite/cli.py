@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "engines, router and session servers, until Ctrl-C",
     "router": "the router alone",
     "session": "a session server alone, in front of a router that runs",
+    "sandboxes": "what agents' commands run in, for other machines: folders or containers of this one",
     "agent": "talk to a model that uses tools",
     "data": "look at prompt files: rows, lengths, duplicates, labels",
     "status": "where a run stands, from another shell",

@@ -22,6 +22,10 @@ T_co = TypeVar("T_co", covariant=True)
 NOT_SAMPLED = -1
 """`weight_versions` of a token that no engine sampled."""
 
+ALIGNED = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32, "temperatures": np.float32}
+ALIGNED |= {"weight_versions": np.int32}
+"""The arrays of a sample that have a value for each token, and of which type."""
+
 
 class Status(StrEnum):
     """How a rollout or a sample ended."""
@@ -124,12 +128,14 @@ class Sample:
         """What is known of it without its arrays."""
         versions = np.unique(self.weight_versions)
         trained, counts = np.unique(self.weight_versions[self.loss_mask == 1], return_counts=True)
+        turns = self.turns
         return SampleRecord(
             length=len(self.tokens),
             prompt_length=self.prompt_length,
             trained_tokens=self.trained_tokens,
             weight_versions=tuple(int(version) for version in versions if version != NOT_SAMPLED),
             trained_by_version=tuple(zip(trained.tolist(), counts.tolist(), strict=True)),
+            longest_turn=int(np.bincount(turns[turns != NOT_SAMPLED], minlength=1).max()),
             status=self.status,
             metadata=self.metadata,
             prefixes=tuple(self._prefixes()),
@@ -156,24 +162,14 @@ class Sample:
             raise ValueError(f"Sample.truncate: length must be >= 0, got {length}")
         if length >= len(self.tokens):
             return self
-        experts = self.routed_experts
-        return replace(
-            self,
-            tokens=self.tokens[:length],
-            loss_mask=self.loss_mask[:length],
-            logprobs=self.logprobs[:length],
-            temperatures=self.temperatures[:length],
-            weight_versions=self.weight_versions[:length],
-            routed_experts=None if experts is None else experts[: max(0, length - 1)],
-            status=Status.TRUNCATED,
-        )
+        cut = {name: getattr(self, name)[:length] for name in ALIGNED}
+        experts = None if self.routed_experts is None else self.routed_experts[: max(0, length - 1)]
+        return replace(self, **cut, routed_experts=experts, status=Status.TRUNCATED)
 
     def validate(self, where: str = "sample") -> Sample:
         """Check shapes, dtypes and invariants; returns self. Raises ValueError naming `where` and the field."""
         size = len(self.tokens)
-        dtypes = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
-        dtypes |= {"temperatures": np.float32, "weight_versions": np.int32}
-        for name, dtype in dtypes.items():
+        for name, dtype in ALIGNED.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != (size,):
                 raise ValueError(
@@ -217,6 +213,7 @@ class SampleRecord:
 
     weight_versions  those that sampled its tokens, ascending
     trained_by_version  of those, and how many trained tokens each sampled
+    longest_turn     tokens that the longest of its turns sampled
     prefixes         up to the begin and the end of each turn, the whole sample last: what others may share with it
     """
 
@@ -228,6 +225,7 @@ class SampleRecord:
     metadata: dict[str, Any]
     prefixes: tuple[Prefix, ...] = ()
     trained_by_version: tuple[tuple[int, int], ...] = ()
+    longest_turn: int = 0
 
     @property
     def ends_cut(self) -> bool:

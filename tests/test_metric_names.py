@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.config.rewards import Overlong
 from miles_lite.errors import FAILURES
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
 from miles_lite.rollout.judging import CATEGORY
-from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, passrate_metrics, staleness_metrics
+from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, overlong_metrics, passrate_metrics, staleness_metrics
 from miles_lite.rollout.metrics import rollout_metrics as of_groups
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from miles_lite.train.phases import PHASES
@@ -33,7 +34,8 @@ def computed() -> set[str]:
         *of(*map(failed, FAILURES)),
     ]
     evaluated = {*eval_metrics("heldout", groups), *passrate_metrics(groups)}
-    return {*of_groups(groups, groups), *evaluated, *staleness_metrics(groups, 1)}
+    shaped = overlong_metrics(groups, Overlong(8, 4, 1.0))
+    return {*of_groups(groups, groups), *evaluated, *staleness_metrics(groups, 1), *shaped}
 
 
 def spelled_out() -> set[str]:

@@ -3,8 +3,11 @@
     python swe_bench.py --instances swe.jsonl --repos repos/ --out prompts.jsonl
     --prompt-data prompts.jsonl --custom-agent-function-path examples/swe-agent/swe_bench.py:run
 
-`repos/` holds a git repository per `repo` of the instances, `OWNER__NAME` for OWNER/NAME. SWE_EXECUTOR chooses where
-commands run (executors.py).
+`repos/` holds a git repository per `repo` of the instances, `OWNER__NAME` for OWNER/NAME.
+
+    SWE_EXECUTOR   where commands run: local, bwrap, docker, podman, apptainer, or the URL of a machine that serves
+                   sandboxes (docs/sandboxes.md)
+    SWE_IMAGES     folder of .sif files for Apptainer
 
 Invariant: the agent sees one commit of the repository and nothing after it; its work is a patch, which is judged in
 another checkout with the instance's own test files.
@@ -29,14 +32,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from executors import Executor, Kind, chosen
 from harness import AGENTS, SUBMITTED, Model, opening, work
 from make_tasks import write_jsonl
 from prompts import observation
 
 from miles_lite.agent.session_client import ContextFull
 from miles_lite.errors import UserError
+from miles_lite.sandboxes import pool
+from miles_lite.sandboxes.files import get, pull, push
+from miles_lite.sandboxes.lending import Lease
+from miles_lite.sandboxes.sandbox import Sandbox
 
+TESTBED = "/testbed"
+"""Where SWE-bench's images have the repository."""
 STEP_LIMIT = 30
 COMMAND_SECONDS = 60.0
 TEST_SECONDS = 600.0
@@ -73,19 +81,19 @@ async def run(
 
 
 def episode(join: Callable[[], Model], instance: Mapping[str, Any]) -> dict[str, Any]:
-    kind = chosen()
     with join() as model, checkout(instance) as copy:
         began = time.perf_counter()
-        with Executor(kind, copy.folder, instance_id=instance["instance_id"], seconds=COMMAND_SECONDS) as executor:
+        with sandbox(instance, copy) as lease:
             try:
                 task = opening(str(instance["problem_statement"]))
-                exit_status = work(task, model.chat, partial(act, executor), limit=STEP_LIMIT)
+                exit_status = work(task, model.chat, partial(act, lease.sandbox), limit=STEP_LIMIT)
             except ContextFull:
                 exit_status = "ContextWindowExceeded"
+            copy.take(lease.sandbox)
         acted = time.perf_counter() - began - model.seconds
         patch = copy.patch()
         start = time.perf_counter()
-        verdict = judge(instance, patch, kind) if exit_status == SUBMITTED and patch else None
+        verdict = judge(instance, patch) if exit_status == SUBMITTED and patch else None
         return {
             "reward": float(verdict is not None and verdict.resolved),
             "exit_status": exit_status,
@@ -95,36 +103,59 @@ def episode(join: Callable[[], Model], instance: Mapping[str, Any]) -> dict[str,
             "eval_time": time.perf_counter() - start,
             "fail_to_pass": _share(verdict.fail_to_pass) if verdict else 0.0,
             "pass_to_pass": _share(verdict.pass_to_pass) if verdict else 0.0,
+            **lease.report,
         }
 
 
-def act(executor: Executor, command: str) -> tuple[str, int]:
+@contextlib.contextmanager
+def sandbox(instance: Mapping[str, Any], copy: Checkout) -> Iterator[Lease]:
+    """Where commands run on what a checkout holds. Raises UserError for a SWE_EXECUTOR that there is not."""
+    kind = os.environ.get("SWE_EXECUTOR", "local")
+    with pool(kind).open(image_of(instance["instance_id"], kind), workdir=TESTBED) as lease:
+        push(lease.sandbox, copy.folder)
+        yield lease
+
+
+def image_of(instance_id: str, kind: str) -> str:
+    """SWE-bench's evaluation image of an instance: by name, for Apptainer by its file in SWE_IMAGES or its address."""
+    name = f"sweb.eval.x86_64.{instance_id.lower().replace('__', '_1776_')}"
+    if kind != "apptainer":
+        return f"swebench/{name}:latest"
+    images = os.environ.get("SWE_IMAGES")
+    return str(Path(images, f"{name}.sif")) if images else f"docker://swebench/{name}:latest"
+
+
+def act(sandbox: Sandbox, command: str) -> tuple[str, int]:
     """(what the agent is shown, the exit code) of a command."""
-    outcome = executor.run(command)
+    outcome = sandbox.run(command, seconds=COMMAND_SECONDS)
     return observation(outcome.stdout + outcome.stderr, outcome.exit_code), outcome.exit_code
 
 
-def judge(instance: Mapping[str, Any], patch: str, kind: Kind) -> Verdict:
+def judge(instance: Mapping[str, Any], patch: str) -> Verdict:
     """Apply a patch and the instance's test files to a fresh checkout, and run the tests. A patch that does not apply
     passes nothing."""
     wanted = {name: tests_of(instance, name) for name in ("FAIL_TO_PASS", "PASS_TO_PASS")}
     with checkout(instance) as copy:
-        passed = _passed(instance, copy, kind) if copy.apply(patch) else set()
+        passed = _passed(instance, copy) if copy.apply(patch) else set()
     fail, keep = ({test: test in passed for test in wanted[name]} for name in ("FAIL_TO_PASS", "PASS_TO_PASS"))
     return Verdict(fail_to_pass=fail, pass_to_pass=keep)
 
 
-def _passed(instance: Mapping[str, Any], copy: Checkout, kind: Kind) -> set[str]:
+def _passed(instance: Mapping[str, Any], copy: Checkout) -> set[str]:
     """The tests that pass in a patched checkout, whose test files are the instance's own."""
     files = files_of(instance["test_patch"])
     copy.restore(files)
     if not copy.apply(str(instance["test_patch"])):
         raise UserError(f"{instance['instance_id']}: its test_patch does not apply to {instance['base_commit']}")
-    report = copy.folder / f".report-{secrets.token_hex(8)}"  # longer than what is kept of output
-    command = f"{instance.get('test_cmd', TEST_COMMAND)} {shlex.join(files)} > {report.name} 2>&1"
-    with Executor(kind, copy.folder, instance_id=instance["instance_id"], seconds=TEST_SECONDS) as executor:
-        executor.run(command)
-    return passed_tests(report.read_text(encoding="utf-8", errors="replace")) if report.is_file() else set()
+    report = f".report-{secrets.token_hex(8)}"  # longer than what is kept of output
+    command = f"{instance.get('test_cmd', TEST_COMMAND)} {shlex.join(files)} > {report} 2>&1"
+    with sandbox(instance, copy) as lease:
+        lease.sandbox.run(command, seconds=TEST_SECONDS)
+        try:
+            said = get(lease.sandbox, report)
+        except FileNotFoundError:
+            return set()
+    return passed_tests(said.decode(errors="replace"))
 
 
 def passed_tests(report: str) -> set[str]:
@@ -150,6 +181,15 @@ class Checkout:
 
     folder: Path
     store: Path
+
+    def take(self, sandbox: Sandbox) -> None:
+        """Become what a sandbox has made of it; what it did to its own repository stays there."""
+        for each in self.folder.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
+        pull(sandbox, self.folder, leave=lambda path: path.parts[:1] == (".git",))
 
     def patch(self) -> str:
         """What changed since the base commit, files made since included."""
@@ -191,6 +231,7 @@ def checkout(instance: Mapping[str, Any]) -> Iterator[Checkout]:
         made.git("-c", "protocol.file.allow=always", "fetch", "-q", "--depth=1", source, str(instance["base_commit"]))
         made.git("checkout", "-q", "-B", "main", "FETCH_HEAD")
         shutil.copytree(made.store, made.folder / ".git")
+        made.git("config", "--file", str(made.folder / ".git" / "config"), "--unset", "core.worktree")
         yield made
 
 

@@ -17,8 +17,8 @@ from workspace import Workspace, sandboxed
 from miles_lite.agent.conversation import Conversation, Limits
 from miles_lite.agent.formats import FORMATS
 from miles_lite.agent.session_client import ContextFull
-from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import Tool, load_tools
+from miles_lite.sandboxes.shell import Shell
 
 SYSTEM = "Fix the bug."
 STEP_LIMIT = 4

@@ -16,9 +16,9 @@ from typing import Any
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Answer, Call
 from miles_lite.agent.session_client import AgentSession, ContextFull
-from miles_lite.agent.shell import Outcome, Shell, clipped
 from miles_lite.agent.tools import Tool
 from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.sandboxes.shell import Outcome, Shell, clipped
 from miles_lite.traces import atraj
 
 REFUSED = 126

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from miles_lite.agent.scan import Answer, Call, read_reply
-from miles_lite.agent.shell import Outcome
 from miles_lite.agent.tools import Tool
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
+from miles_lite.sandboxes.shell import Outcome
 
 PREAMBLE = "You are an agent that uses tools to do what the user asks."
 PORTABLE = (

@@ -18,11 +18,11 @@ from miles_lite.agent.conversation import Conversation, Event, Limits
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Call
 from miles_lite.agent.session_client import AgentSession
-from miles_lite.agent.shell import Sandbox, Shell
 from miles_lite.agent.tools import Tool, load_tools
 from miles_lite.config.option import option
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
+from miles_lite.sandboxes.shell import Confinement, Shell
 from miles_lite.traces import atraj
 
 KV_CACHE = (
@@ -54,7 +54,7 @@ class AgentOptions:
     confirm_tools: bool = option(False, help="ask before each call")
     tool_timeout: float = option(30.0, help="seconds one call may take", above=0)
     tool_dir: str | None = option(None, help="folder that tools work in, writable in the sandbox (default: this one)")
-    sandbox: Sandbox = option(Sandbox.NONE, help="bwrap: read-only root, private /tmp, no network, limits")
+    sandbox: Confinement = option(Confinement.NONE, help="bwrap: read-only root, private /tmp, no network, limits")
     prompt_cache_dir: str | None = option(
         None, help="keep the system prompt's state here, so that the next launch loads it instead of computing it"
     )

@@ -17,10 +17,10 @@ import jsonschema
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from miles_lite.agent.shell import assignments
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject, is_unicode
 from miles_lite.process.user_code import load_named
+from miles_lite.sandboxes.shell import assignments
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELLS_OWN = frozenset(

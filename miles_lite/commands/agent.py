@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with claimed(Path(command.run_dir)), serving(model, flags, Path(command.run_dir)) as stack:
+    with claimed({"--run-dir": Path(command.run_dir)}), serving(model, flags, Path(command.run_dir)) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     leftovers.show_ignored()
     check_serving(options)
     killed_before = out_of_memory_kills()
-    with claimed(options.run_dir), connected(options.cluster.ray_address) as logs:
+    with claimed({"--run-dir": options.run_dir}), connected(options.cluster.ray_address) as logs:
         with Interrupts():
             layout = place(options.topology, train=False)
         try:

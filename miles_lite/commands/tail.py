@@ -15,12 +15,12 @@ from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.job.claim import in_use
 from miles_lite.observe.terminal import event_line, latest_line
-from miles_lite.process.json_lines import Growing
 from miles_lite.process.piped import printed
 from miles_lite.report import event_rows
 from miles_lite.report import metric_names as names
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import Curves
+from miles_lite.report.json_lines import Growing
 from miles_lite.report.record import METRICS, read_record
 from miles_lite.report.visible import visible
 

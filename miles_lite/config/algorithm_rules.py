@@ -26,6 +26,7 @@ def all_rules(rollouts: Rollouts, rewards: Rewards, algorithm: Algorithm, evalua
             too_low(rewards, rewards.rules, algorithm),
             too_low_words(f"--rm-type {' '.join(rewards.rm_type)}", algorithm),
         ),
+        *shaping(rollouts, rewards, algorithm),
         *distillation(rollouts, algorithm),
     ]
 
@@ -178,6 +179,28 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             algorithm.keep_old_actor and (algorithm.use_rollout_logprobs or algorithm.use_approximate_old_logprobs),
             "--keep-old-actor computes old logprobs, which --use-rollout-logprobs and --use-approximate-old-logprobs "
             "do not need: give one of them",
+        ),
+    ]
+
+
+def shaping(rollouts: Rollouts, rewards: Rewards, algorithm: Algorithm) -> Rules:
+    """What is taken from rewards before advantages."""
+    buffer, longest = rewards.overlong_buffer_len or 0, rollouts.rollout_max_response_len
+    name, estimator = algorithm.advantage_estimator, algorithm.estimator
+    return [
+        (
+            buffer > longest,
+            f"--overlong-buffer-len {buffer} is above --rollout-max-response-len {longest}, of which it is the end",
+        ),
+        (
+            buffer > 0 and estimator.least_reward is not None,
+            f"--overlong-buffer-len takes from rewards, and --advantage-estimator {name} takes none below "
+            f"{estimator.least_reward}: leave it out, or take grpo",
+        ),
+        (
+            buffer > 0 and estimator.ignores_reward,
+            f"--overlong-buffer-len takes from a rollout's reward, and --advantage-estimator {name} does not look at "
+            "it: leave it out, or take grpo",
         ),
     ]
 

@@ -46,6 +46,7 @@ class Estimator:
     loss, reduction  what its paper takes, where no flag says otherwise
     least         rollouts per prompt without which it has nothing to compare
     least_reward  below which a reward means nothing to it
+    ignores_reward  it looks at others than the rollout's own, or at none
     reads         what it takes from what the agent function returned: numbers (or None) by name, or in a list
     """
 
@@ -59,6 +60,7 @@ class Estimator:
     reduction: Reduction | None = None
     least: int = 1
     least_reward: float | None = None
+    ignores_reward: bool = False
     reads: str | None = None
 
 
@@ -90,7 +92,9 @@ ADVANTAGES: Mapping[str, Estimator] = {
     "rloo": Estimator(_ADVANTAGE + "rloo:rloo", least=2),
     "opo": Estimator(_ADVANTAGE + "opo:opo", least=2),
     "maxrl": Estimator(_ADVANTAGE + "maxrl:maxrl", least=2, least_reward=0.0),
-    "gdpo": Estimator(_ADVANTAGE + "gdpo:gdpo", _GROUP[1:], standardized=True, least=2, reads="rewards"),
+    "gdpo": Estimator(
+        _ADVANTAGE + "gdpo:gdpo", _GROUP[1:], standardized=True, least=2, ignores_reward=True, reads="rewards"
+    ),
     "per_turn": Estimator(_ADVANTAGE + "per_turn:per_turn", (*_GROUP, "gamma"), least=2, reads="turn_rewards"),
     "reinforce_plus_plus": Estimator(
         _ADVANTAGE + "raw_rewards:rewards", ("gamma",), tokens=_ADVANTAGE + "tokens:discounted", whitened=True
@@ -102,7 +106,7 @@ ADVANTAGES: Mapping[str, Estimator] = {
         tokens=_ADVANTAGE + "gae:gae",
         critic=True,
     ),
-    "on_policy_distillation": Estimator(_ADVANTAGE + "raw_rewards:nothing", ("opd_kl_coef",)),
+    "on_policy_distillation": Estimator(_ADVANTAGE + "raw_rewards:nothing", ("opd_kl_coef",), ignores_reward=True),
 }
 
 

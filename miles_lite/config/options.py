@@ -24,7 +24,7 @@ from miles_lite.config.lora import LoRA
 from miles_lite.config.model import Checkpoint
 from miles_lite.config.parallel import Compute, Parallelism
 from miles_lite.config.redaction import redacted, write_private
-from miles_lite.config.rewards import Rewards
+from miles_lite.config.rewards import Overlong, Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.config.serving import Serving
@@ -74,6 +74,12 @@ class Config(Serving):
         flags = {"input_key": options.eval_input_key, "label_key": options.eval_label_key}
         own = {key: value for key, value in options.settings(name).items() if key in eval_sets.DATA}
         return dataclasses.replace(self.data, **{key: value for key, value in flags.items() if value} | own)
+
+    @property
+    def overlong(self) -> Overlong | None:
+        """What is taken from the rewards of long responses, if anything is."""
+        buffer, longest = self.rewards.overlong_buffer_len, self.rollouts.rollout_max_response_len
+        return None if buffer is None else Overlong(longest, buffer, self.rewards.overlong_penalty_factor)
 
     @property
     def updates_in_all(self) -> int:

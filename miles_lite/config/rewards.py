@@ -36,6 +36,21 @@ class Chosen:
     boxed: bool = False
 
 
+@dataclass(frozen=True)
+class Overlong:
+    """DAPO's soft overlong punishment (arXiv:2503.14476, section 3.4): what is taken from the reward of a response
+    within `buffer` tokens of `longest`, which falls from 0 to `-factor` there."""
+
+    longest: int
+    buffer: int
+    factor: float
+
+    def penalty(self, lengths: Iterable[int]) -> float:
+        """Of a rollout whose responses have so many tokens: that of the longest; at most 0."""
+        within = max(lengths, default=0) - (self.longest - self.buffer)
+        return -self.factor * min(1.0, max(0, within) / self.buffer)
+
+
 def chosen(given: Iterable[str], *, given_as: str) -> tuple[Chosen, ...]:
     """The rules behind NAME and NAME=WEIGHT. Raises UserError naming `given_as`."""
     rules = tuple(_chosen(each, given_as) for each in given)
@@ -109,6 +124,13 @@ class Rewards:
     eval_reward_key: str | None = option(
         None, help="the same on held-out prompts (default: --reward-key)", with_="eval_interval"
     )
+    overlong_buffer_len: int | None = option(
+        None,
+        help="tokens before --rollout-max-response-len within which a response is too long: the nearer its end, the "
+        "more is taken from its reward (DAPO's soft overlong punishment)",
+        least=1,
+    )
+    overlong_penalty_factor: float = option(1.0, help="what is taken at most", above=0, with_="overlong_buffer_len")
     log_reward_category: str | None = option(None, help="key of an object's text whose shares are logged")
 
     @property

@@ -110,6 +110,7 @@ class EngineActor(ReceivingActor):
                 liveness.rest()
             elif reason is not None:
                 if process is not None:
+                    await asyncio.to_thread(process.write_stacks)
                     process.kill()
                 return reason
 

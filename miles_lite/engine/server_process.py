@@ -20,6 +20,7 @@ from typing import Self
 
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
+from miles_lite.process.stacks import stacks_folder, write_stacks
 
 GUARD = Path(__file__).with_name("server_guard.py")
 GRACE = 2.0
@@ -77,6 +78,7 @@ class ServerProcess:
             if await answers(f"{url}/health", seconds=HEALTH_SECONDS):
                 return
             if time.monotonic() > deadline:
+                await asyncio.to_thread(self.write_stacks)
                 raise UserError(
                     f"the SGLang server was not healthy after {timeout:g} s ({url}/health).\n{self._tail()}\n"
                     "  A slow machine or a big model: raise --engine-start-timeout."
@@ -104,6 +106,10 @@ class ServerProcess:
             loop.add_reader(handle, ended.set)
             ending.callback(loop.remove_reader, handle)
             await ended.wait()
+
+    def write_stacks(self) -> None:
+        """Leave what the server's processes are at beside its log."""
+        write_stacks(stacks_folder(self.log_path.parent), {self.log_path.stem: self.pid})
 
     def kill(self) -> None:
         """End the server's process group at once: what hangs heeds nothing else."""

@@ -6,13 +6,15 @@ when it is named.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from miles_lite.config.environments import ENVIRONMENTS, arguments, named
 from miles_lite.errors import UserError
 from miles_lite.hooks import Environment, EnvironmentFactory, load_hook
+from miles_lite.process.user_code import users_code
 
 PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm", "ors": "ors-sdk"}
 """Of a module, the package that brings it, where that has another name."""
@@ -22,17 +24,30 @@ PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm
 def load(spec: str, args: str | None, *, seed: int) -> Environment:
     """The environment of --environment and --environment-args, one in a process. Raises UserError."""
     known, argument = named(spec)
-    make: EnvironmentFactory
-    if known in ENVIRONMENTS.values():
-        module, _, function = known.make.partition(":")
-        make = getattr(importlib.import_module(module), function)
-    else:
-        make = load_hook(known.make, flag="--environment")
     given = arguments(args)
+    if known not in ENVIRONMENTS.values():
+        make: EnvironmentFactory = load_hook(known.make, flag="--environment")
+        with users_code(f"--environment {spec}: cannot be made"), _packages(spec):
+            return _complete(spec, make(argument, given, seed=seed))
+    module, _, function = known.make.partition(":")
+    with _packages(spec):
+        return _complete(spec, getattr(importlib.import_module(module), function)(argument, given, seed=seed))
+
+
+@contextlib.contextmanager
+def _packages(spec: str) -> Iterator[None]:
+    """Raises UserError for an import of what is not installed."""
     try:
-        return make(argument, given, seed=seed)
+        yield
     except ImportError as error:
         if error.name is None:
             raise
         package = PACKAGES.get(error.name, error.name)
         raise UserError(f"--environment {spec}: needs {package}: pip install {package}") from error
+
+
+def _complete(spec: str, made: Environment) -> Environment:
+    missing = [name for name in ("agent", "reward", "rows") if not hasattr(made, name)]
+    if missing:
+        raise UserError(f"--environment {spec}: what it made, {made!r:.200}, has no {', '.join(missing)}")
+    return made

@@ -8,14 +8,17 @@ context is full, with the rewards that it has.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
-from miles_lite.environments.session_chat import Chat, ContextFullError, Message
+from miles_lite.environments.session_chat import Chat, ContextFullError, Message, RefusedError
 from miles_lite.environments.tasks import Task, Tasks, report, taken
 from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.hooks import RewardFunction, Rows
@@ -24,11 +27,20 @@ from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an episode says to one action. `reward`: of this step; None: it says none."""
+    """What an episode says to one action. `reward`: of this step; None: it says none. Raises ValueError for what is no
+    text, no finite number, neither true nor false: nothing is made of it."""
 
     observation: str
     reward: float | None = None
     done: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.observation, str):
+            raise ValueError(f"an observation is text, and this is {self.observation!r:.200}")
+        if self.reward is not None and not (isinstance(self.reward, Real) and math.isfinite(self.reward)):
+            raise ValueError(f"a step's reward is a finite number, and this is {self.reward!r:.200}")
+        if self.done not in (True, False):
+            raise ValueError(f"whether an episode is done is true or false, and this is {self.done!r:.200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +120,17 @@ class Loop:
         try:
             with _environment(play):
                 begun = await episode.begin()
-            messages = list(begun.messages)
+                messages = list(begun.messages)
             async with Chat(asked["base_url"], asked["api_key"], asked["request_kwargs"], tools=begun.tools) as chat:
                 while not play.done and play.turns < self.max_turns:
                     try:
                         said = await chat.ask(messages)
-                    except ContextFullError:
+                    except ContextFullError as error:
+                        if play.turns == 0:
+                            raise RolloutError(Where.ENVIRONMENT, f"its first words are too long: {error}") from error
                         break
+                    except RefusedError as error:
+                        raise RolloutError(Where.ENVIRONMENT, f"what it says cannot be sent: {error}") from error
                     play.turns += 1
                     play.response = said.get("content") or ""
                     messages.append(said)
@@ -200,3 +216,13 @@ def _environment(play: Play) -> Iterator[None]:
         raise RolloutError(Where.ENVIRONMENT, f"{type(error).__name__}: {error}") from error
     finally:
         play.seconds += time.monotonic() - began
+
+
+@contextlib.asynccontextmanager
+async def in_time(seconds: float, what: str) -> AsyncIterator[None]:
+    """Raises TimeoutError, which says `what` took longer than `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(f"{what} took longer than {seconds:g} s") from error

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import aiohttp
 import httpx
 
-from miles_lite.environments.episodes import Begun, Step, TextLoop, total_of
+from miles_lite.environments.episodes import Begun, Step, TextLoop, in_time, total_of
 from miles_lite.environments.tasks import PROCEDURAL, Tasks, refuse_others, taken
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
@@ -65,7 +65,9 @@ class Connection:
             await enter(server.room)
         client = await enter(aiohttp.ClientSession())
         timeout = aiohttp.ClientWSTimeout(ws_close=server.seconds)
-        self._socket = await enter(client.ws_connect(f"{server.url}/ws", timeout=timeout, max_msg_size=MAX_MESSAGE))
+        address = f"{server.url}/ws"
+        async with in_time(server.seconds, f"{address}: to connect"):
+            self._socket = await enter(client.ws_connect(address, timeout=timeout, max_msg_size=MAX_MESSAGE))
         step = await self._told("reset", {"seed": self._seed, **server.reset})
         return Begun([{"role": "user", "content": step.observation}])
 
@@ -82,16 +84,23 @@ class Connection:
         await self._open.aclose()
 
     async def _told(self, kind: str, data: Json) -> Step:
-        """Raises RuntimeError for the server's refusal, ConnectionError and TimeoutError."""
-        await self._socket.send_json({"type": kind, "data": data})
-        answer = await self._socket.receive_json(timeout=self._server.seconds)
-        said = answer["data"]
-        if answer["type"] == "error":
-            raise RuntimeError(f"{self._server.url} refused {kind}: {said.get('message', said)}")
-        reward = said.get("reward")
-        return Step(
-            self._server.shown(said["observation"]), None if reward is None else float(reward), bool(said["done"])
-        )
+        """Raises RuntimeError for the server's refusal, ConnectionError, TimeoutError, and ValueError for what is no
+        answer."""
+        url = self._server.url
+        async with in_time(self._server.seconds, f"{url}: its answer to {kind}"):
+            await self._socket.send_json({"type": kind, "data": data})
+            received = await self._socket.receive()
+        if received.type is not aiohttp.WSMsgType.TEXT:
+            raise ConnectionError(f"{url} answered {kind} with {received.type.name}: {received.data!r:.200}")
+        answer = json.loads(received.data)
+        said = answer.get("data") if isinstance(answer, Mapping) else None
+        if isinstance(answer, Mapping) and answer.get("type") == "error":
+            raise RuntimeError(
+                f"{url} refused {kind}: {said.get('message', said) if isinstance(said, Mapping) else said}"
+            )
+        if not isinstance(said, Mapping) or not {"observation", "done"} <= said.keys():
+            raise ValueError(f"{url} answered {kind} without data of observation and done: {received.data:.200}")
+        return Step(self._server.shown(said["observation"]), said.get("reward"), said["done"])
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
@@ -100,7 +109,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     url = argument.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--environment openenv:{argument}: give the server's URL, as openenv:http://127.0.0.1:8000")
-    with user_error(f"--environment openenv:{argument}: no server answers there", httpx.HTTPError):
+    with user_error(f"--environment openenv:{argument}: no server answers there", httpx.HTTPError, httpx.InvalidURL):
         httpx.get(f"{url}/health", timeout=HEALTH_SECONDS).raise_for_status()
     at_once, size = taken(args, "concurrency", int, None, least=1), taken(args, "size", int, PROCEDURAL, least=1)
     server = Server(

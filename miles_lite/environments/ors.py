@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from functools import cache
 from typing import TypeVar
 
-from miles_lite.environments.episodes import Begun, Step, ToolLoop, total_of
+from miles_lite.environments.episodes import Begun, Step, ToolLoop, in_time, total_of
 from miles_lite.environments.session_chat import Message
 from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
 from miles_lite.errors import UserError, user_error
@@ -43,16 +43,18 @@ class Session:
         environment = self._ors.environment(self._name)
         self._open.push_async_callback(environment.client.close)
         self._session: Json = environment.session(split=self._task.split, index=self._task.place)
-        await self._open.enter_async_context(self._session)
-        blocks = await self._session.get_prompt()
-        tools = [_tool(each) for each in await self._session.list_tools()]
+        async with in_time(self._seconds, f"{self._url}: to begin"):
+            await self._open.enter_async_context(self._session)
+            blocks = await self._session.get_prompt()
+            tools = [_tool(each) for each in await self._session.list_tools()]
         return Begun([{"role": "user", "content": _text(blocks)}], tools)
 
     async def call(self, name: str, given: JsonMapping) -> Step:
         from ors.client import ToolCallError
 
         try:
-            said = await asyncio.wait_for(self._session.call_tool(name, given), self._seconds)
+            async with in_time(self._seconds, f"{self._url}: {name}"):
+                said = await self._session.call_tool(name, given)
         except ToolCallError as error:
             return Step(f"error: {error}")
         return Step(_text(said.blocks), said.reward, said.finished)
@@ -92,22 +94,21 @@ def _asked(url: str, name: str, question: Callable[[Json], Awaitable[R]]) -> R:
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     """See `hooks.EnvironmentFactory`. Raises UserError where no server answers, or it has no such environment."""
-    import aiohttp
     import ors.client  # noqa: F401
 
     refuse_others(args, OWN)
     url, _, name = argument.rstrip("/").rpartition("/")
     if not url.startswith(("http://", "https://")) or url.endswith("/"):
         raise UserError(f"--environment ors:{argument}: give URL/ENVIRONMENT, as ors:http://127.0.0.1:8080/arithmetic")
-    flaws = (aiohttp.ClientError, TimeoutError, RuntimeError, KeyError)
 
     @cache
     def size(split: str) -> int:
-        with user_error(f"--environment ors:{argument}", *flaws):
+        with user_error(f"--environment ors:{argument}: no answer of an ORS server", Exception):
             splits = _asked(url, name, lambda environment: environment.list_splits())
-            if split not in splits:
-                raise UserError(f"--environment ors:{argument}: no split {split}; there are {', '.join(splits)}")
-            return int(_asked(url, name, lambda environment: environment.num_tasks(split)))
+            tasks = _asked(url, name, lambda environment: environment.num_tasks(split)) if split in splits else 0
+        if split not in splits:
+            raise UserError(f"--environment ors:{argument}: no split {split}; there are {', '.join(map(str, splits))}")
+        return int(tasks)
 
     seconds = float(taken(args, "tool_timeout", (int, float), 120.0, least=0.001))
     return ToolLoop(

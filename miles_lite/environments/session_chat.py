@@ -13,11 +13,18 @@ from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import JsonMapping, JsonObject
 
 Message: TypeAlias = JsonObject
-TOO_LONG = "context_length_exceeded"
+TOO_LONG, TOO_LARGE = "context_length_exceeded", 413
+
+
+class RefusedError(RuntimeError):
+    """The session cannot take these messages."""
 
 
 class ContextFullError(RuntimeError):
     """The conversation does not fit into the model's context any more."""
+
+
+REFUSALS = {400: RefusedError, 422: RefusedError}
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Chat:
 
     async def ask(self, messages: list[Message]) -> Message:
         """The answer to `messages`, as it is to be sent again. A rollout's timeout bounds it. Raises ContextFullError,
-        and RuntimeError for any other refusal."""
+        RefusedError, and RuntimeError for what is nobody's fault who asked."""
         offered = {"tools": self.tools} if self.tools else {}
         body = {"messages": messages, **offered, **self.request_kwargs}
         began = time.monotonic()
@@ -54,8 +61,9 @@ class Chat:
             self.seconds += time.monotonic() - began
             if answer.status != 200:
                 error = said.get("error") if isinstance(said, dict) else None
-                full = isinstance(error, dict) and error.get("code") == TOO_LONG
-                raise (ContextFullError if full else RuntimeError)(f"chat completion answered {answer.status}: {said}")
+                full = answer.status == TOO_LARGE or (isinstance(error, dict) and error.get("code") == TOO_LONG)
+                kind = ContextFullError if full else REFUSALS.get(answer.status, RuntimeError)
+                raise kind(f"chat completion answered {answer.status}: {said}")
         choice = said["choices"][0]
         self.cut = choice.get("finish_reason") == "length"
         message: Message = choice["message"]

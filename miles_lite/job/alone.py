@@ -82,7 +82,7 @@ class Saved:
 
     def step(self, number: int) -> Step:
         path, algorithm = dump.path_of(self.pattern, number), self.config.algorithm
-        rollouts, advantages = estimate(dump.read(path, vocabulary=self.vocabulary), algorithm)
+        rollouts, advantages = estimate(dump.read(path, vocabulary=self.vocabulary), algorithm, self.config.overlong)
         if not rollouts:
             raise UserError(f"--load-debug-rollout-data {path}: none of its rollouts can be trained")
         names = {rollout.teacher for rollout in rollouts if algorithm.opd_teacher_key is not None}

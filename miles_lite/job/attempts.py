@@ -23,14 +23,15 @@ from miles_lite.errors import PASSING, RunLostError, UserError, plain
 from miles_lite.job.claim import claimed
 from miles_lite.job.events import Events
 from miles_lite.job.lifetime import Course, Lifetime
-from miles_lite.process import json_lines
 from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
 from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import append
 from miles_lite.train.checkpoint import LATEST
 
 log = logging.getLogger(__name__)
 
+RESTARTS = "restarts.jsonl"
 START_PAUSE = 2.0
 """Seconds, and more each time."""
 T = TypeVar("T")
@@ -79,8 +80,8 @@ class Attempts:
         why, lost = str(plain(error)), course.reached.step
         log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
-        json_lines.append(self._config.run_dir / "restarts.jsonl", row)
         course.events.note(Kind.RESTART, f"{why}; {lost} is lost", step=course.reached.next)
+        append(self._config.run_dir / RESTARTS, [row])
 
     def _pause(self, seconds: float) -> None:
         """What kept an attempt from starting, such as a port or a slot that is not free yet, may go."""
@@ -117,8 +118,9 @@ class Attempts:
 
 @contextlib.contextmanager
 def attempts(config: Config) -> Iterator[Attempts]:
-    """A run's. Raises UserError for a run folder that cannot be made, or that another run is using."""
-    with claimed(config.run_dir), Interrupts(deaf=HASTE_SECONDS) as interrupts:
+    """A run's. Raises UserError for a folder that cannot be made, or that another run is writing into."""
+    save = {} if config.checkpoint.save is None else {"--save": Path(config.checkpoint.save)}
+    with claimed({"--run-dir": config.run_dir, **save}), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
         with tries.course.unhurried, tries.course.events:
             yield tries

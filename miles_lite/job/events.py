@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from miles_lite.errors import plain
-from miles_lite.process.json_lines import JsonLines
 from miles_lite.report import event_rows
 from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import JsonLines
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Events:
         waiting, self._waiting = self._waiting, []
         try:
             self._file = self._file or JsonLines(self._path)
-            self._file.write(*waiting)
+            self._file.write(waiting)
         except OSError as error:
             if not self._broken:
                 log.warning("%s is not written, and the run goes on without: %s", self._path, error)

@@ -7,12 +7,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+from ray.exceptions import RayError
+
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.watch import OvertimeError
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.train.group import TrainError
 
-SAVE_TIMEOUT = 4.0
+SAVE_TIMEOUT, SUMMARY_TIMEOUT = 4.0, 2.0
 
 
 class SaveWhenInterrupted:
@@ -55,6 +57,17 @@ class SaveWhenInterrupted:
         except (OvertimeError, DiedError, TrainError) as failed:
             why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
             print(f"{why}; the last checkpoint is {saved}", flush=True)
+
+
+def sum_up_when_interrupted(life: Lifetime, sum_up: Callable[[], object]) -> None:
+    """Once all that was started since has ended, unless it takes too long."""
+
+    def ended(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OvertimeError, DiedError, RayError), life.watch.at_most(SUMMARY_TIMEOUT):
+                sum_up()
+
+    life.parts.push(ended)
 
 
 def _say_finishing() -> None:

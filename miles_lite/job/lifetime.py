@@ -23,6 +23,7 @@ from miles_lite.job.events import Events
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
 from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
+from miles_lite.process.stacks import stacks_folder
 from miles_lite.process.stopping import DEAF_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.report.event_rows import Kind
 from miles_lite.stack.cluster import connect, disconnect
@@ -127,7 +128,7 @@ class Lifetime:
         lost = None if died is None else self._lost(died)
         interrupted = isinstance(error, KeyboardInterrupt)
         if error is not None and isinstance(plain(error), UnavailableError):
-            self.watch.write_stacks(self._config.run_dir / "logs" / f"stacks-{time.time():.0f}")
+            self.watch.write_stacks(stacks_folder(self._config.run_dir / "logs"))
         with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1):
             self.parts.__exit__(kind, error, trace)
             if interrupted:

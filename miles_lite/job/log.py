@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from miles_lite.config.options import Config
@@ -19,22 +19,35 @@ from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.terminal import RECENT, step_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
-from miles_lite.report.event_rows import Kind
+from miles_lite.report.event_rows import FILE, Kind
 from miles_lite.report.live import Change, LiveAlarms
-from miles_lite.report.record import METRICS, set_aside
+from miles_lite.report.record import METRICS
+from miles_lite.report.rollout_table import FOLDER, TRAJECTORIES
+
+RECORD = (METRICS, FILE, "failures.jsonl", "quarantined.jsonl", "restarts.jsonl", FOLDER, TRAJECTORIES)
+"""What a run adds to from step to step."""
+SUMMARY = "summary.json"
+"""What it ends with."""
 
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
-    """A run that starts anew in a used folder keeps the old metrics under another name. Raises UserError."""
+    """What another run left in the folder stays under another name; a run that goes on has not ended yet. Raises
+    UserError."""
     course = life.course
     if course.sinks is not None:
         return course.sinks
-    if (config.run_dir / METRICS).exists() and not resumed:
-        set_aside(config.run_dir, before=f"before-{course.began:.0f}")
+    set_aside(config.run_dir, [SUMMARY] if resumed else [*RECORD, SUMMARY], before=f"before-{course.began:.0f}")
     course.events.write()
     course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     course.unhurried.callback(course.sinks.close)
     return course.sinks
+
+
+def set_aside(run_dir: Path, names: Iterable[str], *, before: str) -> None:
+    """Rename these of a run folder, as far as they are there: `metrics.jsonl` to `metrics.BEFORE.jsonl`."""
+    for path in (run_dir / name for name in names):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}.{before}"))
 
 
 class Log:

@@ -18,6 +18,7 @@ from miles_lite.config.rules import refuse_broken
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 from miles_lite.engine.heads import check_head
+from miles_lite.environments import load
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder
@@ -50,6 +51,8 @@ def check_inputs(config: Config, *, trains: bool = True) -> None:
     if "." not in config.session.session_message_matcher:
         matcher_named(config.session.session_message_matcher)
     check_rewards(config.rewards)
+    if config.data.environment is not None:
+        load(config.data.environment, config.data.environment_args, seed=config.data.rollout_seed)
     check_engines(config.topology, config.engines)
     family = config.session.tito_model
     tito = load_tito(model, config)

@@ -15,8 +15,9 @@ from ray import ObjectRef
 
 from miles_lite.config.options import Config
 from miles_lite.job.due import Due
+from miles_lite.job.interrupted import sum_up_when_interrupted
 from miles_lite.job.lifetime import Lifetime
-from miles_lite.job.log import Log, open_log
+from miles_lite.job.log import SUMMARY, Log, open_log
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
@@ -132,22 +133,34 @@ class TrainingRun(Run):
         self._finish_evaluation()
         self._trainer.finish_export()
         self._trainer.finish_save()
-        booked = self._servers.call(RolloutManager.accounts)
-        ends = ("started", "trained", "filtered", "failed", "quarantined", "unused")
-        prompts = {f"prompts_{end}": booked[end] for end in ends}
+        summary = sum_up(self._config, self._life, self._servers)
         run_dir, chance = self._config.run_dir, self._config.logging.reward_chance
-        metrics = run_dir / "metrics.jsonl"
-        summary = build_summary(
-            metrics,
-            counts=Counts(**prompts, rollouts_failed=booked["rollouts_failed"]),
-            seconds=time.time() - self._life.course.began,
-            restarts=self._life.course.restarts,
-            chance=chance,
-            heldout=next(iter(self._config.evaluation.datasets), None),
-        )
-        write_summary(summary, run_dir / "summary.json")
-        reward_curve(metrics, run_dir / "reward.png", chance=chance, title=run_dir.name)
+        reward_curve(run_dir / "metrics.jsonl", run_dir / "reward.png", chance=chance, title=run_dir.name)
         return summary
+
+
+def sum_up(config: Config, life: Lifetime, servers: Servers, *, ended: str = "well") -> Summary:
+    """Write summary.json; what is under way, of a run that does not end well, is used by nobody."""
+    booked = servers.call(RolloutManager.accounts)
+    ends = ("trained", "filtered", "failed", "quarantined")
+    prompts = {f"prompts_{end}": booked[end] for end in ends}
+    unused = booked["started"] - sum(prompts.values())
+    summary = build_summary(
+        config.run_dir / "metrics.jsonl",
+        counts=Counts(
+            **prompts,
+            prompts_started=booked["started"],
+            prompts_unused=unused,
+            rollouts_failed=booked["rollouts_failed"],
+        ),
+        ended=ended,
+        seconds=time.time() - life.course.began,
+        restarts=life.course.restarts,
+        chance=config.logging.reward_chance,
+        heldout=next(iter(config.evaluation.datasets), None),
+    )
+    write_summary(summary, config.run_dir / SUMMARY)
+    return summary
 
 
 def rolling_out(config: Config, life: Lifetime) -> Run:
@@ -173,6 +186,8 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
         servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
     logged = Log(life, sinks, config.run_dir, steps=total, done=first)
     life.stands(first=first, of=total)
+
+    sum_up_when_interrupted(life, lambda: sum_up(config, life, servers, ended="interrupted"))
 
     def exported(version: int, seconds: float) -> None:
         logged.metrics({"perf/export_weights_time": seconds}, max(version - 1, 0), names.ROLLOUT_STEP)

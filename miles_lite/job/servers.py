@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -87,7 +88,7 @@ class Servers:
             if status != before:
                 before = status
                 patience.renew()
-            elif patience.over(str(status)):
+            elif patience.over(partial(str, status)):
                 raise UnavailableError(
                     f"rollout {rollout_id}: no agent finished for {limit:.0f} s ({status.rollouts_done} of "
                     f"{status.rollouts_started} did). See {logs}; --rollout-timeout bounds an agent."

@@ -69,7 +69,8 @@ class Trainer:
             self._engines(Fleet.offload)
         began = time.time()
         with self._interrupted.step():
-            metrics = self._ranks.train(rollout_id, *estimate(groups, self._config.algorithm))
+            estimated = estimate(groups, self._config.algorithm, self._config.overlong)
+            metrics = self._ranks.train(rollout_id, *estimated)
         self._life.reached.trained = rollout_id
         return metrics, (began, time.time())
 

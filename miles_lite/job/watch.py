@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +17,13 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from miles_lite.errors import UnavailableError, plain
+from miles_lite.errors import plain
 from miles_lite.process.heartbeat import Pulse, death
 from miles_lite.process.patience import Patience
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.process.remote import Remote
 from miles_lite.process.stacks import write_stacks
+from miles_lite.process.standing import processes
 from miles_lite.process.stopping import Interrupts
 from miles_lite.train.group import RankDiedError, TrainError
 
@@ -67,7 +67,6 @@ class Watch:
         """`hint` ends the message of a wait that takes too long; `say` is told at half of it."""
         self._interrupts, self._hint, self.say = interrupts, hint, say
         self._pulses: dict[str, Pulse] = {}
-        self._places: dict[str, ObjectRef[tuple[str, int]]] = {}
         self._deadline: float | None = None
         self._say_finishing: Callable[[], None] | None = None
         self.hears: list[Callable[[], None]] = []
@@ -76,8 +75,6 @@ class Watch:
     def follow(self, name: str, actor: Remote[object]) -> None:
         """The run ends when `actor` dies. One that dies with another is followed after it."""
         self._pulses[name] = Pulse(actor)
-        with contextlib.suppress(TypeError):  # of an actor that another one made, Ray does not know how to ask
-            self._places[name] = actor.whereabouts()
 
     def follow_all(self, name: str, actors: Sequence[Remote[object]]) -> None:
         """The same for each, by number."""
@@ -112,14 +109,8 @@ class Watch:
         return None
 
     def write_stacks(self, folder: Path) -> None:
-        """What the actors that are followed are at, those of this machine, and this process."""
-        here: dict[str, int] = {}
-        for name, place in self._places.items():
-            if ray.wait([place], timeout=0)[0]:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    host, pid = ray.get(place)
-                    here |= {name: pid} if host == socket.gethostname() else {}
-        written = write_stacks(folder, here)
+        """What this job's actors are at, those of this node, what they started, and this process."""
+        written = write_stacks(folder, processes(), own="driver")
         self.say(f"what {', '.join(path.stem for path in written)} were at is in {folder}")
 
     def _first_death(self) -> DiedError | None:
@@ -165,7 +156,7 @@ class Watch:
         patience = Patience(what, timeout, self.say)
         while not self.until(ref, SLICE_SECONDS):
             if patience.over():
-                raise UnavailableError(f"waited {timeout:.0f} s for {what}; {self._hint}")
+                raise patience.ended(self._hint)
         try:
             return ray.get(ref)
         except RayActorError as error:

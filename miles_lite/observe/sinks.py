@@ -17,7 +17,7 @@ import ray
 
 from miles_lite.config.tracking import Logging
 from miles_lite.observe.gauges import Gauges
-from miles_lite.process.json_lines import JsonLines
+from miles_lite.report.json_lines import JsonLines
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """A line for each: `{step_key: step, "time": unix seconds, **metrics}`."""
+    """One JSON object per line: `{step_key: step, "time": unix seconds, **metrics}`; NaN and infinity become null."""
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
 
     def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
-        self._lines.write({step_key: step, "time": round(time.time(), 3), **metrics})
+        self._lines.write([{step_key: step, "time": round(time.time(), 3), **metrics}])
 
     def close(self) -> None:
         self._lines.close()

@@ -42,6 +42,7 @@ def build_summary(
     metrics_jsonl: Path,
     *,
     counts: Counts,
+    ended: str = "well",
     seconds: float,
     chance: float | None,
     heldout: str | None,
@@ -49,6 +50,7 @@ def build_summary(
 ) -> Summary:
     """The fields of summary.json.
 
+    ended     "well", or "interrupted" by a person: then `prompts_unused` counts what was under way, too
     seconds   wall time of the run; chance: the expected reward of an agent that guesses
     restarts  how often it went on after it had lost a process that it cannot do without
     heldout   name of the evaluation dataset that heldout_first and heldout_last are about
@@ -65,6 +67,7 @@ def build_summary(
     idle = series(rows, names.OVERHEAD_TIME, step_key=names.ROLLOUT_STEP)
     measured = sum(steps[step] for step in idle if step in steps)
     return {
+        "ended": ended,
         "reward_first5": _mean(rewards[:EDGE]),
         "reward_last5": _mean(rewards[-EDGE:]),
         "reward_chance": chance,

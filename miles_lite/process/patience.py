@@ -5,8 +5,20 @@ Invariant: pure but for the clock; it says one line at most.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from miles_lite.errors import UnavailableError
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 1.0
+
+
+def _nothing() -> str:
+    return ""
 
 
 class Patience:
@@ -21,11 +33,37 @@ class Patience:
         """There was something to see: it begins anew."""
         self._since, self._said = time.monotonic(), False
 
-    def over(self, more: str = "") -> bool:
-        """Whether it has come to its end. At half of it says what is waited for, and `more`."""
+    def over(self, more: Callable[[], str] = _nothing) -> bool:
+        """Whether it has come to its end. At half of it says what is waited for, and `more`, which is asked then."""
         waited = time.monotonic() - self._since
         if waited > self.seconds / 2 and not self._said:
             self._said = True
-            after = f"; {more}" if more else ""
+            after = f"; {told}" if (told := more()) else ""
             self._say(f"waiting for {self._what} since {waited:.0f} s, at most {self.seconds:.0f} s{after}")
         return waited > self.seconds
+
+    def ended(self, more: str) -> UnavailableError:
+        """What its end is raised as, with what is known then."""
+        return UnavailableError(f"waited {self.seconds:.0f} s for {self._what}; {more}")
+
+
+async def patiently(
+    coming: Awaitable[T],
+    patience: Patience,
+    more: Callable[[], str] = _nothing,
+    *,
+    hint: str = "",
+    at_end: Callable[[], None] = lambda: None,
+) -> T:
+    """What `coming` gives. Raises UnavailableError with `more` and `hint` where that takes longer than `patience`
+    lasts; before it is cancelled then, `at_end` looks, in a thread, at who was waited for."""
+    task = asyncio.ensure_future(coming)
+    try:
+        while not (await asyncio.wait({task}, timeout=min(LOOK_SECONDS, patience.seconds / 4)))[0]:
+            if patience.over(more):
+                known = "; ".join(filter(None, (more(), hint)))
+                await asyncio.to_thread(at_end)
+                raise patience.ended(known)
+        return task.result()
+    finally:
+        task.cancel()

@@ -6,8 +6,6 @@ fulfils.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast, overload
@@ -52,11 +50,6 @@ class Remote(Generic[T_co]):
         )
         return called
 
-    def whereabouts(self) -> ObjectRef[tuple[str, int]]:
-        """Host name and process id, once it runs."""
-        called: ObjectRef[tuple[str, int]] = self.handle.__ray_call__.remote(_whereabouts)
-        return called
-
     def ready(self) -> ObjectRef[object]:
         """Comes once the actor has done what it was told before, and fails once it has died."""
         called: ObjectRef[object] = self.handle.__ray_ready__.remote()
@@ -65,10 +58,6 @@ class Remote(Generic[T_co]):
     def kill(self) -> None:
         """End its process; what waits for it fails."""
         ray.kill(self.handle)
-
-
-def _whereabouts(_actor: object) -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()
 
 
 def remote(

@@ -26,7 +26,7 @@ import time
 PREFIX = "miles-lite-"
 OUTER = "MILES_LITE_OUTER_TMPDIR"
 """Where the temp folder was before one of these took its place."""
-_LOCK, _NOTED = ".lock", ".noted"
+LOCK, _NOTED = ".lock", ".noted"
 LEAVING_SECONDS = 10.0
 """How long whoever still uses a folder may take to end: some of Ray's processes outlive a killed driver by a minute."""
 _POLL, _QUIET = 0.25, 4
@@ -36,16 +36,17 @@ def make() -> str:
     """A folder that is locked by this process until it ends; the temp folder of those whose TMPDIR it becomes."""
     sweep()
     draft = tempfile.mkdtemp(prefix=f"draft-{PREFIX}")
-    lock = os.open(os.path.join(draft, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
+    lock = os.open(os.path.join(draft, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # never closed: the kernel does it
     folder = os.path.join(os.path.dirname(draft), os.path.basename(draft).removeprefix("draft-"))
     os.rename(draft, folder)
     return folder
 
 
-def sweep() -> None:
-    """Remove the folders that nobody holds any more."""
-    for lock in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", _LOCK)):
+def sweep() -> int:
+    """Remove the folders that nobody holds any more; how many they were."""
+    swept = 0
+    for lock in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{PREFIX}*", LOCK)):
         try:
             if (
                 os.lstat(os.path.dirname(lock)).st_uid != os.geteuid()
@@ -57,10 +58,12 @@ def sweep() -> None:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(os.path.dirname(lock))
+            swept += 1
         except OSError:
             continue
         finally:
             os.close(held)
+    return swept
 
 
 def lasting() -> str:

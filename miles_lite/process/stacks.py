@@ -1,5 +1,5 @@
-"""What processes of this machine are at: the Python stacks of their threads, as py-spy sees them from outside, so that
-one that hangs in foreign code tells too.
+"""What processes of this machine are at: the Python stacks of their threads, and of the processes that they started, as
+py-spy sees them from outside, so that one that hangs in foreign code tells too.
 
 Invariant: nothing here raises for a process that is gone, or a py-spy that is missing or may not look; each look has a
 bound.
@@ -8,33 +8,42 @@ bound.
 from __future__ import annotations
 
 import faulthandler
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 LOOK_SECONDS = 10.0
+_COMMAND = re.compile(rb"(?ms)^((?:Parent )?Process \d+): .*?(?=^Parent Process|^Python v|^$)")
+"""A command line, which may hold a key."""
 
 
-def write_stacks(folder: Path, pids: Mapping[str, int]) -> list[Path]:
-    """A file in `folder` for each process by its name, and one for this process; those that were written."""
+def stacks_folder(logs: Path) -> Path:
+    """Where those of this moment belong in a run's folder of logs."""
+    return logs / f"stacks-{time.time():.0f}"
+
+
+def write_stacks(folder: Path, pids: Mapping[str, int], *, own: str | None = None) -> list[Path]:
+    """A file in `folder` for each process by its name, and for this process by its `own`; those that were written."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = folder / "driver.txt"
-    with own.open("w", encoding="utf-8") as stream:
-        faulthandler.dump_traceback(stream)
-    written = [own]
+    written = []
+    if own is not None:
+        written.append(folder / f"{own}.txt")
+        with written[0].open("w", encoding="utf-8") as stream:
+            faulthandler.dump_traceback(stream)
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     for name, pid in pids.items() if program else ():
+        look = [program or "", "dump", "--subprocesses", "--pid", str(pid)]
         try:
-            seen = subprocess.run(
-                [program or "", "dump", "--pid", str(pid)], capture_output=True, timeout=LOOK_SECONDS, check=False
-            )
+            seen = subprocess.run(look, capture_output=True, timeout=LOOK_SECONDS, check=False)
         except (OSError, subprocess.TimeoutExpired):
             continue
-        if seen.returncode == 0:
+        if seen.stdout:  # what one of the others denies it does not take from what was seen
             file = folder / f"{name.replace(' ', '-')}.txt"
-            file.write_bytes(seen.stdout)
+            file.write_bytes(_COMMAND.sub(rb"\1\n", seen.stdout))
             written.append(file)
     return written

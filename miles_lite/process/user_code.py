@@ -5,11 +5,13 @@ Invariant: whatever an import raises, sys.exit included, is a UserError that say
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,17 +35,24 @@ def _module(name: str, *, given_as: str) -> ModuleType:
     file = Path(name).expanduser().resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
         raise UserError(f"{given_as}: no such file: {file}")
-    try:
+    with users_code(f"{given_as}: cannot import {name}"):
         return importlib.import_module(name) if file is None else _load_file(file)
+
+
+@contextlib.contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """Whatever is raised in its block, sys.exit included, is a UserError that begins with `what` and says where."""
+    try:
+        yield
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
-        raise UserError(f"{given_as}: cannot import {name}: {error}. Is its folder on PYTHONPATH?") from error
+        raise UserError(f"{what}: {error}. Is its folder on PYTHONPATH?") from error
     except (Exception, SystemExit) as error:
         raised = traceback.TracebackException.from_exception(error)
         where = f"\n  {raised.stack[-1].filename}, line {raised.stack[-1].lineno}"
-        what = "".join(raised.format_exception_only()).strip().replace("\n", "\n  ")
-        raise UserError(
-            f"{given_as}: cannot import {name}: {what}{'' if isinstance(error, SyntaxError) else where}"
-        ) from error
+        said = "".join(raised.format_exception_only()).strip().replace("\n", "\n  ")
+        raise UserError(f"{what}: {said}{'' if isinstance(error, SyntaxError) else where}") from error
 
 
 def _load_file(file: Path) -> ModuleType:

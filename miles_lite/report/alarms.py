@@ -141,7 +141,11 @@ def _truncated(record: Record) -> Said:
     evidence = (
         f"{_percent(fmean(shares))} of the rollouts of the last {WINDOW} steps, above {_percent(TRUNCATED_SHARE)}"
     )
-    return "Rollouts are cut", evidence, "Raise --rollout-max-response-len or the context, or shape overlong rewards."
+    return (
+        "Rollouts are cut",
+        evidence,
+        "Raise --rollout-max-response-len or the context, or give --overlong-buffer-len.",
+    )
 
 
 def _spikes(record: Record) -> Said:

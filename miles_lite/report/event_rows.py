@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from miles_lite.process import json_lines
 from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import json_lines
 
 FILE = "events.jsonl"
 MOST_SAID = 2000

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from miles_lite.process import json_lines
 from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import json_lines
 from miles_lite.report import metric_names as names
 
 Row = JsonMapping

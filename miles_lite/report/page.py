@@ -24,6 +24,8 @@ from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.report.transcript import VERSIONS, Transcript, told
 from miles_lite.report.visible import visible
 
+ENDED = {"interrupted": "interrupted by a person"}
+NO_SUMMARY = "no summary: it runs, or was stopped"
 MOST_FAILURES = 50
 """Failed rollouts that are listed for each boundary; all are counted."""
 MOST_STEPS = 200
@@ -110,7 +112,7 @@ def _name(record: Record) -> str:
 def _facts(record: Record) -> Iterable[tuple[str, str]]:
     rewards = record.values(names.REWARD)
     steps = record.by_step(names.STEP_TIME)
-    yield "state", "ended well" if record.summary else "no summary: it runs, or was stopped"
+    yield "state", ENDED.get(str(record.summary.get("ended")), "ended well") if record.summary else NO_SUMMARY
     if rewards:
         yield "reward", f"{fmean(rewards[:5]):.3g} → {fmean(rewards[-5:]):.3g}"
     for name in record.held_out:

@@ -19,8 +19,6 @@ from miles_lite.report import event_rows, rollout_table
 from miles_lite.report.history import Curves, held_out, read_history
 
 METRICS = "metrics.jsonl"
-PARTS = (METRICS, event_rows.FILE, rollout_table.FOLDER, rollout_table.TRAJECTORIES)
-"""What grows step by step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,7 @@ class Record:
     """A run as its folder has it.
 
     curves    of metrics.jsonl; rollouts: rows of `rollout_table`; events: of `event_rows`
-    options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended well
+    options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended
     """
 
     folder: Path
@@ -72,13 +70,6 @@ def read_record(folder: Path, *, steps: int | None = None) -> Record:
         summary=_json(folder / "summary.json"),
         events=event_rows.read(folder),
     )
-
-
-def set_aside(folder: Path, *, before: str) -> None:
-    """A run that starts anew keeps what another left in its folder under other names."""
-    for part in map(Path, PARTS):
-        if (folder / part).exists():
-            (folder / part).rename(folder / f"{part.stem}.{before}{part.suffix}")
 
 
 def _json(path: Path) -> dict[str, Any]:

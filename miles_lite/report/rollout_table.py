@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 from pyarrow import json, parquet
+
+from miles_lite.report.json_lines import encoded
 
 FOLDER = "rollouts"
 TRAJECTORIES = "trajectories"
@@ -24,7 +25,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "step": ("int32", "index of the training rollout (`rollout/step`)"),
     "rollout": ("int64", "number of the rollout in the run"),
     "group": ("int64", "number of its prompt's group"),
-    "prompt_row": ("string", "the prompt's line in its file; null for one that was retried"),
+    "prompt_row": ("string", "the prompt's line in its file"),
     "outcome": (
         "string",
         "`trained`, `retried` (it failed, and another ran in its place), `unused`, or why its group was dropped: the "
@@ -73,7 +74,7 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Read as JSON: what Arrow makes of Python's own objects imports pandas, which weighs 50 MB. NaN becomes null."""
     if not rows:
         return schema.empty_table()
-    text = b"\n".join(map(orjson.dumps, rows))
+    text = encoded(rows)
     options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     return json.read_json(pa.BufferReader(text), json.ReadOptions(block_size=len(text) + 1), options)
 

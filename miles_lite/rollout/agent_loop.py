@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import logging
 import os
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from miles_lite.errors import Where
+from miles_lite.process.interrupting import Interrupted, interrupt
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,10 +56,6 @@ class LoopLostError(RuntimeError):
     """Another function's blocking took the loop away from this one, which may run again."""
 
     where = Where.CANCELLED
-
-
-class _Broken(BaseException):
-    """Raised in a function that blocks the loop, wherever it is."""
 
 
 class AgentLoop:
@@ -157,8 +153,8 @@ class _Turning:
         return f"{stack[-1].filename}:{stack[-1].lineno} ({stack[-1].name})" if stack else "a place unknown"
 
     def interrupt(self) -> None:
-        """Raise in the thread, as soon as it runs Python code again."""
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(_Broken))
+        """Raise Interrupted in the thread, as soon as it runs Python code again."""
+        interrupt(self._thread.ident or 0)
 
     def end(self) -> None:
         """Stop turning, when the loop is free to."""
@@ -215,7 +211,7 @@ async def _act(work: Callable[[], Awaitable[T]], caller: Caller) -> T:
         if task.cancelling():
             raise
         raise AgentError("it raised CancelledError, though nobody cancelled it") from None
-    except _Broken:
+    except Interrupted:
         raise AgentError("it blocked the event loop and was interrupted") from None
     except BaseException as error:  # SystemExit, and what is to pass any `except Exception`: Rust's panics
         if isinstance(error, Exception) or not running.done():  # not done: this coroutine is being closed

@@ -11,9 +11,9 @@ from miles_lite.config.algorithms import ADVANTAGES
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import RolloutError, Where
 
-AGENT_TOTALS = ("turns", "tool_calls")
+AGENT_TOTALS = ("turns", "tool_calls", "sandbox_failures")
 MODEL_TIME, TOOL_TIME = "model_query_time_sum", "env_execution_time_sum"
-AGENT_TIMES = (MODEL_TIME, TOOL_TIME, "eval_time", "agent_run_time")
+AGENT_TIMES = (MODEL_TIME, TOOL_TIME, "eval_time", "agent_run_time", "sandbox_start_time")
 
 
 def number(value: object) -> float | None:

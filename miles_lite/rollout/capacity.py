@@ -53,7 +53,8 @@ class Capacity:
             await asyncio.sleep(LOOK_SECONDS)
             load = None
             with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
-                load = await asyncio.wait_for(self._load(), PATIENCE)
+                async with asyncio.timeout(PATIENCE):
+                    load = await self._load()
             self.see(load)
 
     def see(self, load: Load | None) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miles_lite.errors import FAILURES, Where
-from miles_lite.process import json_lines
-from miles_lite.sample import Failure, Group
+from miles_lite.report.json_lines import append
+from miles_lite.sample import Failure, Group, Rollout
 
 LONGEST = 2000
 """Characters of an error that are kept."""
@@ -29,31 +29,33 @@ def failure_of(error: BaseException, *, at: Where) -> Failure:
 
 
 def note_quarantined(path: Path, rollout_id: int, groups: Sequence[Group]) -> list[str]:
-    """Append the prompts of `groups`, which will not be dealt again, to `path`; returns what to say of each."""
-    said = []
+    """Append the prompts of `groups`, which will not be dealt again, to `path`; returns what to say of each. Raises
+    UserError when the disk is full."""
+    rows = []
     for group in groups:
-        row, failures = group.prompt.get("row"), [one.failure for one in group.rollouts if one.failure]
-        last = failures[-1] if failures else None
-        why = "" if last is None else f"{last.where}: {last.why}"
-        json_lines.append(path, {"rollout/step": rollout_id, "prompt_row": row, "why": why})
-        said.append(f"the prompt of line {row} failed too often: it is not dealt again ({why})")
-    return said
+        last = next((one.failure for one in reversed(group.rollouts) if one.failure), None)
+        rows.append({"rollout/step": rollout_id, "prompt_row": group.prompt.get("row"), "why": str(last or "")})
+    if rows:
+        append(path, rows)
+    return [
+        f"the prompt of line {row['prompt_row']} failed too often: it is not dealt again ({row['why']})" for row in rows
+    ]
 
 
-def note_failures(path: Path, rollout_id: int, groups: Iterable[Group]) -> None:
-    """Append where and why every failed rollout of a step broke to `path`."""
+def note_failures(path: Path, step: int, row: object, rollouts: Iterable[Rollout]) -> None:
+    """Append where and why each of `rollouts`, of the prompt of that row, broke to `path`, at once: whatever ends the
+    run later, they are there. `step`: the one that is being collected. Raises UserError when the disk is full."""
     rows = [
         {
-            "rollout/step": rollout_id,
+            "rollout/step": step,
             "rollout": rollout.index,
-            "prompt_row": group.prompt.get("row"),
+            "prompt_row": row,
             "status": rollout.status,
             "where": rollout.failure.where,
             "why": rollout.failure.why,
         }
-        for group in groups
-        for rollout in group.rollouts
+        for rollout in rollouts
         if rollout.failure
     ]
     if rows:
-        json_lines.append(path, *rows)
+        append(path, rows)

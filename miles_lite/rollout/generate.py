@@ -48,13 +48,13 @@ P = ParamSpec("P")
 class Step:
     """What came of one step. `groups` are to be trained; `finished` also holds those that were dropped since the last
     one; `reasons` says why, by group; the prompts of `quarantined` among them are not dealt again; `replaced` are
-    rollouts that failed and were run again."""
+    rollouts that failed and were run again, each in a group of its own."""
 
     groups: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     quarantined: list[Group] = field(default_factory=list)
-    replaced: list[Rollout] = field(default_factory=list)
+    replaced: list[Group] = field(default_factory=list)
     started: int = 0
     rollouts_done: int = 0
 
@@ -66,7 +66,7 @@ class Step:
     @property
     def replaced_by_where(self) -> Counter[str]:
         """Of those that failed and were run again, how many failed where."""
-        return Counter(broke(rollout)[0] for rollout in self.replaced)
+        return Counter(broke(rollout)[0] for group in self.replaced for rollout in group.rollouts)
 
 
 class Generator:
@@ -242,7 +242,7 @@ class Generator:
         members = self.members[who.group]
         if (before := members.get(who.member)) is not None:
             before.stored = None
-            self.step.replaced.append(before)
+            self.step.replaced.append(dataclasses.replace(self.held[who.group], rollouts=[before]))
         members[who.member] = rollout
         where, why, again = broke(rollout)
         self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))

@@ -60,7 +60,8 @@ def trajectory(turns: bytes, prompt: JsonObject, rollout: Rollout, more: JsonMap
 def chosen(step: Step, some: int) -> dict[int, list[str]]:
     """The numbers of the rollouts of a step that are kept, and why each is; `some` of those that have no reason."""
     ended = sorted((one for group in step.finished for one in group.rollouts), key=attrgetter("index"))
-    failed = [one for one in [*ended, *step.replaced] if one.failure is not None]
+    replaced = [one for group in step.replaced for one in group.rollouts]
+    failed = [one for one in [*ended, *replaced] if one.failure is not None]
     judged = [one for one in ended if one.reward is not None]
     flat = [one for group in step.finished if no_gradient(group) for one in group.judged]
     reasons: dict[str, Sequence[Rollout]] = {
@@ -93,7 +94,7 @@ class Keeper:
     def take(self, number: int, step: Step) -> list[tuple[Rollout, JsonObject]]:
         """The rollouts of step `number` that `write` is to write, each with what its file says besides. The others let
         go of what their sessions said."""
-        rollouts = [*(one for group in step.finished for one in group.rollouts), *step.replaced]
+        rollouts = [one for group in [*step.finished, *step.replaced] for one in group.rollouts]
         reasons = chosen(step, self._some) if self.keeps else {}
         taken = [
             (dataclasses.replace(one, stored=None), {"step": number, "kept": reasons[one.index]})

@@ -18,11 +18,9 @@ from functools import partial
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
-from miles_lite.errors import writing
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
-from miles_lite.report import rollout_table
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
@@ -30,13 +28,18 @@ from miles_lite.rollout.capacity import Capacity, concurrency_of
 from miles_lite.rollout.curriculum import curriculum_of
 from miles_lite.rollout.failures import note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
-from miles_lite.rollout.generate import Generator, Step, schedule_of
+from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
-from miles_lite.rollout.kept import Keeper
-from miles_lite.rollout.metrics import eval_metrics, passrate_metrics, rollout_metrics, staleness_metrics
+from miles_lite.rollout.metrics import (
+    eval_metrics,
+    overlong_metrics,
+    passrate_metrics,
+    rollout_metrics,
+    staleness_metrics,
+)
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
-from miles_lite.rollout.recorded import rows_of
+from miles_lite.rollout.recorded import Recorder
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -66,8 +69,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
-        self._keeper = Keeper(config.run_dir, config.logging.keep_trajectories)
-        self._keeping: asyncio.Task[None] | None = None
+        self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
@@ -93,10 +95,10 @@ class RolloutManager:
                 options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
             ),
             source=self._source,
-            run_rollout=lambda prompt, group: self._run_rollout(prompt, group, sampling(self._config.rollouts)),
+            run_rollout=self._run_dealt,
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
             accounts=self._accounts,
-            judge=self._judge if self._config.rewards.judges_groups else None,
+            judge=self._judge_dealt if self._config.rewards.judges_groups else None,
             seen=self._curriculum.judged if self._curriculum else None,
         )
         self._given = self._given_rollouts()
@@ -141,16 +143,15 @@ class RolloutManager:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)
         step = await (self._given or self._generator).run(self._check_alive)
-        replaced = Group(index=-1, prompt={}, rollouts=step.replaced)
-        note_failures(self._config.run_dir / "failures.jsonl", rollout_id, [*step.finished, replaced])
+        for group in step.finished if self._given else ():
+            self._note(rollout_id, group.prompt.get("row"), group.rollouts)
         for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
             self._stack.alarm(line)
-        rows = list(rows_of(rollout_id, step))
-        await self._keep(rollout_id, step)
-        with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
-            await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
+        await self._recorder.record(rollout_id, step)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
+        if (overlong := self._config.overlong) is not None:
+            metrics |= overlong_metrics(step.groups, overlong)
         if self._config.logging.log_passrate:
             metrics |= passrate_metrics(step.groups)
         metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
@@ -170,13 +171,6 @@ class RolloutManager:
         metrics["perf/rollout_tok_per_s"] = tokens / took
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
-
-    async def _keep(self, rollout_id: int, step: Step) -> None:
-        """Begin to write the trajectories of a step that are kept; those of the step before are written then."""
-        if self._keeping is not None:
-            await self._keeping
-        taken = self._keeper.take(rollout_id, step)
-        self._keeping = asyncio.create_task(asyncio.to_thread(self._keeper.write, rollout_id, taken))
 
     async def eval(self) -> Evaluated:
         """Run the held-out sets on the current weights."""
@@ -258,8 +252,7 @@ class RolloutManager:
         """End agents, sessions, router and engines."""
         if self._looking is not None:
             self._looking.cancel()
-        if self._keeping is not None:
-            await self._keeping
+        await self._recorder.close()
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
@@ -276,7 +269,21 @@ class RolloutManager:
             name = restarted(f"agent-worker-{index}", restarts)
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
-        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, say=self._stack.alarm)
+        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
+
+    def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
+        note_failures(self._config.run_dir / "failures.jsonl", step, row, rollouts)
+
+    async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
+        """One for training."""
+        rollout = await self._run_rollout(prompt, group_index, sampling(self._config.rollouts))
+        self._note(self._generator.scheduler.step, prompt.row, [rollout])
+        return rollout
+
+    async def _judge_dealt(self, group: Group, prompt: Prompt) -> None:
+        judged = group.judged
+        await self._judge(group, prompt)
+        self._note(self._generator.scheduler.step, prompt.row, judged)
 
     def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
         load = self._load.__getitem__
@@ -304,7 +311,7 @@ class RolloutManager:
                             session.told,
                             sampling,
                             evaluation=evaluation,
-                            told=self._keeper.keeps and not evaluation,
+                            told=self._recorder.keeps and not evaluation,
                             router_url=self._stack.router_url,
                         ),
                     )

@@ -12,9 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import pstdev
 
 import numpy as np
 
+from miles_lite.config.rewards import Overlong
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
@@ -82,7 +84,7 @@ def reward_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) 
         **_present("rollout/reward", _mean([reward for reward in rewards if reward is not None])),
         **_present("rollout/raw_reward", _mean([0.0 if reward is None else reward for reward in rewards])),
         **_present("rollout/reward_unfiltered", _mean(before)),
-        **_present("rollout/reward_unfiltered_std", float(np.std(finite)) if (finite := _finite(before)) else None),
+        **_present("rollout/reward_unfiltered_std", pstdev(finite) if (finite := _finite(before)) else None),
     }
 
 
@@ -95,6 +97,17 @@ def named_reward_metrics(groups: Sequence[Group]) -> Metrics:
     return {
         **{f"rollout/rewards/{name}": sum(each) / len(each) for name, each in values.items() if each},
         **{f"rollout/error_cat/{name}": count / len(said) for name, count in sorted(Counter(said).items())},
+    }
+
+
+def overlong_metrics(groups: Sequence[Group], overlong: Overlong) -> Metrics:
+    """What training takes from rewards for length, which the rewards that are logged do not show."""
+    taken = [
+        overlong.penalty(sample.longest_turn for sample in rollout.samples) for rollout in _rollouts(judged(groups))
+    ]
+    return {
+        **_present("rollout/overlong/ratio", _share(penalty < 0 for penalty in taken)),
+        **_present("rollout/overlong/penalty", _mean(taken)),
     }
 
 

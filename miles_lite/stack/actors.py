@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 import ray
 
-from miles_lite.errors import UserError
+from miles_lite.process.patience import Patience, patiently
 from miles_lite.process.remote import Remote, remote
+from miles_lite.process.stacks import stacks_folder, write_stacks
+from miles_lite.process.standing import processes, standing
 from miles_lite.stack.environment import actor_env
 
 STOP_TIMEOUT = 6.0
@@ -40,14 +44,27 @@ def restarted(name: str, restarts: int) -> str:
     return f"{name}-restart-{restarts}" if restarts else name
 
 
-async def started(starting: Awaitable[T], what: str, timeout: float) -> T:
-    """What the call of an actor's `start` returns. Raises UserError naming `what` after `timeout` seconds."""
-    try:
-        return await asyncio.wait_for(starting, timeout)
-    except TimeoutError:
-        raise UserError(
-            f"{what} did not start within {timeout:.0f} s; see Ray's dashboard and the logs folder"
-        ) from None
+@dataclass(frozen=True)
+class Waiting:
+    """How who starts actors waits for them: `say` tells a person one line, in `logs` stacks are left."""
+
+    say: Callable[[str], None]
+    logs: Path
+
+    async def started(self, actor: Remote[object], starting: Awaitable[T], what: str, timeout: float) -> T:
+        """What the call of an actor's `start` returns. At half of `timeout` seconds says what Ray knows of it. Raises
+        UnavailableError naming `what` after them, and leaves the stacks of an actor on this node."""
+
+        def look() -> None:
+            write_stacks(stacks_folder(self.logs), processes(actor))
+
+        return await patiently(
+            starting,
+            Patience(f"{what} to start", timeout, self.say),
+            lambda: standing(actor),
+            hint=f"see Ray's dashboard and {self.logs}",
+            at_end=look,
+        )
 
 
 async def end_actor(actor: Remote[Stops]) -> None:

@@ -27,9 +27,10 @@ from miles_lite.engine.reported_load import Load, together
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.process.addresses import actor_label, loopback
+from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote
 from miles_lite.process.undo import undone
-from miles_lite.stack.actors import NO_SLOT, named_actor, restarted, started
+from miles_lite.stack.actors import NO_SLOT, Waiting, named_actor, restarted
 from miles_lite.stack.engine_plans import plan_engines
 from miles_lite.stack.engine_slot import EngineSlot
 from miles_lite.stack.placement import ENGINE_SHARE, Layout
@@ -91,6 +92,7 @@ class Fleet(DeliveringActor[EngineActor]):
         template = options.session.chat_template_path
         self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
+        self._waiting = Waiting(self._say, options.run_dir / "logs")
         self._slots = [EngineSlot(plan) for plan in plan_engines(options.topology)]
         self._watchers: list[asyncio.Task[None]] = []
         self._router_url = ""
@@ -184,14 +186,14 @@ class Fleet(DeliveringActor[EngineActor]):
     async def _fill(self, slot: EngineSlot) -> None:
         """Start an engine in `slot`, bring it to the current weights, register it. Raises UserError, EngineError,
         WeightsError or RayError when it cannot be; nothing is left of it then."""
-        await _written(self._weights)
+        await self._written()
         specs = self._engine_specs(slot)
         slot.nodes = [self._actor(slot, spec) for spec in specs]
         async with undone(lambda: asyncio.shield(slot.end())):
             info = await self._started(slot)
             async with self._changing:
                 if self._weights.version != specs[0].weight_version or (slot.plan.external_url and slot.restarts):
-                    await _written(self._weights)
+                    await self._written()
                     folder = dataclasses.replace(self._weights, buckets=())
                     await slot.actor.call(EngineActor.update_weights, folder)
                 await slot.actor.call(EngineActor.register)
@@ -202,7 +204,9 @@ class Fleet(DeliveringActor[EngineActor]):
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
         meeting = await slot.actor.call(EngineActor.meet) if slot.plan.nodes > 1 else None
         starting = [node.call(EngineActor.start, register=False, meeting=meeting) for node in slot.nodes]
-        infos = await asyncio.gather(*(started(start, what, timeout) for start in starting))
+        infos = await asyncio.gather(
+            *(self._waiting.started(*each, what, timeout) for each in zip(slot.nodes, starting, strict=True))
+        )
         memories = {info.memory for info in infos}
         return dataclasses.replace(infos[0], memory=memories.pop() if len(memories) == 1 else None)
 
@@ -282,17 +286,16 @@ class Fleet(DeliveringActor[EngineActor]):
             )
             self._news.set()
 
+    async def _written(self) -> None:
+        """Wait for the folder of the current weights where they came in buckets: it is written later, and complete once
+        it is there. Raises UnavailableError after FOLDER_TIMEOUT."""
+        patience = Patience(f"the trainer to write {self._weights.path}", FOLDER_TIMEOUT, self._say)
+        while self._weights.buckets and not Path(self._weights.path).is_dir():
+            if patience.over():
+                raise patience.ended("an engine that is replaced starts from it")
+            await asyncio.sleep(0.1)
+
     def _say(self, line: str) -> None:
         log.warning("%s", line)
         self.said.append(line)
         self._news.set()
-
-
-async def _written(weights: WeightUpdate) -> None:
-    """Wait for the folder of `weights` that came in buckets: it is written later, and complete once it is there. Raises
-    UserError after FOLDER_TIMEOUT."""
-    deadline = time.monotonic() + FOLDER_TIMEOUT
-    while weights.buckets and not Path(weights.path).is_dir():
-        if time.monotonic() > deadline:
-            raise UserError(f"waited {FOLDER_TIMEOUT:.0f} s for {weights.path}: the trainer did not write it")
-        await asyncio.sleep(0.1)

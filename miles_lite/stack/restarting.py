@@ -16,8 +16,9 @@ from typing import Generic, Protocol, TypeVar
 import ray
 
 from miles_lite.errors import UserError, plain
+from miles_lite.process.patience import Patience, patiently
 from miles_lite.process.remote import Remote
-from miles_lite.stack.actors import Stops, end_actor, started
+from miles_lite.stack.actors import Stops, Waiting, end_actor
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,11 @@ class Kept(Generic[Kind]):
     """One actor of class `Kind` and its successors."""
 
     def __init__(
-        self, what: str, make: Callable[[int], Remote[Kind]], *, start_seconds: float, say: Callable[[str], None]
+        self, what: str, make: Callable[[int], Remote[Kind]], *, start_seconds: float, waiting: Waiting
     ) -> None:
-        """`make(restarts)` gives an actor that is not started yet; `say` takes what a person must hear."""
-        self._what, self._make, self._start_seconds, self._say = what, make, start_seconds, say
+        """`make(restarts)` gives an actor that is not started yet; `waiting.say` takes what a person must hear."""
+        self._what, self._make, self._start_seconds, self._waiting = what, make, start_seconds, waiting
+        self._obstacle = ""
         self._actor: Remote[Kind] | None = None
         self._served: asyncio.Future[Remote[Kind]] = asyncio.Future()
         self._keeping: asyncio.Task[None] | None = None
@@ -66,11 +68,10 @@ class Kept(Generic[Kind]):
         return self.told
 
     async def serving(self) -> Remote[Kind]:
-        """The actor that serves. Raises UserError when none does for BACK_SECONDS."""
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._served), BACK_SECONDS)
-        except TimeoutError:
-            raise UserError(f"waited {BACK_SECONDS:.0f} s for {self._what} to be replaced; see its log") from None
+        """The actor that serves. Raises UnavailableError when none does for BACK_SECONDS: meanwhile it is the
+        replacement that says what it waits for, once for all who need one."""
+        patience = Patience(f"{self._what} to be replaced", BACK_SECONDS, log.info)
+        return await patiently(asyncio.shield(self._served), patience, lambda: self._obstacle, hint="see its log")
 
     async def stood(self, restarts: int, since: float) -> bool:
         """Whether the actor counted in `restarts` serves to this moment, and lost no process of its own `since` then
@@ -102,27 +103,29 @@ class Kept(Generic[Kind]):
             await _ended(await self.serving())
             lost = time.monotonic()
             self._served = asyncio.Future()
-            self._say(f"{self._what} has ended; replacing it")
+            self._waiting.say(f"{self._what} has ended; replacing it")
             await self._replace()
-            self._say(f"{self._what} serves again after {time.monotonic() - lost:.1f} s")
+            self._waiting.say(f"{self._what} serves again after {time.monotonic() - lost:.1f} s")
 
     async def _replace(self) -> None:
         """Try until one serves: what stood in the way, such as a port that is not free yet, may go."""
-        pause = _FIRST_PAUSE
+        pause, patience = _FIRST_PAUSE, Patience(f"{self._what} to be replaced", BACK_SECONDS, self._waiting.say)
         while True:
             self.restarts += 1
             await self._end()
             try:
                 return await self._launch()
             except (UserError, ray.exceptions.RayError) as error:
-                log.warning("%s does not come back, and is tried again: %s", self._what, plain(error))
+                self._obstacle = str(plain(error))
+                log.warning("%s does not come back, and is tried again: %s", self._what, self._obstacle)
+                patience.over(lambda: self._obstacle)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _launch(self) -> None:
         self._actor = actor = self._make(self.restarts)
         service: Remote[Service] = actor
-        told = await started(service.call(Service.start), self._what, self._start_seconds)
+        told = await self._waiting.started(service, service.call(Service.start), self._what, self._start_seconds)
         self.told = told or ""
         self._served.set_result(actor)
 

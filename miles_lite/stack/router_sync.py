@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import aiohttp
 
 from miles_lite.engine.announce import deregister, register
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.errors import UserError
+from miles_lite.process.patience import Patience
 from miles_lite.router.client import RouterError, Standing, set_weight_version, standing
 
 ROUTER_SECONDS = 120.0
@@ -41,18 +42,17 @@ class RouterSync:
 
     async def admit(self, version: int, *, previous: int | None = None) -> list[str]:
         """From now on `version` may serve, and `previous` too while an update runs; returns the engines that have
-        neither. Raises UserError when the router refuses, or none takes it within `patience`."""
+        neither. Raises UserError when the router refuses, UnavailableError when none takes it within `patience`."""
         self._versions = (version, previous)
-        deadline = time.monotonic() + self._patience
+        patience = Patience(f"the router to take weight version {version}", self._patience, self._say)
         while True:
             try:
                 async with self._talking:
                     return await self._tell()
             except RouterError as error:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"waited {self._patience:.0f} s for the router to take weight version {version}: {error}.\n"
-                        "  Without it no engine would be given a request. Is the router there?"
+                if patience.over(partial(str, error)):
+                    raise patience.ended(
+                        f"{error}.\n  Without it no engine would be given a request. Is the router there?"
                     ) from error
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -27,7 +27,7 @@ from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
-from miles_lite.stack.actors import end_actor, named_actor, restarted, started
+from miles_lite.stack.actors import Waiting, end_actor, named_actor, restarted
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
@@ -56,6 +56,7 @@ class Stack:
         self._context = context_length(self._model, options.context.rollout_max_context_len)
         self.admin_key = admin_key(options.hosts.bind_host, options.engines.text("admin_api_key"), known_key)
         self.alarms: list[str] = []
+        self.waiting = Waiting(self.alarm, options.run_dir / "logs")
         here = pinned(ray.get_runtime_context().get_node_id())
         self.fleet = named_actor(Fleet, "engine-fleet", here)(
             options,
@@ -94,8 +95,8 @@ class Stack:
         self.router_url = self.data_url = await self._start_router()
         if self._router is not None:
             self.data_url = await (await self._router.serving()).call(RouterActor.data_url)
-        await asyncio.gather(self._start_sessions(), self._start_fleet())
         self._hearing = asyncio.create_task(self._hear())
+        await asyncio.gather(self._start_sessions(), self._start_fleet())
 
     def alarm(self, line: str) -> None:
         """Say it in the log, and to whoever looks at `alarms`."""
@@ -121,7 +122,8 @@ class Stack:
     async def _start_fleet(self) -> None:
         limit = self._options.engines.engine_start_timeout + 2 * SERVICE_START_TIMEOUT
         with naming(FLEET):
-            self.engine_urls = await started(self.fleet.call(Fleet.start, self.router_url), FLEET, limit)
+            starting = self.fleet.call(Fleet.start, self.router_url)
+            self.engine_urls = await self.waiting.started(self.fleet, starting, FLEET, limit)
 
     async def _hear(self) -> None:
         """Pass on what the fleet says, for as long as it can go on."""
@@ -137,7 +139,7 @@ class Stack:
         if address.sglang_router_ip:
             return f"http://{address.sglang_router_ip}:{address.sglang_router_port}"
         (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
-        self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
         return await self._router.start()
 
     def _make_router(self, restarts: int) -> Remote[RouterActor]:
@@ -186,7 +188,7 @@ class Stack:
             return named_actor(SessionActor, name, pinned(node))(replace(spec, port=port))
 
         what = f"session server {spec.index}"
-        kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, say=self.alarm)
+        kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
         return kept
 
 

@@ -20,10 +20,10 @@ from miles_lite.agent.conversation import Conversation, Limits
 from miles_lite.agent.formats import FORMATS, PREAMBLE, SUBMIT
 from miles_lite.agent.repl import Agent, AgentOptions
 from miles_lite.agent.session_client import AgentSession
-from miles_lite.agent.shell import Shell
 from miles_lite.agent.tools import parse_tools
 from miles_lite.commands.agent import main
 from miles_lite.errors import UserError
+from miles_lite.sandboxes.shell import Shell
 from miles_lite.traces import atraj
 from tests.http_server import http_server
 from tests.session.engine import STOP, Bench, answer, bench

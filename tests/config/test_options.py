@@ -144,6 +144,12 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--advantage-estimator", "on_policy_distillation"], "needs --opd-teacher"),
         ([*MAXRL, "dapo"], "--rm-type dapo gives rewards below 0.0, and --advantage-estimator maxrl takes none"),
         ([*MAXRL, "math", "f1=-0.5"], "--rm-type math f1=-0.5 gives rewards below 0.0"),
+        (["--overlong-buffer-len", "1025"], "is above --rollout-max-response-len 1024"),
+        ([*MAXRL, "math", "--overlong-buffer-len", "8"], "--advantage-estimator maxrl takes none below 0.0"),
+        (
+            ["--overlong-buffer-len", "8", "--advantage-estimator", "on_policy_distillation", "--opd-teacher", "a"],
+            "and --advantage-estimator on_policy_distillation does not look at it",
+        ),
         (["--opd-teacher", "a", "b"], "several need a name each"),
         (["--opd-teacher", "x=a", "y=b"], "it says which of them a prompt has"),
         (["--opd-teacher", "http://h:1", "--opd-type", "megatron"], "must be a folder"),

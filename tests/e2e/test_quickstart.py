@@ -17,15 +17,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 BAR = 0.75
 """Of a reward that is 0.25 by chance: the mean of the last five rollouts."""
 
-BARS = {"lora": 0.6}
-"""Of those that learn more slowly."""
-
 STEPS = 24
 VARIANTS: dict[str, list[str]] = {
     "tensor parallel": ["--tensor-model-parallel-size", "2"],
     "context parallel, trees": ["--context-parallel-size", "2"],
     "experts, routes replayed": ["--use-rollout-routing-replay", "strict"],
-    "lora": ["--lora-rank", "16", "--lora-alpha", "32", "--lr", "2e-3", "--num-rollout", "36"],
+    "lora": [
+        *("--lora-rank", "32", "--lora-alpha", "64", "--lr", "3e-3", "--lr-warmup-iters", "8"),
+        *("--lr-decay-style", "cosine", "--num-rollout", "48"),
+    ],
     "gspo": ["--loss-type", "gspo", "--eps-clip", "3e-3", "--eps-clip-high", "4e-3"],
     "cispo": ["--loss-type", "cispo"],
     "rloo": ["--advantage-estimator", "rloo"],
@@ -63,7 +63,7 @@ def test_it_is_learned(variant: str, tmp_path: Path, mark: str, tmp_path_factory
     assert_nothing_left(mark)
     summary = json.loads((tmp_path / "summary.json").read_text())
     print({name: summary[name] for name in ("reward_first5", "reward_last5", "heldout_last", "steps", "seconds")})
-    assert summary["reward_last5"] > BARS.get(variant, BAR)
+    assert summary["reward_last5"] > BAR
     gaps = values(tmp_path, "train/logprob_gap/numerics") if "off" in variant else [summary["logprob_gap_max"]]
     assert max(gaps) <= 1e-4
     assert max(values(tmp_path, "perf/tree_savings_ratio")) > 0.3

@@ -86,6 +86,7 @@ PHASES: dict[str, Callable[[Job], object]] = {
     "it ends": lambda job: (job.run_dir / "summary.json").exists(),
 }
 QUICK = ("ray starts",)
+SUMMED_UP = ("agents run", "it trains", "it evaluates")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,10 @@ def test_ctrl_c_twice_ends_a_run_in_every_phase(
     assert "Traceback" not in text, text[-6000:]
     assert "Error" not in text, text[-6000:]
     assert job.rows("perf/step_time") <= 3
+    if phase in SUMMED_UP:
+        summary = json.loads((job.run_dir / "summary.json").read_text())
+        ends = (summary[f"prompts_{end}"] for end in ("trained", "filtered", "failed", "quarantined", "unused"))
+        assert (summary["ended"], sum(ends)) == ("interrupted", summary["prompts_started"])
     job.clean()
 
 

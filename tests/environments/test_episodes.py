@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from miles_lite.errors import Where
+from miles_lite.environments.episodes import Step
+from miles_lite.errors import UserError, Where
+from miles_lite.job.precheck import check_inputs
 from miles_lite.rollout.metrics import rollout_metrics
+from miles_lite.rollout.prompts import open_source
 from miles_lite.sample import Group, Rollout, Status
 from tests.environments.played import given, play
 from tests.metric_names import undocumented
@@ -30,13 +33,15 @@ class Count:
         if self.args.get("breaks") == "begin":
             raise OSError("no room")
         tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-        messages = [{"role": "user", "content": f"count from {self.task.place}"}]
+        messages = [{"role": "user", "content": f"count from {self.task.place}" * self.args.get("times", 1)}]
         return Begun(messages, tools if "tools" in self.args else None)
 
     async def step(self, said):
         self.said += 1
         if self.args.get("breaks") == "step":
             raise ConnectionError("lost")
+        if "says" in self.args:
+            return Step(**{"observation": "so", "reward": 1.0, "done": True} | self.args["says"])
         return Step(f"you said {said}", reward=0.25 * self.said, done="stop" in said)
 
     async def call(self, name, given):
@@ -115,6 +120,89 @@ def test_what_an_environment_raises_is_its_failure_and_no_reward(
     assert rollout.failure is not None
     assert rollout.failure.where is Where.ENVIRONMENT
     assert rollout.failure.why.endswith(why)
+
+
+@pytest.mark.parametrize("name", ["observation", "reward", "done"])
+@pytest.mark.parametrize("value", [{"a": 1}, ["x"], "false", float("nan"), float("inf"), 7.5, True, None])
+def test_what_a_step_says_is_taken_as_it_is_or_is_the_environments_failure(name: str, value: object) -> None:
+    """Nothing is made of what is none: "false" is not true, no dictionary is text, no reward is guessed."""
+    kinds: dict[str, tuple[type, ...]] = {"observation": (str,), "reward": (int, float, type(None)), "done": (bool,)}
+    meant = isinstance(value, kinds[name]) and value not in (float("inf"),) and value == value
+    said: Any = {"observation": "so", name: value}
+    if meant:
+        assert getattr(Step(**said), name) == value
+    else:
+        with pytest.raises(ValueError, match="this is"):
+            Step(**said)
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"says": {"done": "false"}}, "whether an episode is done is true or false, and this is 'false'"),
+        ({"says": {"observation": "\ud800", "done": False}}, "what it says cannot be sent"),
+        ({"times": 3000}, "its first words are too long"),
+    ],
+)
+def test_what_an_environment_says_that_nobody_can_read_is_its_failure(
+    tiny_model: Path, count: str, args: dict[str, Any], why: str
+) -> None:
+    (rollout,) = play(tiny_model, config(count, args), lambda turn, text: "x")
+    assert rollout.failure is not None
+    assert (rollout.reward, rollout.failure.where) == (None, Where.ENVIRONMENT)
+    assert why in rollout.failure.why
+
+
+MADE = {
+    "raise RuntimeError('no make')": "cannot be made: RuntimeError: no make",
+    "raise SystemExit(4)": "cannot be made: SystemExit: 4",
+    "return None": "what it made, None, has no agent, reward, rows",
+    "return Odd(-1)": "prompt data: environment:train: ValueError",
+    "return Odd('x')": "prompt data: environment:train: TypeError",
+    "return Odd(2)": "train, task 0: KeyError: 'no row'",
+}
+ODD = """
+class Odd:
+    agent = reward = None
+
+    def __init__(self, size):
+        self.size = size
+
+    def rows(self, split):
+        return self
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, place):
+        raise KeyError("no row")
+
+
+def make(argument, args, /, *, seed):
+    """
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("prompts", [True, False])
+def test_whatever_is_wrong_with_ones_own_is_said_before_anything_starts(
+    made: str, prompts: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Also where its prompts are of another source."""
+    (tmp_path / "odd.py").write_text(ODD + made)
+    (tmp_path / "rows.jsonl").write_text('{"input": "x"}\n')
+    source = [] if prompts else ["--prompt-data", str(tmp_path / "rows.jsonl")]
+    flags = ["--hf-checkpoint", str(tiny_model), "--run-dir", str(tmp_path / "run")]
+    config = given(f"{tmp_path}/odd.py:make", None, *flags, *source)
+    if not prompts and "Odd" in made:
+        check_inputs(config)
+        return
+    with pytest.raises(UserError, match=re.escape(MADE[made])):
+        check_inputs(config)
+
+
+def test_a_slice_that_is_none_is_no_split(count: str) -> None:
+    with pytest.raises(UserError, match=r"environment:train@\[x\]: expected environment:SPLIT@\[FROM:TO\]"):
+        open_source(given(count, None, "--prompt-data", "environment:train@[x]").data)
 
 
 def test_tools_are_called_and_an_answer_without_a_call_ends_it(tiny_model: Path, count: str) -> None:

@@ -91,10 +91,38 @@ def test_each_draws_its_own_numbers_in_whatever_order_they_come(order: list[int]
         return random.random(), float(np.random.rand())
 
     async def drawn(places: list[int]) -> dict[int, list[tuple[float, float]]]:
-        each = {place: GlobalRandom(place) for place in set(places)}
+        each = {place: GlobalRandom(place, 60.0) for place in set(places)}
         found: dict[int, list[tuple[float, float]]] = {place: [] for place in each}
         for place in places:
             found[place].append(await each[place].run(draw))
         return found
 
     assert asyncio.run(drawn(order)) == asyncio.run(drawn(sorted(order)))
+
+
+def test_a_game_that_does_not_answer_fails_alone_and_those_that_wait_for_it_are_played() -> None:
+    def endless() -> None:
+        while True:
+            random.random()
+
+    async def run() -> list[object]:
+        stuck, *others = (GlobalRandom(seed, 1.0) for seed in range(4))
+        ended = [other.run(random.random) for other in others]
+        return await asyncio.gather(stuck.run(endless), *ended, return_exceptions=True)
+
+    failed, *drawn = asyncio.run(asyncio.wait_for(run(), 60))
+    assert isinstance(failed, TimeoutError)
+    assert drawn == [random.Random(seed).random() for seed in range(1, 4)]
+
+
+def test_one_whose_rollout_is_over_does_not_keep_the_next_one_waiting() -> None:
+    def endless() -> None:
+        while True:
+            pass
+
+    async def run() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(GlobalRandom(0, 2.0).run(endless), 0.1)
+        return await GlobalRandom(1, 2.0).run(random.random)
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == random.Random(1).random()

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import executors
 import pytest
 import swe_bench
-from executors import Executor, apptainer, docker, image_of
 from make_swe_bench import make_instances
 from prompts import SUBMIT, reply
 
 from miles_lite.errors import UserError
-from tests.agent.test_shell import needs_bwrap
 from tests.examples.episodes import play
+from tests.sandboxes.test_shell import needs_bwrap
 
 KINDS = ["local", pytest.param("bwrap", marks=needs_bwrap)]
 
@@ -50,11 +46,14 @@ def test_the_format_is_swe_benchs(instances: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_patch_resolves_and_less_does_not(instances: list[dict[str, Any]], kind: executors.Kind) -> None:
+def test_the_patch_resolves_and_less_does_not(
+    instances: list[dict[str, Any]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWE_EXECUTOR", kind)
     instance = instances[0]
-    verdict = swe_bench.judge(instance, instance["patch"], kind)
+    verdict = swe_bench.judge(instance, instance["patch"])
     assert verdict.resolved
-    untouched = swe_bench.judge(instance, _comment(instance), kind)
+    untouched = swe_bench.judge(instance, _comment(instance))
     assert (list(untouched.fail_to_pass.values()), list(untouched.pass_to_pass.values())) == ([False], [True])
     assert not untouched.resolved
 
@@ -67,7 +66,7 @@ def test_a_fix_that_breaks_something_else_does_not_resolve(instances: list[dict[
         for file in copy.folder.glob("*.py"):
             if file.name not in swe_bench.files_of(instance["patch"]) and file.name not in healthy:
                 file.write_text("raise ValueError\n")
-        verdict = swe_bench.judge(instance, copy.patch(), "local")
+        verdict = swe_bench.judge(instance, copy.patch())
     assert list(verdict.fail_to_pass.values()) == [True]
     assert list(verdict.pass_to_pass.values()) == [False]
     assert not verdict.resolved
@@ -77,25 +76,39 @@ def test_a_patch_that_does_not_apply_or_edits_the_tests_passes_nothing_it_should
     instances: list[dict[str, Any]],
 ) -> None:
     instance = instances[0]
-    nonsense = swe_bench.judge(instance, "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n+b\n", "local")
+    nonsense = swe_bench.judge(instance, "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n+b\n")
     assert not any([*nonsense.fail_to_pass.values(), *nonsense.pass_to_pass.values()])
     with swe_bench.checkout(instance) as copy:
         for file in swe_bench.files_of(instance["test_patch"]):
             (copy.folder / file).write_text("def test_it():\n    pass\n")
         forged = copy.patch()
-    assert not swe_bench.judge(instance, forged, "local").resolved
+    assert not swe_bench.judge(instance, forged).resolved
 
 
 def test_the_agent_sees_one_commit_and_its_git_settings_are_not_ours(
     instances: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    with swe_bench.checkout(instances[0]) as copy, Executor("local", copy.folder, instance_id="i", seconds=20) as run:
-        assert run.run("git log --all --oneline | wc -l").stdout == "1\n"
-        assert run.run("git status --porcelain").stdout == ""
-        mine = tmp_path / "ran"
-        run.run(f"git config filter.x.clean 'touch {mine}; cat'; echo '* filter=x' > .gitattributes; echo 1 > new.py")
+    mine = tmp_path / "ran"
+    with swe_bench.checkout(instances[0]) as copy, swe_bench.sandbox(instances[0], copy) as lease:
+        box = lease.sandbox
+        assert box.run("git log --all --oneline | wc -l", seconds=20).stdout == "1\n"
+        assert box.run("git status --porcelain", seconds=20).stdout == ""
+        assert box.run('[ "$(git rev-parse --show-toplevel)" = "$(pwd -P)" ]', seconds=20).exit_code == 0
+        settings = f"git config filter.x.clean 'touch {mine}; cat'; git config core.fsmonitor 'touch {mine}'"
+        box.run(f"{settings}; echo '* filter=x' > .gitattributes; echo 1 > new.py; rm -rf {mine}", seconds=20)
+        copy.take(box)
         assert "new.py" in copy.patch()
         assert not mine.exists()
+
+
+def test_links_that_an_agent_makes_are_in_its_patch_and_lead_nowhere(instances: list[dict[str, Any]]) -> None:
+    with swe_bench.checkout(instances[0]) as copy, swe_bench.sandbox(instances[0], copy) as lease:
+        lease.sandbox.run("ln -s /etc/passwd link; ln -s / root; mkfifo pipe; ln -s .. up", seconds=20)
+        copy.take(lease.sandbox)
+        patch = copy.patch()
+    assert "+/etc/passwd" in patch
+    assert "root:" not in patch
+    assert "pipe" not in patch
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +117,7 @@ def test_an_episode_is_rewarded_when_the_instance_is_resolved(
     tiny_model: Path,
     instances: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
-    kind: executors.Kind,
+    kind: str,
     right: bool,
 ) -> None:
     monkeypatch.setenv("SWE_EXECUTOR", kind)
@@ -128,51 +141,20 @@ def test_a_missing_field_or_repository_is_named(instances: list[dict[str, Any]],
         swe_bench.prompts(instances, tmp_path)
 
 
-def test_an_executor_that_does_not_exist_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWE_EXECUTOR", "podman")
-    with pytest.raises(UserError, match="there are local, bwrap, docker, apptainer"):
-        executors.chosen()
-
-
-def test_containers_have_limits_no_network_and_swe_benchs_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWE_IMAGES", "/images")
-    folder = Path("/tmp/a copy")
-    name = "sweb.eval.x86_64.astropy_1776_astropy-12907"
-    image = image_of("astropy__astropy-12907", "docker")
-    assert image == f"swebench/{name}:latest"
-    command = docker(folder, image, seconds=60)
-    assert command[:3] == ["docker", "run", "--rm"]
-    assert command[command.index(image) :] == [image, "timeout", "--kill-after", "5", "60", "bash", "-s"]
-    pairs = list(itertools.pairwise(command))
-    for pair in [
-        ("--network", "none"),
-        ("--cap-drop", "ALL"),
-        ("--volume", "/tmp/a copy:/testbed"),
-        ("--memory", "8g"),
-    ]:
-        assert pair in pairs
-    image = image_of("astropy__astropy-12907", "apptainer")
-    assert image == f"/images/{name}.sif"
-    command = apptainer(folder, image, seconds=60)
-    assert {"--containall", "--cleanenv", "--no-home", "--net"} <= set(command)
-    assert ("--bind", "/tmp/a copy:/testbed") in list(itertools.pairwise(command))
-
-
-@pytest.mark.parametrize("kind", ["docker", "apptainer"])
-def test_a_container_gets_the_command_on_stdin_as_it_is(
-    kind: executors.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_executor_that_does_not_exist_is_the_users_mistake(
+    instances: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program is a stand-in that runs what follows the image; everything around it is real."""
-    bin_, copy = tmp_path / "bin", tmp_path / "a copy"
-    bin_.mkdir()
-    copy.mkdir()
-    program = bin_ / kind
-    program.write_text('#!/bin/bash\nwhile [[ $1 != timeout ]]; do shift; done\nexec "$@"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
-    with Executor(kind, copy, instance_id="a__b-1", seconds=1) as executor:
-        assert executor.run("printf '%s' 'it'\"'\"'s $HOME \\ `x`'; pwd").stdout == f"it's $HOME \\ `x`{copy}\n"
-        assert executor.run("sleep 30").exit_code == 124
+    monkeypatch.setenv("SWE_EXECUTOR", "dokcer")
+    with pytest.raises(UserError, match=r"no sandboxes of 'dokcer'.*docker"):
+        swe_bench.judge(instances[0], instances[0]["patch"])
+
+
+def test_containers_have_swe_benchs_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "sweb.eval.x86_64.astropy_1776_astropy-12907"
+    assert swe_bench.image_of("astropy__astropy-12907", "docker") == f"swebench/{name}:latest"
+    assert swe_bench.image_of("astropy__astropy-12907", "apptainer") == f"docker://swebench/{name}:latest"
+    monkeypatch.setenv("SWE_IMAGES", "/images")
+    assert swe_bench.image_of("astropy__astropy-12907", "apptainer") == f"/images/{name}.sif"
 
 
 def test_the_command_line_writes_prompts(instances: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from bugs import BUGS
 from make_tasks import make_tasks
 
-from miles_lite.agent.shell import Outcome, Shell
 from miles_lite.agent.tools import load_tools
+from miles_lite.sandboxes.shell import Outcome, Shell
 
 TOOLS = {tool.name: tool for tool in load_tools(Path(__file__).parents[2] / "examples" / "swe-agent" / "tools.json")}
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from miles_lite.job.interrupted import SaveWhenInterrupted
+from miles_lite.job.interrupted import SaveWhenInterrupted, sum_up_when_interrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.train.group import TrainError
 
@@ -93,3 +93,14 @@ def test_nothing_else_saves(how: dict[str, Any]) -> None:
 def test_a_save_that_fails_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(KeyboardInterrupt(), trained=3, saved=1, fails=True) == []
     assert "not saved: no room; the last checkpoint is 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "summed"), [(KeyboardInterrupt(), ["saved", "summed up"]), (ValueError(), [])])
+def test_a_run_is_summed_up_after_what_it_saves(error: BaseException, summed: list[str]) -> None:
+    did: list[str] = []
+    with contextlib.suppress(KeyboardInterrupt, ValueError), contextlib.ExitStack() as parts:
+        life = SimpleNamespace(parts=parts, watch=Watch(), reached=SimpleNamespace(trained=1, saved=0))
+        sum_up_when_interrupted(cast(Lifetime, cast(Any, life)), lambda: did.append("summed up"))
+        SaveWhenInterrupted(cast(Lifetime, cast(Any, life)), lambda _: did.append("saved"))
+        raise error
+    assert did == summed

@@ -42,6 +42,7 @@ def metrics(tmp_path: Path) -> Path:
 def test_summary_by_hand(metrics: Path) -> None:
     summary = build_summary(metrics, counts=COUNTS, seconds=101.26, chance=0.25, heldout="held")
     assert summary == {
+        "ended": "well",
         "reward_first5": pytest.approx(0.2),
         "reward_last5": pytest.approx(0.7),
         "reward_chance": 0.25,

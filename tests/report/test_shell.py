@@ -14,9 +14,9 @@ import pytest
 from miles_lite.cli import main
 from miles_lite.job.claim import claimed, in_use
 from miles_lite.job.events import Events
-from miles_lite.process import json_lines
-from miles_lite.process.json_lines import Growing
+from miles_lite.report import json_lines
 from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import Growing
 from miles_lite.report.record import read_record
 from tests.report.runs import FAULTS, STEPS, write_run
 from tests.report.test_transcript import a_run, keep
@@ -36,7 +36,7 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
     with contextlib.suppress(RuntimeError), Events(folder) as events:
         events.write()
         events.note(Kind.SERVERS, "engine 0: its process has ended; replacing it")
-        with claimed(folder):
+        with claimed({"--run-dir": folder}):
             running = said(capsys, "status", folder)
         raise RuntimeError("x\x1b[31m")
     assert running.splitlines()[0] == f"{folder}: running"
@@ -50,7 +50,7 @@ def test_a_killed_run_is_called_one_and_a_healthy_one_has_no_alarm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run(tmp_path / "run", seed=1, ended=False)
-    json_lines.append(folder / "events.jsonl", {"time": time.time() - 90, "kind": "weights", "said": "all serve it"})
+    json_lines.append(folder / "events.jsonl", [{"time": time.time() - 90, "kind": "weights", "said": "all serve it"}])
     out = said(capsys, "status", folder)
     assert "ended without a word: it was killed, 1:30 ago" in out
     assert "\nno alarm\n" in out
@@ -58,7 +58,7 @@ def test_a_killed_run_is_called_one_and_a_healthy_one_has_no_alarm(
 
 def test_who_has_a_folder_is_known(tmp_path: Path) -> None:
     assert not in_use(tmp_path)
-    with claimed(tmp_path):
+    with claimed({"--run-dir": tmp_path}):
         assert in_use(tmp_path)
     assert not in_use(tmp_path)
 
@@ -66,13 +66,13 @@ def test_who_has_a_folder_is_known(tmp_path: Path) -> None:
 def test_tail_follows_until_the_run_ends(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", seed=1, steps=3, ended=False)
     command = [sys.executable, "-m", "miles_lite", "tail", str(folder), "--lines", "1"]
-    with claimed(folder), Events(folder) as events:
+    with claimed({"--run-dir": folder}), Events(folder) as events:
         events.write()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         first = process.stdout.readline()
         row = {"rollout/step": 3, "time": time.time(), "rollout/reward_unfiltered": 0.75, "perf/step_time": 9.5}
-        json_lines.append(folder / "metrics.jsonl", row)
+        json_lines.append(folder / "metrics.jsonl", [row])
         second = process.stdout.readline()
         events.note(Kind.ALARM, "Rollouts fail: all of them", step=3, what="failures")
         third = process.stdout.readline()

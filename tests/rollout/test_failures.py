@@ -32,8 +32,8 @@ def test_each_failure_leaves_a_line_that_says_why(tmp_path: Path) -> None:
     bad = Rollout(7, 1, reward=1.0)
     bad.fail(Where.REWARD, "ValueError: embedded null byte")
     assert (bad.status, bad.reward) == (Status.FAILED, None)
-    note_failures(path, 3, [Group(index=1, prompt={"row": 12}, rollouts=[Rollout(6, 1), bad])])
-    note_failures(path, 4, [Group(index=2, prompt={}, rollouts=[Rollout(8, 2)])])
+    note_failures(path, 3, 12, [Rollout(6, 1), bad])
+    note_failures(path, 4, None, [Rollout(8, 2)])
     (line,) = map(json.loads, path.read_text().splitlines())
     assert line == {
         "rollout/step": 3,

@@ -160,7 +160,7 @@ def test_a_rollout_that_infrastructure_failed_is_run_again_in_its_group_and_coun
     generator = make_generator(options, [1.0, None, 0.0], retries=2)
     step = asyncio.run(generator.run(lambda: None))
     assert sorted(rollout.index for rollout in step.groups[0].rollouts) == [0, 2, 3]
-    assert [rollout.index for rollout in step.replaced] == [1]
+    assert [rollout.index for group in step.replaced for rollout in group.rollouts] == [1]
     assert sum(step.replaced_by_where.values()) == 1
     accounts = generator.accounts
     assert (accounts.trained, accounts.rollouts_retried, accounts.rollouts_failed) == (1, 1, 0)

@@ -64,8 +64,9 @@ def a_step(groups: list[list[float | Where | None]], replaced: int = 0) -> Step:
             group.rollouts.append(rollout)
         step.finished.append(group)
     for _ in range(replaced):
-        step.replaced.append(Rollout(index, 0, transcript=Lies()))
-        step.replaced[-1].fail(Where.TOOL, "the sandbox has gone")
+        lost = Rollout(index, 0, transcript=Lies())
+        lost.fail(Where.TOOL, "the sandbox has gone")
+        step.replaced.append(Group(0, {"row": 0}, [lost]))
         index += 1
     return step
 
@@ -79,7 +80,7 @@ def test_failures_the_best_the_worst_and_some_are_kept(
 ) -> None:
     step = a_step(groups, replaced)
     found = chosen(step, some)
-    everyone = {one.index: one for one in [*(r for g in step.finished for r in g.rollouts), *step.replaced]}
+    everyone = {one.index: one for group in [*step.finished, *step.replaced] for one in group.rollouts}
     assert {index for index, one in everyone.items() if one.failure} == {
         i for i, why in found.items() if "failed" in why
     }

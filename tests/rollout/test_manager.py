@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
+from miles_lite.errors import UserError
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.manager import RolloutManager
@@ -260,3 +262,22 @@ def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
 
     accounts = asyncio.run(run())
     assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
+
+
+def test_what_failed_is_on_disk_though_the_failures_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost: list[Exception] = [ray.exceptions.RaySystemError("No module named 'agents'") for _ in range(100)]
+    flags = ["--n-samples-per-prompt", "2", "--rollout-batch-size", "1"]
+    manager, _ = drive(monkeypatch, tmp_path, *flags, raising=lost)
+
+    async def run() -> None:
+        await manager.start()
+        with pytest.raises(UserError, match="each of the 2 prompts failed"):
+            await manager.generate(0)
+
+    asyncio.run(run())
+    failed = [json.loads(line) for line in (tmp_path / "run" / "failures.jsonl").read_text().splitlines()]
+    assert len(failed) == len({each["rollout"] for each in failed}) == 100 - len(lost)
+    assert {(each["rollout/step"], each["where"]) for each in failed} == {(0, "agent")}
+    assert {each["prompt_row"] for each in failed} == {1, 2}

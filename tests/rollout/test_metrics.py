@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles_lite.config.rewards import Overlong
 from miles_lite.errors import Where
 from miles_lite.rollout.metrics import (
     eval_metrics,
+    overlong_metrics,
     pass_rates,
     passrate_metrics,
     rollout_metrics,
@@ -52,6 +54,17 @@ def failed(where: Where) -> Rollout:
     rollout = a_rollout()
     rollout.fail(where, "why")
     return rollout
+
+
+def test_what_length_costs_is_told_apart_from_rewards() -> None:
+    rollouts = [a_rollout(samples=[a_sample(trained)]) for trained in (2, 4, 5, 6, 8)]
+    groups = of(*rollouts, failed(Where.TOOL))
+    assert overlong_metrics(groups, Overlong(6, 2, 0.5)) == {
+        "rollout/overlong/ratio": 3 / 5,
+        "rollout/overlong/penalty": pytest.approx(-(0.25 + 0.5 + 0.5) / 5),
+    }
+    assert rollout_metrics(groups, groups)["rollout/reward"] == 1.0
+    assert overlong_metrics([], Overlong(6, 2, 0.5)) == {}
 
 
 def of(*rollouts: Rollout) -> list[Group]:

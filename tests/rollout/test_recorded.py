@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import Where
 from miles_lite.report import rollout_table
-from miles_lite.report.record import set_aside
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.recorded import rows_of
-from miles_lite.sample import Rollout
+from miles_lite.sample import Group, Rollout
 from tests.rollout.test_metrics import a_group, failed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 
 
 def a_step(trained: int, filtered: int, unused: int, replaced: list[Rollout]) -> Step:
-    step, number = Step(replaced=replaced), 0
+    step, number = Step(replaced=[Group(0, {"row": 3}, [rollout]) for rollout in replaced]), 0
     for ends, count in (("trained", trained), ("filtered", filtered), ("unused", unused)):
         for _ in range(count):
             group = a_group(0.0, 1.0)
@@ -46,6 +45,7 @@ def test_every_rollout_has_a_row_of_every_column(trained: int, filtered: int, un
     assert all(set(row) == set(rollout_table.COLUMNS) for row in rows)
     assert [row["where"] for row in rows if row["outcome"] == "retried"] == broke
     assert all(row["reward"] is None for row in rows if row["where"] is not None)
+    assert {row["prompt_row"] for row in rows if row["outcome"] == "retried"} <= {"3"}
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -54,11 +54,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         rollout_table.write(tmp_path, step, rows)
     rollout_table.write(tmp_path, 1, steps[1])
     assert rollout_table.read(tmp_path) == [row for rows in steps.values() for row in rows]
-    assert not list(tmp_path.rglob("*.partial"))
     assert rollout_table.read_step(tmp_path, 10) == steps[10]
-    set_aside(tmp_path, before="before-1")
-    assert rollout_table.read(tmp_path) == []
-    assert (tmp_path / "rollouts.before-1").is_dir()
+    assert rollout_table.read(tmp_path, steps=2) == [*steps[1], *steps[10]]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_manager_that_writes_it_does_not_carry_pandas(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,12 +19,12 @@ import pytest
 import ray
 
 from miles_lite.config.session_options import Session as SessionOptions
-from miles_lite.errors import UserError
+from miles_lite.errors import UnavailableError, UserError
 from miles_lite.process.remote import Remote
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.stack import restarting
-from miles_lite.stack.actors import named_actor, restarted
+from miles_lite.stack.actors import Waiting, named_actor, restarted
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.stack import _port
 from tests.clusters import local_cluster
@@ -70,7 +71,7 @@ def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_
         return named_actor(Plain, restarted("plain", restarts))(restarts, obstacle)
 
     async def run() -> None:
-        plain = Kept("the plain actor", make, start_seconds=30, say=said.append)
+        plain = Kept("the plain actor", make, start_seconds=30, waiting=Waiting(said.append, tmp_path))
         first = await plain.start()
         assert await (await plain.serving()).call(Plain.who) == 0
         assert await plain.stood(0, time.monotonic())
@@ -106,7 +107,8 @@ class Busy(Plain):
 
 
 async def test_what_was_lost_while_it_was_asked_for_counts_as_lost(tmp_path: Path) -> None:
-    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=30, say=print)
+    waiting = Waiting(print, tmp_path)
+    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=30, waiting=waiting)
     await busy.start()
     try:
         began = time.monotonic()
@@ -125,7 +127,42 @@ async def test_who_waits_for_one_that_does_not_come_back_is_told_so(
         raise AssertionError("nobody starts it")
 
     with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
-        await Kept("the plain actor", never, start_seconds=1, say=print).serving()
+        await Kept("the plain actor", never, start_seconds=1, waiting=Waiting(print, tmp_path)).serving()
+
+
+class Slow(Plain):
+    """It never starts."""
+
+    async def start(self) -> str:
+        time.sleep(60)
+        return ""
+
+
+async def test_an_actor_that_does_not_start_tells_what_it_is_at(tmp_path: Path) -> None:
+    said: list[str] = []
+    slow = named_actor(Slow, "slow")(0, tmp_path / "none")
+    assert await slow.call(Slow.who) == 0
+    starting = slow.call(Slow.start)
+    try:
+        with pytest.raises(UnavailableError, match="waited 4 s for engine 7 to start; Ray has it as process"):
+            await Waiting(said.append, tmp_path).started(slow, starting, "engine 7", 4.0)
+    finally:
+        slow.kill()
+    (line,) = said
+    assert re.fullmatch(r"waiting for engine 7 to start since \d s, at most 4 s; Ray has it as process \d+ of .*", line)
+    (stacks,) = tmp_path.glob("stacks-*/slow.txt")
+    assert "start (" in stacks.read_text()
+
+
+async def test_an_actor_that_has_no_place_tells_what_it_waits_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    big = named_actor(Plain, "big", {"num_cpus": 7})(0, tmp_path / "none")
+    try:
+        with pytest.raises(UnavailableError, match="for the big one to start; Ray says PENDING_CREATION"):
+            await Waiting(said.append, tmp_path).started(big, big.call(Plain.start), "the big one", 6.0)
+    finally:
+        big.kill()
+    assert "1 node(s) live, free are 1 CPU and 0 GPU, not placed is 1 x {'CPU': 7.0}" in said[0]
 
 
 async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model: Path, tmp_path: Path) -> None:
@@ -143,7 +180,7 @@ async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model
             placed = replace(spec, port=_port(sessions.told)) if restarts else spec
             return named_actor(SessionActor, restarted("session-0", restarts))(placed)
 
-        sessions = Kept("session server 0", make, start_seconds=60, say=print)
+        sessions = Kept("session server 0", make, start_seconds=60, waiting=Waiting(print, tmp_path))
         try:
             await talk(await sessions.start(), sessions)
             assert [len(one["input_ids"]) for one in engine.requests] == sorted(

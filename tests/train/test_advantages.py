@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from miles_lite.config.algorithms import ADVANTAGES
 from miles_lite.config.choices import Reduction
+from miles_lite.config.rewards import Overlong
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError
 from miles_lite.sample import Group, Rollout, Sample
@@ -122,6 +123,31 @@ def test_gdpo_normalises_each_reward_and_then_the_batch() -> None:
     sums = [*right, *alone]
     middle = statistics.fmean(sums)
     assert values == pytest.approx([(each - middle) / (spread(sums) + 1e-6) for each in sums])
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.5, 1.0]))
+def test_overlong_responses_lose_what_the_paper_says(length: int, longest: int, cache: int, factor: float) -> None:
+    """DAPO, arXiv:2503.14476, equation 13."""
+    if length <= longest - cache:
+        expected = 0.0
+    elif length <= longest:
+        expected = ((longest - cache) - length) / cache
+    else:
+        expected = -1.0
+    assert Overlong(longest, cache, factor).penalty([length, 1]) == pytest.approx(factor * expected)
+
+
+def test_length_is_taken_from_rewards_before_advantages() -> None:
+    """Of the longest turn; what is rewarded stays what it was."""
+    made, overlong = group([1.0, 1.0, None, 0.0], lengths=[4, 7, 9, 8]), Overlong(8, 4, 1.0)
+    rollouts, values = estimate([made], PLAIN, overlong)
+    assert [rollout.index for rollout in rollouts] == [0, 1, 3]
+    assert values == pytest.approx(grpo([1.0, 0.25, -1.0], []))
+    assert [rollout.reward for rollout in made.rollouts] == [1.0, 1.0, None, 0.0]
+    split = make_sample(12, 9)
+    split.metadata["turn_spans"] = [[0, 3, 6], [1, 6, 12]]
+    assert (make_sample(12, 9).record().longest_turn, split.record().longest_turn) == (9, 6)
 
 
 def test_credit_by_turn_is_that_of_the_turn_and_what_follows() -> None:

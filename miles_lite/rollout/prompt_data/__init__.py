@@ -20,6 +20,7 @@ import numpy as np
 from miles_lite import hooks
 from miles_lite.config.environments import SOURCE, TRAIN, is_source
 from miles_lite.errors import UserError, user_error
+from miles_lite.process.user_code import users_code
 from miles_lite.rollout.prompt_data.arrow_rows import ArrowRows, ParquetRows
 from miles_lite.rollout.prompt_data.jsonl_rows import JsonlRows
 
@@ -65,7 +66,9 @@ class Dealt:
         return len(self._rows)
 
     def at(self, place: int) -> tuple[int, str, object]:
-        return place, f"{self._where}, task {place}", {"label": None, **self._rows[place]}
+        where = f"{self._where}, task {place}"
+        with users_code(where):
+            return place, where, {"label": None, **self._rows[place]}
 
 
 class Joined:
@@ -88,8 +91,12 @@ def open_rows(source: str, environment: EnvironmentRows = no_environment) -> tup
     """The rows of a source, and the places among them that its slice leaves. Raises UserError."""
     matched = SLICE.match(source)
     path = matched["path"] if matched else source
-    rows = environment(path.partition(":")[2] or TRAIN) if is_source(path) else _read(path)
-    places = range(len(rows))
+    split = path.partition(":")[2] or TRAIN
+    if is_source(path) and "@" in split:
+        raise UserError(f"prompt data: {source}: expected {SOURCE}:SPLIT@[FROM:TO]")
+    with users_code(f"prompt data: {source}"):
+        rows = environment(split) if is_source(path) else _read(path)
+        places = range(len(rows))
     if matched:
         start, stop = (int(value) if value else None for value in (matched["start"], matched["stop"]))
         places = places[start:stop]

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from miles_lite.config.rewards import Overlong
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError
 from miles_lite.hooks import Advantage, AdvantageFunction, RewardPostProcess, load_hook
@@ -27,8 +28,13 @@ def load_advantage(path: str) -> AdvantageFunction:
     return load_hook(path, flag="--advantage-estimator")
 
 
-def estimate(groups: Sequence[Group], options: Algorithm) -> tuple[list[Rollout], list[Advantage]]:
-    """The rollouts of the groups that can be trained, in order, and the advantage of each."""
+def estimate(
+    groups: Sequence[Group], options: Algorithm, overlong: Overlong | None = None
+) -> tuple[list[Rollout], list[Advantage]]:
+    """The rollouts of the groups that can be trained, in order, and the advantage of each, for which `overlong` takes
+    from rewards before all else."""
+    if overlong is not None:
+        groups = [shortened(group, overlong) for group in groups]
     estimator, path = options.estimator, options.custom_reward_post_process_path
     function = load_advantage(estimator.path)
     trainable = [[rollout for rollout in group.rollouts if rollout.trainable] for group in groups]
@@ -44,6 +50,16 @@ def estimate(groups: Sequence[Group], options: Algorithm) -> tuple[list[Rollout]
     if estimator.standardized:
         values = [float(value) for value in standardised(np.array(values, dtype=np.float64))]
     return rollouts, values
+
+
+def shortened(group: Group, overlong: Overlong) -> Group:
+    """The group with what `overlong` leaves of its rewards: of the longest of a rollout's turns, since it is one turn
+    that --rollout-max-response-len cuts."""
+    rollouts = []
+    for rollout in group.rollouts:
+        taken = overlong.penalty(sample.longest_turn for sample in rollout.samples)
+        rollouts.append(rollout if rollout.reward is None else replace(rollout, reward=rollout.reward + taken))
+    return replace(group, rollouts=rollouts)
 
 
 @cache

@@ -37,7 +37,7 @@ LIMITS = "ulimit -c 0 -v 4194304 -u 256\n"
 """Inside bubblewrap: no core files, 4 GiB of address space and 256 processes."""
 
 
-class Sandbox(Word):
+class Confinement(Word):
     """What a script is shut into."""
 
     NONE = "none"
@@ -57,7 +57,9 @@ class Outcome:
 class Shell:
     """Runs scripts one at a time; a context manager. Owns one helper process, started with the first script."""
 
-    def __init__(self, *, timeout: float = 30.0, folder: Path | None = None, sandbox: Sandbox = Sandbox.NONE) -> None:
+    def __init__(
+        self, *, timeout: float = 30.0, folder: Path | None = None, sandbox: Confinement = Confinement.NONE
+    ) -> None:
         """`timeout` bounds each script, in seconds. `folder` is where scripts work, and stays writable in a sandbox;
         without it they work in the current folder, read-only in a sandbox. Raises UserError."""
         if folder is not None and not folder.is_dir():
@@ -65,7 +67,7 @@ class Shell:
         self._timeout, self._folder, self._sandboxed = (
             timeout,
             (folder or Path.cwd()).resolve(),
-            sandbox == Sandbox.BWRAP,
+            sandbox == Confinement.BWRAP,
         )
         self._argv = [*(_bubblewrap(self._folder, writable=folder is not None) if self._sandboxed else ()), "bash"]
         self._env = environment(home="/tmp" if self._sandboxed else None)
@@ -79,21 +81,23 @@ class Shell:
     ) -> None:
         self.close()
 
-    def run(self, script: str) -> Outcome:
-        """Run a bash script to its end or its time limit. It must hold neither NUL nor lone surrogates."""
+    def run(self, script: str, *, timeout: float | None = None) -> Outcome:
+        """Run a bash script to its end or its time limit (`timeout`, else the shell's), in seconds. It must hold
+        neither NUL nor lone surrogates."""
+        timeout = self._timeout if timeout is None else timeout
         source = ((LIMITS if self._sandboxed else "") + script).encode()
         request = {
             "argv": self._argv,
             "cwd": str(self._folder),
             "env": self._env,
-            "timeout": self._timeout,
+            "timeout": timeout,
             "grace": GRACE,
             "keep": KEEP,
             "sandboxed": self._sandboxed,
             "script_bytes": len(source),
         }
         try:
-            answer = self._ask(json.dumps(request).encode() + b"\n" + source)
+            answer = self._ask(json.dumps(request).encode() + b"\n" + source, timeout + GRACE + PATIENCE)
         except BaseException:
             self.close()
             raise
@@ -104,7 +108,7 @@ class Shell:
             _text(answer[name], cut) for name, cut in zip(("stdout", "stderr"), answer["cut"], strict=True)
         )
         if answer.get("timed_out"):
-            stderr += f"\n[timed out after {self._timeout:g} s]"
+            stderr += f"\n[timed out after {timeout:g} s]"
         if answer.get("left_running"):
             stderr += "\n[a process of this tool could not be ended]"
         return Outcome(stdout, stderr.lstrip("\n"), answer["exit_code"], answer["seconds"])
@@ -125,8 +129,8 @@ class Shell:
             guard.wait()
         guard.stdout.close()
 
-    def _ask(self, request: bytes) -> JsonObject | None:
-        """The guard's answer; None when it was killed."""
+    def _ask(self, request: bytes, limit: float) -> JsonObject | None:
+        """The guard's answer within `limit` seconds; None when it was killed."""
         if self._guard is None or self._guard.poll() is not None:
             self.close()
             self._guard = subprocess.Popen(
@@ -144,7 +148,6 @@ class Shell:
             guard.stdin.flush()
         except BrokenPipeError:
             return None
-        limit = self._timeout + GRACE + PATIENCE
         if not select.select([guard.stdout], [], [], limit)[0]:
             guard.kill()
             raise RuntimeError(f"the guard of a tool gave no answer within {limit:g} s")

@@ -1,23 +1,27 @@
-"""Files of JSON objects, one a line, that grow at their end.
+"""Files of JSON lines in a run folder.
 
-Invariant: a file has one writer at a time, and a line is in it as soon as `write` returns, also when the process is
-killed. A line that a full disk or a kill cut short is closed before the next, so that it costs only itself.
+Invariant: rows are on disk when a call returns, so that a killed process loses none; a line that a full disk or a kill
+cut short is closed before the next, so that it costs only itself; no text keeps a row from being written.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import orjson
 
+from miles_lite.errors import writing
 from miles_lite.process.json_types import JsonObject, parsed
+
+Row = Mapping[str, Any]
 
 
 class JsonLines:
-    """Writes one file. NaN and infinity become null."""
+    """One file, which is appended to."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
@@ -25,13 +29,13 @@ class JsonLines:
         size = os.fstat(self._file).st_size
         self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
 
-    def write(self, *rows: Mapping[str, object]) -> None:
-        """Append a line for each, all at once. Raises OSError."""
-        lines = b"\n" * self._torn + b"".join(map(_line, rows))
+    def write(self, rows: Iterable[Row]) -> None:
+        """Raises OSError, and for a line of which the disk took only a part, too."""
+        lines = b"\n" * self._torn + encoded(rows)
         self._torn = True
         written = os.write(self._file, lines)
         if written < len(lines):
-            raise OSError(f"wrote {written} of {len(lines)} bytes: is the disk full?")
+            raise OSError(f"wrote {written} of {len(lines)} bytes: No space left on device?")
         self._torn = False
 
     def close(self) -> None:
@@ -57,26 +61,28 @@ class Growing:
         return _rows(whole)
 
 
-def append(path: Path, *rows: Mapping[str, object]) -> None:
-    """Write rows to a file that is seldom written. Raises OSError."""
-    file = JsonLines(path)
-    try:
-        file.write(*rows)
-    finally:
-        file.close()
-
-
 def read(path: Path) -> list[JsonObject]:
     """The rows of a file, in the order written; none where there is no file. What is no row is left out."""
     return _rows(path.read_bytes()) if path.exists() else []
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to the file at `path`. Raises UserError when the disk is full."""
+    with writing("what became of the run", path), closing(JsonLines(path)) as lines:
+        lines.write(rows)
+
+
+def encoded(rows: Iterable[Row]) -> bytes:
+    """A line for each. NaN and infinity are null; what is no Unicode, a lone surrogate, is a question mark."""
+    return b"".join(
+        orjson.dumps({_plain(name): _plain(value) for name, value in row.items()}, option=orjson.OPT_APPEND_NEWLINE)
+        for row in rows
+    )
 
 
 def _rows(lines: bytes) -> list[JsonObject]:
     return [row for line in lines.splitlines() if isinstance(row := parsed(line, orjson.loads), dict)]
 
 
-def _line(row: Mapping[str, object]) -> bytes:
-    try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError:  # a lone surrogate, which only an escape can spell
-        return json.dumps(row).encode() + b"\n"
+def _plain(value: object) -> object:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

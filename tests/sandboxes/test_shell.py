@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from miles_lite.agent.shell import KEEP, Sandbox, Shell, assignments, clipped, quoted
 from miles_lite.errors import UserError
+from miles_lite.sandboxes.shell import KEEP, Confinement, Shell, assignments, clipped, quoted
 
 ROOT = str(Path(__file__).resolve().parents[2])
 NO_BWRAP = (
@@ -27,7 +27,7 @@ NO_BWRAP = (
     or subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True).returncode != 0
 )
 needs_bwrap = pytest.mark.skipif(NO_BWRAP, reason="bubblewrap does not work here")
-SANDBOXES = [Sandbox.NONE, pytest.param(Sandbox.BWRAP, marks=needs_bwrap)]
+SANDBOXES = [Confinement.NONE, pytest.param(Confinement.BWRAP, marks=needs_bwrap)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_a_quoted_value_is_one_word(value: str) -> None:
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
-def test_a_child_sees_path_home_and_lang_and_nothing_else(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_sees_path_home_and_lang_and_nothing_else(
+    sandbox: Confinement, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET", "x")
     with Shell(sandbox=sandbox) as shell:
         outcome = shell.run("x=1\nenv -u _ -u PWD -u SHLVL -u OLDPWD env | cut -d= -f1 | sort")
@@ -122,7 +124,7 @@ def test_clipping_keeps_whole_characters_and_counts_bytes(text: str, times: int)
         "stops itself": "kill -STOP $$",
     }.values(),
 )
-def test_nothing_survives_the_time_limit(sandbox: Sandbox, script: str) -> None:
+def test_nothing_survives_the_time_limit(sandbox: Confinement, script: str) -> None:
     mark = f"mark-{uuid.uuid4().hex}"
     with Shell(timeout=0.7, sandbox=sandbox) as shell:
         outcome = shell.run(f"sh -c 'sleep 1000; :' {mark} &\n" + script.replace("{mark}", mark))
@@ -135,7 +137,7 @@ def test_nothing_survives_the_time_limit(sandbox: Sandbox, script: str) -> None:
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
-def test_what_a_script_leaves_behind_ends_with_it(sandbox: Sandbox) -> None:
+def test_what_a_script_leaves_behind_ends_with_it(sandbox: Confinement) -> None:
     with Shell(timeout=30, sandbox=sandbox) as shell:
         outcome = shell.run("setsid nohup sleep 1000 >/dev/null 2>&1 &\n(sleep 1000 &)\necho done")
         assert (outcome.stdout, outcome.exit_code) == ("done\n", 0)
@@ -159,7 +161,7 @@ def test_exit_codes_are_those_of_shells(shell: Shell) -> None:
 def test_everything_ends_when_the_owner_dies(tmp_path: Path) -> None:
     mark = f"mark-{uuid.uuid4().hex}"
     script = f"setsid sh -c 'sleep 1000; :' {mark} & sleep 1000"
-    owner = f"from miles_lite.agent.shell import Shell\nShell().run({script!r})"
+    owner = f"from miles_lite.sandboxes.shell import Shell\nShell().run({script!r})"
     process = subprocess.Popen([sys.executable, "-c", owner], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     deadline = time.monotonic() + 60
     while not left(mark) and time.monotonic() < deadline:
@@ -183,7 +185,7 @@ def test_the_sandbox_has_a_read_only_root_a_private_tmp_and_no_network(tmp_path:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
-    with Shell(sandbox=Sandbox.BWRAP, folder=inside) as shell:
+    with Shell(sandbox=Confinement.BWRAP, folder=inside) as shell:
         assert shell.run("pwd; echo kept > here").stdout == f"{inside}\n"
         assert (inside / "here").read_text() == "kept\n"
         assert shell.run("touch /usr/x /etc/x").exit_code != 0
@@ -193,7 +195,7 @@ def test_the_sandbox_has_a_read_only_root_a_private_tmp_and_no_network(tmp_path:
         assert shell.run("sed -n 's/^ *\\([a-z0-9]*\\):.*/\\1/p' /proc/net/dev").stdout == "lo\n"
         assert int(shell.run("ls /proc | grep -c '^[0-9]'").stdout) < 8
         assert shell.run("dd if=/dev/zero of=/dev/null bs=5G count=1").exit_code != 0
-    with Shell(sandbox=Sandbox.BWRAP, folder=None) as shell:
+    with Shell(sandbox=Confinement.BWRAP, folder=None) as shell:
         assert shell.run(f"touch {Path.cwd()}/x").exit_code != 0
 
 

@@ -1,0 +1,103 @@
+"""Files into a sandbox and out of it, as tar archives.
+
+Invariant: what comes out of a sandbox is written below the folder that was named and nowhere else, whatever its names
+and links are (PEP 706's filters): files and folders, and links as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
+
+
+def put(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
+    """Write files, by their paths below the sandbox's folder."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for path, content in files.items():
+            member = tarfile.TarInfo(path)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    sandbox.unpack(data.getvalue())
+
+
+def get(sandbox: Sandbox, path: str) -> bytes:
+    """A file's content. Raises FileNotFoundError, also for what is no file."""
+    data = sandbox.pack(path)
+    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = archive.getmembers()
+        content = archive.extractfile(members[0]) if len(members) == 1 and members[0].isreg() else None
+        if content is not None:
+            return content.read()
+    raise FileNotFoundError(f"{path} is no file")
+
+
+def push(sandbox: Sandbox, folder: Path) -> None:
+    """Put all that is in a folder of this machine into the sandbox's."""
+    sandbox.unpack(packed(folder, PurePosixPath()))
+
+
+def pull(sandbox: Sandbox, folder: Path, *, leave: Callable[[PurePosixPath], bool] = lambda path: False) -> None:
+    """Write what is in the sandbox's folder into one of this machine, but for paths that are to be left."""
+    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(sandbox.pack("."))) as archive:
+        wanted = [member for member in archive.getmembers() if not leave(PurePosixPath(member.name))]
+        unpacked(archive, folder, wanted)
+
+
+def packed(folder: Path, path: PurePosixPath) -> bytes:
+    """The archive of what is at `path` below a folder of this machine. Raises FileNotFoundError, also where a link
+    leads out of the folder."""
+    root, at = folder.resolve(), folder / path
+    if (not at.parent.resolve().is_relative_to(root) and at != folder) or not os.path.lexists(at):
+        raise FileNotFoundError(f"{path} is not in the sandbox")
+    data = _Bounded()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.add(at, arcname=str(path), filter=_anybodys)
+    return data.getvalue()
+
+
+def unpacked(archive: tarfile.TarFile, folder: Path, members: list[tarfile.TarInfo] | None = None) -> None:
+    """Extract below a folder of this machine."""
+    archive.extractall(folder, members, filter=_below)
+
+
+@contextlib.contextmanager
+def failing_as_broken() -> Iterator[None]:
+    """Raises RolloutError for an archive that cannot be read or written."""
+    try:
+        yield
+    except (tarfile.TarError, OSError) as error:
+        raise broken(f"an archive of a sandbox cannot be read: {error}") from error
+
+
+def _below(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """None for what would be written elsewhere. A symbolic link may say what it likes, since nothing is written through
+    it."""
+    if _anybodys(member) is None:
+        return None
+    try:
+        return tarfile.data_filter(member, folder)
+    except (tarfile.LinkOutsideDestinationError, tarfile.AbsoluteLinkError):
+        return tarfile.tar_filter(member, folder) if member.issym() else None
+    except tarfile.FilterError:
+        return None
+
+
+def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Without an owner; sockets and devices stay where they are."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member if member.isreg() or member.isdir() or member.issym() or member.islnk() else None
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+        if self.tell() + len(data) > ARCHIVE_BYTES:
+            raise broken(f"the files that were asked for take more than {ARCHIVE_BYTES >> 20} MB")
+        return super().write(data)

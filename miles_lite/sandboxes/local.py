@@ -1,0 +1,104 @@
+"""Sandboxes that are folders of this machine: commands run beside us, in bubblewrap, or in Apptainer.
+
+Invariant: of a command nothing runs on when it has ended (`shell.Shell`). A folder goes with its sandbox, at the latest
+with the next owner on this machine.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import signal
+import tarfile
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from miles_lite.errors import UserError
+from miles_lite.process import scratch
+from miles_lite.sandboxes.files import failing_as_broken, packed, unpacked
+from miles_lite.sandboxes.owner import home
+from miles_lite.sandboxes.sandbox import Sandbox
+from miles_lite.sandboxes.script_guard import TIMED_OUT
+from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
+
+GRACE = 5.0
+"""Seconds that a container may take to start and to end beyond its command's limit."""
+
+
+class Folder:
+    """See `sandbox.Sandbox`."""
+
+    def __init__(self, folder: Path, shell: Shell) -> None:
+        self.folder, self._shell = folder, shell
+
+    def run(self, command: str, *, seconds: float) -> Outcome:
+        return self._shell.run(command, timeout=seconds)
+
+    def unpack(self, archive: bytes) -> None:
+        with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive)) as given:
+            unpacked(given, self.folder)
+
+    def pack(self, path: str) -> bytes:
+        return packed(self.folder, PurePosixPath(path))
+
+    def close(self) -> None:
+        self._shell.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Folders:
+    """See `sandbox.Provider`. There are no images; the folder is its own."""
+
+    def __init__(self, confinement: Confinement = Confinement.NONE) -> None:
+        self._confinement = confinement
+
+    def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
+        folder = home() / name
+        folder.mkdir(exist_ok=True)
+        return Folder(folder, Shell(folder=folder, sandbox=self._confinement))
+
+    def reap(self) -> int:
+        return scratch.sweep()
+
+
+class ApptainerFolders(Folders):
+    """Each command in a container of its own, of which the folder is what lasts. `image` is a .sif file or an address
+    (docker://...)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if shutil.which("apptainer") is None:
+            raise UserError("sandboxes of apptainer: it is not installed here")
+
+    def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
+        if image is None:
+            raise UserError("sandboxes of apptainer need an image: a .sif file, or an address as docker://python:3.11")
+        folder = home() / name
+        folder.mkdir(exist_ok=True)
+        return _Contained(folder, Shell(folder=folder), image, workdir or "/work")
+
+
+class _Contained(Folder):
+    def __init__(self, folder: Path, shell: Shell, image: str, workdir: str) -> None:
+        super().__init__(folder, shell)
+        alone = ["--containall", "--cleanenv", "--no-home", "--net", "--network", "none", "--writable-tmpfs"]
+        mount = ["--bind", f"{folder}:{workdir}", "--pwd", workdir]
+        self._argv = ["apptainer", "exec", *alone, *mount, image]
+
+    def run(self, command: str, *, seconds: float) -> Outcome:
+        argv = shlex.join([*self._argv, *bounded_bash(seconds)])
+        return timed(super().run(f"printf %s {quoted(command)} | {argv}", seconds=seconds + 2 * GRACE), seconds)
+
+
+def bounded_bash(seconds: float) -> list[str]:
+    """What reads a script from stdin inside a container, which outlives the client that started it."""
+    return ["timeout", "-k", f"{GRACE:g}", f"{seconds:g}", "bash", "-s"]
+
+
+def timed(outcome: Outcome, seconds: float) -> Outcome:
+    """As a shell's is when its time was up, whichever program of that name ended it, by whichever signal."""
+    if outcome.seconds < seconds or outcome.exit_code not in (TIMED_OUT, 128 + signal.SIGTERM, 128 + signal.SIGKILL):
+        return outcome
+    said = f"{outcome.stderr}\n[timed out after {seconds:g} s]".lstrip("\n")
+    return replace(outcome, exit_code=TIMED_OUT, stderr=said)

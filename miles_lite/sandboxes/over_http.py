@@ -1,0 +1,85 @@
+"""Sandboxes of another machine, by HTTP (`sandbox_server.py` has the other side).
+
+Invariant: a request whose answer is lost is asked again under the same name or number, and done once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+import httpx
+
+from miles_lite.errors import UserError
+from miles_lite.process.admin_key import bearer, known_key
+from miles_lite.sandboxes.sandbox import Sandbox, broken
+from miles_lite.sandboxes.shell import Outcome
+
+START_SECONDS, FILE_SECONDS, ANSWER_SECONDS = 1800.0, 300.0, 60.0
+ATTEMPTS = 5
+BACKOFF = 0.2
+"""Seconds before a request's second attempt; twice that before the next."""
+
+
+class RemoteSandbox:
+    """See `sandbox.Sandbox`."""
+
+    def __init__(self, ask: Callable[..., httpx.Response], name: str) -> None:
+        self._ask, self._at = ask, f"/sandboxes/{name}"
+
+    def run(self, command: str, *, seconds: float) -> Outcome:
+        asked = {"number": secrets.token_hex(8), "command": command, "seconds": seconds}
+        answer = self._ask("POST", f"{self._at}/commands", json=asked, timeout=seconds + ANSWER_SECONDS)
+        return Outcome(**answer.json())
+
+    def unpack(self, archive: bytes) -> None:
+        self._ask("PUT", f"{self._at}/files", content=archive, timeout=FILE_SECONDS)
+
+    def pack(self, path: str) -> bytes:
+        answer = self._ask("GET", f"{self._at}/files?path={quote(path, safe='')}", timeout=FILE_SECONDS)
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            raise FileNotFoundError(f"{path} is not in the sandbox")
+        return answer.content
+
+    def close(self) -> None:
+        self._ask("DELETE", self._at, timeout=ANSWER_SECONDS)
+
+
+class Remote:
+    """See `sandbox.Provider`."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError when no server of sandboxes answers there."""
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(base_url=self._url, headers=bearer(known_key()), limits=httpx.Limits())
+        try:
+            self._client.get("/health", timeout=ANSWER_SECONDS).raise_for_status()
+        except httpx.HTTPError as error:
+            raise UserError(f"no server of sandboxes answers at {url}: {error}") from error
+
+    def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
+        self._ask("PUT", f"/sandboxes/{name}", json={"image": image, "workdir": workdir}, timeout=START_SECONDS)
+        return RemoteSandbox(self._ask, name)
+
+    def reap(self) -> int:
+        return 0  # the server's own
+
+    def _ask(self, method: str, path: str, **given: object) -> httpx.Response:
+        """The answer to a request, at the latest to its last attempt. Raises RolloutError, UserError."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                answer = self._client.request(method, path, **given)  # type: ignore[arg-type]
+            except httpx.TransportError as error:
+                if attempt == ATTEMPTS:
+                    raise broken(f"{self._url} does not answer: {type(error).__name__}: {error}") from error
+                time.sleep(BACKOFF * 2 ** (attempt - 1))
+                continue
+            if answer.is_success:
+                return answer
+            said = f"{self._url} answered {method} {path} with {answer.status_code}: {answer.text[:300]}"
+            if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.UNPROCESSABLE_ENTITY):
+                raise UserError(said)
+            raise broken(said)
+        raise AssertionError
