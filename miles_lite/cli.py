@@ -30,6 +30,7 @@ COMMANDS = {
     "tail": "a run's steps and events as they come",
     "show": "one rollout of a run, with its trajectory in colours",
     "report": "one page that tells what a run did, alarms first",
+    "dash": "the runs of a folder in a browser, live",
     "traces": "look at trajectory files; make datasets of them",
     "simulate": "how fast a fleet would be: engines, staleness, concurrency; no GPU, no Ray",
     "verify": "prove a chat template, or sessions on live engines; see `miles-lite verify --help`",

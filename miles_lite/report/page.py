@@ -71,11 +71,15 @@ def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
     runs = [tell(record) for record in records]
     named = [_name(record) for record in records]
-    return _template().render(runs=runs, differences=differences(records), names=named, versions=VERSIONS)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(runs=runs, differences=differences(records), names=named, versions=VERSIONS)
+    )
 
 
-def tell(record: Record) -> Told:
-    """Everything of one run."""
+def tell(record: Record, *, transcripts: bool = True) -> Told:
+    """Everything of one run, trajectories only where they are asked for."""
     outcomes = Counter(row["outcome"] for row in record.rollouts)
     return Told(
         record,
@@ -84,7 +88,7 @@ def tell(record: Record) -> Told:
         outcomes.most_common(),
         _failures(record),
         list(_pictures(record)),
-        list(told(record)),
+        list(told(record)) if transcripts else [],
     )
 
 
@@ -96,13 +100,14 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 @cache
-def _template() -> jinja2.Template:
-    source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+def environment() -> jinja2.Environment:
+    """Of this room's templates: what is put into one is text there, unless it says otherwise."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    made = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["visible"] = visible
-    return environment.from_string(source)
+    made.filters["visible"] = visible
+    return made
 
 
 def _name(record: Record) -> str:

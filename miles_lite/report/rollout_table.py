@@ -92,6 +92,11 @@ def read_step(run_dir: Path, step: int) -> list[Row]:
     return rows
 
 
+def has(run_dir: Path, step: int) -> bool:
+    """Whether it is there."""
+    return _path(run_dir, step).is_file()
+
+
 def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
     """Where a rollout is whole, if it was kept."""
     return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"

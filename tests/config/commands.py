@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from miles_lite.commands import (
     agent,
+    dash,
     init_model,
     migrate,
     report,
@@ -39,5 +40,6 @@ COMMANDS = (
     tail.Tail,
     show.Show,
     report.Report,
+    dash.Dash,
     Look,
 )
