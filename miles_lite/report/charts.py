@@ -22,6 +22,8 @@ _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0{index}0309" for index in range(6))
 VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", **{color: f"var(--s{at})" for at, color in enumerate(_SERIES)}}
 """What stands for each colour in the page."""
+FEW_STEPS = 60
+"""Steps that have a bar each."""
 MOST_BARS = 160
 """Rollouts of a step that a Gantt picture shows: the longest."""
 
@@ -43,13 +45,16 @@ def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float
 
 
 def stacked(parts: Mapping[str, Points], steps: Sequence[int]) -> str:
-    """Bars of `parts` one above the other, a bar for each of `steps`; seconds."""
+    """Bars of `parts` one above the other, a bar for each of `steps`, or areas where those are many; seconds."""
     figure, axes = _frame(2.4)
-    base = [0.0] * len(steps)
-    for at, (name, points) in enumerate(parts.items()):
-        heights = [points.get(step, 0.0) for step in steps]
-        axes.bar(list(steps), heights, bottom=base, color=_SERIES[at % len(_SERIES)], label=name, width=0.9)
-        base = [below + height for below, height in zip(base, heights, strict=True)]
+    every = {name: [points.get(step, 0.0) for step in steps] for name, points in parts.items()}
+    if len(steps) > FEW_STEPS:
+        axes.stackplot(list(steps), *every.values(), colors=_SERIES[: len(every)], labels=list(every))
+    else:
+        base = [0.0] * len(steps)
+        for color, (name, heights) in zip(_SERIES, every.items(), strict=False):
+            axes.bar(list(steps), heights, bottom=base, color=color, label=name, width=0.9)
+            base = [below + height for below, height in zip(base, heights, strict=True)]
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
     return _svg(figure, axes, legend=True)
