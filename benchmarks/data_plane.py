@@ -40,6 +40,7 @@ from miles_lite.rollout.answers import Generated
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
+from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import Batch, make_batches
@@ -167,7 +168,8 @@ class NoEngines:
 class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
-    admin_key, router_url, session_urls, engine_urls = None, "", (), ()
+    admin_key, session_urls, engine_urls = None, (), ()
+    routers, waiting = SimpleNamespace(urls=[""], of=lambda index: ""), Waiting(print, Path("logs"))
     fleet, failure = NoEngines(), None
 
     def __init__(self, url: str) -> None:

@@ -188,8 +188,9 @@ class Manager(RolloutManager):
 
     def __init__(self, flags: list[str]) -> None:
         nobody = Standing(told="", restarts=0)
-        nowhere = {"admin_key": None, "router_url": "", "session_urls": (), "engine_urls": (), "failure": None}
-        stack = NoServers(sessions=[nobody], fleet=NoEngines(), **nowhere)
+        nowhere = {"admin_key": None, "waiting": None, "session_urls": (), "engine_urls": (), "failure": None}
+        routers = SimpleNamespace(urls=[""], of=lambda index: "")
+        stack = NoServers(routers=routers, sessions=[nobody], fleet=NoEngines(), **nowhere)
         miles_lite.rollout.manager.Stack = lambda *_, **__: stack  # type: ignore[assignment,misc]
         super().__init__(parse(flags)[0], None)  # type: ignore[arg-type]
 

@@ -40,6 +40,32 @@ take_common_args() {
     esac
     shift
   done
+  local name
+  whole NUM_NODES 1
+  whole NUM_GPUS 0
+  whole HELD_OUT 0
+  for name in PREFILL_SERVERS DECODE_SERVERS GPUS_PER_ENGINE RAY_PORT RAY_DASHBOARD_PORT START_SECONDS; do whole "$name" 1; done
+  local forward
+  read -ra forward <<<"${FORWARD_ENV:-}"
+  for name in "${forward[@]}"; do
+    case $name in
+      *TOKEN | *KEY | *SECRET | *PASSWORD) fail "FORWARD_ENV: $name would be read by all who see Ray's dashboard" ;;
+    esac
+  done
+}
+
+# whole NAME LEAST: stops when the variable NAME is set, and to something else than a whole number of at least LEAST.
+whole() {
+  local value=${!1:-$2}
+  { [[ $value =~ ^[0-9]{1,9}$ ]] && ((10#$value >= $2)); } || fail "$1=$value: expected a whole number of at least $2"
+}
+
+# no_secret WORD...: stops at a flag whose value is a secret; a manifest is printed, and kept by who reads it.
+no_secret() {
+  local word
+  for word; do
+    case $word in --wandb-key | --wandb-key=*) fail "--wandb-key: a manifest holds no secret. Name WANDB_API_KEY's: see --help" ;; esac
+  done
 }
 
 # need NAME WHAT: stops when the variable NAME is empty.

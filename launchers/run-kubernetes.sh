@@ -24,6 +24,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 take_common_args "$@"
 cd "$REPO"
 
+no_secret "${EXTRA_ARGS[@]}"
+whole NUM_GPUS 1
 need IMAGE "the image that nodes run, with miles_lite installed"
 need CLAIM "the PersistentVolumeClaim that every node mounts at /shared"
 need_command kubectl "install it, or use --dry-run and apply the manifest elsewhere"

@@ -23,6 +23,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 take_common_args "$@"
 cd "$REPO"
 
+no_secret "${EXTRA_ARGS[@]}"
 for name in HF_CHECKPOINT PROMPT_DATA AGENT_FUNCTION IMAGE; do need "$name" "see --help"; done
 need_command sky "pip install skypilot in an environment of its own, or use --dry-run"
 export HF_CHECKPOINT PROMPT_DATA AGENT_FUNCTION IMAGE VOLUME=${VOLUME:-} RECIPE=${RECIPE:-} FORWARD_ENV=${FORWARD_ENV:-}

@@ -241,7 +241,7 @@ def named(function: Callable[..., Any], more: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in more.items() if takes_all or name in names}
 
 
-def hooks_of(*groups: Any) -> dict[str, str]:
+def hooks_of(*groups: object) -> dict[str, str]:
     """What the flags of HOOKS name in these option groups, matchers that are built in left out."""
     named = {flag: flag.removeprefix("--").replace("-", "_") for flag in HOOKS}
     given = {

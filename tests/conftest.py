@@ -26,6 +26,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Those of `-m e2e` are in few files: the others need not be imported, by each process of a run, to learn that."""
+    wanted = str(config.option.markexpr).partition(" ")[0]
+    if wanted not in ("e2e", "gpu") or not collection_path.name.startswith("test_"):
+        return None
+    return f"pytest.mark.{wanted}" not in collection_path.read_text(encoding="utf-8") or None
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3 folder, seed 0. Read only."""

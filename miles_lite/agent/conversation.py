@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from miles_lite.agent.formats import FORMATS, PREAMBLE, Format
 from miles_lite.agent.scan import Answer, Call
@@ -157,7 +156,7 @@ def _raw(message: JsonMapping) -> str:
     return "\n".join([text for text in [message.get("content")] if text] + calls)
 
 
-def _handle(handler: Callable[..., Any], arguments: JsonMapping) -> Outcome:
+def _handle(handler: Callable[..., object], arguments: JsonMapping) -> Outcome:
     """Run a Python tool in this process; its result is stdout, an exception stderr."""
     began = time.monotonic()
     try:

@@ -63,7 +63,8 @@ async def _until_interrupted(options: Serving, layout: Layout) -> None:
 
 
 def _announce(stack: Stack, options: Serving) -> None:
-    print(f"router    {stack.router_url}")
+    for url in stack.routers.urls:
+        print(f"router    {url}")
     for url in stack.session_urls:
         print(f"sessions  {url}    POST {url}/sessions, then OpenAI chat at /sessions/ID/v1")
     for url in stack.engine_urls:

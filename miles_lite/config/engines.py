@@ -69,7 +69,10 @@ class RouterAddress:
     """router address: of the one that is started, or of one that runs."""
 
     sglang_router_ip: str | None = option(None, help="use the router that runs there (default: start one)")
-    sglang_router_port: int | None = option(None, help="the router's port (default: a free one)", least=1, most=65535)
+    sglang_router_port: int | None = option(
+        None, help="the router's port, or the first of several routers' (default: a free one each)", least=1, most=65535
+    )
+    num_routers: int = option(1, help="routers that are started; session servers take turns among them", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

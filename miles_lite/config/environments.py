@@ -39,6 +39,7 @@ ENVIRONMENTS: Mapping[str, Known] = {
     "textarena": _here("text_arena", "user"),
     "openenv": _here("open_env", "user"),
     "ors": _here("ors", "tool"),
+    "harbor": _here("harbor", "tool"),
 }
 
 

@@ -15,7 +15,7 @@ from miles_lite.config.places import Topology
 from miles_lite.config.rewards import NEED_NO_LABEL, Rewards
 from miles_lite.config.rollouts import Data, Evaluation, Rollouts, mixed
 from miles_lite.config.scheduling import Scheduling
-from miles_lite.config.session_options import Session
+from miles_lite.config.session_options import Session, SessionServers
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 
@@ -258,13 +258,22 @@ def folders(checkpoint: Checkpoint, evaluation: Evaluation) -> Rules:
     ]
 
 
-def engines(topology: Topology, routing: Routing, address: RouterAddress) -> Rules:
+def engines(topology: Topology, routing: Routing, address: RouterAddress, sessions: SessionServers) -> Rules:
     """What the engines of a run, or of a command that only serves, cannot be."""
     size, prefill = topology.rollout_num_gpus_per_engine, topology.prefill_num_servers
     return [
         (
             address.sglang_router_ip is not None and address.sglang_router_port is None,
             "--sglang-router-ip needs --sglang-router-port: where that router runs",
+        ),
+        (
+            address.num_routers > 1 and address.sglang_router_ip is not None,
+            f"--num-routers {address.num_routers}: not with --sglang-router-ip, where one router runs already",
+        ),
+        (
+            address.num_routers > sessions.num_session_servers,
+            f"--num-routers {address.num_routers} is above --num-session-servers {sessions.num_session_servers}, each "
+            "of which sends to one router: the others would have nothing to do",
         ),
         (
             topology.rollout_slots % size != 0,

@@ -66,7 +66,9 @@ class Scheduling:
         with_="over_sampling_batch_size",
     )
     max_sample_retries: int = option(
-        2, help="how often a rollout that infrastructure failed is run again in its group", least=0
+        2,
+        help="how often a rollout that infrastructure failed is run again in its group, while that is in time",
+        least=0,
     )
     max_failure_share: float = option(
         0.8,

@@ -57,7 +57,7 @@ def as_yaml(shown: Mapping[str, Mapping[str, Any]]) -> str:
     return str(yaml.safe_dump({name: values for name, values in told.items() if values}, sort_keys=False))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple | list):

@@ -37,7 +37,7 @@ class Serving:
 
     def contradictions(self) -> rules.Rules:
         """All rules between these options."""
-        return rules.engines(self.topology, self.routing, self.router_address)
+        return rules.engines(self.topology, self.routing, self.router_address, self.session_servers)
 
     def check(self) -> Self:
         """Refuse contradictions; returns self. Raises UserError naming the flags."""

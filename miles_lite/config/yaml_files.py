@@ -131,7 +131,7 @@ def _flat(content: Content, known: Known, path: Path) -> Iterator[tuple[str, Any
             raise UserError(f"--config {path}: unknown key {key}{hint}\n  keys are the names of flags")
 
 
-def _words(name: str, value: Any, known: Known) -> list[str]:
+def _words(name: str, value: object, known: Known) -> list[str]:
     """As it would be on a command line."""
     each = known.options.get(name)
     flag = "--" + name.replace("_", "-")
@@ -160,7 +160,7 @@ def _checked(name: str, told: Told, known: Known, parser: argparse.ArgumentParse
     return words
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):

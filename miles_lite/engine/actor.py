@@ -69,11 +69,11 @@ class EngineActor(ReceivingActor):
             return info
 
     async def register(self) -> None:
-        """Tell the router, if there is one. Raises UserError when it refuses."""
-        assert self._info is not None, "start comes first"
-        if self._spec.router_url:
-            self._registered = True
-            await register(self._info, router_url=self._spec.router_url, key=self._spec.router_key)
+        """Tell every router. Raises UserError when one refuses."""
+        info, key = self._info, self._spec.router_key
+        assert info is not None, "start comes first"
+        self._registered = True
+        await asyncio.gather(*(register(info, router_url=url, key=key) for url in self._spec.router_urls))
 
     async def alive(self) -> bool:
         """True while the server's process lives."""
@@ -117,12 +117,15 @@ class EngineActor(ReceivingActor):
     async def stop(self) -> None:
         """Deregister and end the server. Idempotent."""
         info, self._info = self._info, None
-        if info and self._spec.router_url and self._registered:
-            try:
-                await deregister(info.url, router_url=self._spec.router_url, key=self._spec.router_key)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                logger.warning("%r: could not deregister from %s: %s", self, self._spec.router_url, error)
+        if info and self._registered:
+            await asyncio.gather(*(self._deregister(info, url) for url in self._spec.router_urls))
         await self._server.stop()
+
+    async def _deregister(self, info: EngineInfo, router_url: str) -> None:
+        try:
+            await deregister(info.url, router_url=router_url, key=self._spec.router_key)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            logger.warning("%r: could not deregister from %s: %s", self, router_url, error)
 
 
 async def _never() -> str:

@@ -16,6 +16,7 @@ import aiohttp
 from miles_lite.config.choices import TransferMode, WorkerType
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping
 
 log = logging.getLogger(__name__)
 TIMEOUT = aiohttp.ClientTimeout(total=30.0)
@@ -107,7 +108,7 @@ async def probe(*, url: str, headers: Mapping[str, str]) -> Features:
     return read(settings, described)
 
 
-def read(settings: Mapping[str, Any], described: Mapping[str, Any]) -> Features:
+def read(settings: JsonMapping, described: JsonMapping) -> Features:
     """From the answers of `/server_info` and `/openapi.json` (OpenAPI 3); {} for none."""
     paths = described.get("paths")
     return Features(
@@ -118,7 +119,7 @@ def read(settings: Mapping[str, Any], described: Mapping[str, Any]) -> Features:
     )
 
 
-def _generate_fields(described: Mapping[str, Any]) -> frozenset[str] | None:
+def _generate_fields(described: JsonMapping) -> frozenset[str] | None:
     operation = described["paths"].get("/generate", {}).get("post", {})
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     name = schema.get("$ref", "").rpartition("/")[2]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
+
+from miles_lite.process.json_types import JsonMapping
 
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
@@ -28,7 +29,7 @@ class Load:
     preempted: int
 
 
-def read(answer: Mapping[str, Any]) -> Load | None:
+def read(answer: JsonMapping) -> Load | None:
     """From the body of the answer; None where it is another one."""
     ranks = answer.get("loads")
     if not isinstance(ranks, Sequence) or not ranks or not all("token_usage" in rank for rank in ranks):

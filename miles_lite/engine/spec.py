@@ -14,7 +14,7 @@ class EngineSpec:
     """One SGLang server: the options it is started with, and what belongs to this one alone.
 
     index            names the log and makes the seed: random_seed = seed + index
-    router_url       where it registers once healthy; None: nowhere
+    router_urls      where it registers once healthy
     log_path         file that takes the server's stdout and stderr
     slots            tensor-parallel size, over all nodes: GPUs, or processes of a CPU server
     nodes            how many nodes it spans; each has an actor and a server process
@@ -36,7 +36,7 @@ class EngineSpec:
     updates: WeightUpdates = field(default_factory=WeightUpdates)
     hosts: Hosts = field(default_factory=Hosts)
     worker_type: WorkerType = WorkerType.REGULAR
-    router_url: str | None = None
+    router_urls: tuple[str, ...] = ()
     seed: int = 0
     slots: int = 1
     nodes: int = 1

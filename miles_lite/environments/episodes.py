@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from miles_lite.environments.session_chat import Chat, ContextFullError, Message, RefusedError
 from miles_lite.environments.tasks import Task, Tasks, report, taken
@@ -57,6 +57,14 @@ class Episode(Protocol):
     async def begin(self) -> Begun: ...
     async def close(self) -> None:
         """Also called where `begin` failed."""
+
+
+@runtime_checkable
+class JudgedEpisode(Protocol):
+    """One that says at its end what it earned."""
+
+    async def judge(self) -> float:
+        """Asked once, when the model is done, in the place of what steps gave."""
 
 
 class TextEpisode(Episode, Protocol):
@@ -139,6 +147,9 @@ class Loop:
                     if chat.cut:
                         break
                 seconds = chat.seconds
+            if isinstance(episode, JudgedEpisode):
+                with _environment(play):
+                    play.rewards = [Step("", await episode.judge()).reward or 0.0]
         finally:
             with _environment(play):
                 await episode.close()

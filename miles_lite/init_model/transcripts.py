@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from miles_lite.errors import UserError, user_error
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.sample import Sample
 from miles_lite.train.examples import example
 
@@ -38,7 +39,7 @@ def read_transcripts(path: Path | str) -> list[list[dict[str, Any]]]:
     return transcripts
 
 
-def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> Sample:
+def encode_transcript(tokenizer: Any, messages: Sequence[JsonMapping]) -> Sample:
     """A sample whose loss mask is 1 on assistant turns and their end-of-turn tokens, up to the last of them.
 
     Raises UserError when the chat template changes earlier text as messages are appended.

@@ -24,7 +24,6 @@ from miles_lite.observe.summary import Counts, Summary, build_summary, write_sum
 from miles_lite.observe.terminal import eval_line, failures_line, gap_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.event_rows import Kind
-from miles_lite.report.plots import reward_curve
 from miles_lite.rollout import dump
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
@@ -135,6 +134,8 @@ class TrainingRun(Run):
         self._trainer.finish_save()
         summary = sum_up(self._config, self._life, self._servers)
         run_dir, chance = self._config.run_dir, self._config.logging.reward_chance
+        from miles_lite.report.plots import reward_curve  # matplotlib takes a second, which no start has to wait for
+
         reward_curve(run_dir / "metrics.jsonl", run_dir / "reward.png", chance=chance, title=run_dir.name)
         return summary
 

@@ -57,8 +57,8 @@ class StartingServers:
         limit = START_TIMEOUT + self._config.engines.engine_start_timeout
         told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
         self._watch.follow(FLEET, told.fleet)
-        log.info("router %s, sessions %s, engines %s", told.router_url, told.session_urls, told.engine_urls)
-        where = f"engines {', '.join(told.engine_urls)}; router {told.router_url}; {', '.join(told.session_urls)}"
+        log.info("routers %s, sessions %s, engines %s", told.router_urls, told.session_urls, told.engine_urls)
+        where = f"engines {', '.join(told.engine_urls)}; {', '.join(told.router_urls)}; {', '.join(told.session_urls)}"
         self._life.course.events.note(Kind.ENGINES, where, seconds=time.monotonic() - self._began)
         return Servers(self._config, self._watch, self._manager, told)
 

@@ -35,7 +35,13 @@ def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float
         marked = "o" if len(points) < 40 else None
         color = _SERIES[at % len(_SERIES)]
         axes.plot(
-            list(points), list(points.values()), color=color, label=name, linewidth=1.6, marker=marked, markersize=3
+            list(points),
+            list(points.values()),
+            color=color,
+            label=_printable(name),
+            linewidth=1.6,
+            marker=marked,
+            markersize=3,
         )
     axes.set_xlabel("step")
     if low is not None and high is not None:
@@ -85,6 +91,10 @@ def gantt(rows: Sequence[Row]) -> str:
 GANTT_PARTS = (("model", "model"), ("tool", "tool"), ("reward", "reward_time"))
 
 
+def _printable(name: str) -> str:
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
+
+
 def _frame(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, height), layout="constrained")
     FigureCanvasSVG(figure)
@@ -104,10 +114,11 @@ def _frame(height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, axes: Axes, *, legend: bool) -> str:
-    if legend:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miles-lite", "font.family": "sans-serif"}):
+    formulas = rc_context({"text.parse_math": False})  # names are text, also those that look like one
+    with formulas, rc_context({"svg.fonttype": "none", "svg.hashsalt": "miles-lite", "font.family": "sans-serif"}):
+        if legend:
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     drawn = buffer.getvalue()
     for color, variable in VARIABLES.items():

@@ -5,20 +5,23 @@ Invariant: a step that was logged twice, because a resumed run did it again, cou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from miles_lite.errors import user_error
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import json_lines
 from miles_lite.report import metric_names as names
 
 Row = JsonMapping
+LARGEST = 1e100
+"""A greater number is no measurement, and its square no number."""
+MOST_STEPS = 1 << 31
 AXES = (names.ROLLOUT_STEP, names.TRAIN_STEP, names.EVAL_STEP)
 
 
 class Curves:
-    """Of each metric its values by step, kept as they come. A value that is no finite number is none."""
+    """Of each metric its values by step, kept as they come. A value that is no number below LARGEST is none."""
 
     def __init__(self) -> None:
         self._points: dict[str, dict[int, float]] = {}
@@ -33,13 +36,13 @@ class Curves:
 
     def add_row(self, row: Row) -> None:
         """What a row says."""
-        if (axis := next((name for name in AXES if name in row), None)) is not None:
+        if (axis := next((name for name in AXES if _number(row.get(name), below=MOST_STEPS)), None)) is not None:
             self.add({name: value for name, value in row.items() if name not in (axis, "time")}, int(row[axis]))
 
     def add(self, metrics: Mapping[str, object], step: int) -> None:
         """What was logged at a step."""
         for name, value in metrics.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float) and abs(value) < LARGEST:
                 self._points.setdefault(name, {})[step] = float(value)
 
     @property
@@ -58,14 +61,24 @@ class Curves:
 
 
 def read_history(metrics_jsonl: Path) -> list[Row]:
-    """The rows of a metrics file, in the order written; a line cut short by a kill or a full disk is left out."""
-    return [*json_lines.read(metrics_jsonl)]
+    """The rows of a metrics file, in the order written; a line cut short by a kill or a full disk is left out. Raises
+    UserError for what is no file."""
+    with user_error(f"{metrics_jsonl} cannot be read", OSError):
+        return [*json_lines.read(metrics_jsonl)]
 
 
 def series(rows: Iterable[Row], name: str, *, step_key: str) -> dict[int, float]:
-    """The values of `name` by step, steps ascending; rows without the value, or with null for it, are left out."""
-    found = {int(row[step_key]): row[name] for row in rows if step_key in row and row.get(name) is not None}
-    return {step: float(found[step]) for step in sorted(found)}
+    """The values of `name` by step, steps ascending; rows without both, as numbers, are left out."""
+    found = {
+        int(row[step_key]): float(row[name])
+        for row in rows
+        if _number(row.get(step_key), below=MOST_STEPS) and _number(row.get(name), below=LARGEST)
+    }
+    return {step: found[step] for step in sorted(found)}
+
+
+def _number(value: object, *, below: float) -> bool:
+    return isinstance(value, int | float) and abs(value) < below
 
 
 def held_out(logged: Iterable[str]) -> list[str]:

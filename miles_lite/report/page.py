@@ -70,11 +70,10 @@ class Told:
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
     runs = [tell(record) for record in records]
-    named = [_name(record) for record in records]
     return (
         environment()
         .get_template("page.html")
-        .render(runs=runs, differences=differences(records), names=named, versions=VERSIONS)
+        .render(runs=runs, differences=differences(records), names=_names(records), versions=VERSIONS)
     )
 
 
@@ -110,8 +109,10 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def _name(record: Record) -> str:
-    return record.folder.name
+def _names(records: Sequence[Record]) -> list[str]:
+    """Folders by their last names, or in full where these are the same."""
+    last = [record.folder.name for record in records]
+    return last if len(set(last)) == len(last) else [str(record.folder) for record in records]
 
 
 def _facts(record: Record) -> Iterable[tuple[str, str]]:

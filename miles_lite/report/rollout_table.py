@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import json, parquet
+from pyarrow import compute, json, parquet
 
 from miles_lite.report.json_lines import encoded
 
@@ -56,17 +56,19 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 """Of each column its Arrow type, and what it says."""
 
+ALWAYS = frozenset({"step", "outcome", "status", "trained_tokens", "started_at", "finished_at"})
+"""Columns that have a value in every row."""
+
 Row = dict[str, Any]
 """By the name of the column."""
 
 
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
     path = _path(run_dir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(_table(list(rows), schema), partial, compression="zstd")
+    parquet.write_table(_table(list(rows), _schema()), partial, compression="zstd")
     partial.replace(path)
 
 
@@ -80,15 +82,21 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
 
 
 def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
-    """The rows of all steps, in their order, or of the last so many. Raises OSError, pyarrow.ArrowInvalid."""
+    """The rows of all steps, in their order, or of the last so many; a number that is not finite is null, and so is a
+    column that a file of another version lacks. Raises OSError, pyarrow.ArrowException for what is no such table."""
     files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
     files = files if steps is None else files[len(files) - min(steps, len(files)) :]
-    return [row for path in files for row in parquet.read_table(path).to_pylist()]
+    return [row for path in files for row in read_file(path)]
 
 
 def read_step(run_dir: Path, step: int) -> list[Row]:
     """The rows of one. Raises as `read` does."""
-    rows: list[Row] = parquet.read_table(_path(run_dir, step)).to_pylist()
+    return read_file(_path(run_dir, step))
+
+
+def read_file(path: Path, wanted: compute.Expression | None = None) -> list[Row]:
+    """The rows of one file, those that are `wanted`. Raises as `read` does."""
+    rows: list[Row] = _conformed(parquet.read_table(path, filters=wanted), path).to_pylist()
     return rows
 
 
@@ -104,3 +112,21 @@ def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
 
 def _path(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"{step:06d}.parquet"
+
+
+def _conformed(table: pa.Table, path: Path) -> pa.Table:
+    """With our columns, of their types."""
+    columns = []
+    for name, (kind, _) in COLUMNS.items():
+        wanted = pa.type_for_alias(kind)
+        column = table[name].cast(wanted) if name in table.column_names else pa.nulls(table.num_rows, wanted)
+        if pa.types.is_floating(wanted):
+            column = compute.if_else(compute.is_finite(column), column, None)
+        if name in ALWAYS and column.null_count:
+            raise pa.ArrowInvalid(f"{path.name} has rows without {name}")
+        columns.append(column)
+    return pa.table(columns, schema=_schema())
+
+
+def _schema() -> pa.Schema:
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])

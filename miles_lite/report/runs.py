@@ -14,7 +14,6 @@ from pathlib import Path
 
 import orjson
 import pyarrow.compute as pc
-from pyarrow import parquet
 
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
@@ -112,8 +111,9 @@ class Runs:
         for file in files if wanted.step is None else [each for each in files if int(each.stem) == wanted.step]:
             if kept is not None and not any(step == int(file.stem) for step, _ in kept):
                 continue
-            table = parquet.read_table(file, columns=list(SHOWN), filters=wanted.expression())
-            rows += [row for row in table.to_pylist() if kept is None or (row["step"], row["rollout"]) in kept]
+            read = rollout_table.read_file(file, wanted.expression())
+            some = [row for row in read if kept is None or (row["step"], row["rollout"]) in kept]
+            rows += [{name: row[name] for name in SHOWN} for row in some]
             if len(rows) >= wanted.offset + wanted.limit:
                 break
         return rows[wanted.offset : wanted.offset + wanted.limit]

@@ -13,7 +13,7 @@ from miles_lite.stack.fleet import Fleet
 class Started:
     """Where it serves, who has its engines, the rollouts of one evaluation, the steps of one epoch."""
 
-    router_url: str
+    router_urls: list[str]
     session_urls: list[str]
     engine_urls: list[str]
     fleet: Remote[Fleet]

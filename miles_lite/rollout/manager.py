@@ -107,7 +107,7 @@ class RolloutManager:
         evaluation = self._config.evaluation
         held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
-            router_url=self._stack.router_url,
+            router_urls=self._stack.routers.urls,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.engine_urls,
             fleet=self._stack.fleet,
@@ -133,7 +133,7 @@ class RolloutManager:
             self._config.rollouts,
             take=lambda: self._source.prompts[self._source.take()],
             key=self._config.rewards.key(evaluation=False),
-            router_url=lambda: self._stack.router_url,
+            router_url=lambda: self._stack.routers.of(0),
         )
 
     async def generate(self, rollout_id: int) -> Generated:
@@ -312,7 +312,7 @@ class RolloutManager:
                             sampling,
                             evaluation=evaluation,
                             told=self._recorder.keeps and not evaluation,
-                            router_url=self._stack.router_url,
+                            router_url=self._stack.routers.of(index),
                         ),
                     )
                 finally:
@@ -330,7 +330,7 @@ class RolloutManager:
     async def _judge(self, group: Group, prompt: Prompt, *, evaluation: bool = False) -> None:
         """Give the rollouts of a group that broke nowhere their rewards, together."""
         worker, session = self._least_loaded()
-        url = self._stack.router_url
+        url = self._stack.routers.of(group.index)
         task = Task(-1, group.index, prompt, session.told, {}, evaluation=evaluation, router_url=url)
         said = await judge_together(await worker.serving(), task, group.judged)
         for at, rollout in enumerate(group.judged):

@@ -134,7 +134,7 @@ def _says(text: str | list[dict[str, Any]]) -> bool:
     return bool(text) and all(message.get("content") for message in text if message.get("role") in ASKING)
 
 
-def _tools(given: Any, where: str, key: str) -> list[dict[str, Any]] | None:
+def _tools(given: object, where: str, key: str) -> list[dict[str, Any]] | None:
     """A row's tools, also as the text of their JSON."""
     if given is None or given == []:
         return None

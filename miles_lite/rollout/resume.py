@@ -15,12 +15,14 @@ from typing import Any
 
 import ray
 
-from miles_lite.errors import UserError, writing
-from miles_lite.rollout import dump
+from miles_lite.errors import UserError, user_error, writing
 from miles_lite.rollout.generate import Generator, Members
 from miles_lite.rollout.prompts import Source
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Group, Held, Rollout
+
+STATE = frozenset({"data", "members", "scheduler", "next_rollout_index"})
+"""What a file holds."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(taken.plain))
     if taken.waiting:
-        await asyncio.to_thread(dump.write, _samples(path), rollout_id, taken.waiting)
+        await asyncio.to_thread(_write, _samples(path), rollout_id, taken.waiting)
     temporary.replace(path)
     for old in path.parent.glob("*.pt"):
         iteration = int(old.stem.rpartition("_")[2])
@@ -63,14 +65,17 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
 
 def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
     """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
-    missing."""
+    missing or damaged."""
     path = _path(folder, rollout_id)
     if not path.is_file():
         raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
-    state = json.loads(path.read_text())
+    with user_error(f"--load {folder}: {path.name} is damaged", OSError, ValueError):
+        state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not state.keys() >= STATE:
+        raise UserError(f"--load {folder}: {path.name} is damaged: it lacks one of {', '.join(sorted(STATE))}")
     source.restore(state["data"])
     named: dict[str, dict[str, int]] = state["members"]
-    kept = {group.index: group for group in dump.read(_samples(path))} if any(named.values()) else {}
+    kept = {group.index: group for group in _read(_samples(path))} if any(named.values()) else {}
     by_index = {rollout.index: _stored(rollout) for group in kept.values() for rollout in group.rollouts}
     members: Members = {
         int(group): {int(member): by_index[index] for member, index in of.items()}
@@ -82,6 +87,18 @@ def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> 
     generator.resume(rollout_id + 1, state["scheduler"], kept, members)
     next_index: int = state["next_rollout_index"]
     return next_index
+
+
+def _write(path: Path, rollout_id: int, groups: list[Group]) -> None:
+    from miles_lite.rollout import dump  # torch, without which a manager starts 2 s earlier, and 150 MB lighter
+
+    dump.write(path, rollout_id, groups)
+
+
+def _read(path: Path) -> list[Group]:
+    from miles_lite.rollout import dump
+
+    return dump.read(path)
 
 
 def _waiting(generator: Generator) -> tuple[list[Group], Members]:

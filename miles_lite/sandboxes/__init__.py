@@ -17,14 +17,13 @@ from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
 from miles_lite.sandboxes.containers import Containers
 from miles_lite.sandboxes.lending import Limits, Pool
-from miles_lite.sandboxes.local import ApptainerFolders, Folders
+from miles_lite.sandboxes.local import ApptainerFolders, BubblewrapFolders, Folders
 from miles_lite.sandboxes.over_http import Remote
 from miles_lite.sandboxes.sandbox import Provider
-from miles_lite.sandboxes.shell import Confinement
 
 SANDBOXES: Mapping[str, Callable[[], Provider]] = {
     "local": Folders,
-    "bwrap": partial(Folders, Confinement.BWRAP),
+    "bwrap": BubblewrapFolders,
     "docker": partial(Containers, "docker"),
     "podman": partial(Containers, "podman"),
     "apptainer": ApptainerFolders,

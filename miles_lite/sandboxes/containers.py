@@ -1,7 +1,7 @@
 """Sandboxes that are containers of Docker or Podman.
 
-A container waits for `LIFE` seconds and no longer; commands, and archives, come in by `exec`. Without network and
-capabilities, and with bounded memory and processes.
+A container waits for `LIFE` seconds and no longer; commands, and archives, come in by `exec`. Without network,
+with the capabilities of a root over its own files, and with bounded memory and processes.
 
 Invariant: a command reaches a container as text on stdin, never as a part of another command line. A container whose
 owner is gone ends when the next owner on this machine begins, or at the end of its life.
@@ -17,18 +17,18 @@ import tempfile
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.sandboxes.local import GRACE, bounded_bash, timed
+from miles_lite.sandboxes.local import GRACE, WORKDIR, bounded_bash, timed
 from miles_lite.sandboxes.owner import gone, home
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
 from miles_lite.sandboxes.shell import Outcome, Shell, quoted
 
 MEMORY, PROCESSES, OPEN_FILES = "8g", 512, 4096
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID")
+"""What a root that installs packages needs, over the container's own files."""
 LIFE = 6 * 3600
 """Seconds."""
 START_SECONDS, ANSWER_SECONDS, ARCHIVE_SECONDS = 600.0, 60.0, 300.0
 """For a start, with the download of an image; for anything small; for files."""
-WORKDIR = "/tmp/work"
-"""Where an image has no folder of its own."""
 OWNER, HOST = "miles-lite.owner", "miles-lite.host"
 """Labels."""
 WAIT = f"trap 'exit 0' TERM; sleep {LIFE} & wait $!"
@@ -116,6 +116,7 @@ class Containers:
 
 def _options(name: str) -> list[str]:
     alone = ["--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    alone += [part for each in CAPABILITIES for part in ("--cap-add", each)]
     limits = ["--memory", MEMORY, "--pids-limit", str(PROCESSES)]
     limits += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", f"nproc={PROCESSES}:{PROCESSES}"]
     labels = ["--label", f"{OWNER}={home()}", "--label", f"{HOST}={socket.gethostname()}"]

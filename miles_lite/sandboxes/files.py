@@ -50,15 +50,15 @@ def pull(sandbox: Sandbox, folder: Path, *, leave: Callable[[PurePosixPath], boo
         unpacked(archive, folder, wanted)
 
 
-def packed(folder: Path, path: PurePosixPath) -> bytes:
-    """The archive of what is at `path` below a folder of this machine. Raises FileNotFoundError, also where a link
-    leads out of the folder."""
+def packed(folder: Path, path: PurePosixPath, *, name: str | None = None) -> bytes:
+    """The archive of what is at `path` below a folder of this machine, there or as `name`. Raises FileNotFoundError,
+    also where a link leads out of the folder."""
     root, at = folder.resolve(), folder / path
     if (not at.parent.resolve().is_relative_to(root) and at != folder) or not os.path.lexists(at):
         raise FileNotFoundError(f"{path} is not in the sandbox")
     data = _Bounded()
     with tarfile.open(fileobj=data, mode="w") as archive:
-        archive.add(at, arcname=str(path), filter=_anybodys)
+        archive.add(at, arcname=name or str(path), filter=_anybodys)
     return data.getvalue()
 
 

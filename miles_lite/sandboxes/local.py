@@ -10,6 +10,7 @@ import io
 import shlex
 import shutil
 import signal
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,25 +23,29 @@ from miles_lite.sandboxes.sandbox import Sandbox
 from miles_lite.sandboxes.script_guard import TIMED_OUT
 from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
 
+WORKDIR = "/app"
+"""Where an image, or its place, has no folder of its own."""
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
+"""This machine's programs."""
 GRACE = 5.0
 """Seconds that a container may take to start and to end beyond its command's limit."""
 
 
 class Folder:
-    """See `sandbox.Sandbox`."""
+    """See `sandbox.Sandbox`. `inside`: what of the folder is a command's."""
 
-    def __init__(self, folder: Path, shell: Shell) -> None:
-        self.folder, self._shell = folder, shell
+    def __init__(self, folder: Path, shell: Shell, *, inside: str = ".") -> None:
+        self.folder, self._shell, self._inside = folder, shell, folder / inside
 
     def run(self, command: str, *, seconds: float) -> Outcome:
         return self._shell.run(command, timeout=seconds)
 
     def unpack(self, archive: bytes) -> None:
         with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive)) as given:
-            unpacked(given, self.folder)
+            unpacked(given, self._inside)
 
     def pack(self, path: str) -> bytes:
-        return packed(self.folder, PurePosixPath(path))
+        return packed(self._inside, PurePosixPath(path))
 
     def close(self) -> None:
         self._shell.close()
@@ -50,16 +55,33 @@ class Folder:
 class Folders:
     """See `sandbox.Provider`. There are no images; the folder is its own."""
 
-    def __init__(self, confinement: Confinement = Confinement.NONE) -> None:
-        self._confinement = confinement
-
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
-        folder = home() / name
-        folder.mkdir(exist_ok=True)
-        return Folder(folder, Shell(folder=folder, sandbox=self._confinement))
+        folder = new(name)
+        return Folder(folder, Shell(folder=folder))
 
     def reap(self) -> int:
         return scratch.sweep()
+
+
+class BubblewrapFolders(Folders):
+    """The folder is the root of all that a command sees, and of it this machine's programs are read-only."""
+
+    def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
+        folder, workdir = new(name), workdir or WORKDIR
+        for each in ("tmp", workdir.lstrip("/")):
+            (folder / each).mkdir(parents=True, exist_ok=True)
+        programs = dict.fromkeys([*SYSTEM, sys.prefix, sys.base_prefix])
+        mounts = ["--bind", str(folder), "/", "--dev", "/dev", "--proc", "/proc", "--chdir", workdir]
+        mounts += [part for each in programs for part in ("--ro-bind-try", each, each)]
+        shell = Shell(folder=folder, sandbox=Confinement.BWRAP, mounts=mounts)
+        return Folder(folder, shell, inside=workdir.lstrip("/"))
+
+
+def new(name: str) -> Path:
+    """A sandbox's folder, or the one that it has."""
+    folder = home() / name
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 class ApptainerFolders(Folders):
@@ -74,9 +96,8 @@ class ApptainerFolders(Folders):
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         if image is None:
             raise UserError("sandboxes of apptainer need an image: a .sif file, or an address as docker://python:3.11")
-        folder = home() / name
-        folder.mkdir(exist_ok=True)
-        return _Contained(folder, Shell(folder=folder), image, workdir or "/work")
+        folder = new(name)
+        return _Contained(folder, Shell(folder=folder), image, workdir or WORKDIR)
 
 
 class _Contained(Folder):

@@ -14,7 +14,7 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,10 +58,16 @@ class Shell:
     """Runs scripts one at a time; a context manager. Owns one helper process, started with the first script."""
 
     def __init__(
-        self, *, timeout: float = 30.0, folder: Path | None = None, sandbox: Confinement = Confinement.NONE
+        self,
+        *,
+        timeout: float = 30.0,
+        folder: Path | None = None,
+        sandbox: Confinement = Confinement.NONE,
+        mounts: Sequence[str] | None = None,
     ) -> None:
         """`timeout` bounds each script, in seconds. `folder` is where scripts work, and stays writable in a sandbox;
-        without it they work in the current folder, read-only in a sandbox. Raises UserError."""
+        without it they work in the current folder, read-only in a sandbox. `mounts`: bubblewrap's options for what a
+        script sees, in the place of that. Raises UserError."""
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is no folder: tools need an existing one to work in")
         self._timeout, self._folder, self._sandboxed = (
@@ -69,7 +75,8 @@ class Shell:
             (folder or Path.cwd()).resolve(),
             sandbox == Confinement.BWRAP,
         )
-        self._argv = [*(_bubblewrap(self._folder, writable=folder is not None) if self._sandboxed else ()), "bash"]
+        seen = mounted(self._folder, writable=folder is not None) if mounts is None else mounts
+        self._argv = [*(_bubblewrap(seen) if self._sandboxed else ()), "bash"]
         self._env = environment(home="/tmp" if self._sandboxed else None)
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -199,14 +206,17 @@ def _text(latin: str, cut: int) -> str:
     return data.decode(errors="replace") + f"…[truncated {cut} bytes]"
 
 
-def _bubblewrap(folder: Path, *, writable: bool) -> list[str]:
+def mounted(folder: Path, *, writable: bool) -> list[str]:
+    """bubblewrap's options for all of this machine, read-only but for `folder`."""
+    everything = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"]
+    return [*everything, "--bind" if writable else "--ro-bind", str(folder), str(folder), "--chdir", str(folder)]
+
+
+def _bubblewrap(mounts: Sequence[str]) -> list[str]:
     """The command in front of bash. Raises UserError when it does not work on this machine."""
     executable = shutil.which("bwrap")
     if executable is None:
         raise UserError("--sandbox bwrap: bubblewrap is not installed (its command is bwrap); install it, or take none")
-    bind = "--bind" if writable else "--ro-bind"
-    mounts = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"]
-    mounts += [bind, str(folder), str(folder), "--chdir", str(folder)]
     command = [executable, "--unshare-all", "--die-with-parent", "--new-session", *mounts]
     trial = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=60, check=False)
     if trial.returncode:

@@ -29,6 +29,12 @@ def has_place(schedule: Schedule, state: State, group: Open, older: int) -> bool
     return older < steps * schedule.groups_per_step + (schedule.extra if schedule.gives_up_extra else 0)
 
 
+def may_retry(schedule: Schedule, state: State, group: Open) -> bool:
+    """Whether a member of `group` that failed is to be run again: as long as half of the steps are left within which
+    the group must be trained. A rollout that begins later holds up trainer and engines more than it adds."""
+    return 2 * (state.version - group.version) <= schedule.max_staleness
+
+
 def may_refill(schedule: Schedule, state: State) -> bool:
     """Whether not so many groups were started for the next batch that no more are worth it."""
     return state.opened < (schedule.refill + schedule.max_staleness) * schedule.groups_per_step

@@ -26,7 +26,7 @@ class Schedule:
     extra              groups that are open beyond what is needed (over-sampling); with S = 0 they are given up when
                        the batch is complete
     capacity           rollouts at once, until `Capacity` says otherwise
-    sample_retries     how often a member whose rollout failed is run again
+    sample_retries     how often a member whose rollout failed is run again, while there is time (`pace.may_retry`)
     quarantine_after   groups of one prompt that fail in a row before it is not dealt again; 0: never
     failure_share      share of failed rollouts among the last `failure_window` that stops the run; 1: never
     refill             a batch is given up after starting so many times its groups

@@ -20,7 +20,7 @@ from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.scheduler.breaker import Breaker
 from miles_lite.scheduler.groups import UNSTARTED, Open
-from miles_lite.scheduler.pace import has_place, has_room, may_open, may_refill, tally
+from miles_lite.scheduler.pace import has_place, has_room, may_open, may_refill, may_retry, tally
 from miles_lite.scheduler.protocol import Command, End, Event, Who
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.state import Json, State
@@ -154,7 +154,8 @@ class Scheduler:
 
     def _failed(self, group: Open, member: int, *, again: bool) -> None:
         group.failed[member] += 1
-        if again and group.failed[member] <= self.schedule.sample_retries:
+        once_more = again and group.failed[member] <= self.schedule.sample_retries
+        if once_more and may_retry(self.schedule, self._state, group):
             group.waiting.append(member)
             self._submission.put(group)
             self.accounts.rollouts_retried += 1

@@ -68,7 +68,7 @@ class Call:
         self.turn: int | None = None
         self.prompt_tokens = 0
         self.task: asyncio.Task[ChatAnswer] | None = None
-        self._generation: asyncio.Task[Any] | None = None
+        self._generation: asyncio.Task[object] | None = None
         self._aborted = False
         self._grace, self._release = grace, release
         self._deltas: list[Delta] = []
@@ -139,7 +139,7 @@ class Call:
         if self._generation is not None:
             self._generation.cancel()
 
-    def generating(self, generation: asyncio.Task[Any]) -> None:
+    def generating(self, generation: asyncio.Task[object]) -> None:
         """What `abort` cancels."""
         self._generation = generation
         if self._aborted:

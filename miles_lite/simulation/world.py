@@ -183,7 +183,7 @@ class World:
 
     # ---- what happens ------------------------------------------------------------------------------------------
 
-    def _at(self, seconds: float, what: Callable[..., None], about: Any) -> None:
+    def _at(self, seconds: float, what: Callable[..., None], about: object) -> None:
         heapq.heappush(self._heap, (self._now + seconds, next(self._order), what, about))
 
     def _reach(self, number: int) -> Engine:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,6 +17,7 @@ from miles_lite.config.places import Topology
 from miles_lite.config.yaml_text import read_yaml
 from miles_lite.engine.sglang_flags import check_options, known_options, refuse_decided
 from miles_lite.errors import UserError, user_error
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.router.registration import parse_url
 
 
@@ -137,7 +137,7 @@ def _engines(document: object, *, where: str, size: int) -> Iterator[_Described]
         yield from _group(group, where=here, size=model.get("num_gpus_per_engine", size))
 
 
-def _group(group: Mapping[str, Any], *, where: str, size: object) -> list[_Described]:
+def _group(group: JsonMapping, *, where: str, size: object) -> list[_Described]:
     """The engines of one of `server_groups`."""
     unknown = set(group) - {"worker_type", "num_gpus", "num_gpus_per_engine", "overrides"}
     if unknown:

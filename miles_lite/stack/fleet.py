@@ -95,8 +95,8 @@ class Fleet(DeliveringActor[EngineActor]):
         self._waiting = Waiting(self._say, options.run_dir / "logs")
         self._slots = [EngineSlot(plan) for plan in plan_engines(options.topology)]
         self._watchers: list[asyncio.Task[None]] = []
-        self._router_url = ""
-        self._router: RouterSync
+        self._routers: list[RouterSync] = []
+        self._router_urls: tuple[str, ...] = ()
         self._admin_key, self._router_key = admin_key, router_key
         self._news = asyncio.Event()
         self.said: list[str] = []
@@ -119,14 +119,15 @@ class Fleet(DeliveringActor[EngineActor]):
     def urls(self) -> list[str]:
         return [engine.url for engine in self.engines]
 
-    async def start(self, router_url: str) -> list[str]:
-        """Start all engines at once and watch them; their URLs. Raises UserError when one does not come up."""
-        self._router_url = router_url
-        self._router = RouterSync(router_url, key=self._router_key, say=self._say)
+    async def start(self, router_urls: Sequence[str]) -> list[str]:
+        """Start all engines at once, register them with every router, and watch them; their URLs. Raises UserError when
+        one does not come up."""
+        self._router_urls = tuple(router_urls)
+        self._routers = [RouterSync(url, key=self._router_key, say=self._say) for url in router_urls]
         self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
-        self._watchers.append(asyncio.create_task(self._router.keep(self._changing.locked)))
+        self._watchers += [asyncio.create_task(router.keep(self._changing.locked)) for router in self._routers]
         return self.urls
 
     async def news(self, heard: int) -> list[str]:
@@ -160,7 +161,8 @@ class Fleet(DeliveringActor[EngineActor]):
         return [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]
 
     async def _admit(self, version: int, *, previous: int | None = None) -> list[str]:
-        return await self._router.admit(version, previous=previous)
+        stale = await asyncio.gather(*(router.admit(version, previous=previous) for router in self._routers))
+        return sorted({url for urls in stale for url in urls})
 
     async def _end(self, failures: Failures) -> None:
         """Their watchers replace them."""
@@ -198,7 +200,8 @@ class Fleet(DeliveringActor[EngineActor]):
                     await slot.actor.call(EngineActor.update_weights, folder)
                 await slot.actor.call(EngineActor.register)
                 slot.info = info
-                self._router.joined(info)
+                for router in self._routers:
+                    router.joined(info)
 
     async def _started(self, slot: EngineSlot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
@@ -235,7 +238,7 @@ class Fleet(DeliveringActor[EngineActor]):
             updates=self._updates,
             hosts=options.hosts,
             worker_type=plan.role,
-            router_url=self._router_url,
+            router_urls=self._router_urls,
             seed=options.seeding.seed,
             slots=plan.slots,
             nodes=plan.nodes,
@@ -262,7 +265,7 @@ class Fleet(DeliveringActor[EngineActor]):
             noticed = time.time()
             self._say(f"engine {slot.index}: {reason}; replacing it ({slot.restarts} so far)")
             info, slot.info = slot.info, None
-            await asyncio.gather(self._router.leave(info), slot.end())
+            await asyncio.gather(*(router.leave(info) for router in self._routers), slot.end())
             while slot.info is None and slot.restarts < limit:
                 slot.restarts += 1
                 try:

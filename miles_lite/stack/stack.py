@@ -12,11 +12,9 @@ import contextlib
 import logging
 import secrets
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import ray
 
-from miles_lite.config.choices import RouterKind
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.errors import plain
@@ -24,13 +22,12 @@ from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.process.admin_key import admin_key
 from miles_lite.process.post_mortem import naming
 from miles_lite.process.remote import Remote
-from miles_lite.router.actor import RouterActor
-from miles_lite.router.spec import RouterSpec
 from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.stack.actors import Waiting, end_actor, named_actor, restarted
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
+from miles_lite.stack.routers import Routers, port_of
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +67,7 @@ class Stack:
         self._hearing: asyncio.Task[None] | None = None
         self.engine_urls: list[str] = []
         """Of those that it started with."""
-        self._router: Kept[RouterActor] | None = None
-        self.router_url = ""
-        self.data_url = ""
+        self.routers = Routers(options, admin_key=self.admin_key, waiting=self.waiting)
         self.sessions: list[Kept[SessionActor]] = []
         """The session servers; each has `told` its URL."""
 
@@ -92,9 +87,7 @@ class Stack:
         """Start everything; engines start together. Raises UserError when a part does not come up, DiedError when the
         fleet dies."""
         (self._options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        self.router_url = self.data_url = await self._start_router()
-        if self._router is not None:
-            self.data_url = await (await self._router.serving()).call(RouterActor.data_url)
+        await self.routers.start()
         self._hearing = asyncio.create_task(self._hear())
         await asyncio.gather(self._start_sessions(), self._start_fleet())
 
@@ -116,13 +109,12 @@ class Stack:
         if self._hearing is not None:
             self._hearing.cancel()
         await asyncio.gather(end_actor(self.fleet), *(session.stop() for session in self.sessions))
-        if self._router:
-            await self._router.stop()
+        await self.routers.stop()
 
     async def _start_fleet(self) -> None:
         limit = self._options.engines.engine_start_timeout + 2 * SERVICE_START_TIMEOUT
         with naming(FLEET):
-            starting = self.fleet.call(Fleet.start, self.router_url)
+            starting = self.fleet.call(Fleet.start, self.routers.urls)
             self.engine_urls = await self.waiting.started(self.fleet, starting, FLEET, limit)
 
     async def _hear(self) -> None:
@@ -134,38 +126,17 @@ class Stack:
                     self.alarm(line)
                     heard += 1
 
-    async def _start_router(self) -> str:
-        address = self._options.router_address
-        if address.sglang_router_ip:
-            return f"http://{address.sglang_router_ip}:{address.sglang_router_port}"
-        (self._options.run_dir / "logs" / "router.json").unlink(missing_ok=True)
-        self._router = Kept("the router", self._make_router, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
-        return await self._router.start()
-
-    def _make_router(self, restarts: int) -> Remote[RouterActor]:
-        """A router; the next one on the ports of the first, which knows the workers from the state file."""
-        options = self._options
-        gateway = options.routing.router == RouterKind.GATEWAY
-        spec = RouterSpec(
-            hosts=options.hosts,
-            routing=options.routing,
-            port=_port(self.router_url) if restarts else options.router_address.sglang_router_port,
-            state_file=str(options.run_dir / "logs" / "router.json"),
-            gateway_port=_port(self.data_url) if restarts and gateway else None,
-            admin_key=self.admin_key,
-        )
-        return named_actor(RouterActor, restarted("router", restarts))(spec)
-
     async def _start_sessions(self) -> None:
         options = self._options
         first_port = options.session.session_server_port
         alive = [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
         nodes = service_nodes(options.hosts, here=ray.get_runtime_context().get_node_id(), alive=alive)
+        routers = self.routers.data_urls
         for index in range(options.session_servers.num_session_servers):
             spec = SessionSpec(
                 index=index,
                 model_path=str(self._model),
-                router_url=self.data_url,
+                router_url=routers[index % len(routers)],
                 context_length=self._context,
                 options=options.session,
                 hosts=options.hosts,
@@ -183,17 +154,13 @@ class Stack:
         """A session server; the next one on the port of the first, on its node and so with its journal."""
 
         def make(restarts: int) -> Remote[SessionActor]:
-            port = _port(kept.told) if restarts else spec.port
+            port = port_of(kept.told) if restarts else spec.port
             name = restarted(f"session-{spec.index}", restarts)
             return named_actor(SessionActor, name, pinned(node))(replace(spec, port=port))
 
         what = f"session server {spec.index}"
         kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
         return kept
-
-
-def _port(url: str) -> int | None:
-    return urlsplit(url).port
 
 
 async def _stats(session: Kept[SessionActor]) -> dict[str, float]:

@@ -312,7 +312,7 @@ def _first_sampled(path: Sequence[Step]) -> int:
     return next((index for index, step in enumerate(path) if step.sampled), len(path))
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class WithoutAdapters(Policy):
         super().__init__(adapted.model)
         self._adapted = (adapted,)  # no child: the policy is sharded, saved and trained elsewhere
 
-    def _apply(self, fn: Any, recurse: bool = True) -> WithoutAdapters:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WithoutAdapters:
         """Where the model lies is the policy's affair: this one rests nowhere."""
         del fn, recurse
         return self

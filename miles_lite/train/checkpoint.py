@@ -45,9 +45,9 @@ def latest_iteration(folder: Path) -> int | None:
     marker = folder / LATEST
     if not marker.is_file():
         return None
-    text = marker.read_text().strip()
-    if not text.isdecimal():
-        raise UserError(f"{marker} holds {text!r}, expected an iteration number")
+    text = marker.read_text(errors="replace").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UserError(f"{marker} holds {text!r:.40}, expected an iteration number")
     if not iteration_folder(folder, int(text)).is_dir():
         raise UserError(f"{marker} names iteration {text}, but {iteration_folder(folder, int(text))} does not exist")
     return int(text)
@@ -149,7 +149,7 @@ def _readable(source: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_finite(state: Any, name: str = "") -> None:
+def _check_finite(state: object, name: str = "") -> None:
     """Of every tensor, what this rank has of it. Raises ValueError."""
     if isinstance(state, dict):
         for key, value in state.items():

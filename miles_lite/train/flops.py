@@ -7,9 +7,9 @@ of the weights that a token passes; and 12 x layers x width of attention per pai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from miles_lite.process.json_types import JsonMapping
 
 NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -25,7 +25,7 @@ class Flops:
         return self.per_token * tokens + self.per_pair * pairs
 
 
-def flops(config: Mapping[str, Any]) -> Flops:
+def flops(config: JsonMapping) -> Flops:
     """By the names of a text model's config.json; attention that compresses its keys counts as if it did not. A config
     of other names says nothing: then what counts are tokens."""
     if not told_by(config):
@@ -38,17 +38,17 @@ def flops(config: Mapping[str, Any]) -> Flops:
     return Flops(per_token=6.0 * weights, per_pair=12.0 * layers * heads * size)
 
 
-def told_by(config: Mapping[str, Any]) -> bool:
+def told_by(config: JsonMapping) -> bool:
     """Whether a config has the names that `flops` knows."""
     return all(name in config for name in NAMES)
 
 
-def head_flops(config: Mapping[str, Any]) -> float:
+def head_flops(config: JsonMapping) -> float:
     """Of a token's `per_token`, those of the head: a token that is not scored goes without."""
     return 6.0 * int(config["hidden_size"]) * int(config["vocab_size"])
 
 
-def _inner(config: Mapping[str, Any]) -> int:
+def _inner(config: JsonMapping) -> int:
     """Width of the hidden layer that a token passes: of all the experts that it is routed to."""
     chosen = config.get("num_experts_per_tok")
     if not chosen:

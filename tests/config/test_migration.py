@@ -286,3 +286,18 @@ def test_no_flag_of_a_python_launcher_is_lost(tmp_path: Path, capsys: pytest.Cap
     ):
         assert f"by hand: line {line}" in said.err
     assert "not-this" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('python train.py --lr "1e-6\n', 'line 1: "1e-6: cannot be read as shell'),
+        ("(" * 3000 + "python train.py --lr 1" + ")" * 3000, "--lr"),
+    ],
+)
+def test_what_is_no_shell_loses_no_flag_either(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text(text)
+    code, told = main(["migrate", str(tmp_path / "run.sh")]), capsys.readouterr()
+    assert (said in told.err) if code == 0 else ("no flags of a train.py in it" in told.err)

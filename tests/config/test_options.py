@@ -114,6 +114,11 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
         (["--tito-allowed-append-roles", "robot"], "only tool, user, system"),
         (["--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"], "is not a multiple"),
         (["--prefill-num-servers", "1"], "at least one must be left to decode"),
+        (["--num-routers", "2"], "--num-routers 2 is above --num-session-servers 1"),
+        (
+            [*"--num-routers 2 --num-session-servers 2 --sglang-router-ip h --sglang-router-port 1".split()],
+            "--num-routers 2: not with --sglang-router-ip",
+        ),
         (["--sglang-router-ip", "10.0.0.1"], "--sglang-router-ip needs --sglang-router-port"),
         (["--eval-prompt-data", "a", "x", "a", "y"], "a name is there twice"),
         (["--min-lr", "1"], "--min-lr 1.0 is above --lr"),

@@ -85,7 +85,7 @@ def serving(model: Path, *flags: str, folder: Path, mark: str) -> Iterator[str]:
         yield wait_for("the servers", sessions, timeout=200, process=process, log=log)
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(20)
+        code = process.wait(60)
     assert code == 0
     assert_nothing_left(mark)
 

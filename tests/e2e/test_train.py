@@ -120,7 +120,7 @@ def interrupted(flags: list[str], number: signal.Signals, *, run_dir: Path, mark
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    assert process.wait(30) == 130, log.read_text()[-6000:]
+    assert process.wait(60) == 130, log.read_text()[-6000:]
     assert_nothing_left(mark, within=10)
     return int(max(row["train/step"] for row in rows(run_dir) if "train/loss" in row))
 

@@ -68,7 +68,7 @@ def serving(model: Path, logs: Path, **options: Any) -> Iterator[Running]:
         index=0,
         model_path=str(model),
         device="cpu",
-        router_url=router_url,
+        router_urls=(router_url,),
         log_path=str(logs / "engine-0.log"),
         context_length=2048,
         threads=1,

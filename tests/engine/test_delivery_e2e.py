@@ -145,7 +145,7 @@ def test_an_offloaded_engine_lets_requests_wait_and_serves_the_same_afterwards(r
 def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, tmp_path: Path
 ):
-    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(tmp_path / "log"))
+    spec = dataclasses.replace(running.spec, index=1, router_urls=(), log_path=str(tmp_path / "log"))
     second = remote(EngineActor).remote(spec)
     try:
         info = ray.get(second.start.remote(), timeout=300)

@@ -47,7 +47,7 @@ def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_
 
 @pytest.mark.slow
 def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Running, tmp_path: Path):
-    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(tmp_path / "log"))
+    spec = dataclasses.replace(running.spec, index=1, router_urls=(), log_path=str(tmp_path / "log"))
     engine = remote(EngineActor).remote(spec)
     starting = engine.start.remote()
     pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))
@@ -81,7 +81,7 @@ def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
 @pytest.mark.parametrize("when", ["loading", pytest.param("serving", marks=pytest.mark.slow)])
 def test_kill_9_of_the_actor_leaves_no_process(running: Running, tmp_path: Path, when):
     log = tmp_path / "log"
-    spec = dataclasses.replace(running.spec, index=1, router_url=None, log_path=str(log))
+    spec = dataclasses.replace(running.spec, index=1, router_urls=(), log_path=str(log))
     engine = remote(EngineActor).remote(spec)
     starting = engine.start.remote()
     pid = ray.get(engine.__ray_call__.remote(lambda _: os.getpid()))

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-OPENENV = Path(os.environ.get("MILES_LITE_OPENENV", ROOT / ".venv" / "openenv"), "bin", "python")
+OPENENV = Path(os.environ.get("MILES_LITE_OPENENV", Path(sys.prefix, "openenv")), "bin", "python")
 """OpenEnv's servers run in an interpreter of their own (scripts/setup-environments.sh)."""
 TOP, GUESSES = 9, int(os.environ.get("GUESSES", "3"))
 ASKED = f"guess 1 to {TOP}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from miles_lite.config.options import Config, parse
 
@@ -173,3 +175,45 @@ def test_a_key_is_not_printed(launcher: str, given: tuple[str, ...]) -> None:
     output = dry_run(launcher, *given, **{**JOB, "NUM_GPUS": "1"})
     assert "sekret" not in output
     assert "redacted" in output
+
+
+NUMBERS = {"run-env.sh": ("NUM_GPUS", "HELD_OUT"), "run-kubernetes.sh": ("NUM_NODES", "NUM_GPUS")}
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "1 2", "PATH[$(echo run >&2)]"])
+@pytest.mark.parametrize("launcher", NUMBERS)
+def test_a_number_that_is_none_is_named_and_run_by_nobody(launcher: str, value: str) -> None:
+    for name in NUMBERS[launcher]:
+        with pytest.raises(AssertionError, match=f"{name}={re.escape(value)}: expected a whole number"):
+            dry_run(launcher, **{**JOB, "CLAIM": "runs", name: value})
+
+
+@pytest.mark.parametrize("launcher", ["run-kubernetes.sh", "run-skypilot.sh", "run-ray-job.sh"])
+def test_no_secret_is_forwarded_or_written(launcher: str) -> None:
+    with pytest.raises(AssertionError, match="FORWARD_ENV: MY_TOKEN would be read"):
+        dry_run(launcher, **{**JOB, "FORWARD_ENV": "MY_TOKEN", "MY_TOKEN": "a-secret"})
+    for words in (["--wandb-key", "a-secret"], ["--wandb-key=a-secret"]):
+        if launcher == "run-ray-job.sh":
+            assert "a-secret" not in dry_run(launcher, *words, **JOB)
+        else:
+            with pytest.raises(AssertionError, match="a manifest holds no secret"):
+                dry_run(launcher, *words, **JOB)
+
+
+NASTY = "a b'c\"d$(touch x)`id`;\n- x: y # z\t\\ {{}} {command} %s \u00e9"
+
+
+@pytest.mark.parametrize("launcher", ["run-kubernetes.sh", "run-skypilot.sh"])
+def test_a_manifest_holds_each_word_as_it_was_given(launcher: str) -> None:
+    given = {**JOB, "HF_CHECKPOINT": NASTY, "RUN_DIR": f"/shared/{NASTY}"}
+    told = yaml.safe_load(dry_run(launcher, "--wandb-group", NASTY, **given))
+    if launcher == "run-kubernetes.sh":
+        words = shlex.split(told["spec"]["entrypoint"])
+        assert [words[words.index(flag) + 1] for flag in ("--hf-checkpoint", "--run-dir")] == [
+            NASTY,
+            f"/shared/{NASTY}",
+        ]
+        assert words[-1] == NASTY
+    else:
+        assert told["envs"]["HF_CHECKPOINT"] == NASTY
+        assert shlex.quote(NASTY) in told["run"]

@@ -41,6 +41,8 @@ if "wait" in sys.argv:
     time.sleep(600)
 """
 
+SEEN = f"SEEN patched-forwarded patched-forwarded {REPO}"
+
 FAKE_SSH = """#!/usr/bin/env bash
 # ssh to this machine: the command runs in an empty environment, as it would in another host's login.
 shift
@@ -96,13 +98,14 @@ def processes_of(marker: str) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
-def test_an_actor_on_each_of_two_raylets_sees_the_patched_package(job: dict[str, str]) -> None:
+def test_a_job_that_ends_well_is_a_launcher_that_does(job: dict[str, str]) -> None:
     done = subprocess.run(
         [REPO / "launchers" / "run-ray-job.sh"], env=job, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"SEEN patched-forwarded patched-forwarded {REPO}" in done.stdout
+    assert SEEN in done.stdout
 
 
 @pytest.mark.e2e
@@ -123,7 +126,7 @@ def heed_interrupts() -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_ctrl_c_and_sigterm_end_job_workers_and_head(
+def test_an_actor_on_each_of_two_raylets_sees_the_patched_package_until_ctrl_c_or_sigterm_ends_them(
     job: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     job |= {"ENTRYPOINT": job["ENTRYPOINT"] + " wait"}
@@ -141,6 +144,7 @@ def test_ctrl_c_and_sigterm_end_job_workers_and_head(
             assert time.monotonic() < deadline, f"the job did not start: {text}"
             assert launcher.poll() is None, text
             time.sleep(0.5)
+        assert SEEN in text
         if number is signal.SIGINT:
             os.killpg(launcher.pid, number)  # as a terminal does
         else:

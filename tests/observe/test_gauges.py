@@ -14,7 +14,8 @@ from miles_lite.observe.gauges import Gauges
 
 @pytest.mark.e2e
 def test_gauges_reach_the_nodes_endpoint() -> None:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    quick = {"metrics_report_interval_ms": 500}
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=quick)
     try:
         gauges = Gauges("a-run")
         endpoint = next(f"http://127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes())
@@ -22,7 +23,7 @@ def test_gauges_reach_the_nodes_endpoint() -> None:
         text = ""
         while "miles_lite_reward" not in text and time.monotonic() < deadline:
             gauges.log({"rollout/reward_unfiltered": 0.75, "unknown/metric": 1.0}, step=2, step_key="rollout/step")
-            time.sleep(1)
+            time.sleep(0.5)
             text = urllib.request.urlopen(endpoint, timeout=10).read().decode()
         reward = re.search(r'ray_miles_lite_reward\{[^}]*run="a-run"[^}]*\} 0\.75', text)
         assert reward is not None, "the gauge did not appear within 60 s"

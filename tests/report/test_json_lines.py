@@ -36,7 +36,8 @@ def test_a_full_disk_is_called_one() -> None:
 @given(TEXT, st.floats())
 def test_no_text_and_no_number_keep_a_step_from_its_table(why: str, reward: float) -> None:
     with TemporaryDirectory() as folder:
-        row = dict.fromkeys(rollout_table.COLUMNS) | {"step": 0, "why": why, "reward": reward}
+        row = dict.fromkeys(rollout_table.COLUMNS) | dict.fromkeys(rollout_table.ALWAYS, 0)
+        row |= {"outcome": "trained", "status": "failed", "why": why, "reward": reward}
         rollout_table.write(Path(folder), 0, [row])
         (read,) = rollout_table.read(Path(folder))
     assert read["why"] == why.encode("utf-8", "replace").decode()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sam
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Rollout, Status
+from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
 from tests.rollout.helpers import make_rollout, make_sample
 
@@ -72,7 +74,8 @@ class FakeStack:
 
     sessions = (Stands(told="http://one"), Stands(told="http://two"))
     session_urls = ("http://one", "http://two")
-    router_url, admin_key = "", None
+    routers, admin_key = SimpleNamespace(urls=[""], of=lambda index: ""), None
+    waiting = Waiting(print, Path("logs"))
     fleet, engine_urls, failure = NoEngines(), (), None
 
     def __init__(self, *_: Any, **__: Any) -> None: ...

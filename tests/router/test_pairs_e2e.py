@@ -94,7 +94,7 @@ def engine_spec(folder: Path, model: Path, role: WorkerType, router_url: str) ->
         device="cpu",
         log_path=str(folder / f"{role}.log"),
         worker_type=role,
-        router_url=None if role == "regular" else router_url,
+        router_urls=() if role == "regular" else (router_url,),
         context_length=1024,
         threads=1,
         routing=Routing(sglang_server_concurrency=8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -17,21 +18,22 @@ import pytest
 from tests.sandboxes.servers import served
 from tests.sandboxes.test_shell import needs_bwrap
 
-IMAGE = "localhost/miles-lite-test:latest"
-PROGRAMS = ("bash", "timeout", "tar", "sleep", "cat", "ls", "mkdir", "ln", "wc")
+IMAGE = f"localhost/miles-lite-test:{os.getpid()}"
+PROGRAMS = ("bash", "timeout", "tar", "sleep", "cat", "ls", "mkdir", "ln", "wc", "rm", "mv", "cp", "dirname")
 RUNC = '[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n'
 """Podman's own choice does not take every kernel's control groups."""
 
 
 @functools.cache
 def podman_works() -> bool:
-    """Whether a container runs here; makes the image for it, of this machine's programs."""
+    """Whether a container runs here; makes the image for it, of this machine's programs, until this process ends."""
     if shutil.which("podman") is None or shutil.which("runc") is None:
         return False
     with tempfile.TemporaryDirectory(prefix="miles-lite-image-") as folder:
         _root(Path(folder))
         tar = subprocess.run(["tar", "-C", folder, "-c", "."], capture_output=True, check=True).stdout
         with containers():
+            atexit.register(subprocess.run, ["podman", "rmi", "--force", IMAGE], capture_output=True, timeout=60)
             made = subprocess.run(["podman", "import", "-", IMAGE], input=tar, capture_output=True, timeout=120)
             argv = [
                 "podman",
@@ -77,6 +79,7 @@ def kind_of(name: str) -> Iterator[str]:
 
 
 def _root(folder: Path) -> None:
+    folder.chmod(0o755)
     for name in ("tmp", "proc", "sys", "dev", "etc", "bin"):
         (folder / name).mkdir()
     for program in PROGRAMS:

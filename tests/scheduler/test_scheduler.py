@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.protocol import End
+from miles_lite.scheduler.protocol import End, Who
 from miles_lite.scheduler.schedule import Schedule
 from tests.scheduler.world import World
 
@@ -173,3 +173,29 @@ def test_laws_hold_through_very_long_runs(seed: int) -> None:
     world = World(random_schedule(chance))
     live(world, chance, 100_000)
     assert len(world.given) > 100
+
+
+@pytest.mark.parametrize(("staleness", "late"), [(0, 1), (1, 1), (3, 2), (8, 5)])
+def test_what_fails_when_half_of_its_time_is_gone_leaves_the_group_smaller(staleness: int, late: int) -> None:
+    """Of a straggler whose siblings are done, while others are trained past it."""
+    schedule = Schedule(
+        groups_per_step=4,
+        rollouts_per_group=2,
+        max_staleness=staleness,
+        depth=staleness,
+        sample_retries=2,
+        capacity=100,
+    )
+    straggler = Who(4 * staleness + 3, 0, 0)
+    for version in range(min(late, staleness) + 1):
+        world = World(schedule)
+        for _ in range(version):
+            world.want()
+            while world.training is None:
+                world.end(next(who for who in world.running if who != straggler))
+                for group in list(world.judging):
+                    world.judge(group, None)
+            world.trained()
+            world.updated()
+        world.end(straggler, "tool")
+        assert (straggler._replace(attempt=1) in world.running) == (version < late)

@@ -29,9 +29,12 @@ class Deals:
 
 @dataclass
 class Seen:
-    """A group, as the world sees it: the version of each answer, and how often one failed, by member."""
+    """A group, as the world sees it: the version of each answer, how often one failed, by member, and since when it
+    runs; whose failures came too late for another attempt."""
 
     prompt: int
+    begun: int | None = None
+    late: set[int] = field(default_factory=set)
     answers: dict[int, int] = field(default_factory=dict)
     failed: Counter[int] = field(default_factory=Counter)
 
@@ -69,7 +72,7 @@ class World:
         for command in commands:
             self.obey(command)
             if isinstance(event, m.Tick) and isinstance(command, m.Cancel):
-                self.groups[command.who.group].failed[command.who.member] += 1
+                self.fail(command.who)
         self.check()
 
     def end(self, who: Who, failed: str = "", length: int = 1) -> None:
@@ -83,10 +86,17 @@ class World:
         seen = self.groups.get(who.group)
         if seen is not None and who.group not in self.ends and who.member not in seen.answers:
             if failed:
-                seen.failed[who.member] += 1
-            elif seen.failed[who.member] <= self.schedule.sample_retries:
+                self.fail(who)
+            elif seen.failed[who.member] <= self.schedule.sample_retries and who.member not in seen.late:
                 seen.answers[who.member] = version
         self.tell(m.Finished(who, length, failed, failed and "it broke"))
+
+    def fail(self, who: Who) -> None:
+        seen = self.groups[who.group]
+        seen.failed[who.member] += 1
+        assert seen.begun is not None
+        if self.version - seen.begun > self.schedule.max_staleness / 2:
+            seen.late.add(who.member)
 
     def judge(self, group: int, end: End | None) -> None:
         self.judging.pop(group)
@@ -116,6 +126,8 @@ class World:
             if number not in self.ends and number not in kept:
                 seen.answers.clear()
                 seen.failed.clear()
+                seen.late.clear()
+                seen.begun = None
         self.version = self.step
         self.tell(m.Resumed(self.step, kept))
 
@@ -135,6 +147,9 @@ class World:
                 assert who not in self.attempts
                 assert self.groups.setdefault(who.group, Seen(prompt)).prompt == prompt
                 assert who.group not in self.ends
+                seen = self.groups[who.group]
+                seen.begun = self.version if seen.begun is None else seen.begun
+                assert not seen.late & {who.member}, "it is too late for another attempt"
                 self.attempts.add(who)
                 self.running[who] = self.version
             case m.Judge(group, lost, _):

@@ -75,7 +75,7 @@ async def chat_across_an_update(stack: Stack, other: Path) -> None:
     await stack.start()
     try:
         assert stack.admin_key == KEY
-        for url in (f"{stack.router_url}/remove_worker", f"{stack.session_urls[0]}/sessions"):
+        for url in (f"{stack.routers.urls[0]}/remove_worker", f"{stack.session_urls[0]}/sessions"):
             assert requests.post(url, timeout=10).status_code == 401, "off loopback all of it needs the key"
         chats = Chats(stack.session_urls[0], count=2, admin_key=KEY)
         chatting = asyncio.create_task(chats.run())

@@ -98,7 +98,7 @@ async def engines(
     options = dataclasses.replace(options, topology=dataclasses.replace(options.topology, **(topology or {})))
     running = Fleet(options, Slots(), model=model, context_length=2048)  # type: ignore[arg-type]
     try:
-        await running.start(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        await running.start([f"http://127.0.0.1:{runner.addresses[0][1]}"])
         yield running, calls
     finally:
         await running.stop()

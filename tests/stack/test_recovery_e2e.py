@@ -53,7 +53,9 @@ async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
         assert max(chats.first_after(recovery.noticed)) < recovery.serving - recovery.noticed
         replacement = next(one for one in status.engines if one.url != survivor.url)
         assert replacement.url != victim.url
-        workers = (await asyncio.to_thread(requests.get, f"{stack.router_url}/workers", timeout=5)).json()["workers"]
+        workers = (await asyncio.to_thread(requests.get, f"{stack.routers.urls[0]}/workers", timeout=5)).json()[
+            "workers"
+        ]
         assert {one["url"] for one in workers} == {survivor.url, replacement.url}
         assert await asyncio.to_thread(version_of, replacement.url) == "1"
         await asyncio.sleep(1.0)

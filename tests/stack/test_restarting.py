@@ -26,7 +26,7 @@ from miles_lite.session.client import SessionClient
 from miles_lite.stack import restarting
 from miles_lite.stack.actors import Waiting, named_actor, restarted
 from miles_lite.stack.restarting import Kept
-from miles_lite.stack.stack import _port
+from miles_lite.stack.routers import port_of
 from tests.clusters import local_cluster
 from tests.session.engine import STOP, answer, scripted
 
@@ -177,7 +177,7 @@ async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model
         )
 
         def make(restarts: int) -> Remote[SessionActor]:
-            placed = replace(spec, port=_port(sessions.told)) if restarts else spec
+            placed = replace(spec, port=port_of(sessions.told)) if restarts else spec
             return named_actor(SessionActor, restarted("session-0", restarts))(placed)
 
         sessions = Kept("session server 0", make, start_seconds=60, waiting=Waiting(print, tmp_path))

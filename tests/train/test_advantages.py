@@ -109,8 +109,11 @@ def test_every_estimator_is_transcribed() -> None:
 
 
 def test_rewards_that_cannot_be_likelihoods_are_refused() -> None:
-    with pytest.raises(UserError, match="maxrl: a reward is -1"):
-        estimate([group([1.0, -1.0])], Algorithm(advantage_estimator="maxrl"))
+    """Also those that nobody knew before, by the line of their prompt."""
+    bad = group([1.0, -1.0])
+    bad.prompt["row"] = 7
+    with pytest.raises(UserError, match=r"maxrl: a reward is -1, of the prompt of line 7, .* or take grpo"):
+        estimate([group([1.0, 0.0]), bad], Algorithm(advantage_estimator="maxrl"))
 
 
 def test_gdpo_normalises_each_reward_and_then_the_batch() -> None:

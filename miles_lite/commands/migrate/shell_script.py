@@ -92,6 +92,7 @@ class _Reader:
         self._found.arrays = {name: flags for name, flags in self._found.arrays.items() if flags}
         self._found.variables = list(self._variables())
         self._leave_rest()
+        self._leave_broken()
         self._found.by_hand.sort()
         return self._found
 
@@ -232,6 +233,13 @@ class _Reader:
             self._found.by_hand.append((each.line, f"{' '.join([each.flag, *each.values])}: {why}"))
         self._taken |= {word.at + word.raw.find("--") for word in words if NAME.match(word.said.partition("=")[0])}
 
+    def _leave_broken(self) -> None:
+        """What the grammar could not read, and recovered from."""
+        for node in self._nodes:
+            if node.is_error or node.is_missing:
+                said = " ".join(_text(node).split())[:60]
+                self._found.by_hand.append((self._line(node.start_byte), f"{said}: cannot be read as shell"))
+
     def _leave_rest(self) -> None:
         """Every other word that looks like a flag."""
         for match in FLAG_BYTES.finditer(self._bytes):
@@ -253,9 +261,11 @@ FLAG_BYTES = re.compile(FLAG.pattern.encode())
 
 
 def _walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.named_children:
-        yield from _walk(child)
+    """Depth first, in the order of the text, however deep."""
+    waiting = [node]
+    while waiting:
+        yield (first := waiting.pop())
+        waiting += reversed(first.named_children)
 
 
 def _text(node: Node | None) -> str:

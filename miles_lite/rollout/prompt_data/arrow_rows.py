@@ -81,7 +81,7 @@ def _table(path: Path) -> pyarrow.Table:
     return (pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)).read_all()
 
 
-def without_nothing(value: Any) -> Any:
+def without_nothing(value: object) -> object:
     """Without the nulls that a column has for each key that any of its rows' messages has."""
     if isinstance(value, list):
         return [without_nothing(each) for each in value]

@@ -19,11 +19,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer
 from miles_lite.rollout.rewards.final_answer import after_thinking
 
@@ -31,6 +32,8 @@ SECONDS = 6.0
 """Of one test, where its row's metadata has no `timeout`."""
 MEMORY, FILE, OUTPUT = 1 << 30, 1 << 24, 1 << 20
 """Bytes of address space, of a written file, and of output that is compared."""
+PROCESSES = 256
+"""That it may start, threads counted; the kernel lets root have more."""
 _BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _CALL = "\nimport json as _json\nprint(_json.dumps({name}(*_json.loads({arguments!r}))))\n"
 
@@ -65,7 +68,7 @@ def code(answer: Answer) -> dict[str, float]:
     return {"score": float(all(passed)), "passed": sum(passed) / len(passed)}
 
 
-def read_tests(given: Any, metadata: Mapping[str, Any]) -> list[Test]:
+def read_tests(given: Any, metadata: JsonMapping) -> list[Test]:
     """The tests of a row. Raises ValueError."""
     with contextlib.suppress(ValueError):
         given = json.loads(given) if isinstance(given, str) else given
@@ -108,7 +111,7 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
                 stderr=subprocess.DEVNULL,
                 env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8"},
                 start_new_session=True,
-                preexec_fn=functools.partial(_limit, seconds),
+                preexec_fn=functools.partial(_limit, seconds, _running() + PROCESSES),
             )
             try:
                 process.communicate(test.stdin.encode(), timeout=seconds)
@@ -145,7 +148,16 @@ def _bubblewrap(folder: str) -> list[str]:
     return ["bwrap", "--unshare-all", "--die-with-parent", *mounts, "--bind", folder, folder, "--chdir", folder]
 
 
-def _limit(seconds: float) -> None:
+def _running() -> int:
+    """Threads of this user, which a limit on processes counts."""
+    count = 0
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            count += len(os.listdir(each / "task")) if each.stat().st_uid == os.getuid() else 0
+    return count
+
+
+def _limit(seconds: float, processes: int) -> None:
     """In the child, before the program: hard limits of its own."""
     processor = max(1, int(seconds + 1))
     limits = {
@@ -154,6 +166,7 @@ def _limit(seconds: float) -> None:
         resource.RLIMIT_FSIZE: FILE,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_NPROC: processes,
     }
     for kind, most in limits.items():
         resource.setrlimit(kind, (most, most))
@@ -163,7 +176,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-def _returned(printed: str, wanted: Any) -> bool:
+def _returned(printed: str, wanted: object) -> bool:
     last = printed.strip().rpartition("\n")[2]
     with contextlib.suppress(ValueError):
         value = json.loads(last)

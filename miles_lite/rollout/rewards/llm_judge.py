@@ -6,11 +6,13 @@ Invariant: what the judge says is never trained: it speaks through a session of 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from miles_lite.config.rewards import Rewards
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer, Ask, broken
 from miles_lite.rollout.rewards.final_answer import after_thinking
 from miles_lite.rollout.rewards.remote_rm import posted
@@ -48,7 +50,7 @@ async def said_by(messages: list[dict[str, Any]], options: Rewards, ask: Ask | N
     return await ask(messages)
 
 
-def in_words(prompt: str | list[dict[str, Any]]) -> str:
+def in_words(prompt: str | Sequence[JsonMapping]) -> str:
     """A prompt as text."""
     if isinstance(prompt, str):
         return prompt

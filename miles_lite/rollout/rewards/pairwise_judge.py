@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from miles_lite.config.rewards import Rewards
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Ask, broken
 from miles_lite.rollout.rewards.final_answer import after_thinking
 from miles_lite.rollout.rewards.llm_judge import in_words, said_by
@@ -29,7 +29,9 @@ POINTS = {"a": (1.0, 0.0), "b": (0.0, 1.0), "equal": (0.5, 0.5)}
 _VERDICT = re.compile(r"(?i)better\W*\b(a|b|equal)\b")
 
 
-async def pairwise_judge(prompt: Any, responses: Sequence[str], options: Rewards, ask: Ask) -> list[float]:
+async def pairwise_judge(
+    prompt: str | Sequence[JsonMapping], responses: Sequence[str], options: Rewards, ask: Ask
+) -> list[float]:
     """The share of its comparisons that each response wins, a tie counting half; 0.5 for an only one.
 
     Raises RolloutError for a judge that says nothing readable.

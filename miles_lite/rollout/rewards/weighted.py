@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.rewards import Chosen, Rewards, chosen
+from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer, Ask, Judge, Pure, Score, broken, number_in
 from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.rollout.rewards.final_answer import last_boxed
@@ -82,7 +83,7 @@ class Weighted:
             return await rule(answer, self._options)
 
 
-def row_rules(metadata: Mapping[str, Any], default: Sequence[Chosen]) -> Sequence[Chosen]:
+def row_rules(metadata: JsonMapping, default: Sequence[Chosen]) -> Sequence[Chosen]:
     """The rules of a row. Raises UserError for a name that is not known."""
     named = metadata.get(ROW_KEY)
     if named is None:

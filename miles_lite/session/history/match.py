@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -120,7 +120,7 @@ class FieldMatcher:
         )
         return text.strip() if self.strips else text
 
-    def _canonical_call(self, call: JsonMapping) -> list[Any]:
+    def _canonical_call(self, call: JsonMapping) -> list[object]:
         function = call.get("function") or {}
         arguments = function.get("arguments")
         if self.json_arguments:
@@ -204,7 +204,7 @@ def _number(text: str) -> orjson.Fragment:
     return orjson.Fragment(f"{sign}{significant}e{scale}" if scale >= 0 else repr(float(text)))
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """JSON with sorted keys, of anything that JSON can hold."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

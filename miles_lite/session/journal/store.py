@@ -176,7 +176,7 @@ class Journal:
                 batch.append(self._jobs.get())
             jobs = [job for job in batch if job is not None]
             open_ = len(jobs) == len(batch)
-            results: list[Any] | Exception
+            results: list[object] | Exception
             try:
                 connection.execute("BEGIN")
                 results = _done(connection, [work for work, _ in jobs])
@@ -198,12 +198,12 @@ class _Row:
     values: tuple[Any, ...]
 
 
-def _done(db: sqlite3.Connection, works: Sequence[Work | _Row]) -> list[Any]:
+def _done(db: sqlite3.Connection, works: Sequence[Work | _Row]) -> list[object]:
     """What all of them answer, done in their order.
 
     Neighbouring rows of one table are one statement: with each one this thread waits to have the interpreter again.
     """
-    results: list[Any] = []
+    results: list[object] = []
     for _, group in groupby(works, key=lambda work: work.insert if isinstance(work, _Row) else None):
         neighbours = list(group)
         results += [work(db) for work in neighbours if not isinstance(work, _Row)]
@@ -225,7 +225,7 @@ def _forget(db: sqlite3.Connection, session_ids: list[str]) -> None:
         db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(session_id,) for session_id in session_ids])
 
 
-def _resolve(futures: list[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
+def _resolve(futures: list[asyncio.Future[Any]], results: list[object] | Exception) -> None:
     """In the order of the jobs, so that whoever waits goes on in that order."""
     for index, future in enumerate(futures):
         if not future.done():

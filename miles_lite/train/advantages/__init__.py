@@ -46,6 +46,8 @@ def estimate(
         given = iter(rewards)
         trainable = [[replace(rollout, reward=float(next(given))) for rollout in each] for each in trainable]
         options = replace(options, disable_rewards_normalization=True)
+    if (least := estimator.least_reward) is not None:
+        _refuse_below(least, groups, trainable, options.advantage_estimator)
     values = [value for each in trainable for value in function(each, options)]
     if estimator.standardized:
         values = [float(value) for value in standardised(np.array(values, dtype=np.float64))]
@@ -66,3 +68,17 @@ def shortened(group: Group, overlong: Overlong) -> Group:
 def post_processed(path: str) -> RewardPostProcess:
     """The function at that import path. Raises UserError."""
     return load_hook(path, flag=POST_PROCESS)
+
+
+def _refuse_below(
+    least: float, groups: Sequence[Group], trainable: Sequence[Sequence[Rollout]], estimator: str
+) -> None:
+    """Rewards that nobody knew before they were earned: of an agent, a user's function, a row. Raises UserError."""
+    for group, rollouts in zip(groups, trainable, strict=True):
+        for rollout in rollouts:
+            if rollout.reward is not None and rollout.reward < least:
+                raise UserError(
+                    f"--advantage-estimator {estimator}: a reward is {rollout.reward:g}, of the prompt of line "
+                    f"{group.prompt.get('row', '?')}, and must not be below {least:g}: give others, or change them "
+                    f"with {POST_PROCESS}; or take grpo"
+                )

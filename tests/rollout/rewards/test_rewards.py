@@ -85,3 +85,16 @@ async def test_what_a_program_leaves_behind_ends_with_it(monkeypatch: pytest.Mon
         apart.close()
     assert said == {"score": 1.0, "passed": 1.0}
     assert not [each for each in psutil.process_iter(["cmdline"]) if mark in (each.info["cmdline"] or [])]
+
+
+def test_a_program_has_limits_on_all_that_it_could_use_up() -> None:
+    """Hard ones, which it cannot lift; root alone may have more processes."""
+    kinds = ("CPU", "AS", "FSIZE", "CORE", "NOFILE", "NPROC")
+    test = "import resource, subprocess; assert subprocess.run(['true']).returncode == 0\n"
+    test += "\n".join(
+        f"assert resource.getrlimit(resource.RLIMIT_{kind})[1] != resource.RLIM_INFINITY" for kind in kinds
+    )
+    judge = REWARDS[RewardRule.CODE]
+    assert isinstance(judge, Pure)
+    said = judge.function(Answer(response="```python\npass\n```", label=test))
+    assert said == {"score": 1.0, "passed": 1.0}

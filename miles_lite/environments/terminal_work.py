@@ -1,0 +1,145 @@
+"""The work on a task of a terminal: its sandbox, the model's commands in it, and what its tests say in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import ParamSpec, TypeVar
+
+from miles_lite.environments.episodes import Begun, Step
+from miles_lite.environments.session_chat import Message
+from miles_lite.environments.terminal_task import TerminalTask
+from miles_lite.process.json_types import JsonMapping
+from miles_lite.sandboxes.files import packed, put
+from miles_lite.sandboxes.lending import Pool
+from miles_lite.sandboxes.local import WORKDIR
+from miles_lite.sandboxes.sandbox import Sandbox
+from miles_lite.sandboxes.shell import quoted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+FOLDERS, CONTAINERS = ("bwrap",), ("docker", "podman")
+BUILD_SECONDS = 1800.0
+BROUGHT = ".miles-lite-brought"
+"""Where what comes into a sandbox is until it is in its place."""
+BASH: Message = {
+    "type": "function",
+    "function": {
+        "name": "bash",
+        "description": "Run a bash command and see its output.",
+        "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
+    },
+}
+THREADS = ThreadPoolExecutor(256, thread_name_prefix="terminal-task")
+"""Commands block."""
+
+
+class Work:
+    """See `episodes.ToolEpisode` and `JudgedEpisode`."""
+
+    def __init__(self, task: TerminalTask, pool: Pool, kind: str, image: str | None, seconds: float) -> None:
+        self._task, self._pool, self._kind, self._image, self._seconds = task, pool, kind, image, seconds
+        self._open, self._closed = ExitStack(), False
+        self._sandbox: Sandbox | None = None
+
+    async def begin(self) -> Begun:
+        await _apart(self._begin)
+        return Begun([{"role": "user", "content": self._task.instruction}], [BASH])
+
+    async def call(self, name: str, given: JsonMapping) -> Step:
+        command = given.get("command")
+        if name != "bash" or not isinstance(command, str) or "\0" in command:
+            return Step('error: there is one tool, bash, and it takes {"command": TEXT}')
+        assert self._sandbox is not None
+        outcome = await _apart(self._sandbox.run, command.encode(errors="replace").decode(), seconds=self._seconds)
+        return Step(f"{outcome.stdout}{outcome.stderr}[exit code {outcome.exit_code}]")
+
+    async def judge(self) -> float:
+        return await _apart(self._judge)
+
+    async def close(self) -> None:
+        self._closed = True
+        await _apart(self._open.close)
+
+    def _begin(self) -> None:
+        image = self._image or built(self._task, self._kind)
+        lease = self._open.enter_context(self._pool.open(image, workdir=self._task.workdir(WORKDIR)))
+        if self._closed:  # nobody waits for it any more
+            self._open.close()
+            raise RuntimeError("the episode ended before its sandbox had started")
+        self._sandbox = lease.sandbox
+        for source, target in self._task.copies() if self._kind in FOLDERS else ():
+            self._bring(source, target)
+
+    def _bring(self, source: Path, target: str) -> None:
+        """As COPY does: what is in a folder, or a file by its name or its new one."""
+        assert self._sandbox is not None
+        self._sandbox.unpack(packed(source.parent, PurePosixPath(source.name), name=BROUGHT))
+        into = f"{quoted(target)}{'/' if source.is_dir() and not target.endswith('/') else ''}"
+        from_ = f"{BROUGHT}/." if source.is_dir() else BROUGHT
+        name = quoted(source.name)
+        script = (
+            f'into={into}; case $into in */|.|..) mkdir -p "$into" ;; *) mkdir -p "$(dirname "$into")" ;; esac\n'
+            f'[ -d {from_} ] || [ ! -d "$into" ] || into=$into/{name}\ncp -r {from_} "$into" && rm -rf {BROUGHT}'
+        )
+        self._ran(script, f"{source} could not be copied to {target}")
+
+    def _judge(self) -> float:
+        task = self._task
+        assert self._sandbox is not None
+        tests = task.folder / "tests"
+        if tests.is_dir():
+            self._sandbox.unpack(packed(task.folder, PurePosixPath("tests"), name=BROUGHT))
+        put(self._sandbox, {f"{BROUGHT}/{task.script.name}": task.script.read_bytes()})
+        self._ran(
+            f"rm -rf /tests /logs/verifier; mkdir -p /logs/verifier && mv {BROUGHT} /tests", "no room for its tests"
+        )
+        given = {"TEST_DIR": "/tests", **task.environment}
+        script = "".join(f"export {name}={quoted(value)}\n" for name, value in given.items())
+        ended = self._sandbox.run(f"{script}bash /tests/{task.script.name}", seconds=task.seconds)
+        if task.script.parent == task.folder:
+            return float(ended.exit_code == 0)
+        logs = "/logs/verifier"
+        said = self._sandbox.run(f"cat {logs}/reward.json 2>&- || cat {logs}/reward.txt", seconds=self._seconds)
+        if said.exit_code:
+            raise RuntimeError(f"{task.folder}: its tests left no reward: {(ended.stderr or ended.stdout)[-500:]}")
+        return reward_of(said.stdout)
+
+    def _ran(self, script: str, what: str) -> None:
+        assert self._sandbox is not None
+        outcome = self._sandbox.run(script, seconds=self._seconds)
+        if outcome.exit_code:
+            raise RuntimeError(f"{self._task.folder}: {what}: {outcome.stderr[-500:]}")
+
+
+def reward_of(said: str) -> float:
+    """Of reward.txt a number; of reward.json its `reward`, or the only number that it has. Raises ValueError."""
+    told = json.loads(said)
+    if isinstance(told, dict):
+        told = told.get("reward", next(iter(told.values())) if len(told) == 1 else None)
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        raise ValueError(f"the tests' reward is no number: {said[:200]!r}")
+    return float(told)
+
+
+@cache
+def built(task: TerminalTask, kind: str) -> str | None:
+    """The image of a task's Dockerfile, built once. Raises RuntimeError."""
+    if kind not in CONTAINERS:
+        return None
+    if subprocess.run([kind, "image", "inspect", task.tag], capture_output=True, check=False).returncode:
+        argv = [kind, "build", "--tag", task.tag, str(task.files)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{task.folder}: its image could not be built: {done.stderr[-500:]}")
+    return task.tag
+
+
+async def _apart(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(THREADS, partial(work, *given, **named))
