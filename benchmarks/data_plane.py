@@ -84,6 +84,7 @@ def measure(folder: Path) -> dict[str, float]:
     (folder / "prompts.jsonl").write_text('{"input": "go"}\n')
     flags = ["--hf-checkpoint", str(folder), "--prompt-data", str(folder / "prompts.jsonl"), "--run-dir", str(folder)]
     flags += ["--rollout-batch-size", str(GROUPS), "--n-samples-per-prompt", str(ROLLOUTS), "--num-rollout", str(STEPS)]
+    flags += ["--keep-trajectories", "0"]
     flags += ["--num-agent-workers", "2", "--agent-concurrency", "2", "--actor-num-gpus-per-node", str(RANKS)]
     config, _ = parse([*flags, "--custom-agent-function-path", f"{__file__}:agent"])
     sessions = ray.remote(num_cpus=0)(Sessions).remote()

@@ -12,14 +12,19 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from miles_lite.errors import Where
 
+T_co = TypeVar("T_co", covariant=True)
 NOT_SAMPLED = -1
 """`weight_versions` of a token that no engine sampled."""
+
+ALIGNED = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32, "temperatures": np.float32}
+ALIGNED |= {"weight_versions": np.int32}
+"""The arrays of a sample that have a value for each token, and of which type."""
 
 
 class Status(StrEnum):
@@ -157,24 +162,14 @@ class Sample:
             raise ValueError(f"Sample.truncate: length must be >= 0, got {length}")
         if length >= len(self.tokens):
             return self
-        experts = self.routed_experts
-        return replace(
-            self,
-            tokens=self.tokens[:length],
-            loss_mask=self.loss_mask[:length],
-            logprobs=self.logprobs[:length],
-            temperatures=self.temperatures[:length],
-            weight_versions=self.weight_versions[:length],
-            routed_experts=None if experts is None else experts[: max(0, length - 1)],
-            status=Status.TRUNCATED,
-        )
+        cut = {name: getattr(self, name)[:length] for name in ALIGNED}
+        experts = None if self.routed_experts is None else self.routed_experts[: max(0, length - 1)]
+        return replace(self, **cut, routed_experts=experts, status=Status.TRUNCATED)
 
     def validate(self, where: str = "sample") -> Sample:
         """Check shapes, dtypes and invariants; returns self. Raises ValueError naming `where` and the field."""
         size = len(self.tokens)
-        dtypes = {"tokens": np.int32, "loss_mask": np.uint8, "logprobs": np.float32}
-        dtypes |= {"temperatures": np.float32, "weight_versions": np.int32}
-        for name, dtype in dtypes.items():
+        for name, dtype in ALIGNED.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.shape != (size,):
                 raise ValueError(
@@ -238,11 +233,14 @@ class SampleRecord:
         return self.status is Status.TRUNCATED and not self.metadata.get("continued")
 
 
-class Samples(Protocol):
-    """The samples of one rollout, wherever they lie."""
+class Fetchable(Protocol[T_co]):
+    """What belongs to a rollout, wherever it lies: samples in the order of its records, or a transcript."""
 
-    def fetch(self) -> Sequence[Sample]:
-        """All of them, in the order of the rollout's records. Waits for what lies on another node."""
+    def fetch(self) -> T_co:
+        """Waits for what lies on another node."""
+
+
+Samples = Fetchable[Sequence[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +274,7 @@ class Rollout:
 
     index                    its number in the run; group_index: that of its prompt's group
     samples                  a record of each; `stored`: where they lie, None when there are none
+    transcript               its session's turns as JSON, and its prompt, until they are kept or not; None likewise
     reward                   None where nobody gave one, or it failed
     failure                  where and why it broke; None where it came to an end of its own
     metadata                 what the agent function returned
@@ -288,6 +287,7 @@ class Rollout:
     group_index: int
     samples: list[SampleRecord] = field(default_factory=list)
     stored: Samples | None = None
+    transcript: Fetchable[tuple[bytes, dict[str, Any]]] | None = None
     reward: float | None = None
     status: Status = Status.PENDING
     failure: Failure | None = None

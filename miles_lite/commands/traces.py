@@ -5,10 +5,7 @@ Invariant: nothing here changes a trajectory file.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from statistics import fmean
 from miles_lite.config.flags import Parser, parser_of, take
 from miles_lite.config.option import option
 from miles_lite.errors import UserError
+from miles_lite.process.piped import printed
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Step, Trajectory
 from miles_lite.traces.datasets import Filters, files, to_data
@@ -29,9 +27,6 @@ USAGE = """usage: miles-lite traces COMMAND ...
   stats DIR               counts, rewards, tokens, tools
   diff FILE FILE          where two trajectories part
 """
-
-
-READER_GONE = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +60,7 @@ def main(argv: Sequence[str]) -> int:
     }
     if name not in commands:
         raise UserError(f"miles-lite traces: no command '{name}'; there are {', '.join(commands)}")
-    try:
-        commands[name](rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads, `head` say, has seen enough; the interpreter's own flush must not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    return 0
+    return printed(lambda: commands[name](rest))
 
 
 def _to_data(argv: Sequence[str]) -> None:

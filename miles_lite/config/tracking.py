@@ -30,4 +30,10 @@ class Logging:
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
     reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")
+    keep_trajectories: int = option(
+        2,
+        help="of each step, keep so many trajectories in the run folder's trajectories/, besides failures, the best, "
+        "the worst and one of a group without gradient; 0: none",
+        least=0,
+    )
     trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here", path=True)

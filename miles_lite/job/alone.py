@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from miles_lite.job.precheck import check_folders, check_trainer
 from miles_lite.job.trainer import start_ranks
 from miles_lite.model_folder import context_length
 from miles_lite.report import metric_names as names
+from miles_lite.report.event_rows import Kind
 from miles_lite.rollout import dump
 from miles_lite.sample import Rollout
 from miles_lite.train.advantages import estimate
@@ -138,8 +140,11 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
         sinks.log(metrics | {names.RESTARTS: life.course.restarts}, step=step, step_key=names.TRAIN_STEP)
         print(f"step {step + 1}/{total}  loss {metrics['train/loss']:.4f}", flush=True)
         if due.save(after=step):
+            began = time.monotonic()
             trainer.save(step)
             life.reached.saved = step
+            where, seconds = str(config.checkpoint.save), time.monotonic() - began
+            life.course.events.note(Kind.SAVE, where, step=step, seconds=seconds)
             trainer.save_hf(step)
     folder = config.run_dir / "model"
     trainer.export_model(folder)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +21,11 @@ from typing import TypeVar
 from miles_lite.config.options import Config
 from miles_lite.errors import PASSING, RunLostError, UserError, plain
 from miles_lite.job.claim import claimed
+from miles_lite.job.events import Events
 from miles_lite.job.lifetime import Course, Lifetime
 from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
+from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import append
 from miles_lite.train.checkpoint import LATEST
 
@@ -40,7 +44,7 @@ class Attempts:
         self._config = config
         self._before = self._checkpoint = _written(config.checkpoint.save)
         self._in_a_row = 0
-        self.course = Course(interrupts)
+        self.course = Course(interrupts, Events(config.run_dir))
 
     def until_done(self, attempt: Callable[[Config, Lifetime], T]) -> T:
         """What `attempt` returns, which is given a config that goes on where the last one had to leave off. Raises what
@@ -48,6 +52,7 @@ class Attempts:
         config = self._config
         while True:
             self.course.reached.of = None
+            self.course.events.note(Kind.START, f"on {socket.gethostname()}, process {os.getpid()}")
             try:
                 with Lifetime(self._config, self.course) as life:
                     return attempt(config, life)
@@ -75,6 +80,7 @@ class Attempts:
         why, lost = str(plain(error)), course.reached.step
         log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
+        course.events.note(Kind.RESTART, f"{why}; {lost} is lost", step=course.reached.next)
         append(self._config.run_dir / RESTARTS, [row])
 
     def _pause(self, seconds: float) -> None:
@@ -116,7 +122,7 @@ def attempts(config: Config) -> Iterator[Attempts]:
     save = {} if config.checkpoint.save is None else {"--save": Path(config.checkpoint.save)}
     with claimed({"--run-dir": config.run_dir, **save}), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
-        with tries.course.unhurried:
+        with tries.course.unhurried, tries.course.events:
             yield tries
 
 

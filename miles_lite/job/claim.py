@@ -16,6 +16,18 @@ from miles_lite.config.folders import check_folder
 from miles_lite.errors import UserError, user_error
 
 
+def in_use(run_dir: Path) -> bool:
+    """Whether a run has the folder now; not known, and so False, on a file system without locks."""
+    folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.ExitStack() as end:
+        end.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+    return False
+
+
 @contextlib.contextmanager
 def claimed(folders: Mapping[str, Path]) -> Iterator[None]:
     """Make the folders, each by the flag that names it, and have them alone in this block. Raises UserError when one

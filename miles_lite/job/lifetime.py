@@ -19,11 +19,13 @@ from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
 from miles_lite.config.rules import refuse_broken
 from miles_lite.errors import RunLostError, UnavailableError, plain
+from miles_lite.job.events import Events
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
 from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
 from miles_lite.process.stacks import stacks_folder
 from miles_lite.process.stopping import DEAF_SECONDS, INTERRUPTED, Interrupts, ends_within
+from miles_lite.report.event_rows import Kind
 from miles_lite.stack.cluster import connect, disconnect
 from miles_lite.stack.placement import Layout, place
 
@@ -44,9 +46,14 @@ class Reached:
     evaluated: int | None = None
 
     @property
+    def next(self) -> int:
+        """The step that is under way, from 0."""
+        return 0 if self.trained is None else self.trained + 1
+
+    @property
     def step(self) -> str:
-        """The one that is under way."""
-        return f"Step {1 if self.trained is None else self.trained + 2} of {self.of or '?'}"
+        """The same in words."""
+        return f"Step {self.next + 1} of {self.of or '?'}"
 
 
 @dataclass
@@ -55,6 +62,7 @@ class Course:
     person wants it to end."""
 
     interrupts: Interrupts
+    events: Events
     reached: Reached = field(default_factory=Reached)
     restarts: int = 0
     began: float = field(default_factory=time.time)
@@ -103,6 +111,12 @@ class Lifetime:
         if lost_at is not None:
             self.say(f"going on with step {first + 1} of {of} after {time.time() - lost_at:.0f} s")
             self.course.lost_at = None
+        self.course.events.note(Kind.STANDS, f"step {first + 1} of {of} is the next", step=first)
+
+    def hear(self, line: str) -> None:
+        """What a person must hear of the run's servers."""
+        self.course.events.note(Kind.SERVERS, line)
+        self.say(line)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from miles_lite.job.lifetime import Lifetime
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
-from miles_lite.observe.terminal import step_line
+from miles_lite.observe.terminal import RECENT, step_line
 from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
+from miles_lite.report.alarms import WINDOW
+from miles_lite.report.event_rows import FILE, Kind
+from miles_lite.report.live import Change, LiveAlarms
+from miles_lite.report.record import METRICS
+from miles_lite.report.rollout_table import FOLDER, TRAJECTORIES
 
-RECORD = ("metrics.jsonl", "failures.jsonl", "quarantined.jsonl", "restarts.jsonl", rollout_table.FOLDER)
+RECORD = (METRICS, FILE, "failures.jsonl", "quarantined.jsonl", "restarts.jsonl", FOLDER, TRAJECTORIES)
 """What a run adds to from step to step."""
 SUMMARY = "summary.json"
 """What it ends with."""
@@ -32,6 +37,7 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     if course.sinks is not None:
         return course.sinks
     set_aside(config.run_dir, [SUMMARY] if resumed else [*RECORD, SUMMARY], before=f"before-{course.began:.0f}")
+    course.events.write()
     course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
     course.unhurried.callback(course.sinks.close)
     return course.sinks
@@ -47,10 +53,13 @@ def set_aside(run_dir: Path, names: Iterable[str], *, before: str) -> None:
 class Log:
     """Logs steps."""
 
-    def __init__(self, life: Lifetime, sinks: Sinks, *, steps: int, done: int) -> None:
+    def __init__(self, life: Lifetime, sinks: Sinks, run_dir: Path, *, steps: int, done: int) -> None:
         self._sinks, self._steps, self._course = sinks, steps, life.course
         self._busy: list[tuple[float, float]] = []
+        self._agents: list[tuple[float, float]] = []
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._seen: dict[str, float] = {}
+        self._alarms = LiveAlarms(run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
         life.say = self.progress.say
 
@@ -59,22 +68,44 @@ class Log:
         """One turn of the loop; logs how long it took and how much of that nothing useful ran."""
         began = time.time()
         self._busy.clear()
+        self._agents.clear()
         self._seen.clear()
         yield
         ended = time.time()
         idle = uncovered(began, ended, self._busy)
         times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle, names.RESTARTS: self._course.restarts}
+        if self._agents:
+            times[names.ROLLOUT_BUSY] = 1 - uncovered(began, ended, self._agents) / (ended - began)
         if (trained := self._seen.get(names.TRAIN_TIME)) is not None:
             waited = ended - began - trained
-            times |= {"perf/train_wait_time": waited, "perf/wait_time_ratio": waited / (ended - began)}
+            times |= {"perf/train_wait_time": waited, names.TRAIN_WAIT: waited / (ended - began)}
         self.metrics(times, rollout_id, names.ROLLOUT_STEP)
-        self.progress.step(step_line(rollout_id + 1, total=self._steps, metrics=self._seen))
+        self._recent.append(ended - began)
+        line = step_line(rollout_id + 1, total=self._steps, metrics=self._seen, recent=self._recent)
+        self.progress.step(line)
+        self._tell(self._alarms.after(rollout_id), rollout_id)
 
-    def busy(self, *intervals: tuple[float, float]) -> None:
-        """Something useful ran in these."""
+    def busy(self, *intervals: tuple[float, float], agents: bool = False) -> None:
+        """Something useful ran in these: `agents`, or what else."""
         self._busy += intervals
+        self._agents += intervals if agents else ()
 
     def metrics(self, metrics: Mapping[str, float], step: int, step_key: str) -> None:
         """Write `metrics` at `step` of the axis `step_key`."""
         self._seen |= metrics
+        self._alarms.add(metrics, step)
         self._sinks.log(metrics, step=step, step_key=step_key)
+
+    def event(self, kind: Kind, said: str, *, step: int, what: str | None = None, seconds: float | None = None) -> None:
+        """It happened now, in that step."""
+        self._course.events.note(kind, said, step=step, what=what, seconds=seconds)
+
+    def _tell(self, change: Change, step: int) -> None:
+        """What rules see, to whoever looks."""
+        for alarm in change.raised:
+            self.progress.say(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")
+            self.event(Kind.ALARM, f"{alarm.title}: {alarm.evidence}. {alarm.advice}", step=step, what=alarm.rule)
+        for rule in change.ended:
+            self.event(Kind.CALM, f"not seen for {WINDOW} steps", step=step, what=rule)
+        if change.metrics:
+            self._sinks.log(change.metrics, step=step, step_key=names.ROLLOUT_STEP)

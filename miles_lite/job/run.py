@@ -21,8 +21,9 @@ from miles_lite.job.log import SUMMARY, Log, open_log
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
-from miles_lite.observe.terminal import eval_line, gap_line
+from miles_lite.observe.terminal import eval_line, failures_line, gap_line
 from miles_lite.report import metric_names as names
+from miles_lite.report.event_rows import Kind
 from miles_lite.rollout import dump
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
@@ -52,8 +53,10 @@ class Run:
         groups = options.rollout_batch_size
         self._log.progress.begin("rollout", groups=groups, rollouts=groups * options.n_samples_per_prompt)
         generated = self._servers.generate(rollout_id, self._log.progress)
-        self._log.busy(*generated.busy)
+        self._log.busy(*generated.busy, agents=True)
         self._log.metrics(generated.metrics, rollout_id, names.ROLLOUT_STEP)
+        if failed := failures_line(generated.metrics):
+            self._log.event(Kind.FAILURES, failed, step=rollout_id)
         if (pattern := self._config.debugging.save_debug_rollout_data) is not None:
             dump.write(dump.path_of(pattern, rollout_id), rollout_id, generated.groups)
         return generated
@@ -86,13 +89,17 @@ class TrainingRun(Run):
         """Bring every engine to the trainer's weights, as `version`; what is evaluated with those before ends first."""
         self._finish_evaluation()
         seconds = self._trainer.sync(version)
-        self._log.metrics({names.UPDATE_WEIGHTS_TIME: seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
+        step = max(version - 1, 0)
+        self._log.metrics({names.UPDATE_WEIGHTS_TIME: seconds}, step, names.ROLLOUT_STEP)
+        self._log.event(Kind.WEIGHTS, "all engines serve it", step=step, what=f"v{version}", seconds=seconds)
 
     def save(self, rollout_id: int) -> None:
         """Begin to write the checkpoint of `rollout_id`; what is written meanwhile costs no step anything."""
         began = time.time()
         self._trainer.save(rollout_id)
-        self._log.metrics({"perf/save_model_time": time.time() - began}, rollout_id, names.ROLLOUT_STEP)
+        seconds = time.time() - began
+        self._log.metrics({"perf/save_model_time": seconds}, rollout_id, names.ROLLOUT_STEP)
+        self._log.event(Kind.SAVE, str(self._config.checkpoint.save), step=rollout_id, seconds=seconds)
 
     def evaluate(self, version: int) -> None:
         """Run the held-out prompts with the weights of `version`, unless an earlier attempt did with the same. Where
@@ -112,11 +119,13 @@ class TrainingRun(Run):
             return
         version, ref = evaluating
         metrics, busy = self._servers.finish_evaluation(ref)
-        self._log.busy(*busy)
+        self._log.busy(*busy, agents=True)
         self._log.metrics(metrics, version, names.EVAL_STEP)
         self._life.reached.evaluated = version
         datasets = self._config.evaluation.datasets
-        self._log.progress.say(eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets))
+        line = eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets)
+        self._log.progress.say(line)
+        self._log.event(Kind.EVALUATION, line, step=max(version - 1, 0), what=f"v{version}")
 
     def summary(self) -> Summary:
         """Write summary.json and the reward curve; returns the summary."""
@@ -161,7 +170,7 @@ def rolling_out(config: Config, life: Lifetime) -> Run:
     sinks = open_log(config, life, resumed=False)
     servers = starting.started()
     total = _total(config, servers)
-    logged = Log(life, sinks, steps=total, done=0)
+    logged = Log(life, sinks, config.run_dir, steps=total, done=0)
     life.stands(first=0, of=total)
     return Run(config, life, servers, logged, num_rollout=total)
 
@@ -176,7 +185,7 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
     total = _total(config, servers)
     if first > 0 and config.checkpoint.load is not None:
         servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
-    logged = Log(life, sinks, steps=total, done=first)
+    logged = Log(life, sinks, config.run_dir, steps=total, done=first)
     life.stands(first=first, of=total)
 
     sum_up_when_interrupted(life, lambda: sum_up(config, life, servers, ended="interrupted"))

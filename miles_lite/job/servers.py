@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
@@ -21,6 +22,7 @@ from miles_lite.observe.progress import Progress
 from miles_lite.process.admin_key import known_key
 from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote
+from miles_lite.report.event_rows import Kind
 from miles_lite.rollout.answers import Evaluated, Generated, Started
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.stack.actors import named_actor
@@ -42,13 +44,13 @@ class StartingServers:
     """They start while others do; `started` waits for them."""
 
     def __init__(self, config: Config, life: Lifetime, layout: Layout) -> None:
-        self._config, self._watch = config, life.watch
+        self._config, self._life, self._watch = config, life, life.watch
         self._manager = named_actor(RolloutManager, "rollout-manager")(config, layout, known_key())
         life.parts.callback(_stop, self._manager)
         life.watch.follow("the rollout manager", self._manager)
         ask = lambda: self._manager.call(RolloutManager.alarms)  # noqa: E731
-        life.watch.hears.append(Alarms(ask, lambda line: life.say(line)))
-        self._starting = self._manager.call(RolloutManager.start)
+        life.watch.hears.append(Alarms(ask, life.hear))
+        self._starting, self._began = self._manager.call(RolloutManager.start), time.monotonic()
 
     def started(self) -> Servers:
         """Raises UserError when a part does not come up."""
@@ -56,6 +58,8 @@ class StartingServers:
         told = self._watch.wait(self._starting, "the rollout manager to start its engines", limit)
         self._watch.follow(FLEET, told.fleet)
         log.info("routers %s, sessions %s, engines %s", told.router_urls, told.session_urls, told.engine_urls)
+        where = f"engines {', '.join(told.engine_urls)}; {', '.join(told.router_urls)}; {', '.join(told.session_urls)}"
+        self._life.course.events.note(Kind.ENGINES, where, seconds=time.monotonic() - self._began)
         return Servers(self._config, self._watch, self._manager, told)
 
 

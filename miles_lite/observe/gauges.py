@@ -23,16 +23,19 @@ GAUGES: dict[str, tuple[str, str]] = {
     names.STEP_TIME: ("miles_lite_step_seconds", "Wall time of a step"),
     names.OVERHEAD_TIME: ("miles_lite_overhead_seconds", "Seconds of a step in which nothing useful ran"),
 }
+ALARM = "miles_lite_alarm", "1 while a rule sees what it is there for, 0 once it has", ("run", "rule")
 
 
 class Gauges:
-    """One gauge per entry of GAUGES, tagged with the run's name."""
+    """One gauge per entry of GAUGES, and one for the alarms of all rules, tagged with the run's name."""
 
     def __init__(self, run: str) -> None:
         self._gauges = {
             name: Gauge(label, description=text, tag_keys=("run",)) for name, (label, text) in GAUGES.items()
         }
-        for gauge in self._gauges.values():
+        name, text, tags = ALARM
+        self._alarm = Gauge(name, description=text, tag_keys=tags)
+        for gauge in (*self._gauges.values(), self._alarm):
             gauge.set_default_tags({"run": run})
 
     def log(self, metrics: Mapping[str, float], *, step: int, step_key: str) -> None:
@@ -40,6 +43,8 @@ class Gauges:
         for name, value in {**metrics, step_key: float(step)}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)
+            elif name.startswith(names.ALARMS):
+                self._alarm.set(value, {"rule": name.removeprefix(names.ALARMS)})
 
     def close(self) -> None:
         """Ray forgets a gauge with the process that set it."""

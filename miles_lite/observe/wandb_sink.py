@@ -19,7 +19,7 @@ START_SECONDS = 120.0
 FINISH_SECONDS = 60.0
 
 AXES = {
-    ROLLOUT_STEP: ("rollout/*", "passrate/*", "agent/*", "session/*", "perf/*"),
+    ROLLOUT_STEP: ("rollout/*", "passrate/*", "agent/*", "session/*", "perf/*", "alarm/*"),
     TRAIN_STEP: ("train/*",),
     EVAL_STEP: ("eval/*",),
 }

@@ -19,6 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Remote(Generic[T_co]):
         called: object = getattr(self.handle, method.__name__).remote(*args, **options)
         return called
 
-    def call_pair(
-        self, method: Callable[Concatenate[T_co, P], Awaitable[tuple[R, S]]], *args: P.args, **options: P.kwargs
-    ) -> tuple[ObjectRef[R], ObjectRef[S]]:
-        """The same of a method that returns two things: each has a reference, and a life, of its own."""
-        called: tuple[ObjectRef[R], ObjectRef[S]] = (
-            getattr(self.handle, method.__name__).options(num_returns=2).remote(*args, **options)
+    def call_three(
+        self, method: Callable[Concatenate[T_co, P], Awaitable[tuple[R, S, U]]], *args: P.args, **options: P.kwargs
+    ) -> tuple[ObjectRef[R], ObjectRef[S], ObjectRef[U]]:
+        """The same of a method that returns three things: each has a reference, and a life, of its own."""
+        called: tuple[ObjectRef[R], ObjectRef[S], ObjectRef[U]] = (
+            getattr(self.handle, method.__name__).options(num_returns=3).remote(*args, **options)
         )
         return called
 

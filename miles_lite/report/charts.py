@@ -22,6 +22,8 @@ _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0{index}0309" for index in range(6))
 VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", **{color: f"var(--s{at})" for at, color in enumerate(_SERIES)}}
 """What stands for each colour in the page."""
+FEW_STEPS = 60
+"""Steps that have a bar each."""
 MOST_BARS = 160
 """Rollouts of a step that a Gantt picture shows: the longest."""
 
@@ -49,13 +51,16 @@ def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float
 
 
 def stacked(parts: Mapping[str, Points], steps: Sequence[int]) -> str:
-    """Bars of `parts` one above the other, a bar for each of `steps`; seconds."""
+    """Bars of `parts` one above the other, a bar for each of `steps`, or areas where those are many; seconds."""
     figure, axes = _frame(2.4)
-    base = [0.0] * len(steps)
-    for at, (name, points) in enumerate(parts.items()):
-        heights = [points.get(step, 0.0) for step in steps]
-        axes.bar(list(steps), heights, bottom=base, color=_SERIES[at % len(_SERIES)], label=name, width=0.9)
-        base = [below + height for below, height in zip(base, heights, strict=True)]
+    every = {name: [points.get(step, 0.0) for step in steps] for name, points in parts.items()}
+    if len(steps) > FEW_STEPS:
+        axes.stackplot(list(steps), *every.values(), colors=_SERIES[: len(every)], labels=list(every))
+    else:
+        base = [0.0] * len(steps)
+        for color, (name, heights) in zip(_SERIES, every.items(), strict=False):
+            axes.bar(list(steps), heights, bottom=base, color=color, label=name, width=0.9)
+            base = [below + height for below, height in zip(base, heights, strict=True)]
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
     return _svg(figure, axes, legend=True)
@@ -68,16 +73,15 @@ def gantt(rows: Sequence[Row]) -> str:
     shown = sorted(longest, key=lambda row: row["started_at"])
     began = min((row["started_at"] for row in rows), default=0.0)
     figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)))
-    for line, row in enumerate(shown):
-        at, end = row["started_at"] - began, row["finished_at"] - began
-        for part, (_, column) in enumerate(GANTT_PARTS):
-            width = min(row[column] or 0.0, max(0.0, end - at))
-            axes.barh(line, width, left=at, color=_SERIES[part], height=0.85)
-            at += width
-        axes.barh(line, max(0.0, end - at), left=at, color=_GRID, height=0.85)
-    for part, (name, _) in enumerate(GANTT_PARTS):
-        axes.barh(0, 0, color=_SERIES[part], label=name)
-    axes.barh(0, 0, color=_GRID, label="other")
+    lines = range(len(shown))
+    reached, ends = [row["started_at"] - began for row in shown], [row["finished_at"] - began for row in shown]
+    left = [max(0.0, end - at) for at, end in zip(reached, ends, strict=True)]
+    for part, (name, column) in enumerate(GANTT_PARTS):
+        widths = [min(row[column] or 0.0, most) for row, most in zip(shown, left, strict=True)]
+        axes.barh(lines, widths, left=reached, color=_SERIES[part], height=0.85, label=name)
+        reached = [at + width for at, width in zip(reached, widths, strict=True)]
+        left = [most - width for most, width in zip(left, widths, strict=True)]
+    axes.barh(lines, left, left=reached, color=_GRID, height=0.85, label="other")
     axes.set_yticks([])
     axes.invert_yaxis()
     axes.set_xlabel("seconds since the step's first rollout")

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from miles_lite.errors import writing
+from miles_lite.process.json_types import JsonObject, parsed
 
 Row = Mapping[str, Any]
 
@@ -41,6 +42,30 @@ class JsonLines:
         os.close(self._file)
 
 
+class Growing:
+    """Reads a file while another process writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def rows(self) -> list[JsonObject]:
+        """Those whose line has come to its end since the last time; all, where another file has taken its place."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            self._at = self._at if os.fstat(file.fileno()).st_size >= self._at else 0
+            file.seek(self._at)
+            whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return _rows(whole)
+
+
+def read(path: Path) -> list[JsonObject]:
+    """The rows of a file, in the order written; none where there is no file. What is no row is left out."""
+    return _rows(path.read_bytes()) if path.exists() else []
+
+
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Add rows to the file at `path`. Raises UserError when the disk is full."""
     with writing("what became of the run", path), closing(JsonLines(path)) as lines:
@@ -53,6 +78,10 @@ def encoded(rows: Iterable[Row]) -> bytes:
         orjson.dumps({_plain(name): _plain(value) for name, value in row.items()}, option=orjson.OPT_APPEND_NEWLINE)
         for row in rows
     )
+
+
+def _rows(lines: bytes) -> list[JsonObject]:
+    return [row for line in lines.splitlines() if isinstance(row := parsed(line, orjson.loads), dict)]
 
 
 def _plain(value: object) -> object:

@@ -11,11 +11,14 @@ EVAL_STEP = "eval/step"
 
 REWARD = "rollout/reward_unfiltered"
 """What the policy earns: filters that drop easy and hopeless groups do not bend this curve."""
+REWARD_SPREAD = "rollout/reward_unfiltered_std"
 RESPONSE_LEN = "rollout/response_len/mean"
 TRUNCATED = "rollout/truncated_ratio"
 FAILED = "rollout/failed_ratio"
 ZERO_STD = "rollout/zero_std_unfiltered_ratio"
 WEIGHT_VERSION = "rollout/weight_version/min"
+
+STALENESS = "rollout/fully_async/avg_staleness"
 
 LOGPROB_GAP = "train/train_rollout_logprob_abs_diff"
 LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
@@ -34,6 +37,11 @@ GAPS = {
 }
 """By cause: the mean over the trained tokens that have it."""
 
+TOKENS_PER_SECOND = "perf/rollout_tok_per_s"
+ROLLOUT_BUSY = "perf/rollout_busy_ratio"
+"""Share of the step in which some agent ran."""
+TRAIN_WAIT = "perf/wait_time_ratio"
+"""Share of the step in which nothing was trained."""
 ROLLOUT_TIME = "perf/rollout_time"
 TRAIN_TIME = "perf/train_time"
 UPDATE_WEIGHTS_TIME = "perf/update_weights_time"
@@ -42,6 +50,9 @@ OVERHEAD_TIME = "perf/overhead_time"
 """Seconds of the step that `observe.overhead.uncovered` counts."""
 
 RESTARTS = "perf/restarts"
+
+ALARMS = "alarm/"
+"""And the rule."""
 
 
 def heldout(name: str) -> str:

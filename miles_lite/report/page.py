@@ -21,6 +21,8 @@ from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import Alarm, alarms
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAINED, Row
+from miles_lite.report.transcript import VERSIONS, Transcript, told
+from miles_lite.report.visible import visible
 
 ENDED = {"interrupted": "interrupted by a person"}
 NO_SUMMARY = "no summary: it runs, or was stopped"
@@ -62,19 +64,30 @@ class Told:
     outcomes: Sequence[tuple[str, int]]
     failures: Sequence[Boundary]
     pictures: Sequence[Picture]
+    transcripts: Sequence[Transcript]
 
 
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
     runs = [tell(record) for record in records]
-    return _template().render(runs=runs, differences=differences(records), names=_names(records))
+    return (
+        environment()
+        .get_template("page.html")
+        .render(runs=runs, differences=differences(records), names=_names(records), versions=VERSIONS)
+    )
 
 
-def tell(record: Record) -> Told:
-    """Everything of one run."""
+def tell(record: Record, *, transcripts: bool = True) -> Told:
+    """Everything of one run, trajectories only where they are asked for."""
     outcomes = Counter(row["outcome"] for row in record.rollouts)
     return Told(
-        record, alarms(record), list(_facts(record)), outcomes.most_common(), _failures(record), list(_pictures(record))
+        record,
+        alarms(record),
+        list(_facts(record)),
+        outcomes.most_common(),
+        _failures(record),
+        list(_pictures(record)),
+        list(told(record)) if transcripts else [],
     )
 
 
@@ -86,12 +99,14 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 @cache
-def _template() -> jinja2.Template:
-    source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+def environment() -> jinja2.Environment:
+    """Of this room's templates: what is put into one is text there, unless it says otherwise."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    made = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(source)
+    made.filters["visible"] = visible
+    return made
 
 
 def _names(records: Sequence[Record]) -> list[str]:

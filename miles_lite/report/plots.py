@@ -27,7 +27,10 @@ def reward_curve(metrics_jsonl: Path, png: Path, *, chance: float | None, title:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _frame(axes, title)
-    drawn = [_train(axes, rows), *(_heldout(axes, rows, name, i) for i, name in enumerate(held_out(rows)))]
+    drawn = [
+        _train(axes, rows),
+        *(_heldout(axes, rows, name, i) for i, name in enumerate(held_out(name for row in rows for name in row))),
+    ]
     if chance is not None:
         axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"chance {chance:.2f}")
     if any(drawn):

@@ -6,61 +6,69 @@ Invariant: a folder of a run that was killed reads to its last whole line and fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
-from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
-from miles_lite.report.history import Row, held_out, read_history, series
+from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import event_rows, rollout_table
+from miles_lite.report.history import Curves, held_out, read_history
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A run as its folder has it.
 
-    metrics   rows of metrics.jsonl; rollouts: rows of `rollout_table`
+    curves    of metrics.jsonl; rollouts: rows of `rollout_table`; events: of `event_rows`
     options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended
     """
 
     folder: Path
-    metrics: list[Row]
+    curves: Curves
     rollouts: list[rollout_table.Row]
     options: Mapping[str, object]
     summary: Mapping[str, Any]
+    events: Sequence[JsonMapping] = ()
 
     def by_step(self, name: str) -> dict[int, float]:
         """The values of a metric, by the step of the axis that it is on."""
-        axis = {"train": names.TRAIN_STEP, "eval": names.EVAL_STEP}.get(name.partition("/")[0], names.ROLLOUT_STEP)
-        return series(self.metrics, name, step_key=axis)
+        return self.curves.by_step(name)
 
     def values(self, name: str) -> list[float]:
         """The same, in the order of steps."""
         return list(self.by_step(name).values())
 
+    def of(self, curves: Curves) -> Record:
+        """The same run with other metrics."""
+        return replace(self, curves=curves)
+
     @property
     def held_out(self) -> list[str]:
         """Names of the held-out datasets."""
-        return held_out(self.metrics)
+        return held_out(self.curves.names)
 
 
-def read_record(folder: Path) -> Record:
-    """Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
-    if not (folder / "config.json").is_file() and not (folder / "metrics.jsonl").is_file():
+def read_record(folder: Path, *, steps: int | None = None) -> Record:
+    """With the rollouts of the last `steps` only, if so many are asked for. Raises UserError for a folder that is no
+    run's, and for a file in it that is damaged."""
+    if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
-        rollouts = rollout_table.read(folder)
+        rollouts = rollout_table.read(folder, steps=steps)
     groups = _json(folder / "config.json")
     return Record(
         folder=folder.resolve(),
-        metrics=read_history(folder / "metrics.jsonl"),
+        curves=Curves.of_rows(read_history(folder / METRICS)),
         rollouts=rollouts,
         options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
         summary=_json(folder / "summary.json"),
+        events=event_rows.read(folder),
     )
 
 

@@ -17,6 +17,8 @@ from pyarrow import compute, json, parquet
 from miles_lite.report.json_lines import encoded
 
 FOLDER = "rollouts"
+TRAJECTORIES = "trajectories"
+"""Some of them whole, `NNNNNN-ROLLOUT.atraj`: NNNNNN the step."""
 TRAINED = "trained"
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -63,7 +65,7 @@ Row = dict[str, Any]
 
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
-    path = run_dir / FOLDER / f"{step:06d}.parquet"
+    path = _path(run_dir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     parquet.write_table(_table(list(rows), _schema()), partial, compression="zstd")
@@ -79,11 +81,37 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     return json.read_json(pa.BufferReader(text), json.ReadOptions(block_size=len(text) + 1), options)
 
 
-def read(run_dir: Path) -> list[Row]:
-    """The rows of all steps, in their order; a number that is not finite is null, and so is a column that a file of
-    another version lacks. Raises OSError, and pyarrow.ArrowException for what is no such table."""
+def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
+    """The rows of all steps, in their order, or of the last so many; a number that is not finite is null, and so is a
+    column that a file of another version lacks. Raises OSError, pyarrow.ArrowException for what is no such table."""
     files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
-    return [row for path in files for row in _conformed(parquet.read_table(path), path).to_pylist()]
+    files = files if steps is None else files[len(files) - min(steps, len(files)) :]
+    return [row for path in files for row in read_file(path)]
+
+
+def read_step(run_dir: Path, step: int) -> list[Row]:
+    """The rows of one. Raises as `read` does."""
+    return read_file(_path(run_dir, step))
+
+
+def read_file(path: Path, wanted: compute.Expression | None = None) -> list[Row]:
+    """The rows of one file, those that are `wanted`. Raises as `read` does."""
+    rows: list[Row] = _conformed(parquet.read_table(path, filters=wanted), path).to_pylist()
+    return rows
+
+
+def has(run_dir: Path, step: int) -> bool:
+    """Whether it is there."""
+    return _path(run_dir, step).is_file()
+
+
+def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
+    """Where a rollout is whole, if it was kept."""
+    return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"{step:06d}.parquet"
 
 
 def _conformed(table: pa.Table, path: Path) -> pa.Table:

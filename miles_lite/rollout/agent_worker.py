@@ -26,7 +26,6 @@ from miles_lite.errors import Where, plain
 from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process.addresses import actor_label
-from miles_lite.process.json_types import JsonMapping
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
@@ -35,6 +34,7 @@ from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import Given, load_environment
 from miles_lite.rollout.judging import Judging
+from miles_lite.rollout.kept import Told, trajectory
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import Ask
 from miles_lite.rollout.stored import Stored
@@ -55,7 +55,7 @@ SESSION_SECONDS = 60.0
 class Task:
     """One rollout to run: who it is, what it works on, where its session lives and how it samples.
 
-    `evaluation`: its prompt is held out.
+    `evaluation`: its prompt is held out; `told`: what its session was told and said is wanted.
     """
 
     rollout_index: int
@@ -64,6 +64,7 @@ class Task:
     session_url: str
     sampling: Sampling
     evaluation: bool = False
+    told: bool = False
     router_url: str = ""
 
 
@@ -93,16 +94,18 @@ class AgentWorker:
         self._exits.callback(self._judging.close)
         self._exits.callback(self._agents.close)
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
-        """Run one agent to its end, its time limit or its failure; its record and its samples. Never raises."""
+    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
+        """Run one agent to its end, its time limit or its failure; its record, its samples and the turns of its
+        session, in JSON, as far as they are wanted and there. Never raises."""
         for _ in range(LOOP_ATTEMPTS):
-            rollout, samples = await self._run(task)
+            rollout, samples, turns = await self._run(task)
             if rollout.failure is None or rollout.failure.where is not Where.CANCELLED:
                 break
-        return rollout, samples
+        return rollout, samples, turns
 
-    async def _run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+    async def _run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
         samples: list[Sample] = []
+        turns = b""
         rollout = Rollout(index=task.rollout_index, group_index=task.group_index, started_at=time.time())
         if (key := self._config.algorithm.opd_teacher_key) is not None:
             rollout.teacher = str(task.prompt.metadata.get(key, ""))
@@ -114,13 +117,18 @@ class AgentWorker:
                 samples = generated or await self._collect(client, session_id)
                 rollout.samples = [sample.record() for sample in samples]
                 _settle(rollout, await client.failure(session_id))
-                if self._config.logging.trajectory_dir is not None:
-                    await self._keep(rollout, task, await client.turns(session_id), session_id)
+                everything = self._config.logging.trajectory_dir
+                if task.told:
+                    with contextlib.suppress(SessionError):  # a rollout is worth more than what is kept of it
+                        turns = await client.turns_json(session_id)
+                if everything is not None:
+                    turns = turns or await client.turns_json(session_id)
+                    await asyncio.to_thread(_write, Path(everything), rollout, task.prompt, turns, session_id)
         except Exception as error:  # noqa: BLE001 - a bad rollout is data, not a crash
             _fail(rollout, error, at=Where.SESSION)
         finally:
             rollout.finished_at = rollout.finished_at or time.time()
-        return rollout, samples
+        return rollout, samples, turns
 
     async def judge(self, task: Task, rollouts: list[Rollout]) -> list[float | None] | Failure:
         """The rewards of rollouts of one prompt that are judged together, or where judging them broke. Never raises."""
@@ -221,20 +229,6 @@ class AgentWorker:
 
         return elsewhere
 
-    async def _keep(self, rollout: Rollout, task: Task, turns: JsonMapping, session_id: str) -> None:
-        """Write the rollout's trajectory file, with the prompt that it started from."""
-        metadata = {
-            "rollout_index": rollout.index,
-            "group_index": rollout.group_index,
-            "status": rollout.status,
-            "failure": None if rollout.failure is None else dataclasses.asdict(rollout.failure),
-            "prompt": dataclasses.asdict(task.prompt),
-        }
-        made = atraj.build(turns, reward=rollout.reward, metadata=metadata)
-        folder = Path(str(self._config.logging.trajectory_dir)).expanduser().resolve()
-        path = folder / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
-        await asyncio.to_thread(atraj.write, made, path)
-
     async def _collect(self, client: SessionClient, session_id: str) -> list[Sample]:
         for attempt in range(COLLECT_ATTEMPTS):
             try:
@@ -253,18 +247,20 @@ async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
     Who calls an actor owns what it returns: the record comes here, the samples stay in the store, whatever becomes of
     the worker.
     """
-    running, samples = worker.call_pair(AgentWorker.run, task)
+    running, samples, turns = worker.call_three(AgentWorker.run, task)
     try:
         rollout = await running
     except asyncio.CancelledError:
         ray.cancel(running)
         raise
     except ray.exceptions.RayError as error:
-        await asyncio.gather(samples, return_exceptions=True)  # they have the same error, which Ray tells of if unread
+        await asyncio.gather(samples, turns, return_exceptions=True)  # the same error, which Ray tells of if unread
         if isinstance(error, ray.exceptions.RayActorError):
             return _lost(task, f"the agent worker died: {error}")
         return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
-    rollout.stored = Stored(samples) if rollout.samples else None
+    stored = Stored(samples)
+    rollout.stored = stored if rollout.samples else None
+    rollout.transcript = Told(Stored(turns), task.prompt) if task.told else None
     return rollout
 
 
@@ -272,11 +268,17 @@ async def judge_together(
     worker: Remote[AgentWorker], task: Task, rollouts: Sequence[Rollout]
 ) -> list[float | None] | Failure:
     """What an AgentWorker says of rollouts of one prompt; their samples stay where they are."""
-    records = [dataclasses.replace(rollout, stored=None) for rollout in rollouts]
+    records = [dataclasses.replace(rollout, stored=None, transcript=None) for rollout in rollouts]
     try:
         return await worker.call(AgentWorker.judge, task, records)
     except ray.exceptions.RayError as error:
         return Failure(Where.REWARD, f"the agent worker that judged died: {error}")
+
+
+def _write(folder: Path, rollout: Rollout, prompt: Prompt, turns: bytes, session_id: str) -> None:
+    """The rollout's trajectory file, of --trajectory-dir."""
+    path = folder.expanduser().resolve() / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
+    atraj.write(trajectory(turns, dataclasses.asdict(prompt), rollout, {}), path)
 
 
 def _lost(task: Task, why: str) -> Rollout:

@@ -18,11 +18,9 @@ from functools import partial
 
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
-from miles_lite.errors import writing
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
-from miles_lite.report import rollout_table
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
@@ -41,7 +39,7 @@ from miles_lite.rollout.metrics import (
 )
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
-from miles_lite.rollout.recorded import rows_of
+from miles_lite.rollout.recorded import Recorder
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -71,6 +69,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
+        self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
@@ -148,9 +147,7 @@ class RolloutManager:
             self._note(rollout_id, group.prompt.get("row"), group.rollouts)
         for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
             self._stack.alarm(line)
-        rows = list(rows_of(rollout_id, step))
-        with writing("the table of a step's rollouts", self._config.run_dir / rollout_table.FOLDER):
-            await asyncio.to_thread(rollout_table.write, self._config.run_dir, rollout_id, rows)
+        await self._recorder.record(rollout_id, step)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if (overlong := self._config.overlong) is not None:
@@ -169,7 +166,9 @@ class RolloutManager:
             metrics |= self._curriculum.metrics()
         metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
-        metrics["perf/rollout_time"] = time.time() - began
+        metrics["perf/rollout_time"] = took = time.time() - began
+        tokens = sum(rollout.trained_tokens for group in step.finished for rollout in group.rollouts)
+        metrics["perf/rollout_tok_per_s"] = tokens / took
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy)
 
@@ -253,6 +252,7 @@ class RolloutManager:
         """End agents, sessions, router and engines."""
         if self._looking is not None:
             self._looking.cancel()
+        await self._recorder.close()
         await asyncio.gather(self._stack.stop(), *(worker.stop() for worker in self._workers))
 
     def _check_alive(self) -> None:
@@ -311,6 +311,7 @@ class RolloutManager:
                             session.told,
                             sampling,
                             evaluation=evaluation,
+                            told=self._recorder.keeps and not evaluation,
                             router_url=self._stack.routers.of(index),
                         ),
                     )

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import pstdev
 
 import numpy as np
 
@@ -77,11 +78,13 @@ def passrate_metrics(groups: Sequence[Group]) -> Metrics:
 def reward_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group]) -> Metrics:
     """Mean rewards: `reward` leaves rollouts without one out, `raw_reward` counts them as 0."""
     rewards = [number(rollout.reward) for rollout in _rollouts(groups)]
-    before = [number(rollout.reward) for rollout in _rollouts(unfiltered_groups)]
+    given = [number(rollout.reward) for rollout in _rollouts(unfiltered_groups)]
+    before = [reward for reward in given if reward is not None]
     return {
         **_present("rollout/reward", _mean([reward for reward in rewards if reward is not None])),
         **_present("rollout/raw_reward", _mean([0.0 if reward is None else reward for reward in rewards])),
-        **_present("rollout/reward_unfiltered", _mean([reward for reward in before if reward is not None])),
+        **_present("rollout/reward_unfiltered", _mean(before)),
+        **_present("rollout/reward_unfiltered_std", pstdev(finite) if (finite := _finite(before)) else None),
     }
 
 

@@ -1,18 +1,51 @@
-"""The rows of a step's rollouts, for `report.rollout_table`."""
+"""A run's record of its rollouts: the rows of a step, for `report.rollout_table`, and trajectories."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import orjson
 
+from miles_lite.errors import writing
+from miles_lite.report import rollout_table
 from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.rollout.agent_report import agent_report, number
 from miles_lite.rollout.generate import Step
+from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import no_gradient
 from miles_lite.sample import Group, Rollout
 
 RETRIED, UNUSED = "retried", "unused"
+
+
+class Recorder:
+    """Writes a run's record of its rollouts: of each step the table, and some trajectories while the next one runs."""
+
+    def __init__(self, run_dir: Path, *, keep: int) -> None:
+        """`keep`: --keep-trajectories."""
+        self._run_dir, self._keeper = run_dir, Keeper(run_dir, keep)
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether any trajectory is kept."""
+        return self._keeper.keeps
+
+    async def record(self, number: int, step: Step) -> None:
+        """The step of that number has ended. Raises UserError when the disk is full."""
+        await self.close()
+        taken = self._keeper.take(number, step)
+        self._keeping = asyncio.create_task(asyncio.to_thread(self._keeper.write, number, taken))
+        rows = list(rows_of(number, step))
+        with writing("the table of a step's rollouts", self._run_dir / rollout_table.FOLDER):
+            await asyncio.to_thread(rollout_table.write, self._run_dir, number, rows)
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        if self._keeping is not None:
+            await self._keeping
 
 
 def rows_of(number_of: int, step: Step) -> Iterator[Row]:

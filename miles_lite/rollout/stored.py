@@ -1,24 +1,25 @@
-"""The samples of a rollout in Ray's object store: agent workers put them there, ranks that train them fetch them.
+"""What agent workers put into Ray's object store: the samples of a rollout, which the ranks that train them fetch, and
+what its session said.
 
-Invariant: whoever called the agent worker owns them, so that they outlive it; no other process holds their arrays.
+Invariant: whoever called the agent worker owns it, so that it outlives the worker; no other process holds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import ray
 
-from miles_lite.sample import Sample
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Generic[T]):
     """What an agent worker's call returned beside its record."""
 
-    reference: ray.ObjectRef[list[Sample]]
+    reference: ray.ObjectRef[T]
 
-    def fetch(self) -> Sequence[Sample]:
-        """The arrays are read-only views of the store."""
+    def fetch(self) -> T:
+        """Arrays are read-only views of the store."""
         return ray.get(self.reference)

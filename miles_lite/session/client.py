@@ -103,7 +103,11 @@ class SessionClient:
 
     async def turns(self, session_id: str) -> JsonObject:
         """Every turn with its messages and ids: what `atraj.build` takes."""
-        return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}/turns")))
+        return dict(orjson.loads(await self.turns_json(session_id)))
+
+    async def turns_json(self, session_id: str) -> bytes:
+        """The same as it came."""
+        return await self._call("GET", f"/sessions/{session_id}/turns")
 
     async def delete(self, session_id: str) -> None:
         await self._call("DELETE", f"/sessions/{session_id}")

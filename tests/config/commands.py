@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from miles_lite.commands import (
     agent,
+    dash,
     init_model,
     migrate,
+    report,
     router,
     sandboxes,
     session,
+    show,
     simulate,
+    status,
+    tail,
     traces,
     verify_session,
     verify_template,
@@ -31,5 +36,10 @@ COMMANDS = (
     simulate.Simulate,
     traces.ToData,
     migrate.Migrate,
+    status.Status,
+    tail.Tail,
+    show.Show,
+    report.Report,
+    dash.Dash,
     Look,
 )

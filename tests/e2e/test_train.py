@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from miles_lite.model_folder import check_model_folder
-from miles_lite.report import rollout_table
+from miles_lite.report import event_rows, rollout_table
+from miles_lite.traces import atraj
 from tests.e2e.job import Prepared, assert_nothing_left, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
 
@@ -49,6 +50,20 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     assert len(values(run_dir, "eval/heldout")) == 2
     logged = [set(row) for row in rows(run_dir)]
     assert undocumented(set().union(*logged)) == set()
+    kept = [atraj.read(path) for path in sorted((run_dir / "trajectories").glob("*.atraj"))]
+    assert {one.data["metadata"]["step"] for one in kept} == {0, 1}
+    rewards = {row["rollout"]: row["reward"] for row in table}
+    assert all(one.reward == rewards[one.data["metadata"]["rollout_index"]] for one in kept)
+    best = [one.reward for one in kept if "best" in one.data["metadata"]["kept"]]
+    assert best == [max(row["reward"] for row in table if row["step"] == step) for step in (0, 1)]
+    assert all(mask.sum() > 0 for one in kept for _, mask, _ in one.sequences())
+    events = event_rows.read(run_dir)
+    assert [(event["kind"], event["what"]) for event in events if event["kind"] != "alarm"] == [
+        *(("start", None), ("engines", None), ("stands", None)),
+        *(("weights", "v0"), ("evaluation", "v0"), ("weights", "v1"), ("save", None)),
+        *(("weights", "v2"), ("evaluation", "v2"), ("save", None), ("end", None)),
+    ]
+    assert events[-1]["said"] == "well"
     zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
     assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
 
@@ -71,6 +86,7 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     assert accounted(summary)
     assert summary["prompts_trained"] == 24
     assert max(values(run_dir, "rollout/engine_restarts")) == 1
+    assert any("replacing it" in row["said"] for row in event_rows.read(run_dir) if row["kind"] == "servers")
     assert_nothing_left(mark)
 
 

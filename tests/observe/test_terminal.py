@@ -69,3 +69,9 @@ def test_on_a_terminal_there_are_bars_and_lines_stay() -> None:
     assert "7/16" in shown
     assert "3/60" in shown
     assert "step 3/60 [reward] 0.5\n" in shown.replace("\r", "")
+
+
+def test_the_time_left_is_that_of_recent_steps() -> None:
+    line = step_line(3, total=63, metrics={"perf/wait_time_ratio": 0.75}, recent=[50.0, 70.0])
+    assert line == "step  3/63  trainer 25%  left 1:00:00"
+    assert step_line(63, total=63, metrics={}, recent=[1.0]) == "step 63/63"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.report.alarms import RULES, alarms
+from miles_lite.report.history import Curves
 from miles_lite.report.record import Record, read_record
 from tests.report.runs import FAULTS, write_run
 
@@ -33,5 +34,5 @@ def test_little_or_nothing_raises_none(steps: int, tmp_path: Path) -> None:
 
 
 def test_what_a_record_lacks_raises_nothing(tmp_path: Path) -> None:
-    empty = Record(folder=tmp_path, metrics=[], rollouts=[], options={}, summary={})
+    empty = Record(folder=tmp_path, curves=Curves(), rollouts=[], options={}, summary={})
     assert alarms(empty) == []

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 
 from miles_lite.config.options import parse
@@ -27,7 +28,7 @@ FLAGS = (
 def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
     config, _ = parse([*FLAGS, "--trajectory-dir", str(tmp_path)])
 
-    async def run() -> tuple[Rollout, list[Sample]]:
+    async def run() -> tuple[Rollout, list[Sample], bytes]:
         async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
             worker = AgentWorker(0, config)
             await worker.start()
@@ -36,7 +37,8 @@ def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Pat
             await worker.stop()
             return made
 
-    rollout, (sample,) = asyncio.run(run())
+    rollout, (sample,), turns = asyncio.run(run())
+    assert orjson.loads(turns)["turns"][0]["output_ids"] == [40, 41, STOP]
     assert rollout.status is Status.COMPLETED
     assert rollout.samples == [sample.record()]
     assert rollout.spans.reward is not None
@@ -64,7 +66,7 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
             worker = AgentWorker(0, config)
             await worker.start()
             prompt = Prompt(row=3, input="hello", label="zz")
-            rollout, _ = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
+            rollout, *_ = await worker.run(Task(7, 2, prompt, bench_.client.url, {"temperature": 1.0}))
             await worker.stop()
             return rollout
 
@@ -95,7 +97,7 @@ def test_a_reward_that_means_nothing_to_the_estimator_fails_its_rollout(
             worker = AgentWorker(0, config)
             await worker.start()
             task = Task(7, 2, Prompt(row=3, input="hello"), bench_.client.url, {"temperature": 1.0}, evaluation)
-            rollout, _ = await worker.run(task)
+            rollout, *_ = await worker.run(task)
             together = await worker.judge(task, [rollout])
             await worker.stop()
             return rollout, together

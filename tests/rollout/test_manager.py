@@ -104,15 +104,16 @@ def drive(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
     needed = ["--hf-checkpoint", "m", "--prompt-data", str(prompts), "--rollout-batch-size", "2", "--num-rollout", "1"]
+    needed += ["--keep-trajectories", "0"]
     config, _ = parse([*needed, "--run-dir", str(tmp_path / "run"), *flags])
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
 
     class Worker:
-        def call_pair(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], asyncio.Task[Rollout]]:
+        def call_three(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], ...]:
             assert method is AgentWorker.run
             running = asyncio.ensure_future(self._run(task))
-            return running, running
+            return running, running, running
 
         async def _run(self, task: Task) -> Rollout:
             running[0] += 1

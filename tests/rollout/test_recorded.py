@@ -54,6 +54,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         rollout_table.write(tmp_path, step, rows)
     rollout_table.write(tmp_path, 1, steps[1])
     assert rollout_table.read(tmp_path) == [row for rows in steps.values() for row in rows]
+    assert rollout_table.read_step(tmp_path, 10) == steps[10]
+    assert rollout_table.read(tmp_path, steps=2) == [*steps[1], *steps[10]]
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -1,0 +1,73 @@
+"""Writes a run's `events.jsonl`, as `report.event_rows` has it.
+
+Invariant: no event stops a run: what cannot be written is lost, which is said once. What happens before it is known
+whether the run goes on with what is in its folder waits until then, or until the run ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from miles_lite.errors import plain
+from miles_lite.report import event_rows
+from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import JsonLines
+
+log = logging.getLogger(__name__)
+
+
+class Events:
+    """Of all attempts of one run. A context manager that notes how the run ends, if one has begun."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / event_rows.FILE
+        self._file: JsonLines | None = None
+        self._waiting: list[dict[str, object]] = []
+        self._broken = False
+
+    def note(
+        self,
+        kind: Kind,
+        said: str,
+        *,
+        step: int | None = None,
+        what: str | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """It happened now."""
+        self._waiting.append(event_rows.row(kind, said, at=time.time(), step=step, what=what, seconds=seconds))
+        if self._file is not None:
+            self.write()
+
+    def write(self) -> None:
+        """What waits, and from now on everything at once."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            self._file = self._file or JsonLines(self._path)
+            self._file.write(waiting)
+        except OSError as error:
+            if not self._broken:
+                log.warning("%s is not written, and the run goes on without: %s", self._path, error)
+            self._broken = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None or self._waiting:
+            self.note(Kind.END, _how(error))
+            self.write()
+
+
+def _how(error: BaseException | None) -> str:
+    if error is None:
+        return "well"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(plain(error)).__name__}: {plain(error)}"

@@ -1,0 +1,62 @@
+"""The alarms of a run that goes on: its rules over what has come so far, after each step.
+
+Invariant: it reads one step's table of rollouts a step, holds the last steps' alone, and raises nothing whatever is
+missing. An alarm stands until its rule has seen nothing for WINDOW steps: one which comes and goes is told once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from pyarrow import ArrowException
+
+from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
+from miles_lite.report.alarms import WINDOW, Alarm, alarms
+from miles_lite.report.history import Curves, read_history
+from miles_lite.report.record import METRICS, Record
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step has changed: alarms that are new, rules whose alarm has ended; and of each rule that ever saw
+    something `alarm/<rule>`, 1 while its alarm stands."""
+
+    raised: Sequence[Alarm]
+    ended: Sequence[str]
+    metrics: Mapping[str, float]
+
+
+class LiveAlarms:
+    """Of one run, whose folder has what came before."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._curves = run_dir, Curves.of_rows(read_history(run_dir / METRICS))
+        self._rollouts: deque[list[rollout_table.Row]] = deque(maxlen=WINDOW)
+        self._seen: dict[str, int] = {}
+        """By rule, for how many steps it has seen nothing."""
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """What was logged at a step."""
+        self._curves.add(metrics, step)
+
+    def after(self, step: int) -> Change:
+        """The step has ended."""
+        with contextlib.suppress(OSError, ArrowException):
+            self._rollouts.append(rollout_table.read_step(self._run_dir, step))
+        rows = list(chain.from_iterable(self._rollouts))
+        record = Record(folder=self._run_dir, curves=self._curves, rollouts=rows, options={}, summary={})
+        sees = {alarm.rule: alarm for alarm in alarms(record)}
+        stood = {rule for rule, quiet in self._seen.items() if quiet < WINDOW}
+        self._seen = {rule: quiet + 1 for rule, quiet in self._seen.items()} | dict.fromkeys(sees, 0)
+        stands = {rule for rule, quiet in self._seen.items() if quiet < WINDOW}
+        return Change(
+            [alarm for rule, alarm in sees.items() if rule not in stood],
+            sorted(stood - stands),
+            {f"{names.ALARMS}{rule}": float(rule in stands) for rule in self._seen},
+        )

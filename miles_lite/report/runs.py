@@ -1,0 +1,161 @@
+"""The runs of a folder, each by its name, and what one asks of them.
+
+Invariant: what is asked of a run's last steps reads those alone: the end of its metrics, the tables of rollouts from
+the newest on until there is enough. How it stands is what its own events say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
+from pathlib import Path
+
+import orjson
+import pyarrow.compute as pc
+
+from miles_lite.errors import UserError
+from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
+from miles_lite.report import event_rows, rollout_table
+from miles_lite.report import metric_names as names
+from miles_lite.report.event_rows import Kind
+from miles_lite.report.history import Curves
+from miles_lite.report.record import METRICS
+from miles_lite.report.rollout_table import Row
+
+LAST_BYTES = 1 << 18
+"""Of metrics.jsonl, for how a run stands."""
+SHOWN = (
+    "step",
+    "rollout",
+    "group",
+    "prompt_row",
+    "outcome",
+    "status",
+    "where",
+    "why",
+    "reward",
+    "trained_tokens",
+    "turns",
+)
+"""Columns of a list of rollouts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which rollouts, the newest step first; None: whatever it is. `text` stands in its trajectory, which was kept."""
+
+    step: int | None = None
+    group: int | None = None
+    outcome: str | None = None
+    where: str | None = None
+    status: str | None = None
+    least: float | None = None
+    most: float | None = None
+    text: str | None = None
+    limit: int = 100
+    offset: int = 0
+
+    def expression(self) -> pc.Expression | None:
+        """For a table's rows; None for all."""
+        equal = {"group": self.group, "outcome": self.outcome, "where": self.where, "status": self.status}
+        parts = [pc.field(name) == value for name, value in equal.items() if value is not None]
+        parts += [pc.field("reward") >= self.least] if self.least is not None else []
+        parts += [pc.field("reward") <= self.most] if self.most is not None else []
+        return reduce(and_, parts) if parts else None
+
+
+class Runs:
+    """The run folders in `folder`, or the one that it is."""
+
+    def __init__(self, folder: Path, *, running: Callable[[Path], bool]) -> None:
+        """`running` says whether a run has a folder now."""
+        self._folder, self._running = folder.resolve(), running
+
+    def paths(self) -> dict[str, Path]:
+        """By name, the one that was written to last first."""
+        folders = [self._folder, *self._folder.iterdir()] if self._folder.is_dir() else []
+        found = [path for path in folders if (path / METRICS).is_file() or (path / "config.json").is_file()]
+        return {path.name: path for path in sorted(found, key=_touched, reverse=True)}
+
+    def path(self, name: str) -> Path:
+        """Raises UserError for a run that is not there."""
+        paths = self.paths()
+        if name not in paths:
+            raise UserError(f"no run {name} in {self._folder}; there are {', '.join(paths) or 'none'}")
+        return paths[name]
+
+    def stands(self, name: str) -> JsonObject:
+        """How a run stands: its state, last step and reward, and the alarms that have not ended."""
+        path = self.path(name)
+        events = event_rows.read(path)
+        last = events[-1] if events else {}
+        ended = f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word"
+        curves = Curves.of_rows(_last_rows(path / METRICS))
+        rewards = curves.by_step(names.REWARD)
+        return {
+            "name": name,
+            "state": "running" if self._running(path) else ended,
+            "step": max(rewards, default=None),
+            "reward": rewards[max(rewards)] if rewards else None,
+            "touched": _touched(path),
+            "alarms": list(_standing(events)),
+        }
+
+    def rollouts(self, name: str, wanted: Filter) -> list[Row]:
+        """Rows of SHOWN."""
+        folder, rows = self.path(name), list[Row]()
+        files = sorted((folder / rollout_table.FOLDER).glob("[0-9]*.parquet"), reverse=True)
+        kept = None if wanted.text is None else set(_holding(folder, wanted.text))
+        for file in files if wanted.step is None else [each for each in files if int(each.stem) == wanted.step]:
+            if kept is not None and not any(step == int(file.stem) for step, _ in kept):
+                continue
+            read = rollout_table.read_file(file, wanted.expression())
+            some = [row for row in read if kept is None or (row["step"], row["rollout"]) in kept]
+            rows += [{name: row[name] for name in SHOWN} for row in some]
+            if len(rows) >= wanted.offset + wanted.limit:
+                break
+        return rows[wanted.offset : wanted.offset + wanted.limit]
+
+    def rollout(self, name: str, step: int, rollout: int) -> Row:
+        """One row, whole. Raises UserError for one that is not there."""
+        folder = self.path(name)
+        found = rollout_table.read_step(folder, step) if rollout_table.has(folder, step) else []
+        row = next((row for row in found if row["rollout"] == rollout), None)
+        if row is None:
+            raise UserError(f"run {name} has no rollout {rollout} in step {step}")
+        return row
+
+
+def _touched(path: Path) -> float:
+    metrics = path / METRICS
+    return (metrics if metrics.is_file() else path).stat().st_mtime
+
+
+def _last_rows(path: Path) -> Iterator[JsonMapping]:
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            rows = (parsed(line, orjson.loads) for line in file.read().splitlines())
+            yield from (row for row in rows if isinstance(row, dict))
+
+
+def _standing(events: list[JsonMapping]) -> Iterator[str]:
+    """What alarms say that no event has ended."""
+    standing: dict[str, str] = {}
+    for event in events:
+        if event["kind"] == Kind.ALARM:
+            standing[str(event["what"])] = str(event["said"])
+        if event["kind"] == Kind.CALM:
+            standing.pop(str(event["what"]), None)
+    yield from standing.values()
+
+
+def _holding(folder: Path, text: str) -> Iterator[tuple[int, int]]:
+    """Step and number of the kept trajectories that hold `text`, as it is written."""
+    needle = orjson.dumps(text)[1:-1]
+    for path in (folder / rollout_table.TRAJECTORIES).glob("[0-9]*.atraj"):
+        if needle in path.read_bytes():
+            step, _, rollout = path.stem.partition("-")
+            yield int(step), int(rollout)

@@ -1,0 +1,145 @@
+"""A kept trajectory as people read it: its messages, and of what engines sampled every token with its logprob, whether
+it is trained, and the weight version.
+
+Invariant: it is bounded, whatever was recorded, and says what it leaves out. Tokens are spelled by the model's own
+tokenizer, where its folder is still there; without it a sampled message is its text alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+
+from tokenizers import Tokenizer
+
+from miles_lite.report.record import Record
+from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
+from miles_lite.report.visible import first, visible
+from miles_lite.tito.byte_level import ByteTokens
+from miles_lite.traces import atraj
+from miles_lite.traces.atraj import Step, Trajectory
+
+MOST_CHARACTERS, MOST_TOKENS, MOST_MESSAGES = 4000, 1200, 60
+"""Of a message; of a trajectory; of a trajectory."""
+EXAMPLES = 2
+"""Of the failures at one boundary."""
+LIKELY = (0.9, 0.5, 0.1, 0.01, 0.001)
+"""A token is in the place of the first of these that its probability reaches, or in the last."""
+VERSIONS = 4
+"""Colours of weight versions, which follow one another in turn."""
+
+Spell = Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A sampled one. `likely`: its place in LIKELY; `version`: that of its weights."""
+
+    text: str
+    id: int
+    logprob: float
+    likely: int
+    trained: bool
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One of a trajectory; `tokens` where it was sampled and they can be spelled, else `text`."""
+
+    role: str
+    says: str
+    text: str
+    tokens: Sequence[Token]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One trajectory, and why it is shown."""
+
+    why: str
+    row: Row
+    messages: Sequence[Message]
+    left_out: int
+    """Messages."""
+
+
+def told(record: Record) -> Iterator[Transcript]:
+    """What a page shows of those that were kept: the last failures of each boundary, the best and the worst of the last
+    step, and one whose group carries no gradient. Raises UserError for a damaged file."""
+    spell = speller(record.options)
+    for why, row in _shown(record):
+        path = trajectory_path(record.folder, row["step"], row["rollout"])
+        yield transcript(atraj.read(path), row, why=why, spell=spell)
+
+
+def transcript(
+    trajectory: Trajectory, row: Row, *, why: str, spell: Spell | None, most: int | None = MOST_TOKENS
+) -> Transcript:
+    """Of one trajectory. `most` tokens are spelled, None: all, and messages are whole."""
+    steps, left = trajectory.steps, most if most is not None else sum(len(step.ids) for step in trajectory.steps)
+    shown = steps if most is None else steps[-MOST_MESSAGES:]
+    messages = []
+    for step in shown:
+        tokens = list(_tokens(step, spell, left)) if step.sampled and spell is not None else []
+        left -= len(tokens)
+        text = step.content if most is None else first(step.content, MOST_CHARACTERS)
+        messages.append(Message(step.role, _says(step, len(tokens)), visible(text), tokens))
+    return Transcript(why, row, messages, len(steps) - len(shown))
+
+
+def speller(options: Mapping[str, object]) -> Spell | None:
+    """The text of a token of the run's model; None where its tokenizer is not there."""
+    path = Path(str(options.get("hf_checkpoint", ""))) / "tokenizer.json"
+    return _speller(path) if path.is_file() else None
+
+
+@lru_cache(maxsize=2)
+def _speller(path: Path) -> Spell:
+    tokenizer = Tokenizer.from_file(str(path))
+    by_bytes = ByteTokens.of(tokenizer)
+    if by_bytes is not None:
+        return lambda token: by_bytes.text([token])
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
+
+
+def _shown(record: Record) -> Iterator[tuple[str, Row]]:
+    """Rows of trajectories that are there, and why they are shown."""
+    there = {path.stem for path in (record.folder / TRAJECTORIES).glob(f"*{atraj.SUFFIX}")}
+    kept = [row for row in record.rollouts if f"{row['step']:06d}-{row['rollout']:08d}" in there]
+    by_where: dict[str, list[Row]] = {}
+    for row in reversed(kept):
+        if row["where"] is not None and len(rows := by_where.setdefault(row["where"], [])) < EXAMPLES:
+            rows.append(row)
+    yield from ((f"failed at {where}", row) for where, rows in by_where.items() for row in rows)
+    judged = [row for row in kept if row["reward"] is not None]
+    last = [row for row in judged if row["step"] == judged[-1]["step"]]
+    if last:
+        yield "best of the last step", max(last, key=lambda row: row["reward"])
+        yield "worst of the last step", min(last, key=lambda row: row["reward"])
+    yield from (("its group carries no gradient", row) for row in [row for row in judged if row["zero_std"]][-1:])
+
+
+def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:
+    """Of a sampled step, `most` of them."""
+    versions = {at: version for version, start, end in step.data.get("weight_versions", ()) for at in range(start, end)}
+    trained = step.data.get("temperature", 1.0) > 0
+    for at, (token, logprob) in enumerate(zip(step.ids[:most], step.logprobs, strict=False)):
+        likely = next((place for place, least in enumerate(LIKELY) if logprob >= math.log(least)), len(LIKELY))
+        yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at))
+
+
+def _says(step: Step, spelled: int) -> str:
+    parts = [f"turn {step.turn}", f"{len(step.ids):,} tokens"]
+    if step.logprobs:
+        parts.append(f"mean logprob {fmean(step.logprobs):.3f}")
+        parts.append(f"ended by {step.data.get('finish_reason', '?')}")
+    if 0 < spelled < len(step.ids):
+        parts.append(f"the first {spelled:,} shown")
+    calls = [call for call in [*step.data.get("tool_calls", ()), step.data.get("tool_call")] if call]
+    parts += [f"calls {call['name']}({first(call['arguments_json'], 200)})" for call in calls]
+    return visible(", ".join(parts))

@@ -1,0 +1,184 @@
+"""The dash: runs, steps, groups, rollouts and trajectories over HTTP, as pages and as JSON; text as text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from miles_lite.job.claim import claimed, in_use
+from miles_lite.job.events import Events
+from miles_lite.report import json_lines
+from miles_lite.report.dashboard import app_of
+from miles_lite.report.event_rows import Kind
+from miles_lite.report.record import read_record
+from miles_lite.report.runs import Runs
+from tests.report.runs import write_run
+from tests.report.test_transcript import NASTY, Elements, a_run, keep
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def client(folder: Path, token: str | None = None) -> TestClient:
+    return TestClient(app_of(Runs(folder, running=in_use), token=token), base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, of one of which the last rollouts were kept; nothing is written there any more."""
+    made = tmp_path_factory.mktemp("runs")
+    write_run(made / "plain", seed=1, steps=3)
+    run = a_run(made / NAME, tiny_model)
+    for row in read_record(run).rollouts[-3:]:
+        keep(run, row, [40, 41, 42], said=NASTY)
+    return made
+
+
+NAME = "one & <b>other<b>"
+PATH = "one%20%26%20%3Cb%3Eother%3Cb%3E"
+
+
+def test_every_run_says_how_it_stands(folder: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "third", seed=3, steps=2)
+    with claimed({"--run-dir": run}), Events(run) as events:
+        events.write()
+        events.note(Kind.ALARM, "Rollouts fail: all", step=1, what="failures")
+        events.note(Kind.ALARM, "The gradient spikes: 60", step=1, what="gradient_spike")
+        events.note(Kind.CALM, "not seen", step=1, what="failures")
+        (one,) = client(tmp_path).get("/api/runs").json()
+    assert (one["name"], one["state"], one["step"]) == ("third", "running", 1)
+    assert one["alarms"] == ["The gradient spikes: 60"]
+    (one,) = client(tmp_path).get("/api/runs").json()
+    assert one["state"] == "ended: well"
+    assert {each["name"] for each in client(folder).get("/api/runs").json()} == {"plain", NAME}
+    assert [each["name"] for each in client(run).get("/api/runs").json()] == ["third"]
+
+
+def test_rollouts_are_filtered_and_the_newest_come_first(folder: Path) -> None:
+    rows = read_record(folder / NAME).rollouts
+    get = client(folder).get
+
+    def found(**asked: float | str) -> list[int]:
+        given: dict[str, float | str] = {"limit": 1000, **asked}
+        answer = get(f"/api/runs/{PATH}/rollouts", params=given)
+        return [row["rollout"] for row in answer.json()]
+
+    assert found() == [row["rollout"] for step in (3, 2, 1, 0) for row in rows if row["step"] == step]
+    assert found(step=1) == [row["rollout"] for row in rows if row["step"] == 1]
+    assert sorted(found(where="tool")) == [row["rollout"] for row in rows if row["where"] == "tool"]
+    assert sorted(found(least=0.5)) == [row["rollout"] for row in rows if (row["reward"] or 0) >= 0.5]
+    assert found(step=2, group=16) == [row["rollout"] for row in rows if row["group"] == 16]
+    assert found(text="<script>alert('x')</script> \x00") == [row["rollout"] for row in rows[-3:]]
+    assert found(text="no such text") == []
+    assert found(limit=5, offset=30) == found()[30:35]
+
+
+def test_a_rollout_is_there_whole(folder: Path) -> None:
+    get, row = client(folder).get, read_record(folder / NAME).rollouts[-1]
+    whole = get(f"/api/runs/{PATH}/steps/3/rollouts/{row['rollout']}").json()
+    assert whole["row"] == row
+    assert whole["trajectory"]["steps"][-1]["output_ids"] == [40, 41, 42]
+    assert get(f"/api/runs/{PATH}/steps/0/rollouts/0").json()["trajectory"] is None
+    for gone in (f"/api/runs/{PATH}/steps/0/rollouts/99999", f"/api/runs/{PATH}/steps/77/rollouts/0", "/api/runs/none"):
+        answer = get(gone)
+        assert answer.status_code == 404
+        assert "no" in answer.json()["error"]
+
+
+def test_metrics_are_there_by_step(folder: Path) -> None:
+    one = client(folder).get("/api/runs/plain").json()
+    assert list(one["metrics"]["rollout/reward_unfiltered"]) == ["0", "1", "2"]
+    assert one["options"]["seed"] == 1
+
+
+def test_the_api_describes_itself(folder: Path) -> None:
+    told = client(folder).get("/openapi.json").json()["paths"]
+    assert "/api/runs/{name}/rollouts" in told
+    assert all(one["get"]["description"] for one in told.values())
+
+
+@pytest.mark.parametrize(
+    "path", ["", f"runs/{PATH}", f"runs/{PATH}?where=tool&least=", f"runs/{PATH}/steps/3/rollouts/127", "runs/plain"]
+)
+def test_pages_show_text_as_text_and_lead_to_pages(path: str, folder: Path) -> None:
+    dash = client(folder)
+    answer = dash.get(f"/{path}")
+    assert answer.status_code == 200
+    assert {"img", "b", "iframe"}.isdisjoint(Elements(answer.text).names)
+    assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", answer.text) is None
+    nonces = re.findall(r'<script nonce="([\w-]+)"', answer.text)
+    assert answer.text.count("<script") == len(nonces) <= 1
+    assert all(f"'nonce-{nonce}'" in answer.headers["content-security-policy"] for nonce in nonces)
+    links = {link.replace("&amp;", "&") for link in re.findall(r'href="(/[^"]*)"', answer.text)}
+    assert links
+    assert {dash.get(link).status_code for link in sorted(links)[:8]} <= {200}
+
+
+def test_what_is_no_number_is_said(folder: Path) -> None:
+    answer = client(folder).get("/runs/plain?step=x")
+    assert answer.status_code == 404
+    assert "takes numbers" in answer.json()["error"]
+
+
+def test_a_token_is_asked_for_where_there_is_one(folder: Path) -> None:
+    dash = client(folder, token="s3cret")
+    assert dash.get("/api/runs").status_code == 401
+    assert dash.get("/?token=wrong").status_code == 401
+    assert dash.get("/?token=s3cret").status_code == 200
+    assert dash.get("/api/runs").status_code == 200, "the cookie"
+
+
+def test_another_sites_name_that_leads_here_reads_nothing(folder: Path) -> None:
+    assert client(folder).get("/api/runs", headers={"Host": "evil.example"}).status_code == 400
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a real `miles-lite dash`, which ends with Ctrl-C."""
+    command = [sys.executable, "-m", "miles_lite", "dash", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+
+
+def test_a_running_run_is_followed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seed=1, steps=2)
+    with served(tmp_path) as address:
+        assert json.loads(urllib.request.urlopen(f"{address}api/runs", timeout=30).read())[0]["step"] == 1
+        with urllib.request.urlopen(f"{address}api/runs/run/changes", timeout=30) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            assert stream.readline() == b": nothing new\n"
+            time.sleep(0.01)
+            row = {"rollout/step": 2, "time": time.time(), "rollout/reward_unfiltered": 0.5}
+            json_lines.append(run / "metrics.jsonl", [row])
+            lines = iter(stream.readline, b"")
+            assert any(line.startswith(b"data: ") for line in lines)
+        assert json.loads(urllib.request.urlopen(f"{address}api/runs", timeout=30).read())[0]["step"] == 2
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_shows_it_without_complaint(folder: Path, tmp_path: Path) -> None:
+    with served(folder) as address:
+        for name, path in {"runs": "", "run": f"runs/{PATH}", "rollout": f"runs/{PATH}/steps/3/rollouts/127"}.items():
+            picture = tmp_path / f"{name}.png"
+            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--timeout=3000"]
+            flags += [f"--user-data-dir={tmp_path}/at", "--window-size=1280,2000", f"--screenshot={picture}"]
+            said = subprocess.run([str(BROWSER), *flags, address + path], capture_output=True, text=True, timeout=120)
+            assert "CONSOLE" not in said.stderr, said.stderr
+            assert picture.stat().st_size > 8_000

@@ -1,0 +1,137 @@
+"""A run from another shell: `status`, `tail` and `show`, in pipes and with colours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from miles_lite.cli import main
+from miles_lite.job.claim import claimed, in_use
+from miles_lite.job.events import Events
+from miles_lite.report import json_lines
+from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import Growing
+from miles_lite.report.record import read_record
+from tests.report.runs import FAULTS, STEPS, write_run
+from tests.report.test_transcript import a_run, keep
+
+CONTROLS = {chr(code) for code in range(32)} - {"\n", "\t"}
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert main([*map(str, argv)]) == 0
+    out = capsys.readouterr().out
+    assert not CONTROLS & set(out), "escapes in a pipe"
+    return out
+
+
+def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run", seed=1, fault=FAULTS["failures"], ended=False)
+    with contextlib.suppress(RuntimeError), Events(folder) as events:
+        events.write()
+        events.note(Kind.SERVERS, "engine 0: its process has ended; replacing it")
+        with claimed({"--run-dir": folder}):
+            running = said(capsys, "status", folder)
+        raise RuntimeError("x\x1b[31m")
+    assert running.splitlines()[0] == f"{folder}: running"
+    assert f"step {STEPS}  reward 0." in running
+    assert "alarm: Rollouts fail: 1" in running
+    assert "servers: engine 0: its process has ended" in running
+    assert said(capsys, "status", folder).splitlines()[0].startswith(f"{folder}: ended: RuntimeError: x␛[31m, 0:0")
+
+
+def test_a_killed_run_is_called_one_and_a_healthy_one_has_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", seed=1, ended=False)
+    json_lines.append(folder / "events.jsonl", [{"time": time.time() - 90, "kind": "weights", "said": "all serve it"}])
+    out = said(capsys, "status", folder)
+    assert "ended without a word: it was killed, 1:30 ago" in out
+    assert "\nno alarm\n" in out
+
+
+def test_who_has_a_folder_is_known(tmp_path: Path) -> None:
+    assert not in_use(tmp_path)
+    with claimed({"--run-dir": tmp_path}):
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+
+
+def test_tail_follows_until_the_run_ends(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", seed=1, steps=3, ended=False)
+    command = [sys.executable, "-m", "miles_lite", "tail", str(folder), "--lines", "1"]
+    with claimed({"--run-dir": folder}), Events(folder) as events:
+        events.write()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        row = {"rollout/step": 3, "time": time.time(), "rollout/reward_unfiltered": 0.75, "perf/step_time": 9.5}
+        json_lines.append(folder / "metrics.jsonl", [row])
+        second = process.stdout.readline()
+        events.note(Kind.ALARM, "Rollouts fail: all of them", step=3, what="failures")
+        third = process.stdout.readline()
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert first.startswith("step 3  reward 0.")
+    assert second == "step 4  reward 0.750  step 9.5s\n"
+    assert third.endswith("alarm failures step 4: Rollouts fail: all of them\n")
+    assert rest.endswith("end: well\n")
+
+
+def test_tail_of_a_run_that_has_ended_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run", seed=1, steps=20)
+    lines = said(capsys, "tail", folder, "--lines", 4).splitlines()
+    assert [line.split()[:2] for line in lines] == [["step", str(step)] for step in (17, 18, 19, 20)]
+
+
+def test_a_file_that_grows_gives_each_whole_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    growing = Growing(path)
+    assert growing.rows() == []
+    path.write_text('{"a":1}\n{"a"')
+    assert growing.rows() == [{"a": 1}]
+    with path.open("a") as file:
+        file.write(":2}\n")
+    assert growing.rows() == [{"a": 2}]
+    path.write_text('{"b":1}\n')
+    assert growing.rows() == [{"b": 1}]
+
+
+def test_show_prints_a_rollout_and_every_token(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_record(a_run(tmp_path, tiny_model)).rollouts
+    keep(tmp_path, rows[-1], [40, 41, 42])
+    out = said(capsys, "show", tmp_path, rows[-1]["rollout"])
+    assert "step             3\n" in out
+    assert "\nassistant  turn 0, 3 tokens, mean logprob " in out
+    assert "<script>alert('x')</script> ␀␛[31m" in out
+    assert "was not kept (--keep-trajectories)" in said(capsys, "show", tmp_path, rows[-2]["rollout"])
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)])
+def test_colours_are_for_those_who_want_them(variable: str, coloured: bool, tiny_model: Path, tmp_path: Path) -> None:
+    rows = read_record(a_run(tmp_path, tiny_model)).rollouts
+    keep(tmp_path, rows[-1], [40, 41, 42])
+    command = [sys.executable, "-m", "miles_lite", "show", str(tmp_path), str(rows[-1]["rollout"])]
+    environment = {**os.environ, "TERM": "xterm-256color", variable: "1"}
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True).stdout
+    assert ("\x1b[3" in out) is coloured
+
+
+@pytest.mark.parametrize("command", ["status", "tail", "show"])
+def test_what_is_no_run_folder_is_said(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(tmp_path / "none"), *(["0"] if command == "show" else [])]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_rollout_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, seed=1, steps=1)
+    assert main(["show", str(tmp_path), "99"]) == 2
+    assert "has no rollout 99; there are 0 to 31" in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""What a page and a terminal show of kept trajectories: the failures, the best and the worst, every token as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miles_lite.errors import UserError
+from miles_lite.report import transcript
+from miles_lite.report.page import render
+from miles_lite.report.record import read_record
+from miles_lite.report.rollout_table import Row, trajectory_path
+from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, told
+from miles_lite.report.visible import visible
+from miles_lite.traces import atraj
+from tests.report.runs import fail, write_run
+
+NASTY = "</p><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> \u202e\x9b"
+
+
+def keep(folder: Path, row: Row, ids: list[int], *, said: str = "bye", turns: int = 1) -> None:
+    """A trajectory of a row's rollout: each turn is told "hello" and says `ids`, of weights 3 and then 4."""
+    told = [
+        {
+            "turn": turn,
+            "parent": turn - 1 if turn else None,
+            "messages": [{"role": "user", "content": NASTY}],
+            "reply": {"content": said},
+            "drop": 0,
+            "prompt_ids": [1, 2],
+            "output_ids": ids,
+            "output_logprobs": [math.log(0.95 / (1 + at)) for at in range(len(ids))],
+            "temperature": 1.0,
+            "finish_reason": "stop",
+            "weight_versions": [[3, 0, 1], [4, 1, len(ids)]],
+        }
+        for turn in range(turns)
+    ]
+    made = atraj.build({"model": {}, "leaves": [turns - 1], "turns": told}, reward=row["reward"])
+    atraj.write(made, trajectory_path(folder, row["step"], row["rollout"]))
+
+
+def a_run(folder: Path, model: Path | None = None) -> Path:
+    def broken(step: int, metrics: Row, rollouts: list[Row]) -> None:
+        for member, row in enumerate(rollouts):
+            row["reward"] = float(member % 2)
+        fail(rollouts[0], "tool", NASTY)
+        fail(rollouts[3], "engine", "no engine answers")
+
+    write_run(folder, seed=1, steps=4, fault=broken)
+    if model is not None:
+        (folder / "config.json").write_text(json.dumps({"model": {"hf_checkpoint": str(model)}}))
+    return folder
+
+
+def test_failures_the_best_and_the_worst_are_shown(tiny_model: Path, tmp_path: Path) -> None:
+    rows = read_record(a_run(tmp_path, tiny_model)).rollouts
+    for row in rows[-32:]:
+        keep(tmp_path, row, [40, 41, 42])
+    for row in rows[:32]:
+        keep(tmp_path, row, [40])
+    shown = list(told(read_record(tmp_path)))
+    assert [(one.why, one.row["step"]) for one in shown] == [
+        *(("failed at engine", 3), ("failed at engine", 0), ("failed at tool", 3), ("failed at tool", 0)),
+        *(("best of the last step", 3), ("worst of the last step", 3)),
+    ]
+    assert [one.row["reward"] for one in shown[-2:]] == [1.0, 0.0]
+    asked, answer = shown[-1].messages
+    assert (asked.role, asked.text, asked.tokens) == ("user", visible(NASTY), [])
+    assert [(token.id, token.version, token.trained) for token in answer.tokens] == [
+        (40, 3, True),
+        (41, 4, True),
+        (42, 4, True),
+    ]
+    assert [token.likely for token in answer.tokens] == [0, 2, 2]
+    spell = speller({"hf_checkpoint": str(tiny_model)})
+    assert spell is not None
+    assert [token.text for token in answer.tokens] == [visible(spell(token)) for token in (40, 41, 42)]
+
+
+def test_without_a_tokenizer_the_text_is_there(tmp_path: Path) -> None:
+    row = read_record(a_run(tmp_path)).rollouts[-1]
+    keep(tmp_path, row, [40, 41], said="forty")
+    (best, worst) = told(read_record(tmp_path))
+    assert best.row == worst.row == row
+    assert [(message.text, message.tokens) for message in best.messages][-1] == ("forty", [])
+
+
+def test_what_is_shown_is_bounded_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    row = read_record(a_run(tmp_path, tiny_model)).rollouts[-1]
+    keep(tmp_path, row, [40] * 700, said="x" * 9000, turns=40)
+    best, _ = told(read_record(tmp_path))
+    assert sum(len(message.tokens) for message in best.messages) == MOST_TOKENS
+    assert best.left_out == 80 - MOST_MESSAGES
+    assert "the first 500 shown" in best.messages[3].says
+    assert len(render([read_record(tmp_path)])) < 5_000_000
+    whole = transcript.transcript(
+        atraj.read(trajectory_path(tmp_path, 3, row["rollout"])), row, why="", spell=None, most=None
+    )
+    assert len(whole.messages) == 80
+    assert len(whole.messages[-1].text) == 9000
+
+
+class Elements(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+
+def test_whatever_was_said_is_text(tiny_model: Path, tmp_path: Path) -> None:
+    for row in read_record(a_run(tmp_path, tiny_model)).rollouts[-32:]:
+        keep(tmp_path, row, list(range(3, 60)), said=NASTY)
+    page = render([read_record(tmp_path)])
+    assert {"script", "img", "iframe"}.isdisjoint(Elements(page).names)
+    assert page.count("&lt;script&gt;alert") >= 3
+    assert "␀␛[31m" in page
+    assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page) is None
+    used = set(re.findall(r"var\((--\w+)\)", page))
+    assert used <= set(re.findall(r"(--\w+):", page)), "a colour that no theme has"
+
+
+def test_a_damaged_trajectory_is_named(tmp_path: Path) -> None:
+    row = read_record(a_run(tmp_path)).rollouts[-1]
+    path = trajectory_path(tmp_path, row["step"], row["rollout"])
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(UserError, match=path.name):
+        list(told(read_record(tmp_path)))
+
+
+@given(st.text(st.characters(codec=None)))
+def test_visible_text_steers_nothing(text: str) -> None:
+    shown = visible(text)
+    assert not {each for each in shown if unicodedata.category(each) in ("Cc", "Cs")} - {"\n", "\t"}
+    assert not {
+        each
+        for each in shown
+        if unicodedata.bidirectional(each) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    }
+    assert visible(shown) == shown
+    shown.encode()
