@@ -3,6 +3,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 SEED ?= 0
 export VENV SEED
+# A run starts many processes: what one has compiled, the others read.
+unexport PYTHONDONTWRITEBYTECODE
 bin := $(VENV)/bin
 # Tests run in two processes (tests/together.py says which stay in one). Those that start engines are dealt out as they
 # are collected, so that the long ones are not the last.

@@ -43,11 +43,11 @@ class RouterSync:
     async def admit(self, version: int, *, previous: int | None = None) -> list[str]:
         """From now on `version` may serve, and `previous` too while an update runs; returns the engines that have
         neither. Raises UserError when the router refuses, UnavailableError when none takes it within `patience`."""
-        self._versions = (version, previous)
         patience = Patience(f"the router to take weight version {version}", self._patience, self._say)
         while True:
             try:
-                async with self._talking:
+                async with self._talking:  # nobody who looks meanwhile compares what was before with it
+                    self._versions = (version, previous)
                     return await self._tell()
             except RouterError as error:
                 if patience.over(partial(str, error)):

@@ -45,13 +45,13 @@ class Worker:
     async def process(self) -> int:
         return os.getpid()
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
         samples = [make_sample(LONG + task.rollout_index, 100), make_sample(10, 3)]
         rollout = Rollout(task.rollout_index, task.group_index, [sample.record() for sample in samples], reward=1.0)
         rollout.status = Status.COMPLETED
         if task.prompt.input == "locks":
             rollout.metadata["lock"] = threading.Lock()
-        return rollout, samples
+        return rollout, samples, b""
 
 
 @ray.remote(num_cpus=0)

@@ -48,7 +48,7 @@ async def fleet_and_router(folder: Path) -> AsyncIterator[tuple[Fleet, Superviso
         context_length=2048,
     )
     try:
-        await fleet.start(await supervisor.start())
+        await fleet.start([await supervisor.start()])
         await fleet.update_weights(WeightUpdate(str(make_tiny_weights(folder / "one", 1)), 1))
         yield fleet, supervisor, state
     finally:
@@ -163,6 +163,34 @@ async def test_an_update_waits_for_a_router_that_is_away_and_says_so_when_it_sta
     found = await standing(router.url)
     assert found is not None
     assert found.versions == {"3"}
+    await router.stop()
+
+
+async def test_a_look_that_began_before_an_update_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the router had admitted until then is not what the update has it admit."""
+    looking, go_on, said = asyncio.Event(), asyncio.Event(), list[str]()
+    router = Supervisor(RouterSpec())
+    await router.start()
+
+    async def slowly(url: str) -> Standing | None:
+        found = await standing(url)
+        looking.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(router_sync, "standing", slowly)
+    sync = RouterSync(router.url, key=None, say=said.append)
+    keeping = asyncio.create_task(sync.keep(lambda: False))
+    await looking.wait()
+    admitting = asyncio.create_task(sync.admit(3))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await admitting == []
+    keeping.cancel()
+    found = await standing(router.url)
+    assert found is not None
+    assert found.versions == {"3"}
+    assert said == []
     await router.stop()
 
 

@@ -68,7 +68,7 @@ async def test_it_serves_takes_weights_in_every_mode_and_is_replaced(cluster: in
 async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) -> None:
     url = await router.start.remote()
     try:
-        await fleet.start(url)
+        await fleet.start([url])
         [engine], [slot] = fleet.engines, fleet._slots
         assert [worker["url"] for worker in await router.workers.remote()] == [engine.url]
         assert engine.ranks == 2
