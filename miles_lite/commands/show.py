@@ -38,8 +38,9 @@ def main(argv: Sequence[str]) -> int:
     record = read_record(Path(options.run).expanduser())
     row = next((row for row in reversed(record.rollouts) if row["rollout"] == options.rollout), None)
     if row is None:
-        there = f"0 to {max(row['rollout'] for row in record.rollouts)}" if record.rollouts else "none"
-        raise UserError(f"{options.run} has no rollout {options.rollout}; there are {there}")
+        numbers = [row["rollout"] for row in record.rollouts]
+        there = f"those are between {min(numbers)} and {max(numbers)}" if numbers else "there are none"
+        raise UserError(f"{options.run} has no rollout {options.rollout} that trains; {there}")
     console = Console(soft_wrap=True, highlight=False)
 
     def say() -> None:

@@ -134,4 +134,4 @@ def test_what_is_no_run_folder_is_said(command: str, tmp_path: Path, capsys: pyt
 def test_a_rollout_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, seed=1, steps=1)
     assert main(["show", str(tmp_path), "99"]) == 2
-    assert "has no rollout 99; there are 0 to 31" in capsys.readouterr().err
+    assert "has no rollout 99 that trains; those are between 0 and 31" in capsys.readouterr().err
