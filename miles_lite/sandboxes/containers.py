@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 
 from miles_lite.errors import UserError
-from miles_lite.sandboxes.local import GRACE, WORKDIR, bounded_bash, timed
+from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
-from miles_lite.sandboxes.shell import Outcome, Shell, quoted
+from miles_lite.sandboxes.shell import Outcome, Shell
 
 MEMORY, PROCESSES, OPEN_FILES = "8g", 512, 4096
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID")
@@ -43,14 +43,13 @@ class Container:
         self._shell = Shell()
 
     def run(self, command: str, *, seconds: float) -> Outcome:
-        inside = shlex.join([*self._exec("--interactive"), *bounded_bash(seconds)])
-        outcome = self._shell.run(f"printf %s {quoted(command)} | {inside}", timeout=seconds + 2 * GRACE)
+        outcome = run_inside(self._exec("--interactive"), self._shell, command, seconds=seconds)
         if outcome.exit_code and not running(self._program, self.name):
             raise broken(f"the container {self.name} is gone: {outcome.stderr.strip()[-200:]}")
-        return timed(outcome, seconds)
+        return outcome
 
     def unpack(self, archive: bytes) -> None:
-        done = self._ask([*self._exec("--interactive"), "tar", "-xf", "-"], archive)
+        done = _asked([*self._exec("--interactive"), "tar", "-xf", "-"], ARCHIVE_SECONDS, archive)
         if done.returncode:
             raise broken(f"{self.name}: files could not be written: {_said(done)}")
 
@@ -58,7 +57,7 @@ class Container:
         with tempfile.TemporaryFile() as file:
             limit = f"head -c {ARCHIVE_BYTES + 1}"
             script = f"set -o pipefail; {shlex.join([*self._exec(), 'tar', '-cf', '-', '--', path])} | {limit}"
-            done = self._ask(["bash", "-c", script], stdout=file)
+            done = _asked(["bash", "-c", script], ARCHIVE_SECONDS, stdout=file)
             if file.tell() > ARCHIVE_BYTES:
                 raise broken(f"{self.name}: {path} takes more than {ARCHIVE_BYTES >> 20} MB")
             if done.returncode and not running(self._program, self.name):
@@ -74,9 +73,6 @@ class Container:
 
     def _exec(self, *options: str) -> list[str]:
         return [self._program, "exec", *options, "--workdir", self._workdir, self.name]
-
-    def _ask(self, argv: list[str], given: bytes = b"", **where: object) -> subprocess.CompletedProcess[bytes]:
-        return _asked(argv, ARCHIVE_SECONDS, given, **where)
 
 
 class Containers:

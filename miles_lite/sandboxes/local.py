@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -108,17 +109,15 @@ class _Contained(Folder):
         self._argv = ["apptainer", "exec", *alone, *mount, image]
 
     def run(self, command: str, *, seconds: float) -> Outcome:
-        argv = shlex.join([*self._argv, *bounded_bash(seconds)])
-        return timed(super().run(f"printf %s {quoted(command)} | {argv}", seconds=seconds + 2 * GRACE), seconds)
+        return run_inside(self._argv, self._shell, command, seconds=seconds)
 
 
-def bounded_bash(seconds: float) -> list[str]:
-    """What reads a script from stdin inside a container, which outlives the client that started it."""
-    return ["timeout", "-k", f"{GRACE:g}", f"{seconds:g}", "bash", "-s"]
-
-
-def timed(outcome: Outcome, seconds: float) -> Outcome:
-    """As a shell's is when its time was up, whichever program of that name ended it, by whichever signal."""
+def run_inside(argv: Sequence[str], shell: Shell, command: str, *, seconds: float) -> Outcome:
+    """Run a bash command in the container that `argv` leads into, which outlives the client that started it: the
+    command comes on stdin and has a time limit there. It ends as a shell's does when its time was up, whichever
+    `timeout` the image has, and by whichever signal that ended it."""
+    inside = shlex.join([*argv, "timeout", "-k", f"{GRACE:g}", f"{seconds:g}", "bash", "-s"])
+    outcome = shell.run(f"printf %s {quoted(command)} | {inside}", timeout=seconds + 2 * GRACE)
     if outcome.seconds < seconds or outcome.exit_code not in (TIMED_OUT, 128 + signal.SIGTERM, 128 + signal.SIGKILL):
         return outcome
     said = f"{outcome.stderr}\n[timed out after {seconds:g} s]".lstrip("\n")
