@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from miles_lite.config.options import Config
+from miles_lite.job.attempts import RESTARTS
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.progress import Progress
@@ -21,13 +22,12 @@ from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import FILE, Kind
 from miles_lite.report.live import Change, LiveAlarms
-from miles_lite.report.record import METRICS
+from miles_lite.report.record import METRICS, SUMMARY
 from miles_lite.report.rollout_table import FOLDER, TRAJECTORIES
+from miles_lite.rollout.failures import FAILED, QUARANTINED
 
-RECORD = (METRICS, FILE, "failures.jsonl", "quarantined.jsonl", "restarts.jsonl", FOLDER, TRAJECTORIES)
-"""What a run adds to from step to step."""
-SUMMARY = "summary.json"
-"""What it ends with."""
+RECORD = (METRICS, FILE, FAILED, QUARANTINED, RESTARTS, FOLDER, TRAJECTORIES)
+"""What a run adds to from step to step; a SUMMARY is what it ends with."""
 
 
 def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:

@@ -17,13 +17,14 @@ from miles_lite.config.options import Config
 from miles_lite.job.due import Due
 from miles_lite.job.interrupted import sum_up_when_interrupted
 from miles_lite.job.lifetime import Lifetime
-from miles_lite.job.log import SUMMARY, Log, open_log
+from miles_lite.job.log import Log, open_log
 from miles_lite.job.servers import Servers, StartingServers
 from miles_lite.job.trainer import Trainer, start_ranks
 from miles_lite.observe.summary import Counts, Summary, build_summary, write_summary
 from miles_lite.observe.terminal import eval_line, failures_line, gap_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.event_rows import Kind
+from miles_lite.report.record import METRICS, SUMMARY
 from miles_lite.rollout import dump
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
@@ -136,7 +137,7 @@ class TrainingRun(Run):
         run_dir, chance = self._config.run_dir, self._config.logging.reward_chance
         from miles_lite.report.plots import reward_curve  # matplotlib takes a second, which no start has to wait for
 
-        reward_curve(run_dir / "metrics.jsonl", run_dir / "reward.png", chance=chance, title=run_dir.name)
+        reward_curve(run_dir / METRICS, run_dir / "reward.png", chance=chance, title=run_dir.name)
         return summary
 
 
@@ -147,7 +148,7 @@ def sum_up(config: Config, life: Lifetime, servers: Servers, *, ended: str = "we
     prompts = {f"prompts_{end}": booked[end] for end in ends}
     unused = booked["started"] - sum(prompts.values())
     summary = build_summary(
-        config.run_dir / "metrics.jsonl",
+        config.run_dir / METRICS,
         counts=Counts(
             **prompts,
             prompts_started=booked["started"],

@@ -18,6 +18,7 @@ import ray
 from miles_lite.config.tracking import Logging
 from miles_lite.observe.gauges import Gauges
 from miles_lite.report.json_lines import JsonLines
+from miles_lite.report.record import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def open_sinks(options: Logging, *, config: Mapping[str, object], run_dir: Path)
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     curves: list[Sink] = []
-    sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl")]
+    sinks: list[Sink] = [JsonlSink(run_dir / METRICS)]
     if ray.is_initialized():
         sinks.append(Gauges(run_dir.name))
     if options.use_wandb and options.wandb_mode != "disabled":

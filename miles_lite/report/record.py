@@ -18,7 +18,7 @@ from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import event_rows, rollout_table
 from miles_lite.report.history import Curves, held_out, read_history
 
-METRICS = "metrics.jsonl"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def read_record(folder: Path, *, steps: int | None = None) -> Record:
         curves=Curves.of_rows(read_history(folder / METRICS)),
         rollouts=rollouts,
         options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
-        summary=_json(folder / "summary.json"),
+        summary=_json(folder / SUMMARY),
         events=event_rows.read(folder),
     )
 

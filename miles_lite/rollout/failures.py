@@ -9,6 +9,8 @@ from miles_lite.errors import FAILURES, Where
 from miles_lite.report.json_lines import append
 from miles_lite.sample import Failure, Group, Rollout
 
+FAILED, QUARANTINED = "failures.jsonl", "quarantined.jsonl"
+"""Where they are, in the run folder."""
 LONGEST = 2000
 """Characters of an error that are kept."""
 

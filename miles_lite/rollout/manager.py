@@ -26,7 +26,7 @@ from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, r
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
 from miles_lite.rollout.capacity import Capacity, concurrency_of
 from miles_lite.rollout.curriculum import curriculum_of
-from miles_lite.rollout.failures import note_failures, note_quarantined
+from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
@@ -145,7 +145,7 @@ class RolloutManager:
         step = await (self._given or self._generator).run(self._check_alive)
         for group in step.finished if self._given else ():
             self._note(rollout_id, group.prompt.get("row"), group.rollouts)
-        for line in note_quarantined(self._config.run_dir / "quarantined.jsonl", rollout_id, step.quarantined):
+        for line in note_quarantined(self._config.run_dir / QUARANTINED, rollout_id, step.quarantined):
             self._stack.alarm(line)
         await self._recorder.record(rollout_id, step)
         metrics = rollout_metrics(step.groups, step.finished)
@@ -272,7 +272,7 @@ class RolloutManager:
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
 
     def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
-        note_failures(self._config.run_dir / "failures.jsonl", step, row, rollouts)
+        note_failures(self._config.run_dir / FAILED, step, row, rollouts)
 
     async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
         """One for training."""

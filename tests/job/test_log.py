@@ -9,9 +9,9 @@ import pytest
 from miles_lite.config.options import parse
 from miles_lite.job.attempts import attempts
 from miles_lite.job.lifetime import Lifetime
-from miles_lite.job.log import RECORD, SUMMARY, open_log
+from miles_lite.job.log import RECORD, open_log
 from miles_lite.report.page import NO_SUMMARY, render
-from miles_lite.report.record import read_record
+from miles_lite.report.record import SUMMARY, read_record
 from tests.report.runs import write_run
 
 
