@@ -4,7 +4,8 @@
 #   launchers/run-env.sh [--dry-run] [miles-lite flags...]        later flags win over those below
 #
 # HF_CHECKPOINT      Hugging Face model folder
-# ENVIRONMENT        NAME[:ARGUMENT], as reasoning-gym:chain_sum, gem:game:GuessTheNumber-v0-easy, openenv:URL, ors:URL/NAME
+# ENVIRONMENT        NAME[:ARGUMENT], as reasoning-gym:chain_sum, gem:game:GuessTheNumber-v0-easy, openenv:URL, ors:URL/NAME,
+#                    verifiers:tcp://HOST:PORT, nemo-gym:URL, 'program:COMMAND' (docs/environments.md lists them)
 # ENVIRONMENT_ARGS   what it is given, JSON or YAML (default: nothing)
 # HELD_OUT           tasks of its split `test` that are held out (default 64); 0: no evaluation
 # RUN_DIR            folder for everything the run writes (default runs/env); an interrupted run there is continued

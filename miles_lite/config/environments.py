@@ -40,6 +40,9 @@ ENVIRONMENTS: Mapping[str, Known] = {
     "openenv": _here("open_env", "user"),
     "ors": _here("ors", "tool"),
     "harbor": _here("harbor", "tool"),
+    "verifiers": _here("verifiers", "user"),
+    "nemo-gym": _here("nemo_gym", "user"),
+    "program": _here("program", "user"),
 }
 
 

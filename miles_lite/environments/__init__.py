@@ -16,7 +16,7 @@ from miles_lite.errors import UserError
 from miles_lite.hooks import Environment, EnvironmentFactory, load_hook
 from miles_lite.process.user_code import users_code
 
-PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm", "ors": "ors-sdk"}
+PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm", "ors": "ors-sdk", "zmq": "pyzmq"}
 """Of a module, the package that brings it, where that has another name."""
 
 

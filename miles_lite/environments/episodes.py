@@ -220,13 +220,21 @@ def _environment(play: Play) -> Iterator[None]:
     """Counts the time in it; what it raises is the environment's failure. Raises RolloutError."""
     began = time.monotonic()
     try:
+        with environments_failure():
+            yield
+    finally:
+        play.seconds += time.monotonic() - began
+
+
+@contextlib.contextmanager
+def environments_failure() -> Iterator[None]:
+    """What is raised in it is the environment's failure. Raises RolloutError."""
+    try:
         yield
     except RolloutError:
         raise
     except Exception as error:
         raise RolloutError(Where.ENVIRONMENT, f"{type(error).__name__}: {error}") from error
-    finally:
-        play.seconds += time.monotonic() - began
 
 
 @contextlib.asynccontextmanager

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import ParamSpec, TypeVar
 
+from miles_lite.environments.borrowed import Borrowed, apart
 from miles_lite.environments.episodes import Begun, Step
 from miles_lite.environments.session_chat import Message
 from miles_lite.environments.terminal_task import TerminalTask
@@ -22,8 +18,6 @@ from miles_lite.sandboxes.local import WORKDIR
 from miles_lite.sandboxes.sandbox import Sandbox
 from miles_lite.sandboxes.shell import quoted
 
-P = ParamSpec("P")
-T = TypeVar("T")
 FOLDERS, CONTAINERS = ("bwrap",), ("docker", "podman")
 BUILD_SECONDS = 1800.0
 BROUGHT = ".miles-lite-brought"
@@ -36,20 +30,18 @@ BASH: Message = {
         "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
     },
 }
-THREADS = ThreadPoolExecutor(256, thread_name_prefix="terminal-task")
-"""Commands block."""
 
 
 class Work:
     """See `episodes.ToolEpisode` and `JudgedEpisode`."""
 
     def __init__(self, task: TerminalTask, pool: Pool, kind: str, image: str | None, seconds: float) -> None:
-        self._task, self._pool, self._kind, self._image, self._seconds = task, pool, kind, image, seconds
-        self._open, self._closed = ExitStack(), False
+        self._task, self._kind, self._image, self._seconds = task, kind, image, seconds
+        self._box = Borrowed(pool)
         self._sandbox: Sandbox | None = None
 
     async def begin(self) -> Begun:
-        await _apart(self._begin)
+        await apart(self._begin)
         return Begun([{"role": "user", "content": self._task.instruction}], [BASH])
 
     async def call(self, name: str, given: JsonMapping) -> Step:
@@ -57,23 +49,18 @@ class Work:
         if name != "bash" or not isinstance(command, str) or "\0" in command:
             return Step('error: there is one tool, bash, and it takes {"command": TEXT}')
         assert self._sandbox is not None
-        outcome = await _apart(self._sandbox.run, command.encode(errors="replace").decode(), seconds=self._seconds)
+        outcome = await apart(self._sandbox.run, command.encode(errors="replace").decode(), seconds=self._seconds)
         return Step(f"{outcome.stdout}{outcome.stderr}[exit code {outcome.exit_code}]")
 
     async def judge(self) -> float:
-        return await _apart(self._judge)
+        return await apart(self._judge)
 
     async def close(self) -> None:
-        self._closed = True
-        await _apart(self._open.close)
+        await apart(self._box.close)
 
     def _begin(self) -> None:
         image = self._image or built(self._task, self._kind)
-        lease = self._open.enter_context(self._pool.open(image, workdir=self._task.workdir(WORKDIR)))
-        if self._closed:  # nobody waits for it any more
-            self._open.close()
-            raise RuntimeError("the episode ended before its sandbox had started")
-        self._sandbox = lease.sandbox
+        self._sandbox = self._box.open(image, workdir=self._task.workdir(WORKDIR))
         for source, target in self._task.copies() if self._kind in FOLDERS else ():
             self._bring(source, target)
 
@@ -139,7 +126,3 @@ def built(task: TerminalTask, kind: str) -> str | None:
         if done.returncode:
             raise RuntimeError(f"{task.folder}: its image could not be built: {done.stderr[-500:]}")
     return task.tag
-
-
-async def _apart(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    return await asyncio.get_running_loop().run_in_executor(THREADS, partial(work, *given, **named))

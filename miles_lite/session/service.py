@@ -26,6 +26,7 @@ from miles_lite.session.journal.store import Journal
 from miles_lite.session.samples.audit import MISMATCH, mismatches
 from miles_lite.session.samples.collect import Plan, collect
 from miles_lite.session.samples.timelines import appender
+from miles_lite.session.samples.training_trace import encode_training_trace
 from miles_lite.session.sessions import Sessions
 from miles_lite.session.turn import Turns
 from miles_lite.tito import Tito
@@ -127,6 +128,12 @@ class Service:
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""
         return self._plan.kept(await self.tree(session_id))
+
+    async def training_trace(self, session_id: str) -> bytes:
+        """In JSON. Raises ApiError 404."""
+        tree = (await self.tree(session_id)).copy()
+        encode = partial(encode_training_trace, tree, self._plan.kept(tree), mask_inexact=self._plan.mask_inexact)
+        return await self.turns.off_loop.run(encode, heavy=True)
 
     def live(self) -> int:
         return self._sessions.live()

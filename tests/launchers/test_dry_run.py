@@ -62,6 +62,16 @@ def test_the_flags_exist_and_the_users_win(launcher: str) -> None:
     assert config.optimizer.lr == 0.125
 
 
+@pytest.mark.parametrize(
+    "environment", ["nemo-gym:http://h:1", "verifiers:tcp://h:1", "program:python3 /a/b.py --fast"]
+)
+def test_an_environment_and_its_arguments_are_passed_on_as_they_are(environment: str) -> None:
+    config = train_config(
+        dry_run("run-env.sh", **{**JOB, "ENVIRONMENT": environment, "ENVIRONMENT_ARGS": '{"tasks": "a b"}'})
+    )
+    assert (config.data.environment, config.data.environment_args) == (environment, '{"tasks": "a b"}')
+
+
 def test_an_environment_trains_on_its_own_prompts_and_holds_some_out() -> None:
     config = train_config(dry_run("run-env.sh", **JOB))
     assert (config.data.environment, config.data.prompt_data) == (JOB["ENVIRONMENT"], "environment:train")

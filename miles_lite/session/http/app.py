@@ -68,6 +68,7 @@ def build_app(
             web.post("/sessions", routes.create),
             web.get(_SESSION, routes.describe),
             web.get(f"{_SESSION}/turns", routes.turns),
+            web.get(f"{_SESSION}/training_trace", routes.training_trace),
             web.delete(_SESSION, routes.delete),
             web.post(f"{_SESSION}/samples", routes.samples),
         ]
@@ -136,6 +137,10 @@ class _Routes:
         session_id = _session_id(request)
         kept = await self._service.kept(session_id)
         body = encode_turns(await self._service.tree(session_id), kept=kept, model=self._model)
+        return web.Response(body=body, content_type="application/json")
+
+    async def training_trace(self, request: web.Request) -> web.Response:
+        body = await self._service.training_trace(_session_id(request))
         return web.Response(body=body, content_type="application/json")
 
     async def delete(self, request: web.Request) -> web.Response:

@@ -56,6 +56,10 @@ def openapi() -> JsonObject:
                 "parameters": session,
                 "get": _refusing(_operation("Every turn with its messages and ids"), *_SESSION),
             },
+            f"{one}/training_trace": {
+                "parameters": session,
+                "get": _refusing(_operation("The turns that are trained, as OpenEnv's TrainingTrace"), *_SESSION),
+            },
             f"{one}/samples": {"parameters": session, "post": _refusing(samples, "400", *_SESSION, "413", "422")},
             **{
                 at + (route.shown or route.path): _spoken(dialect, route, parameters)

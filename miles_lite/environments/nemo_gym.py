@@ -1,0 +1,89 @@
+"""`nemo-gym:URL`: an agent server of NeMo-Gym that runs, in its own Python: `POST /run` plays a task to its end.
+
+The server is one that asks the policy where its caller says (`policy_base_url` of its request, since 0.6), as
+`mini_swe_agent_2` does; another would play with the model of its own config, and is refused. --environment-args
+
+    tasks    a file of the rows that its resources server takes (`responses_create_params`, ...), or a folder of
+             SPLIT.jsonl
+    timeout  seconds that a task may take (default 1800); at_once: tasks at once in each agent worker (default: any)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+import httpx
+
+from miles_lite.environments.harness import Ended, HarnessLoop, Model
+from miles_lite.environments.task_files import TaskFiles
+from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.errors import UserError, user_error
+from miles_lite.hooks import Environment
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+
+OWN = ("tasks", "timeout", "at_once")
+HEALTH_SECONDS = 10.0
+POLICY, PARAMS = "policy_base_url", "responses_create_params"
+
+
+def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
+    """See `hooks.EnvironmentFactory`. Raises UserError where no agent server answers that takes a policy."""
+    refuse_others(args, OWN)
+    url, given = argument.rstrip("/"), taken(args, "tasks", str, None)
+    if not url.startswith(("http://", "https://")) or given is None:
+        raise UserError(
+            f"--environment nemo-gym:{argument}: give its agent server's URL, as nemo-gym:http://127.0.0.1:8000, and "
+            "--environment-args '{\"tasks\": FILE}', the rows that it is to play"
+        )
+    _check(url, f"--environment nemo-gym:{argument}")
+    files = TaskFiles(Path(given).expanduser().absolute())
+    at_once = taken(args, "at_once", int, None, least=1)
+
+    async def play(task: Task, model: Model) -> Ended:
+        body = {**files.row(task), POLICY: model.base_url, "policy_api_key": model.api_key}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=HEALTH_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as client, client.post(f"{url}/run", json=body) as answer:
+            said = await answer.text(errors="replace")
+            if answer.status != 200:
+                raise RuntimeError(f"{url}/run answered {answer.status}: {said[:500]}")
+            return _ended(await answer.json())
+
+    return HarnessLoop(
+        tasks=Tasks("nemo_gym", files.size, seed),
+        seconds=float(taken(args, "timeout", (int, float), 1800.0, least=0.001)),
+        run=play,
+        room=None if at_once is None else asyncio.Semaphore(at_once),
+    )
+
+
+def _ended(said: Json) -> Ended:
+    """Of a BaseVerifyResponse. Raises ValueError for a reward that the server itself takes for no measurement: it masks
+    the sample, or has no turn of a model to show."""
+    if not isinstance(said, Mapping) or "reward" not in said:
+        raise ValueError(f"/run answered without a reward: {said!r:.200}")
+    output = (said.get("response") or {}).get("output") or []
+    if said.get("mask_sample") or not output:
+        why = [said.get("failure_kind"), said.get("failure_reason"), (said.get("metadata") or {}).get("error")]
+        raise ValueError(f"/run did not measure it: {'; '.join(str(each) for each in why if each) or 'no output'}")
+    parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
+    texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return Ended(said["reward"], texts[-1] if texts else "", {"failed": float(bool(said.get("failure_kind")))})
+
+
+def _check(url: str, flag: str) -> None:
+    """Raises UserError unless the server's own description has a /run that takes the policy's address."""
+    with user_error(f"{flag}: no server of NeMo-Gym answers there", httpx.HTTPError, httpx.InvalidURL, ValueError):
+        told: JsonObject = httpx.get(f"{url}/openapi.json", timeout=HEALTH_SECONDS).raise_for_status().json()
+    if "/run" not in told.get("paths", {}):
+        raise UserError(f"{flag}: it has no /run: give the URL of an agent server")
+    content = told["paths"]["/run"].get("post", {}).get("requestBody", {}).get("content", {})
+    reference = str(content.get("application/json", {}).get("schema", {}).get("$ref", ""))
+    schema = told.get("components", {}).get("schemas", {}).get(reference.rpartition("/")[2], {})
+    if POLICY not in schema.get("properties", {}):
+        raise UserError(
+            f"{flag}: its /run takes no {POLICY}, so that its model calls would not come to us: take an agent that has "
+            "it, as mini_swe_agent_2"
+        )

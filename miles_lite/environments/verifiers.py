@@ -1,0 +1,88 @@
+"""`verifiers:tcp://HOST:PORT`: an environment server of verifiers v1 that runs, in its own Python (ZMQ, msgpack).
+
+Its taskset, harness and scoring play; its harness asks the session as it would any OpenAI endpoint, so that the tokens
+are the session's and the traces that it streams are read for rewards and metrics alone. --environment-args
+
+    tasks    a file of its tasks' data, one `model_dump_json()` a line, or a folder of SPLIT.jsonl
+    model    what it is told that the model is called (default "policy")
+    timeout  seconds that an episode may take (default 1800); at_once: episodes at once in each agent worker
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from miles_lite.environments.episodes import in_time
+from miles_lite.environments.harness import Ended, HarnessLoop, Model
+from miles_lite.environments.task_files import TaskFiles
+from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.environments.verifiers_call import HEALTH_SECONDS, Call
+from miles_lite.errors import UserError, user_error
+from miles_lite.hooks import Environment
+from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+
+OWN = ("tasks", "model", "timeout", "at_once")
+NO_KEY = "MILES_LITE_NO_KEY"
+"""A variable that its process does not have: a session on loopback needs no key."""
+
+
+def ended(reply: JsonMapping, traces: Mapping[str, JsonObject]) -> Ended:
+    """What an episode earned: the rewards of its traces, weighted, of several agents their mean. Raises ValueError
+    where it, or one of them, broke or was not scored."""
+    head, played = reply.get("head") or {}, [traces.get(each["id"], {}) for each in reply.get("traces") or ()]
+    errors = [*(head.get("errors") or ()), *(error for trace in played for error in trace.get("errors", ()))]
+    if not head.get("ok") or not played:
+        raise ValueError("; ".join(f"{each['type']}: {each['message']}" for each in errors[-2:]) or "it is not ok")
+    rewards: list[float] = []
+    numbers: dict[str, list[float]] = {}
+    for trace in played:
+        given: Mapping[str, Json] = trace.get("rewards") or {}
+        if not given or None in given.values():
+            raise ValueError(f"it was not scored: its rewards are {given!r:.200}")
+        rewards.append(sum(each["score"] * each["weight"] for each in given.values()))
+        scores = {name: each["score"] for name, each in given.items()}
+        for name, value in {**(trace.get("metrics") or {}), **scores}.items():
+            if value is not None and math.isfinite(value):
+                numbers.setdefault(name, []).append(float(value))
+    means = {name: sum(values) / len(values) for name, values in numbers.items()}
+    return Ended(sum(rewards) / len(rewards), str(played[-1].get("root_reply") or ""), means)
+
+
+def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
+    """See `hooks.EnvironmentFactory`. Raises UserError where no server answers."""
+    import zmq
+
+    refuse_others(args, OWN)
+    given, at_once = taken(args, "tasks", str, None), taken(args, "at_once", int, None, least=1)
+    if not argument.startswith(("tcp://", "ipc://")) or given is None:
+        raise UserError(
+            f"--environment verifiers:{argument}: give its server's address, as verifiers:tcp://127.0.0.1:5000, and "
+            "--environment-args '{\"tasks\": FILE}', the data of its tasks"
+        )
+    files, model = TaskFiles(Path(given).expanduser().absolute()), taken(args, "model", str, "policy")
+
+    async def healthy() -> None:
+        async with in_time(HEALTH_SECONDS, "its answer"):
+            await Call(argument).ask("health", {})
+
+    flaws = (TimeoutError, RuntimeError, ValueError, zmq.ZMQError)
+    nobody = f"--environment verifiers:{argument}: no environment server answers there"
+    with user_error(nobody, *flaws), ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, healthy()).result()
+
+    async def play(task: Task, asked: Model) -> Ended:
+        client = {"type": "eval", "base_url": asked.base_url, "api_key_var": NO_KEY}
+        call = Call(argument)
+        request = {"task_data": files.row(task), "client": client, "model": model, "sampling": {}}
+        return ended(await call.ask("run", request), call.traces)
+
+    return HarnessLoop(
+        tasks=Tasks("verifiers", files.size, seed),
+        seconds=float(taken(args, "timeout", (int, float), 1800.0, least=0.001)),
+        run=play,
+        room=None if at_once is None else asyncio.Semaphore(at_once),
+    )
