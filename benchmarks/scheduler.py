@@ -140,7 +140,7 @@ class Worker:
     def __init__(self) -> None:
         self._began = time.monotonic()
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample]]:
+    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
         fresh = time.monotonic() - self._began > TAKES[0]
         await asyncio.sleep(random.uniform(TAKES[0] if fresh else 0.0, TAKES[1]))
         now, mask = time.time(), np.array([0, 1, 1, 1], dtype=np.uint8)
@@ -153,7 +153,7 @@ class Worker:
         )
         rollout = Rollout(task.rollout_index, task.group_index, [sample.record()], started_at=now, finished_at=now)
         rollout.status, rollout.reward = Status.COMPLETED, float(random.random() < 0.5)
-        return rollout, [sample]
+        return rollout, [sample], b""
 
 
 class Standing(SimpleNamespace):

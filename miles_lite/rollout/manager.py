@@ -69,6 +69,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
+        self._failed = config.run_dir / FAILED
         self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
@@ -272,7 +273,7 @@ class RolloutManager:
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
 
     def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
-        note_failures(self._config.run_dir / FAILED, step, row, rollouts)
+        note_failures(self._failed, step, row, rollouts)
 
     async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
         """One for training."""

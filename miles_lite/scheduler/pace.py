@@ -6,6 +6,9 @@ from miles_lite.scheduler.groups import Open
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.state import State
 
+AGAIN = 1.5
+"""Of the time after which a rollout failed, what another is expected to take."""
+
 
 def may_open(schedule: Schedule, state: State) -> bool:
     """Whether one more group can be trained in time wherever it ends up, and is to be started as early as now.
@@ -29,10 +32,13 @@ def has_place(schedule: Schedule, state: State, group: Open, older: int) -> bool
     return older < steps * schedule.groups_per_step + (schedule.extra if schedule.gives_up_extra else 0)
 
 
-def may_retry(schedule: Schedule, state: State, group: Open) -> bool:
-    """Whether a member of `group` that failed is to be run again: as long as half of the steps are left within which
-    the group must be trained. A rollout that begins later holds up trainer and engines more than it adds."""
-    return 2 * (state.version - group.version) <= schedule.max_staleness
+def may_retry(schedule: Schedule, state: State, group: Open, ran: float) -> bool:
+    """Whether a member of `group` whose rollout failed after `ran` seconds is to be run again: as long as half of the
+    steps are left within which the group must be trained, and another rollout that is longer by half ends within them.
+    One that does not holds up trainer and engines more than it adds."""
+    age = state.version - group.version
+    left = (schedule.max_staleness - age) * state.step_seconds
+    return age == 0 or (2 * age <= schedule.max_staleness and AGAIN * ran <= left)
 
 
 def may_refill(schedule: Schedule, state: State) -> bool:

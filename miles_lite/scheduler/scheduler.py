@@ -137,25 +137,25 @@ class Scheduler:
 
     def _finished(self, event: m.Finished, now: float) -> None:
         who, group = event.who, self._state.groups.get(event.who.group)
-        counts = self._state.running.pop(who, None) is not None
-        if group is None or who.member in group.done or (event.failed and not counts):
+        since = self._state.running.pop(who, None)
+        if group is None or who.member in group.done or (event.failed and since is None):
             self.accounts.late += 1
             return
         stop = self._failures.rollout(event.failed, event.why)
-        if event.failed:
-            self._failed(group, who.member, again=event.again)
+        if event.failed and since is not None:
+            self._failed(group, who.member, ran=now - since, again=event.again)
         else:
-            self._answered(group, who, event.length, counts=counts)
+            self._answered(group, who, event.length, counts=since is not None)
         if group.complete:
             self._state.active -= 1
             self._commands.append(m.Judge(group.ordinal, group.lost, group.prompt))
         if stop:
             self._stop(stop)
 
-    def _failed(self, group: Open, member: int, *, again: bool) -> None:
+    def _failed(self, group: Open, member: int, *, ran: float, again: bool) -> None:
         group.failed[member] += 1
         once_more = again and group.failed[member] <= self.schedule.sample_retries
-        if once_more and may_retry(self.schedule, self._state, group):
+        if once_more and may_retry(self.schedule, self._state, group, ran):
             group.waiting.append(member)
             self._submission.put(group)
             self.accounts.rollouts_retried += 1
@@ -194,7 +194,7 @@ class Scheduler:
             del self._state.given[step]
 
     def _updated(self, event: m.Updated, now: float) -> None:
-        self._state.version = max(self._state.version, event.version)
+        self._state.serve(event.version, now)
 
     def _resized(self, event: m.Capacity, now: float) -> None:
         self._state.capacity = event.rollouts
@@ -210,6 +210,7 @@ class Scheduler:
 
     def _resumed(self, event: m.Resumed, now: float) -> None:
         old = self._state
+        old.updated.clear()
         again = [group for step, batch in old.given.items() if step >= event.step for group in batch]
         self.accounts.book(End.TRAINED, -len(again))
         groups = sorted([*old.groups.values(), *again], key=lambda group: group.ordinal)

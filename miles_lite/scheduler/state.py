@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from statistics import median
 from typing import Any, Self
 
 from miles_lite.scheduler.groups import Open
 from miles_lite.scheduler.protocol import Who
 
 Json = dict[str, Any]
+LAST_UPDATES = 9
 
 
 @dataclass(slots=True)
@@ -18,6 +22,7 @@ class State:
 
     capacity  rollouts that may run at once
     version   the engines' weights
+    updated   when the last ones came, in seconds on the clock of `running`
     step      the batch that is given next
     wanted    whether the trainer waits for it
     stopped   why nothing is done any longer
@@ -32,6 +37,7 @@ class State:
 
     capacity: int
     version: int = 0
+    updated: deque[float] = field(default_factory=lambda: deque(maxlen=LAST_UPDATES))
     step: int = 0
     wanted: bool = False
     stopped: str = ""
@@ -45,11 +51,18 @@ class State:
     opened: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def step_seconds(self) -> float:
+        """From one version to the next: the median of the last ones, so that one that waited is no measure. Infinite
+        where there were none."""
+        return median(later - before for before, later in pairwise(self.updated)) if len(self.updated) > 1 else inf
+
     def as_json(self) -> Json:
         return {name: getattr(self, name) for name in _PLAIN} | {
             "groups": [group.as_json() for group in self.groups.values()],
             "running": [[*who, since] for who, since in self.running.items()],
             "given": [[step, [group.as_json() for group in batch]] for step, batch in self.given.items()],
+            "updated": list(self.updated),
             "returned": list(self.returned),
             "dropped": dict(self.dropped),
         }
@@ -61,9 +74,16 @@ class State:
             groups={group["ordinal"]: Open(**group) for group in state["groups"]},
             running={Who(*who): since for *who, since in state["running"]},
             given={step: [Open(**group) for group in batch] for step, batch in state["given"]},
+            updated=deque(state["updated"], maxlen=LAST_UPDATES),
             returned=deque(state["returned"]),
             dropped=Counter(state["dropped"]),
         )
+
+    def serve(self, version: int, now: float) -> None:
+        """The engines have `version`, if it is a later one."""
+        if version > self.version:
+            self.version = version
+            self.updated.append(now)
 
     def count(self) -> None:
         """`active` and `overtaken` from the groups."""

@@ -13,8 +13,8 @@ from miles_lite.scheduler.schedule import Schedule
 
 
 class DiscardWhenStale:
-    """Keeps its capacity full, whatever waits for the trainer; drops a finished group older than the bound. A member
-    that fails is run again, so that the difference is the schedule's alone."""
+    """Keeps its capacity full with whole groups, one at least, whatever waits for the trainer; drops a finished group
+    older than the bound. A member that fails is run again, so that the difference is the schedule's alone."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule, self._capacity = schedule, schedule.capacity
@@ -47,7 +47,8 @@ class DiscardWhenStale:
             batch, self._ready = self._ready[:size], self._ready[size:]
             commands.append(m.Give(self._step, tuple(batch)))
             self._step, self._wanted = self._step + 1, False
-        while self._running + self._schedule.rollouts_per_group <= self._capacity:
+        members = self._schedule.rollouts_per_group
+        while self._running + members <= max(self._capacity, members):
             commands += self._start_group()
         return commands
 

@@ -13,8 +13,10 @@ import msgspec
 
 from miles_lite.errors import UserError
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]
+LARGEST = 1e15
+"""Of any number: a finite one."""
+Positive = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+AtLeastZero = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Staleness = Annotated[int, msgspec.Meta(ge=0)]
@@ -65,7 +67,7 @@ class TaskModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     group_share: Share = 0.5
     """Share of the variance of log length that a prompt's rollouts have in common (Seer, arXiv 2511.14617)."""
     prompt: Positive = 400.0
-    turns: Annotated[float, msgspec.Meta(ge=1)] = 3.0
+    turns: Annotated[float, msgspec.Meta(ge=1, le=LARGEST)] = 3.0
     """On average; one at least."""
     observation: AtLeastZero = 150.0
     """Tokens that a tool's answer adds."""
@@ -103,17 +105,25 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sessions_per_engine: Count = 256
     """Agents that may be open at once for each engine."""
     steps: Annotated[int, msgspec.Meta(ge=2)] = 40
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     engine: EngineModel = msgspec.field(default_factory=EngineModel)
     trainer: TrainerModel = msgspec.field(default_factory=TrainerModel)
     task: TaskModel = msgspec.field(default_factory=TaskModel)
     schedule: ScheduleModel = msgspec.field(default_factory=ScheduleModel)
 
+    def __post_init__(self) -> None:
+        longest = self.task.prompt + self.task.longest
+        if longest > self.engine.kv_tokens:
+            raise ValueError(
+                f"engine: kv_tokens {self.engine.kv_tokens:g} do not hold the longest rollout, of {longest:g} tokens "
+                "(task: prompt and longest)"
+            )
+
 
 def read_scenario(path: Path) -> Scenario:
     """Raises UserError with the file, the path inside it and what is wrong there."""
     try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Scenario)
+        return msgspec.yaml.decode(path.read_bytes(), type=Scenario, strict=False)  # YAML takes 1e-9 for text
     except OSError as error:
         raise UserError(f"scenario {path}: {error.strerror}") from error
     except (msgspec.MsgspecError, ValueError) as error:

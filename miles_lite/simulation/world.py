@@ -78,6 +78,7 @@ class Outcome:
     released: dict[str, int] = field(default_factory=dict)
     preemptions: int = 0
     failed: int = 0
+    lost: int = 0
     events: int = 0
     stopped: str = ""
 
@@ -131,6 +132,7 @@ class World:
                 case m.Start():
                     self._start(command.who)
                 case m.Judge(group=group, lost=lost):
+                    self.out.lost += lost
                     all_lost = lost == self.scenario.schedule.n_samples_per_prompt
                     told.append(m.Judged(group, m.End.FAILED if all_lost else None, "failed" if all_lost else ""))
                 case m.Give():

@@ -175,9 +175,8 @@ def test_laws_hold_through_very_long_runs(seed: int) -> None:
     assert len(world.given) > 100
 
 
-@pytest.mark.parametrize(("staleness", "late"), [(0, 1), (1, 1), (3, 2), (8, 5)])
-def test_what_fails_when_half_of_its_time_is_gone_leaves_the_group_smaller(staleness: int, late: int) -> None:
-    """Of a straggler whose siblings are done, while others are trained past it."""
+def until_a_straggler_is_overtaken(staleness: int) -> tuple[World, Who]:
+    """A world in which everything else is trained past it."""
     schedule = Schedule(
         groups_per_step=4,
         rollouts_per_group=2,
@@ -186,16 +185,37 @@ def test_what_fails_when_half_of_its_time_is_gone_leaves_the_group_smaller(stale
         sample_retries=2,
         capacity=100,
     )
-    straggler = Who(4 * staleness + 3, 0, 0)
+    return World(schedule), Who(4 * staleness + 3, 0, 0)
+
+
+def train(world: World, straggler: Who) -> None:
+    """A step, in which every other rollout may end."""
+    world.want()
+    while world.training is None:
+        world.end(next(who for who in world.running if who != straggler))
+        for group in list(world.judging):
+            world.judge(group, None)
+    world.trained()
+    world.updated()
+
+
+@pytest.mark.parametrize(("staleness", "late"), [(0, 1), (1, 1), (3, 2), (8, 4)])
+def test_what_fails_when_another_would_not_end_in_time_leaves_the_group_smaller(staleness: int, late: int) -> None:
+    """Half of the steps are left, or fewer than another takes that is longer by half."""
     for version in range(min(late, staleness) + 1):
-        world = World(schedule)
+        world, straggler = until_a_straggler_is_overtaken(staleness)
         for _ in range(version):
-            world.want()
-            while world.training is None:
-                world.end(next(who for who in world.running if who != straggler))
-                for group in list(world.judging):
-                    world.judge(group, None)
-            world.trained()
-            world.updated()
+            train(world, straggler)
         world.end(straggler, "tool")
         assert (straggler._replace(attempt=1) in world.running) == (version < late)
+
+
+def test_what_failed_soon_is_run_again_where_what_ran_long_is_not() -> None:
+    world, straggler = until_a_straggler_is_overtaken(8)
+    again = straggler._replace(attempt=1)
+    for version in range(4):
+        if version == 3:
+            world.end(straggler, "tool")
+        train(world, straggler if version < 3 else again)
+    world.end(again, "tool")
+    assert straggler._replace(attempt=2) in world.running

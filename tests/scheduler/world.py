@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from statistics import median
 
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.protocol import Command, End, Event, Who
@@ -51,6 +54,8 @@ class World:
         self.behind = False
         """Whether the engines wait for the weights of the last step."""
         self.running: dict[Who, int] = {}
+        self.since: dict[Who, float] = {}
+        self.updates: list[float] = []
         self.lost: dict[Who, int] = {}
         """Replaced, and may answer all the same."""
         self.judging: dict[int, int] = {}
@@ -72,7 +77,7 @@ class World:
         for command in commands:
             self.obey(command)
             if isinstance(event, m.Tick) and isinstance(command, m.Cancel):
-                self.fail(command.who)
+                self.fail(command.who, self.now)
         self.check()
 
     def end(self, who: Who, failed: str = "", length: int = 1) -> None:
@@ -86,16 +91,19 @@ class World:
         seen = self.groups.get(who.group)
         if seen is not None and who.group not in self.ends and who.member not in seen.answers:
             if failed:
-                self.fail(who)
+                self.fail(who, self.now + 1.0)
             elif seen.failed[who.member] <= self.schedule.sample_retries and who.member not in seen.late:
                 seen.answers[who.member] = version
         self.tell(m.Finished(who, length, failed, failed and "it broke"))
 
-    def fail(self, who: Who) -> None:
+    def fail(self, who: Who, now: float) -> None:
         seen = self.groups[who.group]
         seen.failed[who.member] += 1
         assert seen.begun is not None
-        if self.version - seen.begun > self.schedule.max_staleness / 2:
+        age, bound = self.version - seen.begun, self.schedule.max_staleness
+        steps = [later - before for before, later in pairwise(self.updates)]
+        ends = 1.5 * (now - self.since[who]) <= (bound - age) * (median(steps) if steps else inf)
+        if age and (age > bound / 2 or not ends):
             seen.late.add(who.member)
 
     def judge(self, group: int, end: End | None) -> None:
@@ -110,6 +118,7 @@ class World:
 
     def updated(self) -> None:
         self.version, self.behind = self.step, False
+        self.updates = [*self.updates[-8:], self.now + 1.0]
         self.tell(m.Updated(self.version))
 
     def crash(self, *, keep: bool) -> None:
@@ -128,7 +137,7 @@ class World:
                 seen.failed.clear()
                 seen.late.clear()
                 seen.begun = None
-        self.version = self.step
+        self.version, self.updates = self.step, []
         self.tell(m.Resumed(self.step, kept))
 
     def fork(self) -> None:
@@ -151,7 +160,7 @@ class World:
                 seen.begun = self.version if seen.begun is None else seen.begun
                 assert not seen.late & {who.member}, "it is too late for another attempt"
                 self.attempts.add(who)
-                self.running[who] = self.version
+                self.running[who], self.since[who] = self.version, self.now
             case m.Judge(group, lost, _):
                 assert len(self.groups[group].answers) + lost == self.schedule.rollouts_per_group
                 self.judging[group] = lost

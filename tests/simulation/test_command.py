@@ -53,6 +53,14 @@ def test_the_scenario_it_prints_is_the_one_it_reads(
     assert printed.engine == Scenario().engine
 
 
+def test_a_number_may_be_written_without_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text("engine: {sequence: 2e-5}\ntrainer: {tokens_per_second: 1e6}\n")
+    assert main(["simulate", "--scenario", str(path), "--print-scenario"]) == 0
+    printed = msgspec.yaml.decode(capsys.readouterr().out, type=Scenario)
+    assert (printed.engine.sequence, printed.trainer.tokens_per_second) == (2e-5, 1e6)
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "told"),
     [
@@ -61,6 +69,9 @@ def test_the_scenario_it_prints_is_the_one_it_reads(
         ("steps: [", (), "scenario"),
         ("engines: 0", (), "engines"),
         ("engine: {kv_tokens: -1}", (), "kv_tokens"),
+        ("engine: {kv_tokens: 1000}", (), "longest rollout"),
+        ("engine: {step: .inf}", (), "step"),
+        ("seed: -1", (), "seed"),
         ("task: {tokens_p99: 1}", (), "tokens_p99"),
         ("trainer: {mode: gently}", (), "mode"),
         ("trainer: {sync: 1, pause: 2}", (), "pause"),

@@ -33,8 +33,6 @@ SMALL = Scenario(
 def test_no_batch_is_older_than_the_bound_and_pacing_discards_nothing(
     staleness: int, rollouts: int | None, policy: str, mode: str, seed: int
 ) -> None:
-    if policy == "discard" and rollouts is not None:
-        rollouts = max(rollouts, 32)  # it starts whole groups
     scenario = replace(SMALL, seed=seed, trainer=replace(SMALL.trainer, mode=mode))
     outcome = simulate(Case(scenario, policy).at(staleness=staleness, rollouts=rollouts))
     assert outcome.stopped == ""
