@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from miles_lite.errors import RunLostError, UserError, disk_is_full, plain
 from miles_lite.process.stopping import HASTE_SECONDS, INTERRUPTED, SIGNALS, Interrupts
+from miles_lite.process.uncollected import uncollected
 
 COMMANDS = {
     "train": "the main job: rollouts, training, weights back; see `miles-lite train --help`",
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
     """Its main. What it imports takes seconds, and answers Ctrl-C."""
-    with Interrupts(deaf=HASTE_SECONDS):
+    with Interrupts(deaf=HASTE_SECONDS), uncollected():
         module = importlib.import_module(f"miles_lite.commands.{name.replace('-', '_')}")
     main: Callable[[Sequence[str]], int] = module.main
     return main

@@ -63,6 +63,9 @@ class Events:
         if self._file is not None or self._waiting:
             self.note(Kind.END, _how(error))
             self.write()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _how(error: BaseException | None) -> str:

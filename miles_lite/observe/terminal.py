@@ -86,7 +86,7 @@ def step_line(step: int, *, total: int | None, metrics: Mapping[str, float], rec
 
 def failures_line(metrics: Mapping[str, float]) -> str:
     """`tool 3, timeout 1`: how many rollouts of a step failed where; empty when none did."""
-    prefix = "rollout/failed/count_"
+    prefix = names.failed("")
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix) and value}
     return ", ".join(f"{name} {value:.0f}" for name, value in sorted(found.items()))
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.process.uncollected import uncollected
 
 
 def load_named(path: str, *, given_as: str) -> Any:
@@ -35,7 +36,7 @@ def _module(name: str, *, given_as: str) -> ModuleType:
     file = Path(name).expanduser().resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
         raise UserError(f"{given_as}: no such file: {file}")
-    with users_code(f"{given_as}: cannot import {name}"):
+    with uncollected(), users_code(f"{given_as}: cannot import {name}"):
         return importlib.import_module(name) if file is None else _load_file(file)
 
 

@@ -55,6 +55,11 @@ ALARMS = "alarm/"
 """And the rule."""
 
 
+def failed(where: str) -> str:
+    """Rollouts that broke there."""
+    return f"rollout/failed/count_{where}"
+
+
 def heldout(name: str) -> str:
     """The mean reward of the held-out dataset `name`."""
     return f"eval/{name}"

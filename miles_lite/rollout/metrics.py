@@ -17,6 +17,7 @@ from statistics import pstdev
 import numpy as np
 
 from miles_lite.config.rewards import Overlong
+from miles_lite.report import metric_names
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
@@ -158,7 +159,7 @@ def failure_metrics(groups: Sequence[Group]) -> Metrics:
         **_present("rollout/none_reward_ratio", _share(number(rollout.reward) is None for rollout in rollouts)),
         **_present("rollout/failed_ratio", _share(rollout.status is Status.FAILED for rollout in rollouts)),
         **_present("rollout/aborted_ratio", _share(rollout.status is Status.ABORTED for rollout in rollouts)),
-        **{f"rollout/failed/count_{where}": float(count) for where, count in sorted(counts.items())},
+        **{metric_names.failed(where): float(count) for where, count in sorted(counts.items())},
     }
 
 

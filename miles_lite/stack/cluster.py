@@ -29,6 +29,9 @@ from miles_lite.process.stopping import Interrupts
 CONNECT_SECONDS = 90.0
 """How long Ray may take after somebody asked to end."""
 
+DASHBOARD = "MILES_LITE_RAY_DASHBOARD"
+"""An environment variable: with 0, a cluster that is started has no dashboard, which takes 6 CPU seconds to start."""
+
 KEEPER_SECONDS = 5.0
 """How long the end waits for the temp folder to be removed."""
 
@@ -65,6 +68,7 @@ def _connect(address: str | None) -> Path:
                 namespace=namespace,
                 log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
                 configure_logging=False,
+                **({} if target else _own_cluster()),
             )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
@@ -80,6 +84,13 @@ def _connect(address: str | None) -> Path:
         told = f"; it asks for the token that `{_ray_program()} get-auth-token` prints"
         print(f"Ray dashboard: http://{context.dashboard_url}{told}", flush=True)
     return Path(context.address_info["session_dir"]) / "logs"
+
+
+def _own_cluster() -> dict[str, Any]:
+    """Ray's options of a cluster that is started. No worker before an actor asks for one: each of our actors has an
+    environment, and so takes none of those that Ray would start, one for each CPU."""
+    dashboard = None if os.environ.get(DASHBOARD) != "0" else False
+    return {"include_dashboard": dashboard, "_system_config": {"prestart_worker_first_driver": False}}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from miles_lite.stack.cluster import DASHBOARD
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "swe-agent"
 MARK = "MILES_LITE_TEST_RUN"
@@ -43,7 +45,7 @@ class Prepared:
 
 
 def environment(mark: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "PYTHONUNBUFFERED": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "PYTHONUNBUFFERED": "1", DASHBOARD: "0"}
 
 
 def start(command: str, flags: list[str], *, mark: str, log: Path, **variables: str) -> subprocess.Popen[bytes]:

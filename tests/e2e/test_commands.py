@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.stack.cluster import DASHBOARD
 from miles_lite.traces import atraj
 from tests.e2e.job import Prepared, assert_nothing_left, ended, run, start, values, wait_for
 
@@ -19,11 +20,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 def test_ctrl_c_while_engines_start_ends_them(tiny_model: Path, run_dir: Path, mark: str, tmp_path: Path) -> None:
     log, engine = tmp_path / "log", run_dir / "logs" / "engine-0.0.log"
     flags = ["--hf-checkpoint", str(tiny_model), "--device", "cpu", "--run-dir", str(run_dir)]
-    process = start("serve", flags, mark=mark, log=log)
+    process = start("serve", flags, mark=mark, log=log, **{DASHBOARD: "1"})
     wait_for("the engine's log", engine.is_file, timeout=100, process=process, log=log)
     os.killpg(process.pid, signal.SIGINT)
     assert ended(process, log) == 130
     text = log.read_text()
+    assert "Ray dashboard: http://127.0.0.1:" in text
     assert "starting 1 engine(s)" in text
     assert "\ninterrupted" in text
     assert "ready" not in text

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.stack.cluster import DASHBOARD
 from tests.e2e.job import assert_nothing_left, ended, marked, segments, start, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -45,7 +46,8 @@ class Job:
         flags += "--eval-interval 1 --rollout-max-context-len 256 --save-interval 1 --device cpu"
         paths = ["--hf-checkpoint", model, "--prompt-data", prompts, "--run-dir", self.run_dir, "--save", self.save]
         paths += ["--eval-prompt-data", "held", f"{prompts}@[0:2]"]
-        self.process = start("train", [*flags.split(), *map(str, paths)], mark=mark, log=self.log, TMPDIR=str(temp))
+        variables = {"TMPDIR": str(temp), DASHBOARD: "1"}  # Ctrl-C must not reach the dashboard before the run
+        self.process = start("train", [*flags.split(), *map(str, paths)], mark=mark, log=self.log, **variables)
         self.segments: set[Path] = set()
 
     def rows(self, name: str) -> int:

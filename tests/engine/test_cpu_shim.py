@@ -44,12 +44,13 @@ def test_patches_apply_and_the_users_own_sitecustomize_still_runs(tmp_path: Path
     code = (
         "from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender as sender; "
         "print(sender.supports_host_tensor_indices); import sgl_kernel; print(sgl_kernel.__version__); "
-        "from sglang.srt.entrypoints import engine; engine._set_envs_and_config('arguments'); "
-        "import multiprocessing; print(multiprocessing.get_start_method())"
+        "from sglang.srt.entrypoints import engine; import gc; collected = gc.isenabled(); "
+        "engine._set_envs_and_config('arguments'); "
+        "import multiprocessing; print(multiprocessing.get_start_method(), collected, gc.isenabled())"
     )
     env = {**os.environ, "PYTHONPATH": with_profile(str(tmp_path))}
     shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
-    expected = ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork"]
+    expected = ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork False True"]
     assert shown.stdout.splitlines() == expected, shown.stderr
 
 

@@ -1,8 +1,10 @@
-"""Lets the stock SGLang wheel run on a machine without CUDA: five patches at import time, no file edited.
+"""Lets the stock SGLang wheel run on a machine without CUDA: six patches at import time, no file edited.
 
 This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/cpu_shim.py); Python runs this
 file at start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
 
+sglang                           nothing is collected while SGLang is imported, which is a fifth of that time, nor is
+                                 later what the import made.
 torchvision                      PyPI builds need CUDA's C++ ops; their two declarations let `import torchvision` pass.
 sglang...pool_host.common        host memory pools are plain memory, not registered with the CUDA driver.
 sglang...pool_host.mha          the hierarchical cache copies rows by index, where CUDA has a kernel for it.
@@ -13,6 +15,7 @@ sglang...mooncake.conn           page indices go through numpy, not through pinn
 
 from __future__ import annotations
 
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -71,6 +74,8 @@ def _fork_processes(module: ModuleType) -> None:
     def configure_and_fork(server_args: object) -> None:
         configure(server_args)
         multiprocessing.set_start_method("fork", force=True)
+        gc.freeze()
+        gc.enable()
 
     vars(module)["_set_envs_and_config"] = configure_and_fork
 
@@ -79,7 +84,10 @@ def _send_indices_through_numpy(module: ModuleType) -> None:
     module.MooncakeKVSender.supports_host_tensor_indices = False
 
 
-BEFORE_IMPORT: dict[str, Callable[[], None]] = {"torchvision": _declare_torchvision_ops}
+BEFORE_IMPORT: dict[str, Callable[[], None]] = {
+    "sglang": gc.disable,
+    "torchvision": _declare_torchvision_ops,
+}
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "sglang.srt.mem_cache.pool_host.common": _use_plain_host_memory,
     "sglang.srt.mem_cache.pool_host.mha": _copy_cache_rows,
