@@ -16,7 +16,8 @@ from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.process.admin_key import announced, known_key
 from miles_lite.process.post_mortem import DiedError, how, out_of_memory_kills
-from miles_lite.process.stopping import Interrupts, stop_requested
+from miles_lite.process.stacks import stacks_folder, write_stacks
+from miles_lite.process.stopping import END_SECONDS, INTERRUPTED, Interrupts, ends_within, stop_requested
 from miles_lite.stack.checks import check_serving
 from miles_lite.stack.cluster import connected
 from miles_lite.stack.engine_plans import in_words, plan_engines
@@ -30,23 +31,31 @@ def main(argv: Sequence[str]) -> int:
     leftovers.show_ignored()
     check_serving(options)
     killed_before = out_of_memory_kills()
-    with claimed({"--run-dir": options.run_dir}), connected(options.cluster.ray_address) as logs:
+    address, here = options.cluster.ray_address, {"--run-dir": options.run_dir}
+    with contextlib.ExitStack() as bound, claimed(here), connected(address) as logs:
         with Interrupts():
             layout = place(options.topology, train=False)
         try:
-            asyncio.run(_until_interrupted(options, layout))
+            asyncio.run(_until_interrupted(options, layout, bound))
         except DiedError as died:
             raise RunLostError(f"{died}: {how(died.error, logs=logs, killed_before=killed_before)}") from died
     return 0
 
 
-async def _until_interrupted(options: Serving, layout: Layout) -> None:
-    """Raises KeyboardInterrupt when it ends before anything is ready, UserError when no engine is left, DiedError when
-    their fleet is dead."""
-    stop = stop_requested()
+async def _until_interrupted(options: Serving, layout: Layout, bound: contextlib.ExitStack) -> None:
+    """From when it ends, `bound` holds the time for that. Raises KeyboardInterrupt when it ends before anything is
+    ready, UserError when no engine is left, DiedError when their fleet is dead."""
+    stop, loop = stop_requested(), asyncio.get_running_loop()
     stack = Stack(options, layout, known_key=known_key())
+
+    def look() -> None:
+        write_stacks(stacks_folder(options.run_dir / "logs"), {}, own="serve", loop=loop)
+
     async with contextlib.AsyncExitStack() as ending:
         ending.push_async_callback(stack.stop)
+        ending.callback(
+            lambda: bound.enter_context(ends_within(END_SECONDS, INTERRUPTED if stop.is_set() else 1, look))
+        )
         stopping, starting = asyncio.create_task(stop.wait()), asyncio.create_task(stack.start())
         ending.callback(stopping.cancel)
         ending.callback(starting.cancel)

@@ -84,7 +84,8 @@ def _asked(url: str, name: str, question: Callable[[Json], Awaitable[R]]) -> R:
         server = AsyncORS(url)
         environment = server.environment(name)
         try:
-            return await asyncio.wait_for(question(environment), ASK_SECONDS)
+            async with asyncio.timeout(ASK_SECONDS):
+                return await question(environment)
         finally:
             await environment.client.close()
 

@@ -23,16 +23,13 @@ from miles_lite.job.events import Events
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
 from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
-from miles_lite.process.stacks import stacks_folder
-from miles_lite.process.stopping import DEAF_SECONDS, INTERRUPTED, Interrupts, ends_within
+from miles_lite.process.stacks import stacks_folder, write_stacks
+from miles_lite.process.stopping import DEAF_SECONDS, END_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.report.event_rows import Kind
 from miles_lite.stack.cluster import connect, disconnect
 from miles_lite.stack.placement import Layout, place
 
 log = logging.getLogger(__name__)
-
-END_SECONDS = 25.0
-"""How long the end of an attempt may take in all, with bounds of its own for its parts."""
 
 
 @dataclass
@@ -127,9 +124,12 @@ class Lifetime:
         died = death_in(error) or self.watch.death_behind(error)
         lost = None if died is None else self._lost(died)
         interrupted = isinstance(error, KeyboardInterrupt)
+        stacks = stacks_folder(self._config.run_dir / "logs")
         if error is not None and isinstance(plain(error), UnavailableError):
-            self.watch.write_stacks(stacks_folder(self._config.run_dir / "logs"))
-        with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1):
+            self.watch.write_stacks(stacks)
+        with ends_within(
+            END_SECONDS, INTERRUPTED if interrupted else 1, lambda: write_stacks(stacks, {}, own="driver")
+        ):
             self.parts.__exit__(kind, error, trace)
             if interrupted:
                 self.course.unhurried.close()

@@ -7,13 +7,14 @@ bound.
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 LOOK_SECONDS = 10.0
@@ -26,14 +27,26 @@ def stacks_folder(logs: Path) -> Path:
     return logs / f"stacks-{time.time():.0f}"
 
 
-def write_stacks(folder: Path, pids: Mapping[str, int], *, own: str | None = None) -> list[Path]:
-    """A file in `folder` for each process by its name, and for this process by its `own`; those that were written."""
+def _awaited(coroutine: object) -> Iterator[str]:
+    """Where a coroutine waits, and what it waits for there, inwards; asyncio itself tells of the outermost alone."""
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        yield f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+        coroutine = getattr(coroutine, "cr_await", None)
+
+
+def write_stacks(
+    folder: Path, pids: Mapping[str, int], *, own: str | None = None, loop: asyncio.AbstractEventLoop | None = None
+) -> list[Path]:
+    """A file in `folder` for each process by its name, and for this process by its `own`, with the tasks of its `loop`;
+    those that were written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if own is not None:
         written.append(folder / f"{own}.txt")
         with written[0].open("w", encoding="utf-8") as stream:
             faulthandler.dump_traceback(stream)
+            for task in asyncio.all_tasks(loop) if loop else ():
+                print(f"\n{task.get_name()}:", *_awaited(task.get_coro()), sep="\n  ", file=stream)
     beside = Path(sys.executable).with_name("py-spy")
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     for name, pid in pids.items() if program else ():

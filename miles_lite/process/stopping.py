@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +25,8 @@ DEAF_SECONDS = 20.0
 """How long foreign code may keep us from looking."""
 HASTE_SECONDS = 1.0
 """The same where nothing has been started that would have to be ended."""
+END_SECONDS = 25.0
+"""How long it may take to end all that was started, with bounds of its own for its parts."""
 
 
 def stop_requested() -> asyncio.Event:
@@ -104,13 +106,18 @@ class Interrupts:
         self._postponed = False
 
 
+def _nothing() -> None:
+    pass
+
+
 @contextlib.contextmanager
-def ends_within(seconds: float, code: int) -> Iterator[None]:
+def ends_within(seconds: float, code: int, look: Callable[[], object] = _nothing) -> Iterator[None]:
     """A block that is over after `seconds`, or the process is: for what waits in foreign code, which no signal ends.
 
-    What we started ends with us: Ray's processes and engines' guards see to it themselves.
+    Before the process ends so, `look` may leave what it was at. What we started ends with us: Ray's processes and
+    engines' guards see to it themselves.
     """
-    timer = threading.Timer(seconds, _end, (code,))
+    timer = threading.Timer(seconds, _end, (code, look))
     timer.daemon = True
     timer.start()
     try:
@@ -119,7 +126,9 @@ def ends_within(seconds: float, code: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _end(code: int) -> None:
+def _end(code: int, look: Callable[[], object]) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n" if code == INTERRUPTED else b"error: not everything ended in time\n")
+    with contextlib.suppress(OSError, RuntimeError):
+        look()
     os._exit(code)

@@ -136,8 +136,7 @@ class Supervised:
             if heard:
                 silent = 0
             elif process.returncode is not None or process.stdout.at_eof():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), STOP_SECONDS)
+                await _waited(process)
                 return f"ended with exit code {process.returncode}"
         return f"hangs: waited {self._silence:g} s for a sign of life from its event loop"
 
@@ -191,14 +190,19 @@ async def _end(process: asyncio.subprocess.Process, *, asking: bool = True) -> N
     if asking and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await _waited(process)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    await _waited(process)
     if process.stdin is not None:
         process.stdin.close()
+
+
+async def _waited(process: asyncio.subprocess.Process) -> None:
+    """Until it has ended, or for STOP_SECONDS."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
 
 
 def _longer(pause: float) -> float:

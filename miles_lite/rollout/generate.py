@@ -120,7 +120,8 @@ class Generator:
                     raise self._error
                 self._woken.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), 1.0)
+                    async with asyncio.timeout(1.0):
+                        await self._woken.wait()
         except BaseException:
             await self.close()
             raise

@@ -118,7 +118,8 @@ class Gateway:
             if self._unanswered < PATIENCE:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), STOP_SECONDS)
+                    async with asyncio.timeout(STOP_SECONDS):
+                        await process.wait()
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -142,7 +142,8 @@ class Pool:
             lambda: ResponseHandler(loop), origin.host, origin.port, ssl=True if origin.tls else None
         )
         try:
-            _, connection = await asyncio.wait_for(making, self._connect_seconds)
+            async with asyncio.timeout(self._connect_seconds):
+                _, connection = await making
         except TimeoutError:
             raise UnreachableError(url, f"no connection within {self._connect_seconds:g} s") from None
         except OSError as error:

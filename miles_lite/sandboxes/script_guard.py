@@ -26,15 +26,24 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TIMED_OUT = 124
+KILLED = 128 + signal.SIGKILL
 NOT_STARTED = 126
 KILL_SECONDS = 5.0
-"""How long SIGKILL is repeated; what outlives it sits in the kernel, or forks faster than it can be found."""
+"""How long SIGKILL is repeated; what outlives it sits in the kernel."""
+MOST_PROCESSES = 512
+"""Of one script at once: one that has more, such as a fork bomb, is ended while they can be found."""
+LOOK_SECONDS = 0.25
+"""How often they are counted."""
 
 LIBC = ctypes.CDLL(None)
 
 
 class OwnerGone(Exception):
     """stdin was closed while a script ran."""
+
+
+class TooManyProcesses(Exception):
+    """A script has more than MOST_PROCESSES."""
 
 
 class Pipe:
@@ -96,8 +105,7 @@ class Children:
             if now > kill_at + KILL_SECONDS:
                 return False
             if now > kill_at:
-                for pid in descendants():
-                    send(pid, signal.SIGKILL)
+                kill(descendants())
             for pipe in pipes:
                 pipe.drain()
             time.sleep(0.002)
@@ -142,28 +150,33 @@ def run(request: dict[str, Any], script: bytes) -> dict[str, Any]:
     with process.stdout, process.stderr:  # type: ignore[union-attr]
         pipes = [Pipe(stream.fileno(), request["keep"]) for stream in (process.stdout, process.stderr)]  # type: ignore[union-attr]
         children = Children(process.pid, sandboxed=request["sandboxed"])
-        ended = False
+        crowded = ended = False
         try:
             ended = wait(process.pid, pipes, began + request["timeout"])
+        except TooManyProcesses:
+            crowded = True
         finally:
-            gone = children.end(request["grace"], pipes)
+            gone = children.end(0.0 if crowded else request["grace"], pipes)
         for pipe in pipes:
             pipe.drain()
     process.returncode = 0  # reaped above
     code = TIMED_OUT if not ended or children.status is None else os.waitstatus_to_exitcode(children.status)
+    code = KILLED if crowded else code
     return {
         "stdout": pipes[0].head.decode("latin-1"),
         "stderr": pipes[1].head.decode("latin-1"),
         "cut": [pipe.total - len(pipe.head) for pipe in pipes],
         "exit_code": code if code >= 0 else 128 - code,
-        "timed_out": not ended,
+        "timed_out": not ended and not crowded,
+        "crowded": MOST_PROCESSES if crowded else 0,
         "left_running": not gone,
         "seconds": time.monotonic() - began,
     }
 
 
 def wait(pid: int, pipes: list[Pipe], deadline: float) -> bool:
-    """Drain the pipes until the process ends (True) or time is up (False). Raises OwnerGone."""
+    """Drain the pipes until the process ends (True) or time is up (False). Raises OwnerGone, TooManyProcesses."""
+    look_at = time.monotonic() + LOOK_SECONDS
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -172,7 +185,11 @@ def wait(pid: int, pipes: list[Pipe], deadline: float) -> bool:
         for pipe in pipes:
             poll.register(pipe.descriptor, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            ready = dict(poll.poll(left * 1000))
+            if time.monotonic() > look_at:
+                if len(descendants()) > MOST_PROCESSES:
+                    raise TooManyProcesses
+                look_at = time.monotonic() + LOOK_SECONDS
+            ready = dict(poll.poll(min(left, LOOK_SECONDS) * 1000))
             if 0 in ready:
                 raise OwnerGone
             if pidfd in ready:
@@ -200,6 +217,19 @@ def descendants() -> list[int]:
                     found += new
                     queue += new
     return found
+
+
+def kill(pids: list[int]) -> None:
+    """Groups first: the kernel ends one whole, also where it forks faster than anybody could count."""
+    groups = set()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            groups.add(os.getpgid(pid))
+    for group in groups - {os.getpgrp()}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    for pid in pids:
+        send(pid, signal.SIGKILL)
 
 
 def send(pid: int, number: int) -> None:

@@ -89,10 +89,10 @@ class Shell:
         self.close()
 
     def run(self, script: str, *, timeout: float | None = None) -> Outcome:
-        """Run a bash script to its end or its time limit (`timeout`, else the shell's), in seconds. It must hold
-        neither NUL nor lone surrogates."""
+        """Run a bash script to its end or its time limit (`timeout`, else the shell's), in seconds. What no script can
+        hold, a lone surrogate, is a question mark in it."""
         timeout = self._timeout if timeout is None else timeout
-        source = ((LIMITS if self._sandboxed else "") + script).encode()
+        source = ((LIMITS if self._sandboxed else "") + script).encode(errors="replace")
         request = {
             "argv": self._argv,
             "cwd": str(self._folder),
@@ -116,6 +116,8 @@ class Shell:
         )
         if answer.get("timed_out"):
             stderr += f"\n[timed out after {timeout:g} s]"
+        if crowded := answer.get("crowded"):
+            stderr += f"\n[ended: it had more than {crowded} processes]"
         if answer.get("left_running"):
             stderr += "\n[a process of this tool could not be ended]"
         return Outcome(stdout, stderr.lstrip("\n"), answer["exit_code"], answer["seconds"])

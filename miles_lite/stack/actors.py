@@ -70,6 +70,7 @@ class Waiting:
 async def end_actor(actor: Remote[Stops]) -> None:
     """Stop an actor politely, then for good."""
     with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-        await asyncio.wait_for(actor.call(Stops.stop), STOP_TIMEOUT)
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await actor.call(Stops.stop)
     with contextlib.suppress(ray.exceptions.RayError):
         actor.kill()

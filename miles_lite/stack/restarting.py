@@ -156,5 +156,6 @@ async def _died(actor: Remote[Service]) -> None:
 async def _steady(actor: Remote[Service]) -> float | None:
     """What it says; None when it is dead, or does not answer within SILENCE_SECONDS."""
     with contextlib.suppress(ray.exceptions.RayActorError, TimeoutError):
-        return await asyncio.wait_for(actor.call(Service.steady), SILENCE_SECONDS)
+        async with asyncio.timeout(SILENCE_SECONDS):
+            return await actor.call(Service.steady)
     return None

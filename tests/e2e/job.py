@@ -63,7 +63,7 @@ def start(command: str, flags: list[str], *, mark: str, log: Path, **variables: 
 def run(command: str, flags: list[str], *, mark: str, log: Path, timeout: float = 300) -> str:
     """Run to the end; returns the output. Fails the test when the exit code is not 0."""
     process = start(command, flags, mark=mark, log=log)
-    code = process.wait(timeout)
+    code = ended(process, log, within=timeout)
     text = log.read_text(errors="replace")
     assert code == 0, f"exit code {code}:\n{text[-6000:]}"
     return text
@@ -85,9 +85,20 @@ def serving(model: Path, *flags: str, folder: Path, mark: str) -> Iterator[str]:
         yield wait_for("the servers", sessions, timeout=200, process=process, log=log)
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(60)
+        code = ended(process, log)
     assert code == 0
     assert_nothing_left(mark)
+
+
+def ended(process: subprocess.Popen[bytes], log: Path, *, within: float = 60) -> int:
+    """Its exit code. One that does not end in time fails the test, with its output and what its threads are at."""
+    try:
+        return process.wait(within)
+    except subprocess.TimeoutExpired:
+        look = [str(Path(sys.executable).with_name("py-spy")), "dump", "--pid", str(process.pid)]
+        stacks = subprocess.run(look, capture_output=True, text=True, timeout=60).stdout
+        text = log.read_text(errors="replace")
+        raise AssertionError(f"has not ended in {within} s:\n{text[-6000:]}\n{stacks}") from None
 
 
 def wait_for(what: str, condition: Any, *, timeout: float, process: subprocess.Popen[bytes], log: Path) -> Any:

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from miles_lite.cli import main
-from tests.e2e.job import MARK, Prepared, assert_nothing_left, start
+from tests.e2e.job import MARK, Prepared, assert_nothing_left, ended, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -21,7 +21,7 @@ def refused(flags: list[str], *, mark: str, tmp_path: Path, command: str = "trai
     """The message that a process of its own ends with."""
     log = tmp_path / "log"
     process = start(command, flags, mark=mark, log=log)
-    code = process.wait(200)
+    code = ended(process, log, within=200)
     text = log.read_text(errors="replace")
     assert code == 2, text[-6000:]
     assert_nothing_left(mark)

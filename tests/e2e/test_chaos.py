@@ -19,16 +19,7 @@ import pytest
 
 from miles_lite.rollout import dump
 from miles_lite.traces import atraj
-from tests.e2e.job import (
-    ROOT,
-    Prepared,
-    assert_nothing_left,
-    environment,
-    marked,
-    start,
-    values,
-    wait_for,
-)
+from tests.e2e.job import ROOT, Prepared, assert_nothing_left, ended, environment, marked, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -86,7 +77,7 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
     version = len(steps_of(run_dir)) + 1
     wait("a weight update", lambda: list((run_dir / "weights").glob(f"v{version}*")))
     kill("router process")
-    assert process.wait(500) == 0, log.read_text()[-6000:]
+    assert ended(process, log, within=500) == 0, log.read_text()[-6000:]
     text = log.read_text()
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["prompts_started"] == summary["prompts_trained"] == 4 * steps, text[-6000:]
@@ -94,12 +85,12 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
     assert (run_dir / "reward.png").stat().st_size > 10_000
     assert values(run_dir, "rollout/weight_version/mean")[-1] == steps - 1
     assert max(values(run_dir, "rollout/engine_restarts")) == 2
-    ended = Counter(
+    finished = Counter(
         made.data["metadata"]["rollout_index"]
         for made in map(atraj.read, kept.iterdir())
         if made.data["metadata"]["error"] is None
     )
-    assert ended == Counter(range(16 * steps)), "each rollout once"
+    assert finished == Counter(range(16 * steps)), "each rollout once"
     for what in ("the router", "session server 0", "agent worker 0"):
         assert f"{what} has ended; replacing it" in text
     assert "Traceback" not in text
@@ -125,7 +116,7 @@ def test_a_run_that_loses_what_it_cannot_do_without_ends_at_once_with_one_messag
     wait_for("two steps", lambda: len(steps_of(run_dir)) > 1, timeout=300, process=process, log=log)
     youngest(mark, NEEDED[victim]).kill()
     began = time.monotonic()
-    assert process.wait(60) == 1, log.read_text()[-6000:]
+    assert ended(process, log) == 1, log.read_text()[-6000:]
     assert time.monotonic() - began < 15
     assert_nothing_left(mark)
     text = log.read_text()
@@ -166,7 +157,7 @@ def test_a_run_that_loses_each_of_them_goes_on_by_itself(
         again = f"step .* of {steps} after"
         back = lambda at=at, again=again: len(re.findall(f"going on with {again} (\\d+) s", log.read_text())) > at  # noqa: E731
         wait_for("it to come back", back, timeout=300, process=process, log=log)
-    assert process.wait(500) == 0, log.read_text()[-6000:]
+    assert ended(process, log, within=500) == 0, log.read_text()[-6000:]
     text = log.read_text()
     assert "Traceback" not in text, text[-6000:]
     for victim in NEEDED:

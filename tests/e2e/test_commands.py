@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.traces import atraj
-from tests.e2e.job import Prepared, assert_nothing_left, run, start, values, wait_for
+from tests.e2e.job import Prepared, assert_nothing_left, ended, run, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -22,7 +22,7 @@ def test_ctrl_c_while_engines_start_ends_them(tiny_model: Path, run_dir: Path, m
     process = start("serve", flags, mark=mark, log=log)
     wait_for("the engine's log", engine.is_file, timeout=100, process=process, log=log)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    assert ended(process, log) == 130
     text = log.read_text()
     assert "starting 1 engine(s)" in text
     assert "\ninterrupted" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.job import assert_nothing_left, run, start, values, wait_for
+from tests.e2e.job import assert_nothing_left, ended, run, start, values, wait_for
 from tests.e2e.letters import flags
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -45,7 +45,7 @@ def test_an_incident_ends_a_run_with_its_cause_and_it_goes_on_afterwards(tmp_pat
     process = start("train", given, mark=mark, log=log)
     wait_for("two steps", lambda: len(done(tmp_path)) > 1, timeout=400, process=process, log=log)
     (tmp_path / "incident").touch()
-    assert process.wait(400) == 2, log.read_text()[-6000:]
+    assert ended(process, log, within=400) == 2, log.read_text()[-6000:]
     assert_nothing_left(mark)
     text = log.read_text()
     assert "more than --max-failure-share 0.8: environment x" in text, text[-3000:]

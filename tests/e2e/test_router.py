@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from miles_lite.engine.disaggregation import missing
-from tests.e2e.job import assert_nothing_left, marked, start, wait_for
+from tests.e2e.job import assert_nothing_left, ended, marked, start, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 PAIR = ["--rollout-num-gpus", "2", "--prefill-num-servers", "1"]
@@ -85,7 +85,7 @@ def test_a_session_goes_on_when_the_router_is_killed(
         assert all(one["state"] == "ready" for one in known(router).values())
     last = [the_process(mark, victim) for victim in victims]
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 0
+    assert ended(process, log) == 0
     assert psutil.wait_procs(last, timeout=10)[1] == []
     assert_nothing_left(mark)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.job import assert_nothing_left, marked, segments, start, wait_for
+from tests.e2e.job import assert_nothing_left, ended, marked, segments, start, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -101,7 +101,7 @@ def test_ctrl_c_twice_ends_a_run_in_every_phase(
     time.sleep(0.3)
     if job.process.poll() is None:
         os.killpg(job.process.pid, signal.SIGINT)
-    code, text = job.process.wait(60), job.log.read_text()
+    code, text = ended(job.process, job.log), job.log.read_text()
     assert code == 130, text[-6000:]
     assert text.count("interrupted\n") == 1, text[-6000:]
     assert "Traceback" not in text, text[-6000:]
@@ -130,7 +130,7 @@ def test_a_training_step_comes_to_its_end_and_is_saved(tiny_model: Path, tmp_pat
     wait_for("a step", trained, timeout=200, process=process, log=log)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    code, text = process.wait(100), log.read_text()
+    code, text = ended(process, log, within=100), log.read_text()
     assert code == 130, text[-6000:]
     assert "the training step comes to its end first" in text
     assert "Traceback" not in text
@@ -159,7 +159,7 @@ def test_nothing_is_left_however_a_run_ends(
     if how == "it ends by itself":
         job.reach("a step", lambda: job.rows("perf/step_time"))
     try:
-        code = job.process.wait(200)
+        code = ended(job.process, job.log, within=200)
     except subprocess.TimeoutExpired:
         raise AssertionError(job.log.read_text()[-6000:]) from None
     assert (code == 0) is (how == "it ends by itself"), job.log.read_text()[-6000:]

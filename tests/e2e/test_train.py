@@ -13,7 +13,7 @@ import pytest
 from miles_lite.model_folder import check_model_folder
 from miles_lite.report import event_rows, rollout_table
 from miles_lite.traces import atraj
-from tests.e2e.job import Prepared, assert_nothing_left, marked, rows, run, start, values, wait_for
+from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -81,7 +81,7 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     assert len(victims) >= 2
     time.sleep(0.5)  # into the second rollout
     os.killpg(os.getpgid(victims[0].pid), signal.SIGKILL)
-    assert process.wait(300) == 0, log.read_text()[-6000:]
+    assert ended(process, log, within=300) == 0, log.read_text()[-6000:]
     summary = json.loads((run_dir / "summary.json").read_text())
     assert accounted(summary)
     assert summary["prompts_trained"] == 24
@@ -120,7 +120,7 @@ def interrupted(flags: list[str], number: signal.Signals, *, run_dir: Path, mark
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    assert process.wait(60) == 130, log.read_text()[-6000:]
+    assert ended(process, log) == 130, log.read_text()[-6000:]
     assert_nothing_left(mark, within=10)
     return int(max(row["train/step"] for row in rows(run_dir) if "train/loss" in row))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,11 +31,27 @@ with Interrupts(deaf=0.5):
     threading.Event().wait(60)
 """
 OVERTIME = """
-import threading
+import sys, threading
+from pathlib import Path
+from miles_lite.process.stacks import write_stacks
 from miles_lite.process.stopping import ends_within
 print("up", flush=True)
-with ends_within(0.5, 1):
+with ends_within(0.5, 1, lambda: write_stacks(Path(sys.argv[1]), {}, own="it")):
     threading.Event().wait(60)
+"""
+DEAF_LOOP = """
+import asyncio, sys
+from pathlib import Path
+from miles_lite.process.stacks import write_stacks
+from miles_lite.process.stopping import ends_within
+async def never_comes():
+    await asyncio.Event().wait()
+async def run():
+    loop = asyncio.get_running_loop()
+    with ends_within(0.5, 1, lambda: write_stacks(Path(sys.argv[1]), {}, own="it", loop=loop)):
+        await never_comes()
+print("up", flush=True)
+asyncio.run(run())
 """
 IN_TIME = """
 from miles_lite.process.stopping import Interrupts, ends_within
@@ -44,10 +61,10 @@ print("up", flush=True)
 """
 
 
-def ended(code: str, *signals: int) -> tuple[int, str, str]:
+def ended(code: str, *signals: int, argument: Path | str = "") -> tuple[int, str, str]:
     """Exit code, output and errors of a process that gets `signals` once it is up."""
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(argument)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -71,8 +88,12 @@ def test_a_process_that_does_not_look_ends_all_the_same() -> None:
     assert ended(DOES_NOT_LOOK, signal.SIGINT) == (130, "", "interrupted\n")
 
 
-def test_what_is_not_over_in_time_ends_the_process() -> None:
-    assert ended(OVERTIME) == (1, "", "error: not everything ended in time\n")
+@pytest.mark.parametrize(("code", "seen"), [(OVERTIME, "in wait"), (DEAF_LOOP, "in never_comes")])
+def test_what_is_not_over_in_time_ends_the_process_and_leaves_what_it_was_at(
+    code: str, seen: str, tmp_path: Path
+) -> None:
+    assert ended(code, argument=tmp_path) == (1, "", "error: not everything ended in time\n")
+    assert seen in (tmp_path / "it.txt").read_text()
 
 
 def test_what_is_over_in_time_leaves_nothing() -> None:

@@ -136,6 +136,26 @@ def test_nothing_survives_the_time_limit(sandbox: Confinement, script: str) -> N
         assert shell.run("echo again").stdout == "again\n"
 
 
+BOMB = "bomb() { if [ $1 -gt 0 ]; then bomb $(($1 - 1)) & bomb $(($1 - 1)) & fi; sleep 1000; }; "
+
+
+@pytest.mark.parametrize("call", ["bomb 9", "bomb 9 & disown; sleep 0.5", "setsid bash -c 'eval \"$BOMB\"; bomb 9'"])
+def test_a_script_of_too_many_processes_is_ended_while_they_can_be_found(call: str) -> None:
+    with Shell(timeout=60) as shell:
+        outcome = shell.run(f"export BOMB={shlex.quote(BOMB)}\n{BOMB}\n{call}")
+        assert outcome.exit_code in (137, 0)
+        assert "could not be ended" not in outcome.stderr
+        assert outcome.exit_code == 0 or "[ended: it had more than 512 processes]" in outcome.stderr
+        assert _children(shell) == []
+        assert shell.run("echo again").stdout == "again\n"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_what_no_script_can_hold_is_an_outcome(shell: Shell, text: str) -> None:
+    assert shell.run(f"echo {text}").exit_code in (0, 126, 127)
+    assert shell.run("echo again").stdout == "again\n"
+
+
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 def test_what_a_script_leaves_behind_ends_with_it(sandbox: Confinement) -> None:
     with Shell(timeout=30, sandbox=sandbox) as shell:
