@@ -5,10 +5,11 @@
 is the keeper of one: it prints the folder, and removes it when its stdin has closed and nobody uses it. Who still does
 after SECONDS was started by somebody who is gone, and is ended: asked at first, killed after as long again.
 
-A folder's lock is held, by its keeper, for as long as it may be used. Whoever makes a folder first removes those whose
-keeper has been killed.
-Invariant: only folders that were made here by this user are removed, and none whose lock is held. This file stands
-alone: guards run it too, and nothing of miles_lite is imported.
+A folder's lock is held, by its keeper, for as long as it may be used. A keeper removes those whose keeper has been
+killed, once it has said what its own is.
+Invariant: only folders that were made here by this user are removed, and none whose lock is held. What is in them may be
+an agent's: no link is followed, and only notes beside a lock are believed. This file stands alone: guards run it too,
+and nothing of miles_lite is imported.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 PREFIX = "miles-lite-"
 OUTER = "MILES_LITE_OUTER_TMPDIR"
@@ -34,7 +36,6 @@ _POLL, _QUIET = 0.25, 4
 
 def make() -> str:
     """A folder that is locked by this process until it ends; the temp folder of those whose TMPDIR it becomes."""
-    sweep()
     draft = tempfile.mkdtemp(prefix=f"draft-{PREFIX}")
     lock = os.open(os.path.join(draft, LOCK), os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # never closed: the kernel does it
@@ -79,12 +80,21 @@ def note(folder: str, files: set[str]) -> None:
 
 def remove(folder: str) -> None:
     """With all that is in it, and what was noted there."""
-    for path in glob.glob(os.path.join(glob.escape(folder), "**", _NOTED), recursive=True, include_hidden=True):
-        with contextlib.suppress(OSError), open(path) as noted:
+    for path in _made(folder):
+        with contextlib.suppress(OSError), open(os.path.join(path, _NOTED)) as noted:
             for file in noted.read().splitlines():
                 with contextlib.suppress(OSError):
                     os.unlink(file)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(folder: str) -> Iterator[str]:
+    """It, and those that were made here in it, whose temp folder it was."""
+    yield folder
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                yield from _made(entry.path)
 
 
 def users(folder: str) -> list[int]:
@@ -101,6 +111,7 @@ def main(leaving: float) -> None:
     """Keep a folder until stdin closes and nobody uses it."""
     folder = make()
     print(folder, flush=True)
+    sweep()
     while os.read(0, 4096):
         pass
     began, quiet = time.monotonic(), 0

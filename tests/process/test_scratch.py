@@ -106,6 +106,27 @@ def test_a_folder_whose_name_is_a_pattern_is_swept_too(temp: Path, monkeypatch: 
     assert not noted.exists()
 
 
+def test_what_an_agent_left_in_a_folder_is_neither_followed_nor_believed(temp: Path) -> None:
+    left, kept = temp / "miles-lite-left", temp / "kept"
+    inside = left / "sandbox-0" / "app"
+    nested = left / "miles-lite-nested"
+    for folder in (inside, nested, kept / "miles-lite-kept"):
+        folder.mkdir(parents=True)
+    (left / ".lock").touch()
+    names = ["agents", "nested", "linked"]
+    for name in names:
+        (temp / name).touch()
+    scratch.note(str(inside), {str(temp / "agents")})
+    scratch.note(str(nested), {str(temp / "nested")})
+    scratch.note(str(kept / "miles-lite-kept"), {str(temp / "linked")})
+    (inside / "root").symlink_to("/")
+    (inside / "miles-lite-link").symlink_to(kept)
+    (left / "miles-lite-link").symlink_to(kept)
+    scratch.sweep()
+    assert not left.exists()
+    assert sorted(path.name for path in temp.iterdir()) == ["agents", "kept", "linked"]
+
+
 def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
     keeper = subprocess.Popen(
         [sys.executable, scratch.__file__, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
