@@ -1,6 +1,7 @@
 """What recording costs a run, and how long its page takes.
 
     python benchmarks/record.py [--json FILE] [--steps 40] [--groups 8] [--members 16] [--step-seconds S]
+        [--long-steps 10000]
 
 Steps of rollouts are recorded as a run does it: metrics to a file, events, the table of rollouts, trajectories of
 2,000 sampled tokens of which some are kept, alarms after each step. That is compared with a step of the quickstart,
@@ -14,6 +15,12 @@ bytes_per_rollout   beside trajectories: the table, metrics and events          
 trajectory_mb       of trajectories/
 report_seconds      `miles-lite report` of it, from start to end                                      (asked: <= 3)
 report_mb           of the page                                                                       (asked: <= 5)
+dash_first_view_s   of a run of --long-steps steps of 100 rollouts each: its page in `miles-lite dash`  (asked: <= 2)
+dash_again_s        the same page once more
+dash_first_mb       the most memory that the dash has taken until then                                (asked: <= 300)
+dash_first_find_s   rollouts by reward: the first question reads every table
+dash_find_s         the next one
+dash_mb             the most memory after all of them
 """
 
 from __future__ import annotations
@@ -21,25 +28,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import orjson
+import pyarrow as pa
+from pyarrow import parquet
 
 from miles_lite.config.tracking import Logging
 from miles_lite.errors import Where
 from miles_lite.job.events import Events
 from miles_lite.observe.sinks import open_sinks
+from miles_lite.report import event_rows, rollout_table
 from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
 from miles_lite.report.event_rows import Kind
+from miles_lite.report.json_lines import encoded
 from miles_lite.report.live import LiveAlarms
+from miles_lite.report.record import METRICS
 from miles_lite.rollout.failures import note_failures
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper
@@ -67,6 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--long-steps", type=int, default=10_000, help="of the run that the dash shows; 0: no dash")
     parser.add_argument("--step-seconds", type=float, help="of a step (default: the quickstart's for as many rollouts)")
     given = parser.parse_args()
     rollouts = given.groups * given.members
@@ -75,6 +89,9 @@ def main() -> None:
         found = measured(Path(folder) / "run", given.steps, given.groups, given.members)
         found["record_share"] = round(found["record_ms"] / 1000 / seconds, 5)
         found |= page(Path(folder) / "run")
+        if given.long_steps:
+            long_run(Path(folder) / "long", given.long_steps)
+            found |= dash(Path(folder) / "long")
     for name, value in found.items():
         print(f"{name:20s} {value}")
     if given.json is not None:
@@ -127,6 +144,56 @@ def page(run_dir: Path) -> dict[str, float]:
         "report_seconds": round(took, 2),
         "report_mb": round((run_dir / "report.html").stat().st_size / 1e6, 2),
     }
+
+
+def long_run(run_dir: Path, steps: int) -> None:
+    """A folder as a run of so many steps of 100 rollouts leaves it, with 80 metrics a step; its trajectories left
+    out."""
+    (run_dir / rollout_table.FOLDER).mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"model": {"hf_checkpoint": "none"}}))
+    rng, step = np.random.default_rng(0), a_step(0, 25, 4, np.random.default_rng(0), Said(b""))
+    rollout_table.write(run_dir, 0, list(rows_of(0, step)))
+    made = rollout_table.table(rollout_table.step_path(run_dir, 0))
+    place = made.schema.get_field_index("step")
+    logged = sorted(names.READ_BACK - {names.ROLLOUT_STEP, names.TRAIN_STEP, names.EVAL_STEP})
+    with (run_dir / METRICS).open("wb") as metrics, (run_dir / event_rows.FILE).open("wb") as events:
+        for number in range(steps):
+            at = pa.array(np.full(made.num_rows, number, np.int32))
+            path = rollout_table.step_path(run_dir, number)
+            parquet.write_table(made.set_column(place, made.schema.field(place), at), path, compression="zstd")
+            values = dict(zip(logged, rng.random(len(logged)).tolist(), strict=True))
+            values |= {f"rollout/other{other}": float(rng.random()) for other in range(80 - len(logged))}
+            metrics.write(encoded([{names.ROLLOUT_STEP: number, "time": 1.7e9 + number, **values}]))
+            said = {"at": 1.7e9 + number, "step": number, "what": f"v{number}", "seconds": 0.2}
+            events.write(encoded([event_rows.row(Kind.WEIGHTS, "all engines serve it", **said)]))  # type: ignore[arg-type]
+
+
+def dash(run_dir: Path) -> dict[str, float]:
+    """Of `miles-lite dash`, in a process of its own, which serves already."""
+    command = [sys.executable, "-m", "miles_lite", "dash", str(run_dir), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = f"{process.stdout.readline().strip()}runs/{run_dir.name}"
+        found = {"dash_first_view_s": fetched(address), "dash_again_s": fetched(address)}
+        found["dash_first_mb"] = most_memory(process.pid)
+        found["dash_first_find_s"] = fetched(f"{address}?least=1")
+        found["dash_find_s"] = fetched(f"{address}?where=tool")
+        found["dash_mb"] = most_memory(process.pid)
+        process.send_signal(signal.SIGINT)
+    return found
+
+
+def fetched(address: str) -> float:
+    began = time.perf_counter()
+    with urllib.request.urlopen(address, timeout=300) as answer:
+        answer.read()
+    return round(time.perf_counter() - began, 2)
+
+
+def most_memory(pid: int) -> float:
+    """MB."""
+    said = Path(f"/proc/{pid}/status").read_text()
+    return round(int(said.partition("VmHWM:")[2].split()[0]) / 1000, 1)
 
 
 def a_step(number: int, groups: int, members: int, rng: np.random.Generator, said: Said) -> Step:

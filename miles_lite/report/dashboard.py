@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 
@@ -22,9 +22,10 @@ from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonObject
 from miles_lite.report import event_rows, page
 from miles_lite.report.alarms import WINDOW
+from miles_lite.report.index import SHOWN, Filter
 from miles_lite.report.record import METRICS, read_record
 from miles_lite.report.rollout_table import trajectory_path
-from miles_lite.report.runs import SHOWN, Filter, Runs
+from miles_lite.report.runs import Runs
 from miles_lite.report.transcript import VERSIONS, Transcript, speller, transcript
 from miles_lite.report.visible import visible
 from miles_lite.traces import atraj
@@ -87,8 +88,8 @@ def _add_api(app: FastAPI, runs: Runs) -> None:
         least: float | None = None,
         most: float | None = None,
         text: str | None = None,
-        limit: int = 100,
-        offset: int = 0,
+        limit: int = Query(100, ge=0, le=MOST_ROWS),
+        offset: int = Query(0, ge=0),
     ) -> list[JsonObject]:
         """Rollouts, those of the newest step first; `text`: stands in the trajectory."""
         asked = Filter(
@@ -100,7 +101,7 @@ def _add_api(app: FastAPI, runs: Runs) -> None:
             least=least,
             most=most,
             text=text,
-            limit=min(limit, MOST_ROWS),
+            limit=limit,
             offset=offset,
         )
         return runs.rollouts(name, asked)
@@ -138,7 +139,7 @@ def _add_pages(app: FastAPI, runs: Runs) -> None:
     @app.get("/runs/{name}", include_in_schema=False)
     def run(request: Request, name: str) -> Response:
         asked = {name: value for name, value in request.query_params.items() if value and name in ASKED}
-        record = read_record(runs.path(name), steps=WINDOW)
+        record = runs.record(name, steps=WINDOW)
         return _page(
             "run",
             run=runs.stands(name),
@@ -153,7 +154,7 @@ def _add_pages(app: FastAPI, runs: Runs) -> None:
         row, folder = runs.rollout(name, step, rollout), runs.path(name)
         path, spoken = trajectory_path(folder, step, rollout), list[Transcript]()
         if path.is_file():
-            spell = speller(read_record(folder, steps=0).options)
+            spell = speller(runs.record(name, steps=0).options)
             spoken.append(transcript(atraj.read(path), row, why="trajectory", spell=spell, most=None))
         return _page("rollout", run={"name": name}, row=row, spoken=spoken)
 

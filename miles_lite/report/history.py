@@ -5,11 +5,18 @@ Invariant: a step that was logged twice, because a resumed run did it again, cou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import msgspec
+import orjson
 
 from miles_lite.errors import user_error
-from miles_lite.process.json_types import JsonMapping
+from miles_lite.process.json_types import JsonMapping, parsed
 from miles_lite.report import json_lines
 from miles_lite.report import metric_names as names
 
@@ -45,6 +52,12 @@ class Curves:
             if isinstance(value, int | float) and abs(value) < LARGEST:
                 self._points.setdefault(name, {})[step] = float(value)
 
+    def copy(self) -> Curves:
+        """One that later values do not change."""
+        made = Curves()
+        made._points = {name: dict(points) for name, points in self._points.items()}
+        return made
+
     @property
     def names(self) -> Iterable[str]:
         """Of the metrics that have a value."""
@@ -58,6 +71,54 @@ class Curves:
         """The values of a metric, steps ascending."""
         points = self._points.get(name, {})
         return {step: points[step] for step in sorted(points)}
+
+
+class Headlines:
+    """The metrics that this room reads back (`names.READ_BACK`, and those of held-out prompts) of a file that grows:
+    others are skipped unread, and a line is read once. Several threads may ask at once."""
+
+    def __init__(self, metrics_jsonl: Path) -> None:
+        self._path, self._lock = metrics_jsonl, Lock()
+        self._curves, self._file, self._at = Curves(), 0, 0
+
+    def now(self) -> Curves:
+        """Of the lines that have come to their end, as they are now; none where there is no file. Raises UserError for
+        what is no file."""
+        with self._lock:
+            if self._path.exists():
+                with user_error(f"{self._path} cannot be read", OSError):
+                    self._follow()
+            return self._curves.copy()
+
+    def _follow(self) -> None:
+        with self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._file or found.st_size < self._at:  # another run has taken the folder
+                self._curves, self._file, self._at = Curves(), found.st_ino, 0
+            file.seek(self._at)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._at += len(line)
+                self._curves.add_row(_pruned(line))
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[msgspec.Struct]:
+    """Of a row's axes and of the metrics that are read back."""
+    named = {f"m{at}": name for at, name in enumerate(sorted(names.READ_BACK.union(AXES)))}
+    fields = [(field, Any, None) for field in named]
+    return msgspec.json.Decoder(msgspec.defstruct("Pruned", fields, rename=named, gc=False))
+
+
+def _pruned(line: bytes) -> Row:
+    """What is read back of a row; all of one of held-out prompts, whose names are the user's."""
+    if names.EVAL_STEP.encode() in line:
+        found = parsed(line, orjson.loads)
+    else:
+        decode = _decoder().decode
+        found = parsed(line, lambda text: msgspec.to_builtins(decode(text)))
+    return found if isinstance(found, dict) else {}
 
 
 def read_history(metrics_jsonl: Path) -> list[Row]:

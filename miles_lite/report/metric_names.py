@@ -51,6 +51,9 @@ OVERHEAD_TIME = "perf/overhead_time"
 
 RESTARTS = "perf/restarts"
 
+READ_BACK = frozenset(name for name in [*globals().values(), *GAPS.values()] if isinstance(name, str) and "/" in name)
+"""All of those above, which a page is made of."""
+
 ALARMS = "alarm/"
 """And the rule."""
 

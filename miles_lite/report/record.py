@@ -54,9 +54,9 @@ class Record:
         return held_out(self.curves.names)
 
 
-def read_record(folder: Path, *, steps: int | None = None) -> Record:
-    """With the rollouts of the last `steps` only, if so many are asked for. Raises UserError for a folder that is no
-    run's, and for a file in it that is damaged."""
+def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None = None) -> Record:
+    """With the rollouts of the last `steps` only, if so many are asked for, and with `curves` for those of its metrics,
+    if they are there already. Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
     if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
@@ -64,7 +64,7 @@ def read_record(folder: Path, *, steps: int | None = None) -> Record:
     groups = _json(folder / "config.json")
     return Record(
         folder=folder.resolve(),
-        curves=Curves.of_rows(read_history(folder / METRICS)),
+        curves=Curves.of_rows(read_history(folder / METRICS)) if curves is None else curves,
         rollouts=rollouts,
         options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
         summary=_json(folder / SUMMARY),

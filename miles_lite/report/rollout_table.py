@@ -7,7 +7,8 @@ rollout that ended is in the file of the step that it ended for, also those that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,50 +60,66 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 ALWAYS = frozenset({"step", "outcome", "status", "trained_tokens", "started_at", "finished_at"})
 """Columns that have a value in every row."""
 
+SCHEMA = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
 Row = dict[str, Any]
 """By the name of the column."""
 
 
 def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
-    path = _path(run_dir, step)
+    path = step_path(run_dir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(_table(list(rows), _schema()), partial, compression="zstd")
+    parquet.write_table(_table(list(rows)), partial, compression="zstd")
     partial.replace(path)
 
 
-def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+def _table(rows: list[Row]) -> pa.Table:
     """Read as JSON: what Arrow makes of Python's own objects imports pandas, which weighs 50 MB. NaN becomes null."""
     if not rows:
-        return schema.empty_table()
+        return SCHEMA.empty_table()
     text = encoded(rows)
-    options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    return json.read_json(pa.BufferReader(text), json.ReadOptions(block_size=len(text) + 1), options)
+    options = json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
+    return json.read_json(pa.BufferReader(text), json.ReadOptions(use_threads=False, block_size=len(text) + 1), options)
 
 
 def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
     """The rows of all steps, in their order, or of the last so many; a number that is not finite is null, and so is a
     column that a file of another version lacks. Raises OSError, pyarrow.ArrowException for what is no such table."""
-    files = sorted((run_dir / FOLDER).glob("[0-9]*.parquet"))
-    files = files if steps is None else files[len(files) - min(steps, len(files)) :]
-    return [row for path in files for row in read_file(path)]
+    found = files(run_dir)
+    found = found if steps is None else found[len(found) - min(steps, len(found)) :]
+    return [row for path in found for row in table(path).to_pylist()]
 
 
 def read_step(run_dir: Path, step: int) -> list[Row]:
     """The rows of one. Raises as `read` does."""
-    return read_file(_path(run_dir, step))
-
-
-def read_file(path: Path, wanted: compute.Expression | None = None) -> list[Row]:
-    """The rows of one file, those that are `wanted`. Raises as `read` does."""
-    rows: list[Row] = _conformed(parquet.read_table(path, filters=wanted), path).to_pylist()
+    rows: list[Row] = table(step_path(run_dir, step)).to_pylist()
     return rows
+
+
+def table(path: Path, columns: Sequence[str] = tuple(COLUMNS)) -> pa.Table:
+    """Of one file those `columns`, which alone are read. Raises as `read` does."""
+    with parquet.ParquetFile(path) as file:
+        there = set(file.schema_arrow.names)
+        return _conformed(file.read([name for name in columns if name in there]), path, columns)
+
+
+def count(path: Path) -> int:
+    """The rows of one file. Raises as `read` does."""
+    rows: int = parquet.read_metadata(path).num_rows
+    return rows
+
+
+def files(run_dir: Path) -> list[Path]:
+    """Those of all steps, in their order."""
+    folder = run_dir / FOLDER
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(names) if name[0].isdigit() and name.endswith(".parquet")]
 
 
 def has(run_dir: Path, step: int) -> bool:
     """Whether it is there."""
-    return _path(run_dir, step).is_file()
+    return step_path(run_dir, step).is_file()
 
 
 def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
@@ -110,23 +127,20 @@ def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
     return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"
 
 
-def _path(run_dir: Path, step: int) -> Path:
+def step_path(run_dir: Path, step: int) -> Path:
+    """The file of a step."""
     return run_dir / FOLDER / f"{step:06d}.parquet"
 
 
-def _conformed(table: pa.Table, path: Path) -> pa.Table:
-    """With our columns, of their types."""
+def _conformed(found: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
+    """With the columns of those names, of their types."""
     columns = []
-    for name, (kind, _) in COLUMNS.items():
-        wanted = pa.type_for_alias(kind)
-        column = table[name].cast(wanted) if name in table.column_names else pa.nulls(table.num_rows, wanted)
+    for name in names:
+        wanted = SCHEMA.field(name).type
+        column = found[name].cast(wanted) if name in found.column_names else pa.nulls(found.num_rows, wanted)
         if pa.types.is_floating(wanted):
             column = compute.if_else(compute.is_finite(column), column, None)
         if name in ALWAYS and column.null_count:
             raise pa.ArrowInvalid(f"{path.name} has rows without {name}")
         columns.append(column)
-    return pa.table(columns, schema=_schema())
-
-
-def _schema() -> pa.Schema:
-    return pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
+    return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))

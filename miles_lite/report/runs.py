@@ -1,69 +1,39 @@
 """The runs of a folder, each by its name, and what one asks of them.
 
 Invariant: what is asked of a run's last steps reads those alone: the end of its metrics, the tables of rollouts from
-the newest on until there is enough. How it stands is what its own events say.
+the newest on until there is enough. What a file said is kept of the runs that were asked for last. How a run stands is
+what its own events say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import reduce
-from operator import and_
+from functools import lru_cache
 from pathlib import Path
 
 import orjson
-import pyarrow.compute as pc
 
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
 from miles_lite.report import event_rows, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.event_rows import Kind
-from miles_lite.report.history import Curves
-from miles_lite.report.record import METRICS
+from miles_lite.report.history import Curves, Headlines
+from miles_lite.report.index import Filter, Index
+from miles_lite.report.record import METRICS, Record, read_record
 from miles_lite.report.rollout_table import Row
 
 LAST_BYTES = 1 << 18
 """Of metrics.jsonl, for how a run stands."""
-SHOWN = (
-    "step",
-    "rollout",
-    "group",
-    "prompt_row",
-    "outcome",
-    "status",
-    "where",
-    "why",
-    "reward",
-    "trained_tokens",
-    "turns",
-)
-"""Columns of a list of rollouts."""
+MOST_KNOWN = 4
+"""Runs of which what was read is kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filter:
-    """Which rollouts, the newest step first; None: whatever it is. `text` stands in its trajectory, which was kept."""
+class _Known:
+    """What was read of a run."""
 
-    step: int | None = None
-    group: int | None = None
-    outcome: str | None = None
-    where: str | None = None
-    status: str | None = None
-    least: float | None = None
-    most: float | None = None
-    text: str | None = None
-    limit: int = 100
-    offset: int = 0
-
-    def expression(self) -> pc.Expression | None:
-        """For a table's rows; None for all."""
-        equal = {"group": self.group, "outcome": self.outcome, "where": self.where, "status": self.status}
-        parts = [pc.field(name) == value for name, value in equal.items() if value is not None]
-        parts += [pc.field("reward") >= self.least] if self.least is not None else []
-        parts += [pc.field("reward") <= self.most] if self.most is not None else []
-        return reduce(and_, parts) if parts else None
+    def __init__(self, path: Path) -> None:
+        self.headlines, self.index = Headlines(path / METRICS), Index(path)
 
 
 class Runs:
@@ -72,6 +42,7 @@ class Runs:
     def __init__(self, folder: Path, *, running: Callable[[Path], bool]) -> None:
         """`running` says whether a run has a folder now."""
         self._folder, self._running = folder.resolve(), running
+        self._known = lru_cache(MOST_KNOWN)(_Known)
 
     def paths(self) -> dict[str, Path]:
         """By name, the one that was written to last first."""
@@ -103,20 +74,14 @@ class Runs:
             "alarms": list(_standing(events)),
         }
 
+    def record(self, name: str, *, steps: int) -> Record:
+        """A run with the metrics that a page shows, and the rollouts of the last `steps`."""
+        path = self.path(name)
+        return read_record(path, steps=steps, curves=self._known(path).headlines.now())
+
     def rollouts(self, name: str, wanted: Filter) -> list[Row]:
         """Rows of SHOWN."""
-        folder, rows = self.path(name), list[Row]()
-        files = sorted((folder / rollout_table.FOLDER).glob("[0-9]*.parquet"), reverse=True)
-        kept = None if wanted.text is None else set(_holding(folder, wanted.text))
-        for file in files if wanted.step is None else [each for each in files if int(each.stem) == wanted.step]:
-            if kept is not None and not any(step == int(file.stem) for step, _ in kept):
-                continue
-            read = rollout_table.read_file(file, wanted.expression())
-            some = [row for row in read if kept is None or (row["step"], row["rollout"]) in kept]
-            rows += [{name: row[name] for name in SHOWN} for row in some]
-            if len(rows) >= wanted.offset + wanted.limit:
-                break
-        return rows[wanted.offset : wanted.offset + wanted.limit]
+        return self._known(self.path(name)).index.find(wanted)
 
     def rollout(self, name: str, step: int, rollout: int) -> Row:
         """One row, whole. Raises UserError for one that is not there."""
@@ -150,12 +115,3 @@ def _standing(events: list[JsonMapping]) -> Iterator[str]:
         if event["kind"] == Kind.CALM:
             standing.pop(str(event["what"]), None)
     yield from standing.values()
-
-
-def _holding(folder: Path, text: str) -> Iterator[tuple[int, int]]:
-    """Step and number of the kept trajectories that hold `text`, as it is written."""
-    needle = orjson.dumps(text)[1:-1]
-    for path in (folder / rollout_table.TRAJECTORIES).glob("[0-9]*.atraj"):
-        if needle in path.read_bytes():
-            step, _, rollout = path.stem.partition("-")
-            yield int(step), int(rollout)

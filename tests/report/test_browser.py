@@ -1,0 +1,88 @@
+"""Report and dash in a real browser: nothing is complained of, axe finds nothing, every control does something."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from miles_lite.report.page import render
+from miles_lite.report.record import read_record
+from tests.report.test_dash import PATH, folder, served
+from tests.report.test_transcript import NASTY, a_run, keep
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+__all__ = ["folder"]
+LOOKS = [("light", 1280), pytest.param("dark", 400, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page, and what its console said."""
+
+    def __init__(self, browser, theme: str, width: int) -> None:
+        self.page = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 900}).new_page()
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+
+    def accepted(self) -> None:
+        """It complains of nothing, shows text as text, does not scroll sideways, and keeps axe's rules."""
+        wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{wide} pixels too wide"
+        assert self.page.locator("main script:not([nonce]), main img, main iframe").count() == 0
+        broken = axe.Axe().run(self.page, options={"resultTypes": ["violations"]})
+        assert broken.violations_count == 0, broken.generate_report()
+        assert self.said == []
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_a_report_can_be_read_and_used(theme: str, width: int, browser, tiny_model: Path, tmp_path: Path) -> None:
+    for row in read_record(a_run(tmp_path / "run", tiny_model)).rollouts[-3:]:
+        keep(tmp_path / "run", row, [40, 41, 42], said=NASTY)
+    file = tmp_path / "page.html"
+    file.write_text(render([read_record(tmp_path / "run")]))
+    opened = Opened(browser, theme, width)
+    opened.page.goto(file.as_uri())
+    opened.accepted()
+    for control in opened.page.locator("input").all():
+        control.check()
+        assert control.is_checked()
+    closed = opened.page.locator("details:not([open]) > summary")
+    while there := closed.count():
+        closed.first.click()
+        assert closed.count() == there - 1
+    opened.accepted()
+    opened.page.screenshot(path=str(tmp_path / "report.png"), full_page=True)
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, folder: Path, tmp_path: Path) -> None:
+    with served(folder) as address:
+        opened = Opened(browser, theme, width)
+        opened.page.goto(address)
+        opened.accepted()
+        opened.page.goto(f"{address}runs/{PATH}")
+        opened.accepted()
+        opened.page.screenshot(path=str(tmp_path / "run.png"), full_page=True)
+        opened.page.get_by_label("text").fill("<script>alert('x')</script>")
+        opened.page.get_by_role("button", name="show").click()
+        assert opened.page.locator("#rollouts ~ .scroll tbody tr").count() == 3
+        opened.page.locator("tbody a[href*='/rollouts/']").first.click()
+        opened.accepted()
+        assert "<script>alert('x')" in opened.page.locator(".spoken").inner_text()
+        opened.page.get_by_label("version").check()
+        opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
+        opened.page.context.close()
