@@ -7,9 +7,9 @@ after SECONDS was started by somebody who is gone, and is ended: asked at first,
 
 A folder's lock is held, by its keeper, for as long as it may be used. A keeper removes those whose keeper has been
 killed, once it has said what its own is.
-Invariant: only folders that were made here by this user are removed, and none whose lock is held. What is in them may be
-an agent's: no link is followed, and only notes beside a lock are believed. This file stands alone: guards run it too,
-and nothing of miles_lite is imported.
+Invariant: only folders that were made here by this user are removed, and none whose lock is held. What is in them may
+be an agent's: no link is followed, and only notes beside a lock are believed. This file stands alone: guards run it
+too, and nothing of miles_lite is imported.
 """
 
 from __future__ import annotations
