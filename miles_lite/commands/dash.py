@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give that of --run-dir, or the one that it is in")
     token = None if loopback(options.bind_host) else secrets.token_urlsafe(24)
-    app = app_of(Runs(folder, running=in_use), token=token)
+    app = app_of(Runs(folder, running=in_use), token=token, ending=lambda: server.should_exit)
     server = uvicorn.Server(
-        uvicorn.Config(app, options.bind_host, options.port, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Config(app, options.bind_host, options.port, log_level="warning", timeout_graceful_shutdown=3)
     )
     with server.config.bind_socket() as listening:
         listening.listen()

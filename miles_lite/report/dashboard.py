@@ -37,8 +37,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{}'; 
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def app_of(runs: Runs, *, token: str | None = None) -> FastAPI:
-    """Serves `runs`; with a `token`, to whoever has it: once in the address, from then on in a cookie."""
+def app_of(runs: Runs, *, token: str | None = None, ending: Callable[[], bool] = lambda: False) -> FastAPI:
+    """Serves `runs`; with a `token`, to whoever has it: once in the address, from then on in a cookie. Who follows a
+    run does so until the server is `ending`."""
     app = FastAPI(title="miles_lite runs", docs_url=None, redoc_url=None)
     if token is None:  # another site's name that leads here reads nothing
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -59,12 +60,12 @@ def app_of(runs: Runs, *, token: str | None = None) -> FastAPI:
     async def missing(_: Request, error: UserError) -> Response:
         return JSONResponse({"error": visible(error)}, 404)
 
-    _add_api(app, runs)
+    _add_api(app, runs, ending)
     _add_pages(app, runs)
     return app
 
 
-def _add_api(app: FastAPI, runs: Runs) -> None:
+def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
     @app.get("/api/runs")
     def list_runs() -> list[JsonObject]:
         """How every run stands, the one that was written to last first."""
@@ -115,16 +116,16 @@ def _add_api(app: FastAPI, runs: Runs) -> None:
     @app.get("/api/runs/{name}/changes")
     async def changes(name: str, request: Request) -> StreamingResponse:
         """Server-sent events: one whenever the run has logged something."""
-        return StreamingResponse(_changes(runs.path(name), request), media_type="text/event-stream")
+        return StreamingResponse(_changes(runs.path(name), request, ending), media_type="text/event-stream")
 
 
-async def _changes(path: Path, request: Request) -> AsyncIterator[str]:
+async def _changes(path: Path, request: Request, ending: Callable[[], bool]) -> AsyncIterator[str]:
     def seen() -> float:
         files = [each for each in (path / METRICS, path / event_rows.FILE) if each.is_file()]
         return max((each.stat().st_mtime for each in files), default=0.0)
 
     before = seen()
-    while not await request.is_disconnected():
+    while not (ending() or await request.is_disconnected()):
         now = seen()
         yield f"data: {now}\n\n" if now != before else ": nothing new\n\n"
         before = now

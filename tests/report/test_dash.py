@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -146,15 +147,16 @@ def test_another_sites_name_that_leads_here_reads_nothing(folder: Path) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a real `miles-lite dash`, which ends with Ctrl-C."""
+    """The address of a real `miles-lite dash`, which ends with Ctrl-C and says no more."""
     command = [sys.executable, "-m", "miles_lite", "dash", str(folder), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
     finally:
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(30) in (0, 130)
+        _, complaints = process.communicate(timeout=30)
+    assert (process.returncode, complaints) in ((0, ""), (130, "interrupted\n"))
 
 
 def test_a_running_run_is_followed(tmp_path: Path) -> None:
@@ -170,6 +172,13 @@ def test_a_running_run_is_followed(tmp_path: Path) -> None:
             lines = iter(stream.readline, b"")
             assert any(line.startswith(b"data: ") for line in lines)
         assert json.loads(urllib.request.urlopen(f"{address}api/runs", timeout=30).read())[0]["step"] == 2
+
+
+def test_it_ends_while_a_page_follows_a_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", seed=1, steps=2)
+    with contextlib.ExitStack() as opened, served(tmp_path) as address:
+        stream = opened.enter_context(urllib.request.urlopen(f"{address}api/runs/run/changes", timeout=30))
+        assert stream.readline() == b": nothing new\n"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
