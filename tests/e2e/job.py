@@ -31,10 +31,12 @@ class Prepared:
 
     folder: Path
 
-    def flags(self, run_dir: Path, *extra: str) -> list[str]:
+    def flags(self, run_dir: Path, *extra: str, agent: str = "plain.py") -> list[str]:
+        """A small run's. `agent` is one of the example's: mini-swe-agent costs each process that imports it 4 s of CPU,
+        and is for where it is the subject."""
         return [
             *("--hf-checkpoint", str(self.folder / "model"), "--prompt-data", str(self.folder / "train.jsonl")),
-            *("--custom-agent-function-path", f"{EXAMPLE / 'agent.py'}:run", "--run-dir", str(run_dir)),
+            *("--custom-agent-function-path", f"{EXAMPLE / agent}:run", "--run-dir", str(run_dir)),
             *("--tito-allowed-append-roles", "tool", "user", "--rollout-max-response-len", "48"),
             *("--actor-num-gpus-per-node", "2", "--colocate", "--rollout-num-gpus", "1"),
             *("--rollout-batch-size", "4", "--n-samples-per-prompt", "4", "--num-steps-per-rollout", "2"),

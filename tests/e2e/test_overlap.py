@@ -1,4 +1,4 @@
-"""Rollouts ahead of the trainer, on real parts: Ray, SGLang on CPU, mini-swe-agent, two train ranks."""
+"""Rollouts ahead of the trainer, on real parts: Ray, SGLang on CPU, agents, two train ranks."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ def ages(run_dir: Path, steps: int) -> dict[int, set[int]]:
     return found
 
 
-def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_ctrl_c_and_after_a_kill(
-    prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill_and_after_ctrl_c(
+    end: signal.Signals, prepared: Prepared, run_dir: Path, mark: str, tmp_path: Path
 ) -> None:
     save, log = tmp_path / "checkpoints", tmp_path / "log"
     bound = ["--max-weight-staleness", "1", "--save", str(save), "--load", str(save), "--save-interval", "1"]
     flags = overlapping(prepared, run_dir, *bound, "--num-rollout", str(STEPS))
-    stopped = interrupted(flags, signal.SIGINT, run_dir=run_dir, mark=mark, log=log)
-    assert last_saved(save) == stopped
-
-    process = start("train", flags, mark=mark, log=log)
-    wait_for("a checkpoint", lambda: last_saved(save) > stopped, timeout=300, process=process, log=log)
-    process.kill()
-    process.wait(10)
-    assert_nothing_left(mark, within=30)
-    state = json.loads((save / "rollout" / f"global_dataset_state_dict_{last_saved(save)}.json").read_text())
-    assert state["accounts"]["started"] > state["accounts"]["trained"], "nothing ran ahead"
+    if end == signal.SIGINT:
+        assert interrupted(flags, end, run_dir=run_dir, mark=mark, log=log) == last_saved(save)
+    else:
+        process = start("train", flags, mark=mark, log=log)
+        latest = save / "latest_checkpointed_iteration.txt"
+        wait_for("a checkpoint", latest.exists, timeout=300, process=process, log=log)
+        process.kill()
+        process.wait(10)
+        assert_nothing_left(mark, within=30)
+        state = json.loads((save / "rollout" / f"global_dataset_state_dict_{last_saved(save)}.json").read_text())
+        assert state["accounts"]["started"] > state["accounts"]["trained"], "nothing ran ahead"
 
     shared = ["--update-weight-transfer-mode", "tensor", "--check-weight-update-equal"]
     run("train", [*flags, *shared], mark=mark, log=tmp_path / "log2")

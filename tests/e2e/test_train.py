@@ -30,7 +30,7 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     common = ["--save", str(save), "--save-interval", "1", "--use-wandb", "--wandb-mode", "offline"]
     common += ["--save-hf", str(tmp_path / "hf-{rollout_id}")]
     evaluation = ["--eval-interval", "2", "--eval-prompt-data", "heldout", heldout]
-    flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2")
+    flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2", agent="agent.py")
     output = run("train", flags, mark=mark, log=tmp_path / "log")
     assert_nothing_left(mark)
     summary = json.loads((run_dir / "summary.json").read_text())

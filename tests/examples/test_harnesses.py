@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import plain
 import planner
 import pytest
 import retrying
@@ -21,6 +22,12 @@ from tests.examples.episodes import play, reasons
 (ROW,) = make_tasks("train", count=1, seed=0)
 BUG = next(bug for bug in BUGS if bug.name == ROW["metadata"]["bug"])
 LOOK, RIGHT, DONE = [line["content"] for line in transcript(ROW, fix=0) if line["role"] == "assistant"]
+
+
+def test_the_loop_alone_repairs_and_each_reply_is_trained_once(tiny_model: Path) -> None:
+    session = play(tiny_model, plain.run, ROW, [LOOK, RIGHT, DONE])
+    assert (session.result["reward"], session.result["exit_status"]) == (1.0, "Submitted")
+    assert session.trained() == [[LOOK, RIGHT, DONE]]
 
 
 def test_the_planners_messages_are_context_of_one_unforked_conversation(tiny_model: Path) -> None:
@@ -87,6 +94,8 @@ def test_the_runtimes_tools_repair_the_repository(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "replies", "status"),
     [
+        (plain.run, ["hm"], "FormatError"),
+        (plain.run, [LOOK] * plain.STEP_LIMIT, "LimitsExceeded"),
         (planner.run, ["hm"], "FormatError"),
         (planner.run, [LOOK] * planner.STEP_LIMIT, "LimitsExceeded"),
         (subagents.run, ["nothing", "hm"], "FormatError"),
@@ -104,5 +113,5 @@ def test_what_an_agent_does_wrong_is_reward_zero_with_a_status(
 
 def test_a_full_context_is_an_exit_status(tiny_model: Path) -> None:
     flood = reply("look", "yes | head -c 8000")
-    for run in (planner.run, retrying.run, subagents.run):
+    for run in (plain.run, planner.run, retrying.run, subagents.run):
         assert play(tiny_model, run, ROW, [flood]).result["exit_status"] == "ContextWindowExceeded"
