@@ -74,7 +74,7 @@ class State:
             groups={group["ordinal"]: Open(**group) for group in state["groups"]},
             running={Who(*who): since for *who, since in state["running"]},
             given={step: [Open(**group) for group in batch] for step, batch in state["given"]},
-            updated=deque(state["updated"], maxlen=LAST_UPDATES),
+            updated=deque(state.get("updated", ()), maxlen=LAST_UPDATES),
             returned=deque(state["returned"]),
             dropped=Counter(state["dropped"]),
         )
