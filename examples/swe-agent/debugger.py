@@ -70,7 +70,7 @@ def main() -> None:
 
 def trained_model(run_dir: Path, into: Path) -> Path:
     """The newest weights of a run with the tokenizer of the model that it began with, as one folder."""
-    weights = max((run_dir / "weights").glob("v*"), key=lambda folder: int(folder.name[1:]))
+    weights = max((run_dir / "weights").glob("v*"), key=lambda folder: folder.stat().st_mtime)
     shutil.copytree(run_dir / "data" / "model", into)
     shutil.copytree(weights, into, dirs_exist_ok=True)
     return into

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from miles_lite.train.advantages import estimate
 from miles_lite.train.group import TrainGroup
 from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Delivered
+from miles_lite.weights.folder import remove_before, version_of
 
 log = logging.getLogger(__name__)
 
@@ -120,15 +120,14 @@ class Trainer:
         self._exporting = (folder, self._ranks.begin_export(folder))
 
     def finish_export(self) -> None:
-        """Wait for the folder that is being written, if any, and remove those before the last two."""
+        """Wait for the folder that is being written, if any, and remove those before the last two up to it."""
         exporting, self._exporting = self._exporting, None
         if exporting is None:
             return
         folder, calls = exporting
         seconds = self._ranks.finish_export(calls)
-        for old in sorted(folder.parent.glob("v*"), key=lambda path: int(path.name[1:]))[:-KEPT_WEIGHTS]:
-            shutil.rmtree(old)
-        self._exported(int(folder.name[1:]), seconds)
+        remove_before(folder, keep=KEPT_WEIGHTS)
+        self._exported(version_of(folder), seconds)
 
     def save(self, rollout_id: int) -> None:
         """Checkpoint trainer and rollout state of `rollout_id`, the trainer's while the next rollout runs; then the

@@ -30,7 +30,7 @@ CONNECT_SECONDS = 90.0
 """How long Ray may take after somebody asked to end."""
 
 DASHBOARD = "MILES_LITE_RAY_DASHBOARD"
-"""An environment variable: with 0, a cluster that is started has no dashboard, which takes some four CPU seconds to start."""
+"""An environment variable: with 0, a cluster that is started has no dashboard, which takes four CPU seconds or so."""
 
 KEEPER_SECONDS = 5.0
 """How long the end waits for the temp folder to be removed."""

@@ -167,7 +167,7 @@ class Fleet(DeliveringActor[EngineActor]):
     async def _end(self, failures: Failures) -> None:
         """Their watchers replace them."""
         for index, error in failures.items():
-            log.warning("engine %d, version %d: %s", index, self._weights.version, error)
+            self._say(f"engine {index} did not take version {self._weights.version}: {error}")
         await asyncio.gather(*(slot.end() for slot in self._slots if slot.index in failures))
 
     # ---- starting ------------------------------------------------------------------------------------------------

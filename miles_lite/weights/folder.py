@@ -39,6 +39,18 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def version_of(folder: Path) -> int:
+    """Of a folder vN."""
+    return int(folder.name[1:])
+
+
+def remove_before(folder: Path, *, keep: int) -> None:
+    """Remove the versions beside `folder` but for the last `keep` up to it. Later ones are an earlier run's."""
+    versions = sorted(folder.parent.glob("v*"), key=version_of)
+    for old in versions[: versions.index(folder) + 1][:-keep]:
+        shutil.rmtree(old)
+
+
 def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -> None:
     """Copy every file of a model folder that is no weight and is not in `folder` yet: tokenizer, template, code.
 
