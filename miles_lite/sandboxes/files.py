@@ -52,13 +52,21 @@ def pull(sandbox: Sandbox, folder: Path, *, leave: Callable[[PurePosixPath], boo
 
 def packed(folder: Path, path: PurePosixPath, *, name: str | None = None) -> bytes:
     """The archive of what is at `path` below a folder of this machine, there or as `name`. Raises FileNotFoundError,
-    also where a link leads out of the folder."""
+    also where a link leads out of the folder, and RolloutError, before it reads them, for more than ARCHIVE_BYTES."""
     root, at = folder.resolve(), folder / path
     if (not at.parent.resolve().is_relative_to(root) and at != folder) or not os.path.lexists(at):
         raise FileNotFoundError(f"{path} is not in the sandbox")
-    data = _Bounded()
+    data, size = io.BytesIO(), 0
+
+    def fits(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        nonlocal size
+        size += tarfile.BLOCKSIZE + member.size
+        if size > ARCHIVE_BYTES:
+            raise broken(f"the files that were asked for take more than {ARCHIVE_BYTES >> 20} MB")
+        return _anybodys(member)
+
     with tarfile.open(fileobj=data, mode="w") as archive:
-        archive.add(at, arcname=name or str(path), filter=_anybodys)
+        archive.add(at, arcname=name or str(path), filter=fits)
     return data.getvalue()
 
 
@@ -94,10 +102,3 @@ def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member if member.isreg() or member.isdir() or member.issym() or member.islnk() else None
-
-
-class _Bounded(io.BytesIO):
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]
-        if self.tell() + len(data) > ARCHIVE_BYTES:
-            raise broken(f"the files that were asked for take more than {ARCHIVE_BYTES >> 20} MB")
-        return super().write(data)

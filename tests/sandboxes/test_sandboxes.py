@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given, settings
@@ -199,7 +199,15 @@ def test_a_path_leads_out_of_no_folder(tmp_path: Path) -> None:
             sandbox.pack(path)
     with pytest.raises(FileNotFoundError, match="is no file"):
         get(sandbox, "up")
-    assert b"secret" not in packed(tmp_path / "in", Path("up"))  # type: ignore[arg-type]
+    assert b"secret" not in packed(tmp_path / "in", PurePosixPath("up"))
+
+
+def test_more_than_an_archive_may_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    sparse.touch()
+    os.truncate(sparse, 1 << 40)
+    with pytest.raises(RolloutError, match="take more than 1024 MB"):
+        packed(tmp_path, PurePosixPath("sparse"))
 
 
 def test_what_is_not_there_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
