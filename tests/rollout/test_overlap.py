@@ -152,16 +152,18 @@ def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path) -> None:
 
 def test_a_rollout_that_breaks_between_steps_ends_the_next_one() -> None:
     async def run() -> None:
-        stage = Stage(staleness=1)
+        stage, given = Stage(staleness=1), asyncio.Event()
         answers: Callable[[Prompt, int], Awaitable[Rollout]] = stage.run
 
         async def breaks(prompt: Prompt, group_index: int) -> Rollout:
             if group_index >= 2:
+                await given.wait()
                 raise UserError("no worker is left")
             return await answers(prompt, group_index)
 
         stage.generator._run_rollout = breaks
         await stage.step(0)
+        given.set()
         await asyncio.sleep(0.01)
         with pytest.raises(UserError, match="no worker"):
             await stage.step(1)
