@@ -169,10 +169,11 @@ class OneServer:
     """Where a run has its stack: one session server, and nothing behind it."""
 
     admin_key, session_urls, engine_urls = None, (), ()
-    routers, waiting = SimpleNamespace(urls=[""], of=lambda index: ""), Waiting(print, Path("logs"))
+    routers = SimpleNamespace(urls=[""], of=lambda index: "")
     fleet, failure = NoEngines(), None
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, run_dir: Path) -> None:
+        self.waiting = Waiting(print, run_dir / "logs")
         self.sessions = [Server(told=url, restarts=0)]
 
     async def start(self) -> None: ...
@@ -196,7 +197,7 @@ class Manager(RolloutManager):
     """A run's manager, which looks at its memory and its loop."""
 
     def __init__(self, config: Config, url: str) -> None:
-        miles_lite.rollout.manager.Stack = lambda *_, **__: OneServer(url)  # type: ignore[assignment,misc]
+        miles_lite.rollout.manager.Stack = lambda *_, **__: OneServer(url, config.run_dir)  # type: ignore[assignment,misc]
         super().__init__(config, None)  # type: ignore[arg-type]
 
     async def watch_itself(self) -> None:
