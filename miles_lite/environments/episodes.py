@@ -13,16 +13,19 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from miles_lite.environments.session_chat import Chat, ContextFullError, Message, RefusedError
 from miles_lite.environments.tasks import Task, Tasks, report, taken
 from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.hooks import RewardFunction, Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,12 @@ def environments_failure() -> Iterator[None]:
         raise
     except Exception as error:
         raise RolloutError(Where.ENVIRONMENT, f"{type(error).__name__}: {error}") from error
+
+
+def answered(asking: Coroutine[object, object, R]) -> R:
+    """What it comes to, in a loop and a thread of its own: who makes an environment may be in a loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, asking).result()
 
 
 @contextlib.asynccontextmanager

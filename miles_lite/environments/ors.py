@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache
 from typing import TypeVar
 
-from miles_lite.environments.episodes import Begun, Step, ToolLoop, in_time, total_of
+from miles_lite.environments.episodes import Begun, Step, ToolLoop, answered, in_time, total_of
 from miles_lite.environments.session_chat import Message
 from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
 from miles_lite.errors import UserError, user_error
@@ -89,8 +88,7 @@ def _asked(url: str, name: str, question: Callable[[Json], Awaitable[R]]) -> R:
         finally:
             await environment.client.close()
 
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, ask()).result()
+    return answered(ask())
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:

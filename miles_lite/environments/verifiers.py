@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from miles_lite.environments.episodes import in_time
+from miles_lite.environments.episodes import answered, in_time
 from miles_lite.environments.harness import Ended, HarnessLoop, Model
 from miles_lite.environments.task_files import TaskFiles
 from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
@@ -71,8 +70,8 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
 
     flaws = (TimeoutError, RuntimeError, ValueError, zmq.ZMQError)
     nobody = f"--environment verifiers:{argument}: no environment server answers there"
-    with user_error(nobody, *flaws), ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, healthy()).result()
+    with user_error(nobody, *flaws):
+        answered(healthy())
 
     async def play(task: Task, asked: Model) -> Ended:
         client = {"type": "eval", "base_url": asked.base_url, "api_key_var": NO_KEY}

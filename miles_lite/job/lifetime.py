@@ -124,12 +124,14 @@ class Lifetime:
         died = death_in(error) or self.watch.death_behind(error)
         lost = None if died is None else self._lost(died)
         interrupted = isinstance(error, KeyboardInterrupt)
-        stacks = stacks_folder(self._config.run_dir / "logs")
+        logs = self._config.run_dir / "logs"
         if error is not None and isinstance(plain(error), UnavailableError):
-            self.watch.write_stacks(stacks)
-        with ends_within(
-            END_SECONDS, INTERRUPTED if interrupted else 1, lambda: write_stacks(stacks, {}, own="driver")
-        ):
+            self.watch.write_stacks(stacks_folder(logs))
+
+        def look() -> None:
+            write_stacks(stacks_folder(logs), {}, own="driver")
+
+        with ends_within(END_SECONDS, INTERRUPTED if interrupted else 1, look):
             self.parts.__exit__(kind, error, trace)
             if interrupted:
                 self.course.unhurried.close()

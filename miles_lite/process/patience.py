@@ -6,6 +6,7 @@ Invariant: pure but for the clock; it says one line at most.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -45,6 +46,13 @@ class Patience:
     def ended(self, more: str) -> UnavailableError:
         """What its end is raised as, with what is known then."""
         return UnavailableError(f"waited {self.seconds:.0f} s for {self._what}; {more}")
+
+
+async def at_most(seconds: float, coming: Awaitable[object]) -> None:
+    """Wait for `coming`, no longer than so."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await coming
 
 
 async def patiently(

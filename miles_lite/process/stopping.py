@@ -106,12 +106,8 @@ class Interrupts:
         self._postponed = False
 
 
-def _nothing() -> None:
-    pass
-
-
 @contextlib.contextmanager
-def ends_within(seconds: float, code: int, look: Callable[[], object] = _nothing) -> Iterator[None]:
+def ends_within(seconds: float, code: int, look: Callable[[], object] = lambda: None) -> Iterator[None]:
     """A block that is over after `seconds`, or the process is: for what waits in foreign code, which no signal ends.
 
     Before the process ends so, `look` may leave what it was at. What we started ends with us: Ray's processes and

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from miles_lite.errors import UserError
+from miles_lite.process.patience import at_most
 from miles_lite.process.supervised import READY
 from miles_lite.process.undo import undone
 
@@ -136,7 +137,7 @@ class Supervised:
             if heard:
                 silent = 0
             elif process.returncode is not None or process.stdout.at_eof():
-                await _waited(process)
+                await at_most(STOP_SECONDS, process.wait())
                 return f"ended with exit code {process.returncode}"
         return f"hangs: waited {self._silence:g} s for a sign of life from its event loop"
 
@@ -190,19 +191,12 @@ async def _end(process: asyncio.subprocess.Process, *, asking: bool = True) -> N
     if asking and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
-        await _waited(process)
+        await at_most(STOP_SECONDS, process.wait())
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await _waited(process)
+    await at_most(STOP_SECONDS, process.wait())
     if process.stdin is not None:
         process.stdin.close()
-
-
-async def _waited(process: asyncio.subprocess.Process) -> None:
-    """Until it has ended, or for STOP_SECONDS."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(STOP_SECONDS):
-            await process.wait()
 
 
 def _longer(pause: float) -> float:

@@ -8,7 +8,6 @@ far as the schedule lets them: with --max-weight-staleness 0 none does. A failed
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import time
@@ -22,6 +21,7 @@ from miles_lite.config.rollouts import Rollouts
 from miles_lite.config.scheduling import Scheduling
 from miles_lite.errors import UserError, Where
 from miles_lite.hooks import GroupFilter
+from miles_lite.process.patience import at_most
 from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.sample import Group, Rollout
@@ -119,9 +119,7 @@ class Generator:
                 if self._error is not None:
                     raise self._error
                 self._woken.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await self._woken.wait()
+                await at_most(1.0, self._woken.wait())
         except BaseException:
             await self.close()
             raise

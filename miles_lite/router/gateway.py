@@ -12,7 +12,6 @@ the way; the gateway's process ends with ours.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -30,6 +29,7 @@ from miles_lite.errors import UserError
 from miles_lite.process.addresses import bracketed, local, loopback
 from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import JsonObject
+from miles_lite.process.patience import at_most
 from miles_lite.process.probe import answers
 from miles_lite.process.undo import undone
 from miles_lite.router.replies import failure
@@ -117,9 +117,7 @@ class Gateway:
         if process and process.returncode is None:
             if self._unanswered < PATIENCE:
                 process.terminate()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(STOP_SECONDS):
-                        await process.wait()
+                await at_most(STOP_SECONDS, process.wait())
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -20,9 +20,10 @@ from miles_lite.errors import UserError
 from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
+from miles_lite.sandboxes.script_guard import MOST_PROCESSES
 from miles_lite.sandboxes.shell import Outcome, Shell
 
-MEMORY, PROCESSES, OPEN_FILES = "8g", 512, 4096
+MEMORY, OPEN_FILES = "8g", 4096
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID")
 """What a root that installs packages needs, over the container's own files."""
 LIFE = 6 * 3600
@@ -113,8 +114,8 @@ class Containers:
 def _options(name: str) -> list[str]:
     alone = ["--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     alone += [part for each in CAPABILITIES for part in ("--cap-add", each)]
-    limits = ["--memory", MEMORY, "--pids-limit", str(PROCESSES)]
-    limits += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", f"nproc={PROCESSES}:{PROCESSES}"]
+    limits = ["--memory", MEMORY, "--pids-limit", str(MOST_PROCESSES)]
+    limits += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", f"nproc={MOST_PROCESSES}:{MOST_PROCESSES}"]
     labels = ["--label", f"{OWNER}={home()}", "--label", f"{HOST}={socket.gethostname()}"]
     return ["--detach", "--rm", "--name", name, *labels, *alone, *limits]
 

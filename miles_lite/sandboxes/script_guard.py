@@ -160,8 +160,10 @@ def run(request: dict[str, Any], script: bytes) -> dict[str, Any]:
         for pipe in pipes:
             pipe.drain()
     process.returncode = 0  # reaped above
-    code = TIMED_OUT if not ended or children.status is None else os.waitstatus_to_exitcode(children.status)
-    code = KILLED if crowded else code
+    if crowded:
+        code = KILLED
+    else:
+        code = TIMED_OUT if not ended or children.status is None else os.waitstatus_to_exitcode(children.status)
     return {
         "stdout": pipes[0].head.decode("latin-1"),
         "stderr": pipes[1].head.decode("latin-1"),

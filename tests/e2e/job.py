@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from miles_lite.process.stacks import write_stacks
 from miles_lite.stack.cluster import DASHBOARD
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,8 +100,7 @@ def ended(process: subprocess.Popen[bytes], log: Path, *, within: float = 60) ->
     try:
         return process.wait(within)
     except subprocess.TimeoutExpired:
-        look = [str(Path(sys.executable).with_name("py-spy")), "dump", "--pid", str(process.pid)]
-        stacks = subprocess.run(look, capture_output=True, text=True, timeout=60).stdout
+        stacks = "".join(path.read_text() for path in write_stacks(log.parent / "stacks", {"hangs": process.pid}))
         text = log.read_text(errors="replace")
         raise AssertionError(f"has not ended in {within} s:\n{text[-6000:]}\n{stacks}") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from miles_lite.config.options import parse
+from miles_lite.errors import Where
 from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.prompts import open_source
 from miles_lite.sample import Rollout
@@ -25,6 +26,13 @@ def given(spec: str, args: dict[str, Any] | None = None, *more: str) -> Any:
     """The run's config."""
     flags = [*FLAGS, "--environment", spec, *more]
     return parse(flags if args is None else [*flags, "--environment-args", json.dumps(args)])[0]
+
+
+def broken(rollout: Rollout) -> str:
+    """Why a rollout is the environment's failure."""
+    assert rollout.failure is not None
+    assert (rollout.reward, rollout.failure.where) == (None, Where.ENVIRONMENT)
+    return rollout.failure.why
 
 
 def play(model: Path, config: Any, say: Say, *, tasks: int = 1) -> list[Rollout]:

@@ -14,8 +14,8 @@ from miles_lite.environments.harness import Ended, Model
 from miles_lite.errors import UserError, Where
 from miles_lite.rollout.metrics import rollout_metrics
 from miles_lite.rollout.prompts import open_source
-from miles_lite.sample import Group, Rollout
-from tests.environments.played import given, play
+from miles_lite.sample import Group
+from tests.environments.played import broken, given, play
 
 AGENT = """
 import json, os, urllib.request
@@ -37,12 +37,6 @@ REWARD = 'open("reward.txt", "w").write(str(float(said == "yes")))\n'
 def agent(tmp_path: Path) -> str:
     (tmp_path / "agent.py").write_text(AGENT + REWARD)
     return f"program:{sys.executable} {tmp_path}/agent.py"
-
-
-def broken(rollout: Rollout) -> str:
-    assert rollout.failure is not None
-    assert (rollout.reward, rollout.failure.where) == (None, Where.ENVIRONMENT)
-    return rollout.failure.why
 
 
 def test_its_conversation_is_the_sessions_and_what_it_leaves_is_the_reward(
