@@ -118,7 +118,8 @@ class RolloutManager:
 
     def _capacity(self) -> Capacity:
         return Capacity(
-            load=lambda: self._stack.fleet.call(Fleet.load),
+            loads=lambda: self._stack.fleet.call(Fleet.loads),
+            note=self._recorder.fleet.note,
             running=lambda: self._generator.scheduler.running,
             resize=self._generator.resize,
             say=lambda line: self._stack.alarm(line),
@@ -139,7 +140,7 @@ class RolloutManager:
 
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, and compute metrics."""
-        began = time.time()
+        began, self._recorder.fleet.step = time.time(), rollout_id
         if not self._overlaps:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)

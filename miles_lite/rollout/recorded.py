@@ -1,4 +1,5 @@
-"""A run's record of its rollouts: the rows of a step, for `report.rollout_table`, and trajectories."""
+"""A run's record of its rollouts and engines: the rows of a step, for `report.rollout_table`, trajectories, and how
+engines stood."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from miles_lite.errors import writing
 from miles_lite.report import rollout_table
 from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.rollout.agent_report import agent_report, number
+from miles_lite.rollout.fleet_samples import FleetSamples
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import no_gradient
@@ -26,6 +28,7 @@ class Recorder:
     def __init__(self, run_dir: Path, *, keep: int) -> None:
         """`keep`: --keep-trajectories."""
         self._run_dir, self._keeper = run_dir, Keeper(run_dir, keep)
+        self.fleet = FleetSamples(run_dir)
         self._keeping: asyncio.Task[None] | None = None
 
     @property

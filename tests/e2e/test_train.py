@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.model_folder import check_model_folder
-from miles_lite.report import event_rows, rollout_table
+from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.traces import atraj
 from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
@@ -64,6 +64,9 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
         *(("weights", "v2"), ("evaluation", "v2"), ("save", None), ("end", None)),
     ]
     assert events[-1]["said"] == "well"
+    fleet = fleet_rows.read(run_dir)
+    assert {row["engine"] for row in fleet} == set(range(len({row["engine"] for row in fleet})))
+    assert {row["version"] for row in fleet} <= {0, 1, 2}
     zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
     assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
 
