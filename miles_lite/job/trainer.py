@@ -63,15 +63,20 @@ class Trainer:
         self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
         self._interrupted = SaveWhenInterrupted(life, self._save_now if config.checkpoint.save else None)
 
-    def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
-        """Metrics of one training step on a rollout's groups, and from when until when it took."""
+    def train(
+        self, rollout_id: int, groups: Sequence[Group], *, kept: frozenset[int] = frozenset()
+    ) -> tuple[dict[str, float], tuple[float, float]]:
+        """Metrics of one training step on a rollout's groups, and from when until when it took. The trajectories of the
+        rollouts with the numbers `kept` get what it made of their tokens, while the run goes on."""
         if self._config.updates.offload_rollout:
             self._engines(Fleet.offload)
         began = time.time()
         with self._interrupted.step():
             estimated = estimate(groups, self._config.algorithm, self._config.overlong)
-            metrics = self._ranks.train(rollout_id, *estimated)
+            metrics = self._ranks.train(rollout_id, *estimated, kept=kept)
         self._life.reached.trained = rollout_id
+        if kept:
+            self._servers.tell(RolloutManager.credit, rollout_id, self._ranks.token_values())
         return metrics, (began, time.time())
 
     def sync(self, version: int) -> float:

@@ -57,6 +57,14 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     best = [one.reward for one in kept if "best" in one.data["metadata"]["kept"]]
     assert best == [max(row["reward"] for row in table if row["step"] == step) for step in (0, 1)]
     assert all(mask.sum() > 0 for one in kept for _, mask, _ in one.sequences())
+    for step in [step.data for one in kept for step in one.steps if step.sampled]:
+        pairs = list(zip(step["output_logprobs"], step["trainer_logprobs"], step["advantages"], strict=True))
+        assert all(abs(engine - trainer) <= 1e-3 for engine, trainer, _ in pairs if trainer is not None)
+        assert sum(None not in pair for pair in pairs) > 0
+    by_rollout = {one.data["metadata"]["rollout_index"]: one for one in kept}
+    zero_std_rows = [row["rollout"] for row in table if row["zero_std"] and row["rollout"] in by_rollout]
+    for step in [step.data for index in zero_std_rows for step in by_rollout[index].steps if step.sampled]:
+        assert {value for value in step["advantages"] if value is not None} <= {0.0}
     events = event_rows.read(run_dir)
     assert [(event["kind"], event["what"]) for event in events if event["kind"] != "alarm"] == [
         *(("start", None), ("engines", None), ("stands", None)),
