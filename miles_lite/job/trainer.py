@@ -21,6 +21,7 @@ from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.ranks import START_TIMEOUT, make_ranks
 from miles_lite.job.servers import CALL_TIMEOUT, Servers
+from miles_lite.process import tracing
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
 from miles_lite.stack.fleet import Fleet
@@ -85,6 +86,13 @@ class Trainer:
         The folder that holds them too is written before (mode disk), or while the next rollout runs.
         """
         self.finish_export()
+        with tracing.span("weight update", version=version) as note:
+            delivered = self._deliver(version)
+            note(seconds=delivered.seconds)
+        self._servers.call(RolloutManager.updated, version)
+        return delivered.seconds
+
+    def _deliver(self, version: int) -> Delivered:
         options = self._config.updates
         if options.offload_rollout:
             self._engines(Fleet.onload)
@@ -102,8 +110,7 @@ class Trainer:
         if options.check_weight_update_equal:
             self.finish_export()
             self._engines(Fleet.verify_weights)
-        self._servers.call(RolloutManager.updated, version)
-        return delivered.seconds
+        return delivered
 
     def _engines(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
         """What a method of the engines' fleet returns."""

@@ -13,6 +13,7 @@ import pytest
 from miles_lite.model_folder import check_model_folder
 from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.traces import atraj
+from tests.collector import Collector, collecting
 from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
 
@@ -30,9 +31,12 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     common = ["--save", str(save), "--save-interval", "1", "--use-wandb", "--wandb-mode", "offline"]
     common += ["--save-hf", str(tmp_path / "hf-{rollout_id}")]
     evaluation = ["--eval-interval", "2", "--eval-prompt-data", "heldout", heldout]
-    flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2", agent="agent.py")
-    output = run("train", flags, mark=mark, log=tmp_path / "log")
+    with collecting() as collector:
+        common += ["--otlp-endpoint", collector.url]
+        flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2", agent="agent.py")
+        output = run("train", flags, mark=mark, log=tmp_path / "log")
     assert_nothing_left(mark)
+    assert_traced(collector)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert accounted(summary)
     assert summary["prompts_trained"] == 8
@@ -99,6 +103,21 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     assert max(values(run_dir, "rollout/engine_restarts")) == 1
     assert any("replacing it" in row["said"] for row in event_rows.read(run_dir) if row["kind"] == "servers")
     assert_nothing_left(mark)
+
+
+def assert_traced(collector: Collector) -> None:
+    """Each rollout is a trace, from the agent worker by its session to the engine, and each update a span."""
+    rollouts = {span.trace: span for span in collector.named("rollout")}
+    assert len([span for span in rollouts.values() if not span.attributes["evaluation"]]) == 32
+    turns = {span.id: span for span in collector.named("turn")}
+    asked = collector.named("engine request")
+    assert {turn.trace for turn in turns.values()} == set(rollouts)
+    assert all(turn.parent == rollouts[turn.trace].id for turn in turns.values())
+    assert len(asked) >= len(turns)
+    assert all(span.trace == turns[span.parent].trace for span in asked)
+    assert {span.trace for span in collector.named("tool")} <= set(rollouts)
+    assert [span.attributes["version"] for span in collector.named("weight update")] == [0, 1, 2]
+    assert {span.role for span in collector.spans} >= {"driver", "session-0", "agent-worker-0"}
 
 
 @pytest.mark.slow
