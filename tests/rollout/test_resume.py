@@ -7,10 +7,12 @@ import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from miles_lite.config.rollouts import Data, Rollouts
 from miles_lite.config.scheduling import Scheduling
@@ -49,8 +51,10 @@ def test_a_marker_that_names_no_iteration(held: bytes, tmp_path: Path) -> None:
 class Life:
     """A run between two ends: rollouts take a while, some fail, each says which version it began with."""
 
-    def __init__(self, chance: random.Random, *, staleness: int, batch: int, members: int) -> None:
-        self.chance, self.staleness, self.members = chance, staleness, members
+    def __init__(
+        self, chance: random.Random, *, staleness: int, batch: int, members: int, failing: float = 0.1
+    ) -> None:
+        self.chance, self.staleness, self.members, self.failing = chance, staleness, members, failing
         options = Rollouts(rollout_batch_size=batch, n_samples_per_prompt=members)
         self.source = DataSource([Prompt(row=row, input="x") for row in range(PROMPTS)], Data(prompt_data=""))
         self.generator = Generator(
@@ -70,7 +74,7 @@ class Life:
             await asyncio.sleep(0)
         rollout = make_rollout(next(self.index), group_index, make_sample(4, 2), reward=1.0, status=Status.COMPLETED)
         rollout.metadata = {"version": version}
-        if self.chance.random() < 0.1:
+        if self.chance.random() < self.failing:
             rollout.fail(Where.ENVIRONMENT, "it broke")
         return rollout
 
@@ -128,6 +132,56 @@ def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_goes_on
     ends = [accounts[end] for end in ("trained", "filtered", "failed", "quarantined", "unused")]
     assert accounts["started"] == sum(ends) + len(run["groups"])
     assert accounts["trained"] == fewest + len(again)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever between two changes of a file: the samples' two, the state's two."""
+    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+    changes = itertools.count()
+
+    def killing(change: Callable[..., Any]) -> Callable[..., Any]:
+        def or_killed(*args: Any, **options: Any) -> Any:
+            if next(changes) == at:
+                raise Killed
+            return change(*args, **options)
+
+        return or_killed
+
+    def life() -> Life:
+        return Life(random.Random(at), staleness=2, batch=2, members=2, failing=0.0)
+
+    async def until_killed() -> tuple[list[int], resume.Snapshot]:
+        one = life()
+        rows = [*await one.step(0), *await one.step(1)]
+        one.generator.trained(1)
+        taken = resume.snapshot(one.generator, one.source, next_index=next(one.index))
+        await resume.save(str(tmp_path), 1, taken)
+        await one.step(2)
+        await one.step(3)  # which waits to be trained
+        later = resume.snapshot(one.generator, one.source, next_index=next(one.index))
+        with monkeypatch.context() as dying:
+            dying.setattr(Path, "write_text", killing(Path.write_text))
+            dying.setattr(Path, "replace", killing(Path.replace))
+            dying.setattr(torch, "save", killing(torch.save))
+            with pytest.raises(Killed):
+                await resume.save(str(tmp_path), 2, later)
+        return rows, taken
+
+    async def goes_on(saved: resume.Snapshot) -> list[int]:
+        again = life()
+        assert load(str(tmp_path), 1, again.generator, again.source) == saved.plain["next_rollout_index"]
+        return [row for step in range(2, 5) for row in await again.step(step)]
+
+    rows, saved = asyncio.run(until_killed())
+    rows += asyncio.run(goes_on(saved))
+    assert sorted(rows) == list(range(PROMPTS))
 
 
 def prompts(folder: Path, words: list[str], **more: Any) -> Data:
