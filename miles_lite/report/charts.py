@@ -28,8 +28,10 @@ MOST_BARS = 160
 """Rollouts of a step that a Gantt picture shows: the longest."""
 
 
-def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float | None = None) -> str:
-    """Each of `lines` over steps; `low` and `high` are within the picture."""
+def curves(
+    lines: Mapping[str, Points], *, along: str = "step", low: float | None = None, high: float | None = None
+) -> str:
+    """Each of `lines` over steps, or what else they go `along`; `low` and `high` are within the picture."""
     figure, axes = _frame(2.4)
     for at, (name, points) in enumerate(lines.items()):
         marked = "o" if len(points) < 40 else None
@@ -43,7 +45,7 @@ def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float
             marker=marked,
             markersize=3,
         )
-    axes.set_xlabel("step")
+    axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(low, bottom), max(high, top))

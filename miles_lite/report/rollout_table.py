@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 """Of each column its Arrow type, and what it says."""
 
-ALWAYS = frozenset({"step", "outcome", "status", "trained_tokens", "started_at", "finished_at"})
+ALWAYS = frozenset({"step", "rollout", "outcome", "status", "trained_tokens", "started_at", "finished_at"})
 """Columns that have a value in every row."""
 
 SCHEMA = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process import tracing
 from miles_lite.process.json_types import JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.counters import Counters
@@ -84,8 +86,10 @@ class Service:
         await asyncio.gather(*ending, return_exceptions=True)
         self.turns.off_loop.close()
 
-    async def create(self, sampling: JsonObject) -> str:
+    async def create(self, sampling: JsonObject, *, traced: Mapping[str, str] = tracing.NOWHERE) -> str:
+        """`traced`: what names the span that the session's turns belong to."""
         session = await self._sessions.create(sampling)
+        session.traced = traced
         self._counts.add({"sessions_created": 1})
         return session.session_id
 
