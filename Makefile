@@ -36,7 +36,7 @@ lint: setup-dev     ## formatting, lint, types, import contracts, shell scripts
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	PYTHONPATH=. $(bin)/lint-imports --config pyproject.toml
-	$(bin)/shellcheck -x launchers/*.sh launchers/recipes/*.sh scripts/*.sh .ci/run
+	$(bin)/shellcheck -x launchers/*.sh launchers/recipes/*.sh launchers/monitoring/*.sh scripts/*.sh .ci/run
 
 bench: setup-dev     ## what is claimed to be fast, measured here
 	@for file in benchmarks/*.py; do echo "== $$file"; $(bin)/python "$$file" || exit 1; done
