@@ -21,6 +21,7 @@ from miles_lite.config.yaml_files import plugin_args
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.process.uncollected import begins_to_serve
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
@@ -105,6 +106,7 @@ class RolloutManager:
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
         self._looking = asyncio.create_task(self._capacity().keep())
+        begins_to_serve()
         evaluation = self._config.evaluation
         held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
