@@ -27,7 +27,7 @@ command -v prometheus >/dev/null || fail "prometheus is not on PATH: install Pro
 
 RUN=$(cd "$1" && pwd)
 PROMETHEUS_PORT=${PROMETHEUS_PORT:-9090} GRAFANA_PORT=${GRAFANA_PORT:-3000}
-RAY_SESSION=${RAY_SESSION:-${RAY_TMPDIR:-/tmp}/ray/session_latest}
+RAY_SESSION=${RAY_SESSION:-${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/session_latest}
 GRAFANA_HOME=${GRAFANA_HOME:-/usr/share/grafana}
 for port in "$PROMETHEUS_PORT" "$GRAFANA_PORT"; do
   [[ $port =~ ^[0-9]{1,5}$ ]] || fail "port $port: expected a number"
