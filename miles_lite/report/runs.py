@@ -17,10 +17,11 @@ from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
 from miles_lite.report import event_rows, rollout_table
 from miles_lite.report import metric_names as names
+from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import Curves, Headlines
 from miles_lite.report.index import Filter, Index
-from miles_lite.report.record import METRICS, Record, read_record
+from miles_lite.report.record import METRICS, Record, read_record, state
 from miles_lite.report.rollout_table import Row
 
 LAST_BYTES = 1 << 18
@@ -33,7 +34,15 @@ class _Known:
     """What was read of a run."""
 
     def __init__(self, path: Path) -> None:
-        self.headlines, self.index = Headlines(path / METRICS), Index(path)
+        self._path, self._headlines, self.index = path, Headlines(path / METRICS), Index(path)
+        self._read: tuple[str, Record] | None = None
+
+    def record(self) -> tuple[str, Record]:
+        """As it is now, and its state."""
+        now, before = state(self._path), self._read
+        if before is None or before[0] != now:
+            before = self._read = now, read_record(self._path, steps=WINDOW, curves=self._headlines.now())
+        return before
 
 
 class Runs:
@@ -74,10 +83,10 @@ class Runs:
             "alarms": list(_standing(events)),
         }
 
-    def record(self, name: str, *, steps: int) -> Record:
-        """A run with the metrics that a page shows, and the rollouts of the last `steps`."""
-        path = self.path(name)
-        return read_record(path, steps=steps, curves=self._known(path).headlines.now())
+    def record(self, name: str) -> tuple[str, Record]:
+        """A run with the metrics that a page shows, and the rollouts of its last WINDOW steps; and what changes when it
+        does."""
+        return self._known(self.path(name)).record()
 
     def rollouts(self, name: str, wanted: Filter) -> list[Row]:
         """Rows of SHOWN."""

@@ -42,7 +42,7 @@ class Opened:
         """It complains of nothing, shows text as text, does not scroll sideways, and keeps axe's rules."""
         wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{wide} pixels too wide"
-        assert self.page.locator("main script:not([nonce]), main img, main iframe").count() == 0
+        assert self.page.locator("main script:not([nonce]), main img:not([src^='/runs/']), main iframe").count() == 0
         broken = axe.Axe().run(self.page, options={"resultTypes": ["violations"]})
         assert broken.violations_count == 0, broken.generate_report()
         assert self.said == []

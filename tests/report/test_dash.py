@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from fastapi.testclient import TestClient
@@ -48,6 +50,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NAME = "one & <b>other<b>"
+PICTURE = re.compile(r'<img loading="lazy" alt="" src="(/runs/[^"]*/pictures/[^"]*)">')
 PATH = "one%20%26%20%3Cb%3Eother%3Cb%3E"
 
 
@@ -117,7 +120,8 @@ def test_pages_show_text_as_text_and_lead_to_pages(path: str, folder: Path) -> N
     dash = client(folder)
     answer = dash.get(f"/{path}")
     assert answer.status_code == 200
-    assert {"img", "b", "iframe"}.isdisjoint(Elements(answer.text).names)
+    assert {"b", "iframe"}.isdisjoint(Elements(answer.text).names)
+    assert answer.text.count("<img") == len(PICTURE.findall(answer.text)), "the dash's own alone"
     assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", answer.text) is None
     nonces = re.findall(r'<script nonce="([\w-]+)"', answer.text)
     assert answer.text.count("<script") == len(nonces) <= 1
@@ -125,6 +129,32 @@ def test_pages_show_text_as_text_and_lead_to_pages(path: str, folder: Path) -> N
     links = {link.replace("&amp;", "&") for link in re.findall(r'href="(/[^"]*)"', answer.text)}
     assert links
     assert {dash.get(link).status_code for link in sorted(links)[:8]} <= {200}
+
+
+def test_a_picture_is_drawn_when_it_is_asked_for(folder: Path) -> None:
+    dash = client(folder)
+    shown = [html.unescape(src) for src in PICTURE.findall(dash.get(f"/runs/{PATH}").text)]
+    assert len(shown) > 4
+    for src in shown:
+        answer = dash.get(src)
+        assert answer.headers["content-type"].startswith("image/svg+xml")
+        assert "max-age" in answer.headers["cache-control"]
+        drawn = ElementTree.fromstring(answer.text)
+        assert drawn.tag.endswith("svg")
+        assert set(re.findall(r"var\((--\w+)\)", answer.text)) <= set(re.findall(r"(--\w+):", answer.text))
+    assert dash.get(shown[0].partition("?")[0]).headers["cache-control"] == "no-store"
+    assert dash.get(f"/runs/{PATH}/pictures/none").status_code == 404
+
+
+def test_a_page_is_made_without_the_libraries_that_only_pictures_need(folder: Path) -> None:
+    asks = (
+        "import sys; from tests.report.test_dash import *; from pathlib import Path; "
+        "assert client(Path(sys.argv[1])).get('/runs/plain').status_code == 200; "
+        "assert client(Path(sys.argv[1])).get('/runs/plain?least=1').status_code == 200; "
+        "print({'matplotlib', 'pandas'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", asks, str(folder)], capture_output=True, text=True, timeout=120)
+    assert said.stdout == "set()\n", said.stderr
 
 
 def test_what_is_no_number_is_said(folder: Path) -> None:
