@@ -8,8 +8,10 @@ of models, tools and users stands in a page as text.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import zip_longest
+from pathlib import Path
 from threading import Lock
 
 import jinja2
@@ -20,10 +22,9 @@ from miles_lite.errors import UserError, user_error
 from miles_lite.report import page
 from miles_lite.report.index import SHOWN, Filter
 from miles_lite.report.pictures import pictures
-from miles_lite.report.rollout_table import trajectory_path
+from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.runs import Runs
-from miles_lite.report.transcript import VERSIONS, Transcript, speller, transcript
-from miles_lite.traces import atraj
+from miles_lite.report.transcript import VERSIONS, Transcript, compared, speller, transcript
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'nonce-{}'; connect-src 'self'; "
@@ -48,14 +49,16 @@ def add_pages(app: FastAPI, runs: Runs) -> None:
     def run(request: Request, name: str) -> Response:
         asked = {name: value for name, value in request.query_params.items() if value and name in ASKED}
         state, record = runs.record(name)
+        rows = runs.rollouts(name, _wanted(asked))
         return _page(
             "run",
             run=runs.stands(name),
             told=page.tell(record, transcripts=False),
             state=state,
             events=list(record.events)[-20:][::-1],
-            rows=runs.rollouts(name, _wanted(asked)),
+            rows=rows,
             asked=asked,
+            pairs=_kept(runs.path(name), rows) if {"step", "group"} <= asked.keys() and len(rows) > 1 else (),
         )
 
     @app.get("/runs/{name}/pictures/{title}", include_in_schema=False)
@@ -71,12 +74,35 @@ def add_pages(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/runs/{name}/steps/{step}/rollouts/{rollout}", include_in_schema=False)
     def rollout(name: str, step: int, rollout: int) -> Response:
-        row, folder = runs.rollout(name, step, rollout), runs.path(name)
-        path, spoken = trajectory_path(folder, step, rollout), list[Transcript]()
-        if path.is_file():
+        row, spoken = runs.rollout(name, step, rollout), list[Transcript]()
+        if (found := runs.trajectory(name, step, rollout)) is not None:
             spell = speller(runs.record(name)[1].options)
-            spoken.append(transcript(atraj.read(path), row, why="trajectory", spell=spell, most=None))
+            spoken.append(transcript(found, row, why="trajectory", spell=spell, most=None))
         return _page("rollout", run={"name": name}, row=row, spoken=spoken)
+
+    @app.get("/runs/{name}/steps/{step}/diff", include_in_schema=False)
+    def diff(name: str, step: int, one: int, other: int) -> Response:
+        rows = [runs.rollout(name, step, each) for each in (one, other)]
+        kept = _kept(runs.path(name), rows)
+        missing = [f"rollout {row['rollout']}" for row in rows if row["rollout"] not in kept]
+        parted = None if missing else runs.parting(name, step, one, other)
+        spell = speller(runs.record(name)[1].options)
+        sides = (parted.one, parted.other) if parted else ((), ())
+        told = [[compared(part, spell) for part in side] for side in sides]
+        return _page(
+            "diff",
+            run={"name": name},
+            rows=rows,
+            parted=parted,
+            missing=missing,
+            pairs=list(zip_longest(*told)),
+            colours=("difference", "probability", "version", "mask"),
+        )
+
+
+def _kept(folder: Path, rows: Sequence[Row]) -> set[int]:
+    """Those of which there is a trajectory."""
+    return {row["rollout"] for row in rows if trajectory_path(folder, row["step"], row["rollout"]).is_file()}
 
 
 ASKED: Mapping[str, Callable[[str], object]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Query, Request, Response
@@ -19,11 +19,10 @@ from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonObject
 from miles_lite.report.dash_pages import add_pages
 from miles_lite.report.index import Filter
+from miles_lite.report.parting import Part
 from miles_lite.report.record import read_record, state
-from miles_lite.report.rollout_table import trajectory_path
 from miles_lite.report.runs import Runs
 from miles_lite.report.visible import visible
-from miles_lite.traces import atraj
 
 LOOK_SECONDS = 1.0
 MOST_ROWS = 10_000
@@ -104,13 +103,27 @@ def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
     @app.get("/api/runs/{name}/steps/{step}/rollouts/{rollout}")
     def one_rollout(name: str, step: int, rollout: int) -> JsonObject:
         """A rollout's row, and its trajectory, null where it was not kept."""
-        row, path = runs.rollout(name, step, rollout), trajectory_path(runs.path(name), step, rollout)
-        return {"row": row, "trajectory": atraj.read(path).data if path.is_file() else None}
+        row, trajectory = runs.rollout(name, step, rollout), runs.trajectory(name, step, rollout)
+        return {"row": row, "trajectory": None if trajectory is None else trajectory.data}
+
+    @app.get("/api/runs/{name}/steps/{step}/diff")
+    def two_rollouts(name: str, step: int, one: int, other: int) -> JsonObject:
+        """How many tokens two rollouts begin with alike, and the turns of each from the one on in which they part, with
+        [start, end) of the tokens that the other lacks there."""
+        rows = [runs.rollout(name, step, each) for each in (one, other)]
+        found = runs.parting(name, step, one, other)
+        sides = zip(("one", "other"), rows, (found.one, found.other), strict=True)
+        return {"same": found.same, **{side: {"row": row, "parts": _told(parts)} for side, row, parts in sides}}
 
     @app.get("/api/runs/{name}/changes")
     async def changes(name: str, request: Request) -> StreamingResponse:
         """Server-sent events: one whenever the run has logged something."""
         return StreamingResponse(_changes(runs.path(name), request, ending), media_type="text/event-stream")
+
+
+def _told(parts: Sequence[Part]) -> list[JsonObject]:
+    names = ("turn", "role", "start", "ids", "only", "text")
+    return [{name: getattr(part, name) for name in names} for part in parts]
 
 
 async def _changes(path: Path, request: Request, ending: Callable[[], bool]) -> AsyncIterator[str]:

@@ -21,8 +21,11 @@ from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import Curves, Headlines
 from miles_lite.report.index import Filter, Index
+from miles_lite.report.parting import Parting, parting
 from miles_lite.report.record import METRICS, Record, read_record, state
 from miles_lite.report.rollout_table import Row
+from miles_lite.traces import atraj
+from miles_lite.traces.atraj import Trajectory
 
 LAST_BYTES = 1 << 18
 """Of metrics.jsonl, for how a run stands."""
@@ -100,6 +103,19 @@ class Runs:
         if row is None:
             raise UserError(f"run {name} has no rollout {rollout} in step {step}")
         return row
+
+    def trajectory(self, name: str, step: int, rollout: int) -> Trajectory | None:
+        """One, whole; None where it was not kept. Raises UserError for a damaged one."""
+        path = rollout_table.trajectory_path(self.path(name), step, rollout)
+        return atraj.read(path) if path.is_file() else None
+
+    def parting(self, name: str, step: int, one: int, other: int) -> Parting:
+        """Of two rollouts of a step. Raises UserError where one was not kept."""
+        found = [self.trajectory(name, step, each) for each in (one, other)]
+        if found[0] is None or found[1] is None:
+            gone = one if found[0] is None else other
+            raise UserError(f"the trajectory of rollout {gone} of step {step} was not kept (--keep-trajectories)")
+        return parting(found[0], found[1])
 
 
 def _touched(path: Path) -> float:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
 from tokenizers import Tokenizer
 
+from miles_lite.report.parting import Part
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
 from miles_lite.report.visible import first, visible
@@ -37,14 +38,16 @@ Spell = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A sampled one. `likely`: its place in LIKELY; `version`: that of its weights."""
+    """One as it is spelled. `likely`: its place in LIKELY, `version`: that of its weights, where it was sampled.
+    `only`: the rollout that it is compared with lacks it."""
 
     text: str
     id: int
-    logprob: float
-    likely: int
-    trained: bool
-    version: int | None
+    logprob: float | None = None
+    likely: int = 0
+    trained: bool = False
+    version: int | None = None
+    only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,18 @@ def transcript(
         text = step.content if most is None else first(step.content, MOST_CHARACTERS)
         messages.append(Message(step.role, _says(step, len(tokens)), visible(text), tokens))
     return Transcript(why, row, messages, len(steps) - len(shown))
+
+
+def compared(part: Part, spell: Spell | None) -> Message:
+    """What a turn was told or has sampled, every token of it, with those that the other rollout lacks."""
+    own = {at for start, end in part.only for at in range(start, end)}
+    says, tokens = f"turn {part.turn}, {len(part.ids):,} tokens, {len(own):,} its own", list[Token]()
+    if spell is not None and part.sampled:
+        tokens = list(_tokens(part.steps[0], spell, len(part.ids)))
+    elif spell is not None:
+        tokens = [Token(visible(spell(token)), token) for token in part.ids]
+    tokens = [replace(token, only=at in own) for at, token in enumerate(tokens)]
+    return Message(part.role, says, visible(part.text), tokens)
 
 
 def speller(options: Mapping[str, object]) -> Spell | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,4 +86,13 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         assert "<script>alert('x')" in opened.page.locator(".spoken").inner_text()
         opened.page.get_by_label("version").check()
         opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
+        opened.page.get_by_role("link", name=re.compile("^group ")).click()
+        opened.accepted()
+        opened.page.get_by_label("one", exact=True).select_option(index=0)
+        opened.page.get_by_label("other").select_option(index=1)
+        opened.page.get_by_role("button", name="compare").click()
+        opened.accepted()
+        opened.page.get_by_label("probability").check()
+        assert opened.page.locator("h1").inner_text().startswith("Rollouts ")
+        opened.page.screenshot(path=str(tmp_path / "diff.png"), full_page=True)
         opened.page.context.close()

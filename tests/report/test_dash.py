@@ -101,6 +101,34 @@ def test_a_rollout_is_there_whole(folder: Path) -> None:
         assert "no" in answer.json()["error"]
 
 
+def test_two_rollouts_of_a_group_stand_side_by_side(tiny_model: Path, tmp_path: Path) -> None:
+    rows = read_record(a_run(tmp_path / "run", tiny_model)).rollouts[-4:]
+    for row, ids in zip(rows, ([40, 41, 42, 43], [40, 50, 42], [40, 50, 42]), strict=False):
+        keep(tmp_path / "run", row, ids, said=NASTY, turns=2)
+    one, other, same, gone = (row["rollout"] for row in rows)
+    dash, at = client(tmp_path), "runs/run/steps/3/diff"
+    found = dash.get(f"/api/{at}?one={one}&other={other}").json()
+    assert found["same"] == 3, "what they were told, and the first token"
+    assert [part["ids"] for part in found["one"]["parts"]] == [[40, 41, 42, 43], [1, 2], [40, 41, 42, 43]]
+    assert found["one"]["parts"][0]["only"] == [[1, 2], [3, 4]]
+    assert found["other"]["parts"][0]["only"] == [[1, 2]]
+    assert found["other"]["row"]["rollout"] == other
+    group = dash.get(f"/runs/run?step=3&group={rows[0]['group']}").text
+    assert 'action="/runs/run/steps/3/diff"' in group
+    assert f'<option value="{gone}">{gone}: reward 1.0, not kept</option>' in group
+    assert 'action="/runs/run/steps/3/diff"' not in dash.get("/runs/run?step=3").text
+    page = dash.get(f"/{at}?one={one}&other={other}").text
+    assert "The first 3 tokens are the same" in page
+    assert page.count(' o" title=') == 2 * 3
+    assert {"script", "img", "iframe"}.isdisjoint(Elements(page).names)
+    assert "both are the same" in dash.get(f"/{at}?one={other}&other={same}").text
+    assert f"Of rollout {gone} no trajectory was kept" in dash.get(f"/{at}?one={gone}&other={same}").text
+    assert "was not kept" in dash.get(f"/api/{at}?one={gone}&other={same}").json()["error"]
+    assert dash.get(f"/{at}?one=77777&other={same}").status_code == 404
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert dash.get(f"/{at}?one={one}&other={other}").text.count("&lt;script&gt;alert(") == 6, "no tokenizer: text"
+
+
 def test_metrics_are_there_by_step(folder: Path) -> None:
     one = client(folder).get("/api/runs/plain").json()
     assert list(one["metrics"]["rollout/reward_unfiltered"]) == ["0", "1", "2"]
