@@ -100,9 +100,9 @@ def add_pages(app: FastAPI, runs: Runs) -> None:
         )
 
 
-def _kept(folder: Path, rows: Sequence[Row]) -> set[int]:
+def _kept(folder: Path, rows: Sequence[Row]) -> list[int]:
     """Those of which there is a trajectory."""
-    return {row["rollout"] for row in rows if trajectory_path(folder, row["step"], row["rollout"]).is_file()}
+    return [row["rollout"] for row in rows if trajectory_path(folder, row["step"], row["rollout"]).is_file()]
 
 
 ASKED: Mapping[str, Callable[[str], object]] = {

@@ -88,8 +88,9 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
         opened.page.get_by_role("link", name=re.compile("^group ")).click()
         opened.accepted()
-        opened.page.get_by_label("one", exact=True).select_option(index=0)
-        opened.page.get_by_label("other").select_option(index=1)
+        chosen = [opened.page.locator(f"select[name={side}]") for side in ("one", "other")]
+        assert all("not kept" not in side.locator("option:checked").inner_text() for side in chosen)
+        chosen[1].select_option(index=3)
         opened.page.get_by_role("button", name="compare").click()
         opened.accepted()
         opened.page.get_by_label("probability").check()

@@ -44,8 +44,8 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("runs")
     write_run(made / "plain", seed=1, steps=3)
     run = a_run(made / NAME, tiny_model)
-    for row in read_record(run).rollouts[-3:]:
-        keep(run, row, [40, 41, 42], said=NASTY)
+    for row, ids in zip(read_record(run).rollouts[-3:], ([40, 50], [40, 41, 42], [40, 41, 42]), strict=True):
+        keep(run, row, ids, said=NASTY)
     return made
 
 
