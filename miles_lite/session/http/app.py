@@ -127,7 +127,7 @@ class _Routes:
     async def create(self, request: web.Request) -> web.Response:
         self._keys.check_opening(request.headers)
         body = await self._body(request)
-        session_id = await self._service.create(check_run(body.get("sampling")))
+        session_id = await self._service.create(check_run(body.get("sampling")), body)
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
     async def describe(self, request: web.Request) -> web.Response:
