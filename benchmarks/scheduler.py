@@ -9,7 +9,7 @@ before.
 Then a run's rollout manager has `--manager` rollouts at once (0: not), in actors that take half a minute to one and a
 half for each and do nothing else. `manager_core_share` is the processor time of its process, all threads, as a share of
 a core, over a minute that begins when the first batch is complete; `rollouts_per_second` what it started and ended
-meanwhile.
+meanwhile, and `manager_ms_per_rollout` the same processor time for each of them.
 """
 
 from __future__ import annotations
@@ -233,6 +233,7 @@ def measure_manager(rollouts: int) -> dict[str, float]:
         "manager_core_share": (busy_then - busy) / seconds,
         "manager_rollouts": status.rollouts_started - status.rollouts_done,
         "rollouts_per_second": (after - before) / seconds,
+        "manager_ms_per_rollout": 1e3 * (busy_then - busy) / (after - before),
     }
 
 

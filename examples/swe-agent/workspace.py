@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from miles_lite.sandboxes.bubblewrap import PYTHON, View
+
 MAX_OUTPUT = 8192
 """Bytes of a command's output that are kept."""
 
@@ -34,7 +36,8 @@ MAX_COMMAND = 100_000
 
 LIMITS = b"{ ulimit -c 0; ulimit -f 16384; ulimit -v 4194304; } 2>&-\n"
 """Before every command: no core files, files up to 16 MiB, 4 GiB of memory (or less, where the machine says so)."""
-
+SEEN = ("/usr", "/bin", "/lib", "/lib64", "/etc", *PYTHON)
+"""Folders of this machine that a command sees under bubblewrap."""
 
 _HOME_LOCK = threading.Lock()
 
@@ -157,30 +160,16 @@ def _home() -> _Home:
 
 
 @lru_cache(maxsize=1)
-def _sandbox() -> tuple[str, ...]:
-    """Arguments of bubblewrap up to the workspace's; empty when it is not installed or may not make namespaces here."""
-    executable = shutil.which("bwrap")
-    if executable is None:
-        return ()
-    folders = dict.fromkeys(["/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix])
-    binds = [part for folder in folders for part in ("--ro-bind-try", folder, folder)]
-    mounts = ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    sandbox = (executable, "--unshare-all", "--die-with-parent", *mounts, *binds)
-    trial = subprocess.run([*sandbox, "true"], capture_output=True, text=True, timeout=60, check=False)
-    if trial.returncode:
-        logging.getLogger(__name__).warning("commands run without bubblewrap: %s", trial.stderr.strip())
-        return ()
-    return sandbox
-
-
 def sandboxed() -> bool:
     """Whether bubblewrap works here."""
-    return bool(_sandbox())
+    flaw = View(begins="/", shown=SEEN).flaw()
+    if flaw is not None:
+        logging.getLogger(__name__).warning("commands run without bubblewrap: %s", flaw)
+    return flaw is None
 
 
 def _wrapper(root: str) -> list[str]:
-    sandbox = _sandbox()
-    return [*sandbox, "--bind", root, root, "--chdir", root] if sandbox else []
+    return View(begins=root, empty=("/tmp",), shown=SEEN, writable=root).command if sandboxed() else []
 
 
 @lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ from miles_lite.config.model import Context, Model
 from miles_lite.config.option import again, option
 from miles_lite.config.places import Hosts, RunFolder
 from miles_lite.config.session_options import Session
+from miles_lite.config.tracking import Tracing
 from miles_lite.errors import UserError
 from miles_lite.model_folder import context_length
 from miles_lite.process.admin_key import admin_key, announced, known_key
@@ -33,6 +34,7 @@ class SessionOptions:
     model: Model
     context: Context
     session: Session
+    tracing: Tracing
     router_url: str = option(help="router, or a single engine: where /generate is")
     router_timeout: float = again(Routing, "router_timeout", help="seconds to wait for an engine's answer")
     run_dir: str = again(RunFolder, "run_dir", default="runs/session", help="folder of the journal")
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         port=options.session.session_server_port,
         run_dir=str(Path(options.run_dir).resolve()),
         admin_key=admin_key(options.hosts.bind_host, known_key()),
+        otlp_endpoint=options.tracing.otlp_endpoint,
     )
     asyncio.run(_serve(Supervisor(spec)))
     return 0

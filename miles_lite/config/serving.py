@@ -12,6 +12,7 @@ from miles_lite.config.model import Context, Model, Seed
 from miles_lite.config.partners import ROLLED_OUT
 from miles_lite.config.places import Cluster, Hosts, RunFolder, Topology
 from miles_lite.config.session_options import Session, SessionServers
+from miles_lite.config.tracking import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Serving:
     routing: Routing = field(default_factory=Routing, metadata=ROLLED_OUT)
     router_address: RouterAddress = field(default_factory=RouterAddress, metadata=ROLLED_OUT)
     engines: Engines = field(default_factory=Engines, metadata=ROLLED_OUT)
+    tracing: Tracing = field(default_factory=Tracing, metadata=ROLLED_OUT)
     run: RunFolder = field(default_factory=RunFolder)
     cluster: Cluster = field(default_factory=Cluster)
 

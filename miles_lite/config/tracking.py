@@ -1,11 +1,15 @@
-"""What a run logs, and where to."""
+"""What a run logs, and where to; who gets its spans."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
+from urllib.parse import urlsplit
 
 from miles_lite.config.option import option
+from miles_lite.errors import UserError, user_error
+from miles_lite.process.tracing import MISSING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +41,28 @@ class Logging:
         least=0,
     )
     trajectory_dir: str | None = option(None, help="write one .atraj file per rollout here", path=True)
+
+
+def _collector(url: str | None) -> None:
+    """Refuse what is no collector's URL, and spans that nobody can send."""
+    if url is None:
+        return
+    with user_error(f"--otlp-endpoint {url}: must be http://host:port", ValueError):
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0
+    if not named or parts.scheme not in ("http", "https"):
+        raise UserError(f"--otlp-endpoint {url}: must be http://host:port")
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        raise UserError(MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """tracing: spans of OpenTelemetry."""
+
+    otlp_endpoint: str | None = option(
+        None,
+        help="URL of an OpenTelemetry collector (OTLP over HTTP, as http://localhost:4318), which gets a span of every "
+        "rollout, turn, engine request, tool and weight update",
+        check=_collector,
+    )

@@ -81,8 +81,9 @@ class EngineActor(ReceivingActor):
         return process is not None and process.exit_code is None
 
     async def load(self) -> Load | None:
-        """What the server bears; None where it does not say."""
-        return await ask(**self._server.address)
+        """What the server bears, with which weights; None where it does not say."""
+        told = await ask(**self._server.address)
+        return None if told is None else dataclasses.replace(told, version=self._served.version)
 
     async def watch(self) -> str:
         """Return, with the reason, as soon as the server has ended or hangs; what hangs is killed."""

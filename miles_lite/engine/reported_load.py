@@ -21,12 +21,16 @@ class Load:
     running      requests that are decoded, or prefilled
     queued       requests that wait
     preempted    requests that lately had to give their place back (0 where the server keeps no such count)
+    tokens_per_second  that it samples, by its own count
+    version      of the weights that it serves; None where nobody says, and of several servers
     """
 
     kv_use: float
     running: int
     queued: int
     preempted: int
+    tokens_per_second: float = 0.0
+    version: int | None = None
 
 
 def read(answer: JsonMapping) -> Load | None:
@@ -40,6 +44,7 @@ def read(answer: JsonMapping) -> Load | None:
             running=int(rank["num_running_reqs"]),
             queued=int(rank["num_waiting_reqs"]),
             preempted=int((rank.get("queues") or {}).get("retracted", 0)),
+            tokens_per_second=float(rank.get("gen_throughput", 0.0)),
         )
         for rank in ranks
     )
@@ -53,6 +58,7 @@ def together(loads: Iterable[Load]) -> Load:
         running=sum(one.running for one in each),
         queued=sum(one.queued for one in each),
         preempted=sum(one.preempted for one in each),
+        tokens_per_second=sum(one.tokens_per_second for one in each),
     )
 
 

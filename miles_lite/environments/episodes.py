@@ -15,17 +15,21 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from miles_lite.environments.environment_args import Argument
 from miles_lite.environments.session_chat import Chat, ContextFullError, Message, RefusedError
-from miles_lite.environments.tasks import Task, Tasks, report, taken
-from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.environments.tasks import Task, Tasks, report
+from miles_lite.errors import RolloutError, Where
 from miles_lite.hooks import RewardFunction, Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 R = TypeVar("R")
+Room: TypeAlias = AbstractAsyncContextManager[None]
+"""What is entered by whoever has a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,12 @@ class Play:
 Total = Callable[[Sequence[float]], float]
 TOTALS: Mapping[str, Total] = {"sum": sum, "last": lambda rewards: rewards[-1] if rewards else 0.0}
 """The reward of an episode, of those of its steps."""
+TOTAL = Argument("total", str, "sum", choices=TOTALS)
 
 
 def total_of(args: JsonMapping, default: str) -> Total:
     """What --environment-args say under `total`. Raises UserError."""
-    name = taken(args, "total", str, default)
-    if name not in TOTALS:
-        raise UserError(f"--environment-args, total: {name!r} is none of {', '.join(TOTALS)}")
-    return TOTALS[name]
+    return TOTALS[TOTAL.by_default(default).of(args)]
 
 
 Answer = Callable[[Message, Play], Awaitable[list[Message]]]
@@ -244,6 +246,11 @@ def answered(asking: Coroutine[object, object, R]) -> R:
     """What it comes to, in a loop and a thread of its own: who makes an environment may be in a loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, asking).result()
+
+
+def room_for(at_once: int | None) -> Room:
+    """For so many at once in this process's event loop; None: for any."""
+    return contextlib.nullcontext() if at_once is None else asyncio.Semaphore(at_once)
 
 
 @contextlib.asynccontextmanager

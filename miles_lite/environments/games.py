@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from miles_lite.environments.environment_args import MAX_TURNS, SIZE, STEP_TIMEOUT
 from miles_lite.environments.episodes import Begun, Step, TextLoop, Total
 from miles_lite.environments.global_random import GlobalRandom
-from miles_lite.environments.tasks import PROCEDURAL, Tasks, taken
+from miles_lite.environments.tasks import Tasks
 from miles_lite.process.json_types import JsonMapping
 
-OWN = ("size", "step_timeout")
+OWN = (SIZE, STEP_TIMEOUT)
 
 
 class Game(Protocol):
@@ -48,11 +49,10 @@ class Played:
 
 def played(game: Callable[[int], Game], args: JsonMapping, *, label: str, total: Total, seed: int) -> TextLoop:
     """The environment of games, each made of its seed. Raises UserError."""
-    size = taken(args, "size", int, PROCEDURAL, least=1)
-    seconds = float(taken(args, "step_timeout", (int, float), 60.0, least=0.001))
+    size, seconds = SIZE.of(args), STEP_TIMEOUT.of(args)
     return TextLoop(
         tasks=Tasks(label, lambda split: size, seed),
-        max_turns=taken(args, "max_turns", int, 32, least=1),
+        max_turns=MAX_TURNS.of(args),
         total=total,
         begin=lambda task: Played(game(task.seed), GlobalRandom(task.seed, seconds)),
     )

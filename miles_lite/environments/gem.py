@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from miles_lite.environments.episodes import Step, total_of
+from miles_lite.environments.environment_args import others
+from miles_lite.environments.episodes import TOTAL, Step, total_of
 from miles_lite.environments.games import OWN, played
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
@@ -39,7 +40,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     import gem.envs
     from gem.envs.registration import ENV_REGISTRY
 
-    knobs = {name: value for name, value in args.items() if name not in (*OWN, "total")}
+    knobs = others(args, (*OWN, TOTAL))
     if argument not in ENV_REGISTRY:
         games = ", ".join(name for name in ENV_REGISTRY if name.startswith("game:"))
         raise UserError(f"--environment gem:{argument}: no such game; there are {games}")

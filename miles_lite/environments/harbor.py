@@ -18,8 +18,9 @@ from functools import cache
 from pathlib import Path
 
 from miles_lite.config.environments import TRAIN
+from miles_lite.environments.environment_args import AT_ONCE, MAX_TURNS, Argument, refuse_others, seconds
 from miles_lite.environments.episodes import TOTALS, ToolLoop
-from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.environments.terminal_task import TerminalTask, tasks_of
 from miles_lite.environments.terminal_work import CONTAINERS, FOLDERS, Work
 from miles_lite.errors import UserError
@@ -28,13 +29,16 @@ from miles_lite.process.json_types import JsonMapping
 from miles_lite.sandboxes import pool
 from miles_lite.sandboxes.lending import Limits
 
-OWN = ("sandbox", "image", "command_timeout", "max_turns", "at_once")
+SANDBOX, COMMAND_TIMEOUT = Argument("sandbox", str, "docker"), seconds("command_timeout", 60.0)
+IMAGE: Argument[str | None] = Argument("image", str, None)
+TURNS, SANDBOXES = MAX_TURNS.by_default(64), AT_ONCE.by_default(16)
+OWN = (SANDBOX, IMAGE, COMMAND_TIMEOUT, TURNS, SANDBOXES)
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     """See `hooks.EnvironmentFactory`. Raises UserError for what is no task, or needs more than the sandbox is."""
     refuse_others(args, OWN)
-    kind, image = taken(args, "sandbox", str, "docker"), taken(args, "image", str, None)
+    kind, image = SANDBOX.of(args), IMAGE.of(args)
     served = kind.startswith(("http://", "https://"))
     if not served and kind not in FOLDERS + CONTAINERS:
         raise UserError(f"--environment-args, sandbox: {kind!r}: there are docker, podman, bwrap, and a server's URL")
@@ -54,16 +58,16 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         return found
 
     tasks(TRAIN)
-    boxes = pool(kind, Limits(at_once=taken(args, "at_once", int, 16, least=1)))
-    seconds = float(taken(args, "command_timeout", (int, float), 60.0, least=0.001))
+    boxes = pool(kind, Limits(at_once=SANDBOXES.of(args)))
+    patience = COMMAND_TIMEOUT.of(args)
 
     def begin(task: Task) -> Work:
         chosen = tasks(task.split)[task.place]
-        return Work(chosen, boxes, kind, chosen.image or (None if chosen.dockerfile() else image), seconds)
+        return Work(chosen, boxes, kind, chosen.image or (None if chosen.dockerfile() else image), patience)
 
     return ToolLoop(
         tasks=Tasks("harbor", lambda split: len(tasks(split)), seed),
-        max_turns=taken(args, "max_turns", int, 64, least=1),
+        max_turns=TURNS.of(args),
         total=TOTALS["last"],
         begin=begin,
     )

@@ -7,12 +7,11 @@ Its tokens are the session's whatever it says of them, and one that asked the se
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from miles_lite.environments.episodes import Step, environments_failure, in_time
+from miles_lite.environments.environment_args import AT_ONCE, TIMEOUT, Argument
+from miles_lite.environments.episodes import Room, Step, environments_failure, in_time, room_for
 from miles_lite.environments.tasks import Task, Tasks, report
 from miles_lite.hooks import RewardFunction, Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
@@ -57,13 +56,13 @@ class Ended:
 
 @dataclass(frozen=True)
 class HarnessLoop:
-    """`run` plays a task to its end, within `seconds`; it is cancelled where it takes longer. `room`: for harnesses at
-    once, of this process's event loop; who waits for it is not timed."""
+    """`run` plays a task to its end, within `seconds`; it is cancelled where it takes longer. `room`: for those that
+    play at once; who waits for it is not timed."""
 
     tasks: Tasks
-    seconds: float
     run: Callable[[Task, Model], Awaitable[Ended]]
-    room: asyncio.Semaphore | None = None
+    seconds: float
+    room: Room
     reward: RewardFunction | None = None
 
     def rows(self, split: str) -> Rows:
@@ -75,6 +74,17 @@ class HarnessLoop:
         """See `hooks.AgentFunction`."""
         task = self.tasks.of(metadata)
         with environments_failure():
-            async with self.room or contextlib.nullcontext(), in_time(self.seconds, f"{task.label}: the harness"):
+            async with self.room, in_time(self.seconds, f"{task.label}: the harness"):
                 ended = await self.run(task, Model(base_url, api_key, request_kwargs))
         return report(task, reward=float(ended.reward), response=ended.response, numbers=ended.numbers)
+
+
+def bounded(
+    run: Callable[[Task, Model], Awaitable[Ended]],
+    args: JsonMapping,
+    *,
+    tasks: Tasks,
+    at_once: Argument[int] | Argument[int | None] = AT_ONCE,
+) -> HarnessLoop:
+    """With what --environment-args say of every harness: TIMEOUT and AT_ONCE. Raises UserError."""
+    return HarnessLoop(tasks, run, TIMEOUT.of(args), room_for(at_once.of(args)))

@@ -10,21 +10,20 @@ The server is one that asks the policy where its caller says (`policy_base_url` 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 
 import aiohttp
 import httpx
 
-from miles_lite.environments.harness import Ended, HarnessLoop, Model
-from miles_lite.environments.task_files import TaskFiles
-from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.environments.environment_args import AT_ONCE, TASKS, TIMEOUT, refuse_others
+from miles_lite.environments.harness import Ended, Model, bounded
+from miles_lite.environments.task_files import task_files
+from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
-OWN = ("tasks", "timeout", "at_once")
+OWN = (TASKS, TIMEOUT, AT_ONCE)
 HEALTH_SECONDS = 10.0
 POLICY, PARAMS = "policy_base_url", "responses_create_params"
 
@@ -32,15 +31,13 @@ POLICY, PARAMS = "policy_base_url", "responses_create_params"
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     """See `hooks.EnvironmentFactory`. Raises UserError where no agent server answers that takes a policy."""
     refuse_others(args, OWN)
-    url, given = argument.rstrip("/"), taken(args, "tasks", str, None)
-    if not url.startswith(("http://", "https://")) or given is None:
+    url, files = argument.rstrip("/"), task_files(args)
+    if not url.startswith(("http://", "https://")) or files is None:
         raise UserError(
             f"--environment nemo-gym:{argument}: give its agent server's URL, as nemo-gym:http://127.0.0.1:8000, and "
             "--environment-args '{\"tasks\": FILE}', the rows that it is to play"
         )
     _check(url, f"--environment nemo-gym:{argument}")
-    files = TaskFiles(Path(given).expanduser().absolute())
-    at_once = taken(args, "at_once", int, None, least=1)
 
     async def play(task: Task, model: Model) -> Ended:
         body = {**files.row(task), POLICY: model.base_url, "policy_api_key": model.api_key}
@@ -51,12 +48,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
                 raise RuntimeError(f"{url}/run answered {answer.status}: {said[:500]}")
             return _ended(await answer.json())
 
-    return HarnessLoop(
-        tasks=Tasks("nemo_gym", files.size, seed),
-        seconds=float(taken(args, "timeout", (int, float), 1800.0, least=0.001)),
-        run=play,
-        room=None if at_once is None else asyncio.Semaphore(at_once),
-    )
+    return bounded(play, args, tasks=Tasks("nemo_gym", files.size, seed))
 
 
 def _ended(said: Json) -> Ended:

@@ -6,41 +6,45 @@
     observation  the field of an observation that is shown (default: its only text, else the whole as JSON)
     reset        what each reset is given beside `seed`
     concurrency  episodes at once in each agent worker; a server's own bound is often 1 (default: none)
-    step_timeout seconds that it may take (default 60); max_turns, total and size are as of gem
+
+max_turns, total, size and step_timeout are as of gem.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import httpx
 
-from miles_lite.environments.episodes import Begun, Step, TextLoop, in_time, total_of
-from miles_lite.environments.tasks import PROCEDURAL, Tasks, refuse_others, taken
+from miles_lite.environments.environment_args import AT_ONCE, MAX_TURNS, SIZE, STEP_TIMEOUT, Argument, refuse_others
+from miles_lite.environments.episodes import TOTAL, Begun, Room, Step, TextLoop, in_time, room_for, total_of
+from miles_lite.environments.tasks import Tasks
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping
 
-OWN = ("action", "observation", "reset", "concurrency", "step_timeout", "max_turns", "total", "size")
+ACTION, CONCURRENCY = Argument("action", str, "message"), replace(AT_ONCE, name="concurrency")
+OBSERVATION: Argument[str | None] = Argument("observation", str, None)
+RESET: Argument[JsonMapping] = Argument("reset", dict, {})
+OWN = (ACTION, OBSERVATION, RESET, CONCURRENCY, STEP_TIMEOUT, MAX_TURNS, TOTAL, SIZE)
 HEALTH_SECONDS = 10.0
 MAX_MESSAGE = 64 << 20
 
 
 @dataclass(frozen=True)
 class Server:
-    """How one is spoken to. `room`: of this process's event loop."""
+    """How one is spoken to."""
 
     url: str
     action: str
     observation: str | None
     reset: JsonMapping
     seconds: float
-    room: asyncio.Semaphore | None
+    room: Room
 
     def shown(self, observation: Json) -> str:
         if isinstance(observation, Mapping):
@@ -61,21 +65,17 @@ class Connection:
 
     async def begin(self) -> Begun:
         server, enter = self._server, self._open.enter_async_context
-        if server.room is not None:
-            await enter(server.room)
+        await enter(server.room)
         client = await enter(aiohttp.ClientSession())
-        timeout = aiohttp.ClientWSTimeout(ws_close=server.seconds)
-        address = f"{server.url}/ws"
+        address, timeout = f"{server.url}/ws", aiohttp.ClientWSTimeout(ws_close=server.seconds)
         async with in_time(server.seconds, f"{address}: to connect"):
             self._socket = await enter(client.ws_connect(address, timeout=timeout, max_msg_size=MAX_MESSAGE))
         step = await self._told("reset", {"seed": self._seed, **server.reset})
         return Begun([{"role": "user", "content": step.observation}])
 
     async def step(self, said: str) -> Step:
-        if self._server.action != "json":
-            return await self._told("step", {self._server.action: said})
         try:
-            action = json.loads(said)
+            action = json.loads(said) if self._server.action == "json" else {self._server.action: said}
         except ValueError as error:
             return Step(f"error: the action is no JSON: {error}")
         return await self._told("step", action)
@@ -95,9 +95,8 @@ class Connection:
         answer = json.loads(received.data)
         said = answer.get("data") if isinstance(answer, Mapping) else None
         if isinstance(answer, Mapping) and answer.get("type") == "error":
-            raise RuntimeError(
-                f"{url} refused {kind}: {said.get('message', said) if isinstance(said, Mapping) else said}"
-            )
+            why = said.get("message", said) if isinstance(said, Mapping) else said
+            raise RuntimeError(f"{url} refused {kind}: {why}")
         if not isinstance(said, Mapping) or not {"observation", "done"} <= said.keys():
             raise ValueError(f"{url} answered {kind} without data of observation and done: {received.data:.200}")
         return Step(self._server.shown(said["observation"]), said.get("reward"), said["done"])
@@ -111,18 +110,11 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         raise UserError(f"--environment openenv:{argument}: give the server's URL, as openenv:http://127.0.0.1:8000")
     with user_error(f"--environment openenv:{argument}: no server answers there", httpx.HTTPError, httpx.InvalidURL):
         httpx.get(f"{url}/health", timeout=HEALTH_SECONDS).raise_for_status()
-    at_once, size = taken(args, "concurrency", int, None, least=1), taken(args, "size", int, PROCEDURAL, least=1)
-    server = Server(
-        url,
-        taken(args, "action", str, "message"),
-        taken(args, "observation", str, None),
-        taken(args, "reset", dict, {}),
-        float(taken(args, "step_timeout", (int, float), 60.0, least=0.001)),
-        None if at_once is None else asyncio.Semaphore(at_once),
-    )
+    told = ACTION.of(args), OBSERVATION.of(args), RESET.of(args), STEP_TIMEOUT.of(args)
+    server, size = Server(url, *told, room_for(CONCURRENCY.of(args))), SIZE.of(args)
     return TextLoop(
         tasks=Tasks("openenv", lambda split: size, seed),
-        max_turns=taken(args, "max_turns", int, 32, least=1),
+        max_turns=MAX_TURNS.of(args),
         total=total_of(args, "sum"),
         begin=lambda task: Connection(server, task.seed),
     )

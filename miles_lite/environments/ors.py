@@ -16,14 +16,16 @@ from contextlib import AsyncExitStack
 from functools import cache
 from typing import TypeVar
 
-from miles_lite.environments.episodes import Begun, Step, ToolLoop, answered, in_time, total_of
+from miles_lite.environments.environment_args import MAX_TURNS, refuse_others, seconds
+from miles_lite.environments.episodes import TOTAL, Begun, Step, ToolLoop, answered, in_time, total_of
 from miles_lite.environments.session_chat import Message
-from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping
 
-OWN = ("max_turns", "total", "tool_timeout")
+TOOL_TIMEOUT = seconds("tool_timeout", 120.0)
+OWN = (MAX_TURNS, TOTAL, TOOL_TIMEOUT)
 ASK_SECONDS = 60.0
 R = TypeVar("R")
 
@@ -109,10 +111,10 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
             raise UserError(f"--environment ors:{argument}: no split {split}; there are {', '.join(map(str, splits))}")
         return int(tasks)
 
-    seconds = float(taken(args, "tool_timeout", (int, float), 120.0, least=0.001))
+    patience = TOOL_TIMEOUT.of(args)
     return ToolLoop(
         tasks=Tasks(f"ors.{name}", size, seed),
-        max_turns=taken(args, "max_turns", int, 32, least=1),
+        max_turns=MAX_TURNS.of(args),
         total=total_of(args, "last"),
-        begin=lambda task: Session(url, name, task, seconds),
+        begin=lambda task: Session(url, name, task, patience),
     )

@@ -11,14 +11,13 @@ leaves in reward.txt, a number, or reward.json, `{"reward": 1.0}`, it earned. --
 
 from __future__ import annotations
 
-import asyncio
 import json
-from pathlib import Path
 
 from miles_lite.environments.borrowed import Borrowed, apart
-from miles_lite.environments.harness import Ended, HarnessLoop, Model
-from miles_lite.environments.task_files import TaskFiles
-from miles_lite.environments.tasks import PROCEDURAL, Task, Tasks, refuse_others, taken
+from miles_lite.environments.environment_args import AT_ONCE, SIZE, TASKS, TIMEOUT, Argument, refuse_others
+from miles_lite.environments.harness import Ended, Model, bounded
+from miles_lite.environments.task_files import task_files
+from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.environments.terminal_work import reward_of
 from miles_lite.errors import UserError
 from miles_lite.hooks import Environment
@@ -28,7 +27,8 @@ from miles_lite.sandboxes.files import put
 from miles_lite.sandboxes.lending import Limits
 from miles_lite.sandboxes.shell import quoted
 
-OWN = ("tasks", "name", "timeout", "at_once", "size")
+NAME, PROGRAMS = Argument("name", str, "program"), AT_ONCE.by_default(16)
+OWN = (TASKS, NAME, TIMEOUT, PROGRAMS, SIZE)
 READ_SECONDS = 30.0
 
 
@@ -37,11 +37,8 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     refuse_others(args, OWN)
     if not argument.strip():
         raise UserError("--environment program: give its command, as 'program:python3 /home/me/agent.py'")
-    given, size = taken(args, "tasks", str, None), taken(args, "size", int, PROCEDURAL, least=1)
-    files = None if given is None else TaskFiles(Path(given).expanduser().absolute())
-    seconds = float(taken(args, "timeout", (int, float), 1800.0, least=0.001))
-    at_once = taken(args, "at_once", int, 16, least=1)
-    boxes = pool("local", Limits(at_once=at_once))
+    files, size, seconds = task_files(args), SIZE.of(args), TIMEOUT.of(args)
+    boxes = pool("local", Limits(at_once=PROGRAMS.of(args)))
 
     def played(box: Borrowed, task: Task, model: Model) -> Ended:
         sandbox = box.open()
@@ -62,5 +59,5 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         finally:
             await apart(box.close)
 
-    tasks = Tasks(taken(args, "name", str, "program"), files.size if files else lambda split: size, seed)
-    return HarnessLoop(tasks=tasks, seconds=seconds, run=play, room=asyncio.Semaphore(at_once))
+    tasks = Tasks(NAME.of(args), files.size if files else lambda split: size, seed)
+    return bounded(play, args, tasks=tasks, at_once=PROGRAMS)

@@ -14,12 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from miles_lite.environments import single_turn
-from miles_lite.environments.tasks import PROCEDURAL, Task, Tasks, report, taken
+from miles_lite.environments.environment_args import SIZE, Argument, others
+from miles_lite.environments.tasks import Task, Tasks, report
 from miles_lite.errors import RolloutError, UserError, Where, user_error
 from miles_lite.hooks import RewardFunction, Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
-OWN = ("size", "answer", "curriculum")
+ANSWER, CURRICULUM = Argument("answer", str, "tag", choices=("tag", "text")), Argument("curriculum", int, 0, least=0)
+OWN = (SIZE, ANSWER, CURRICULUM)
 FLAWS = (ValueError, TypeError, AssertionError, AttributeError)
 """What the package raises for a task or a knob that it does not have."""
 
@@ -102,16 +104,8 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> ReasoningGym:
         raise UserError(
             f"--environment reasoning-gym: name one of its {len(DATASETS)} tasks, as reasoning-gym:chain_sum"
         )
-    answer = taken(args, "answer", str, "tag")
-    if answer not in ("tag", "text"):
-        raise UserError(f"--environment-args, answer: {answer!r} is none of tag, text")
     made = ReasoningGym(
-        names,
-        {name: value for name, value in args.items() if name not in OWN},
-        taken(args, "size", int, PROCEDURAL, least=1),
-        answer,
-        taken(args, "curriculum", int, 0, least=0),
-        seed,
+        names, others(args, OWN), SIZE.of(args), ANSWER.of(args), curriculum=CURRICULUM.of(args), seed=seed
     )
     for place in range(len(names)):
         made.rows("train")[place]

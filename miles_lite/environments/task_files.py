@@ -12,14 +12,21 @@ from functools import lru_cache
 from pathlib import Path
 
 from miles_lite.config.environments import TRAIN
+from miles_lite.environments.environment_args import TASKS
 from miles_lite.environments.tasks import Task
 from miles_lite.errors import UserError, user_error
-from miles_lite.process.json_types import JsonObject
+from miles_lite.process.json_types import JsonMapping, JsonObject
+
+
+def task_files(args: JsonMapping) -> TaskFiles | None:
+    """What --environment-args name."""
+    given = TASKS.of(args)
+    return None if given is None else TaskFiles(Path(given).expanduser().absolute())
 
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """`path` of --environment-args."""
+    """`path`: a file, or a folder."""
 
     path: Path
 

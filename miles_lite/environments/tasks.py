@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.errors import RolloutError, Where
 from miles_lite.hooks import Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 REPORT = "environment"
 """In a row's metadata, its task; in a rollout's, what it says of it."""
-PROCEDURAL = 1_000_000
-"""Tasks of an environment that makes them as it goes, where `size` does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +74,3 @@ class _Rows:
 def report(task: Task, *, numbers: Mapping[str, float], **told: Json) -> JsonObject:
     """What an agent function returns: `told`, and of its environment what is logged (docs/metrics.md)."""
     return {**told, REPORT: {"label": task.label, "split": task.split, "place": task.place, "numbers": dict(numbers)}}
-
-
-Kind = type | tuple[type, ...]
-
-
-def taken(args: JsonMapping, name: str, kind: Kind, default: Json, *, least: float | None = None) -> Json:
-    """One of --environment-args. Raises UserError for another type, and below `least`."""
-    value = args.get(name, default)
-    if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
-        expected = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UserError(f"--environment-args, {name}: expected {expected}, found {value!r}")
-    if least is not None and value is not None and value < least:
-        raise UserError(f"--environment-args, {name}: {value} must be at least {least:g}")
-    return value
-
-
-def refuse_others(args: JsonMapping, known: Sequence[str]) -> None:
-    """Raises UserError for an argument that nothing reads."""
-    for name in args:
-        if name not in known:
-            raise UserError(f"--environment-args: no '{name}'; there are {', '.join(sorted(known))}")

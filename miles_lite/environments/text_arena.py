@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from miles_lite.environments.environment_args import MAX_TURNS, others
 from miles_lite.environments.episodes import TOTALS, Step
 from miles_lite.environments.games import OWN, played
 from miles_lite.errors import user_error
@@ -44,7 +45,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     """See `hooks.EnvironmentFactory`."""
     import textarena
 
-    knobs = {name: value for name, value in args.items() if name not in (*OWN, "max_turns")}
+    knobs = others(args, (*OWN, MAX_TURNS))
     with user_error(f"--environment textarena:{argument}", TypeError, ValueError, LookupError):
         textarena.make(argument, **knobs)
     return played(lambda of: ArenaGame(argument, knobs, of), args, label=argument, total=TOTALS["sum"], seed=seed)

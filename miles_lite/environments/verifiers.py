@@ -10,21 +10,21 @@ are the session's and the traces that it streams are read for rewards and metric
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
+from miles_lite.environments.environment_args import AT_ONCE, TASKS, TIMEOUT, Argument, refuse_others
 from miles_lite.environments.episodes import answered, in_time
-from miles_lite.environments.harness import Ended, HarnessLoop, Model
-from miles_lite.environments.task_files import TaskFiles
-from miles_lite.environments.tasks import Task, Tasks, refuse_others, taken
+from miles_lite.environments.harness import Ended, Model, bounded
+from miles_lite.environments.task_files import task_files
+from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.environments.verifiers_call import HEALTH_SECONDS, Call
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
-OWN = ("tasks", "model", "timeout", "at_once")
+MODEL = Argument("model", str, "policy")
+OWN = (TASKS, MODEL, TIMEOUT, AT_ONCE)
 NO_KEY = "MILES_LITE_NO_KEY"
 """A variable that its process does not have: a session on loopback needs no key."""
 
@@ -56,13 +56,12 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     import zmq
 
     refuse_others(args, OWN)
-    given, at_once = taken(args, "tasks", str, None), taken(args, "at_once", int, None, least=1)
-    if not argument.startswith(("tcp://", "ipc://")) or given is None:
+    files, model = task_files(args), MODEL.of(args)
+    if not argument.startswith(("tcp://", "ipc://")) or files is None:
         raise UserError(
             f"--environment verifiers:{argument}: give its server's address, as verifiers:tcp://127.0.0.1:5000, and "
             "--environment-args '{\"tasks\": FILE}', the data of its tasks"
         )
-    files, model = TaskFiles(Path(given).expanduser().absolute()), taken(args, "model", str, "policy")
 
     async def healthy() -> None:
         async with in_time(HEALTH_SECONDS, "its answer"):
@@ -79,9 +78,4 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
         request = {"task_data": files.row(task), "client": client, "model": model, "sampling": {}}
         return ended(await call.ask("run", request), call.traces)
 
-    return HarnessLoop(
-        tasks=Tasks("verifiers", files.size, seed),
-        seconds=float(taken(args, "timeout", (int, float), 1800.0, least=0.001)),
-        run=play,
-        room=None if at_once is None else asyncio.Semaphore(at_once),
-    )
+    return bounded(play, args, tasks=Tasks("verifiers", files.size, seed))

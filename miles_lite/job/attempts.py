@@ -23,6 +23,7 @@ from miles_lite.errors import PASSING, RunLostError, UserError, plain
 from miles_lite.job.claim import claimed
 from miles_lite.job.events import Events
 from miles_lite.job.lifetime import Course, Lifetime
+from miles_lite.process import tracing
 from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
 from miles_lite.report.event_rows import Kind
@@ -122,7 +123,8 @@ def attempts(config: Config) -> Iterator[Attempts]:
     save = {} if config.checkpoint.save is None else {"--save": Path(config.checkpoint.save)}
     with claimed({"--run-dir": config.run_dir, **save}), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
-        with tries.course.unhurried, tries.course.events:
+        spans = tracing.sent_to(config.tracing.otlp_endpoint, "driver")
+        with tries.course.unhurried, tries.course.events, spans:
             yield tries
 
 

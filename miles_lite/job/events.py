@@ -6,7 +6,6 @@ whether the run goes on with what is in its folder waits until then, or until th
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,19 +14,16 @@ from typing import Self
 from miles_lite.errors import plain
 from miles_lite.report import event_rows
 from miles_lite.report.event_rows import Kind
-from miles_lite.report.json_lines import JsonLines
-
-log = logging.getLogger(__name__)
+from miles_lite.report.json_lines import LossyLines
 
 
 class Events:
     """Of all attempts of one run. A context manager that notes how the run ends, if one has begun."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / event_rows.FILE
-        self._file: JsonLines | None = None
+        self._file = LossyLines(run_dir / event_rows.FILE)
         self._waiting: list[dict[str, object]] = []
-        self._broken = False
+        self._known = False
 
     def note(
         self,
@@ -40,19 +36,13 @@ class Events:
     ) -> None:
         """It happened now."""
         self._waiting.append(event_rows.row(kind, said, at=time.time(), step=step, what=what, seconds=seconds))
-        if self._file is not None:
+        if self._known:
             self.write()
 
     def write(self) -> None:
         """What waits, and from now on everything at once."""
-        waiting, self._waiting = self._waiting, []
-        try:
-            self._file = self._file or JsonLines(self._path)
-            self._file.write(waiting)
-        except OSError as error:
-            if not self._broken:
-                log.warning("%s is not written, and the run goes on without: %s", self._path, error)
-            self._broken = True
+        waiting, self._waiting, self._known = self._waiting, [], True
+        self._file.write(waiting)
 
     def __enter__(self) -> Self:
         return self
@@ -60,12 +50,11 @@ class Events:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None or self._waiting:
+        if self._known or self._waiting:
             self.note(Kind.END, _how(error))
             self.write()
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        self._known = False
+        self._file.close()
 
 
 def _how(error: BaseException | None) -> str:

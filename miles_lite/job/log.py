@@ -18,15 +18,16 @@ from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
 from miles_lite.observe.terminal import RECENT, step_line
+from miles_lite.report import event_rows, fleet_rows
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
-from miles_lite.report.event_rows import FILE, Kind
+from miles_lite.report.event_rows import Kind
 from miles_lite.report.live import Change, LiveAlarms
 from miles_lite.report.record import METRICS, SUMMARY
 from miles_lite.report.rollout_table import FOLDER, TRAJECTORIES
 from miles_lite.rollout.failures import FAILED, QUARANTINED
 
-RECORD = (METRICS, FILE, FAILED, QUARANTINED, RESTARTS, FOLDER, TRAJECTORIES)
+RECORD = (METRICS, event_rows.FILE, fleet_rows.FILE, FAILED, QUARANTINED, RESTARTS, FOLDER, TRAJECTORIES)
 """What a run adds to from step to step; a SUMMARY is what it ends with."""
 
 

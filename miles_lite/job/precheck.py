@@ -22,6 +22,7 @@ from miles_lite.environments import load
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder
+from miles_lite.rollout import resume
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompt_lengths import load_tito, prompt_limit, token_counter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, head, load_held_out, load_prompts
@@ -31,6 +32,7 @@ from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.engine_plans import check_engines
+from miles_lite.train.checkpoint import latest_iteration
 from miles_lite.train.model_rules import check_models
 from miles_lite.train.served_teacher import ServedTeacher
 
@@ -66,10 +68,20 @@ def check_inputs(config: Config, *, trains: bool = True) -> None:
         check_prompts(prompts, source=source)
         if config.data.overlong_prompts == "error":
             check_lengths(head(prompts), count, limit=limit, source=source)
+    if trains:
+        check_resumed(config)
     for name, source in config.evaluation.datasets.items():
         prompts = load_held_out(source, config, name)
         check_prompts(prompts, source=source)
         check_lengths(head(prompts), count, limit=limit, source=source)
+
+
+def check_resumed(config: Config) -> None:
+    """Refuse rollouts that a run could not go on with. Raises UserError."""
+    options = config.checkpoint
+    iteration = None if options.load is None or options.finetune else latest_iteration(Path(options.load))
+    if options.load is not None and iteration is not None:
+        resume.check(options.load, iteration, config.data)
 
 
 def check_prompts(prompts: Sequence[Prompt], *, source: str) -> None:

@@ -77,7 +77,7 @@ class TrainingRun(Run):
     def train(self, rollout_id: int, generated: Generated) -> None:
         """One training step on what was rolled out."""
         self._log.progress.begin("train")
-        metrics, (began, ended) = self._trainer.train(rollout_id, generated.groups)
+        metrics, (began, ended) = self._trainer.train(rollout_id, generated.groups, kept=generated.kept)
         self._log.busy((began, ended))
         times = {name: value for name, value in metrics.items() if name.startswith("perf/")}
         self._log.metrics(times | {names.TRAIN_TIME: ended - began}, rollout_id, names.ROLLOUT_STEP)

@@ -77,6 +77,12 @@ class Servers:
         ref = self._manager.call(method, *args, **options)
         return self._watch.wait(ref, f"the rollout manager's {method.__name__}", CALL_TIMEOUT)
 
+    def tell(
+        self, method: Callable[Concatenate[RolloutManager, P], Awaitable[None]], *args: P.args, **options: P.kwargs
+    ) -> None:
+        """Have the manager do it, and do not wait for it."""
+        self._manager.call(method, *args, **options)
+
     def generate(self, rollout_id: int, progress: Progress) -> Generated:
         """A step's groups. Gives up when no rollout ends for longer than one may take."""
         limit, logs = self._config.rollouts.rollout_timeout + STALL_MARGIN, self._config.run_dir / "logs"

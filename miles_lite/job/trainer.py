@@ -21,6 +21,7 @@ from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.ranks import START_TIMEOUT, make_ranks
 from miles_lite.job.servers import CALL_TIMEOUT, Servers
+from miles_lite.process import tracing
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group
 from miles_lite.stack.fleet import Fleet
@@ -63,15 +64,20 @@ class Trainer:
         self._exporting: tuple[Path, list[ObjectRef[float]]] | None = None
         self._interrupted = SaveWhenInterrupted(life, self._save_now if config.checkpoint.save else None)
 
-    def train(self, rollout_id: int, groups: Sequence[Group]) -> tuple[dict[str, float], tuple[float, float]]:
-        """Metrics of one training step on a rollout's groups, and from when until when it took."""
+    def train(
+        self, rollout_id: int, groups: Sequence[Group], *, kept: frozenset[int] = frozenset()
+    ) -> tuple[dict[str, float], tuple[float, float]]:
+        """Metrics of one training step on a rollout's groups, and from when until when it took. The trajectories of the
+        rollouts with the numbers `kept` get what it made of their tokens, while the run goes on."""
         if self._config.updates.offload_rollout:
             self._engines(Fleet.offload)
         began = time.time()
         with self._interrupted.step():
             estimated = estimate(groups, self._config.algorithm, self._config.overlong)
-            metrics = self._ranks.train(rollout_id, *estimated)
+            metrics = self._ranks.train(rollout_id, *estimated, kept=kept)
         self._life.reached.trained = rollout_id
+        if kept:
+            self._servers.tell(RolloutManager.credit, rollout_id, self._ranks.token_values())
         return metrics, (began, time.time())
 
     def sync(self, version: int) -> float:
@@ -80,6 +86,13 @@ class Trainer:
         The folder that holds them too is written before (mode disk), or while the next rollout runs.
         """
         self.finish_export()
+        with tracing.span("weight update", version=version) as note:
+            delivered = self._deliver(version)
+            note(seconds=delivered.seconds)
+        self._servers.call(RolloutManager.updated, version)
+        return delivered.seconds
+
+    def _deliver(self, version: int) -> Delivered:
         options = self._config.updates
         if options.offload_rollout:
             self._engines(Fleet.onload)
@@ -97,8 +110,7 @@ class Trainer:
         if options.check_weight_update_equal:
             self.finish_export()
             self._engines(Fleet.verify_weights)
-        self._servers.call(RolloutManager.updated, version)
-        return delivered.seconds
+        return delivered
 
     def _engines(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
         """What a method of the engines' fleet returns."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import pickle
 import socket
@@ -21,12 +20,10 @@ from typing import Any
 import uvloop
 
 from miles_lite.errors import UserError
+from miles_lite.process.uncollected import begins_to_serve
 
 READY = b"ready\n"
 BEAT_SECONDS = 0.5
-YOUNG = 50_000
-"""New containers between collections. Requests leave hardly a cycle behind; to find that out as often as Python does by
-itself costs a router with hundreds of them in flight a quarter of its throughput."""
 
 Serve = Callable[[Any, socket.socket, Callable[[], None]], Coroutine[Any, Any, None]]
 
@@ -48,9 +45,7 @@ def run(serve: Serve, fd: int) -> int:
 
 
 def _ready(parent: int) -> None:
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG)
+    begins_to_serve()
     _beat(parent, READY)
 
 

@@ -39,13 +39,15 @@ IN_A_LINE = 4
 """Names in a line of the key."""
 
 
-def curves(lines: Mapping[str, Points], *, low: float | None = None, high: float | None = None) -> str:
-    """Each of `lines` over steps; `low` and `high` are within the picture."""
+def curves(
+    lines: Mapping[str, Points], *, along: str = "step", low: float | None = None, high: float | None = None
+) -> str:
+    """Each of `lines` over steps, or what else they go `along`; `low` and `high` are within the picture."""
     figure, axes = _frame(2.4, named=len(lines) if len(lines) > 1 else 0)
     for at, (name, points) in enumerate(lines.items()):
         color, marked = _SERIES[at % len(_SERIES)], "o" if len(points) < 40 else None
         axes.plot(*_thinned(points), color=color, marker=marked, label=_printable(name), linewidth=1.6, markersize=3)
-    axes.set_xlabel("step")
+    axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(low, bottom), max(high, top))

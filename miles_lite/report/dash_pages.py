@@ -96,7 +96,7 @@ def add_pages(app: FastAPI, runs: Runs) -> None:
             parted=parted,
             missing=missing,
             pairs=list(zip_longest(*told)),
-            colours=("difference", "probability", "version", "mask"),
+            colours=("difference", "probability", "version", "mask", "advantage", "gap"),
         )
 
 

@@ -6,6 +6,7 @@ cut short is closed before the next, so that it costs only itself; no text keeps
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -17,6 +18,7 @@ import orjson
 from miles_lite.errors import writing
 from miles_lite.process.json_types import JsonObject, parsed
 
+log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
@@ -26,8 +28,12 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        self._torn = self.size > 0 and os.pread(self._file, 1, self.size - 1) != b"\n"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._file).st_size
 
     def write(self, rows: Iterable[Row]) -> None:
         """Raises OSError, and for a line of which the disk took only a part, too."""
@@ -40,6 +46,35 @@ class JsonLines:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+class LossyLines:
+    """A file that no run ends for: what cannot be written is lost, which is said once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: JsonLines | None = None
+        self._broken = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 before the first were written."""
+        return 0 if self._lines is None else self._lines.size
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """The file is opened with the first."""
+        try:
+            self._lines = self._lines or JsonLines(self._path)
+            self._lines.write(rows)
+        except OSError as error:
+            if not self._broken:
+                log.warning("%s is not written, and the run goes on without: %s", self._path, error)
+            self._broken = True
+
+    def close(self) -> None:
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
 
 
 class Growing:
@@ -61,9 +96,16 @@ class Growing:
         return _rows(whole)
 
 
-def read(path: Path) -> list[JsonObject]:
-    """The rows of a file, in the order written; none where there is no file. What is no row is left out."""
-    return _rows(path.read_bytes()) if path.exists() else []
+def read(path: Path, *, last: int | None = None) -> list[JsonObject]:
+    """The rows of a file, or those that are whole in its `last` bytes, in the order written; none where there is no
+    file. What is no row is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        skipped = 0 if last is None else max(0, os.fstat(file.fileno()).st_size - last)
+        file.seek(skipped)
+        lines = file.read()
+    return _rows(lines if not skipped else lines[lines.find(b"\n") + 1 :])
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

@@ -12,6 +12,7 @@ from statistics import fmean, pstdev
 
 from miles_lite.report import charts
 from miles_lite.report import metric_names as names
+from miles_lite.report.fleet_lines import fleet_lines
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAINED
 
@@ -54,14 +55,28 @@ def pictures(record: Record) -> Iterable[Picture]:
     yield from _curve("Training", "norm of the gradient before clipping; entropy, nats a token", trained, low=0, high=0)
     yield from _timeline(record)
     yield from _gantt(record)
+    for title, column, says in FLEET:
+        fleet = fleet_lines(record.fleet, column)
+        yield from _curve(title, f"{says}, by engine", fleet.lines, along=fleet.unit, low=0, high=0)
 
 
-def _curve(title: str, says: str, lines: Mapping[str, charts.Points], **bounds: float) -> Iterable[Picture]:
+FLEET = (
+    ("KV cache", "kv_use", "share of the KV cache that requests hold"),
+    ("Requests", "running", "requests that run"),
+    ("Queues", "queued", "requests that wait in engines"),
+    ("Weights", "version", "weight version that is served"),
+)
+"""Of engines over time: a picture's title, its column, and what that says."""
+
+
+def _curve(
+    title: str, says: str, lines: Mapping[str, charts.Points], *, along: str = "step", **bounds: float
+) -> Iterable[Picture]:
     lines = {name: points for name, points in lines.items() if points}
     if lines:
         steps = sorted({step for points in lines.values() for step in points})[-MOST_STEPS:]
         rows = [[str(step), *(_number(points.get(step)) for points in lines.values())] for step in steps]
-        yield Picture(title, says, partial(charts.curves, lines, **bounds), ["step", *lines], rows)
+        yield Picture(title, says, partial(charts.curves, lines, along=along, **bounds), [along, *lines], rows)
 
 
 def _spread(record: Record) -> dict[str, charts.Points]:

@@ -15,17 +15,19 @@ from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonMapping
-from miles_lite.report import event_rows, rollout_table
+from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.report.history import Curves, held_out, read_history
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+LAST_FLEET = 1 << 20
+"""Bytes of what is told of engines that a look at a run's last steps reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A run as its folder has it.
 
-    curves    of metrics.jsonl; rollouts: rows of `rollout_table`; events: of `event_rows`
+    curves    of metrics.jsonl; rollouts: rows of `rollout_table`; events: of `event_rows`; fleet: of `fleet_rows`
     options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended
     """
 
@@ -35,6 +37,7 @@ class Record:
     options: Mapping[str, object]
     summary: Mapping[str, Any]
     events: Sequence[JsonMapping] = ()
+    fleet: Sequence[JsonMapping] = ()
 
     def by_step(self, name: str) -> dict[int, float]:
         """The values of a metric, by the step of the axis that it is on."""
@@ -55,13 +58,16 @@ class Record:
 
 
 def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None = None) -> Record:
-    """With the rollouts of the last `steps` only, if so many are asked for, and with `curves` for those of its metrics,
-    if they are there already. Raises UserError for a folder that is no run's, and for a file in it that is damaged."""
+    """With the rollouts of the last `steps` only, if so many are asked for, and what is told last of its engines; with
+    `curves` for those of its metrics, if they are there already. Raises UserError for a folder that is no run's, and
+    for a file in it that is damaged."""
     if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
         rollouts = rollout_table.read(folder, steps=steps)
     groups = _json(folder / "config.json")
+    with user_error(f"{folder}/{fleet_rows.FILE} cannot be read", OSError):
+        fleet = fleet_rows.read(folder, last=None if steps is None else LAST_FLEET if steps else 0)
     return Record(
         folder=folder.resolve(),
         curves=Curves.of_rows(read_history(folder / METRICS)) if curves is None else curves,
@@ -69,12 +75,13 @@ def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None
         options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
         summary=_json(folder / SUMMARY),
         events=event_rows.read(folder),
+        fleet=fleet,
     )
 
 
 def state(folder: Path) -> str:
     """Another one whenever the run has written something that a record is read from."""
-    parts = (METRICS, event_rows.FILE, SUMMARY, "config.json", rollout_table.FOLDER)
+    parts = (METRICS, event_rows.FILE, fleet_rows.FILE, SUMMARY, "config.json", rollout_table.FOLDER)
     found = [path.stat() for path in (folder / part for part in parts) if path.exists()]
     return f"{max((one.st_mtime_ns for one in found), default=0)}-{sum(one.st_size for one in found)}"
 

@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import orjson
-
 from miles_lite.errors import UserError
-from miles_lite.process.json_types import JsonMapping, JsonObject, parsed
-from miles_lite.report import event_rows, rollout_table
+from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
@@ -75,7 +73,8 @@ class Runs:
         events = event_rows.read(path)
         last = events[-1] if events else {}
         ended = f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word"
-        curves = Curves.of_rows(_last_rows(path / METRICS))
+        metrics = path / METRICS
+        curves = Curves.of_rows(json_lines.read(metrics, last=LAST_BYTES) if metrics.is_file() else [])
         rewards = curves.by_step(names.REWARD)
         return {
             "name": name,
@@ -121,14 +120,6 @@ class Runs:
 def _touched(path: Path) -> float:
     metrics = path / METRICS
     return (metrics if metrics.is_file() else path).stat().st_mtime
-
-
-def _last_rows(path: Path) -> Iterator[JsonMapping]:
-    if path.is_file():
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LAST_BYTES))
-            rows = (parsed(line, orjson.loads) for line in file.read().splitlines())
-            yield from (row for row in rows if isinstance(row, dict))
 
 
 def _standing(events: list[JsonMapping]) -> Iterator[str]:

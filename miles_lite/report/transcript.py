@@ -1,5 +1,5 @@
 """A kept trajectory as people read it: its messages, and of what engines sampled every token with its logprob, whether
-it is trained, and the weight version.
+it is trained, the weight version, and what training made of it.
 
 Invariant: it is bounded, whatever was recorded, and says what it leaves out. Tokens are spelled by the model's own
 tokenizer, where its folder is still there; without it a sampled message is its text alone.
@@ -8,6 +8,7 @@ tokenizer, where its folder is still there; without it a sampled message is its 
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +23,7 @@ from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
 from miles_lite.report.visible import first, visible
 from miles_lite.tito.byte_level import ByteTokens
 from miles_lite.traces import atraj
-from miles_lite.traces.atraj import Step, Trajectory
+from miles_lite.traces.atraj import ADVANTAGES, TRAINER_LOGPROBS, Step, Trajectory
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_MESSAGES = 4000, 1200, 60
 """Of a message; of a trajectory; of a trajectory."""
@@ -32,13 +33,18 @@ LIKELY = (0.9, 0.5, 0.1, 0.01, 0.001)
 """A token is in the place of the first of these that its probability reaches, or in the last."""
 VERSIONS = 4
 """Colours of weight versions, which follow one another in turn."""
+CREDIT = (-1.0, -1e-6, 1e-6, 1.0)
+"""A token is in the place that its advantage has among these, from 0 to 4: 2 is none."""
+APART = (0.01, 0.05, 0.2, 1.0)
+"""Nats: the place of the gap between trainer and engine among these, likewise."""
 
 Spell = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One as it is spelled. `likely`: its place in LIKELY, `version`: that of its weights, where it was sampled.
+    """One as it is spelled. Where it was sampled, `likely`: its place in LIKELY, `version`: that of its weights; where
+    training told them, its `advantage` and the `trainer`'s logprob; `credit`: its place in CREDIT, `apart`: in APART.
     `only`: the rollout that it is compared with lacks it."""
 
     text: str
@@ -47,7 +53,19 @@ class Token:
     likely: int = 0
     trained: bool = False
     version: int | None = None
+    advantage: float | None = None
+    trainer: float | None = None
     only: bool = False
+
+    @property
+    def credit(self) -> int | None:
+        return None if self.advantage is None else bisect(CREDIT, self.advantage)
+
+    @property
+    def apart(self) -> int | None:
+        if self.trainer is None or self.logprob is None:
+            return None
+        return bisect(APART, abs(self.trainer - self.logprob))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +160,14 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
 def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:
     """Of a sampled step, `most` of them."""
     versions = {at: version for version, start, end in step.data.get("weight_versions", ()) for at in range(start, end)}
-    trained = step.data.get("temperature", 1.0) > 0
-    for at, (token, logprob) in enumerate(zip(step.ids[:most], step.logprobs, strict=False)):
+    sampled = step.data.get("temperature", 1.0) > 0
+    nobody = [None] * len(step.ids)
+    told = (step.data.get(name, nobody) for name in (ADVANTAGES, TRAINER_LOGPROBS))
+    columns = zip(step.ids[:most], step.logprobs, *told, strict=False)
+    for at, (token, logprob, advantage, trainer) in enumerate(columns):
         likely = next((place for place, least in enumerate(LIKELY) if logprob >= math.log(least)), len(LIKELY))
-        yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at))
+        trained = sampled if ADVANTAGES not in step.data else advantage is not None
+        yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at), advantage, trainer)
 
 
 def _says(step: Step, spelled: int) -> str:

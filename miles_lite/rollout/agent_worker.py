@@ -25,6 +25,7 @@ from miles_lite.environments import single_turn
 from miles_lite.errors import Where, plain
 from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
+from miles_lite.process import tracing
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
@@ -88,6 +89,7 @@ class AgentWorker:
     async def start(self) -> None:
         """Import the agent and reward functions. Raises UserError when they do not exist."""
         self._exits.enter_context(bounded_output())  # before a module is loaded that keeps stderr for its log
+        self._exits.enter_context(tracing.sent_to(self._config.tracing.otlp_endpoint, f"agent-worker-{self._index}"))
         field_args.use(self._config, **plugin_args(self._config.files.custom_config_path))
         self._environment = load_environment(self._config)
         self._judging = Judging(self._config, self._environment.reward)
@@ -98,7 +100,10 @@ class AgentWorker:
         """Run one agent to its end, its time limit or its failure; its record, its samples and the turns of its
         session, in JSON, as far as they are wanted and there. Never raises."""
         for _ in range(LOOP_ATTEMPTS):
-            rollout, samples, turns = await self._run(task)
+            with tracing.span("rollout", rollout=task.rollout_index, evaluation=task.evaluation) as note:
+                rollout, samples, turns = await self._run(task)
+                note(status=rollout.status.value, reward=rollout.reward, tokens=rollout.trained_tokens)
+                note(group=task.group_index, failure=None if rollout.failure is None else str(rollout.failure))
             if rollout.failure is None or rollout.failure.where is not Where.CANCELLED:
                 break
         return rollout, samples, turns

@@ -23,11 +23,13 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The groups of a step that are to be trained, and what was seen on the way."""
+    """The groups of a step that are to be trained, and what was seen on the way. `kept`: the numbers of rollouts whose
+    trajectories are."""
 
     groups: list[Group]
     metrics: dict[str, float]
     busy: list[tuple[float, float]]
+    kept: frozenset[int] = frozenset()
 
 
 Evaluated = tuple[dict[str, float], list[tuple[float, float]]]

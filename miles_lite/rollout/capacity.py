@@ -1,19 +1,19 @@
 """How many rollouts run at once, as the engines bear it: looks at them while the run goes on.
 
 Invariant: a look that does not come in time changes nothing, nor does one while weights change. What a person must hear
-is said once.
+is said once. What engines tell is asked for once, for whoever wants it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import ray
 
 from miles_lite.config.options import Config
-from miles_lite.engine.reported_load import Load
+from miles_lite.engine.reported_load import Load, together
 from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
 from miles_lite.stack.engine_plans import plan_engines
 
@@ -21,6 +21,8 @@ PATIENCE = 30.0
 """Seconds that a look may take."""
 IN_A_ROW = 3
 """Looks that see the same before it is said."""
+Loads = Mapping[int, Load | None]
+"""Of each engine, by its index; None where it does not say. Empty while nobody knows."""
 
 
 def concurrency_of(config: Config) -> Concurrency | None:
@@ -32,30 +34,35 @@ def concurrency_of(config: Config) -> Concurrency | None:
 
 
 class Capacity:
-    """Feeds `found`, where the number is to be found, with what `load` says, and has `resize` told what comes of it."""
+    """Feeds `found`, where the number is to be found, with what `loads` say, and has `resize` told what comes of it."""
 
     def __init__(
         self,
         *,
-        load: Callable[[], Awaitable[Load | None]],
+        loads: Callable[[], Awaitable[Loads]],
+        note: Callable[[Loads], None],
         running: Callable[[], int],
         resize: Callable[[int], None],
         say: Callable[[str], None],
         found: Concurrency | None,
     ) -> None:
-        """`running`: the rollouts at once; `say` takes what a person must hear. Without `found` the number is given."""
-        self._load, self._running, self._resize, self._say, self._found = load, running, resize, say, found
+        """`running`: the rollouts at once; `say` takes what a person must hear, `note` every look, in a thread. Without
+        `found` the number is given."""
+        self._loads, self._running, self._resize, self._say, self._found = loads, running, resize, say, found
+        self._note = note
         self._overfull = self._silent = 0
 
     async def keep(self) -> None:
         """Look again and again. Never returns."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            load = None
+            loads: Loads = {}
             with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
                 async with asyncio.timeout(PATIENCE):
-                    load = await self._load()
-            self.see(load)
+                    loads = await self._loads()
+            told = [load for load in loads.values() if load is not None]
+            self.see(together(told) if told else None)
+            await asyncio.to_thread(self._note, loads)
 
     def see(self, load: Load | None) -> None:
         """What the engines bear; None where none says."""

@@ -11,8 +11,10 @@ that a file is read without running anything that is in it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +24,7 @@ import torch
 
 from miles_lite.errors import UserError, Where, user_error, writing
 from miles_lite.model_folder import foreign_id
-from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Status
+from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Spans, Status
 
 ARRAYS = {
     "tokens": "tokens",
@@ -33,6 +35,8 @@ ARRAYS = {
     "rollout_routed_experts": "routed_experts",
 }
 """What they are called in the file, and here."""
+TIMES = "started_at", "finished_at", "ended_version"
+PLAIN = type(None), bool, int, float, str, bytes
 DAMAGED = (LookupError, ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, UnpicklingError)
 """What reading raises of a file that is something else, or broken."""
 
@@ -64,7 +68,12 @@ def read(path: Path, *, vocabulary: int | None = None) -> list[Group]:
     if not path.is_file():
         raise UserError(f"--load-debug-rollout-data: no file {path}: --save-debug-rollout-data of a run writes it")
     with user_error(f"--load-debug-rollout-data {path}: not as --save-debug-rollout-data writes it", *DAMAGED):
-        return _groups(torch.load(path, weights_only=True, map_location="cpu"), vocabulary)
+        return parse(path, vocabulary=vocabulary)
+
+
+def parse(path: Path, *, vocabulary: int | None = None) -> list[Group]:
+    """The same. Raises one of DAMAGED."""
+    return _groups(torch.load(path, weights_only=True, map_location="cpu"), vocabulary)
 
 
 def _groups(whole: dict[str, Any], vocabulary: int | None) -> list[Group]:
@@ -87,20 +96,40 @@ def _told(group: Group, rollout: Rollout) -> dict[str, Any]:
     return {
         "group_index": group.index,
         "index": rollout.index,
-        "prompt": group.prompt,
-        "reward": rollout.reward,
+        "prompt": plain(group.prompt),
+        "reward": plain(rollout.reward),
         "rollout_status": rollout.status.value,
         "failure": None if rollout.failure is None else [rollout.failure.where.value, rollout.failure.why],
-        "rollout_metadata": rollout.metadata,
+        "rollout_metadata": plain(rollout.metadata),
         "teacher": rollout.teacher,
+        "spans": dataclasses.asdict(rollout.spans),
+        **{name: getattr(rollout, name) for name in TIMES},
     }
+
+
+def plain(value: object) -> Any:
+    """`value` of built-in types alone, which is all that is read again: NumPy's as Python's, and what is neither as its
+    text. Agents and rewards may have put anything into it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist()) if type(value.tolist()) is not type(value) else str(value)
+    if isinstance(value, Mapping):
+        return {plain(name): plain(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, list | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, torch.Tensor) or type(value) in PLAIN:
+        return value
+    with contextlib.suppress(Exception):  # its words are users' code
+        return str.__str__(str(value))
+    return object.__repr__(value)
 
 
 def _written(sample: Sample) -> dict[str, Any]:
     arrays = {there: getattr(sample, here) for there, here in ARRAYS.items()}
     tensors = {name: None if array is None else torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     lengths = {"response_length": len(sample) - sample.prompt_length}
-    return {**tensors, **lengths, "status": sample.status.value, "metadata": sample.metadata}
+    return {**tensors, **lengths, "status": sample.status.value, "metadata": plain(sample.metadata)}
 
 
 def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
@@ -115,7 +144,9 @@ def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
         status=Status(told["rollout_status"]),
         failure=None if told["failure"] is None else Failure(Where(told["failure"][0]), told["failure"][1]),
         metadata=told["rollout_metadata"],
-        teacher=told.get("teacher", ""),  # files of before have none
+        teacher=told.get("teacher", ""),  # files of before have none, nor what follows
+        spans=Spans(**told.get("spans", {})),
+        **{name: told[name] for name in TIMES if name in told},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,21 @@ FAILED, QUARANTINED = "failures.jsonl", "quarantined.jsonl"
 """Where they are, in the run folder."""
 LONGEST = 2000
 """Characters of an error that are kept."""
+LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
+"""Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
+NO_REWARD = "none_reward"
+
+
+def broke(rollout: Rollout) -> tuple[str, str, bool]:
+    """Where a rollout failed, "" where it did not; the words; and whether another attempt may end otherwise."""
+    if rollout.failure is None:
+        return "", "", False
+    return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
+
+
+def lost(rollouts: Iterable[Rollout]) -> Counter[str]:
+    """How many of them cannot be trained, by why."""
+    return Counter(broke(rollout)[0] or NO_REWARD for rollout in rollouts if not rollout.trainable)
 
 
 def failure_of(error: BaseException, *, at: Where) -> Failure:

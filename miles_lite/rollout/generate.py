@@ -12,16 +12,17 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ParamSpec
 
 from miles_lite.config.rollouts import Rollouts
 from miles_lite.config.scheduling import Scheduling
-from miles_lite.errors import UserError, Where
+from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter
 from miles_lite.process.patience import at_most
+from miles_lite.rollout.failures import broke, lost
 from miles_lite.rollout.filters import verdict
 from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.sample import Group, Rollout
@@ -38,9 +39,6 @@ JudgeGroup = Callable[[Group, Prompt], Awaitable[None]]
 """Gives the rollouts of a group their rewards."""
 Members = dict[int, dict[int, Rollout]]
 """Of groups, the rollouts that have ended, by member."""
-LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
-"""Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
-NO_REWARD = "none_reward"
 P = ParamSpec("P")
 
 
@@ -180,6 +178,8 @@ class Generator:
                     self._aside(self._tasks.pop(who)).cancel()
             case m.Judge(group, _, prompt):
                 self._aside(asyncio.create_task(self._guarded(self._judge, group, prompt)))
+            case m.Renew(group, judged):
+                self._renew(group, judged=judged)
             case m.Release(group, end, reason):
                 self._release(group, end, reason)
             case m.Give(step, groups, short):
@@ -210,6 +210,14 @@ class Generator:
             self.training[step] = given.groups
         self._given = given
         self._woken.set()
+
+    def _renew(self, ordinal: int, *, judged: bool) -> None:
+        """Of a group that was kept, what came of its rollouts is not used."""
+        for rollout in (members := self.members.get(ordinal, {})).values():
+            rollout.stored = None
+        if judged:
+            self._book(members.values(), -1)
+        members.clear()
 
     def _release(self, ordinal: int, end: End, reason: str) -> None:
         """A group that is not trained: its samples leave the store."""
@@ -255,18 +263,21 @@ class Generator:
         self._apply_reward_policy(group)
         if self._seen is not None and (rewards := [reward for reward in group.rewards if reward is not None]):
             self._seen(prompt, fmean(rewards))
-        failed = [rollout for rollout in group.rollouts if not rollout.trainable]
-        reasons = Counter(broke(rollout)[0] or NO_REWARD for rollout in failed)
-        if len(failed) == len(group.rollouts):
+        reasons = lost(group.rollouts)
+        if reasons.total() == len(group.rollouts):
             judged = m.Judged(ordinal, End.FAILED, f"failed_{reasons.most_common(1)[0][0]}")
         else:
             kept = await verdict(group, self._filter)
             judged = m.Judged(ordinal, None if kept.keep else End.FILTERED, kept.reason or "filter")
         if ordinal in self.held:
-            self.accounts.rollouts_failed += sum(rollout.failure is not None for rollout in failed)
-            for reason, count in reasons.items():
-                self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + count
+            self._book(group.rollouts, 1)
             self._tell(judged)
+
+    def _book(self, rollouts: Collection[Rollout], sign: int) -> None:
+        """Count those of a judged group that have no answer; or no longer, with -1."""
+        self.accounts.rollouts_failed += sign * sum(rollout.failure is not None for rollout in rollouts)
+        for reason, count in lost(rollouts).items():
+            self.accounts.failures[reason] = self.accounts.failures.get(reason, 0) + sign * count
 
     def _apply_reward_policy(self, group: Group) -> None:
         policy = self._options.none_reward_policy
@@ -304,13 +315,6 @@ class Generator:
     def _fail(self, error: BaseException) -> None:
         self._error = self._error or error
         self._woken.set()
-
-
-def broke(rollout: Rollout) -> tuple[str, str, bool]:
-    """Where a rollout failed, "" where it did not; the words; and whether another attempt may end otherwise."""
-    if rollout.failure is None:
-        return "", "", False
-    return str(rollout.failure.where), rollout.failure.why, rollout.failure.where not in LASTING
 
 
 def schedule_of(

@@ -7,6 +7,7 @@ is not kept is never fetched, and nothing about keeping stops a run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ from miles_lite.rollout.metrics import no_gradient
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Rollout
-from miles_lite.traces import atraj
+from miles_lite.traces import atraj, token_values
 from miles_lite.traces.atraj import Trajectory
+from miles_lite.traces.token_values import TokenValues
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class Keeper:
 
     def write(self, number: int, taken: Sequence[tuple[Rollout, JsonObject]]) -> None:
         """The files of step `number`, in the place of those that an earlier attempt at it left."""
-        try:
+        with _costs_no_run(f"trajectories of step {number} are not kept"):
             for old in self._folder.glob(f"{number:06d}-*{atraj.SUFFIX}"):
                 old.unlink()
             for rollout, more in taken:
@@ -118,8 +120,24 @@ class Keeper:
                     atraj.write(made, trajectory_path(self._run_dir, number, rollout.index))
             for old in _beyond(self._folder, MOST_BYTES):
                 old.unlink()
-        except Exception as error:  # noqa: BLE001 - a full disk, or what was said is lost with its node
-            log.warning("trajectories of step %d are not kept: %s", number, error)
+
+    def add(self, number: int, values: Sequence[TokenValues]) -> None:
+        """Give the files of step `number` what training made of their tokens, one after the other."""
+        with _costs_no_run(f"trajectories of step {number} stay without what training made of them"):
+            for rollout in sorted({each.rollout for each in values}):
+                path = trajectory_path(self._run_dir, number, rollout)
+                if path.is_file():
+                    mine = [each for each in values if each.rollout == rollout]
+                    atraj.write(token_values.put(atraj.read(path), mine), path)
+
+
+@contextlib.contextmanager
+def _costs_no_run(what: str) -> Iterator[None]:
+    """Whatever goes wrong in it is said."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a full disk, or what was said is lost with its node
+        log.warning("%s: %s", what, error)
 
 
 def _beyond(folder: Path, most: int) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from miles_lite.config.yaml_files import plugin_args
 from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.process.uncollected import begins_to_serve
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
 from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
@@ -39,7 +40,7 @@ from miles_lite.rollout.metrics import (
 )
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
-from miles_lite.rollout.recorded import Recorder
+from miles_lite.rollout.recorded import Credited, Recorder
 from miles_lite.rollout.resume import Snapshot, load, save, snapshot
 from miles_lite.sample import Failure, Group, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
@@ -69,7 +70,7 @@ class RolloutManager:
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
         self._given: GivenRollouts | None = None
-        self._failed = config.run_dir / FAILED
+        self._note = partial(note_failures, config.run_dir / FAILED)
         self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
@@ -105,6 +106,7 @@ class RolloutManager:
         self._given = self._given_rollouts()
         await asyncio.gather(self._stack.start(), self._start_workers())
         self._looking = asyncio.create_task(self._capacity().keep())
+        begins_to_serve()
         evaluation = self._config.evaluation
         held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
@@ -118,7 +120,8 @@ class RolloutManager:
 
     def _capacity(self) -> Capacity:
         return Capacity(
-            load=lambda: self._stack.fleet.call(Fleet.load),
+            loads=lambda: self._stack.fleet.call(Fleet.loads),
+            note=self._recorder.fleet.note,
             running=lambda: self._generator.scheduler.running,
             resize=self._generator.resize,
             say=lambda line: self._stack.alarm(line),
@@ -139,7 +142,7 @@ class RolloutManager:
 
     async def generate(self, rollout_id: int) -> Generated:
         """Run one step: collect groups, and compute metrics."""
-        began = time.time()
+        began, self._recorder.fleet.step = time.time(), rollout_id
         if not self._overlaps:
             self._before_step = (rollout_id, self._snapshot())
         self._generator.updated(rollout_id)
@@ -148,7 +151,7 @@ class RolloutManager:
             self._note(rollout_id, group.prompt.get("row"), group.rollouts)
         for line in note_quarantined(self._config.run_dir / QUARANTINED, rollout_id, step.quarantined):
             self._stack.alarm(line)
-        await self._recorder.record(rollout_id, step)
+        kept = await self._recorder.record(rollout_id, step)
         metrics = rollout_metrics(step.groups, step.finished)
         metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
         if (overlong := self._config.overlong) is not None:
@@ -171,7 +174,11 @@ class RolloutManager:
         tokens = sum(rollout.trained_tokens for group in step.finished for rollout in group.rollouts)
         metrics["perf/rollout_tok_per_s"] = tokens / took
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
-        return Generated(groups=step.groups, metrics=metrics, busy=busy)
+        return Generated(groups=step.groups, metrics=metrics, busy=busy, kept=kept)
+
+    async def credit(self, rollout_id: int, told: Credited) -> None:
+        """What training made of the tokens of the rollouts that are kept of a step."""
+        self._recorder.credit(rollout_id, told)
 
     async def eval(self) -> Evaluated:
         """Run the held-out sets on the current weights."""
@@ -271,9 +278,6 @@ class RolloutManager:
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
         return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
-
-    def _note(self, step: int, row: object, rollouts: Sequence[Rollout]) -> None:
-        note_failures(self._failed, step, row, rollouts)
 
     async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
         """One for training."""

@@ -6,6 +6,7 @@ resumed run sees the prompts the stopped one had not yet taken. A prompt is read
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from array import array
@@ -31,6 +32,14 @@ ASKING = ("system", "developer", "user")
 """Roles of messages that have words."""
 MADE = 20
 """Of those that an environment makes."""
+CHANGED: Mapping[str, str] = {
+    "prompts": "--load: the run was made with {before} prompts, --prompt-data now has {now}",
+    "shuffled": "--load: the run's order was that of --rollout-shuffle with --rollout-seed {before} (None: not "
+    "shuffled), now it is {now}",
+    "digest": "--load: --prompt-data holds other prompts than those that the run was made with, or in another order",
+}
+"""What a run that goes on has as it was, and what is said where it has not."""
+BEGIN_ANEW = ". Give it as it was, or --finetune, which takes the weights alone and begins with the first step"
 ENVIRONMENT_KEYS: Mapping[str, Any] = {
     "input_key": "prompt",
     "label_key": "label",
@@ -52,12 +61,14 @@ class Prompt:
 
 
 class Prompts(ByPlace[Prompt]):
-    """The prompts of a source, read when they are asked for. Raises UserError with the file and the row's number."""
+    """The prompts of a source, read when they are asked for; the first CHECKED were read, and `digest` is theirs.
+    Raises UserError with the file and the row's number."""
 
     def __init__(self, source: str, options: Data) -> None:
         self._rows: Rows
         self._rows, self._places = open_rows(source, environment_rows(options))
         self._options = replace(options, **ENVIRONMENT_KEYS) if is_source(source) else options
+        self.digest = "" if self.made else digest(head(self))
 
     @property
     def made(self) -> bool:
@@ -88,7 +99,7 @@ def load_prompts(source: str, options: Data) -> Sequence[Prompt]:
     """The prompts of a source (see prompt_data), the first CHECKED of which were read. Raises UserError with file and
     line number."""
     prompts = Prompts(source, options)
-    for _ in head(prompts):
+    for _ in head(prompts) if prompts.made else ():
         pass
     return prompts
 
@@ -104,6 +115,15 @@ def head(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """Those that are looked at before a run."""
     looked_at = MADE if isinstance(prompts, Prompts) and prompts.made else CHECKED
     return (prompts[at] for at in range(min(looked_at, len(prompts))))
+
+
+def digest(prompts: Iterable[Prompt]) -> str:
+    """Equal where what they ask is, in the same order, whatever a system message says."""
+    found = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        asked = [message for message in as_messages(prompt) if message.get("role") != "system"]
+        found.update(json.dumps(asked, default=str).encode())
+    return found.hexdigest()
 
 
 def _parse(record: object, row: int, where: str, options: Data) -> Prompt:
@@ -208,6 +228,11 @@ class DataSource:
         self._offset = 0
         self.skipped = 0
         self._order = self._order_of(0)
+        self._known = {
+            "prompts": len(prompts),
+            "shuffled": options.rollout_seed if options.rollout_shuffle else None,
+            "digest": prompts.digest if isinstance(prompts, Prompts) else "",
+        }
 
     @property
     def prompts(self) -> Sequence[Prompt]:
@@ -236,14 +261,13 @@ class DataSource:
         return number
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "offset": self._offset, "prompts": len(self._prompts)}
+        return {"epoch": self._epoch, "offset": self._offset, **self._known}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`. Raises UserError when the prompt file has changed size."""
-        if state["prompts"] != len(self._prompts):
-            raise UserError(
-                f"--load: the run was made with {state['prompts']} prompts, --prompt-data now has {len(self._prompts)}"
-            )
+        """Continue from `state()`. Raises UserError where it would deal other prompts, or in another order."""
+        for name, now in self._known.items():
+            if (before := state.get(name, now)) != now:  # checkpoints of before name fewer
+                raise UserError(CHANGED[name].format(before=before, now=now) + BEGIN_ANEW)
         self._epoch, self._offset = state["epoch"], state["offset"]
         self._order = self._order_of(self._epoch)
 

@@ -1,51 +1,73 @@
-"""A run's record of its rollouts: the rows of a step, for `report.rollout_table`, and trajectories."""
+"""A run's record of its rollouts and engines: the rows of a step, for `report.rollout_table`, trajectories, and how
+engines stood."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
+import ray
 
 from miles_lite.errors import writing
 from miles_lite.report import rollout_table
 from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.rollout.agent_report import agent_report, number
+from miles_lite.rollout.fleet_samples import FleetSamples
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import no_gradient
 from miles_lite.sample import Group, Rollout
+from miles_lite.traces.token_values import TokenValues
 
 RETRIED, UNUSED = "retried", "unused"
+Credited = Sequence[Awaitable[list[TokenValues]]]
+"""What training makes of tokens, as each rank tells it."""
 
 
 class Recorder:
-    """Writes a run's record of its rollouts: of each step the table, and some trajectories while the next one runs."""
+    """Writes a run's record of its rollouts: of each step the table, and some trajectories while the next one runs, one
+    after the other."""
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
         """`keep`: --keep-trajectories."""
         self._run_dir, self._keeper = run_dir, Keeper(run_dir, keep)
-        self._keeping: asyncio.Task[None] | None = None
+        self.fleet = FleetSamples(run_dir)
+        self._writing: asyncio.Task[None] | None = None
 
     @property
     def keeps(self) -> bool:
         """Whether any trajectory is kept."""
         return self._keeper.keeps
 
-    async def record(self, number: int, step: Step) -> None:
-        """The step of that number has ended. Raises UserError when the disk is full."""
+    async def record(self, number: int, step: Step) -> frozenset[int]:
+        """The step of that number has ended; the numbers of the rollouts that are kept. Raises UserError when the disk
+        is full."""
         await self.close()
         taken = self._keeper.take(number, step)
-        self._keeping = asyncio.create_task(asyncio.to_thread(self._keeper.write, number, taken))
+        self._writing = asyncio.create_task(asyncio.to_thread(self._keeper.write, number, taken))
         rows = list(rows_of(number, step))
         with writing("the table of a step's rollouts", self._run_dir / rollout_table.FOLDER):
             await asyncio.to_thread(rollout_table.write, self._run_dir, number, rows)
+        return frozenset(rollout.index for rollout, _ in taken)
+
+    def credit(self, number: int, told: Credited) -> None:
+        """What training makes of the tokens of kept rollouts of that step: it is added to their files."""
+        self._writing = asyncio.create_task(self._credit(self._writing, number, told))
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        if self._keeping is not None:
-            await self._keeping
+        if self._writing is not None:
+            await self._writing
+
+    async def _credit(self, before: asyncio.Task[None] | None, number: int, told: Credited) -> None:
+        if before is not None:
+            await before
+        with contextlib.suppress(ray.exceptions.RayError):  # the rank that knew has died
+            values = [one for each in await asyncio.gather(*told) for one in each]
+            await asyncio.to_thread(self._keeper.add, number, values)
 
 
 def rows_of(number_of: int, step: Step) -> Iterator[Row]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import ray
 
+from miles_lite.config.rollouts import Data
 from miles_lite.errors import UserError, user_error, writing
 from miles_lite.rollout.generate import Generator, Members
-from miles_lite.rollout.prompts import Source
+from miles_lite.rollout.prompts import Source, open_source
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Group, Held, Rollout
 
@@ -66,16 +67,10 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
 def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
     """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
     missing or damaged."""
-    path = _path(folder, rollout_id)
-    if not path.is_file():
-        raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
-    with user_error(f"--load {folder}: {path.name} is damaged", OSError, ValueError):
-        state = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or not state.keys() >= STATE:
-        raise UserError(f"--load {folder}: {path.name} is damaged: it lacks one of {', '.join(sorted(STATE))}")
+    path, state = _path(folder, rollout_id), _state(folder, rollout_id)
     source.restore(state["data"])
     named: dict[str, dict[str, int]] = state["members"]
-    kept = {group.index: group for group in _read(_samples(path))} if any(named.values()) else {}
+    kept = {group.index: group for group in _read(folder, _samples(path))} if any(named.values()) else {}
     by_index = {rollout.index: _stored(rollout) for group in kept.values() for rollout in group.rollouts}
     members: Members = {
         int(group): {int(member): by_index[index] for member, index in of.items()}
@@ -89,16 +84,37 @@ def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> 
     return next_index
 
 
+def check(folder: str, rollout_id: int, data: Data) -> None:
+    """Refuse what rollouts cannot go on from, before anything starts. Raises UserError."""
+    state = _state(folder, rollout_id)
+    open_source(data).restore(state["data"])
+    samples = _samples(_path(folder, rollout_id))
+    if any(state["members"].values()) and not samples.is_file():
+        raise UserError(f"--load {folder}: {samples.name} is missing: the samples that wait to be trained are lost")
+
+
+def _state(folder: str, rollout_id: int) -> dict[str, Any]:
+    path = _path(folder, rollout_id)
+    if not path.is_file():
+        raise UserError(f"--load {folder}: {path.name} is missing: the rollout state of that iteration is lost")
+    with user_error(f"--load {folder}: {path.name} is damaged", OSError, ValueError):
+        state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not state.keys() >= STATE:
+        raise UserError(f"--load {folder}: {path.name} is damaged: it lacks one of {', '.join(sorted(STATE))}")
+    return state
+
+
 def _write(path: Path, rollout_id: int, groups: list[Group]) -> None:
     from miles_lite.rollout import dump  # torch, without which a manager starts 2 s earlier, and 150 MB lighter
 
     dump.write(path, rollout_id, groups)
 
 
-def _read(path: Path) -> list[Group]:
+def _read(folder: str, path: Path) -> list[Group]:
     from miles_lite.rollout import dump
 
-    return dump.read(path)
+    with user_error(f"--load {folder}: {path.name} is damaged", *dump.DAMAGED):
+        return dump.parse(path)
 
 
 def _waiting(generator: Generator) -> tuple[list[Group], Members]:

@@ -10,7 +10,6 @@ import io
 import shlex
 import shutil
 import signal
-import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
+from miles_lite.sandboxes.bubblewrap import PYTHON, SYSTEM, View
 from miles_lite.sandboxes.files import failing_as_broken, packed, unpacked
 from miles_lite.sandboxes.owner import home
 from miles_lite.sandboxes.sandbox import Sandbox
@@ -26,8 +26,6 @@ from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
 
 WORKDIR = "/app"
 """Where an image, or its place, has no folder of its own."""
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc")
-"""This machine's programs."""
 GRACE = 5.0
 """Seconds that a container may take to start and to end beyond its command's limit."""
 
@@ -71,10 +69,8 @@ class BubblewrapFolders(Folders):
         folder, workdir = new(name), workdir or WORKDIR
         for each in ("tmp", workdir.lstrip("/")):
             (folder / each).mkdir(parents=True, exist_ok=True)
-        programs = dict.fromkeys([*SYSTEM, sys.prefix, sys.base_prefix])
-        mounts = ["--bind", str(folder), "/", "--dev", "/dev", "--proc", "/proc", "--chdir", workdir]
-        mounts += [part for each in programs for part in ("--ro-bind-try", each, each)]
-        shell = Shell(folder=folder, sandbox=Confinement.BWRAP, mounts=mounts)
+        view = View(begins=workdir, root=str(folder), writes_root=True, shown=(*SYSTEM, *PYTHON))
+        shell = Shell(folder=folder, sandbox=Confinement.BWRAP, view=view)
         return Folder(folder, shell, inside=workdir.lstrip("/"))
 
 

@@ -11,10 +11,9 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,7 @@ from typing import Self
 from miles_lite.config.choices import Word
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonObject
+from miles_lite.sandboxes.bubblewrap import View
 
 GUARD = Path(__file__).with_name("script_guard.py")
 KEEP = 8192
@@ -63,11 +63,11 @@ class Shell:
         timeout: float = 30.0,
         folder: Path | None = None,
         sandbox: Confinement = Confinement.NONE,
-        mounts: Sequence[str] | None = None,
+        view: View | None = None,
     ) -> None:
         """`timeout` bounds each script, in seconds. `folder` is where scripts work, and stays writable in a sandbox;
-        without it they work in the current folder, read-only in a sandbox. `mounts`: bubblewrap's options for what a
-        script sees, in the place of that. Raises UserError."""
+        without it they work in the current folder, read-only in a sandbox. `view`: what a script sees in one, in the
+        place of that. Raises UserError."""
         if folder is not None and not folder.is_dir():
             raise UserError(f"{folder} is no folder: tools need an existing one to work in")
         self._timeout, self._folder, self._sandboxed = (
@@ -75,8 +75,10 @@ class Shell:
             (folder or Path.cwd()).resolve(),
             sandbox == Confinement.BWRAP,
         )
-        seen = mounted(self._folder, writable=folder is not None) if mounts is None else mounts
-        self._argv = [*(_bubblewrap(seen) if self._sandboxed else ()), "bash"]
+        seen = view or View.of_machine(self._folder, writable=folder is not None)
+        if self._sandboxed and (flaw := seen.flaw()):
+            raise UserError(f"--sandbox bwrap: {flaw}\n  Without it take --sandbox none, on a machine made for it.")
+        self._argv = [*(seen.command if self._sandboxed else ()), "bash"]
         self._env = environment(home="/tmp" if self._sandboxed else None)
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -206,24 +208,3 @@ def _text(latin: str, cut: int) -> str:
                 data, cut = data[:-size], cut + size
             break
     return data.decode(errors="replace") + f"…[truncated {cut} bytes]"
-
-
-def mounted(folder: Path, *, writable: bool) -> list[str]:
-    """bubblewrap's options for all of this machine, read-only but for `folder`."""
-    everything = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"]
-    return [*everything, "--bind" if writable else "--ro-bind", str(folder), str(folder), "--chdir", str(folder)]
-
-
-def _bubblewrap(mounts: Sequence[str]) -> list[str]:
-    """The command in front of bash. Raises UserError when it does not work on this machine."""
-    executable = shutil.which("bwrap")
-    if executable is None:
-        raise UserError("--sandbox bwrap: bubblewrap is not installed (its command is bwrap); install it, or take none")
-    command = [executable, "--unshare-all", "--die-with-parent", "--new-session", *mounts]
-    trial = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=60, check=False)
-    if trial.returncode:
-        raise UserError(
-            f"--sandbox bwrap: bubblewrap does not work here: {trial.stderr.strip()}\n"
-            "  It needs unprivileged user namespaces; without them take --sandbox none on a machine made for it."
-        )
-    return command

@@ -49,12 +49,14 @@ class Open:
     def answered(self) -> int:
         return len(self.done) - self.lost
 
-    def again(self, size: int) -> None:
-        """Begin anew, with `size` members: no answer of it is left."""
+    def again(self, size: int) -> int:
+        """Begin anew, with `size` members: no answer of it is left. Returns how many more they are."""
+        more = size - len(self.attempts)
         self.attempts = [max(self.attempts)] * size
         self.waiting = list(range(size - 1, -1, -1))
         self.done, self.failed = [], [0] * size
         self.version, self.lost, self.lengths, self.settled = UNSTARTED, 0, 0, False
+        return more
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -132,6 +132,15 @@ class Give:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """The group begins anew: what has come of its members is no answer any longer, nor is what was said of it where it
+    was `judged`."""
+
+    group: int
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """The group has ended, and will not be trained: what is kept of it can go."""
 
@@ -154,4 +163,4 @@ class Stop:
     reason: str
 
 
-Command = Start | Judge | Give | Release | Cancel | Stop
+Command = Start | Judge | Give | Renew | Release | Cancel | Stop

@@ -210,30 +210,15 @@ class Scheduler:
 
     def _resumed(self, event: m.Resumed, now: float) -> None:
         old = self._state
-        old.updated.clear()
         again = [group for step, batch in old.given.items() if step >= event.step for group in batch]
         self.accounts.book(End.TRAINED, -len(again))
         groups = sorted([*old.groups.values(), *again], key=lambda group: group.ordinal)
         for who in old.running:
             old.groups[who.group].waiting.append(who.member)
-        size = self.schedule.rollouts_per_group
         for group in groups:
-            if group.ordinal not in event.kept or len(group.attempts) != size:
-                group.again(size)
-        self._adopt(
-            dataclasses.replace(
-                old,
-                capacity=self.schedule.capacity,
-                version=event.step,
-                step=event.step,
-                wanted=False,
-                stopped="",
-                groups={group.ordinal: group for group in groups},
-                running={},
-                given={},
-                passed=min([old.passed, *(group.ordinal for group in again)]),
-            )
-        )
+            if group.ordinal not in event.kept or len(group.attempts) != self.schedule.rollouts_per_group:
+                self._renew(group)
+        self._adopt(old.resumed(event.step, groups, again, capacity=self.schedule.capacity))
         self._fit(groups)
         self._state.count()
         for group in self._state.groups.values():
@@ -247,11 +232,15 @@ class Scheduler:
         begun = sorted((group for group in groups if group.version != UNSTARTED), key=lambda group: group.version)
         for older, group in enumerate(begun):
             if not has_place(self.schedule, self._state, group, older):
-                group.again(self.schedule.rollouts_per_group)
+                self._renew(group)
         most = self.schedule.groups_per_step * (self.schedule.max_staleness + 1) + self.schedule.extra
         for group in groups[most:]:
             self._state.returned.append(group.prompt)
             self._end(group, End.UNUSED)
+
+    def _renew(self, group: Open) -> None:
+        self._commands.append(m.Renew(group.ordinal, judged=group.settled))
+        self.accounts.rollouts_started += group.again(self.schedule.rollouts_per_group)
 
     def _closed(self, event: m.Closed, now: float) -> None:
         self._give_up()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import inf
 from statistics import median
 from typing import Any, Self
@@ -13,7 +14,7 @@ from miles_lite.scheduler.groups import Open
 from miles_lite.scheduler.protocol import Who
 
 Json = dict[str, Any]
-LAST_UPDATES = 9
+LAST_STEPS = 8
 
 
 @dataclass(slots=True)
@@ -22,7 +23,8 @@ class State:
 
     capacity  rollouts that may run at once
     version   the engines' weights
-    updated   when the last ones came, in seconds on the clock of `running`
+    served_at when they came, in seconds on the clock of `running`; None where that is not known
+    took      seconds from one version to the next, of the last ones
     step      the batch that is given next
     wanted    whether the trainer waits for it
     stopped   why nothing is done any longer
@@ -37,7 +39,8 @@ class State:
 
     capacity: int
     version: int = 0
-    updated: deque[float] = field(default_factory=lambda: deque(maxlen=LAST_UPDATES))
+    served_at: float | None = None
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=LAST_STEPS))
     step: int = 0
     wanted: bool = False
     stopped: str = ""
@@ -55,14 +58,15 @@ class State:
     def step_seconds(self) -> float:
         """From one version to the next: the median of the last ones, so that one that waited is no measure. Infinite
         where there were none."""
-        return median(later - before for before, later in pairwise(self.updated)) if len(self.updated) > 1 else inf
+        return median(self.took) if self.took else inf
 
     def as_json(self) -> Json:
         return {name: getattr(self, name) for name in _PLAIN} | {
             "groups": [group.as_json() for group in self.groups.values()],
             "running": [[*who, since] for who, since in self.running.items()],
             "given": [[step, [group.as_json() for group in batch]] for step, batch in self.given.items()],
-            "updated": list(self.updated),
+            "served_at": self.served_at,
+            "took": list(self.took),
             "returned": list(self.returned),
             "dropped": dict(self.dropped),
         }
@@ -74,7 +78,8 @@ class State:
             groups={group["ordinal"]: Open(**group) for group in state["groups"]},
             running={Who(*who): since for *who, since in state["running"]},
             given={step: [Open(**group) for group in batch] for step, batch in state["given"]},
-            updated=deque(state.get("updated", ()), maxlen=LAST_UPDATES),
+            served_at=state.get("served_at"),
+            took=deque(state.get("took", ()), maxlen=LAST_STEPS),
             returned=deque(state["returned"]),
             dropped=Counter(state["dropped"]),
         )
@@ -82,8 +87,25 @@ class State:
     def serve(self, version: int, now: float) -> None:
         """The engines have `version`, if it is a later one."""
         if version > self.version:
-            self.version = version
-            self.updated.append(now)
+            if self.served_at is not None:
+                self.took.append(now - self.served_at)
+            self.version, self.served_at = version, now
+
+    def resumed(self, step: int, groups: Sequence[Open], again: Sequence[Open], *, capacity: int) -> Self:
+        """What goes on after `step` trained batches with `groups`, those that are to be given `again` among them."""
+        return dataclasses.replace(
+            self,
+            capacity=capacity,
+            version=step,
+            served_at=None,
+            step=step,
+            wanted=False,
+            stopped="",
+            groups={group.ordinal: group for group in groups},
+            running={},
+            given={},
+            passed=min([self.passed, *(group.ordinal for group in again)]),
+        )
 
     def count(self) -> None:
         """`active` and `overtaken` from the groups."""

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 
 from miles_lite.errors import Where
+from miles_lite.process import tracing
 from miles_lite.process.admin_key import bearer
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.sample import Failure, Sample
@@ -135,7 +136,7 @@ class SessionClient:
             raise RuntimeError("SessionClient is used as an async context manager: async with SessionClient(url)")
         data = None if body is None else orjson.dumps(body)
         session_id = path.removeprefix("/sessions").strip("/").partition("/")[0]
-        headers = bearer(self._keys.get(session_id) if session_id else self._admin_key)
+        headers = bearer(self._keys.get(session_id) if session_id else self._admin_key) | tracing.headers()
         try:
             async with self._http.request(method, self.url + path, data=data, headers=headers) as response:
                 answer = await response.read()

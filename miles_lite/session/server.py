@@ -5,6 +5,7 @@ Invariant: `start` either returns a URL that answers or leaves nothing behind; `
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import socket
@@ -20,6 +21,7 @@ from miles_lite.config.places import Hosts
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.errors import UserError, writing
 from miles_lite.model_folder import fingerprint
+from miles_lite.process import tracing
 from miles_lite.process.addresses import bracketed, loopback, network_file_system, reachable
 from miles_lite.process.http_log import refuse_expectations, server_log
 from miles_lite.process.scratch import lasting
@@ -43,7 +45,7 @@ class SessionSpec:
 
     `port` None: any free one. `admin_key` is what opening a session takes; None: nothing. `routing` bounds one engine
     call. `engines`: how they were started; where they return routed experts, samples carry them. `secret` makes the
-    sessions' keys where there is no journal to keep one.
+    sessions' keys where there is no journal to keep one. `otlp_endpoint`: who gets its spans.
 
     `keep_alive_seconds` is the longest silence of a stream. Without `run_dir` and --session-journal-dir there is no
     journal.
@@ -62,6 +64,7 @@ class SessionSpec:
     run_dir: str | None = None
     secret: str = field(default="", repr=False)
     admin_key: str | None = field(default=None, repr=False)
+    otlp_endpoint: str | None = None
 
 
 class SessionServer:
@@ -80,6 +83,8 @@ class SessionServer:
         listener = self._listener or listen(spec)
         self._stack.callback(listener.close)
         try:
+            tracing.start(spec.otlp_endpoint, f"session-{spec.index}")
+            self._stack.push_async_callback(asyncio.to_thread, tracing.stop)
             journal = self._journal()
             engines = await self._stack.enter_async_context(
                 EngineCalls(

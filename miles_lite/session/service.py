@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process import tracing
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.counters import Counters
@@ -85,10 +87,14 @@ class Service:
         await asyncio.gather(*ending, return_exceptions=True)
         self.turns.off_loop.close()
 
-    async def create(self, sampling: JsonObject, body: JsonMapping | None = None) -> str:
-        """Open a session, with the turns that `body` tells. Raises ApiError 400."""
+    async def create(
+        self, sampling: JsonObject, body: JsonMapping | None = None, *, traced: Mapping[str, str] = tracing.NOWHERE
+    ) -> str:
+        """Open a session, with the turns that `body` tells. `traced`: what names the span that the session's turns
+        belong to. Raises ApiError 400."""
         entries = told_turns(body or {}, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
         session = await self._sessions.create(sampling)
+        session.traced = traced
         for entry in entries:
             await self._sessions.commit(session, entry)
         session.tree.told = session.retries.restored = len(entries)

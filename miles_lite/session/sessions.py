@@ -46,7 +46,7 @@ class Session:
 
     `size` is in bytes of memory, about, and `beside` what of it its bodies have.
     `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch. `failure`: what let
-    its last call down, if anything.
+    its last call down, if anything. `traced`: the headers of its opening that name a span, while it is in memory.
     """
 
     session_id: str
@@ -58,6 +58,7 @@ class Session:
     beside: int = 0
     deleted: bool = False
     failure: Failure | None = None
+    traced: Mapping[str, str] = field(default_factory=dict)
     retries: Retries = field(default_factory=Retries)
     counts: Counters = field(default_factory=Counters)
     bodies: Bodies = field(default_factory=Bodies)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process import tracing
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.session.counters import Counters
 from miles_lite.session.dialects import Dialect, Stamp
@@ -38,7 +39,7 @@ from miles_lite.session.errors import ApiError, bad_request, unknown_session
 from miles_lite.session.history import forks
 from miles_lite.session.history.agent_identity import Caller, agent_name, caller_of, hints_of
 from miles_lite.session.history.placing import Placed, Placer
-from miles_lite.session.history.tree import Tree
+from miles_lite.session.history.tree import Place, Tree
 from miles_lite.session.off_loop import HEAVY_SECONDS, OffLoop
 from miles_lite.session.sessions import Session, Sessions
 from miles_lite.session.shared_request import Ask, Call
@@ -101,6 +102,12 @@ class Turns:
 
     async def run(self, incoming: Incoming, answer: Answer[T]) -> T:
         """What `answer` returns. Raises ApiError, and sqlite3.Error where a session cannot be opened."""
+        session = self._sessions.peek(incoming.session_id)
+        parent = tracing.carried(incoming.headers) or (session.traced if session else tracing.NOWHERE)
+        with tracing.span("turn", parent=parent, session=incoming.session_id, path=incoming.path):
+            return await self._run(incoming, answer)
+
+    async def _run(self, incoming: Incoming, answer: Answer[T]) -> T:
         request, ask, body = await self._parse(incoming)  # 1. parse
         if request.prefilled:
             raise bad_request(
@@ -156,6 +163,7 @@ class Turns:
         placed = await self._placed(session.tree, request, heavy=ask.heavy)  # 2. place, 3. tokenise
         prompt = self._prompter.prompt(session.session_id, session.sampling, request, placed)
         call.prompt_tokens = prompt.tokens
+        _trace_tools(placed.place, request)
         superseded = session.retries.superseded_by(ask, session.alike(placed, prompt.sampling.params, request))
         started = time.time()
         prompt, generation = await self._generated(session, call, prompt, request)  # 4. generate
@@ -248,3 +256,13 @@ class Turns:
     def _count(self, session: Session, **counts: int) -> None:
         session.counts.add(counts)
         self._counts.add(counts)
+
+
+def _trace_tools(place: Place, request: ChatRequest) -> None:
+    """Where the request brings results: the harness ran tools from the end of the turn that called them to now."""
+    if not tracing.collected() or place.turn is None:
+        return
+    results = [message for message in request.messages[place.matched :] if message["role"] == "tool"]
+    if results:
+        names = ", ".join(str(call["function"]["name"]) for call in place.turn.reply.get("tool_calls") or ())
+        tracing.past("tool", place.turn.output.finished, time.time(), names=names, results=len(results))

@@ -23,7 +23,7 @@ from miles_lite.config.choices import TransferMode
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
 from miles_lite.engine.actor import EngineActor
-from miles_lite.engine.reported_load import Load, together
+from miles_lite.engine.reported_load import Load
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.errors import UnavailableError, UserError, plain
 from miles_lite.process.addresses import actor_label, loopback
@@ -149,13 +149,15 @@ class Fleet(DeliveringActor[EngineActor]):
             watcher.cancel()
         await asyncio.gather(*(slot.end() for slot in self._slots))
 
-    async def load(self) -> Load | None:
-        """What all engines bear together; None while weights change, or where no engine says."""
+    async def loads(self) -> dict[int, Load | None]:
+        """What each engine bears, by its index; None where it does not say, or none serves. Empty while weights
+        change."""
         if self._changing.locked():
-            return None
-        asked = [slot.actor.call(EngineActor.load) for slot in self._slots if slot.info]
-        told = [one for one in await asyncio.gather(*asked, return_exceptions=True) if isinstance(one, Load)]
-        return together(told) if told else None
+            return {}
+        asked = {slot.index: slot.actor.call(EngineActor.load) for slot in self._slots if slot.info}
+        told = zip(asked, await asyncio.gather(*asked.values(), return_exceptions=True), strict=True)
+        said = {index: one for index, one in told if isinstance(one, Load)}
+        return {slot.index: said.get(slot.index) for slot in self._slots}
 
     def _serving(self) -> list[Receiver[EngineActor]]:
         return [Receiver(slot.index, slot.actor, slot.info) for slot in self._slots if slot.info]

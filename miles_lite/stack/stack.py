@@ -146,6 +146,7 @@ class Stack:
                 secret=secrets.token_hex(32),
                 admin_key=self.admin_key,
                 run_dir=str(options.run_dir),
+                otlp_endpoint=options.tracing.otlp_endpoint,
             )
             self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
         await asyncio.gather(*(session.start() for session in self.sessions))

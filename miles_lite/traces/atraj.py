@@ -21,6 +21,8 @@ from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 FORMAT, VERSION = "atraj", 1
 SUFFIX = ".atraj"
+TRAINER_LOGPROBS, ADVANTAGES = "trainer_logprobs", "advantages"
+"""Lists of a sampled step with a value for each of its `output_ids`, null where training told none."""
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 NOTHING_SAID: JsonMapping = {"role": "assistant", "content": ""}
 """Stands for the messages of a turn that added none, to hold what the template put between two outputs."""
@@ -41,6 +43,8 @@ _STEP_FIELDS: Mapping[str, tuple[type, ...]] = {
     "input_ids": (list,),
     "output_ids": (list,),
     "output_logprobs": (list,),
+    TRAINER_LOGPROBS: (list,),
+    ADVANTAGES: (list,),
     "temperature": (int, float),
     "tool_call": (dict,),
     "tool_calls": (list,),
@@ -270,6 +274,9 @@ def _check_step(step: Json, where: str) -> None:
         raise UserError(f"{where} needs input_ids or output_ids")
     if len(step.get("output_ids", ())) != len(step.get("output_logprobs", ())):
         raise UserError(f"{where} has {len(step.get('output_ids', ()))} output_ids but not as many output_logprobs")
+    for name in (TRAINER_LOGPROBS, ADVANTAGES):
+        if name in step and len(step[name]) != len(step.get("output_ids", ())):
+            raise UserError(f"{where} has {len(step[name])} {name} but not as many output_ids")
     for call in [*step.get("tool_calls", ()), *([step["tool_call"]] if "tool_call" in step else ())]:
         _check(call, _CALL_FIELDS, f"{where}: a tool call", required=tuple(_CALL_FIELDS))
     if "tool_result" in step:

@@ -51,6 +51,7 @@ class Batch(Generic[S]):
     teachers         [len(samples)], the name of who teaches the sample's prompt; "" where there is one teacher at most
     steps            per optimizer step, per micro-batch: indices into `samples`; all ranks have equal shape[:2]
     sizes            what each optimizer step covers over all ranks
+    kept             numbers of rollouts of which this rank is to tell what it makes of their tokens
     """
 
     rollout_id: int
@@ -65,6 +66,7 @@ class Batch(Generic[S]):
     teachers: list[str]
     steps: list[list[list[int]]]
     sizes: list[StepSize]
+    kept: frozenset[int] = frozenset()
 
 
 def fetch(batch: Batch[Place]) -> Batch[Sample]:

@@ -28,6 +28,7 @@ from miles_lite.process.addresses import loopback
 from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
+from miles_lite.traces.token_values import TokenValues
 from miles_lite.train.attention import unpackable
 from miles_lite.train.batching import make_batches
 from miles_lite.train.flops import flops
@@ -127,8 +128,16 @@ class TrainGroup:
         left = deadline - time.monotonic()
         return min(self._wait(self._all(TrainWorker.start, address, left), timeout=left, doing="loading the model"))
 
-    def train(self, rollout_id: int, rollouts: Sequence[Rollout], advantages: Sequence[Advantage]) -> dict[str, float]:
-        """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples.
+    def train(
+        self,
+        rollout_id: int,
+        rollouts: Sequence[Rollout],
+        advantages: Sequence[Advantage],
+        *,
+        kept: frozenset[int] = frozenset(),
+    ) -> dict[str, float]:
+        """Train on rollouts, each of which is trainable and has an advantage; the ranks fetch their samples. Of those
+        with the numbers `kept`, `token_values` tells what became of their tokens.
 
         Metrics `train/…` and `perf/…` are over all ranks. Raises TrainError, UserError.
         """
@@ -142,8 +151,15 @@ class TrainGroup:
             flops=flops(text_config(self._config.model.hf_checkpoint)),
         )
         shares = [batches[self._config.dp_rank(rank)] for rank in range(len(self._workers))]
+        for rank in self._first_of_batches:
+            shares[rank] = replace(shares[rank], kept=kept)
         calls = [worker.call(TrainWorker.train, share) for worker, share in zip(self._workers, shares, strict=True)]
         return self._wait(calls, timeout=CALL_TIMEOUT, doing="training")[0]
+
+    def token_values(self) -> list[ObjectRef[list[TokenValues]]]:
+        """What the last `train` made of the tokens of kept rollouts, from each of the ranks that had some. It does not
+        wait for them."""
+        return [self._workers[rank].call(TrainWorker.token_values) for rank in self._first_of_batches]
 
     def export_weights(self, folder: Path) -> float:
         """Write a Hugging Face folder that engines load; seconds. `folder` must be one that rank 0 sees."""
@@ -216,6 +232,11 @@ class TrainGroup:
         for worker in workers:
             worker.kill()
         settle([worker.ready() for worker in workers], timeout=STOP_TIMEOUT / 2)
+
+    @property
+    def _first_of_batches(self) -> range:
+        """Of the ranks that train the same batch, the first."""
+        return range(0, len(self._workers), self._config.parallelism.ranks_per_batch)
 
     @cached_property
     def _batching(self) -> Algorithm:

@@ -16,6 +16,7 @@ from torch import Tensor
 from miles_lite.config.training import Algorithm, Optimizer
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
+from miles_lite.traces.token_values import TokenValues
 from miles_lite.train.batching import Batch
 from miles_lite.train.credit import advantages, penalised
 from miles_lite.train.data import Strategy, trainable
@@ -34,6 +35,7 @@ from miles_lite.train.routing_replay import COUNTS
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally
+from miles_lite.train.token_record import TokenRecord
 from miles_lite.train.utilisation import SUMS as WORK
 from miles_lite.train.utilisation import Meter, peak_memory
 from miles_lite.train.value import value_loss
@@ -56,6 +58,7 @@ class Learner:
     updates: int = 0
     teachers: Mapping[str, Policy | ServedTeacher] = field(default_factory=dict)
     optimizer: torch.optim.AdamW = field(init=False)
+    token_values: list[TokenValues] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.device)
@@ -80,11 +83,12 @@ class Learner:
             self._per_loss += ["value_loss", "value_clipfrac"]
 
     def train(self, batch: Batch[Sample]) -> dict[str, float]:
-        """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks.
+        """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks. From then
+        on `token_values` are of this batch.
 
         Raises ValueError for a batch that breaks its contract, UserError for a gradient that is not finite.
         """
-        tally = self._tally()
+        tally, self._record = self._tally(), TokenRecord(batch)
         steps = self._prepare(check(batch, vocabulary=self._vocabulary))
         self._asked.fill(steps, self.strategy.mesh)
         with self.clock("actor_train"):
@@ -94,6 +98,7 @@ class Learner:
         for name, seconds in self.clock.lap().items():
             tally.top(name, seconds)
         tally.top("memory", peak_memory(self.device))
+        self.token_values = self._record.values()
         return self._report(tally.reduce(self.strategy.mesh), norms=norms)
 
     def _prepare(self, batch: Batch[Sample]) -> list[list[Pass]]:
@@ -168,6 +173,7 @@ class Learner:
         ess = policy.sequences.effective_ratio(policy.logratio)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         before_update = new.detach() if first else each.old
+        self._record.see(packed, logprobs=before_update, advantages=streams.advantages)
         if before_update is not None:
             sums, largest = gaps(packed, before_update)
             tally.add(sums)

@@ -53,6 +53,7 @@ class Packed:
     targets           int64   [P] the token
     temperatures      float32 [P] its logits are divided by this before the softmax
 
+    members           the samples, as indices into the batch; places: of each, where its tokens stand in it, int64
     copies            int64   [N] the token's pair
     samples           int64   [N] the token's sample, numbered within the pass
     rollout_logprobs  float32 [N] the engine's
@@ -78,6 +79,8 @@ class Packed:
     states: Tensor
     targets: Tensor
     temperatures: Tensor
+    members: Sequence[int]
+    places: Sequence[np.ndarray]
     copies: Tensor
     samples: Tensor
     rollout_logprobs: Tensor
@@ -260,15 +263,13 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         positions.reshape(-1)[where] = np.arange(len(where))
     mine = [shares[index] for index in rows.indices]
     trained = [each.places for each in mine]
-    counts = [len(each) for each in trained]
 
     def per_token(field: str, dtype: type = np.float32) -> np.ndarray:
         parts = [getattr(sample, field)[each] for sample, each in zip(samples, trained, strict=True)]
         return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype)
 
     def shared(field: str, dtype: type = np.float32) -> Tensor:
-        parts = [getattr(each, field) for each in mine]
-        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype))
+        return torch.from_numpy(np.concatenate([getattr(each, field) for each in mine] or [np.zeros(0, dtype)]))
 
     predicting = [where[each - 1] for where, each in zip(rows.places, trained, strict=True)]
     pairs = (
@@ -290,8 +291,10 @@ def pack(batch: Batch[Sample], rows: Rows, *, shares: Sequence[Shares], routing:
         states=states,
         targets=targets,
         temperatures=temperatures,
+        members=rows.indices,
+        places=trained,
         copies=torch.from_numpy(copies),
-        samples=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        samples=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(each) for each in trained])),
         rollout_logprobs=torch.from_numpy(per_token("logprobs")),
         in_context=torch.from_numpy(~per_token("off_context", bool)),
         unrouted=torch.from_numpy(np.concatenate([np.zeros(0, bool), *unrouted])),

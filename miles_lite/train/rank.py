@@ -24,6 +24,7 @@ from miles_lite.config.options import Config
 from miles_lite.config.teachers import is_url
 from miles_lite.config.training import Algorithm
 from miles_lite.process.addresses import actor_label
+from miles_lite.traces.token_values import TokenValues
 from miles_lite.train import checkpoint
 from miles_lite.train.adapters import WithoutAdapters, merged, save_adapter
 from miles_lite.train.batching import Batch, Place, fetch
@@ -103,6 +104,10 @@ class TrainWorker(SendingActor):
             with self._learner.clock("fetch"):
                 fetched = fetch(batch)
             return self._learner.train(fetched)
+
+    def token_values(self) -> list[TokenValues]:
+        """What the last `train` made of the tokens of its batch's kept rollouts."""
+        return self._learner.token_values
 
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""

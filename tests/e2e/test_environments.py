@@ -46,7 +46,7 @@ class Case:
 
     @contextmanager
     def named(self, folder: Path) -> Iterator[str]:
-        with serving(self.server, folder / "server.log") if self.server else nullcontext("") as url:
+        with serving(self.server, folder / "server.log", top=4) if self.server else nullcontext("") as url:
             yield self.spec.format(url=url)
 
 
@@ -57,9 +57,10 @@ CASES = {
         "gem:game:GuessTheNumber-v0-easy",
         "gem",
         lambda draw: f"\\boxed{{{draw.randint(1, 40)}}}",
+        steps=24,
     ),
-    "openenv": Case("openenv:{url}", str(OPENENV), lambda draw: str(draw.randint(1, 20)), {}, "openenv"),
-    "ors": Case("ors:{url}/guessing", "ors", lambda draw: json.dumps({"number": draw.randint(1, 20)}), {}, "ors"),
+    "openenv": Case("openenv:{url}", str(OPENENV), lambda draw: str(draw.randint(1, 20)), {}, "openenv", 24),
+    "ors": Case("ors:{url}/guessing", "ors", lambda draw: json.dumps({"number": draw.randint(1, 20)}), {}, "ors", 24),
 }
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from miles_lite.model_folder import check_model_folder
-from miles_lite.report import event_rows, rollout_table
+from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.traces import atraj
+from tests.collector import Collector, collecting
 from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
 
@@ -30,9 +31,12 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     common = ["--save", str(save), "--save-interval", "1", "--use-wandb", "--wandb-mode", "offline"]
     common += ["--save-hf", str(tmp_path / "hf-{rollout_id}")]
     evaluation = ["--eval-interval", "2", "--eval-prompt-data", "heldout", heldout]
-    flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2", agent="agent.py")
-    output = run("train", flags, mark=mark, log=tmp_path / "log")
+    with collecting() as collector:
+        common += ["--otlp-endpoint", collector.url]
+        flags = prepared.flags(run_dir, *common, *evaluation, "--num-rollout", "2", agent="agent.py")
+        output = run("train", flags, mark=mark, log=tmp_path / "log")
     assert_nothing_left(mark)
+    assert_traced(collector)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert accounted(summary)
     assert summary["prompts_trained"] == 8
@@ -57,6 +61,14 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     best = [one.reward for one in kept if "best" in one.data["metadata"]["kept"]]
     assert best == [max(row["reward"] for row in table if row["step"] == step) for step in (0, 1)]
     assert all(mask.sum() > 0 for one in kept for _, mask, _ in one.sequences())
+    for step in [step.data for one in kept for step in one.steps if step.sampled]:
+        pairs = list(zip(step["output_logprobs"], step["trainer_logprobs"], step["advantages"], strict=True))
+        assert all(abs(engine - trainer) <= 1e-3 for engine, trainer, _ in pairs if trainer is not None)
+        assert sum(None not in pair for pair in pairs) > 0
+    by_rollout = {one.data["metadata"]["rollout_index"]: one for one in kept}
+    zero_std_rows = [row["rollout"] for row in table if row["zero_std"] and row["rollout"] in by_rollout]
+    for step in [step.data for index in zero_std_rows for step in by_rollout[index].steps if step.sampled]:
+        assert {value for value in step["advantages"] if value is not None} <= {0.0}
     events = event_rows.read(run_dir)
     assert [(event["kind"], event["what"]) for event in events if event["kind"] != "alarm"] == [
         *(("start", None), ("engines", None), ("stands", None)),
@@ -64,6 +76,9 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
         *(("weights", "v2"), ("evaluation", "v2"), ("save", None), ("end", None)),
     ]
     assert events[-1]["said"] == "well"
+    fleet = fleet_rows.read(run_dir)
+    assert {row["engine"] for row in fleet} == set(range(len({row["engine"] for row in fleet})))
+    assert {row["version"] for row in fleet} <= {0, 1, 2}
     zero_std = next(at for at, names in enumerate(logged) if "rollout/zero_std/all_zero_percentage" in names)
     assert zero_std < next(at for at, names in enumerate(logged) if "train/loss" in names)
 
@@ -88,6 +103,21 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     assert max(values(run_dir, "rollout/engine_restarts")) == 1
     assert any("replacing it" in row["said"] for row in event_rows.read(run_dir) if row["kind"] == "servers")
     assert_nothing_left(mark)
+
+
+def assert_traced(collector: Collector) -> None:
+    """Each rollout is a trace, from the agent worker by its session to the engine, and each update a span."""
+    rollouts = {span.trace: span for span in collector.named("rollout")}
+    assert len([span for span in rollouts.values() if not span.attributes["evaluation"]]) == 32
+    turns = {span.id: span for span in collector.named("turn")}
+    asked = collector.named("engine request")
+    assert {turn.trace for turn in turns.values()} == set(rollouts)
+    assert all(turn.parent == rollouts[turn.trace].id for turn in turns.values())
+    assert len(asked) >= len(turns)
+    assert all(span.trace == turns[span.parent].trace for span in asked)
+    assert {span.trace for span in collector.named("tool")} <= set(rollouts)
+    assert [span.attributes["version"] for span in collector.named("weight update")] == [0, 1, 2]
+    assert {span.role for span in collector.spans} >= {"driver", "session-0", "agent-worker-0"}
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_what_the_server_bears_is_told(running: Running):
     busy = asyncio.run(load_while(3))
     assert busy.running == 3
     assert 0 <= busy.kv_use <= 1
-    assert (busy.queued, busy.preempted) == (0, 0)
+    assert (busy.queued, busy.preempted, busy.version) == (0, 0, running.spec.weight_version)
 
 
 def test_an_sse_stream_carries_each_token_once(running: Running):

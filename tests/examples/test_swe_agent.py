@@ -39,8 +39,8 @@ def _nothing_is_left() -> Iterator[None]:
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bubblewrap where it is installed, and without."""
     if request.param == "plain":
-        monkeypatch.setattr(workspace, "_sandbox", lambda: ())
-    elif not workspace._sandbox():
+        monkeypatch.setattr(workspace, "sandboxed", lambda: False)
+    elif not workspace.sandboxed():
         pytest.skip("bubblewrap is not installed, or may not make namespaces here")
 
 
@@ -238,7 +238,7 @@ def test_hidden_tests_leave_no_trace_in_the_copy() -> None:
         assert sorted(copy.root.rglob("*")) == before
 
 
-@pytest.mark.skipif(not workspace._sandbox(), reason="bubblewrap is not installed")
+@pytest.mark.skipif(not workspace.sandboxed(), reason="bubblewrap is not installed")
 def test_the_sandbox_hides_the_machine() -> None:
     with Workspace({"m.py": "x = 1\n"}) as copy:
         assert copy.bash(f"cat {__file__}", timeout=20).returncode != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import Growing
 from miles_lite.report.record import read_record
 from tests.report.runs import FAULTS, STEPS, write_run
-from tests.report.test_transcript import a_run, keep
+from tests.report.test_transcript import a_run, credit, keep
 
 CONTROLS = {chr(code) for code in range(32)} - {"\n", "\t"}
 
@@ -113,6 +114,22 @@ def test_show_prints_a_rollout_and_every_token(
     assert "\nassistant  turn 0, 3 tokens, mean logprob " in out
     assert "<script>alert('x')</script> ␀␛[31m" in out
     assert "was not kept (--keep-trajectories)" in said(capsys, "show", tmp_path, rows[-2]["rollout"])
+
+
+@pytest.mark.parametrize(
+    ("by", "colour"), [("probability", 33), ("mask", 2), ("advantage", 32), ("version", 35), ("gap", 33)]
+)
+def test_tokens_are_coloured_by_what_is_asked_for(
+    by: str, colour: int, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    row = read_record(a_run(tmp_path, tiny_model)).rollouts[-1]
+    keep(tmp_path, row, [40, 41])
+    credit(tmp_path, row, [40, 41], trainer=[math.log(0.95) - 0.1], advantages=[0.5])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert main(["show", str(tmp_path), str(row["rollout"]), "--color-by", by]) == 0
+    spoken = capsys.readouterr().out.split("assistant", 1)[1].split("\n")[1]
+    assert f"\x1b[{colour}m" in spoken
 
 
 @pytest.mark.parametrize(("variable", "coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)])

@@ -9,6 +9,7 @@ import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, told
 from miles_lite.report.visible import visible
 from miles_lite.traces import atraj
+from miles_lite.traces.token_values import TokenValues, put
 from tests.report.runs import fail, write_run
 
 NASTY = "</p><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> \u202e\x9b"
@@ -84,6 +86,38 @@ def test_failures_the_best_and_the_worst_are_shown(tiny_model: Path, tmp_path: P
     spell = speller({"hf_checkpoint": str(tiny_model)})
     assert spell is not None
     assert [token.text for token in answer.tokens] == [visible(spell(token)) for token in (40, 41, 42)]
+
+
+def credit(folder: Path, row: Row, ids: list[int], *, trainer: list[float], advantages: list[float]) -> None:
+    """Training has told of the first of the tokens that a kept rollout's first turn sampled."""
+    path = trajectory_path(folder, row["step"], row["rollout"])
+    values = TokenValues(
+        rollout=row["rollout"],
+        turn=0,
+        places=np.arange(len(trainer)),
+        ids=np.array(ids[: len(trainer)]),
+        logprobs=np.array(trainer, np.float32),
+        advantages=np.array(advantages, np.float32),
+    )
+    atraj.write(put(atraj.read(path), [values]), path)
+
+
+def test_what_training_made_of_tokens_is_shown(tiny_model: Path, tmp_path: Path) -> None:
+    row = read_record(a_run(tmp_path, tiny_model)).rollouts[-1]
+    ids, logprobs = [40, 41, 42, 43], [math.log(0.95 / (1 + at)) for at in range(4)]
+    keep(tmp_path, row, ids)
+    credit(tmp_path, row, ids, trainer=[logprobs[0], logprobs[1] - 0.3, math.nan], advantages=[1.5, -0.5, 0.0])
+    page = render([read_record(tmp_path)])
+    (best, _) = told(read_record(tmp_path))
+    tokens = best.messages[-1].tokens
+    assert [(token.trained, token.credit, token.apart) for token in tokens] == [
+        *((True, 4, 0), (True, 1, 3), (True, 2, None)),
+        (False, None, None),
+    ]
+    assert "a1 g3" in page
+    assert re.search(
+        r"logprob -0\.744, trainer&#39;s -1\.044, advantage -0\.5, v4|trainer's -1\.044, advantage -0\.5, v4", page
+    )
 
 
 def test_without_a_tokenizer_the_text_is_there(tmp_path: Path) -> None:

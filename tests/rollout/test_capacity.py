@@ -8,7 +8,7 @@ import pytest
 
 from miles_lite.engine.reported_load import Load, read
 from miles_lite.rollout import capacity as room
-from miles_lite.rollout.capacity import Capacity
+from miles_lite.rollout.capacity import Capacity, Loads
 from miles_lite.scheduler.concurrency import Concurrency
 
 FREE = Load(kv_use=0.3, running=8, queued=0, preempted=0)
@@ -21,19 +21,21 @@ class Watched:
 
     def __init__(self, *looks: Load | Exception | None, found: bool) -> None:
         self.looks, self.sizes, self.said = list(looks), [], []  # type: ignore[var-annotated]
+        self.noted: list[Loads] = []
         self.capacity = Capacity(
-            load=self.load,
+            loads=self.loads,
+            note=self.noted.append,
             running=lambda: self.sizes[-1] if self.sizes else 8,
             resize=self.sizes.append,
             say=self.said.append,
             found=Concurrency(engines=1, most=64) if found else None,
         )
 
-    async def load(self) -> Load | None:
+    async def loads(self) -> Loads:
         look = self.looks.pop(0)
         if isinstance(look, Exception):
             raise look
-        return look
+        return {0: look, 1: None}
 
     def see(self) -> Watched:
         while self.looks:
@@ -80,19 +82,21 @@ def test_a_look_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def run() -> None:
         keeping = asyncio.create_task(watched.capacity.keep())
-        while watched.looks:
+        while len(watched.noted) < 4:
             await asyncio.sleep(0)
-        await asyncio.sleep(0)
         keeping.cancel()
 
     asyncio.run(run())
     assert len(watched.sizes) == 1
     assert len(watched.said) == 1
+    assert watched.noted == [{}, {}, {}, {0: FREE, 1: None}]
 
 
 def test_sglangs_answer_is_read_and_any_other_is_none() -> None:
     rank = {"token_usage": 0.5, "num_running_reqs": 3, "num_waiting_reqs": 1, "queues": {"retracted": 2}}
+    rank["gen_throughput"] = 70.5
     other = {"token_usage": 0.7, "num_running_reqs": 1, "num_waiting_reqs": 0}
-    assert read({"loads": [rank, other | {"token_usage": 1.0}]}) == Load(kv_use=0.75, running=4, queued=1, preempted=2)
+    both = Load(kv_use=0.75, running=4, queued=1, preempted=2, tokens_per_second=70.5)
+    assert read({"loads": [rank, other | {"token_usage": 1.0}]}) == both
     others: list[dict[str, object]] = [{}, {"loads": []}, {"loads": [{"num_reqs": 1}]}, {"loads": "no"}]
     assert [read(answer) for answer in others] == [None] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from miles_lite.sample import Failure, Group, Rollout, Sample, Status
 from tests.rollout.helpers import make_rollout, make_sample
 
 IDS = 1000
-UNTRAINED = {"stored", "spans", "started_at", "finished_at", "ended_version"}
-"""What of a rollout no trainer looks at; `stored` is where its samples lie."""
+ELSEWHERE = {"stored"}
+"""Where its samples lie."""
 
 
 def step() -> list[Group]:
@@ -32,6 +33,7 @@ def step() -> list[Group]:
         make_rollout(29, 7, routed, reward=0.25, status=Status.TRUNCATED, metadata={"turns": 2}),
     ]
     first.rollouts[1].teacher = "math"
+    first.rollouts[1].spans.tool, first.rollouts[1].started_at, first.rollouts[1].ended_version = 2.5, 17.0, 3
     second = Group(8, {"row": 4})
     second.rollouts = [
         Rollout(30, 8, status=Status.ABORTED, failure=Failure(Where.TIMEOUT, "600 s"), metadata={"turns": 3}),
@@ -64,12 +66,32 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         strict=True,
     ):
         for field in dataclasses.fields(Rollout):
-            if field.name not in UNTRAINED:
+            if field.name not in ELSEWHERE:
                 assert getattr(one, field.name) == getattr(other, field.name), field.name
         assert one.trainable == other.trainable
         for left, right in zip(one.fetch(), other.fetch(), strict=True):
             assert_same(left, right)
     assert [each.name for each in path.parent.iterdir()] == ["5.pt"]
+
+
+class Odd:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_whatever_an_agent_and_a_prompt_say_is_read_again(tmp_path: Path) -> None:
+    said: dict[Any, Any] = {"score": np.float32(0.5), "each": np.arange(2), "when": Decimal("1.5"), 3: {"a"}}
+    said |= {"how": lambda: None, "odd": Odd(), "status": Status.FAILED, "nested": [{"wide": np.longdouble(1)}]}
+    group = Group(0, {"row": 1, "label": np.int64(4)}, [make_rollout(0, 0, make_sample(4, 2), reward=np.float64(1))])
+    group.rollouts[0].metadata = said
+    dump.write(tmp_path / "0.pt", 0, [group])
+    (read,) = dump.read(tmp_path / "0.pt")
+    told = read.rollouts[0].metadata
+    assert "lambda" in told.pop("how")
+    assert "Odd" in told.pop("odd")
+    plain = {"score": 0.5, "each": [0, 1], "when": "1.5", "status": "failed", 3: ["a"], "nested": [{"wide": "1.0"}]}
+    assert told == plain
+    assert (read.prompt["label"], read.rollouts[0].reward) == (4, 1.0)
 
 
 def test_the_fields_names_are_in_the_file(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +16,10 @@ from miles_lite.errors import Where
 from miles_lite.rollout import kept
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import MOST_FAILED, Keeper, chosen
+from miles_lite.rollout.recorded import Recorder
 from miles_lite.sample import Group, Rollout
 from miles_lite.traces import atraj
+from miles_lite.traces.token_values import TokenValues
 
 TURNS = {
     "model": {"name": "tiny"},
@@ -155,3 +159,38 @@ def test_what_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.Log
     keeper = Keeper(tmp_path, 2)
     keeper.write(0, keeper.take(0, a_step([[1.0]])))
     assert "trajectories of step 0 are not kept" in caplog.text
+
+
+def credited(rollout: int) -> TokenValues:
+    ones = np.ones(2, np.float32)
+    return TokenValues(
+        rollout=rollout, turn=0, places=np.arange(2), ids=np.array([4, 5]), logprobs=-ones, advantages=0.5 * ones
+    )
+
+
+async def told(*values: TokenValues) -> list[TokenValues]:
+    return list(values)
+
+
+async def died() -> list[TokenValues]:
+    raise ray.exceptions.RayActorError
+
+
+async def test_what_training_made_of_kept_rollouts_comes_into_their_files(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, keep=1)
+    assert await recorder.record(0, a_step([[1.0, 0.0, 0.5, 0.5]])) == {0, 1, 2}
+    recorder.credit(0, [told(credited(0), credited(3)), told(credited(1))])
+    assert await recorder.record(1, a_step([[1.0, 0.0]])) == {0, 1}
+    recorder.credit(1, [died(), told(credited(0))])
+    await recorder.close()
+    read = [atraj.read(path).data["steps"][-1] for path in sorted((tmp_path / "trajectories").iterdir())]
+    assert [step.get("advantages") for step in read] == [[0.5, 0.5], [0.5, 0.5], None, None, None]
+    assert [step.get("trainer_logprobs") for step in read[:3]] == [[-1.0, -1.0], [-1.0, -1.0], None]
+
+
+def test_a_file_that_is_damaged_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Keeper(tmp_path, 2)
+    keeper.write(0, keeper.take(0, a_step([[1.0]])))
+    (tmp_path / "trajectories" / "000000-00000000.atraj").write_text("{")
+    keeper.add(0, [credited(0)])
+    assert "trajectories of step 0 stay without what training made of them" in caplog.text

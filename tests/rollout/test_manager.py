@@ -62,9 +62,9 @@ class Stands:
 class NoEngines:
     """The fleet of a stack without any."""
 
-    async def call(self, method: object) -> FleetStatus | None:
-        if method is Fleet.load:
-            return None
+    async def call(self, method: object) -> FleetStatus | dict[int, None]:
+        if method is Fleet.loads:
+            return {}
         assert method is Fleet.status
         return FleetStatus(engines=(), restarts=0, recoveries=())
 

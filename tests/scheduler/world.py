@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import inf
 from statistics import median
 
@@ -55,7 +54,8 @@ class World:
         """Whether the engines wait for the weights of the last step."""
         self.running: dict[Who, int] = {}
         self.since: dict[Who, float] = {}
-        self.updates: list[float] = []
+        self.served_at: float | None = None
+        self.took: list[float] = []
         self.lost: dict[Who, int] = {}
         """Replaced, and may answer all the same."""
         self.judging: dict[int, int] = {}
@@ -101,8 +101,7 @@ class World:
         seen.failed[who.member] += 1
         assert seen.begun is not None
         age, bound = self.version - seen.begun, self.schedule.max_staleness
-        steps = [later - before for before, later in pairwise(self.updates)]
-        ends = 1.5 * (now - self.since[who]) <= (bound - age) * (median(steps) if steps else inf)
+        ends = 1.5 * (now - self.since[who]) <= (bound - age) * (median(self.took) if self.took else inf)
         if age and (age > bound / 2 or not ends):
             seen.late.add(who.member)
 
@@ -118,7 +117,9 @@ class World:
 
     def updated(self) -> None:
         self.version, self.behind = self.step, False
-        self.updates = [*self.updates[-8:], self.now + 1.0]
+        if self.served_at is not None:
+            self.took = [*self.took[-7:], self.now + 1.0 - self.served_at]
+        self.served_at = self.now + 1.0
         self.tell(m.Updated(self.version))
 
     def crash(self, *, keep: bool) -> None:
@@ -137,7 +138,7 @@ class World:
                 seen.failed.clear()
                 seen.late.clear()
                 seen.begun = None
-        self.version, self.updates = self.step, []
+        self.version, self.served_at = self.step, None
         self.tell(m.Resumed(self.step, kept))
 
     def fork(self) -> None:

@@ -56,7 +56,8 @@ class Engine:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        self.requests.append(body | {"key": request.headers.get("X-SMG-Routing-Key")})
+        told = {"key": request.headers.get("X-SMG-Routing-Key"), "traceparent": request.headers.get("traceparent")}
+        self.requests.append(body | told)
         try:
             made = self.script(body)
             if asyncio.iscoroutine(made):
@@ -146,6 +147,7 @@ async def bench(
     routed_experts: bool = False,
     bind_host: str = "127.0.0.1",
     context_length: int = 2048,
+    otlp_endpoint: str | None = None,
     **options: Any,
 ) -> AsyncIterator[Bench]:
     """With `run_dir` the server keeps a journal there."""
@@ -156,7 +158,7 @@ async def bench(
         hosts = Hosts(bind_host=bind_host, advertise_host="127.0.0.1")
         engines = Engines(sglang_args={"enable_return_routed_experts": routed_experts})
         served = replace(served, hosts=hosts, context_length=context_length, keep_alive_seconds=keep_alive)
-        server = SessionServer(replace(served, run_dir=journal, engines=engines))
+        server = SessionServer(replace(served, run_dir=journal, engines=engines, otlp_endpoint=otlp_endpoint))
         try:
             async with SessionClient(await server.start()) as client, AsyncExitStack() as closing:
                 yield Bench(client, engine, server, closing)

@@ -14,7 +14,6 @@ import os
 import re
 import resource
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer
 from miles_lite.rollout.rewards.final_answer import after_thinking
+from miles_lite.sandboxes.bubblewrap import PYTHON, View
 
 SECONDS = 6.0
 """Of one test, where its row's metadata has no `timeout`."""
@@ -129,23 +129,16 @@ def passes(program: str, test: Test, *, seconds: float) -> bool:
 @functools.cache
 def sandboxed() -> bool:
     """Whether bubblewrap works on this machine."""
-    if shutil.which("bwrap") is None:
-        return False
     with tempfile.TemporaryDirectory(prefix="miles_lite-code-") as folder:
-        trial = [*_bubblewrap(folder), sys.executable, "-I", "-c", ""]
-        return subprocess.run(trial, capture_output=True, timeout=60, check=False).returncode == 0
+        return _view(folder).flaw(sys.executable, "-I", "-c", "") is None
 
 
 def _sandbox(folder: str) -> list[str]:
-    return _bubblewrap(folder) if sandboxed() else []
+    return _view(folder).command if sandboxed() else []
 
 
-def _bubblewrap(folder: str) -> list[str]:
-    mounts = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--tmpfs", "/tmp"]
-    covered = ("/tmp/", "/run/")
-    for prefix in {each for each in (sys.prefix, sys.base_prefix) if each.startswith(covered)}:
-        mounts += ["--ro-bind", prefix, prefix]
-    return ["bwrap", "--unshare-all", "--die-with-parent", *mounts, "--bind", folder, folder, "--chdir", folder]
+def _view(folder: str) -> View:
+    return View.of_machine(folder, shown=PYTHON)
 
 
 def _running() -> int:

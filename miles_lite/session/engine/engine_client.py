@@ -19,6 +19,7 @@ import aiohttp
 import numpy as np
 import orjson
 
+from miles_lite.process import tracing
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject, parsed
 from miles_lite.session.engine.experts import decode_experts
 from miles_lite.session.engine.prompt_json import joined, numbers
@@ -117,7 +118,9 @@ class EngineCalls:
         while True:
             before = len(done.ids)
             try:
-                await self._attempt(done, prompt, tokens, params, key, on_tokens, experts_from)
+                with tracing.span("engine request", prompt_tokens=tokens + before, attempt=done.retries) as note:
+                    await self._attempt(done, prompt, tokens, params, key, on_tokens, experts_from)
+                    note(sampled_tokens=len(done.ids) - before, finish_reason=done.finish_reason, version=done.version)
                 return done
             except _Retry as retry:
                 done.retries += 1
@@ -155,7 +158,7 @@ class EngineCalls:
         if self._expert_layers:
             body |= {"return_routed_experts": True, "routed_experts_start_len": routed}
         body["stream"] = on_tokens is not None
-        headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key}
+        headers = {"Content-Type": "application/json", "X-SMG-Routing-Key": key} | tracing.headers()
         try:
             async with self._http.post(self._url, data=_with_ids(body, prompt, done.ids), headers=headers) as response:
                 if response.status != 200:

@@ -17,6 +17,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from miles_lite.config.session_options import Session as SessionOptions
+from miles_lite.process import tracing
 from miles_lite.process.concurrently import together
 from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, spoken_at
@@ -127,7 +128,8 @@ class _Routes:
     async def create(self, request: web.Request) -> web.Response:
         self._keys.check_opening(request.headers)
         body = await self._body(request)
-        session_id = await self._service.create(check_run(body.get("sampling")), body)
+        traced = tracing.carried(request.headers)
+        session_id = await self._service.create(check_run(body.get("sampling")), body, traced=traced)
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
     async def describe(self, request: web.Request) -> web.Response:

@@ -1,0 +1,57 @@
+"""What --environment-args may say is read in one way, by whichever environment."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from miles_lite.environments.environment_args import AT_ONCE, SIZE, TIMEOUT, Argument, others, refuse_others
+from miles_lite.environments.harness import bounded
+from miles_lite.environments.tasks import Tasks
+from miles_lite.errors import UserError
+from miles_lite.process.json_types import Json
+
+ANSWER = Argument("answer", str, "tag", choices=("tag", "text"))
+
+
+def test_what_is_not_said_is_the_default_and_a_number_of_seconds_may_be_whole() -> None:
+    assert (SIZE.of({}), AT_ONCE.of({}), AT_ONCE.by_default(16).of({}), TIMEOUT.of({})) == (1_000_000, None, 16, 1800.0)
+    assert AT_ONCE.of({"at_once": None}) is None
+    assert (SIZE.of({"size": 3}), ANSWER.of({"answer": "text"}), TIMEOUT.of({"timeout": 3})) == (3, "text", 3.0)
+    assert isinstance(TIMEOUT.of({"timeout": 3}), float)
+    assert others({"size": 3, "knob": 1}, (SIZE,)) == {"knob": 1}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "why"),
+    [
+        (SIZE, "3", "size: expected int, found '3'"),
+        (SIZE, 3.0, "size: expected int, found 3.0"),
+        (SIZE, True, "size: expected int, found True"),
+        (SIZE, None, "size: expected int, found None"),
+        (SIZE, 0, "size: 0 must be at least 1"),
+        (TIMEOUT, "1", "timeout: expected int or float, found '1'"),
+        (TIMEOUT, 0, "timeout: 0 must be at least 0.001"),
+        (TIMEOUT, float("nan"), "timeout: nan must be at least 0.001"),
+        (ANSWER, "box", "answer: 'box' is none of tag, text"),
+    ],
+)
+def test_what_is_none_of_its_values_is_named(argument: Argument[Json], value: Json, why: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--environment-args, {why}")):
+        argument.of({argument.name: value})
+
+
+def test_an_argument_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(UserError, match="no 'sise'; there are size, timeout"):
+        refuse_others({"size": 1, "sise": 1}, (TIMEOUT, SIZE))
+
+
+def test_harnesses_are_bounded_as_they_are_told() -> None:
+    async def run(task: object, model: object) -> Json:
+        raise NotImplementedError
+
+    tasks = Tasks("x", lambda split: 1, 0)
+    assert bounded(run, {"timeout": 7}, tasks=tasks).seconds == 7.0
+    with pytest.raises(UserError, match="at_once: 0 must be at least 1"):
+        bounded(run, {"at_once": 0}, tasks=tasks)
