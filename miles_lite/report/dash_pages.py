@@ -8,6 +8,7 @@ of models, tools and users stands in a page as text.
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
@@ -34,6 +35,11 @@ POLICY = (
 
 def add_pages(app: FastAPI, runs: Runs) -> None:
     """All of them, in `app`."""
+    _add_runs(app, runs)
+    _add_rollouts(app, runs)
+
+
+def _add_runs(app: FastAPI, runs: Runs) -> None:
     drawing = Lock()  # matplotlib's settings are the process's
 
     @app.get("/favicon.ico", include_in_schema=False)
@@ -72,13 +78,16 @@ def add_pages(app: FastAPI, runs: Runs) -> None:
         kept = "private, max-age=86400" if state == now else "no-store"
         return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": kept})
 
+
+def _add_rollouts(app: FastAPI, runs: Runs) -> None:
     @app.get("/runs/{name}/steps/{step}/rollouts/{rollout}", include_in_schema=False)
     def rollout(name: str, step: int, rollout: int) -> Response:
         row, spoken = runs.rollout(name, step, rollout), list[Transcript]()
         if (found := runs.trajectory(name, step, rollout)) is not None:
             spell = speller(runs.record(name)[1].options)
             spoken.append(transcript(found, row, why="trajectory", spell=spell, most=None))
-        return _page("rollout", run={"name": name}, row=row, spoken=spoken)
+        replay = shlex.join(["miles-lite", "replay", str(runs.path(name)), str(rollout)])
+        return _page("rollout", run={"name": name}, row=row, spoken=spoken, replay=replay)
 
     @app.get("/runs/{name}/steps/{step}/diff", include_in_schema=False)
     def diff(name: str, step: int, one: int, other: int) -> Response:

@@ -54,11 +54,17 @@ def app_of(runs: Runs, *, token: str | None = None, ending: Callable[[], bool] =
         return JSONResponse({"error": visible(error)}, 404)
 
     _add_api(app, runs, ending)
+    _add_rollouts_api(app, runs)
     add_pages(app, runs)
     return app
 
 
 def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
+    @app.get("/api/runs/{name}/changes")
+    async def changes(name: str, request: Request) -> StreamingResponse:
+        """Server-sent events: one whenever the run has logged something."""
+        return StreamingResponse(_changes(runs.path(name), request, ending), media_type="text/event-stream")
+
     @app.get("/api/runs")
     def list_runs() -> list[JsonObject]:
         """How every run stands, the one that was written to last first."""
@@ -100,6 +106,8 @@ def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
         )
         return runs.rollouts(name, asked)
 
+
+def _add_rollouts_api(app: FastAPI, runs: Runs) -> None:
     @app.get("/api/runs/{name}/steps/{step}/rollouts/{rollout}")
     def one_rollout(name: str, step: int, rollout: int) -> JsonObject:
         """A rollout's row, and its trajectory, null where it was not kept."""
@@ -114,11 +122,6 @@ def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
         found = runs.parting(name, step, one, other)
         sides = zip(("one", "other"), rows, (found.one, found.other), strict=True)
         return {"same": found.same, **{side: {"row": row, "parts": _told(parts)} for side, row, parts in sides}}
-
-    @app.get("/api/runs/{name}/changes")
-    async def changes(name: str, request: Request) -> StreamingResponse:
-        """Server-sent events: one whenever the run has logged something."""
-        return StreamingResponse(_changes(runs.path(name), request, ending), media_type="text/event-stream")
 
 
 def _told(parts: Sequence[Part]) -> list[JsonObject]:

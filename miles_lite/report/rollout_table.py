@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute, json, parquet
 
+from miles_lite.errors import UserError
 from miles_lite.report.json_lines import encoded
 
 FOLDER = "rollouts"
@@ -136,6 +137,16 @@ def has(run_dir: Path, step: int) -> bool:
 def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
     """Where a rollout is whole, if it was kept."""
     return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"
+
+
+def kept_trajectory(run_dir: Path, rollout: int) -> Path:
+    """The one of that number, whatever its step. Raises UserError where it was not kept."""
+    found = sorted((run_dir / TRAJECTORIES).glob(f"*-{rollout:08d}.atraj"))
+    if not found:
+        kept = sorted((run_dir / TRAJECTORIES).glob("[0-9]*-[0-9]*.atraj"))
+        last = f"; the last that was is of rollout {int(kept[-1].stem.partition('-')[2])}" if kept else ""
+        raise UserError(f"{run_dir} kept no trajectory of rollout {rollout} (--keep-trajectories){last}")
+    return found[-1]
 
 
 def step_path(run_dir: Path, step: int) -> Path:
