@@ -19,7 +19,13 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 __all__ = ["folder"]
-LOOKS = [("light", 1280), pytest.param("dark", 400, marks=pytest.mark.slow)]
+LOOKS = [
+    ("light", 1280),
+    *(
+        pytest.param(theme, width, marks=pytest.mark.slow)
+        for theme, width in (("dark", 400), ("dark", 1280), ("light", 400))
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +81,31 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         opened = Opened(browser, theme, width)
         opened.page.goto(address)
         opened.accepted()
+        opened.page.screenshot(path=str(tmp_path / "runs.png"), full_page=True)
         opened.page.goto(f"{address}runs/{PATH}")
+        opened.page.locator("figure").last.scroll_into_view_if_needed()
+        for image in opened.page.locator("img").all():
+            image.scroll_into_view_if_needed()
+            assert image.evaluate("async image => (await image.decode(), image.naturalWidth)") > 0
         opened.accepted()
         opened.page.screenshot(path=str(tmp_path / "run.png"), full_page=True)
+        for control in opened.page.locator("form input").all():
+            control.fill("0")
+        opened.page.get_by_role("button", name="show").click()
+        opened.accepted()
+        assert "None." in opened.page.locator("#rollouts ~ .scroll tbody").inner_text()
+        for control in opened.page.locator("form input").all():
+            assert control.input_value() == "0"
+            control.fill("")
         opened.page.get_by_label("text").fill("<script>alert('x')</script>")
         opened.page.get_by_role("button", name="show").click()
         assert opened.page.locator("#rollouts ~ .scroll tbody tr").count() == 3
         opened.page.locator("tbody a[href*='/rollouts/']").first.click()
         opened.accepted()
         assert "<script>alert('x')" in opened.page.locator(".spoken").inner_text()
-        opened.page.get_by_label("version").check()
+        for control in opened.page.locator("input").all():
+            control.check()
+        assert opened.page.locator("code").inner_text().startswith("miles-lite replay ")
         opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
         opened.page.get_by_role("link", name=re.compile("^group ")).click()
         opened.accepted()
@@ -93,7 +114,9 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         chosen[1].select_option(index=3)
         opened.page.get_by_role("button", name="compare").click()
         opened.accepted()
-        opened.page.get_by_label("probability").check()
         assert opened.page.locator("h1").inner_text().startswith("Rollouts ")
         opened.page.screenshot(path=str(tmp_path / "diff.png"), full_page=True)
+        for control in opened.page.locator("input").all():
+            control.check()
+        opened.accepted()
         opened.page.context.close()
