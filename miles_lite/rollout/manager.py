@@ -91,11 +91,10 @@ class RolloutManager:
         self._found = concurrency_of(self._config)
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
         steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
+        capacity = self._found.rollouts if self._found else 0
         self._generator = Generator(
             options,
-            schedule_of(
-                options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
-            ),
+            schedule_of(options, self._config.scheduling, steps=steps, capacity=capacity),
             source=self._source,
             run_rollout=self._run_dealt,
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
