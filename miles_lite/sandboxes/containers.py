@@ -19,7 +19,7 @@ from pathlib import Path
 from miles_lite.errors import UserError
 from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
-from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, image_of
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import MOST_PROCESSES
 from miles_lite.sandboxes.shell import Outcome, Shell
 
@@ -86,7 +86,7 @@ class Containers:
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         image = image_of(self._program, image, "as python:3.11")
-        name, workdir = f"{home().name}-{name}", workdir or WORKDIR
+        name, workdir = f"{home().name}-{name}", workdir_of(self._program, workdir or WORKDIR)
         made = Container(self._program, name, workdir)
         if running(self._program, name):
             return made

@@ -18,7 +18,7 @@ from miles_lite.process import scratch
 from miles_lite.sandboxes.bubblewrap import PYTHON, SYSTEM, View
 from miles_lite.sandboxes.files import packed, unpack
 from miles_lite.sandboxes.owner import home
-from miles_lite.sandboxes.sandbox import Sandbox, image_of
+from miles_lite.sandboxes.sandbox import Sandbox, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import TIMED_OUT
 from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
 
@@ -63,9 +63,7 @@ class BubblewrapFolders(Folders):
     """The folder is the root of all that a command sees, and of it this machine's programs are read-only."""
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
-        workdir = workdir or WORKDIR
-        if ".." in PurePosixPath(workdir).parts or "\0" in workdir:
-            raise UserError(f"sandboxes of bwrap: {workdir!a} is no folder of a sandbox")
+        workdir = workdir_of("bwrap", workdir or WORKDIR)
         folder = new(name)
         for each in ("tmp", workdir.lstrip("/")):
             (folder / each).mkdir(parents=True, exist_ok=True)
@@ -93,7 +91,7 @@ class ApptainerFolders(Folders):
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         image = image_of("apptainer", image, "a .sif file, or an address as docker://python:3.11")
         folder = new(name)
-        return _Contained(folder, Shell(folder=folder), image, workdir or WORKDIR)
+        return _Contained(folder, Shell(folder=folder), image, workdir_of("apptainer", workdir or WORKDIR))
 
 
 class _Contained(Folder):

@@ -272,6 +272,13 @@ def test_an_image_is_no_option(image: str, tmp_path: Path, monkeypatch: pytest.M
             provider(program).start("x", image, None)
 
 
+@pytest.mark.parametrize("workdir", ["here", "/a/../b", "/a\0b", "/\ud800"])
+@pytest.mark.parametrize("kind", [pytest.param("bwrap", marks=needs_bwrap), "podman"])
+def test_a_folder_that_is_none_of_a_sandbox_is_refused(kind: str, workdir: str) -> None:
+    with kind_of(kind), pytest.raises(UserError, match="is no folder of a sandbox"):
+        provider(kind).start("x", IMAGE, workdir)
+
+
 def test_what_is_not_there_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     for kind in ("docker", "podman", "apptainer"):
