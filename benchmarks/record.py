@@ -17,6 +17,7 @@ trajectory_mb       of trajectories/
 report_seconds      `miles-lite report` of it, from start to end                                      (asked: <= 3)
 report_mb           of the page                                                                       (asked: <= 5)
 dash_first_view_s   of a run of --long-steps steps of 100 rollouts each: its page in `miles-lite dash`  (asked: <= 2)
+dash_pictures_s     its pictures, which a browser asks for after it
 dash_again_s        the same page once more
 dash_first_mb       the most memory that the dash has taken until then                                (asked: <= 300)
 dash_first_find_s   rollouts by reward: the first question reads every table
@@ -29,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +40,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from urllib.parse import urljoin
 
 import numpy as np
 import orjson
@@ -184,20 +187,24 @@ def dash(run_dir: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = f"{process.stdout.readline().strip()}runs/{run_dir.name}"
-        found = {"dash_first_view_s": fetched(address), "dash_again_s": fetched(address)}
+        took, page = fetched(address)
+        shown = re.findall(r'<img [^>]*src="([^"]*)"', page)
+        found = {"dash_first_view_s": took, "dash_pictures_s": sum(fetched(urljoin(address, src))[0] for src in shown)}
+        found["dash_again_s"], _ = fetched(address)
         found["dash_first_mb"] = most_memory(process.pid)
-        found["dash_first_find_s"] = fetched(f"{address}?least=1")
-        found["dash_find_s"] = fetched(f"{address}?where=tool")
+        found["dash_first_find_s"], _ = fetched(f"{address}?least=1")
+        found["dash_find_s"], _ = fetched(f"{address}?where=tool")
         found["dash_mb"] = most_memory(process.pid)
         process.send_signal(signal.SIGINT)
     return found
 
 
-def fetched(address: str) -> float:
+def fetched(address: str) -> tuple[float, str]:
+    """Seconds, and what it is."""
     began = time.perf_counter()
     with urllib.request.urlopen(address, timeout=300) as answer:
-        answer.read()
-    return round(time.perf_counter() - began, 2)
+        said = answer.read().decode()
+    return round(time.perf_counter() - began, 2), said
 
 
 def most_memory(pid: int) -> float:

@@ -266,8 +266,7 @@ class RolloutManager:
             raise self._stack.failure
 
     async def _start_workers(self) -> None:
-        for index in range(self._config.rollouts.num_agent_workers):
-            self._workers.append(self._worker(index))
+        self._workers += map(self._worker, range(self._config.rollouts.num_agent_workers))
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
     def _worker(self, index: int) -> Kept[AgentWorker]:
