@@ -91,11 +91,10 @@ class RolloutManager:
         self._found = concurrency_of(self._config)
         per_epoch = max(1, len(self._source) // options.rollout_batch_size)
         steps = options.num_rollout or per_epoch * (options.num_epoch or 1)
+        capacity = self._found.rollouts if self._found else 0
         self._generator = Generator(
             options,
-            schedule_of(
-                options, self._config.scheduling, steps=steps, capacity=self._found.rollouts if self._found else 0
-            ),
+            schedule_of(options, self._config.scheduling, steps=steps, capacity=capacity),
             source=self._source,
             run_rollout=self._run_dealt,
             filter_function=load_filter(self._config.rollouts.dynamic_sampling_filter_path),
@@ -108,13 +107,12 @@ class RolloutManager:
         self._looking = asyncio.create_task(self._capacity().keep())
         begins_to_serve()
         evaluation = self._config.evaluation
-        held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
             router_urls=self._stack.routers.urls,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.engine_urls,
             fleet=self._stack.fleet,
-            eval_rollouts=held_out,
+            eval_rollouts=sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items()),
             rollouts_per_epoch=per_epoch,
         )
 
@@ -268,8 +266,7 @@ class RolloutManager:
             raise self._stack.failure
 
     async def _start_workers(self) -> None:
-        for index in range(self._config.rollouts.num_agent_workers):
-            self._workers.append(self._worker(index))
+        self._workers += map(self._worker, range(self._config.rollouts.num_agent_workers))
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
     def _worker(self, index: int) -> Kept[AgentWorker]:

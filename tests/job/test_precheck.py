@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
 from miles_lite.job.attempts import attempts
 from miles_lite.job.due import Due
-from miles_lite.job.precheck import check_inputs
+from miles_lite.job.precheck import check_inputs, check_resumed
 from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
+from miles_lite.rollout import resume
+from miles_lite.rollout.prompts import open_source
+from miles_lite.train.checkpoint import LATEST
 from tests.http_server import Request, http_server
 from tests.models import make_tiny_moe
 
@@ -165,3 +169,20 @@ def test_evaluation_is_due_before_the_first_step_unless_skipped(tiny_model: Path
 def test_an_evaluation_is_waited_for_as_long_as_its_agents_may_take(tiny_model: Path, tmp_path: Path) -> None:
     given = config(tiny_model, tmp_path, "--rollout-timeout", "100", "--agent-concurrency", "4")
     assert eval_timeout(given, 9) - CALL_TIMEOUT == 300
+
+
+def test_prompts_that_a_run_was_not_made_with_are_refused_before_it_starts(tmp_path: Path) -> None:
+    def given(words: str, *flags: str) -> Config:
+        made = config(tmp_path, tmp_path, "--load", str(tmp_path), *flags)
+        Path(made.data.prompt_data).write_text("".join(json.dumps({"input": word}) + "\n" for word in words))
+        return made
+
+    check_resumed(given("abc"))
+    saved = {"data": open_source(given("abc").data).state(), "members": {}, "scheduler": {}, "next_rollout_index": 0}
+    asyncio.run(resume.save(str(tmp_path), 3, resume.Snapshot(saved, [])))
+    (tmp_path / LATEST).write_text("3\n")
+    (tmp_path / "iter_0000003").mkdir()
+    check_resumed(given("abc"))
+    with pytest.raises(UserError, match="in another order"):
+        check_resumed(given("acb"))
+    check_resumed(given("acb", "--finetune"))
