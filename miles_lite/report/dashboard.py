@@ -36,9 +36,7 @@ def app_of(runs: Runs, *, token: str | None = None, ending: Callable[[], bool] =
     run does so until the server is `ending`."""
     app = FastAPI(title="miles_lite runs", docs_url=None, redoc_url=None)
     if token is None:  # another site's name that leads here reads nothing
-        app.add_middleware(
-            TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "["]
-        )  # [::1], cut at its colon
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
