@@ -38,7 +38,7 @@ style: setup-dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	PYTHONPATH=. $(bin)/lint-imports --config pyproject.toml
-	$(bin)/shellcheck -x launchers/*.sh launchers/recipes/*.sh scripts/*.sh .ci/run
+	$(bin)/shellcheck -x launchers/*.sh launchers/recipes/*.sh launchers/monitoring/*.sh scripts/*.sh .ci/run
 
 types: setup-dev
 	$(bin)/mypy

@@ -1,17 +1,23 @@
-"""What an environment's step costs beyond the model's answer, beside the same conversation without an environment.
+"""What an environment's step costs beyond the model's answer, beside the same work without an environment.
 
     python benchmarks/environments.py [--json FILE] [--turns 64]
 
 The model is a server in a thread that answers at once. A step is what an episode of --turns answers takes, beginning
 and end included, less what the same requests of a bare client take, by the answer: the least of 9 episodes, in
-milliseconds. What is not installed is left out. Printed:
+milliseconds. Where the environment has a client, a server, a sandbox or a process of its own, the same work without the
+adapter is timed beside it (`..._own_ms`) and taken off, with its requests. What is not installed is left out. Printed:
 
-bare_ms                one request of the bare client
-text_ms, tool_ms       a step of the two loops, whose episode does nothing                             (<= 2)
-gem_ms                 of a game of GEM, with the game's own step                                      (<= 2)
-openenv_ms             of a server of OpenEnv, with its answer                                         (<= 2)
-ors_ms                 of a server of ORS, less the same calls of the package's own client             (<= 2)
-ors_call_ms            one of those
+bare_ms                   one request of the bare client
+text_ms, tool_ms          a step of the two loops, whose episode does nothing                          (<= 2)
+harness_ms                of the loop of whole harnesses, whose harness is the bare client             (<= 2)
+gem_ms, textarena_ms      of a game, with the game's own step                                          (<= 2)
+reasoning_gym_ms          an episode, of one answer, with its scoring                                  (<= 2)
+openenv_ms                of a server of OpenEnv, with its answer                                      (<= 2)
+ors_ms                    of a server of ORS, beyond the package's own client                          (<= 2)
+program_ms                of a program that asks --turns times, beyond the program                     (<= 2)
+harbor_ms                 a command in bubblewrap, tests included, beyond the same in a sandbox        (<= 2)
+nemo_gym_ms               an answer of an agent server of NeMo-Gym, beyond the same POST /run          (<= 2)
+verifiers_ms              an answer, of three, of an environment server, beyond the same three by ZMQ  (<= 2)
 """
 
 from __future__ import annotations
@@ -20,31 +26,53 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from miles_lite.environments import load
 from miles_lite.environments.episodes import TOTALS, Begun, Step, TextLoop, ToolLoop
+from miles_lite.environments.harness import Ended, bounded
 from miles_lite.environments.tasks import Tasks
+from miles_lite.sandboxes import pool
 
 ROOT = Path(__file__).resolve().parent.parent
 EPISODES = 9
+COMMANDS = 16
+"""Of a task of a terminal at most, since each starts a process."""
 TASKS = Tasks("idle", lambda split: 1, 0)
 CALL = {"id": "c", "type": "function", "function": {"name": "guess", "arguments": '{"number": 0}'}}
 TEXT = {"role": "assistant", "content": "\\boxed{99}"}
 NUMBER = {"role": "assistant", "content": "0"}
+GUESS = {"role": "assistant", "content": "[1]"}
+COMMAND = {"id": "c", "type": "function", "function": {"name": "bash", "arguments": '{"command": "true"}'}}
+BASH = {"role": "assistant", "content": "", "tool_calls": [COMMAND]}
 TOOL = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 Run = Callable[[str], Awaitable[float]]
 """An episode against a model's URL: seconds, by the answer."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """`environment`, whose model says `message` and is asked `turns` times in an episode, or as often as it says.
+    `own`: the same without the adapter, the requests included."""
+
+    name: str
+    environment: Any
+    message: dict
+    turns: int
+    own: Run | None = None
 
 
 class Idle:
@@ -66,17 +94,28 @@ class Idle:
 @contextmanager
 def model(message: dict) -> Iterator[str]:
     """The URL of one that answers `message`."""
-    body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    chat = {"id": "c", "object": "chat.completion", "created": 0, "model": "policy", "choices": [choice]}
+    content = [{"type": "output_text", "text": message["content"], "annotations": []}]
+    output = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": content}
+    spent = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    spent |= {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    response = {"id": "r", "object": "response", "created_at": 0, "model": "policy", "output": [output]}
+    response |= {"parallel_tool_calls": False, "tool_choice": "auto", "tools": [], "usage": spent}
+    bodies = {"/chat/completions": chat | {"usage": usage}, "/responses": response}
+    said = {path: json.dumps(body).encode() for path, body in bodies.items()}
     loop, started = asyncio.new_event_loop(), threading.Event()
     port, runner = 0, web.AppRunner(web.Application(), access_log=None)
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=said[request.path], content_type="application/json")
 
     async def serve() -> None:
         nonlocal port
-        runner.app.router.add_post("/chat/completions", answer)
+        for path in said:
+            runner.app.router.add_post(path, answer)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
@@ -109,65 +148,176 @@ def bare(message: dict, turns: int) -> Run:
     return run
 
 
-def played(environment: TextLoop | ToolLoop) -> Run:
+def played(timed: Timed) -> Run:
+    row = timed.environment.rows("train")[0]
+
     async def run(url: str) -> float:
-        metadata = dict(environment.rows("train")[0]["metadata"])
+        asked = {"metadata": dict(row["metadata"]), "prompt": row["prompt"], "base_url": url}
         began = time.perf_counter()
-        said = await environment.agent(metadata=metadata, base_url=url, api_key="k", request_kwargs={})
-        return (time.perf_counter() - began) / int((said or {})["turns"])
+        said = await timed.environment.agent(**asked, api_key="k", request_kwargs={})
+        return (time.perf_counter() - began) / said.get("turns", timed.turns)
 
     return run
 
 
-def called(url: str, turns: int) -> float:
-    """Milliseconds of a call of the package's own client."""
+def idle(turns: int) -> Iterator[Timed]:
+    limits = {"tasks": TASKS, "max_turns": turns, "total": TOTALS["sum"]}
+    yield Timed("text_ms", TextLoop(**limits, begin=lambda task: Idle()), TEXT, turns)
+    yield Timed("tool_ms", ToolLoop(**limits, begin=lambda task: Idle()), TOOL, turns)
 
-    async def run() -> float:
+    async def harness(task: object, asked: Any) -> Ended:
+        return Ended(await bare(TEXT, turns)(asked.base_url))
+
+    yield Timed("harness_ms", bounded(harness, {"at_once": 16}, tasks=TASKS), TEXT, turns)
+
+
+def packages(turns: int) -> Iterator[Timed]:
+    args = json.dumps({"max_turns": turns})
+    if find_spec("gem"):
+        yield Timed("gem_ms", load("gem:game:GuessTheNumber-v0-easy", args, seed=0), TEXT, turns)
+    if find_spec("textarena"):
+        yield Timed("textarena_ms", load("textarena:GuessTheNumber-v0", None, seed=0), GUESS, 3)
+    if find_spec("reasoning_gym"):
+        yield Timed("reasoning_gym_ms", load("reasoning-gym:chain_sum", None, seed=0), TEXT, 1)
+
+
+def servers(turns: int, stack: ExitStack, folder: Path) -> Iterator[Timed]:
+    sys.path.insert(0, str(ROOT))  # for the servers, which are the tests'
+    os.environ["GUESSES"] = "1000000"
+    from tests.environments.servers import NEMO_GYM, OPENENV, VERIFIERS, serving
+
+    args = json.dumps({"max_turns": turns})
+    if find_spec("ors"):
+        url = stack.enter_context(serving("ors", folder / "ors"))
+        yield Timed("ors_ms", load(f"ors:{url}/guessing", args, seed=0), TOOL, turns, ors_own(url, turns))
+    if OPENENV.exists():
+        url = stack.enter_context(serving("openenv", folder / "openenv"))
+        yield Timed("openenv_ms", load(f"openenv:{url}", args, seed=0), NUMBER, turns)
+    if NEMO_GYM.exists():
+        url = stack.enter_context(serving("nemo-gym", folder / "nemo-gym"))
+        (rows,) = NEMO_GYM.parents[1].glob("lib/*/site-packages/resources_servers/mcqa/data/example.jsonl")
+        told = json.dumps({"tasks": str(rows)})
+        row = json.loads(rows.read_text().splitlines()[0])
+        yield Timed("nemo_gym_ms", load(f"nemo-gym:{url}", told, seed=0), TEXT, 1, nemo_gym_own(url, row))
+    if VERIFIERS.exists():
+        url = stack.enter_context(serving("verifiers", folder / "verifiers")).replace("http:", "tcp:")
+        row, file = {"prompt": "guess", "number": 1}, folder / "tasks.jsonl"
+        file.write_text(json.dumps(row) + "\n")
+        made = load(f"verifiers:{url}", json.dumps({"tasks": str(file)}), seed=0)
+        yield Timed("verifiers_ms", made, TEXT, 3, verifiers_own(url, row))
+
+
+def ors_own(url: str, turns: int) -> Run:
+    """The package's own client; the requests are a bare client's."""
+
+    async def run(model: str) -> float:
         from ors.client import AsyncORS
 
         server = AsyncORS(url)
         environment = server.environment("guessing")
         began = time.perf_counter()
         async with environment.session(split="train", index=0) as session:
+            await session.get_prompt()
+            await session.list_tools()
             for _ in range(turns):
                 await session.call_tool("guess", {"number": 0})
         seconds = time.perf_counter() - began
         await environment.client.close()
-        return seconds / turns
+        return seconds / turns + await bare(TOOL, turns)(model)
 
-    return 1000 * min(asyncio.run(run()) for _ in range(EPISODES))
+    return run
 
 
-def least_ms(run: Run, message: dict) -> float:
-    async def every(url: str) -> list[float]:
-        await run(url)
-        return [await run(url) for _ in range(EPISODES)]
+def nemo_gym_own(url: str, row: dict) -> Run:
+    async def run(model: str) -> float:
+        began = time.perf_counter()
+        body = {**row, "policy_base_url": model, "policy_api_key": "k"}
+        async with aiohttp.ClientSession() as client, client.post(f"{url}/run", json=body) as answer:
+            assert (await answer.json())["response"]
+        return time.perf_counter() - began
+
+    return run
+
+
+def verifiers_own(url: str, row: dict) -> Run:
+    async def run(model: str) -> float:
+        import msgpack
+        import zmq.asyncio
+
+        client = {"type": "eval", "base_url": model, "api_key_var": "MILES_LITE_NO_KEY"}
+        asked = {"task_data": row, "client": client, "model": "policy", "sampling": {}}
+        began = time.perf_counter()
+        socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        socket.connect(url)
+        await socket.send_multipart([b"1", b"run", msgpack.packb(asked)])
+        while (await socket.recv_multipart())[1] != b"reply":
+            pass
+        seconds = time.perf_counter() - began
+        socket.close()
+        return seconds / 3
+
+    return run
+
+
+PROGRAM = """
+import json, os, urllib.request
+
+headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+messages = [{"role": "user", "content": "go"}]
+for _ in range(TURNS):
+    body = json.dumps({"messages": messages}).encode()
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers)
+    messages.append(json.load(urllib.request.urlopen(request))["choices"][0]["message"])
+    messages.append({"role": "user", "content": "on"})
+open("reward.txt", "w").write("1")
+"""
+
+
+def processes(turns: int, folder: Path) -> Iterator[Timed]:
+    """A program beside itself, and a task of a terminal beside its commands and tests in a sandbox."""
+    file = folder / "agent.py"
+    file.write_text(PROGRAM.replace("TURNS", str(turns)))
+    argv = [sys.executable, str(file)]
+
+    async def program(url: str) -> float:
+        began = time.perf_counter()
+        environment = os.environ | {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "k"}
+        await asyncio.to_thread(subprocess.run, argv, check=True, cwd=folder, env=environment)
+        return (time.perf_counter() - began) / turns
+
+    yield Timed("program_ms", load(f"program:{' '.join(argv)}", None, seed=0), TEXT, turns, program)
+    task = folder / "task"
+    (task / "tests").mkdir(parents=True)
+    (task / "environment").mkdir()
+    (task / "task.toml").write_text("")
+    (task / "instruction.md").write_text("go")
+    (task / "tests" / "test.sh").write_text("echo 1 > /logs/verifier/reward.txt")
+
+    turns = min(turns, COMMANDS)
+
+    def commands() -> float:
+        began = time.perf_counter()
+        with pool("bwrap").open(workdir="/app") as lease:
+            for _ in range(turns):
+                lease.sandbox.run("true", seconds=60)
+            lease.sandbox.run("mkdir -p /logs/verifier; echo 1 > /logs/verifier/reward.txt", seconds=60)
+        return (time.perf_counter() - began) / turns
+
+    async def sandbox(url: str) -> float:
+        return await asyncio.to_thread(commands) + await bare(BASH, turns)(url)
+
+    args = json.dumps({"sandbox": "bwrap", "max_turns": turns})
+    yield Timed("harbor_ms", load(f"harbor:{task}", args, seed=0), BASH, turns, sandbox)
+
+
+def least_ms(runs: Sequence[Run], message: dict) -> list[float]:
+    """Of each; they take turns, so that what else the machine does meets all of them."""
+
+    async def every(url: str) -> list[list[float]]:
+        return [[await run(url) for run in runs] for _ in range(EPISODES + 1)][1:]
 
     with model(message) as url:
-        return 1000 * min(asyncio.run(every(url)))
-
-
-def environments(
-    turns: int, stack: ExitStack, numbers: dict[str, float]
-) -> Iterator[tuple[str, TextLoop | ToolLoop, float]]:
-    """Each with what its package takes without us, which may be noted in `numbers`."""
-    sys.path.insert(0, str(ROOT))  # for the servers, which are the tests'
-    os.environ["GUESSES"] = "1000000"
-    from tests.environments.servers import OPENENV, serving
-
-    limits = {"tasks": TASKS, "max_turns": turns, "total": TOTALS["sum"]}
-    yield "text_ms", TextLoop(**limits, begin=lambda task: Idle()), 0.0
-    yield "tool_ms", ToolLoop(**limits, begin=lambda task: Idle()), 0.0
-    args, folder = json.dumps({"max_turns": turns}), Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    if find_spec("gem"):
-        yield "gem_ms", load("gem:game:GuessTheNumber-v0-easy", args, seed=0), 0.0
-    if find_spec("ors"):
-        url = stack.enter_context(serving("ors", folder / "ors"))
-        numbers["ors_call_ms"] = called(url, turns)
-        yield "ors_ms", load(f"ors:{url}/guessing", args, seed=0), numbers["ors_call_ms"]
-    if OPENENV.exists():
-        url = stack.enter_context(serving("openenv", folder / "openenv"))
-        yield "openenv_ms", load(f"openenv:{url}", args, seed=0), 0.0
+        return [1000 * min(each) for each in zip(*asyncio.run(every(url)), strict=True)]
 
 
 def main() -> None:
@@ -177,13 +327,15 @@ def main() -> None:
     options = parser.parse_args()
     numbers: dict[str, float] = {}
     with ExitStack() as stack:
-        for name, environment, own in environments(options.turns, stack, numbers):
-            message = TOOL if isinstance(environment, ToolLoop) else NUMBER if name == "openenv_ms" else TEXT
-            beside = least_ms(bare(message, options.turns), message)
-            numbers.setdefault("bare_ms", beside)
-            numbers[name] = least_ms(played(environment), message) - beside - own
+        folder, turns = Path(stack.enter_context(tempfile.TemporaryDirectory())), options.turns
+        kinds = (idle(turns), packages(turns), servers(turns, stack, folder), processes(turns, folder))
+        for timed in (each for kind in kinds for each in kind):
+            own = timed.own or bare(timed.message, timed.turns)
+            beside, took = least_ms((own, played(timed)), timed.message)
+            numbers.setdefault(timed.name.replace("_ms", "_own_ms") if timed.own else "bare_ms", beside)
+            numbers[timed.name] = took - beside
     for name, value in numbers.items():
-        print(f"{name:12s} {value:.3g}")
+        print(f"{name:18s} {value:.3g}")
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 

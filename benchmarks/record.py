@@ -4,7 +4,8 @@
         [--long-steps 10000]
 
 Steps of rollouts are recorded as a run does it: metrics to a file, events, the table of rollouts, trajectories of
-2,000 sampled tokens of which some are kept, alarms after each step. That is compared with a step of the quickstart,
+2,000 sampled tokens of which some are kept and get what training made of each token, two looks at eight engines, alarms
+after each step. That is compared with a step of the quickstart,
 which rolls out, trains and updates weights in 10 s for 128 rollouts; rollouts, engines and the trainer are left out.
 Printed:
 
@@ -16,6 +17,7 @@ trajectory_mb       of trajectories/
 report_seconds      `miles-lite report` of it, from start to end                                      (asked: <= 3)
 report_mb           of the page                                                                       (asked: <= 5)
 dash_first_view_s   of a run of --long-steps steps of 100 rollouts each: its page in `miles-lite dash`  (asked: <= 2)
+dash_pictures_s     its pictures, which a browser asks for after it
 dash_again_s        the same page once more
 dash_first_mb       the most memory that the dash has taken until then                                (asked: <= 300)
 dash_first_find_s   rollouts by reward: the first question reads every table
@@ -28,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +40,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from urllib.parse import urljoin
 
 import numpy as np
 import orjson
@@ -44,6 +48,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from miles_lite.config.tracking import Logging
+from miles_lite.engine.reported_load import Load
 from miles_lite.errors import Where
 from miles_lite.job.events import Events
 from miles_lite.observe.sinks import open_sinks
@@ -54,13 +59,16 @@ from miles_lite.report.json_lines import encoded
 from miles_lite.report.live import LiveAlarms
 from miles_lite.report.record import METRICS
 from miles_lite.rollout.failures import note_failures
+from miles_lite.rollout.fleet_samples import FleetSamples
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import rollout_metrics
 from miles_lite.rollout.recorded import rows_of
 from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Status
+from miles_lite.traces.token_values import TokenValues
 
 SAMPLED = 2000
+BUSY = Load(kv_use=0.5, running=16, queued=0, preempted=0, tokens_per_second=812.5, version=3)
 QUICKSTART_STEP, QUICKSTART_ROLLOUTS = 10.0, 128
 
 
@@ -104,6 +112,7 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
     said, rng = Said(orjson.dumps(turns())), np.random.default_rng(0)
     sinks = open_sinks(Logging(), config={}, run_dir=run_dir)
     live, keeper, whole, kept = LiveAlarms(run_dir), Keeper(run_dir, 2), [], []
+    fleet = FleetSamples(run_dir)
     with Events(run_dir) as events:
         events.note(Kind.START, "a benchmark")
         events.write()
@@ -122,6 +131,10 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
             sinks.log(live.after(number).metrics, step=number, step_key=names.ROLLOUT_STEP)
             writing = time.perf_counter()
             keeper.write(number, taken)
+            keeper.add(number, [values(rollout.index) for rollout, _ in taken])
+            fleet.step = number
+            for _ in range(2):
+                fleet.note(dict.fromkeys(range(8), BUSY))
             whole.append(time.perf_counter() - began)
             kept.append(time.perf_counter() - writing)
     sinks.close()
@@ -174,20 +187,24 @@ def dash(run_dir: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = f"{process.stdout.readline().strip()}runs/{run_dir.name}"
-        found = {"dash_first_view_s": fetched(address), "dash_again_s": fetched(address)}
+        took, page = fetched(address)
+        shown = re.findall(r'<img [^>]*src="([^"]*)"', page)
+        found = {"dash_first_view_s": took, "dash_pictures_s": sum(fetched(urljoin(address, src))[0] for src in shown)}
+        found["dash_again_s"], _ = fetched(address)
         found["dash_first_mb"] = most_memory(process.pid)
-        found["dash_first_find_s"] = fetched(f"{address}?least=1")
-        found["dash_find_s"] = fetched(f"{address}?where=tool")
+        found["dash_first_find_s"], _ = fetched(f"{address}?least=1")
+        found["dash_find_s"], _ = fetched(f"{address}?where=tool")
         found["dash_mb"] = most_memory(process.pid)
         process.send_signal(signal.SIGINT)
     return found
 
 
-def fetched(address: str) -> float:
+def fetched(address: str) -> tuple[float, str]:
+    """Seconds, and what it is."""
     began = time.perf_counter()
     with urllib.request.urlopen(address, timeout=300) as answer:
-        answer.read()
-    return round(time.perf_counter() - began, 2)
+        said = answer.read().decode()
+    return round(time.perf_counter() - began, 2), said
 
 
 def most_memory(pid: int) -> float:
@@ -221,6 +238,13 @@ def turns() -> dict[str, object]:
     ids = {"drop": 0, "prompt_ids": list(range(200)), "output_ids": list(range(SAMPLED)), "output_logprobs": logprobs}
     ended = {"temperature": 1.0, "finish_reason": "stop", "weight_versions": [[0, 0, SAMPLED]]}
     return {"model": {}, "leaves": [0], "turns": [{"turn": 0, "parent": None, **said, **ids, **ended}]}
+
+
+def values(rollout: int) -> TokenValues:
+    """What training made of its tokens."""
+    drawn = np.random.default_rng(rollout).random((2, SAMPLED), np.float32)
+    ids = np.arange(SAMPLED, dtype=np.int32)
+    return TokenValues(rollout=rollout, turn=0, places=ids, ids=ids, logprobs=-drawn[0], advantages=drawn[1])
 
 
 def _sample() -> Sample:

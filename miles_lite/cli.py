@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "where a run stands, from another shell",
     "tail": "a run's steps and events as they come",
     "show": "one rollout of a run, with its trajectory in colours",
+    "replay": "go on from a turn of a recorded rollout, with the run's weights",
     "report": "one page that tells what a run did, alarms first",
     "dash": "the runs of a folder in a browser, live",
     "traces": "look at trajectory files; make datasets of them",

@@ -41,7 +41,7 @@ def http_server(answer: Callable[[Request], Any]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_DELETE = do_POST
+        do_GET = do_PUT = do_DELETE = do_POST
 
         def log_message(self, *_: object) -> None:
             pass

@@ -107,7 +107,7 @@ class Conversation:
         )
         self._messages.append(message)
         self._replies, self._sent = self._replies + 1, len(self._messages)
-        self.emit({"type": "assistant", "step": step, "raw": _raw(message)})
+        self.emit({"type": "assistant", "step": step, "raw": raw(message)})
         return message
 
     def _run(self, call: Call) -> Outcome:
@@ -150,7 +150,7 @@ class Conversation:
         return made
 
 
-def _raw(message: JsonMapping) -> str:
+def raw(message: JsonMapping) -> str:
     """What the model wrote, as text: content, and native calls in their JSON."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or ()]
     return "\n".join([text for text in [message.get("content")] if text] + calls)

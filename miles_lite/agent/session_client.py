@@ -42,11 +42,13 @@ class AgentSession:
         *,
         sampling: JsonMapping | None = None,
         request: JsonMapping | None = None,
+        turns: Sequence[JsonMapping] = (),
         admin_key: str | None = None,
     ) -> None:
         """`sampling` in the engines' names: temperature, top_p, ...; `request`: more fields of every chat request;
-        `admin_key`: what the server wants for opening a session."""
+        `turns`: those of another session that it goes on from; `admin_key`: what the server wants for opening one."""
         self._url, self._sampling, self._request = url.rstrip("/"), dict(sampling or {}), dict(request or {})
+        self._turns = list(turns)
         self._http = httpx.Client(timeout=httpx.Timeout(CALL_SECONDS, connect=10.0), trust_env=False, verify=_tls())
         self._http.headers.update(bearer(admin_key or "-"))
         self.session_id, self._owned = "", True
@@ -68,7 +70,7 @@ class AgentSession:
         if not self._owned:
             return self
         try:
-            body = self._call("POST", "/sessions", {"sampling": self._sampling})
+            body = self._call("POST", "/sessions", {"sampling": self._sampling, "turns": self._turns})
             if not isinstance(body, dict) or "session_id" not in body:
                 raise UserError(f"{self._url} is no session server: POST /sessions gave no session_id\n{WHAT_URL}")
         except BaseException:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with claimed({"--run-dir": Path(command.run_dir)}), serving(model, flags, Path(command.run_dir)) as stack:
+    with claimed({"--run-dir": Path(command.run_dir)}), serving(_serving(model, flags, Path(command.run_dir))) as stack:
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
@@ -108,20 +108,23 @@ def _shows_tools(model: Path) -> bool:
     return any("tools" in file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 
-@contextlib.contextmanager
-def serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Iterator[Stack]:
-    """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
-    from miles_lite.stack.cluster import connected
-    from miles_lite.stack.placement import place
-    from miles_lite.stack.stack import Stack
-
-    options = Serving(
+def _serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Serving:
+    return Serving(
         model=Model(hf_checkpoint=model),
         session=Session(tito_allowed_append_roles=APPENDED),
         routing=Routing(sglang_server_concurrency=CONVERSATIONS),
         engines=Engines(sglang_args=sglang),
         run=RunFolder(run_dir=str(run_dir)),
     )
+
+
+@contextlib.contextmanager
+def serving(options: Serving) -> Iterator[Stack]:
+    """The servers of a model folder. They live in a thread's event loop, so that Ctrl-C reaches the conversation."""
+    from miles_lite.stack.cluster import connected
+    from miles_lite.stack.placement import place
+    from miles_lite.stack.stack import Stack
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="servers", daemon=True)
 

@@ -51,9 +51,10 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
             raise UserError(f"--environment harbor:{argument}: no split {split}: there is no {inner}")
         found = tasks_of(inner if inner.is_dir() else folder)
         for each in found:
+            each.dockerfile.workdir("/")
             if kind in FOLDERS:
-                each.copies()
-            elif not (each.image or image or (kind in CONTAINERS and each.dockerfile())):
+                each.dockerfile.copies()
+            elif not (each.image or image or (kind in CONTAINERS and each.dockerfile.instructions())):
                 raise UserError(f"{each.folder}: it names no image, and --environment-args have none")
         return found
 
@@ -63,7 +64,8 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
 
     def begin(task: Task) -> Work:
         chosen = tasks(task.split)[task.place]
-        return Work(chosen, boxes, kind, chosen.image or (None if chosen.dockerfile() else image), patience)
+        given = None if chosen.dockerfile.instructions() else image
+        return Work(chosen, boxes, kind, chosen.image or given, patience)
 
     return ToolLoop(
         tasks=Tasks("harbor", lambda split: len(tasks(split)), seed),

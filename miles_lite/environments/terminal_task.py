@@ -9,21 +9,21 @@ Invariant: a folder that is no task is a UserError that says what of it is not.
 from __future__ import annotations
 
 import hashlib
-import shlex
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from yaml import YAMLError
+
 from miles_lite.config.yaml_text import read_yaml
+from miles_lite.environments.dockerfile import Dockerfile
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import Json, JsonMapping
 
 T = TypeVar("T")
-SECONDS = 600.0
-"""Of its tests, where a task does not say."""
-FOLLOWED, UNSAID = {"FROM", "WORKDIR", "COPY", "ADD"}, {"CMD", "LABEL", "MAINTAINER", "EXPOSE", "ENV", "USER"}
-"""What of a Dockerfile a folder can follow, and what changes nothing there."""
+SECONDS = 600.0  # of its tests, where a task does not say
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,58 +47,29 @@ class TerminalTask:
             digest.update(f"{path.relative_to(self.files)}\0".encode() + path.read_bytes())
         return f"miles-lite-task:{digest.hexdigest()}"
 
-    def dockerfile(self) -> list[tuple[str, str]]:
-        """The instructions of its Dockerfile and what follows each; none where there is none."""
-        file = self.files / "Dockerfile"
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
-        told = [line.partition(" ") for line in lines if line and not line.startswith("#")]
-        return [(word.upper(), rest.strip()) for word, _, rest in told]
-
-    def workdir(self, default: str) -> str:
-        """The last WORKDIR."""
-        return next((rest for word, rest in reversed(self.dockerfile()) if word == "WORKDIR"), default)
-
-    def copies(self) -> list[tuple[Path, str]]:
-        """What goes where when no container is built. Raises UserError for a Dockerfile that a folder cannot follow."""
-        made = []
-        for word, rest in self.dockerfile():
-            if word in ("COPY", "ADD"):
-                *sources, target = [each for each in shlex.split(rest) if not each.startswith("--")]
-                made += [(self._file(source), target) for source in sources]
-            elif word not in FOLLOWED | UNSAID:
-                raise UserError(
-                    f"{self.folder}: its Dockerfile has {word}, which needs a container: --environment-args "
-                    '\'{"sandbox": "docker"}\''
-                )
-        return made
-
-    def _file(self, source: str) -> Path:
-        path = (self.files / source).resolve()
-        if not path.is_relative_to(self.files.resolve()) or not path.exists():
-            raise UserError(f"{self.folder}: its Dockerfile copies {source}, which is not in {self.files}")
-        return path
+    @property
+    def dockerfile(self) -> Dockerfile:
+        return Dockerfile(self.folder, self.files)
 
 
 def read_task(folder: Path) -> TerminalTask:
     """Raises UserError."""
     told = _told(folder)
     harbor = (folder / "task.toml").is_file()
-    with user_error(f"{folder}: its instruction cannot be read", OSError, UnicodeDecodeError, KeyError):
-        said = (folder / "instruction.md").read_text(encoding="utf-8") if harbor else told["instruction"]
-    script = folder / ("tests/test.sh" if harbor else "run-tests.sh")
-    if not script.is_file():
-        raise UserError(f"{folder}: it has no {script.relative_to(folder)}")
+    said = _read(folder, "instruction.md", "its instruction") if harbor else _part(folder, told, "instruction", str, "")
+    if not said.strip():
+        raise UserError(f"{folder}: its instruction says nothing")
+    script = _own(folder, "tests/test.sh" if harbor else "run-tests.sh")
     verifier = (
         _part(folder, told, "verifier", dict, {}) if harbor else {"timeout_sec": told.get("max_test_timeout_sec")}
     )
     return TerminalTask(
         folder,
-        str(said),
+        said,
         folder / "environment" if harbor else folder,
         script,
         _part(folder, _part(folder, told, "environment", dict, {}), "docker_image", str, None) if harbor else None,
-        float(verifier.get("timeout_sec") or SECONDS),
+        _seconds(folder, verifier.get("timeout_sec")),
         {str(name): str(value) for name, value in _part(folder, verifier, "env", dict, {}).items()},
     )
 
@@ -114,11 +85,32 @@ def tasks_of(folder: Path) -> list[TerminalTask]:
 
 def _told(folder: Path) -> JsonMapping:
     toml, yaml = folder / "task.toml", folder / "task.yaml"
-    with user_error(f"{folder}: its task.toml or task.yaml cannot be read", OSError, ValueError):
+    with user_error(f"{folder}: its task.toml or task.yaml cannot be read", OSError, ValueError, YAMLError):
         told = tomllib.loads(toml.read_text("utf-8")) if toml.is_file() else read_yaml(yaml.read_text("utf-8"))
     if not isinstance(told, dict):
         raise UserError(f"{folder}: its task.yaml is no mapping")
     return told
+
+
+def _own(folder: Path, name: str) -> Path:
+    """A file of the task's own. Raises UserError for one that is none, as where a link leads out of its folder."""
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: it has no {name}" + (" of its own" if path.is_file() else ""))
+    return path
+
+
+def _read(folder: Path, name: str, what: str) -> str:
+    with user_error(f"{folder}: {what} cannot be read", OSError, UnicodeDecodeError, UserError):
+        return _own(folder, name).read_text(encoding="utf-8")
+
+
+def _seconds(folder: Path, given: Json) -> float:
+    if given is None:
+        return SECONDS
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise UserError(f"{folder}: the time limit of its tests is {given!r:.80} and no number of seconds")
+    return float(given)
 
 
 def _part(folder: Path, told: JsonMapping, name: str, kind: type[T], default: Json) -> Json:

@@ -60,8 +60,8 @@ class Work:
 
     def _begin(self) -> None:
         image = self._image or built(self._task, self._kind)
-        self._sandbox = self._box.open(image, workdir=self._task.workdir(WORKDIR))
-        for source, target in self._task.copies() if self._kind in FOLDERS else ():
+        self._sandbox = self._box.open(image, workdir=self._task.dockerfile.workdir(WORKDIR))
+        for source, target in self._task.dockerfile.copies() if self._kind in FOLDERS else ():
             self._bring(source, target)
 
     def _bring(self, source: Path, target: str) -> None:
@@ -80,6 +80,7 @@ class Work:
     def _judge(self) -> float:
         task = self._task
         assert self._sandbox is not None
+        self._ran(f"rm -rf {BROUGHT}", "no room for its tests")
         tests = task.folder / "tests"
         if tests.is_dir():
             self._sandbox.unpack(packed(task.folder, PurePosixPath("tests"), name=BROUGHT))

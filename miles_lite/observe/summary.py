@@ -118,11 +118,10 @@ def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[s
         ("prompts", f"{shown['prompts_started']} started: {ended}"),
         ("rollouts failed", shown["rollouts_failed"]),
         ("run folder", str(run_dir)),
-        ("report", f"miles-lite report {shlex.quote(str(run_dir))}"),
     ]
     lines += [("reward curve", str(png))] if png is not None else []
     lines += [("wandb run", f"{wandb}  (upload: wandb sync)")] if wandb and "offline" in wandb.name else []
-    return lines
+    return [*lines, ("its page", f"miles-lite report {shlex.quote(str(run_dir))}")]
 
 
 def _form(value: float | int | str | None) -> str:

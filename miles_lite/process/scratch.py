@@ -20,6 +20,7 @@ import glob
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -85,7 +86,17 @@ def remove(folder: str) -> None:
             for file in noted.read().splitlines():
                 with contextlib.suppress(OSError):
                     os.unlink(file)
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
+
+
+def clear(folder: str) -> None:
+    """Remove it, also where it is deeper than Python goes, or its folders are not to be written."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.isdir(folder) and not os.path.islink(folder):
+        for argv in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+            with contextlib.suppress(OSError):
+                subprocess.run([*argv, "--", folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def _made(folder: str) -> Iterator[str]:

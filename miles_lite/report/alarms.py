@@ -29,6 +29,10 @@ RESTARTS = 3.0
 TOOL_SHARE = 0.6
 IDLE_SHARE = 0.25
 DRIFT_SHARE = 0.05
+LOOKS, FEW_LOOKS = 12, 5
+"""At the engines: those at the end of a run, of which there must be a few."""
+KV_FULL = 0.95
+SUMMED = ("kv_use", "running", "queued", "preempted")
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,31 @@ def _restarts(record: Record) -> Said:
     return "Engines keep dying", f"{restarts:.0f} restarts", "logs/ has what each said last; memory is the usual cause."
 
 
+def _kv_full(record: Record) -> Said:
+    looks = _looks(record)
+    if len(looks) < FEW_LOOKS or any(look["kv_use"] / look["engines"] < KV_FULL for look in looks):
+        return None
+    if not any(look["queued"] or look["preempted"] for look in looks):
+        return None
+    use = fmean(look["kv_use"] / look["engines"] for look in looks)
+    evidence = (
+        f"{_percent(use)} in use at the last {len(looks)} looks, {looks[-1]['queued']:.0f} requests wait, "
+        f"{max(look['preempted'] for look in looks):.0f} had to give their place back"
+    )
+    return "The engines' KV cache is full", evidence, FEWER
+
+
+def _queues(record: Record) -> Said:
+    looks = _looks(record)
+    if len(looks) < FEW_LOOKS or any(look["queued"] <= max(look["running"], look["engines"]) for look in looks):
+        return None
+    evidence = f"{looks[-1]['running']:.0f} requests run and {looks[-1]['queued']:.0f} wait, as in {len(looks)} looks"
+    return "More requests wait in the engines than run", evidence, FEWER
+
+
+FEWER = "Run fewer rollouts at once (--rollout-concurrency auto finds how many), or more engines."
+
+
 def _slow_tools(record: Record) -> Said:
     last = [row for row in _of_last_steps(record, WINDOW) if row["tool"] is not None and row["model"] is not None]
     tool, model = sum(row["tool"] for row in last), sum(row["model"] for row in last)
@@ -215,6 +244,8 @@ RULES: dict[str, Callable[[Record], Said]] = {
     "entropy_collapse": _entropy,
     "gradient_spike": _spikes,
     "engine_restarts": _restarts,
+    "kv_full": _kv_full,
+    "queues": _queues,
     "truncation": _truncated,
     "template_drift": _drift,
     "slow_tools": _slow_tools,
@@ -226,6 +257,18 @@ RULES: dict[str, Callable[[Record], Said]] = {
 def _of_last_steps(record: Record, steps: int) -> list[Row]:
     last = sorted({row["step"] for row in record.rollouts})[-steps:]
     return [row for row in record.rollouts if row["step"] in last]
+
+
+def _looks(record: Record) -> list[dict[str, float]]:
+    """The last looks at the engines: of each column the sum over those that said something, and how many did."""
+    looks: dict[float, dict[str, float]] = {}
+    for row in record.fleet:
+        if row["time"] is not None and row["kv_use"] is not None:
+            look = looks.setdefault(row["time"], dict.fromkeys(("engines", *SUMMED), 0.0))
+            look["engines"] += 1
+            for name in SUMMED:
+                look[name] += row[name] or 0
+    return [look for _, look in sorted(looks.items())][-LOOKS:]
 
 
 def _commonest(failed: Sequence[Row]) -> tuple[str, str]:

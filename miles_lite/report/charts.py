@@ -1,23 +1,28 @@
 """A run's pictures, as SVG that takes its colours from the page it stands in.
 
 Invariant: ink, grid and series are the page's CSS variables (`--ink`, `--grid`, `--s0` ...), so that a picture is right
-in light, in dark and on paper; what it shows is in a table beside it.
+in light, in dark and on paper; what it shows is in a table beside it. It is drawn once, with margins that are given:
+to have them measured takes as long as to draw.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+import numpy as np
 
 from miles_lite.report.rollout_table import Row
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Points = Mapping[int, float]
+Box = tuple[float, float, float, float]
+"""Left, bottom, width, height."""
 _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0{index}0309" for index in range(6))
 VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", **{color: f"var(--s{at})" for at, color in enumerate(_SERIES)}}
@@ -26,25 +31,22 @@ FEW_STEPS = 60
 """Steps that have a bar each."""
 MOST_BARS = 160
 """Rollouts of a step that a Gantt picture shows: the longest."""
+COLUMNS = 300
+"""Parts of a long curve, of each of which the lowest and the highest point are drawn: about one a pixel."""
+WIDTH, LEFT, RIGHT, BOTTOM, ABOVE, KEY_LINE = 6.4, 0.62, 0.08, 0.45, 0.1, 0.19
+"""Inches: of a picture, of its margins, of a line of its key."""
+IN_A_LINE = 4
+"""Names in a line of the key."""
 
 
 def curves(
     lines: Mapping[str, Points], *, along: str = "step", low: float | None = None, high: float | None = None
 ) -> str:
     """Each of `lines` over steps, or what else they go `along`; `low` and `high` are within the picture."""
-    figure, axes = _frame(2.4)
+    figure, axes = _frame(2.4, named=len(lines) if len(lines) > 1 else 0)
     for at, (name, points) in enumerate(lines.items()):
-        marked = "o" if len(points) < 40 else None
-        color = _SERIES[at % len(_SERIES)]
-        axes.plot(
-            list(points),
-            list(points.values()),
-            color=color,
-            label=_printable(name),
-            linewidth=1.6,
-            marker=marked,
-            markersize=3,
-        )
+        color, marked = _SERIES[at % len(_SERIES)], "o" if len(points) < 40 else None
+        axes.plot(*_thinned(points), color=color, marker=marked, label=_printable(name), linewidth=1.6, markersize=3)
     axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
@@ -52,17 +54,32 @@ def curves(
     return _svg(figure, axes, legend=len(lines) > 1)
 
 
+def _thinned(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, of a long curve those where it turns: it looks the same, and neither peak nor pit is lost."""
+    steps, values = (np.fromiter(of, np.float64, len(points)) for of in (points.keys(), points.values()))
+    if len(points) <= 4 * COLUMNS:
+        return steps, values
+    bounds = np.linspace(0, len(points), COLUMNS + 1).astype(int)
+    parts = [(low, values[low:high]) for low, high in pairwise(bounds)]
+    turns = [low + place(part) for low, part in parts for place in (np.argmin, np.argmax)]
+    kept = np.unique([0, *turns, len(points) - 1])
+    return steps[kept], values[kept]
+
+
 def stacked(parts: Mapping[str, Points], steps: Sequence[int]) -> str:
     """Bars of `parts` one above the other, a bar for each of `steps`, or areas where those are many; seconds."""
-    figure, axes = _frame(2.4)
+    figure, axes = _frame(2.4, named=len(parts))
     every = {name: [points.get(step, 0.0) for step in steps] for name, points in parts.items()}
     if len(steps) > FEW_STEPS:
         axes.stackplot(list(steps), *every.values(), colors=_SERIES[: len(every)], labels=list(every))
     else:
         base = [0.0] * len(steps)
         for color, (name, heights) in zip(_SERIES, every.items(), strict=False):
-            axes.bar(list(steps), heights, bottom=base, color=color, label=name, width=0.9)
+            boxes = [(step - 0.45, low, 0.9, high) for step, low, high in zip(steps, base, heights, strict=True)]
+            _boxes(axes, boxes, color=color, label=name)
             base = [below + height for below, height in zip(base, heights, strict=True)]
+        axes.set_xlim(min(steps) - 0.7, max(steps) + 0.7)
+        axes.set_ylim(0.0, 1.05 * max(base) or 1.0)
     axes.set_xlabel("step")
     axes.set_ylabel("seconds")
     return _svg(figure, axes, legend=True)
@@ -74,18 +91,18 @@ def gantt(rows: Sequence[Row]) -> str:
     longest = sorted(rows, key=lambda row: row["finished_at"] - row["started_at"], reverse=True)[:MOST_BARS]
     shown = sorted(longest, key=lambda row: row["started_at"])
     began = min((row["started_at"] for row in rows), default=0.0)
-    figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)))
-    lines = range(len(shown))
+    figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)), named=len(GANTT_PARTS) + 1)
     reached, ends = [row["started_at"] - began for row in shown], [row["finished_at"] - began for row in shown]
     left = [max(0.0, end - at) for at, end in zip(reached, ends, strict=True)]
     for part, (name, column) in enumerate(GANTT_PARTS):
         widths = [min(row[column] or 0.0, most) for row, most in zip(shown, left, strict=True)]
-        axes.barh(lines, widths, left=reached, color=_SERIES[part], height=0.85, label=name)
+        _boxes(axes, _rows(reached, widths), color=_SERIES[part], label=name)
         reached = [at + width for at, width in zip(reached, widths, strict=True)]
         left = [most - width for most, width in zip(left, widths, strict=True)]
-    axes.barh(lines, left, left=reached, color=_GRID, height=0.85, label="other")
+    _boxes(axes, _rows(reached, left), color=_GRID, label="other")
     axes.set_yticks([])
-    axes.invert_yaxis()
+    axes.set_xlim(0.0, max(ends, default=0.0) or 1.0)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("seconds since the step's first rollout")
     return _svg(figure, axes, legend=True)
 
@@ -93,14 +110,33 @@ def gantt(rows: Sequence[Row]) -> str:
 GANTT_PARTS = (("model", "model"), ("tool", "tool"), ("reward", "reward_time"))
 
 
+def _rows(starts: Sequence[float], widths: Sequence[float]) -> list[Box]:
+    """A box in each line, from the first line down."""
+    return [(start, line - 0.42, width, 0.84) for line, (start, width) in enumerate(zip(starts, widths, strict=True))]
+
+
+def _boxes(axes: Axes, boxes: Sequence[Box], *, color: str, label: str) -> None:
+    """All of them one object, which is drawn far sooner than as many bars."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [[(x, y), (x + wide, y), (x + wide, y + high), (x, y + high)] for x, y, wide, high in boxes]
+    axes.add_collection(PolyCollection(corners, facecolor=color, label=label), autolim=False)
+
+
 def _printable(name: str) -> str:
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
 
 
-def _frame(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+def _frame(height: float, *, named: int = 0) -> tuple[Figure, Axes]:
+    """Of so many inches, with room for so many names in its key."""
+    from matplotlib.figure import Figure  # half a second, for whoever looks at a picture
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    above = ABOVE + KEY_LINE * -(-named // IN_A_LINE)
+    height += above
+    figure = Figure(figsize=(WIDTH, height))
+    wide, high = WIDTH - LEFT - RIGHT, height - BOTTOM - above
+    axes = figure.add_axes((LEFT / WIDTH, BOTTOM / height, wide / WIDTH, high / height))
     axes.patch.set_alpha(0)
     figure.patch.set_alpha(0)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -116,12 +152,17 @@ def _frame(height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, axes: Axes, *, legend: bool) -> str:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
     formulas = rc_context({"text.parse_math": False})  # names are text, also those that look like one
     with formulas, rc_context({"svg.fonttype": "none", "svg.hashsalt": "miles-lite", "font.family": "sans-serif"}):
         if legend:
-            axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            key = axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=IN_A_LINE, loc="lower left")
+            key.set_bbox_to_anchor((0, 1))
+        canvas = FigureCanvasSVG(figure)  # savefig draws twice, the first time for a layout
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     drawn = buffer.getvalue()
     for color, variable in VARIABLES.items():
         drawn = drawn.replace(color, variable)

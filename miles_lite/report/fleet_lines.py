@@ -15,8 +15,6 @@ from miles_lite.process.json_types import JsonMapping
 MOST_POINTS, MOST_LINES = 200, 6
 LONG_SECONDS = 7200.0
 """A longer run is told in minutes."""
-LARGEST = 1e12
-"""A greater number is no measurement."""
 Cells = dict[int, dict[int, list[float]]]
 """What was said, by engine and moment."""
 
@@ -32,13 +30,13 @@ class FleetLines:
 
 def fleet_lines(rows: Sequence[JsonMapping], column: str) -> FleetLines:
     """Of rows of `fleet_rows`. What is null leaves a hole."""
-    said = [row for row in rows if _number(row["time"]) and isinstance(row["engine"], int)]
+    said = [row for row in rows if None not in (row["time"], row["engine"])]
     began, ended = (pick((row["time"] for row in said), default=0.0) for pick in (min, max))
     unit, seconds = ("minutes", 60) if ended - began > LONG_SECONDS else ("seconds", 1)
     width = max(1, -(-int((ended - began) / seconds + 1) // MOST_POINTS))
     cells: Cells = {}
     for row in said:
-        if _number(value := row[column]):
+        if (value := row[column]) is not None:
             moment = int((row["time"] - began) / seconds) // width * width
             cells.setdefault(row["engine"], {}).setdefault(moment, []).append(float(value))
     means = {
@@ -56,7 +54,3 @@ def fleet_lines(rows: Sequence[JsonMapping], column: str) -> FleetLines:
             for name, pick in (("least", min), ("median", median), ("most", max))
         },
     )
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < LARGEST

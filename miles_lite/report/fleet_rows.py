@@ -26,8 +26,16 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "tokens_per_second": ("double", "that it samples, as it last counted"),
 }
 """Of each column its type, and what it says."""
+LARGEST = 1e12
+"""A greater number is no measurement."""
 
 
 def read(run_dir: Path, *, last: int | None = None) -> list[JsonMapping]:
     """The rows, in the order written; of the `last` bytes alone, if so many are asked for."""
-    return [dict.fromkeys(COLUMNS) | row for row in json_lines.read(run_dir / FILE, last=last)]
+    return [whole(row) for row in json_lines.read(run_dir / FILE, last=last)]
+
+
+def whole(found: JsonMapping) -> JsonMapping:
+    """A line of the file with every column: null where it lacks one, or has no number there."""
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and abs(value) < LARGEST}
+    return {name: numbers.get(name) for name in COLUMNS}

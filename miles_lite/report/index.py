@@ -123,7 +123,7 @@ class Index:
     def _newest(self, rows: int) -> list[Path]:
         """Files with so many rows, or all."""
         found, count = list[Path](), 0
-        for path in reversed(rollout_table.files(self._run_dir)):
+        for path in rollout_table.files(self._run_dir, newest_first=True):
             if count >= rows:
                 break
             found.append(path)
@@ -155,8 +155,7 @@ _COLUMNS = ", ".join(f'"{name}"' for name in SHOWN)
 
 
 def _table(paths: Sequence[Path]) -> pa.Table:
-    empty = rollout_table.SCHEMA.empty_table().select(SHOWN)
-    return pa.concat_tables([empty, *(rollout_table.table(path, SHOWN) for path in paths)])
+    return pa.concat_tables([rollout_table.empty(SHOWN), *(rollout_table.table(path, SHOWN) for path in paths)])
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The alarms of a run that goes on: its rules over what has come so far, after each step.
 
-Invariant: it reads one step's table of rollouts a step, holds the last steps' alone, and raises nothing whatever is
-missing. An alarm stands until its rule has seen nothing for WINDOW steps: one which comes and goes is told once.
+Invariant: it reads one step's table of rollouts a step and the last looks at the engines, holds the last steps' alone,
+and raises nothing whatever is missing. An alarm stands until its rule has seen nothing for WINDOW steps: one which
+comes and goes is told once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from pyarrow import ArrowException
 
+from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import fleet_rows, rollout_table
 from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
 from miles_lite.report.alarms import WINDOW, Alarm, alarms
 from miles_lite.report.history import Curves, read_history
-from miles_lite.report.record import METRICS, Record
+from miles_lite.report.record import LAST_FLEET, METRICS, Record
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class LiveAlarms:
         with contextlib.suppress(OSError, ArrowException):
             self._rollouts.append(rollout_table.read_step(self._run_dir, step))
         rows = list(chain.from_iterable(self._rollouts))
-        record = Record(folder=self._run_dir, curves=self._curves, rollouts=rows, options={}, summary={})
+        fleet: Sequence[JsonMapping] = ()
+        with contextlib.suppress(OSError):
+            fleet = fleet_rows.read(self._run_dir, last=LAST_FLEET)
+        record = Record(folder=self._run_dir, curves=self._curves, rollouts=rows, options={}, summary={}, fleet=fleet)
         sees = {alarm.rule: alarm for alarm in alarms(record)}
         stood = {rule for rule, quiet in self._seen.items() if quiet < WINDOW}
         self._seen = {rule: quiet + 1 for rule, quiet in self._seen.items()} | dict.fromkeys(sees, 0)

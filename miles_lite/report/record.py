@@ -79,6 +79,13 @@ def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None
     )
 
 
+def state(folder: Path) -> str:
+    """Another one whenever the run has written something that a record is read from."""
+    parts = (METRICS, event_rows.FILE, fleet_rows.FILE, SUMMARY, "config.json", rollout_table.FOLDER)
+    found = [path.stat() for path in (folder / part for part in parts) if path.exists()]
+    return f"{max((one.st_mtime_ns for one in found), default=0)}-{sum(one.st_size for one in found)}"
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

@@ -8,13 +8,14 @@ rollout that ended is in the file of the step that it ended for, also those that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import compute, json, parquet
 
+from miles_lite.errors import UserError
 from miles_lite.report.json_lines import encoded
 
 FOLDER = "rollouts"
@@ -77,7 +78,7 @@ def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
 def _table(rows: list[Row]) -> pa.Table:
     """Read as JSON: what Arrow makes of Python's own objects imports pandas, which weighs 50 MB. NaN becomes null."""
     if not rows:
-        return SCHEMA.empty_table()
+        return empty(tuple(COLUMNS))
     text = encoded(rows)
     options = json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
     return json.read_json(pa.BufferReader(text), json.ReadOptions(use_threads=False, block_size=len(text) + 1), options)
@@ -86,9 +87,9 @@ def _table(rows: list[Row]) -> pa.Table:
 def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
     """The rows of all steps, in their order, or of the last so many; a number that is not finite is null, and so is a
     column that a file of another version lacks. Raises OSError, pyarrow.ArrowException for what is no such table."""
-    found = files(run_dir)
+    found = _names(run_dir)
     found = found if steps is None else found[len(found) - min(steps, len(found)) :]
-    return [row for path in found for row in table(path).to_pylist()]
+    return [row for name in found for row in table(run_dir / FOLDER / name).to_pylist()]
 
 
 def read_step(run_dir: Path, step: int) -> list[Row]:
@@ -104,17 +105,28 @@ def table(path: Path, columns: Sequence[str] = tuple(COLUMNS)) -> pa.Table:
         return _conformed(file.read([name for name in columns if name in there]), path, columns)
 
 
+def empty(columns: Sequence[str]) -> pa.Table:
+    """No row of those columns."""
+    fields = [SCHEMA.field(name) for name in columns]
+    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in fields], schema=pa.schema(fields))
+
+
 def count(path: Path) -> int:
     """The rows of one file. Raises as `read` does."""
     rows: int = parquet.read_metadata(path).num_rows
     return rows
 
 
-def files(run_dir: Path) -> list[Path]:
-    """Those of all steps, in their order."""
+def files(run_dir: Path, *, newest_first: bool = False) -> Iterator[Path]:
+    """Those of all steps, in their order or in the reverse one."""
+    names = _names(run_dir)
+    return (run_dir / FOLDER / name for name in (reversed(names) if newest_first else names))
+
+
+def _names(run_dir: Path) -> list[str]:
     folder = run_dir / FOLDER
     names = os.listdir(folder) if folder.is_dir() else []
-    return [folder / name for name in sorted(names) if name[0].isdigit() and name.endswith(".parquet")]
+    return sorted(name for name in names if name[0].isdigit() and name.endswith(".parquet"))
 
 
 def has(run_dir: Path, step: int) -> bool:
@@ -127,20 +139,30 @@ def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
     return run_dir / TRAJECTORIES / f"{step:06d}-{rollout:08d}.atraj"
 
 
+def kept_trajectory(run_dir: Path, rollout: int) -> Path:
+    """The one of that number, whatever its step. Raises UserError where it was not kept."""
+    found = sorted((run_dir / TRAJECTORIES).glob(f"*-{rollout:08d}.atraj"))
+    if not found:
+        kept = sorted((run_dir / TRAJECTORIES).glob("[0-9]*-[0-9]*.atraj"))
+        last = f"; the last that was is of rollout {int(kept[-1].stem.partition('-')[2])}" if kept else ""
+        raise UserError(f"{run_dir} kept no trajectory of rollout {rollout} (--keep-trajectories){last}")
+    return found[-1]
+
+
 def step_path(run_dir: Path, step: int) -> Path:
     """The file of a step."""
     return run_dir / FOLDER / f"{step:06d}.parquet"
 
 
 def _conformed(found: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
-    """With the columns of those names, of their types."""
+    """With the columns of those names, of their types; nothing of Python's own is given to Arrow, as in `_table`."""
     columns = []
     for name in names:
         wanted = SCHEMA.field(name).type
         column = found[name].cast(wanted) if name in found.column_names else pa.nulls(found.num_rows, wanted)
         if pa.types.is_floating(wanted):
-            column = compute.if_else(compute.is_finite(column), column, None)
+            column = compute.if_else(compute.is_finite(column), column, pa.nulls(1, wanted)[0])
         if name in ALWAYS and column.null_count:
             raise pa.ArrowInvalid(f"{path.name} has rows without {name}")
         columns.append(column)
-    return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
+    return pa.Table.from_arrays(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))

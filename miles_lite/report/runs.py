@@ -15,11 +15,15 @@ from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
+from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import Curves, Headlines
 from miles_lite.report.index import Filter, Index
-from miles_lite.report.record import METRICS, Record, read_record
+from miles_lite.report.parting import Parting, parting
+from miles_lite.report.record import METRICS, Record, read_record, state
 from miles_lite.report.rollout_table import Row
+from miles_lite.traces import atraj
+from miles_lite.traces.atraj import Trajectory
 
 LAST_BYTES = 1 << 18
 """Of metrics.jsonl, for how a run stands."""
@@ -31,7 +35,15 @@ class _Known:
     """What was read of a run."""
 
     def __init__(self, path: Path) -> None:
-        self.headlines, self.index = Headlines(path / METRICS), Index(path)
+        self._path, self._headlines, self.index = path, Headlines(path / METRICS), Index(path)
+        self._read: tuple[str, Record] | None = None
+
+    def record(self) -> tuple[str, Record]:
+        """As it is now, and its state."""
+        now, before = state(self._path), self._read
+        if before is None or before[0] != now:
+            before = self._read = now, read_record(self._path, steps=WINDOW, curves=self._headlines.now())
+        return before
 
 
 class Runs:
@@ -73,10 +85,10 @@ class Runs:
             "alarms": list(_standing(events)),
         }
 
-    def record(self, name: str, *, steps: int) -> Record:
-        """A run with the metrics that a page shows, and the rollouts of the last `steps`."""
-        path = self.path(name)
-        return read_record(path, steps=steps, curves=self._known(path).headlines.now())
+    def record(self, name: str) -> tuple[str, Record]:
+        """A run with the metrics that a page shows, and the rollouts of its last WINDOW steps; and what changes when it
+        does."""
+        return self._known(self.path(name)).record()
 
     def rollouts(self, name: str, wanted: Filter) -> list[Row]:
         """Rows of SHOWN."""
@@ -90,6 +102,19 @@ class Runs:
         if row is None:
             raise UserError(f"run {name} has no rollout {rollout} in step {step}")
         return row
+
+    def trajectory(self, name: str, step: int, rollout: int) -> Trajectory | None:
+        """One, whole; None where it was not kept. Raises UserError for a damaged one."""
+        path = rollout_table.trajectory_path(self.path(name), step, rollout)
+        return atraj.read(path) if path.is_file() else None
+
+    def parting(self, name: str, step: int, one: int, other: int) -> Parting:
+        """Of two rollouts of a step. Raises UserError where one was not kept."""
+        found = [self.trajectory(name, step, each) for each in (one, other)]
+        if found[0] is None or found[1] is None:
+            gone = one if found[0] is None else other
+            raise UserError(f"the trajectory of rollout {gone} of step {step} was not kept (--keep-trajectories)")
+        return parting(found[0], found[1])
 
 
 def _touched(path: Path) -> float:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
 from tokenizers import Tokenizer
 
+from miles_lite.report.parting import Part
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
 from miles_lite.report.visible import first, visible
@@ -42,17 +43,19 @@ Spell = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A sampled one. `likely`: its place in LIKELY; `version`: that of its weights. Where training told them, its
-    `advantage` and the `trainer`'s logprob; `credit`: its place in CREDIT, `apart`: in APART."""
+    """One as it is spelled. Where it was sampled, `likely`: its place in LIKELY, `version`: that of its weights; where
+    training told them, its `advantage` and the `trainer`'s logprob; `credit`: its place in CREDIT, `apart`: in APART.
+    `only`: the rollout that it is compared with lacks it."""
 
     text: str
     id: int
-    logprob: float
-    likely: int
-    trained: bool
-    version: int | None
-    advantage: float | None
-    trainer: float | None
+    logprob: float | None = None
+    likely: int = 0
+    trained: bool = False
+    version: int | None = None
+    advantage: float | None = None
+    trainer: float | None = None
+    only: bool = False
 
     @property
     def credit(self) -> int | None:
@@ -60,7 +63,9 @@ class Token:
 
     @property
     def apart(self) -> int | None:
-        return None if self.trainer is None else bisect(APART, abs(self.trainer - self.logprob))
+        if self.trainer is None or self.logprob is None:
+            return None
+        return bisect(APART, abs(self.trainer - self.logprob))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,18 @@ def transcript(
         text = step.content if most is None else first(step.content, MOST_CHARACTERS)
         messages.append(Message(step.role, _says(step, len(tokens)), visible(text), tokens))
     return Transcript(why, row, messages, len(steps) - len(shown))
+
+
+def compared(part: Part, spell: Spell | None) -> Message:
+    """What a turn was told or has sampled, every token of it, with those that the other rollout lacks."""
+    own = {at for start, end in part.only for at in range(start, end)}
+    says, tokens = f"turn {part.turn}, {len(part.ids):,} tokens, {len(own):,} its own", list[Token]()
+    if spell is not None and part.sampled:
+        tokens = list(_tokens(part.steps[0], spell, len(part.ids)))
+    elif spell is not None:
+        tokens = [Token(visible(spell(token)), token) for token in part.ids]
+    tokens = [replace(token, only=at in own) for at, token in enumerate(tokens)]
+    return Message(part.role, says, visible(part.text), tokens)
 
 
 def speller(options: Mapping[str, object]) -> Spell | None:

@@ -106,13 +106,12 @@ class RolloutManager:
         self._looking = asyncio.create_task(self._capacity().keep())
         begins_to_serve()
         evaluation = self._config.evaluation
-        held_out = sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items())
         return Started(
             router_urls=self._stack.routers.urls,
             session_urls=self._stack.session_urls,
             engine_urls=self._stack.engine_urls,
             fleet=self._stack.fleet,
-            eval_rollouts=held_out,
+            eval_rollouts=sum(len(prompts) * evaluation.samples(name) for name, prompts in self._eval_sets.items()),
             rollouts_per_epoch=per_epoch,
         )
 

@@ -12,14 +12,15 @@ from ray.util.metrics import Gauge
 from miles_lite.process.json_types import JsonMapping
 
 TAGS = ("worker", "worker_type")
+IN_FLIGHT = "miles_lite_router_in_flight", "Requests forwarded and not ended"
+READY = "miles_lite_router_ready", "1 when it is given requests"
 
 
 class WorkerGauges:
     """Requests in flight and readiness by worker. Ray puts `ray_` before the names."""
 
     def __init__(self) -> None:
-        self._load = Gauge("miles_lite_router_in_flight", description="Requests forwarded and not ended", tag_keys=TAGS)
-        self._ready = Gauge("miles_lite_router_ready", description="1 when it is given requests", tag_keys=TAGS)
+        self._load, self._ready = (Gauge(name, description=text, tag_keys=TAGS) for name, text in (IN_FLIGHT, READY))
         self._known: set[tuple[str, str]] = set()
 
     def show(self, workers: Iterable[JsonMapping]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from miles_lite.errors import UserError
 from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
-from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, image_of
 from miles_lite.sandboxes.script_guard import MOST_PROCESSES
 from miles_lite.sandboxes.shell import Outcome, Shell
 
@@ -85,8 +85,7 @@ class Containers:
         self._program = program
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
-        if image is None:
-            raise UserError(f"sandboxes of {self._program} need an image")
+        image = image_of(self._program, image, "as python:3.11")
         name, workdir = f"{home().name}-{name}", workdir or WORKDIR
         made = Container(self._program, name, workdir)
         if running(self._program, name):

@@ -1,7 +1,8 @@
 """Files into a sandbox and out of it, as tar archives.
 
 Invariant: what comes out of a sandbox is written below the folder that was named and nowhere else, whatever its names
-and links are (PEP 706's filters): files and folders, and links as they are.
+and links are (PEP 706's filters): files and folders, and links as they are. No archive takes more than ARCHIVE_BYTES,
+nor do the files that it says to hold: one that is compressed, or has files with holes, is none.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
 
 
 def put(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
-    """Write files, by their paths below the sandbox's folder."""
+    """Write files, by their paths below the sandbox's folder. Raises FileNotFoundError for a path that is none."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         for path, content in files.items():
+            called(path)
             member = tarfile.TarInfo(path)
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
@@ -29,8 +31,7 @@ def put(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
 
 def get(sandbox: Sandbox, path: str) -> bytes:
     """A file's content. Raises FileNotFoundError, also for what is no file."""
-    data = sandbox.pack(path)
-    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    with opened(sandbox.pack(called(path))) as archive:
         members = archive.getmembers()
         content = archive.extractfile(members[0]) if len(members) == 1 and members[0].isreg() else None
         if content is not None:
@@ -45,15 +46,15 @@ def push(sandbox: Sandbox, folder: Path) -> None:
 
 def pull(sandbox: Sandbox, folder: Path, *, leave: Callable[[PurePosixPath], bool] = lambda path: False) -> None:
     """Write what is in the sandbox's folder into one of this machine, but for paths that are to be left."""
-    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(sandbox.pack("."))) as archive:
+    with opened(sandbox.pack(".")) as archive:
         wanted = [member for member in archive.getmembers() if not leave(PurePosixPath(member.name))]
-        unpacked(archive, folder, wanted)
+        archive.extractall(folder, wanted, filter=_below)
 
 
 def packed(folder: Path, path: PurePosixPath, *, name: str | None = None) -> bytes:
     """The archive of what is at `path` below a folder of this machine, there or as `name`. Raises FileNotFoundError,
     also where a link leads out of the folder, and RolloutError, before it reads them, for more than ARCHIVE_BYTES."""
-    root, at = folder.resolve(), folder / path
+    root, at = folder.resolve(), folder / called(str(path))
     if (not at.parent.resolve().is_relative_to(root) and at != folder) or not os.path.lexists(at):
         raise FileNotFoundError(f"{path} is not in the sandbox")
     data, size = io.BytesIO(), 0
@@ -65,23 +66,46 @@ def packed(folder: Path, path: PurePosixPath, *, name: str | None = None) -> byt
             raise broken(f"the files that were asked for take more than {ARCHIVE_BYTES >> 20} MB")
         return _anybodys(member)
 
-    with tarfile.open(fileobj=data, mode="w") as archive:
+    with failing_as_broken(), tarfile.open(fileobj=data, mode="w") as archive:
         archive.add(at, arcname=name or str(path), filter=fits)
     return data.getvalue()
 
 
-def unpacked(archive: tarfile.TarFile, folder: Path, members: list[tarfile.TarInfo] | None = None) -> None:
-    """Extract below a folder of this machine."""
-    archive.extractall(folder, members, filter=_below)
+def unpack(archive: bytes, folder: Path) -> None:
+    """Extract all of it below a folder of this machine. Raises RolloutError, also for what would be elsewhere."""
+
+    def inside(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo:
+        if (kept := _below(member, where)) is None:
+            raise broken(f"{member.name} is not written: it would be outside of the sandbox, or is no file")
+        return kept
+
+    with opened(archive) as given:
+        given.extractall(folder, filter=inside)
+
+
+@contextlib.contextmanager
+def opened(archive: bytes) -> Iterator[tarfile.TarFile]:
+    """Raises RolloutError for what is no archive, or says to hold more than ARCHIVE_BYTES."""
+    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as read:
+        if sum(member.size for member in read.getmembers()) > ARCHIVE_BYTES:
+            raise broken(f"the files of an archive take more than {ARCHIVE_BYTES >> 20} MB")
+        yield read
+
+
+def called(path: str) -> str:
+    """A path that a file can have. Raises FileNotFoundError."""
+    if "\0" in path or path != path.encode(errors="replace").decode():
+        raise FileNotFoundError(f"{path!a} is not in the sandbox: no file has such a name")
+    return path
 
 
 @contextlib.contextmanager
 def failing_as_broken() -> Iterator[None]:
-    """Raises RolloutError for an archive that cannot be read or written."""
+    """Raises RolloutError for an archive that cannot be read or written, or whose folders are nested too deep."""
     try:
         yield
-    except (tarfile.TarError, OSError) as error:
-        raise broken(f"an archive of a sandbox cannot be read: {error}") from error
+    except (tarfile.TarError, OSError, RecursionError) as error:
+        raise broken(f"an archive of a sandbox cannot be read or written: {error}") from error
 
 
 def _below(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:

@@ -6,11 +6,9 @@ with the next owner on this machine.
 
 from __future__ import annotations
 
-import io
 import shlex
 import shutil
 import signal
-import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -18,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
 from miles_lite.sandboxes.bubblewrap import PYTHON, SYSTEM, View
-from miles_lite.sandboxes.files import failing_as_broken, packed, unpacked
+from miles_lite.sandboxes.files import packed, unpack
 from miles_lite.sandboxes.owner import home
-from miles_lite.sandboxes.sandbox import Sandbox
+from miles_lite.sandboxes.sandbox import Sandbox, image_of
 from miles_lite.sandboxes.script_guard import TIMED_OUT
 from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
 
@@ -40,15 +38,14 @@ class Folder:
         return self._shell.run(command, timeout=seconds)
 
     def unpack(self, archive: bytes) -> None:
-        with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive)) as given:
-            unpacked(given, self._inside)
+        unpack(archive, self._inside)
 
     def pack(self, path: str) -> bytes:
         return packed(self._inside, PurePosixPath(path))
 
     def close(self) -> None:
         self._shell.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        scratch.clear(str(self.folder))
 
 
 class Folders:
@@ -66,7 +63,10 @@ class BubblewrapFolders(Folders):
     """The folder is the root of all that a command sees, and of it this machine's programs are read-only."""
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
-        folder, workdir = new(name), workdir or WORKDIR
+        workdir = workdir or WORKDIR
+        if ".." in PurePosixPath(workdir).parts or "\0" in workdir:
+            raise UserError(f"sandboxes of bwrap: {workdir!a} is no folder of a sandbox")
+        folder = new(name)
         for each in ("tmp", workdir.lstrip("/")):
             (folder / each).mkdir(parents=True, exist_ok=True)
         view = View(begins=workdir, root=str(folder), writes_root=True, shown=(*SYSTEM, *PYTHON))
@@ -91,8 +91,7 @@ class ApptainerFolders(Folders):
             raise UserError("sandboxes of apptainer: it is not installed here")
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
-        if image is None:
-            raise UserError("sandboxes of apptainer need an image: a .sif file, or an address as docker://python:3.11")
+        image = image_of("apptainer", image, "a .sif file, or an address as docker://python:3.11")
         folder = new(name)
         return _Contained(folder, Shell(folder=folder), image, workdir or WORKDIR)
 

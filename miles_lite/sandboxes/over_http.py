@@ -12,12 +12,15 @@ from urllib.parse import quote
 
 import httpx
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.admin_key import bearer, known_key
-from miles_lite.sandboxes.sandbox import Sandbox, broken
+from miles_lite.sandboxes.files import called
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
 from miles_lite.sandboxes.shell import Outcome
 
 START_SECONDS, FILE_SECONDS, ANSWER_SECONDS = 1800.0, 300.0, 60.0
+FLAWS = (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError)
+"""Of an address, or of what answers there."""
 ATTEMPTS = 5
 BACKOFF = 0.2
 """Seconds before a request's second attempt; twice that before the next."""
@@ -30,15 +33,21 @@ class RemoteSandbox:
         self._ask, self._at = ask, f"/sandboxes/{name}"
 
     def run(self, command: str, *, seconds: float) -> Outcome:
-        asked = {"number": secrets.token_hex(8), "command": command, "seconds": seconds}
+        said = command.encode(errors="replace").decode()
+        asked = {"number": secrets.token_hex(8), "command": said, "seconds": seconds}
         answer = self._ask("POST", f"{self._at}/commands", json=asked, timeout=seconds + ANSWER_SECONDS)
-        return Outcome(**answer.json())
+        try:
+            return Outcome(**answer.json())
+        except (ValueError, TypeError) as error:
+            raise broken(f"{answer.url} answered with no outcome: {answer.text[:300]}") from error
 
     def unpack(self, archive: bytes) -> None:
+        if len(archive) > ARCHIVE_BYTES:
+            raise broken(f"{self._at}: the files take more than {ARCHIVE_BYTES >> 20} MB")
         self._ask("PUT", f"{self._at}/files", content=archive, timeout=FILE_SECONDS)
 
     def pack(self, path: str) -> bytes:
-        answer = self._ask("GET", f"{self._at}/files?path={quote(path, safe='')}", timeout=FILE_SECONDS)
+        answer = self._ask("GET", f"{self._at}/files?path={quote(called(path), safe='')}", timeout=FILE_SECONDS)
         if answer.status_code == httpx.codes.NO_CONTENT:
             raise FileNotFoundError(f"{path} is not in the sandbox")
         return answer.content
@@ -53,11 +62,10 @@ class Remote:
     def __init__(self, url: str) -> None:
         """Raises UserError when no server of sandboxes answers there."""
         self._url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self._url, headers=bearer(known_key()), limits=httpx.Limits())
-        try:
-            self._client.get("/health", timeout=ANSWER_SECONDS).raise_for_status()
-        except httpx.HTTPError as error:
-            raise UserError(f"no server of sandboxes answers at {url}: {error}") from error
+        with user_error(f"no server of sandboxes answers at {url}", *FLAWS):
+            self._client = httpx.Client(base_url=self._url, headers=bearer(known_key()), limits=httpx.Limits())
+            if "sandboxes" not in self._client.get("/health", timeout=ANSWER_SECONDS).raise_for_status().json():
+                raise ValueError("what does is another")
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         self._ask("PUT", f"/sandboxes/{name}", json={"image": image, "workdir": workdir}, timeout=START_SECONDS)

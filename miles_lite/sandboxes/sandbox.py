@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from miles_lite.errors import RolloutError, Where
+from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.sandboxes.shell import Outcome
 
 ARCHIVE_BYTES = 1 << 30
@@ -44,6 +44,13 @@ class Provider(Protocol):
 
     def reap(self) -> int:
         """End what was left by owners that are gone; how many there were."""
+
+
+def image_of(kind: str, image: str | None, such: str) -> str:
+    """Raises UserError where there is none, and for what its program would take for an option."""
+    if not image or image.startswith("-") or "\0" in image:
+        raise UserError(f"sandboxes of {kind} need an image, {such}" + (f"; {image!a} is none" if image else ""))
+    return image
 
 
 def broken(why: str) -> RolloutError:

@@ -79,17 +79,19 @@ class Sandboxes:
         return len(self._kept)
 
     def start(self, name: str, wanted: Wanted) -> None:
+        """Raises GoneError where it was ended, or its first start failed, before it had started."""
         kept = self._kept.setdefault(name, Kept())
         with kept.lock:
-            if kept.sandbox is None:
+            if kept.sandbox is None and self._kept.get(name) is kept:
                 try:
-                    kept.sandbox = kept.lent.enter_context(
-                        self._pool.open(wanted.image, workdir=wanted.workdir)
-                    ).sandbox
+                    lease = kept.lent.enter_context(self._pool.open(wanted.image, workdir=wanted.workdir))
                 except BaseException:
-                    kept.lent.close()
                     self._kept.pop(name, None)
                     raise
+                kept.sandbox = lease.sandbox
+            if self._kept.get(name) is not kept:
+                kept.lent.close()
+                raise GoneError(f"sandbox {name} has ended")
 
     def run(self, name: str, command: Command) -> JsonObject:
         with self._found(name) as (kept, sandbox):
@@ -139,8 +141,11 @@ class Sandboxes:
 
 
 def application(pool: Pool, *, idle: float, at_once: int, admin_key: str | None) -> FastAPI:
-    """The server. `admin_key`: what every request but /health must show; `at_once`: requests that are worked on."""
+    """The server. `admin_key`: what every request but /health must show; `at_once`: starts that are waited for, ends,
+    and other requests that are worked on. None of the three kinds keeps another waiting: who waits for a sandbox waits
+    for the work and the end of those who have one."""
     sandboxes = Sandboxes(pool, idle=idle)
+    starts, ends = anyio.CapacityLimiter(at_once), anyio.CapacityLimiter(at_once)
 
     @contextlib.asynccontextmanager
     async def lifetime(_: FastAPI) -> AsyncIterator[None]:
@@ -154,23 +159,18 @@ def application(pool: Pool, *, idle: float, at_once: int, admin_key: str | None)
         sandboxes.close()
 
     app = FastAPI(title="miles_lite sandboxes", lifespan=lifetime)
-
-    @app.middleware("http")
-    async def keyed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if admin_key is not None and request.url.path != "/health" and not shows(request.headers, admin_key):
-            return JSONResponse({"detail": needed("a sandbox")}, 401)
-        return await answer(request)
-
+    if admin_key is not None:
+        app.middleware("http")(_keyed(admin_key))
     for kind, code in ((GoneError, 404), (RolloutError, 503), (UserError, 422)):
         app.exception_handler(kind)(lambda _, error, code=code: JSONResponse({"detail": str(error)}, code))
 
     @app.get("/health")
-    def health() -> JsonObject:
+    async def health() -> JsonObject:
         return {"sandboxes": len(sandboxes)}
 
     @app.put("/sandboxes/{name}", status_code=204)
-    def start(name: Name, wanted: Wanted) -> None:
-        sandboxes.start(name, wanted)
+    async def start(name: Name, wanted: Wanted) -> None:
+        await anyio.to_thread.run_sync(sandboxes.start, name, wanted, limiter=starts)
 
     @app.post("/sandboxes/{name}/commands")
     def run(name: Name, command: Command) -> JsonObject:
@@ -193,10 +193,19 @@ def application(pool: Pool, *, idle: float, at_once: int, admin_key: str | None)
             return Response(status_code=204)
 
     @app.delete("/sandboxes/{name}", status_code=204)
-    def end(name: Name) -> None:
-        sandboxes.end(name)
+    async def end(name: Name) -> None:
+        await anyio.to_thread.run_sync(sandboxes.end, name, limiter=ends)
 
     return app
+
+
+def _keyed(admin_key: str) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    async def keyed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path != "/health" and not shows(request.headers, admin_key):
+            return JSONResponse({"detail": needed("a sandbox")}, 401)
+        return await answer(request)
+
+    return keyed
 
 
 async def _end_idle(sandboxes: Sandboxes) -> None:

@@ -69,9 +69,11 @@ class SessionClient:
         """What an agent is given as its OpenAI base URL."""
         return f"{self.url}/sessions/{session_id}/v1"
 
-    async def create(self, sampling: JsonMapping | None = None) -> str:
-        """Open a session whose turns sample with `sampling` (engine names); returns its id."""
-        body = orjson.loads(await self._call("POST", "/sessions", {"sampling": dict(sampling or {})}))
+    async def create(self, sampling: JsonMapping | None = None, *, turns: Json = None) -> str:
+        """Open a session whose turns sample with `sampling` (engine names), after the `turns` that another session told
+        (`turns` of `turns()`); returns its id."""
+        asked = {"sampling": dict(sampling or {}), "turns": turns}
+        body = orjson.loads(await self._call("POST", "/sessions", asked))
         session_id = str(body["session_id"])
         self._keys[session_id] = str(body["api_key"])
         return session_id

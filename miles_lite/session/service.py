@@ -15,7 +15,7 @@ from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process import tracing
-from miles_lite.process.json_types import JsonObject
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.counters import Counters
 from miles_lite.session.engine.engine_client import EngineCalls
@@ -25,6 +25,7 @@ from miles_lite.session.history.tree import Tree, describe
 from miles_lite.session.history.turn_record import Turn
 from miles_lite.session.http.prometheus import Metrics
 from miles_lite.session.journal.store import Journal
+from miles_lite.session.opening import told_turns
 from miles_lite.session.samples.audit import MISMATCH, mismatches
 from miles_lite.session.samples.collect import Plan, collect
 from miles_lite.session.samples.timelines import appender
@@ -86,10 +87,17 @@ class Service:
         await asyncio.gather(*ending, return_exceptions=True)
         self.turns.off_loop.close()
 
-    async def create(self, sampling: JsonObject, *, traced: Mapping[str, str] = tracing.NOWHERE) -> str:
-        """`traced`: what names the span that the session's turns belong to."""
+    async def create(
+        self, sampling: JsonObject, body: JsonMapping | None = None, *, traced: Mapping[str, str] = tracing.NOWHERE
+    ) -> str:
+        """Open a session, with the turns that `body` tells. `traced`: what names the span that the session's turns
+        belong to. Raises ApiError 400."""
+        entries = told_turns(body or {}, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
         session = await self._sessions.create(sampling)
         session.traced = traced
+        for entry in entries:
+            await self._sessions.commit(session, entry)
+        session.tree.told = session.retries.restored = len(entries)
         self._counts.add({"sessions_created": 1})
         return session.session_id
 

@@ -37,7 +37,7 @@ from miles_lite.session.engine.engine_stream import watcher
 from miles_lite.session.engine.prompt import Prompt, Prompter
 from miles_lite.session.errors import ApiError, bad_request, unknown_session
 from miles_lite.session.history import forks
-from miles_lite.session.history.agent_identity import agent_name, hints_of
+from miles_lite.session.history.agent_identity import Caller, agent_name, caller_of, hints_of
 from miles_lite.session.history.placing import Placed, Placer
 from miles_lite.session.history.tree import Place, Tree
 from miles_lite.session.off_loop import HEAVY_SECONDS, OffLoop
@@ -94,6 +94,11 @@ class Turns:
         self._template_options = options.template_options
         self.limits = Limits(context_length)
         self.off_loop = OffLoop()
+
+    @property
+    def nobody(self) -> Caller:
+        """Who speaks in a request that says nothing of itself."""
+        return caller_of(None, None, self._tito.options_read(self._template_options))
 
     async def run(self, incoming: Incoming, answer: Answer[T]) -> T:
         """What `answer` returns. Raises ApiError, and sqlite3.Error where a session cannot be opened."""

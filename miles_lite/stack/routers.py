@@ -46,6 +46,11 @@ class Routers:
         asked = [(await kept.serving()).call(RouterActor.data_url) for kept in self._kept]
         self.data_urls = list(await asyncio.gather(*asked))
 
+    @property
+    def own(self) -> list[str]:
+        """The URLs of those that were started."""
+        return self.urls if self._kept else []
+
     async def stop(self) -> None:
         """End those that were started."""
         await asyncio.gather(*(kept.stop() for kept in self._kept))

@@ -17,7 +17,7 @@ import ray
 
 from miles_lite.config.engines import WeightUpdates
 from miles_lite.config.serving import Serving
-from miles_lite.errors import plain
+from miles_lite.errors import plain, writing
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.process.admin_key import admin_key
 from miles_lite.process.post_mortem import naming
@@ -28,6 +28,7 @@ from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
 from miles_lite.stack.restarting import Kept
 from miles_lite.stack.routers import Routers, port_of
+from miles_lite.stack.scraped import FILE, write_targets
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Stack:
         await self.routers.start()
         self._hearing = asyncio.create_task(self._hear())
         await asyncio.gather(self._start_sessions(), self._start_fleet())
+        with writing("where its metrics are", self._options.run_dir / FILE):
+            write_targets(self._options.run_dir, routers=self.routers.own, sessions=self.session_urls)
 
     def alarm(self, line: str) -> None:
         """Say it in the log, and to whoever looks at `alarms`."""

@@ -242,6 +242,10 @@ class Tito:
         ids = self.encoder.encode(text, mark=mark)
         return Suffix(ids, drop, _opens_reasoning(found.suffix), placed=arranged.placed)
 
+    def told(self, ids: np.ndarray, drop: int) -> Suffix:
+        """Ids that somebody has put into a context before, as they are."""
+        return Suffix(ids, drop, _opens_reasoning(self.encoder.decode(ids)))
+
     def parse(
         self, ids: Sequence[int] | np.ndarray, *, tools: Tools | None = None, in_reasoning: bool = False
     ) -> Reply:

@@ -21,7 +21,7 @@ from torch.distributed import ProcessGroup
 
 from miles_lite.train.layout import packed, padded, shard, shares
 from miles_lite.train.packing import Packed
-from miles_lite.train.replay import PADDING
+from miles_lite.train.routing_replay import PADDING
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from miles_lite.train.passes import Pass
 from miles_lite.train.phases import PHASES, Clock
 from miles_lite.train.policy import Policy, choose_form, replayed
 from miles_lite.train.recompute import Recompute
-from miles_lite.train.replay import COUNTS
+from miles_lite.train.routing_replay import COUNTS
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.train.shares import imitated_tokens, share_out
 from miles_lite.train.tally import Tally

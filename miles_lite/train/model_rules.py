@@ -21,7 +21,7 @@ from miles_lite.train.adapters import adapt
 from miles_lite.train.checkpoint import check_saved, iteration_folder, latest_iteration
 from miles_lite.train.expert_parallel import expert_plan
 from miles_lite.train.model_facts import ModelFacts
-from miles_lite.train.replay import Replay
+from miles_lite.train.routing_replay import Replay
 from miles_lite.train.shapes import check_shapes
 from miles_lite.train.tensor_parallel import tensor_plan
 

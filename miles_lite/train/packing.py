@@ -21,7 +21,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
 from miles_lite.train.radix_tree import apart, cut, place, sort
-from miles_lite.train.replay import PADDING, UNKNOWN, Routing
+from miles_lite.train.routing_replay import PADDING, UNKNOWN, Routing
 from miles_lite.train.shares import Shares
 
 MAX_PADDING = 0.2

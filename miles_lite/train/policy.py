@@ -25,7 +25,7 @@ from miles_lite.train.context import Context
 from miles_lite.train.head import WHOLE, Vocabulary, score
 from miles_lite.train.head import likeliest as likeliest_of
 from miles_lite.train.packing import Form, Packed, bare_pass
-from miles_lite.train.replay import Replay, Routing, check_overruled
+from miles_lite.train.routing_replay import Replay, Routing, check_overruled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

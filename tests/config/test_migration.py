@@ -210,6 +210,38 @@ def test_what_a_shell_can_do_loses_no_flag(tmp_path: Path, capsys: pytest.Captur
     assert "not-this" not in said.out + said.err
 
 
+NOT_KNOWN = r"""
+run() {
+  local more=("$@")
+  python train.py --hf-checkpoint "$1" ${EXTRA} --lr ${LR:-1e-6} --save $OUT/$NAME "${more[@]}"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "ours", "told"),
+    [
+        (NOT_KNOWN, '  --lr "${LR:-1e-6}"\n', ['3: more=("$@"): of who calls it', "4: $1: of who"]),
+        (NOT_KNOWN, "", ["4: $OUT: is not set in this file", "4: $NAME: is not set in this file"]),
+        ("python train.py ${EXTRA} --lr 1 ${MORE[@]:-}", "--lr 1", ["1: ${EXTRA}: what it holds is not known"]),
+        ("for lr in 1 2; do python train.py --lr $lr; done", '--lr "$lr"', ["1: train.py: only under `for lr in"]),
+        ("if x; then python train.py --lr 1; fi", "--lr 1", ["1: train.py: only under `if x; then"]),
+        ("A=(--lr 1)\nA[3]=--save\npython train.py ${A[@]}", "--lr 1", ["2: --save: in no command of train.py"]),
+        ("python train.py --prompt-data <(zcat x.gz) --lr 1", "--prompt-data <(zcat x.gz)", []),
+        ("ARGS=(\n --lr 1\npython train.py ${ARGS[@]}", "", ["3: a missing ): cannot be read as shell"]),
+    ],
+)
+def test_what_a_launcher_does_not_say_itself_is_left_by_hand(
+    text: str, ours: str, told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text(text)
+    assert main(["migrate", str(tmp_path / "run.sh")]) == 0
+    said = capsys.readouterr()
+    subprocess.run(["bash", "-n"], input=said.out, text=True, check=True)
+    assert ours in said.out
+    assert [each for each in told if f"by hand: line {each}" not in said.err] == []
+
+
 PLACES = (
     "A_ARGS=({})",
     "A_ARGS+=( {} )",

@@ -76,6 +76,8 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
         *(("weights", "v2"), ("evaluation", "v2"), ("save", None), ("end", None)),
     ]
     assert events[-1]["said"] == "well"
+    scraped = json.loads((run_dir / "logs" / "scrape.json").read_text())
+    assert [one["labels"] for one in scraped] == [{"run": run_dir.name, "part": part} for part in ("router", "session")]
     fleet = fleet_rows.read(run_dir)
     assert {row["engine"] for row in fleet} == set(range(len({row["engine"] for row in fleet})))
     assert {row["version"] for row in fleet} <= {0, 1, 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from miles_lite.environments.terminal_task import read_task, tasks_of
 from miles_lite.environments.terminal_work import reward_of
 from miles_lite.errors import UserError, Where
 from miles_lite.rollout.prompts import open_source
-from tests.environments.played import Say, given, play
+from tests.environments.played import Say, broken, given, play
 from tests.sandboxes.kinds import IMAGE, kind_of
 from tests.sandboxes.test_shell import needs_bwrap
 
@@ -148,6 +149,80 @@ def test_what_is_no_task_is_said_before_anything_starts(tmp_path: Path) -> None:
         if said is not None:
             (broken / file).write_text(said)
         assert why in told(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "why"),
+    [
+        ("task.toml", '[verifier]\ntimeout_sec = "soon"', "the time limit of its tests is 'soon' and no number"),
+        ("task.toml", "[verifier]\ntimeout_sec = nan", "the time limit of its tests is nan and no number"),
+        ("task.toml", "[verifier]\ntimeout_sec = 0", "the time limit of its tests is 0 and no number"),
+        ("task.toml", b"\xff", "cannot be read"),
+        ("instruction.md", " \n", "its instruction says nothing"),
+        ("instruction.md", b"\xff\xfe", "its instruction cannot be read"),
+        ("instruction.md", Path("/etc/hostname"), "it has no instruction.md of its own"),
+        ("instruction.md", "fifo", "it has no instruction.md"),
+        ("tests/test.sh", Path("/etc/hostname"), "it has no tests/test.sh of its own"),
+        ("environment/Dockerfile", b"\xff", "its Dockerfile cannot be read"),
+        ("environment/Dockerfile", "WORKDIR /a/../../b", "its Dockerfile's WORKDIR /a/../../b must be written out"),
+        ("environment/Dockerfile", "WORKDIR $HOME", "its Dockerfile's WORKDIR $HOME must be written out"),
+        ("environment/Dockerfile", "COPY one.txt", "it takes a source and a target"),
+        ("environment/Dockerfile", "COPY 'one.txt /x", "No closing quotation"),
+        ("environment/Dockerfile", "COPY --from=build /x /y", "--from=build needs a container"),
+        ("environment/Dockerfile", 'COPY ["one.txt"', "cannot be followed"),
+        ("environment/Dockerfile", "COPY out /x", "copies out, which is not in"),
+    ],
+)
+def test_a_malformed_task_says_what_of_it(tmp_path: Path, file: str, said: str | bytes | Path, why: str) -> None:
+    path = harbor(tmp_path / "task") / file
+    (tmp_path / "task" / "environment" / "out").symlink_to("/etc")
+    path.unlink()
+    if isinstance(said, Path):
+        path.symlink_to(said)
+    elif said == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(said if isinstance(said, bytes) else said.encode())
+    with pytest.raises(UserError) as error:
+        open_source(given(f"harbor:{tmp_path}", BWRAP).data)
+    assert why in str(error.value)
+
+
+def test_a_dockerfile_is_followed_as_far_as_a_folder_can(tmp_path: Path) -> None:
+    text = 'WORKDIR /a\nworkdir b\nCOPY ["one.txt", "/x y"]\nADD --chown=1 /data one.txt /to/'
+    task = read_task(harbor(tmp_path / "task", dockerfile=text))
+    one, data = (tmp_path / "task" / "environment" / name for name in ("one.txt", "data"))
+    assert task.dockerfile.workdir("/app") == "/a/b"
+    assert task.dockerfile.copies() == [(one, "/x y"), (data, "/to/"), (one, "/to/")]
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("test", "reward"),
+    [
+        ("head -c 5000000 /dev/zero | tee /dev/stderr; echo 1 > /logs/verifier/reward.txt", 1.0),
+        ("echo 0.5 > /logs/verifier/reward.txt; sleep 600", 0.5),
+        ("sleep 600 & setsid sleep 600 & echo 1 > /logs/verifier/reward.txt", 1.0),
+        ("sleep 600", "timed out after 2 s"),
+        ("mkfifo /logs/verifier/reward.json", "its tests left no reward"),
+        ("head -c 9000 /dev/zero | tr '\\0' 1 > /logs/verifier/reward.txt", "Error"),
+        ("ln -s /etc/hostname /logs/verifier/reward.txt", "Error"),
+        ("echo Infinity > /logs/verifier/reward.txt", "finite number"),
+        ("rm -rf /logs", "its tests left no reward"),
+    ],
+)
+def test_tests_that_hang_or_say_too_much_are_bounded(
+    tiny_model: Path, tmp_path: Path, test: str, reward: float | str
+) -> None:
+    """Whatever the model has left where they come."""
+    folder = harbor(tmp_path / "task", test=test)
+    (folder / "task.toml").write_text("[verifier]\ntimeout_sec = 2")
+    config = given(f"harbor:{folder}", {**BWRAP, "command_timeout": 2})
+    (rollout,) = play(tiny_model, config, working("ln -s / .miles-lite-brought; ln -s /usr /tests; touch /logs/x"))
+    if isinstance(reward, float):
+        assert (rollout.reward, rollout.failure) == (reward, None)
+    else:
+        assert reward in broken(rollout)
 
 
 def test_splits_are_folders_and_tasks_have_an_order(tmp_path: Path) -> None:

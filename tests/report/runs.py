@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from miles_lite.report import fleet_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
-from miles_lite.report import rollout_table
 
 Row = dict[str, Any]
 Fault = Callable[[int, Row, list[Row]], None]
 """Changes the metrics and the rollouts of a step."""
 STEPS, GROUPS, MEMBERS = 40, 8, 4
+FLEET = "fleet"
+"""Under which a fault puts what engines say in its step."""
 BEGAN = 1.7e9
 
 
@@ -25,21 +27,34 @@ def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int
     folder.mkdir(parents=True, exist_ok=True)
     options = {"model": {"hf_checkpoint": "/models/tiny"}, "optimizer": {"lr": 1e-3}, "seeding": {"seed": seed}}
     (folder / "config.json").write_text(json.dumps(options))
+    looks: list[Row] = []
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(steps):
             metrics, rollouts = _step(rng, step)
             if fault is not None:
                 fault(step, metrics, rollouts)
             rollout_table.write(folder, step, rollouts)
+            said = metrics.pop(FLEET, {})
+            looks += [{**look, **said} for look in _looks(rng, step)]
             axes: dict[str, Row] = {names.ROLLOUT_STEP: {}, names.TRAIN_STEP: {}, names.EVAL_STEP: {}}
             for name, value in metrics.items():
                 room = name.partition("/")[0]
                 axis = {"train": names.TRAIN_STEP, "eval": names.EVAL_STEP}.get(room, names.ROLLOUT_STEP)
                 axes[axis][name] = value
             file.writelines(json.dumps({axis: step, **given}) + "\n" for axis, given in axes.items() if given)
+    (folder / fleet_rows.FILE).write_bytes(json_lines.encoded(looks))
     if ended:
         (folder / "summary.json").write_text(json.dumps({"steps": steps}))
     return folder
+
+
+def _looks(rng: random.Random, step: int) -> list[Row]:
+    """How two engines stood at the middle of a step."""
+    at = {"time": BEGAN + 10 * step + 5, "step": step, "version": step, "preempted": 0, "tokens_per_second": 500.0}
+    return [
+        {**at, "engine": engine, "running": 8, "queued": rng.randrange(4), "kv_use": rng.uniform(0.4, 0.97)}
+        for engine in range(2)
+    ]
 
 
 def _step(rng: random.Random, step: int) -> tuple[Row, list[Row]]:
@@ -126,6 +141,13 @@ def _set(name: str, value: Callable[[int], float]) -> Fault:
     return fault
 
 
+def _engines(**said: float) -> Fault:
+    def fault(step: int, metrics: Row, rollouts: list[Row]) -> None:
+        metrics[FLEET] = said
+
+    return fault
+
+
 def _tools(step: int, metrics: Row, rollouts: list[Row]) -> None:
     for row in rollouts:
         row["tool"] = 6 * row["model"]
@@ -147,6 +169,8 @@ FAULTS: dict[str, Fault] = {
     "entropy_collapse": _set(names.ENTROPY, lambda step: 0.5 if step < 10 else 0.001),
     "gradient_spike": _set(names.GRAD_NORM, lambda step: 60.0 if step == STEPS - 4 else 1.0),
     "engine_restarts": _set(names.ENGINE_RESTARTS, lambda step: step // 8),
+    "kv_full": _engines(kv_use=0.99, preempted=2),
+    "queues": _engines(running=8, queued=30),
     "truncation": _set(names.TRUNCATED, lambda step: 0.6),
     "template_drift": _set(names.MISMATCHED_TEXT, lambda step: 0.2),
     "slow_tools": _tools,

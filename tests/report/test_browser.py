@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,13 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 __all__ = ["folder"]
-LOOKS = [("light", 1280), pytest.param("dark", 400, marks=pytest.mark.slow)]
+LOOKS = [
+    ("light", 1280),
+    *(
+        pytest.param(theme, width, marks=pytest.mark.slow)
+        for theme, width in (("dark", 400), ("dark", 1280), ("light", 400))
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ class Opened:
         """It complains of nothing, shows text as text, does not scroll sideways, and keeps axe's rules."""
         wide = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{wide} pixels too wide"
-        assert self.page.locator("main script:not([nonce]), main img, main iframe").count() == 0
+        assert self.page.locator("main script:not([nonce]), main img:not([src^='/runs/']), main iframe").count() == 0
         broken = axe.Axe().run(self.page, options={"resultTypes": ["violations"]})
         assert broken.violations_count == 0, broken.generate_report()
         assert self.said == []
@@ -74,15 +81,42 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         opened = Opened(browser, theme, width)
         opened.page.goto(address)
         opened.accepted()
+        opened.page.screenshot(path=str(tmp_path / "runs.png"), full_page=True)
         opened.page.goto(f"{address}runs/{PATH}")
+        opened.page.locator("figure").last.scroll_into_view_if_needed()
+        for image in opened.page.locator("img").all():
+            image.scroll_into_view_if_needed()
+            assert image.evaluate("async image => (await image.decode(), image.naturalWidth)") > 0
         opened.accepted()
         opened.page.screenshot(path=str(tmp_path / "run.png"), full_page=True)
+        for control in opened.page.locator("form input").all():
+            control.fill("0")
+        opened.page.get_by_role("button", name="show").click()
+        opened.accepted()
+        assert "None." in opened.page.locator("#rollouts ~ .scroll tbody").inner_text()
+        for control in opened.page.locator("form input").all():
+            assert control.input_value() == "0"
+            control.fill("")
         opened.page.get_by_label("text").fill("<script>alert('x')</script>")
         opened.page.get_by_role("button", name="show").click()
         assert opened.page.locator("#rollouts ~ .scroll tbody tr").count() == 3
         opened.page.locator("tbody a[href*='/rollouts/']").first.click()
         opened.accepted()
         assert "<script>alert('x')" in opened.page.locator(".spoken").inner_text()
-        opened.page.get_by_label("version").check()
+        for control in opened.page.locator("input").all():
+            control.check()
+        assert opened.page.locator("code").inner_text().startswith("miles-lite replay ")
         opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
+        opened.page.get_by_role("link", name=re.compile("^group ")).click()
+        opened.accepted()
+        chosen = [opened.page.locator(f"select[name={side}]") for side in ("one", "other")]
+        assert all("not kept" not in side.locator("option:checked").inner_text() for side in chosen)
+        chosen[1].select_option(index=3)
+        opened.page.get_by_role("button", name="compare").click()
+        opened.accepted()
+        assert opened.page.locator("h1").inner_text().startswith("Rollouts ")
+        opened.page.screenshot(path=str(tmp_path / "diff.png"), full_page=True)
+        for control in opened.page.locator("input").all():
+            control.check()
+        opened.accepted()
         opened.page.context.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from fastapi.testclient import TestClient
@@ -42,12 +44,13 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("runs")
     write_run(made / "plain", seed=1, steps=3)
     run = a_run(made / NAME, tiny_model)
-    for row in read_record(run).rollouts[-3:]:
-        keep(run, row, [40, 41, 42], said=NASTY)
+    for row, ids in zip(read_record(run).rollouts[-3:], ([40, 50], [40, 41, 42], [40, 41, 42]), strict=True):
+        keep(run, row, ids, said=NASTY)
     return made
 
 
 NAME = "one & <b>other<b>"
+PICTURE = re.compile(r'<img loading="lazy" alt="" src="(/runs/[^"]*/pictures/[^"]*)">')
 PATH = "one%20%26%20%3Cb%3Eother%3Cb%3E"
 
 
@@ -98,6 +101,34 @@ def test_a_rollout_is_there_whole(folder: Path) -> None:
         assert "no" in answer.json()["error"]
 
 
+def test_two_rollouts_of_a_group_stand_side_by_side(tiny_model: Path, tmp_path: Path) -> None:
+    rows = read_record(a_run(tmp_path / "run", tiny_model)).rollouts[-4:]
+    for row, ids in zip(rows, ([40, 41, 42, 43], [40, 50, 42], [40, 50, 42]), strict=False):
+        keep(tmp_path / "run", row, ids, said=NASTY, turns=2)
+    one, other, same, gone = (row["rollout"] for row in rows)
+    dash, at = client(tmp_path), "runs/run/steps/3/diff"
+    found = dash.get(f"/api/{at}?one={one}&other={other}").json()
+    assert found["same"] == 3, "what they were told, and the first token"
+    assert [part["ids"] for part in found["one"]["parts"]] == [[40, 41, 42, 43], [1, 2], [40, 41, 42, 43]]
+    assert found["one"]["parts"][0]["only"] == [[1, 2], [3, 4]]
+    assert found["other"]["parts"][0]["only"] == [[1, 2]]
+    assert found["other"]["row"]["rollout"] == other
+    group = dash.get(f"/runs/run?step=3&group={rows[0]['group']}").text
+    assert 'action="/runs/run/steps/3/diff"' in group
+    assert f'<option value="{gone}">{gone}: reward 1.0, not kept</option>' in group
+    assert 'action="/runs/run/steps/3/diff"' not in dash.get("/runs/run?step=3").text
+    page = dash.get(f"/{at}?one={one}&other={other}").text
+    assert "The first 3 tokens are the same" in page
+    assert page.count(' o" title=') == 2 * 3
+    assert {"script", "img", "iframe"}.isdisjoint(Elements(page).names)
+    assert "both are the same" in dash.get(f"/{at}?one={other}&other={same}").text
+    assert f"Of rollout {gone} no trajectory was kept" in dash.get(f"/{at}?one={gone}&other={same}").text
+    assert "was not kept" in dash.get(f"/api/{at}?one={gone}&other={same}").json()["error"]
+    assert dash.get(f"/{at}?one=77777&other={same}").status_code == 404
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert dash.get(f"/{at}?one={one}&other={other}").text.count("&lt;script&gt;alert(") == 6, "no tokenizer: text"
+
+
 def test_metrics_are_there_by_step(folder: Path) -> None:
     one = client(folder).get("/api/runs/plain").json()
     assert list(one["metrics"]["rollout/reward_unfiltered"]) == ["0", "1", "2"]
@@ -117,7 +148,8 @@ def test_pages_show_text_as_text_and_lead_to_pages(path: str, folder: Path) -> N
     dash = client(folder)
     answer = dash.get(f"/{path}")
     assert answer.status_code == 200
-    assert {"img", "b", "iframe"}.isdisjoint(Elements(answer.text).names)
+    assert {"b", "iframe"}.isdisjoint(Elements(answer.text).names)
+    assert answer.text.count("<img") == len(PICTURE.findall(answer.text)), "the dash's own alone"
     assert re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", answer.text) is None
     nonces = re.findall(r'<script nonce="([\w-]+)"', answer.text)
     assert answer.text.count("<script") == len(nonces) <= 1
@@ -125,6 +157,32 @@ def test_pages_show_text_as_text_and_lead_to_pages(path: str, folder: Path) -> N
     links = {link.replace("&amp;", "&") for link in re.findall(r'href="(/[^"]*)"', answer.text)}
     assert links
     assert {dash.get(link).status_code for link in sorted(links)[:8]} <= {200}
+
+
+def test_a_picture_is_drawn_when_it_is_asked_for(folder: Path) -> None:
+    dash = client(folder)
+    shown = [html.unescape(src) for src in PICTURE.findall(dash.get(f"/runs/{PATH}").text)]
+    assert len(shown) > 4
+    for src in shown:
+        answer = dash.get(src)
+        assert answer.headers["content-type"].startswith("image/svg+xml")
+        assert "max-age" in answer.headers["cache-control"]
+        drawn = ElementTree.fromstring(answer.text)
+        assert drawn.tag.endswith("svg")
+        assert set(re.findall(r"var\((--\w+)\)", answer.text)) <= set(re.findall(r"(--\w+):", answer.text))
+    assert dash.get(shown[0].partition("?")[0]).headers["cache-control"] == "no-store"
+    assert dash.get(f"/runs/{PATH}/pictures/none").status_code == 404
+
+
+def test_a_page_is_made_without_the_libraries_that_only_pictures_need(folder: Path) -> None:
+    asks = (
+        "import sys; from tests.report.test_dash import *; from pathlib import Path; "
+        "assert client(Path(sys.argv[1])).get('/runs/plain').status_code == 200; "
+        "assert client(Path(sys.argv[1])).get('/runs/plain?least=1').status_code == 200; "
+        "print({'matplotlib', 'pandas'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", asks, str(folder)], capture_output=True, text=True, timeout=120)
+    assert said.stdout == "set()\n", said.stderr
 
 
 def test_what_is_no_number_is_said(folder: Path) -> None:

@@ -141,11 +141,11 @@ def test_what_is_spare_is_ready_before_it_is_asked_for_and_lent_once() -> None:
 
 def test_who_waits_in_vain_is_told_and_what_starts_too_late_ends() -> None:
     told = Told()
-    pool = Pool(told, Limits(at_once=1, seconds=0.05))
-    with pool.open(), pytest.raises(RolloutError, match=r"no sandbox was free for 0\.05 s: 1 are lent"), pool.open():
+    pool = Pool(told, Limits(at_once=1, seconds=0.5))
+    with pool.open(), pytest.raises(RolloutError, match=r"no sandbox was free for 0\.5 s: 1 are lent"), pool.open():
         pass
     told.gate.clear()
-    with pytest.raises(RolloutError, match=r"no sandbox had started after 0\.05 s"), pool.open():
+    with pytest.raises(RolloutError, match=r"no sandbox had started after 0\.5 s"), pool.open():
         pass
     told.gate.set()
     wait_until(lambda: len(told.names) == 2 and not told.open, "the sandboxes")

@@ -22,9 +22,12 @@ from miles_lite.sandboxes import over_http, provider, sandbox_server
 from miles_lite.sandboxes.files import get, put
 from miles_lite.sandboxes.lending import Limits, Pool
 from miles_lite.sandboxes.local import Folders
-from miles_lite.sandboxes.sandbox_server import application
+from miles_lite.sandboxes.sandbox_server import GoneError, Sandboxes, Wanted, application
 from tests.e2e.job import ROOT, environment
+from tests.http_server import http_server
 from tests.sandboxes.servers import served, serving
+from tests.sandboxes.test_lending import Told
+from tests.sandboxes.test_shell import needs_bwrap
 from tests.waiting import wait_until
 
 
@@ -140,6 +143,58 @@ def test_more_than_may_be_at_once_wait_and_are_then_served(url: str) -> None:
         threading.Timer(0.5, stack.close).start()
         kind.start("late", None, None).close()
         assert time.monotonic() - began >= 0.4
+
+
+def test_who_waits_for_a_sandbox_keeps_nobody_from_his_work_or_its_end(url: str) -> None:
+    """Of a server of 4, by more than all of its threads."""
+    kind = provider(url)
+
+    def episode(number: int) -> str:
+        with contextlib.closing(kind.start(f"crowd-{number}", None, None)) as sandbox:
+            return sandbox.run("echo 1", seconds=60).stdout
+
+    with ThreadPoolExecutor(24) as episodes:
+        assert list(episodes.map(episode, range(24), timeout=120)) == ["1\n"] * 24
+
+
+def test_a_start_that_is_asked_for_again_while_it_fails_or_ends_leaves_nothing() -> None:
+    told = Told(failing=1, error=UserError("no such image"))
+    sandboxes = Sandboxes(Pool(told, Limits(starting=1)), idle=9)
+    told.gate.clear()
+    with ThreadPoolExecutor(3) as asking:
+        twice = [asking.submit(sandboxes.start, "x", Wanted()) for _ in range(2)]
+        wait_until(lambda: told.starting == 1, "the start")
+        told.gate.set()
+        assert {type(each.exception(60)) for each in twice} <= {UserError, GoneError, type(None)}
+        told.gate.clear()
+        sandboxes.end("x")
+        ended = asking.submit(sandboxes.start, "y", Wanted())
+        wait_until(lambda: told.starting == 1, "the start")
+        sandboxes.end("y")
+        told.gate.set()
+        assert isinstance(ended.exception(60), GoneError)
+    wait_until(lambda: not told.open, "the sandboxes' end")
+    assert len(sandboxes) == 0
+
+
+@needs_bwrap
+def test_a_servers_folder_is_left_by_no_name_of_a_clients(tmp_path: Path) -> None:
+    with served("--kind", "bwrap") as url, pytest.raises(UserError, match=r"\.\./escaped' is no folder of a sandbox"):
+        provider(url).start("x", None, f"/{'../' * 20}{tmp_path}/../escaped")
+    assert not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:x", "http://127.0.0.1:9"])
+def test_an_address_that_is_none_is_the_users_mistake(address: str) -> None:
+    with pytest.raises(UserError, match="no server of sandboxes answers at"):
+        provider(address)
+
+
+def test_another_server_is_no_server_of_sandboxes() -> None:
+    with http_server(lambda request: {"status": "ok"}) as url, pytest.raises(UserError, match="what does is another"):
+        provider(url)
+    with http_server(lambda request: {"sandboxes": 0}) as url, pytest.raises(RolloutError, match="no outcome"):
+        provider(url).start("x", None, None).run("true", seconds=5)
 
 
 def test_off_loopback_a_sandbox_needs_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import itertools
 import os
@@ -19,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.process import scratch
 from miles_lite.sandboxes import SANDBOXES, provider
 from miles_lite.sandboxes.containers import Container, Containers, running
-from miles_lite.sandboxes.files import get, packed, pull, push, put
+from miles_lite.sandboxes.files import get, packed, pull, push, put, unpack
 from miles_lite.sandboxes.lending import Pool
 from miles_lite.sandboxes.local import Folder
 from miles_lite.sandboxes.owner import home
@@ -208,6 +210,66 @@ def test_more_than_an_archive_may_hold_is_refused_before_it_is_read(tmp_path: Pa
     os.truncate(sparse, 1 << 40)
     with pytest.raises(RolloutError, match="take more than 1024 MB"):
         packed(tmp_path, PurePosixPath("sparse"))
+
+
+@pytest.mark.parametrize("path", ["a\0b/c", "a\ud800"])
+def test_what_no_file_can_be_called_is_not_there(sandbox: Sandbox, path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no file has such a name"):
+        get(sandbox, path)
+    with pytest.raises(FileNotFoundError, match="no file has such a name"):
+        put(sandbox, {path: b""})
+    assert sandbox.run("echo '\ud800'", seconds=20).stdout == "?\n"
+
+
+def test_what_is_not_written_is_said(sandbox: Sandbox) -> None:
+    """As through a link that a command has left."""
+    sandbox.run("ln -s /proc/sys outside", seconds=20)
+    for path in ("../../../beside", "outside/there", "x" * 300):
+        with pytest.raises(RolloutError) as caught:
+            put(sandbox, {path: b""})
+        assert caught.value.where is Where.ENVIRONMENT
+
+
+def test_an_archive_that_says_to_hold_more_than_it_may_is_refused(tmp_path: Path) -> None:
+    """Compressed, or with holes."""
+    plain, holes = io.BytesIO(), tarfile.TarInfo("holes")
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    holes.type, holes.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(holes.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(1 << 40, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]  # its real size
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:512]))
+    for data, why in ((gzip.compress(plain.getvalue()), "cannot be read"), (bytes(header) + bytes(1024), "1024 MB")):
+
+        class Given:
+            def pack(self, path: str, data: bytes = data) -> bytes:
+                return data
+
+        for read in (lambda: get(Given(), "x"), lambda: pull(Given(), tmp_path), lambda: unpack(data, tmp_path)):  # type: ignore[arg-type]  # noqa: B023
+            with pytest.raises(RolloutError, match=why):
+                read()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_deeper_than_python_goes_is_told_and_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    script = "for at in $(seq 30); do mkdir -p $(printf 'd/%.0s' {1..50}); cd $(printf 'd/%.0s' {1..50}); done"
+    subprocess.run(["bash", "-c", script], cwd=folder, check=True)
+    with pytest.raises(RolloutError, match="cannot be read or written"):
+        packed(folder, PurePosixPath("."))
+    scratch.clear(str(folder))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("image", ["", "--volume=/:/host"])
+def test_an_image_is_no_option(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("docker", "apptainer"):
+        (tmp_path / program).write_text("#!/bin/sh\nexit 9\n")
+        (tmp_path / program).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UserError, match=f"sandboxes of {program} need an image"):
+            provider(program).start("x", image, None)
 
 
 def test_what_is_not_there_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

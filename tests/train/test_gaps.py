@@ -14,7 +14,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.gaps import CAUSES, IN_CONTEXT, LARGEST, SUMS, gaps, report
 from miles_lite.train.packing import Form, Packed, forward_passes
 from miles_lite.train.rank import build_learner
-from miles_lite.train.replay import Routing
+from miles_lite.train.routing_replay import Routing
 from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs
 from tests.train.helpers import make_batch, make_config, make_samples, shares_of

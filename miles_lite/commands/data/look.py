@@ -5,7 +5,6 @@ Invariant: a row is read one at a time; what is held of it is a hash of its prom
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import again, option
 from miles_lite.config.rollouts import Data, located_sources, mixed
 from miles_lite.model_folder import check_model_folder
+from miles_lite.report.visible import visible
 from miles_lite.rollout.prompts import Concatenated, Prompt, Prompts, as_messages
 from miles_lite.tito import Tito
 
@@ -82,21 +82,26 @@ def _length(prompt: Prompt, tito: Tito | None) -> int:
 def _show(prompt: Prompt) -> None:
     print(f"\nrow {prompt.row}")
     for message in as_messages(prompt):
-        text = textwrap.shorten(str(message.get("content")), WIDTH, placeholder=" ...")
-        print(f"  {message.get('role')}: {text}")
+        print(f"  {_shown(message.get('role'))}: {_shown(message.get('content'))}")
     if prompt.label is not None:
-        print(f"  label: {textwrap.shorten(str(prompt.label), WIDTH, placeholder=' ...')}")
+        print(f"  label: {_shown(prompt.label)}")
     if prompt.metadata:
-        print(f"  metadata: {', '.join(prompt.metadata)}")
+        print(f"  metadata: {_shown(', '.join(prompt.metadata))}")
     if prompt.tools:
         print(f"  tools: {len(prompt.tools)}")
+
+
+def _shown(text: object, most: int = WIDTH) -> str:
+    """Its beginning on one line, with nothing that would steer a terminal."""
+    line = " ".join(visible(str(text)[: 8 * most]).split())
+    return line if len(line) <= most else f"{line[:most]} ..."
 
 
 def _told(lengths: np.ndarray, unit: str, seen: Counter[int], labels: Counter[str]) -> None:
     shares = {"least": 0, "median": 50, "95 %": 95, "99 %": 99, "most": 100}
     points = ", ".join(f"{name} {np.percentile(lengths, share):.0f}" for name, share in shares.items())
     print(f"\nprompts in {unit}: {points}")
-    print(f"duplicates: {len(lengths) - len(seen)} prompts are there more than once" * (len(seen) < len(lengths)))
+    print(f"duplicates: {len(lengths) - len(seen)} rows say what one before them does" * (len(seen) < len(lengths)))
     if labels:
-        common = ", ".join(f"{textwrap.shorten(label, 30)} x{n}" for label, n in labels.most_common(SHOWN_LABELS))
+        common = ", ".join(f"{_shown(label, 30)} x{n}" for label, n in labels.most_common(SHOWN_LABELS))
         print(f"labels: {len(labels)} different; {common}")

@@ -11,6 +11,7 @@ import shlex
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from miles_lite.commands.migrate.field_launcher import (
@@ -34,6 +35,12 @@ TESTS = frozenset({"test_command", "negated_command"})
 EXPANSION = re.compile(r"\$(?:(\w+)|\{(\w+)(\[[@*]\])?\})$")
 """A word that is one expansion."""
 USED = re.compile(r"\$\{?[#!]?([A-Za-z_]\w*)")
+DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w*):?[-=+?]")
+"""One that need not be set."""
+CALLERS = re.compile(r"\$\{?[#!]?[1-9@*]")
+"""An argument of who calls it."""
+GIVEN = frozenset("HOME PWD OLDPWD USER PATH HOSTNAME RANDOM SECONDS UID EUID TMPDIR LANG BASH_SOURCE FUNCNAME".split())
+"""Variables that a shell has."""
 HOLDER = re.compile(r"ARGS|OPTS|OPTIONS|FLAGS")
 """In the names of arrays and texts that are taken though no train.py is in sight."""
 
@@ -85,6 +92,8 @@ class _Reader:
         for words, why in runs:
             if words is not chosen[0]:
                 self._leave(words, why or "another command of train.py")
+            elif why:
+                self._found.by_hand.append((self._line(words[0].at if words else 0), f"train.py: {why}"))
         for name in self._reached(chosen[0], any_name=not runs):
             self._fill(name)
         if flags := self._flags(chosen[0]):
@@ -105,6 +114,8 @@ class _Reader:
         if node.type != "variable_assignment" or (value := node.child_by_field_name("value")) is None:
             return None
         name, raw = _text(node.child_by_field_name("name")), _text(value)
+        if "[" in name:  # one of an array
+            return None
         if value.type == "array":
             words = tuple(self._word(each) for each in value.named_children if each.type != "comment")
         elif value.type in ("string", "raw_string") and FLAG.match(raw[1:].lstrip("\\ \n\t")):
@@ -137,7 +148,8 @@ class _Reader:
 
     def _word(self, node: Node, *, base: int = 0) -> Word:
         raw = _text(node)
-        dynamic = node.type != "raw_string" and not {"$", "`"}.isdisjoint(raw)
+        running = node.type == "process_substitution"
+        dynamic = running or (node.type != "raw_string" and not {"$", "`"}.isdisjoint(raw))
         said: str
         if not dynamic:
             said = Literal(_unquoted(raw))
@@ -204,12 +216,15 @@ class _Reader:
                 kept.append((word.said, self._line(word.at)))
             if NAME.match(word.said.partition("=")[0]):
                 self._taken.add(word.at + word.raw.find("--"))
+        lead = takewhile(lambda word: not NAME.match(word[0].partition("=")[0]), kept)
+        self._found.by_hand += [(line, f"{said}: what it holds is not known") for said, line in lead if "$" in said]
         return paired(kept)
 
     def _variables(self) -> Iterator[str]:
         """The assignments that the values need, those of other assignments too."""
-        values = [value for flags in self._found.arrays.values() for each in flags for value in each.values]
-        needed = {name for value in values if not isinstance(value, Literal) for name in USED.findall(value)}
+        found = [each for flags in self._found.arrays.values() for each in flags]
+        values_at = [(v, each.line) for each in found for v in each.values if not isinstance(v, Literal)]
+        needed = {name for value, _ in values_at for name in USED.findall(value)}
         given = [
             (_text(node.child_by_field_name("name")), _text(node), node)
             for node in self._nodes
@@ -217,9 +232,12 @@ class _Reader:
         ]
         while more := {use for name, text, _ in given if name in needed for use in USED.findall(text)} - needed:
             needed |= more
+        self._leave_unset(values_at, {name for name, _, _ in given})
         for name, text, node in given:
             if name not in needed or name in self._found.arrays:
                 continue
+            if CALLERS.search(text):
+                self._found.by_hand.append((self._line(node.start_byte), f"{text}: of who calls it"))
             if why := _condition(node):
                 self._found.by_hand.append((self._line(node.start_byte), f"{text}: {why}"))
             else:
@@ -233,12 +251,22 @@ class _Reader:
             self._found.by_hand.append((each.line, f"{' '.join([each.flag, *each.values])}: {why}"))
         self._taken |= {word.at + word.raw.find("--") for word in words if NAME.match(word.said.partition("=")[0])}
 
+    def _leave_unset(self, values: list[tuple[str, int]], given: set[str]) -> None:
+        """What values need, and this file does not say."""
+        for value, line in values:
+            for name in dict.fromkeys(USED.findall(value)):
+                if name not in given | GIVEN and name not in DEFAULTED.findall(value):
+                    self._found.by_hand.append((line, f"${name}: is not set in this file"))
+            if CALLERS.search(value):
+                self._found.by_hand.append((line, f"{value}: of who calls it"))
+
     def _leave_broken(self) -> None:
         """What the grammar could not read, and recovered from."""
         for node in self._nodes:
-            if node.is_error or node.is_missing:
-                said = " ".join(_text(node).split())[:60]
-                self._found.by_hand.append((self._line(node.start_byte), f"{said}: cannot be read as shell"))
+            for each in (node, *(child for child in node.children if child.is_missing and not child.is_named)):
+                if each.is_error or each.is_missing:
+                    said = " ".join(_text(each).split())[:60] or f"a missing {each.type}"
+                    self._found.by_hand.append((self._line(each.start_byte), f"{said}: cannot be read as shell"))
 
     def _leave_rest(self) -> None:
         """Every other word that looks like a flag."""

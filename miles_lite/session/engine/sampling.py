@@ -47,9 +47,7 @@ class RunSampling(Struct):
     stop_token_ids: list[Count] | None = None
 
 
-class Opening(Struct):
-    """The body of POST /sessions."""
-
+class _Sampled(Struct):
     sampling: RunSampling | None = None
 
 
@@ -103,7 +101,7 @@ def inexact(params: JsonMapping) -> list[str]:
 
 def check_run(sampling: Json) -> JsonObject:
     """The `sampling` object of POST /sessions. Raises ApiError."""
-    read({"sampling": sampling}, Opening)
+    read({"sampling": sampling}, _Sampled)
     given: JsonObject = sampling or {}
     if isinstance(n := given.get("n"), bool) or n not in (None, 1):
         raise bad_request("n must be 1: a request asks for its choices itself", param="sampling.n")

@@ -6,7 +6,7 @@ Invariant: reads only. Under `fork` every request has a place; under `linear` on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from miles_lite.session.dialects.request import ChatRequest
@@ -55,7 +55,7 @@ class Placer:
         Raises ApiError 400 for what the template refuses, and for what is far too long.
         """
         try:
-            return self._suffixed(tree, request, place)
+            return self._told(tree, request, place) or self._suffixed(tree, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
         except TooLongError as error:
@@ -66,6 +66,16 @@ class Placer:
         suffix = self._tito.first(request.messages, tools=request.tools, options=request.options)
         caller = caller_of(request.agent, request.tools, request.options)
         return Placed(Place(None, 0, caller, root="reanchored"), suffix)
+
+    def _told(self, tree: Tree, request: ChatRequest, place: Place) -> Placed | None:
+        """After the very ids that another session's turn was asked with, where this asks the same at its place."""
+        asked = (place.caller, tuple(request.messages[place.matched :]))
+        siblings = tree.children(place.turn) if tree.told else ()
+        for turn in siblings:
+            alike = turn.number < tree.told and turn.caller.options == place.caller.options
+            if alike and (turn.caller, turn.messages) == asked:
+                return Placed(replace(place, root=turn.root), self._tito.told(turn.prompt_ids, turn.drop))
+        return None
 
     def _suffixed(self, tree: Tree, request: ChatRequest, place: Place) -> Placed:
         reason = "diverged" if tree.turns else "first"

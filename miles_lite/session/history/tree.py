@@ -42,12 +42,13 @@ class Tree:
     """The turns of one session, in the order in which they were committed.
 
     It may be read on another thread while a turn is committed, and is then read with or without that turn. `slow`: to
-    find a request's place and ids took long the last time.
+    find a request's place and ids took long the last time. The first `told` turns are another session's.
     """
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self.slow = False
+        self.told = 0
         self.turns: list[Turn] = []
         self._children: list[tuple[Turn, ...]] = [()]
         self._sent: list[tuple[Message, ...]] = []

@@ -13,7 +13,7 @@ import msgspec
 
 from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.session.dialects import DIALECTS, Dialect, Route
-from miles_lite.session.engine.sampling import Opening
+from miles_lite.session.opening import Opening
 from miles_lite.session.samples.collect import Collecting
 
 _TEXT = {"type": "string"}

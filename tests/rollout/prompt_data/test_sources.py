@@ -189,8 +189,14 @@ def test_a_file_can_be_looked_at(tmp_path: Path, tiny_model: Path, capsys: pytes
     assert main(["data", "look", path, "--label-key", "label", "--rows", "1", "--hf-checkpoint", str(tiny_model)]) == 0
     said = capsys.readouterr().out
     assert f"{path}: 11 rows\n\nrow 1\n  user: q0\n  label: 0\n  metadata: at\n" in said
-    assert "duplicates: 1 prompts are there more than once" in said
+    assert "duplicates: 1 rows say what one before them does" in said
     assert "labels: 3 different; 0 x5, 1 x3, 2 x3" in said
     assert "prompts in tokens: least " in said
+    odd = [{"input": "\x1b[31mred\x07 \u202e" + "x" * 3000, "label": "\x1b[0m"}]
+    assert main(["data", "look", jsonl(tmp_path / "odd.jsonl", odd), "--label-key", "label"]) == 0
+    said = capsys.readouterr().out
+    assert "  user: \u241b[31mred\u2407 \\u202exxx" in said
+    assert "labels: 1 different; \u241b[0m x1" in said
+    assert max(map(len, said.splitlines())) < 160
     assert main(["data", "look", path, "--input-key", "nothing"]) == 2
     assert "line 1: no key 'nothing' (--input-key)" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tests.train.families import make_model
 from tests.train.helpers import make_batch, make_config
 from tests.train.ranks import running
 from tests.train.test_mesh import CPU, RECOMPUTED, SHARDED, Case, Result, assert_equal, tensor, whole
-from tests.train.test_replay import WEIGHTS, routed_samples
+from tests.train.test_routing_replay import WEIGHTS, routed_samples
 
 SPLIT = [[0, 1, 3], [2, 4]]
 """Of the samples among two data-parallel ranks; what is shared is shared within a rank."""

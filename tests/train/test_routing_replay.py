@@ -19,7 +19,7 @@ from miles_lite.sample import Sample
 from miles_lite.train.packing import Form, forward_passes
 from miles_lite.train.policy import Policy, replayed
 from miles_lite.train.rank import build_learner
-from miles_lite.train.replay import COUNTS, UNKNOWN, Replay, Routing
+from miles_lite.train.routing_replay import COUNTS, UNKNOWN, Replay, Routing
 from tests.metric_names import undocumented
 from tests.models import make_tiny_moe
 from tests.train.families import SIZE, furthest, gradients, make_model, obvious_logprobs

@@ -1,0 +1,268 @@
+"""launchers/monitoring: what its files ask for is exported, Prometheus takes them, and what is started is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from miles_lite.observe import gauges
+from miles_lite.router import gauges as router_gauges
+from miles_lite.router.backend import Worker
+from miles_lite.router.prometheus import RouterCollector, render
+from miles_lite.router.registry import Registry
+from miles_lite.session.counters import COUNTERS, GAUGES
+from miles_lite.session.http.prometheus import Metrics
+from miles_lite.stack.scraped import FILE, write_targets
+from tests.ports import free_port
+from tests.waiting import wait_until
+
+FOLDER = Path(__file__).parents[2] / "launchers" / "monitoring"
+FUNCTIONS = {"and", "by", "offset", "on"}
+OF_PROMETHEUS = {"up": {"job", "instance", "run", "part"}}
+
+
+@cache
+def collectors() -> tuple[RouterCollector, Metrics]:
+    """What a router and a session server tell Prometheus."""
+    registry = Registry()
+    registry.add(Worker("http://one:1"))
+    counted = dict.fromkeys([*GAUGES, *COUNTERS], 1.0)
+    admission: Any = SimpleNamespace(waiting=0)
+    return RouterCollector(registry, admission), Metrics(lambda: counted)
+
+
+@cache
+def exported() -> dict[str, set[str]]:
+    """The labels of every metric by its name, as Prometheus has them."""
+    found = {f"ray_{name}": {"run"} for name, _ in gauges.GAUGES.values()}
+    found |= {f"ray_{gauges.ALARM[0]}": set(gauges.ALARM[2])}
+    found |= {f"ray_{name}": set(router_gauges.TAGS) for name, _ in (router_gauges.IN_FLIGHT, router_gauges.READY)}
+    router, session = collectors()
+    for page in (render(router), session.text()):
+        for family in text_string_to_metric_families(page.decode()):
+            for sample in family.samples:
+                found.setdefault(sample.name, {"run", "part", "instance"}).update(sample.labels)
+    return found | OF_PROMETHEUS
+
+
+def metrics_of(expression: str) -> set[str]:
+    """The metrics that an expression of Prometheus reads."""
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|on) *\([^)]*\)|\"[^\"]*\"", " ", expression)
+    return set(re.findall(r"(?<![\w:])[a-zA-Z_:][\w:]*(?![\w:]* *\()", bare)) - FUNCTIONS
+
+
+def labels_of(expression: str) -> set[str]:
+    grouped = " ".join(re.findall(r"\bby *\(([^)]*)\)", expression))
+    return set(re.findall(r"(\w+)=~?\"", expression)) | set(re.findall(r"\w+", grouped))
+
+
+def panels() -> list[dict[str, Any]]:
+    board = json.loads((FOLDER / "dashboards" / "miles_lite.json").read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+
+
+def asked() -> Iterator[tuple[str, set[str]]]:
+    """Each expression, and the labels that its text names."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield target["expr"], set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+    for rule in rules():
+        yield rule["expr"], set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+
+
+def test_every_metric_and_label_that_is_asked_for_is_exported() -> None:
+    for expression, named in asked():
+        metrics = metrics_of(expression)
+        assert metrics, expression
+        assert metrics <= exported().keys(), expression
+        assert labels_of(expression) | named <= set.union(*(exported()[name] for name in metrics)), expression
+    assert metrics_of("ray_miles_lite_nothing > 1") - exported().keys() == {"ray_miles_lite_nothing"}
+    assert metrics_of('sum by (run) (rate(a_total{run="b"}[5m])) / c') == {"a_total", "c"}
+
+
+def test_every_gauge_of_a_run_is_on_the_dashboard() -> None:
+    shown = {name for panel in panels() for target in panel["targets"] for name in metrics_of(target["expr"])}
+    assert {name for name in exported() if name.startswith("ray_")} <= shown
+
+
+def test_panels_are_each_in_a_place_of_their_own() -> None:
+    board = json.loads((FOLDER / "dashboards" / "miles_lite.json").read_text())
+    boxes = [panel["gridPos"] for panel in board["panels"]]
+    cells = [(box["x"] + x, box["y"] + y) for box in boxes for x in range(box["w"]) for y in range(box["h"])]
+    assert len(cells) == len(set(cells))
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert (board["uid"], board["schemaVersion"] >= 36) == ("miles-lite", True)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not here")
+def test_prometheus_takes_the_files(tmp_path: Path) -> None:
+    for name in ("prometheus.yml", "alerts.yml"):
+        shutil.copy(FOLDER / name, tmp_path)
+    for name in ("ray.json", "run.json"):
+        (tmp_path / name).write_text("[]")
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(rules())} rules found" in done.stdout
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run's folder, with a space in its name."""
+    folder = tmp_path / "a run"
+    (folder / "logs").mkdir(parents=True)
+    return folder
+
+
+def started(run_dir: Path, path: str, **more: str) -> subprocess.Popen[str]:
+    environment = {"PATH": path, "HOME": os.environ["HOME"], **more}
+    return subprocess.Popen([FOLDER / "start.sh", run_dir], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+FAKE = """#!/bin/sh
+env >"$TOLD/$(basename "$0").env"
+printf '%s\\n' "$@" >"$TOLD/$(basename "$0").argv"
+trap 'touch "$TOLD/$(basename "$0").ended"; exit 0' TERM
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_both_are_started_beside_the_run_and_ended(run_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("prometheus", "grafana"):
+        (programs / name).write_text(FAKE)
+        (programs / name).chmod(0o755)
+    ray = tmp_path / "ray"
+    more = {"TOLD": str(tmp_path), "RAY_SESSION": str(ray), "PROMETHEUS_PORT": "19090", "GRAFANA_PORT": "13000"}
+    process = started(run_dir, f"{programs}:{os.environ['PATH']}", **more)
+    wait_until(lambda: len(list(tmp_path.glob("*.argv"))) == 2, "both to start")
+    time.sleep(0.3)  # for their traps
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert len(list(tmp_path.glob("*.ended"))) == 2
+    data = run_dir / "monitoring"
+    assert (tmp_path / "prometheus.argv").read_text().splitlines() == [
+        f"--config.file={data / 'prometheus.yml'}",
+        f"--storage.tsdb.path={data / 'prometheus'}",
+        "--web.listen-address=127.0.0.1:19090",
+    ]
+    told = dict(line.split("=", 1) for line in (tmp_path / "grafana.env").read_text().splitlines() if "=" in line)
+    assert told["GF_PATHS_PROVISIONING"] == str(FOLDER / "provisioning")
+    assert (told["GF_SERVER_HTTP_ADDR"], told["PROMETHEUS_URL"]) == ("127.0.0.1", "http://127.0.0.1:19090")
+    assert (Path(told["DASHBOARDS"]) / "miles_lite.json").is_file()
+    assert (data / "ray.json").readlink() == ray / "prom_metrics_service_discovery.json"
+    assert (data / "run.json").readlink() == run_dir / FILE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "monitoring/start.sh runs/latest"), (["none"], "no such folder"), (["a", "b"], "not 2")],
+)
+def test_what_cannot_be_is_said(arguments: list[str], said: str) -> None:
+    done = subprocess.run([FOLDER / "start.sh", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode > 0
+    assert said in done.stderr
+
+
+def test_who_has_no_prometheus_is_told(run_dir: Path, tmp_path: Path) -> None:
+    for name in ("bash", "env", "dirname", "sed"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    process = started(run_dir, str(tmp_path))
+    assert "prometheus is not on PATH" in process.communicate(timeout=60)[1]
+    assert not (run_dir / "monitoring").exists()
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not here")
+def test_prometheus_scrapes_the_routers_and_sessions_of_a_run(run_dir: Path) -> None:
+    with contextlib.ExitStack() as ending:
+        urls = [ending.enter_context(listening(collector)) for collector in collectors()]
+        write_targets(run_dir, routers=urls[:1], sessions=urls[1:])
+        port = free_port()
+        process = started(run_dir, os.environ["PATH"], PROMETHEUS_PORT=str(port))
+        try:
+            wait_until(lambda: query(port, "count(up == 1)") == ["2"], "both to be scraped")
+            assert query(port, 'sum(router_worker_state{state="ready",run="a run",part="router"})') == ["1"]
+            assert query(port, 'miles_lite_session_turns_total{part="session"}') == ["1"]
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not here")
+def test_rays_dashboard_finds_prometheus_which_has_the_gauges_of_a_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("RAY_PROMETHEUS_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    context: Any = ray.init(address="local", num_cpus=1, log_to_driver=False)
+    process = None
+    try:
+        session = context.address_info["session_dir"]
+        process = started(run_dir, os.environ["PATH"], PROMETHEUS_PORT=str(port), RAY_SESSION=session)
+        shown = gauges.Gauges("a-run")
+
+        def scraped() -> bool:
+            shown.log({"rollout/reward_unfiltered": 0.75}, step=2, step_key="rollout/step")
+            return query(port, 'ray_miles_lite_reward{run="a-run"}') == ["0.75"]
+
+        wait_until(scraped, "the reward to be scraped", seconds=120)
+        with urllib.request.urlopen(f"http://{context.dashboard_url}/api/prometheus_health", timeout=30) as answer:
+            assert json.load(answer)["result"] is True
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait(30)
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def listening(collector: Collector) -> Iterator[str]:
+    """The URL below which Prometheus finds it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def query(port: int, expression: str) -> list[str]:
+    """The values that Prometheus has of it; none while it is not there."""
+    asked = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(expression)}"
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return [each["value"][1] for each in json.load(answer)["data"]["result"]]
+    except OSError:
+        return []
