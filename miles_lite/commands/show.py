@@ -34,7 +34,7 @@ COLOURS: Mapping[str, tuple[str, Place, Mapping[str, str]]] = {
     "advantage": (
         "advantage",
         lambda token: token.credit,
-        {"-1 and less": "bold red", "below 0": "red", "0": "", "above 0": "green", "1 and more": "bold green"},
+        {"below -1": "bold red", "below 0": "red", "0": "", "above 0": "green", "1 and more": "bold green"},
     ),
     "version": (
         f"version, modulo {VERSIONS}",

@@ -11,6 +11,7 @@ from miles_lite.config.choices import RewardRule
 from miles_lite.config.option import option
 from miles_lite.config.spelling import nearest
 from miles_lite.errors import UserError
+from miles_lite.process.addresses import http_url
 
 BOXED = "boxed_"
 NEED_NO_LABEL = frozenset(
@@ -108,6 +109,7 @@ class Rewards:
         None,
         help="remote_rm: what is posted {prompt, response, label}; llm_judge: an OpenAI base URL in the place of "
         "our engines",
+        check=lambda url: url is None or http_url(url, given_as="--rm-url"),
     )
     rm_timeout: float = option(60.0, help="seconds a built-in reward may take", above=0)
     rm_retries: int = option(3, help="remote_rm, llm_judge: how often a request that failed is made again", least=0)

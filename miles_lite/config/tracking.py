@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
-from urllib.parse import urlsplit
 
 from miles_lite.config.option import option
-from miles_lite.errors import UserError, user_error
+from miles_lite.errors import UserError
+from miles_lite.process.addresses import http_url
 from miles_lite.process.tracing import MISSING
 
 
@@ -47,11 +47,7 @@ def _collector(url: str | None) -> None:
     """Refuse what is no collector's URL, and spans that nobody can send."""
     if url is None:
         return
-    with user_error(f"--otlp-endpoint {url}: must be http://host:port", ValueError):
-        parts = urlsplit(url)
-        named = parts.hostname and parts.port != 0
-    if not named or parts.scheme not in ("http", "https"):
-        raise UserError(f"--otlp-endpoint {url}: must be http://host:port")
+    http_url(url, given_as="--otlp-endpoint")
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
         raise UserError(MISSING)
 

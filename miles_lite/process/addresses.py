@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from miles_lite.errors import UserError, user_error
 
 EVERYWHERE = ("", "0.0.0.0", "::")
 
@@ -38,6 +41,16 @@ def loopback(host: str) -> bool:
 def local(host: str) -> str:
     """Where this machine's own processes reach what is bound to `host`."""
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def http_url(url: str, *, given_as: str) -> str:
+    """The same. Raises UserError for what is no address of a web server, naming its flag."""
+    with user_error(f"{given_as} {url}: must be http://host:port", ValueError):
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0 and not set(url) & set(" \t\r\n")
+    if not named or parts.scheme not in ("http", "https"):
+        raise UserError(f"{given_as} {url}: must be http://host:port")
+    return url
 
 
 def bracketed(host: str) -> str:

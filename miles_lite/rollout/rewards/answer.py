@@ -65,7 +65,10 @@ def number_in(score: object, key: str) -> float | None:
         score = score[key]
     if score is None:
         return None
-    value = float(score)  # type: ignore[arg-type]
+    try:
+        value = float(score)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"the reward is {score!r:.200}: it must be a number") from error
     if not math.isfinite(value):
         raise ValueError(f"the reward is {score}: it must be a finite number, or None")
     return value

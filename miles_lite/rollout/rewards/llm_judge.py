@@ -30,8 +30,9 @@ Response:
 
 Reason briefly, then end with a line: Score: <0 to 10>"""
 BEST = 10.0
-_SCORE = re.compile(r"(?i)(?:score|rating)\W*(\d+(?:\.\d+)?)")
-_NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w.]*\d)")
+_SCORE = re.compile(r"(?i)(?:score|rating)\W*?(-?\d+(?:\.\d+)?)")
+_OF_BEST = re.compile(r"(?i)\s*(?:/|(?:out )?of)\s*10\b")
+_NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?![\w.]*\d)")
 
 
 async def llm_judge(answer: Answer, options: Rewards, /) -> float:
@@ -44,8 +45,12 @@ async def said_by(messages: list[dict[str, Any]], options: Rewards, ask: Ask | N
     """What the judge answers: the server at --rm-url, else our engines. Raises RolloutError."""
     if options.rm_url is not None:
         body = {"model": "judge", "messages": messages, "temperature": 0}
-        said: Any = await posted(options.rm_url.rstrip("/") + "/chat/completions", body, options)
-        return str(said["choices"][0]["message"].get("content") or "")
+        url = options.rm_url.rstrip("/") + "/chat/completions"
+        said: Any = await posted(url, body, options)
+        try:
+            return str(said["choices"][0]["message"]["content"] or "")
+        except (LookupError, TypeError) as error:
+            raise broken(f"{url}: answered {said!r:.200}, which is no chat completion") from error
     assert ask is not None
     return await ask(messages)
 
@@ -70,9 +75,9 @@ def question(answer: Answer, file: str | None) -> str:
 
 def score_in(text: str) -> float:
     """The last score in an answer, behind its reasoning, divided by 10. Raises RolloutError."""
-    last = after_thinking(text) or text
+    last = _OF_BEST.sub("", after_thinking(text) or text)
     found = _SCORE.findall(last) or _NUMBER.findall(last)
-    if not found or float(found[-1]) > BEST:
+    if not found or not 0 <= float(found[-1]) <= BEST:
         raise broken(f"llm_judge: no score from 0 to {BEST:g} in {text[-200:]!r}")
     return float(found[-1]) / BEST
 

@@ -17,7 +17,7 @@ from miles_lite.config.options import parse
 from miles_lite.errors import RolloutError, UserError, Where
 from miles_lite.rollout.metrics import named_reward_metrics
 from miles_lite.rollout.rewards import REWARDS, check_packages, llm_judge, load_reward, remote_rm
-from miles_lite.rollout.rewards.answer import Answer, Pure, Score
+from miles_lite.rollout.rewards.answer import Answer, Pure, Score, number_in
 from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.rollout.rewards.pairwise_judge import pairwise_judge
 from miles_lite.rollout.rewards.weighted import Weighted
@@ -68,6 +68,9 @@ async def test_a_row_names_its_own_rule_and_an_object_has_its_key() -> None:
         ("--rm-type math math=2", "--rm-type: math is there twice"),
         ("--rm-type remote_rm", "--rm-type remote_rm needs --rm-url"),
         ("--rm-type math --rm-url http://x", "asks nobody"),
+        ("--rm-type remote_rm --rm-url x", "--rm-url x: must be http://host:port"),
+        ("--rm-type remote_rm --rm-url http://", "--rm-url http://: must be http://host:port"),
+        ("--rm-type llm_judge --rm-url http://h:x", "--rm-url http://h:x: must be http://host:port"),
         ("--rm-type math --custom-rm-path a.b", "exclude each other"),
     ],
 )
@@ -165,9 +168,24 @@ async def test_a_judge_is_asked_and_what_it_says_last_counts() -> None:
     chat = web.json_response({"choices": [{"message": {"content": "Score: 10"}}]})
     async with served(chat) as (url, _):
         assert (await judged("--rm-type", "llm_judge", "--rm-url", url, response="four"))[0] == 1.0
-    for text in ("no idea", "Score: 11"):
+    for text in ("no idea", "Score: 11", "Score: -3", "it is -3"):
         with pytest.raises(RolloutError, match="no score from 0 to 10"):
             llm_judge.score_in(text)
+    for text in ("**Score:** 8.5", "Score - 8.5", "Rating: 3. No: Score: 8.5 of 10", "8.5/10", "8.5 out of 10"):
+        assert llm_judge.score_in(text) == 0.85
+
+
+@pytest.mark.parametrize("said", [0.5, None, [], {"choices": []}, {"choices": [{"message": None}]}, {"error": "x"}])
+async def test_a_judge_that_answers_no_chat_completion_breaks_its_rollout(said: Any) -> None:
+    async with served(web.json_response(said)) as (url, _):
+        with pytest.raises(RolloutError, match="which is no chat completion") as caught:
+            await judged("--rm-type", "llm_judge", "--rm-url", url, response="four")
+    assert caught.value.where is Where.REWARD
+
+
+def test_a_reward_that_is_no_number_says_what_it_is() -> None:
+    with pytest.raises(ValueError, match=r"the reward is \[1\]: it must be a number"):
+        number_in({"score": [1]}, "score")
 
 
 async def test_only_so_many_requests_are_made_at_once() -> None:
