@@ -6,6 +6,7 @@ Invariant: it reads and changes nothing; off loopback it takes a token that is m
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ import uvicorn
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.job.claim import in_use
-from miles_lite.process.addresses import loopback, reachable
+from miles_lite.process.addresses import bracketed, loopback, reachable
 from miles_lite.report.dashboard import app_of
 from miles_lite.report.runs import Runs
 
@@ -38,12 +39,17 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder}: no such folder; give that of --run-dir, or the one that it is in")
     token = None if loopback(options.bind_host) else secrets.token_urlsafe(24)
     app = app_of(Runs(folder, running=in_use), token=token, ending=lambda: server.should_exit)
-    server = uvicorn.Server(
-        uvicorn.Config(app, options.bind_host, options.port, log_level="warning", timeout_graceful_shutdown=3)
-    )
-    with server.config.bind_socket() as listening:
-        listening.listen()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    with _listening(options.bind_host, options.port) as listening:
         port = listening.getsockname()[1]
-        print(f"http://{reachable(options.bind_host)}:{port}/{f'?token={token}' if token else ''}", flush=True)
+        host = bracketed(reachable(options.bind_host))
+        print(f"http://{host}:{port}/{f'?token={token}' if token else ''}", flush=True)
         server.run([listening])
     return 0
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises UserError where that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with user_error(f"--bind-host {host} --port {port} (0: any that is free): nobody can listen there", OSError):
+        return socket.create_server((host, port), family=family)

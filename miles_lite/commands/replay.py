@@ -25,7 +25,7 @@ from miles_lite.config.places import RunFolder
 from miles_lite.config.serving import Serving
 from miles_lite.config.session_options import Session
 from miles_lite.errors import UserError, user_error
-from miles_lite.job.claim import claimed
+from miles_lite.job.claim import claimed, in_use
 from miles_lite.model_folder import check_model_folder, fingerprint
 from miles_lite.process.admin_key import known_key
 from miles_lite.process.json_types import JsonMapping, JsonObject
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     longest = options.max_tokens or record.options.get("rollout_max_response_len")
     with ExitStack() as ending:
         ending.enter_context(claimed({"--run-dir": run_dir}))
-        served = _assembled(weights, model, run_dir / "model")
+        served = _assembled(weights, model, run_dir / "model", lasting=not in_use(record.folder))
         print(f"weights {name}: {weights}", file=sys.stderr)
         stack = ending.enter_context(serving(_serving(record, served, run_dir, leftovers.sglang)))
         session = ending.enter_context(
@@ -174,14 +174,17 @@ def _write(replayed: Replayed, metadata: JsonMapping, out: str) -> None:
         print(out, file=sys.stderr)
 
 
-def _assembled(weights: Path, model: Path, folder: Path) -> Path:
-    """A model folder of those weights: what a run saves of them has no tokenizer."""
+def _assembled(weights: Path, model: Path, folder: Path, *, lasting: bool) -> Path:
+    """A model folder of those weights: what a run saves has no tokenizer, and does not last while it runs."""
     if weights == model:
         return model
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in weights.iterdir():
-        (folder / file.name).symlink_to(file.resolve())
+        if lasting:
+            (folder / file.name).symlink_to(file.resolve())
+        else:
+            shutil.copy2(file, folder)
     copy_tokenizer(model, folder)
     return folder
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pyarrow import ArrowException
 from rich.console import Console
 from rich.text import Text
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.piped import printed
+from miles_lite.report import rollout_table
 from miles_lite.report.record import Record, read_record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
 from miles_lite.report.transcript import APART, LIKELY, VERSIONS, Message, Token, speller, transcript
@@ -32,7 +34,7 @@ COLOURS: Mapping[str, tuple[str, Place, Mapping[str, str]]] = {
     "advantage": (
         "advantage",
         lambda token: token.credit,
-        {"-1 and less": "bold red", "below 0": "red", "0": "", "above 0": "green", "1 and more": "bold green"},
+        {"below -1": "bold red", "below 0": "red", "0": "", "above 0": "green", "1 and more": "bold green"},
     ),
     "version": (
         f"version, modulo {VERSIONS}",
@@ -63,12 +65,12 @@ class Show:
 def main(argv: Sequence[str]) -> int:
     """Print it. Raises UserError for a rollout that is not there."""
     options = take(parser_of(Show, prog="miles-lite show").parse_args(list(argv)), Show)
-    record = read_record(Path(options.run).expanduser())
-    row = next((row for row in reversed(record.rollouts) if row["rollout"] == options.rollout), None)
+    folder = Path(options.run).expanduser()
+    record = read_record(folder, steps=0)
+    with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
+        row = rollout_table.find(folder, options.rollout)
     if row is None:
-        numbers = [row["rollout"] for row in record.rollouts]
-        there = f"those are between {min(numbers)} and {max(numbers)}" if numbers else "there are none"
-        raise UserError(f"{options.run} has no rollout {options.rollout} that trains; {there}")
+        raise UserError(f"{options.run} has no rollout {options.rollout}; see rollouts/ in it, or miles-lite dash")
     console = Console(soft_wrap=True, highlight=False)
 
     def say() -> None:

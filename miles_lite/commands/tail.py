@@ -13,6 +13,7 @@ from rich.text import Text
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
+from miles_lite.errors import user_error
 from miles_lite.job.claim import in_use
 from miles_lite.observe.terminal import event_line, latest_line
 from miles_lite.process.piped import printed
@@ -71,6 +72,10 @@ def main(argv: Sequence[str]) -> int:
     lines, console = Lines(folder), Console(soft_wrap=True, highlight=False)
 
     def say() -> None:
+        with user_error(f"{folder} is there no longer", FileNotFoundError):
+            follow()
+
+    def follow() -> None:
         running = options.follow and in_use(folder)
         _print(console, lines.new()[-options.lines :] if options.lines else [])
         while running:

@@ -36,9 +36,12 @@ CPU_ENVIRONMENT: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
-PROFILE_ENVIRONMENT: Mapping[str, str] = {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(["0"] * 64)}
+PROFILE_ENVIRONMENT: Mapping[str, str] = {
+    "SGLANG_CPU_OMP_THREADS_BIND": "|".join(["0"] * 64),
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "served_model",
+}
 """SGLang refuses more ranks than NUMA nodes unless each is given cores. Here each is, for the sake of that check: the
-profile has no kernel that would bind threads to them."""
+profile has no kernel that would bind threads to them. Of SGLang's models, only the one that is served is imported."""
 
 ENVIRONMENT: Mapping[str, str] = {
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SEND_SECONDS = 2.0
 """How long a collector may take for some spans."""
 EVERY_SECONDS = 1.0
-END_SECONDS = 3.0
+END_SECONDS = 2.0
 """How long the end of a process waits for what is still to be sent."""
 CARRIED = ("traceparent", "tracestate")
 PATH = "/v1/traces"

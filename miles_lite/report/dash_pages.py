@@ -49,7 +49,7 @@ def _add_runs(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/", include_in_schema=False)
     def home() -> Response:
-        return _page("runs", runs=[runs.stands(name) for name in runs.paths()])
+        return _page("runs", runs=runs.all())
 
     @app.get("/runs/{name}", include_in_schema=False)
     def run(request: Request, name: str) -> Response:
@@ -128,10 +128,15 @@ def _wanted(asked: Mapping[str, str]) -> Filter:
         return Filter(**{name: ASKED[name](value) for name, value in asked.items()})  # type: ignore[arg-type]
 
 
-def _page(kind: str, **told: object) -> Response:
+def refusal(said: str, status: int) -> Response:
+    """Why there is no such page."""
+    return _page("refusal", status=status, said=said)
+
+
+def _page(kind: str, *, status: int = 200, **told: object) -> Response:
     nonce = secrets.token_urlsafe(16)
     text = _template().render(kind=kind, nonce=nonce, columns=SHOWN, versions=VERSIONS, fields=list(ASKED), **told)
-    return HTMLResponse(text, headers={"Content-Security-Policy": POLICY.format(nonce)})
+    return HTMLResponse(text, status, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 
 @cache

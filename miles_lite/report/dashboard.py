@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonObject
-from miles_lite.report.dash_pages import add_pages
+from miles_lite.report.dash_pages import add_pages, refusal
 from miles_lite.report.index import Filter
 from miles_lite.report.parting import Part
 from miles_lite.report.record import read_record, state
@@ -35,7 +36,7 @@ def app_of(runs: Runs, *, token: str | None = None, ending: Callable[[], bool] =
     run does so until the server is `ending`."""
     app = FastAPI(title="miles_lite runs", docs_url=None, redoc_url=None)
     if token is None:  # another site's name that leads here reads nothing
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
@@ -50,8 +51,16 @@ def app_of(runs: Runs, *, token: str | None = None, ending: Callable[[], bool] =
         return answer
 
     @app.exception_handler(UserError)
-    async def missing(_: Request, error: UserError) -> Response:
-        return JSONResponse({"error": visible(error)}, 404)
+    @app.exception_handler(FileNotFoundError)
+    @app.exception_handler(RequestValidationError)
+    async def missing(request: Request, error: Exception) -> Response:
+        """What is not there, cannot be read, was removed meanwhile, or is no number."""
+        status, said = 404, visible(error)
+        if isinstance(error, RequestValidationError):
+            status, said = 422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": said}, status)
+        return refusal(said, status)
 
     _add_api(app, runs, ending)
     _add_rollouts_api(app, runs)
@@ -68,7 +77,7 @@ def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
     @app.get("/api/runs")
     def list_runs() -> list[JsonObject]:
         """How every run stands, the one that was written to last first."""
-        return [runs.stands(name) for name in runs.paths()]
+        return runs.all()
 
     @app.get("/api/runs/{name}")
     def one_run(name: str) -> JsonObject:

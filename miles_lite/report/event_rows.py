@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
+from miles_lite.errors import user_error
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import json_lines
 
 FILE = "events.jsonl"
+LATEST = 1e11
+"""Seconds since the epoch, thousands of years from now."""
 MOST_SAID = 2000
 """Characters of a row's words."""
 
@@ -76,10 +79,14 @@ def row(
 
 
 def read(run_dir: Path) -> list[JsonMapping]:
-    """The rows, in the order written."""
-    return [whole(found) for found in json_lines.read(run_dir / FILE)]
+    """The rows, in the order written. Raises UserError for what is no file."""
+    with user_error(f"{run_dir / FILE} cannot be read", IsADirectoryError, PermissionError):
+        return [whole(found) for found in json_lines.read(run_dir / FILE)]
 
 
 def whole(found: JsonMapping) -> JsonMapping:
-    """A line of the file with every column: null, and 0 for the time, where it lacks one."""
-    return dict.fromkeys(COLUMNS) | {"time": 0.0, **found}
+    """A line of the file with every column: null where it lacks one, and 0 for a time that is none."""
+    at = found.get("time")
+    timed = isinstance(at, int | float) and abs(at) < LATEST
+    words = {name: str(found.get(name) or "") for name in ("kind", "said")}
+    return dict.fromkeys(COLUMNS) | dict(found) | words | {"time": at if timed else 0.0}

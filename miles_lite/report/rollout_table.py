@@ -98,9 +98,19 @@ def read_step(run_dir: Path, step: int) -> list[Row]:
     return rows
 
 
+def find(run_dir: Path, rollout: int) -> Row | None:
+    """The row of a rollout, of the newest step that has it; None where none has. Of other steps the numbers alone are
+    read. Raises as `read` does."""
+    for path in files(run_dir, newest_first=True):
+        numbers = table(path, ("rollout",))["rollout"].to_numpy()
+        if rollout in numbers:
+            return next(row for row in read_step(run_dir, int(path.stem)) if row["rollout"] == rollout)
+    return None
+
+
 def table(path: Path, columns: Sequence[str] = tuple(COLUMNS)) -> pa.Table:
     """Of one file those `columns`, which alone are read. Raises as `read` does."""
-    with parquet.ParquetFile(path) as file:
+    with path.open("rb") as opened, parquet.ParquetFile(opened) as file:  # Arrow takes no name that is no Unicode
         there = set(file.schema_arrow.names)
         return _conformed(file.read([name for name in columns if name in there]), path, columns)
 
@@ -113,7 +123,8 @@ def empty(columns: Sequence[str]) -> pa.Table:
 
 def count(path: Path) -> int:
     """The rows of one file. Raises as `read` does."""
-    rows: int = parquet.read_metadata(path).num_rows
+    with path.open("rb") as opened:
+        rows: int = parquet.read_metadata(opened).num_rows
     return rows
 
 

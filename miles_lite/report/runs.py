@@ -7,11 +7,16 @@ what its own events say.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from miles_lite.errors import UserError
+from pyarrow import ArrowException
+
+from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
@@ -22,11 +27,14 @@ from miles_lite.report.index import Filter, Index
 from miles_lite.report.parting import Parting, parting
 from miles_lite.report.record import METRICS, Record, read_record, state
 from miles_lite.report.rollout_table import Row
+from miles_lite.report.visible import visible
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Trajectory
 
 LAST_BYTES = 1 << 18
 """Of metrics.jsonl, for how a run stands."""
+MOST_NAMED = 10
+"""Runs that are named where one is not there."""
 MOST_KNOWN = 4
 """Runs of which what was read is kept."""
 
@@ -53,37 +61,48 @@ class Runs:
         """`running` says whether a run has a folder now."""
         self._folder, self._running = folder.resolve(), running
         self._known = lru_cache(MOST_KNOWN)(_Known)
+        self._stood: dict[Path, tuple[str, JsonObject]] = {}
 
     def paths(self) -> dict[str, Path]:
-        """By name, the one that was written to last first."""
+        """By name, as it is spelled in an address, the one that was written to last first."""
         folders = [self._folder, *self._folder.iterdir()] if self._folder.is_dir() else []
-        found = [path for path in folders if (path / METRICS).is_file() or (path / "config.json").is_file()]
-        return {path.name: path for path in sorted(found, key=_touched, reverse=True)}
+        found = [(touched, path) for path in folders if (touched := _touched(path)) is not None]
+        return {visible(path.name): path for _, path in sorted(found, reverse=True)}
 
     def path(self, name: str) -> Path:
         """Raises UserError for a run that is not there."""
+        likely = self._folder / name
+        if likely.parent == self._folder and visible(likely.name) == name and _touched(likely) is not None:
+            return likely
         paths = self.paths()
         if name not in paths:
-            raise UserError(f"no run {name} in {self._folder}; there are {', '.join(paths) or 'none'}")
+            there = ", ".join(list(paths)[:MOST_NAMED]) + (", ..." if len(paths) > MOST_NAMED else "")
+            raise UserError(f"no run {name} in {self._folder}; there are {there or 'none'}")
         return paths[name]
+
+    def all(self) -> list[JsonObject]:
+        """How each stands, the one that was written to last first; one that is removed meanwhile is left out."""
+        return [told for name, path in self.paths().items() if (told := self._told(name, path)) is not None]
 
     def stands(self, name: str) -> JsonObject:
         """How a run stands: its state, last step and reward, and the alarms that have not ended."""
-        path = self.path(name)
-        events = event_rows.read(path)
-        last = events[-1] if events else {}
-        ended = f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word"
-        metrics = path / METRICS
-        curves = Curves.of_rows(json_lines.read(metrics, last=LAST_BYTES) if metrics.is_file() else [])
-        rewards = curves.by_step(names.REWARD)
-        return {
-            "name": name,
-            "state": "running" if self._running(path) else ended,
-            "step": max(rewards, default=None),
-            "reward": rewards[max(rewards)] if rewards else None,
-            "touched": _touched(path),
-            "alarms": list(_standing(events)),
-        }
+        return self._stands(name, self.path(name))
+
+    def _told(self, name: str, path: Path) -> JsonObject | None:
+        """The same of one of many, which a damaged one does not hide; None where it is there no longer."""
+        try:
+            return self._stands(name, path)
+        except FileNotFoundError:
+            return None
+        except UserError as error:
+            return {"name": name, "state": str(error), "step": None, "reward": None, "touched": None, "alarms": []}
+
+    def _stands(self, name: str, path: Path) -> JsonObject:
+        now, before = state(path), self._stood.get(path)
+        if before is None or before[0] != now:
+            before = self._stood[path] = now, _stood(path)
+        told = {"name": name, **before[1], "touched": _touched(path)}
+        return told | ({"state": "running"} if self._running(path) else {})
 
     def record(self, name: str) -> tuple[str, Record]:
         """A run with the metrics that a page shows, and the rollouts of its last WINDOW steps; and what changes when it
@@ -97,7 +116,8 @@ class Runs:
     def rollout(self, name: str, step: int, rollout: int) -> Row:
         """One row, whole. Raises UserError for one that is not there."""
         folder = self.path(name)
-        found = rollout_table.read_step(folder, step) if rollout_table.has(folder, step) else []
+        with user_error(f"{rollout_table.step_path(folder, step)} cannot be read", ArrowException, OSError):
+            found = rollout_table.read_step(folder, step) if rollout_table.has(folder, step) else []
         row = next((row for row in found if row["rollout"] == rollout), None)
         if row is None:
             raise UserError(f"run {name} has no rollout {rollout} in step {step}")
@@ -117,9 +137,29 @@ class Runs:
         return parting(found[0], found[1])
 
 
-def _touched(path: Path) -> float:
+def _touched(path: Path) -> float | None:
+    """When a run wrote there last; None where there is none."""
+    for name in (METRICS, "config.json"):
+        with suppress(OSError):
+            found = os.stat(path / name)
+            if stat.S_ISREG(found.st_mode):
+                return found.st_mtime
+    return None
+
+
+def _stood(path: Path) -> JsonObject:
+    """How a run stands that does not run."""
+    events = event_rows.read(path)
+    last = events[-1] if events else {}
     metrics = path / METRICS
-    return (metrics if metrics.is_file() else path).stat().st_mtime
+    curves = Curves.of_rows(json_lines.read(metrics, last=LAST_BYTES) if metrics.is_file() else [])
+    rewards = curves.by_step(names.REWARD)
+    return {
+        "state": f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word",
+        "step": max(rewards, default=None),
+        "reward": rewards[max(rewards)] if rewards else None,
+        "alarms": list(_standing(events)),
+    }
 
 
 def _standing(events: list[JsonMapping]) -> Iterator[str]:

@@ -60,13 +60,21 @@ class GivenRollouts:
         take: Callable[[], Prompt],
         key: str,
         router_url: Callable[[], str],
+        accounts: Accounts,
     ) -> None:
-        """`key`: of a reward in an object; `router_url`: once it runs. Raises UserError."""
-        self.accounts, self.step = Accounts(), Step()
+        """`key`: of a reward in an object; `router_url`: once it runs; `accounts` is told. Raises UserError."""
+        self.accounts, self.step = accounts, Step()
         self._path, self._options, self._key, self._router_url = path, options, key, router_url
         self._source = FieldDataSource(take, options.n_samples_per_prompt)
         self._function: RolloutFunction = load_hook(path, flag=ROLLOUT_FLAG)
-        self._steps = 0
+        self._next = 0
+
+    def updated(self, version: int) -> None:
+        """The next step has that number."""
+        self._next = version
+
+    def trained(self, step: int) -> None:
+        """Nothing is kept of it."""
 
     async def run(self, check: Callable[[], None]) -> Step:
         """The groups of one step. Raises UserError for an answer that holds none."""
@@ -74,8 +82,7 @@ class GivenRollouts:
         contracts.reach(self._router_url())
         self.step = step = Step()
         before = self._source.dealt
-        answer = await self._function(field_args.current(), self._steps, self._source, evaluation=False)
-        self._steps += 1
+        answer = await self._function(field_args.current(), self._next, self._source, evaluation=False)
         told = getattr(answer, "samples", answer)
         try:
             step.groups = [self._group(at, samples) for at, samples in enumerate(told)]

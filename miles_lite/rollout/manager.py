@@ -69,7 +69,6 @@ class RolloutManager:
         self._before_step: tuple[int, Snapshot] | None = None
         self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
         self._again = 0
-        self._given: GivenRollouts | None = None
         self._note = partial(note_failures, config.run_dir / FAILED)
         self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
@@ -102,7 +101,7 @@ class RolloutManager:
             judge=self._judge_dealt if self._config.rewards.judges_groups else None,
             seen=self._curriculum.judged if self._curriculum else None,
         )
-        self._given = self._given_rollouts()
+        self._steps = self._given_rollouts() or self._generator
         await asyncio.gather(self._stack.start(), self._start_workers())
         self._looking = asyncio.create_task(self._capacity().keep())
         begins_to_serve()
@@ -136,6 +135,7 @@ class RolloutManager:
             take=lambda: self._source.prompts[self._source.take()],
             key=self._config.rewards.key(evaluation=False),
             router_url=lambda: self._stack.routers.of(0),
+            accounts=self._accounts,
         )
 
     async def generate(self, rollout_id: int) -> Generated:
@@ -143,9 +143,9 @@ class RolloutManager:
         began, self._recorder.fleet.step = time.time(), rollout_id
         if not self._overlaps:
             self._before_step = (rollout_id, self._snapshot())
-        self._generator.updated(rollout_id)
-        step = await (self._given or self._generator).run(self._check_alive)
-        for group in step.finished if self._given else ():
+        self._steps.updated(rollout_id)
+        step = await self._steps.run(self._check_alive)
+        for group in step.finished if isinstance(self._steps, GivenRollouts) else ():
             self._note(rollout_id, group.prompt.get("row"), group.rollouts)
         for line in note_quarantined(self._config.run_dir / QUARANTINED, rollout_id, step.quarantined):
             self._stack.alarm(line)
@@ -212,7 +212,7 @@ class RolloutManager:
     async def updated(self, version: int) -> None:
         """Every engine serves `version`: where steps overlap, rollouts go on with it."""
         if self._overlaps:
-            self._generator.updated(version)
+            self._steps.updated(version)
 
     async def status(self) -> Progress:
         done, scheduler = self._generator.step.rollouts_done, self._generator.scheduler
@@ -230,7 +230,7 @@ class RolloutManager:
 
     async def accounts(self) -> dict[str, int]:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts if self._given is None else self._given.accounts)
+        return dataclasses.asdict(self._accounts)
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write what follows the training of `rollout_id`.
@@ -238,7 +238,7 @@ class RolloutManager:
         Where steps do not overlap, one that has begun since is not part of it: its prompts are dealt again after
         `load`. Where they do, what is under way is part of it, and a batch that was given since is given again.
         """
-        self._generator.trained(rollout_id)
+        self._steps.trained(rollout_id)
         running, before = self._before_step or (None, None)
         taken = before if before is not None and running == rollout_id + 1 else self._snapshot()
         await save(folder, rollout_id, taken)

@@ -88,7 +88,7 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
     finished = Counter(
         made.data["metadata"]["rollout_index"]
         for made in map(atraj.read, kept.iterdir())
-        if made.data["metadata"]["error"] is None
+        if made.data["metadata"]["failure"] is None
     )
     assert finished == Counter(range(16 * steps)), "each rollout once"
     for what in ("the router", "session server 0", "agent worker 0"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,22 @@ def test_patches_apply_and_the_users_own_sitecustomize_still_runs(tmp_path: Path
     shown = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     expected = ["mine runs", "False", sgl_kernel.__version__, "arguments", "fork False True"]
     assert shown.stdout.splitlines() == expected, shown.stderr
+
+
+@pytest.mark.parametrize(("architecture", "found"), [("Served", "['Served']"), ("Another", "[]")])
+def test_of_sglangs_models_only_the_served_one_is_imported(tmp_path: Path, architecture: str, found: str):
+    models = tmp_path / "sglang" / "srt" / "models"
+    models.mkdir(parents=True)
+    (tmp_path / "sglang" / "__init__.py").touch()
+    (models / "one.py").write_text("print('imported')\nclass Other: pass\nclass Served(Other): pass\n")
+    (models / "two.py").write_text("raise AssertionError\nclass ServedToo(Served): pass\n")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    code = "from served_model.architecture import EntryClass; print([one.__name__ for one in EntryClass])"
+    env = {**os.environ, "PYTHONPATH": with_profile(str(tmp_path))}
+    argv = [sys.executable, "-c", code, "--port", "1", "--model-path", str(tmp_path)]
+    shown = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    assert shown.stdout.split("\n")[-2:] == [found, ""], shown.stderr
+    assert ("imported" in shown.stdout) == (found != "[]")
 
 
 def test_the_stand_in_writes_cache_slots_and_refuses_everything_else():

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from xml.etree import ElementTree
 import pytest
 from fastapi.testclient import TestClient
 
+from miles_lite.cli import main
 from miles_lite.job.claim import claimed, in_use
 from miles_lite.job.events import Events
-from miles_lite.report import json_lines
+from miles_lite.process.json_types import JsonMapping
+from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report.dashboard import app_of
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import read_record
@@ -185,10 +188,90 @@ def test_a_page_is_made_without_the_libraries_that_only_pictures_need(folder: Pa
     assert said.stdout == "set()\n", said.stderr
 
 
-def test_what_is_no_number_is_said(folder: Path) -> None:
-    answer = client(folder).get("/runs/plain?step=x")
-    assert answer.status_code == 404
-    assert "takes numbers" in answer.json()["error"]
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("runs/plain?step=x", 404, "takes numbers"),
+        ("runs/plain/steps/1/diff?one=1&other=<b>", 422, "other: Input should be a valid integer"),
+        ("runs/<b>none", 404, "no run &lt;b&gt;none in "),
+        ("runs/plain/steps/77/rollouts/0", 404, "has no rollout 0 in step 77"),
+    ],
+)
+def test_what_there_is_not_is_said_in_a_page(path: str, status: int, said: str, folder: Path) -> None:
+    answer = client(folder).get(f"/{path}")
+    assert answer.status_code == status
+    assert said in answer.text
+    assert {"b", "img"}.isdisjoint(Elements(answer.text).names)
+    told = client(folder).get(f"/api/{path.replace('?step=x', '/rollouts?step=x')}")
+    assert told.status_code in (404, 422)
+    assert told.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["x\udcff", "q?x#y", "new\nline", "'\"><img src=x>", "a%2Fb", "...", "ü\u202e"])
+def test_a_folder_of_any_name_is_shown(name: str, tmp_path: Path) -> None:
+    shutil.move(write_run(tmp_path / "run", seed=1, steps=2), tmp_path / "runs" / name)
+    dash = client(tmp_path / "runs")
+    (one,) = dash.get("/api/runs").json()
+    assert one["step"] == 1
+    page = dash.get("/").text
+    assert "img" not in Elements(page).names
+    (link,) = re.findall(r'href="(/runs/[^"]*)"', page)
+    if "%25" not in link:  # which the client here decodes twice
+        page = dash.get(html.unescape(link)).text
+        assert dash.get(html.unescape(PICTURE.findall(page)[0])).status_code == 200
+        assert dash.get(f"{html.unescape(link)}?least=0").status_code == 200
+
+
+def test_a_damaged_run_hides_no_other_and_says_what_is_wrong(tmp_path: Path) -> None:
+    for name in ("fine", "damaged"):
+        write_run(tmp_path / name, seed=1, steps=2)
+    (tmp_path / "damaged" / "events.jsonl").mkdir()
+    rollout_table.step_path(tmp_path / "fine", 1).write_bytes(b"PAR1 nothing")
+    dash = client(tmp_path)
+    states = {one["name"]: one["state"] for one in dash.get("/api/runs").json()}
+    assert states["fine"] == "ended without a word"
+    assert "events.jsonl cannot be read" in states["damaged"]
+    assert "events.jsonl cannot be read" in dash.get("/").text
+    for path in ("runs/fine", "runs/fine/steps/1/rollouts/0", "runs/damaged"):
+        answer = dash.get(f"/{path}")
+        assert answer.status_code == 404
+        assert "cannot be read" in answer.text
+
+
+def test_a_run_that_is_removed_is_gone(tmp_path: Path) -> None:
+    run, dash = write_run(tmp_path / "run", seed=1, steps=2), client(tmp_path)
+    assert dash.get("/runs/run").status_code == 200
+    shutil.rmtree(run)
+    assert dash.get("/api/runs").json() == []
+    for path in ("runs/run", "runs/run/pictures/Reward", "api/runs/run", "api/runs/run/rollouts"):
+        assert dash.get(f"/{path}").status_code == 404
+
+
+def test_to_ask_for_many_runs_reads_each_of_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        write_run(tmp_path / f"run{number}", seed=number, steps=1)
+    read: list[Path] = []
+
+    def reading(path: Path) -> list[JsonMapping]:
+        read.append(path)
+        return wanted(path)
+
+    wanted = event_rows.read
+    monkeypatch.setattr(event_rows, "read", reading)
+    dash = client(tmp_path)
+    for _ in range(3):
+        assert len(dash.get("/api/runs").json()) == 30
+    assert len(read) == 30
+    json_lines.append(tmp_path / "run7" / "metrics.jsonl", [{"rollout/step": 1, "rollout/reward_unfiltered": 0.5}])
+    assert {one["step"] for one in dash.get("/api/runs").json()} == {0, 1}
+
+
+@pytest.mark.parametrize("flags", [["--bind-host", "192.0.2.77"], ["--bind-host", "none.invalid"], []])
+def test_where_nobody_can_listen_is_said(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["dash", str(tmp_path), "--port", str(port), *flags]) == 2
+    assert f"--port {port} (0: any that is free): nobody can listen there" in capsys.readouterr().err
 
 
 def test_a_token_is_asked_for_where_there_is_one(folder: Path) -> None:
@@ -197,6 +280,11 @@ def test_a_token_is_asked_for_where_there_is_one(folder: Path) -> None:
     assert dash.get("/?token=wrong").status_code == 401
     assert dash.get("/?token=s3cret").status_code == 200
     assert dash.get("/api/runs").status_code == 200, "the cookie"
+
+
+def test_it_serves_any_loopback(folder: Path) -> None:
+    for host in ("127.0.0.1:80", "localhost", "[::1]:8700"):
+        assert client(folder).get("/api/runs", headers={"Host": host}).status_code == 200
 
 
 def test_another_sites_name_that_leads_here_reads_nothing(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +86,32 @@ def test_tail_follows_until_the_run_ends(tmp_path: Path) -> None:
     assert rest.endswith("end: well\n")
 
 
+def test_a_run_that_is_removed_ends_tail_with_a_word(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", seed=1, steps=3, ended=False)
+    command = [sys.executable, "-m", "miles_lite", "tail", str(folder), "--lines", "1"]
+    with claimed({"--run-dir": folder}):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("step 3")
+        shutil.rmtree(folder)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "is there no longer" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_events_of_anybody_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run", seed=1, steps=3)
+    rows = '{"time":"x","kind":5}\n{"time":1e300,"kind":null,"said":[1]}\n[1]\n\xff\n{"kind":"alarm","what":null}\n'
+    (folder / "events.jsonl").write_text(rows)
+    assert "[1]" in said(capsys, "status", folder)
+    said(capsys, "tail", folder, "--no-follow")
+    (folder / "events.jsonl").unlink()
+    (folder / "events.jsonl").mkdir()
+    assert main(["status", str(folder)]) == 2
+    assert "events.jsonl cannot be read" in capsys.readouterr().err
+
+
 def test_tail_of_a_run_that_has_ended_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run", seed=1, steps=20)
     lines = said(capsys, "tail", folder, "--lines", 4).splitlines()
@@ -151,4 +178,4 @@ def test_what_is_no_run_folder_is_said(command: str, tmp_path: Path, capsys: pyt
 def test_a_rollout_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, seed=1, steps=1)
     assert main(["show", str(tmp_path), "99"]) == 2
-    assert "has no rollout 99 that trains; those are between 0 and 31" in capsys.readouterr().err
+    assert "has no rollout 99; see rollouts/ in it, or miles-lite dash" in capsys.readouterr().err

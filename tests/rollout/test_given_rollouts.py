@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from miles_lite.config.options import parse
 from miles_lite.errors import UserError
 from miles_lite.plugins import field_args
 from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
+from miles_lite.rollout.manager import RolloutManager
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Status
+from miles_lite.scheduler.accounts import Accounts
+from tests.rollout.test_manager import FakeStack, drive
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 2 --n-samples-per-prompt 2 --num-rollout 1".split()
 
@@ -54,7 +60,16 @@ def nothing(args, rollout_id, data_source, evaluation=False):
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Callable[[str], GivenRollouts]]:
+def alone() -> Iterator[None]:
+    """What stands in for miles, and its arguments, are gone afterwards."""
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] in ("miles", "slime")]:
+        del sys.modules[name]
+    vars(field_args.current()).clear()
+
+
+@pytest.fixture
+def made(alone: None, tmp_path: Path) -> Callable[[str], GivenRollouts]:
     file = tmp_path / "theirs.py"
     file.write_text(SOURCE)
     config, _ = parse(NEEDED)
@@ -68,12 +83,10 @@ def made(tmp_path: Path) -> Iterator[Callable[[str], GivenRollouts]]:
             take=lambda: Prompt(row=(row := next(count)), input=f"q{row}", label=row),
             key="score",
             router_url=lambda: "http://127.0.0.1:30000",
+            accounts=Accounts(),
         )
 
-    yield make
-    for name in [name for name in sys.modules if name.split(".")[0] in ("miles", "slime")]:
-        del sys.modules[name]
-    vars(field_args.current()).clear()
+    return make
 
 
 async def test_its_groups_are_those_of_the_step_and_every_prompt_is_accounted_for(made: Any) -> None:
@@ -116,3 +129,46 @@ def test_what_is_given_back_is_dealt_again_first() -> None:
     source.add_samples(groups[1:])
     assert source.get_samples(3)[:2] == groups[1:]
     assert source.dealt == 4
+
+
+THEIRS = """
+from miles.utils.types import Sample
+
+
+def theirs(args, rollout_id, data_source, evaluation=False):
+    groups = data_source.get_samples(2)
+    for sample in (sample for group in groups for sample in group):
+        sample.tokens, sample.response_length, sample.rollout_log_probs = [1, 2, 3], 2, [-0.5, -0.5]
+        sample.status, sample.reward = Sample.Status.COMPLETED, float(rollout_id)
+    return groups
+"""
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No agent runs beside it, no prompt is dealt but to it, and it is told which step it is."""
+    monkeypatch.setattr(FakeStack, "routers", SimpleNamespace(urls=[""], of=lambda index: "http://127.0.0.1:1"))
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    flags = ["--rollout-function-path", f"{tmp_path}/theirs.py:theirs", "--num-rollout", "4"]
+
+    async def run(manager: RolloutManager, steps: range) -> dict[str, Any]:
+        await manager.start()
+        if steps.start:
+            await manager.load(str(tmp_path), steps.start - 1)
+        for step in steps:
+            groups = (await manager.generate(step)).groups
+            assert [group.rewards for group in groups] == [[float(step)]] * 2
+            await asyncio.sleep(0.01)
+            await manager.save(str(tmp_path), step)
+        assert manager._source.state()["epoch"] == steps.stop - 1, "two of two prompts in each step"
+        return await manager.accounts()
+
+    for steps in (range(2), range(2, 4)):
+        (tmp_path / str(steps.start)).mkdir()
+        manager, seen = drive(monkeypatch, tmp_path / str(steps.start), *flags)
+        accounts = asyncio.run(run(manager, steps))
+        assert not seen
+        assert (accounts["started"], accounts["trained"]) == (2 * steps.stop, 2 * steps.stop)

@@ -1,4 +1,5 @@
-"""Lets the stock SGLang wheel run on a machine without CUDA: six patches at import time, no file edited.
+"""Lets the stock SGLang wheel run on a machine without CUDA: six patches at import time, no file edited. (What SGLang
+offers by itself is used as such: see served_model.)
 
 This folder goes in front of the PYTHONPATH of CPU servers only (miles_lite/engine/cpu_shim.py); Python runs this
 file at start-up. It stands alone: nothing of miles_lite is imported. A sitecustomize further down the path still runs.
