@@ -13,7 +13,9 @@ import pytest
 from miles_lite.agent.replayed import Replayed
 from miles_lite.agent.session_client import AgentSession
 from miles_lite.cli import main
+from miles_lite.commands.replay import _assembled
 from miles_lite.errors import UserError
+from miles_lite.model_folder import check_model_folder
 from miles_lite.report.rollout_table import trajectory_path
 from miles_lite.traces import atraj
 from miles_lite.traces.turns import messages_of, turns_to
@@ -114,3 +116,16 @@ def test_a_branch_is_followed_to_its_turn(tmp_path: Path) -> None:
     assert turns_to(made, 1) == told[:2]
     with pytest.raises(UserError, match="there are 0 to 3"):
         turns_to(made, 4)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_saved_weights_become_a_model_folder_that_outlives_them_where_they_may_go(
+    lasting: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    weights = recorded(tmp_path / "run", tiny_model) / "weights" / "v3"
+    for _ in range(2):
+        made = _assembled(weights, tiny_model, tmp_path / "made", lasting=lasting)
+        assert check_model_folder(str(made)) == made
+        assert (made / "model.safetensors").is_symlink() is lasting
+    assert _assembled(tiny_model, tiny_model, tmp_path / "none", lasting=lasting) == tiny_model
+    assert not (tmp_path / "none").exists()
