@@ -6,9 +6,8 @@ export VENV SEED
 # A run starts many processes: what one has compiled, the others read.
 unexport PYTHONDONTWRITEBYTECODE
 bin := $(VENV)/bin
-# Tests run in three processes, on two cores: those that start engines wait for them much of the time
-# (tests/together.py says which stay in one process, and in which order they are dealt out).
-side_by_side := -n 3 --dist loadscope --no-loadscope-reorder
+# Tests run in two processes, and are dealt out as they are ordered (tests/together.py says which stay in one).
+side_by_side := -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-gpu pytest lint style types bench setup setup-dev setup-clients setup-environments clean

@@ -13,7 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +140,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 def started(run_dir: Path, path: str, **more: str) -> subprocess.Popen[str]:
     environment = {"PATH": path, "HOME": os.environ["HOME"], **more}
-    return subprocess.Popen([FOLDER / "start.sh", run_dir], env=environment, stderr=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where a background job runs the tests
+    argv = [FOLDER / "start.sh", run_dir]
+    return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
 
 
 FAKE = """#!/bin/sh
@@ -204,7 +206,7 @@ def test_prometheus_scrapes_the_routers_and_sessions_of_a_run(run_dir: Path) -> 
         urls = [ending.enter_context(listening(collector)) for collector in collectors()]
         write_targets(run_dir, routers=urls[:1], sessions=urls[1:])
         port = free_port()
-        process = started(run_dir, os.environ["PATH"], PROMETHEUS_PORT=str(port))
+        process = started(run_dir, os.environ["PATH"], PROMETHEUS_PORT=str(port), RAY_SESSION=str(run_dir / "no-ray"))
         try:
             wait_until(lambda: query(port, "count(up == 1)") == ["2"], "both to be scraped")
             assert query(port, 'sum(router_worker_state{state="ready",run="a run",part="router"})') == ["1"]
