@@ -6,11 +6,13 @@ export VENV SEED
 # A run starts many processes: what one has compiled, the others read.
 unexport PYTHONDONTWRITEBYTECODE
 bin := $(VENV)/bin
-# Tests run in two processes, and are dealt out as they are ordered (tests/together.py says which stay in one).
-side_by_side := -n 2 --dist loadscope --no-loadscope-reorder
+# Tests run in two processes (tests/together.py says which stay in one). Those that start engines are dealt out as they
+# are collected, so that the long ones are not the last.
+side_by_side := -n 2 --dist loadscope
+engines := $(side_by_side) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all test-gpu pytest lint style types bench setup setup-dev setup-clients setup-environments clean
+.PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients setup-environments clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -18,29 +20,23 @@ help:           ## this list
 quickstart: setup     ## install, then train a SWE agent end to end; SEED=2 takes another seed
 	launchers/quickstart.sh
 
-test: setup-dev style     ## install what the tests need, then lint, types, import contracts and tests
-	@$(MAKE) --no-print-directory --jobs 2 types pytest
+test: setup-dev lint     ## install what the tests need, then lint, types, import contracts and tests
+	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not slow and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not slow and not gpu"
 
-test-all: setup-dev style     ## the same, and the slow tests
-	@$(MAKE) --no-print-directory --jobs 2 types pytest which="not gpu"
-
-pytest: which ?= not slow and not gpu
-pytest: setup-dev
-	$(bin)/python -m pytest $(side_by_side) -m "$(which)"
+test-all: setup-dev lint     ## the same, and the slow tests
+	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not gpu"
 
 test-gpu:       ## the tests that need a CUDA device, in the environment that is active
 	python3 -m pytest -m gpu
 
-lint: style types     ## formatting, lint, types, import contracts, shell scripts
-
-style: setup-dev
+lint: setup-dev     ## formatting, lint, types, import contracts, shell scripts
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/mypy
 	PYTHONPATH=. $(bin)/lint-imports --config pyproject.toml
 	$(bin)/shellcheck -x launchers/*.sh launchers/recipes/*.sh launchers/monitoring/*.sh scripts/*.sh .ci/run
-
-types: setup-dev
-	$(bin)/mypy
 
 bench: setup-dev     ## what is claimed to be fast, measured here
 	@for file in benchmarks/*.py; do echo "== $$file"; $(bin)/python "$$file" || exit 1; done
