@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.agent.replayed import Replayed
+from miles_lite.agent.replayed import Replayed, due
 from miles_lite.agent.session_client import AgentSession, ContextFull
 from miles_lite.commands.agent import CONVERSATIONS, serving
 from miles_lite.config.engines import Engines, Routing
@@ -132,7 +132,7 @@ def _start(trajectory: Trajectory, turn: int | None) -> Start:
 
 def _said(start: Start) -> str | None:
     """What a person says first, who is no terminal; None where the model speaks first. Raises UserError."""
-    if sys.stdin.isatty() or start.messages[-1]["role"] != "assistant":
+    if sys.stdin.isatty() or due(start.messages):
         return None
     if not (text := sys.stdin.read().strip()):
         raise UserError(

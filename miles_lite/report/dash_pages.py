@@ -25,7 +25,7 @@ from miles_lite.report.index import SHOWN, Filter
 from miles_lite.report.pictures import pictures
 from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.runs import Runs
-from miles_lite.report.transcript import VERSIONS, Transcript, compared, speller, transcript
+from miles_lite.report.transcript import Transcript, compared, speller, transcript
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'nonce-{}'; connect-src 'self'; "
@@ -135,7 +135,7 @@ def refusal(said: str, status: int) -> Response:
 
 def _page(kind: str, *, status: int = 200, **told: object) -> Response:
     nonce = secrets.token_urlsafe(16)
-    text = _template().render(kind=kind, nonce=nonce, columns=SHOWN, versions=VERSIONS, fields=list(ASKED), **told)
+    text = _template().render(kind=kind, nonce=nonce, columns=SHOWN, fields=list(ASKED), **told)
     return HTMLResponse(text, status, headers={"Content-Security-Policy": POLICY.format(nonce)})
 
 

@@ -21,7 +21,7 @@ from miles_lite.report.alarms import Alarm, alarms
 from miles_lite.report.pictures import Picture, pictures
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import Row
-from miles_lite.report.transcript import VERSIONS, Transcript, told
+from miles_lite.report.transcript import APART, LIKELY, VERSIONS, Transcript, told
 from miles_lite.report.visible import visible
 
 ENDED = {"interrupted": "interrupted by a person"}
@@ -60,7 +60,7 @@ def render(records: Sequence[Record]) -> str:
     return (
         environment()
         .get_template("page.html")
-        .render(runs=runs, differences=differences(records), names=_names(records), versions=VERSIONS)
+        .render(runs=runs, differences=differences(records), names=_names(records))
     )
 
 
@@ -93,6 +93,7 @@ def environment() -> jinja2.Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     made.filters["visible"] = visible
+    made.globals |= {"versions": VERSIONS, "likely": LIKELY, "apart": APART}
     return made
 
 

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, is_text
 
 
 def put(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
@@ -94,7 +94,7 @@ def opened(archive: bytes) -> Iterator[tarfile.TarFile]:
 
 def called(path: str) -> str:
     """A path that a file can have. Raises FileNotFoundError."""
-    if "\0" in path or path != path.encode(errors="replace").decode():
+    if not is_text(path):
         raise FileNotFoundError(f"{path!a} is not in the sandbox: no file has such a name")
     return path
 

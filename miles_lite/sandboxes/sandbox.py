@@ -49,19 +49,20 @@ class Provider(Protocol):
 
 def image_of(kind: str, image: str | None, such: str) -> str:
     """Raises UserError where there is none, and for what its program would take for an option."""
-    if not image or image.startswith("-") or not _is_text(image):
+    if not image or image.startswith("-") or not is_text(image):
         raise UserError(f"sandboxes of {kind} need an image, {such}" + (f"; {image!a} is none" if image else ""))
     return image
 
 
 def workdir_of(kind: str, workdir: str) -> str:
     """Raises UserError for what is no folder of a sandbox, by its whole path."""
-    if not workdir.startswith("/") or ".." in PurePosixPath(workdir).parts or not _is_text(workdir):
+    if not workdir.startswith("/") or ".." in PurePosixPath(workdir).parts or not is_text(workdir):
         raise UserError(f"sandboxes of {kind}: {workdir!a} is no folder of a sandbox")
     return workdir
 
 
-def _is_text(word: str) -> bool:
+def is_text(word: str) -> bool:
+    """Whether a program, and a file's name, can be given it."""
     return "\0" not in word and word == word.encode(errors="replace").decode()
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from miles_lite.process.json_types import JsonMapping
+from miles_lite.process.json_types import Json, JsonMapping
 from miles_lite.session.dialects.chat_body import ChatMessage
 from miles_lite.session.dialects.typed_json import NotNegative, Struct, read
 from miles_lite.session.engine.sampling import RunSampling
@@ -50,11 +50,11 @@ class Opening(Struct):
     turns: list[ToldTurn] | None = None
 
 
-def told_turns(body: JsonMapping, *, caller: Caller, stop_ids: frozenset[int]) -> list[Entry]:
-    """The turns of a body, said by `caller`. Raises ApiError 400."""
-    turns = read(body, Opening).turns or []
+def told_turns(given: Json, *, caller: Caller, stop_ids: frozenset[int]) -> list[Entry]:
+    """The `turns` of a body, said by `caller`. Raises ApiError 400."""
+    turns = read({"turns": given}, Opening).turns or []
     entries = []
-    for number, (turn, told) in enumerate(zip(turns, body.get("turns") or (), strict=True)):
+    for number, (turn, told) in enumerate(zip(turns, given or (), strict=True)):
         _check(turn, turns[:number], f"turns[{number}]")
         entries.append(_entry(turn, told, caller, stop_ids))
     return entries

@@ -15,7 +15,7 @@ from typing import Any
 
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process import tracing
-from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.process.json_types import Json, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.session.counters import Counters
 from miles_lite.session.engine.engine_client import EngineCalls
@@ -88,11 +88,11 @@ class Service:
         self.turns.off_loop.close()
 
     async def create(
-        self, sampling: JsonObject, body: JsonMapping | None = None, *, traced: Mapping[str, str] = tracing.NOWHERE
+        self, sampling: JsonObject, *, turns: Json = None, traced: Mapping[str, str] = tracing.NOWHERE
     ) -> str:
-        """Open a session, with the turns that `body` tells. `traced`: what names the span that the session's turns
-        belong to. Raises ApiError 400."""
-        entries = told_turns(body or {}, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
+        """Open a session, with the `turns` that another one told. `traced`: what names the span that its turns belong
+        to. Raises ApiError 400."""
+        entries = told_turns(turns, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
         session = await self._sessions.create(sampling)
         session.traced = traced
         for entry in entries:

@@ -129,7 +129,7 @@ class _Routes:
         self._keys.check_opening(request.headers)
         body = await self._body(request)
         traced = tracing.carried(request.headers)
-        session_id = await self._service.create(check_run(body.get("sampling")), body, traced=traced)
+        session_id = await self._service.create(check_run(body.get("sampling")), turns=body.get("turns"), traced=traced)
         return _json({"session_id": session_id, "api_key": self._keys.key_of(session_id)})
 
     async def describe(self, request: web.Request) -> web.Response:

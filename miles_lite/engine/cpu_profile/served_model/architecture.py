@@ -21,9 +21,9 @@ def _architectures() -> list[str]:
 def _classes() -> Iterator[type]:
     spec = importlib.util.find_spec(MODELS)
     (folder,) = (spec and spec.submodule_search_locations) or [""]
-    sources = {file.stem: file.read_text(encoding="utf-8") for file in sorted(Path(folder).glob("*.py"))}
+    files = sorted(Path(folder).glob("*.py"))
     for name in _architectures():
-        module = next((stem for stem, source in sources.items() if f"\nclass {name}(" in source), None)
+        module = next((file.stem for file in files if f"\nclass {name}(" in file.read_text(encoding="utf-8")), None)
         if module is not None:
             yield getattr(importlib.import_module(f"{MODELS}.{module}"), name)
 
