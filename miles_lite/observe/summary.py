@@ -15,6 +15,7 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.text import Text
 
+from miles_lite.process.drafted import drafted
 from miles_lite.report import metric_names as names
 from miles_lite.report.history import read_history, series
 
@@ -85,9 +86,8 @@ def build_summary(
 
 def write_summary(summary: Mapping[str, object], path: Path) -> None:
     """Write summary.json whole or not at all."""
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(path)
+    with drafted(path) as draft:
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def print_summary(

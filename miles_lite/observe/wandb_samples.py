@@ -35,7 +35,8 @@ MOST_ROWS, MOST_CHARACTERS = 24, 20_000
 
 def newest_step(run_dir: Path) -> int | None:
     """The last one of which trajectories were kept and whose rows are there; None before the first."""
-    kept = {int(path.name[:6]) for path in (run_dir / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}")}
+    files = (run_dir / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}")
+    kept = {int(path.stem.partition("-")[0]) for path in files}
     return max((step for step in kept if rollout_table.has(run_dir, step)), default=None)
 
 
