@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.parse
@@ -219,6 +220,26 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str) -> None:
     done = subprocess.run([FOLDER / "start.sh", *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode > 0
     assert said in done.stderr
+
+
+def test_a_port_that_is_none_or_is_in_use_is_named_and_nothing_is_written(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "prometheus").symlink_to("/bin/true")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for given in ("abc", "0", "65536"):
+        assert f"PROMETHEUS_PORT={given}: expected a port" in refused(run_dir, path, PROMETHEUS_PORT=given)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(run_dir, path, PROMETHEUS_PORT=str(free_port()), GRAFANA_PORT=str(port))
+    assert f"port {port} is in use" in said
+    assert "or set GRAFANA_PORT" in said
+    assert not (run_dir / "monitoring").exists()
+
+
+def refused(run_dir: Path, path: str, **more: str) -> str:
+    process = started(run_dir, path, **more)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    return said
 
 
 def test_who_has_no_prometheus_is_told(run_dir: Path, tmp_path: Path) -> None:
