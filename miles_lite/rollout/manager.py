@@ -30,7 +30,7 @@ from miles_lite.rollout.curriculum import curriculum_of
 from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note_quarantined
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
-from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
+from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
 from miles_lite.rollout.metrics import (
     eval_metrics,
     overlong_metrics,
@@ -129,10 +129,11 @@ class RolloutManager:
         path = self._config.rollouts.rollout_function_path
         if path is None:
             return None
+        self._source = source = FieldDataSource(self._source, self._config.rollouts.n_samples_per_prompt)
         return GivenRollouts(
             path,
             self._config.rollouts,
-            take=lambda: self._source.prompts[self._source.take()],
+            source=source,
             key=self._config.rewards.key(evaluation=False),
             router_url=lambda: self._stack.routers.of(0),
             accounts=self._accounts,
