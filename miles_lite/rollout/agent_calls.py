@@ -20,6 +20,7 @@ from ray import ObjectRef, cloudpickle
 from ray.exceptions import RayActorError, RayError
 
 from miles_lite.errors import Where, plain
+from miles_lite.process.patience import at_most
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling
 from miles_lite.rollout.kept import Told
@@ -29,8 +30,10 @@ from miles_lite.sample import Rollout, Sample
 
 MOST = 8
 """Rollouts that one answer brings."""
-PAUSE_SECONDS = 0.1
-"""Between two answers of a worker at least, unless there is enough for one: what ends meanwhile is in the second."""
+WAIT_SHARE, WAIT_SECONDS = 0.01, 0.25
+"""Of the time that it took, and at most, for which a rollout that has ended waits for others to end."""
+LOOK_SECONDS = 60.0
+"""Between two looks while none ends."""
 JOINING_SECONDS = 0.005
 """For which what is to be said waits for more."""
 PARTS = 2
@@ -84,9 +87,10 @@ class Running:
     def __init__(self, run: Callable[[Task], Awaitable[Ran]]) -> None:
         self._run = run
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._ended: deque[tuple[Ended, list[Sample], bytes]] = deque()
-        self._some = asyncio.Event()
-        self._asked, self._answered = 0, -math.inf
+        self._ended: deque[tuple[float, Ended, list[Sample], bytes]] = deque()
+        """With the time until which each may wait."""
+        self._news = asyncio.Event()
+        self._asked = 0
 
     def tell(self, tasks: Iterable[Task], dropped: Iterable[int]) -> None:
         """Begin those, and give up these, which are not told of."""
@@ -99,21 +103,23 @@ class Running:
     async def ended(self) -> Answer:
         """Up to MOST of those that ended, once there is one; none, where somebody asks anew meanwhile."""
         self._asked = asked = self._asked + 1
-        await self._some.wait()
-        if len(self._ended) < MOST:
-            await asyncio.sleep(self._answered + PAUSE_SECONDS - time.monotonic())
-        taken: list[tuple[Ended, list[Sample], bytes]] = []
-        if asked == self._asked:
-            taken += [self._ended.popleft() for _ in range(min(MOST, len(self._ended)))]
-            self._answered = time.monotonic()
-        if not self._ended:
-            self._some.clear()
-        parts: tuple[Part, ...] = tuple(part for _, samples, turns in taken for part in (samples, turns))
+        self._news.set()
+        while asked == self._asked and (left := self._left()) > 0:
+            self._news.clear()
+            await at_most(min(left, LOOK_SECONDS), self._news.wait())
+        taken = [self._ended.popleft() for _ in range(min(MOST, len(self._ended)) if asked == self._asked else 0)]
+        parts: tuple[Part, ...] = tuple(part for _, _, samples, turns in taken for part in (samples, turns))
         parts += (None,) * (PARTS * MOST - len(parts))
-        return ([told for told, _, _ in taken], *parts)
+        return ([told for _, told, _, _ in taken], *parts)
+
+    def _left(self) -> float:
+        """Seconds for which those that have ended may wait for more."""
+        if len(self._ended) >= MOST:
+            return 0.0
+        return min((until for until, *_ in self._ended), default=math.inf) - time.monotonic()
 
     async def _one(self, task: Task) -> None:
-        number = task.rollout_index
+        number, began = task.rollout_index, time.monotonic()
         try:
             rollout, samples, turns = await self._run(task)
             told = Ended(number, cloudpickle.dumps(rollout))
@@ -121,8 +127,9 @@ class Running:
             told, samples, turns = Ended(number, b"", f"{type(error).__name__}: {error}"), [], b""
         if self._tasks.get(number) is asyncio.current_task():
             del self._tasks[number]
-            self._ended.append((told, samples, turns))
-            self._some.set()
+            now = time.monotonic()
+            self._ended.append((now + min(WAIT_SECONDS, WAIT_SHARE * (now - began)), told, samples, turns))
+            self._news.set()
 
     def _drop(self, number: int) -> None:
         if (running := self._tasks.pop(number, None)) is not None:

@@ -12,7 +12,6 @@ import ray
 
 from miles_lite.errors import Where
 from miles_lite.process.remote import Remote
-from miles_lite.rollout import agent_calls
 from miles_lite.rollout.agent_calls import MOST, Line, Ran, Running, Task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Status
@@ -51,10 +50,7 @@ def remote(here: Here) -> Remote[Any]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_each_comes_back_once_with_its_own_and_what_is_dropped_ends(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(agent_calls, "PAUSE_SECONDS", 0.01)
+async def test_each_comes_back_once_with_its_own_and_what_is_dropped_ends(seed: int) -> None:
     chance = random.Random(seed)
     agents = Agents(chance)
     line = Line(remote(Here(agents.run)))
