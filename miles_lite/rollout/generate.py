@@ -255,7 +255,7 @@ class Generator:
         self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
 
     async def _judge(self, ordinal: int, prompt: int) -> None:
-        """Decide what becomes of a group whose rollouts have ended, and book them; of one that was given up, nothing."""
+        """Decide what becomes of a group whose rollouts have ended, unless it was given up meanwhile, and book them."""
         if ordinal not in self.held:
             return
         members = self.members[ordinal]
