@@ -49,8 +49,9 @@ def parse_known(parser: Parser, argv: Sequence[str], options: type[T]) -> tuple[
 
 def take(namespace: argparse.Namespace, options: type[T]) -> T:
     """Build `options` from parsed arguments. Raises UserError for a value that its option cannot have."""
+    kind: type = options
     values: dict[str, object] = {name: take(namespace, group) for name, group in _groups(options)}
-    hints = types_of(options)
+    hints = types_of(kind)
     for each in declared(options):
         values[each.field.name] = _value(each, hints[each.field.name], getattr(namespace, each.field.name))
     if "sglang_args" in hints:

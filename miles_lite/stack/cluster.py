@@ -105,7 +105,7 @@ def starting(*, watched: bool, logged: bool = False) -> Iterator[None]:
     Where it is not `watched`, without the processes that only a dashboard asks: the autoscaler's, which has nothing to
     scale, and the dashboard's own, which Ray would start to report usage.
     """
-    fewer = {"include_log_monitor": logged, "no_monitor": not watched}
+    fewer: dict[str, Any] = {"include_log_monitor": logged, "no_monitor": not watched}
     params = functools.partial(parameter.RayParams, setup_worker_path=worker_start.__file__, **fewer)
     with contextlib.ExitStack() as changes:
         popen = functools.partial(services.ConsolePopen, process_group=0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -41,7 +42,8 @@ def test_a_temp_folder_that_ray_cannot_use_is_named(tmp_path: Path, request: pyt
 
 def test_a_cluster_has_no_process_that_nobody_asks_and_an_actor_its_variables() -> None:
     with local_cluster(cpus=1):
-        actor = ray.remote(Told).options(num_cpus=0, runtime_env={"env_vars": {"TOLD": "a b'c"}}).remote()
+        remote: Any = ray.remote(Told)
+        actor = remote.options(num_cpus=0, runtime_env={"env_vars": {"TOLD": "a b'c"}}).remote()
         assert ray.get(actor.variable.remote("TOLD"), timeout=60) == "a b'c"
         words = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
     assert any("gcs_server" in each for each in words)

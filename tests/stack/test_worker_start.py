@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from ray._private.runtime_env.context import RuntimeEnvContext
 from ray._private.workers import default_worker
-from ray.core.generated.common_pb2 import Language
+from ray.core.generated import common_pb2
 
 from miles_lite.stack import worker_start
 
 WORKER = str(default_worker.__file__)
+PYTHON = vars(common_pb2)["Language"].Value("PYTHON")
 ARGUMENTS = ["-s", WORKER, "--node-ip-address=127.0.0.1", "--webui=", "--name=it's two words"]
 
 
@@ -42,7 +43,7 @@ def test_plain_variables_are_set_as_ray_sets_them(variables: dict[str, str], mon
     monkeypatch.setattr(os, "environ", dict(os.environ))
     before = dict(os.environ)
     with pytest.raises(Replaced):
-        RuntimeEnvContext(env_vars=variables).exec_worker(list(ARGUMENTS), Language.Value("PYTHON"))
+        RuntimeEnvContext(env_vars=variables).exec_worker(list(ARGUMENTS), PYTHON)
     (words,) = ran
     assert words[:2] == ["bash", "-c"]
     command, set_ = worker_start.command(given({"env_vars": variables}))
