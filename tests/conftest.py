@@ -39,6 +39,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return any(f"pytest.mark.{term}" not in text for term in terms if not term.startswith("not ")) or None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines of this process's tests, and of what they start, are forked from one process that imports SGLang once."""
+    if not any(item.get_closest_marker("e2e") for item in request.session.items):
+        yield
+        return
+    from miles_lite.config.places import Topology
+    from miles_lite.engine.fork_server import forking
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(request.config.rootpath))  # as those have it that start a command line
+        with forking("cpu", Topology(), tmp_path_factory.mktemp("forks")):
+            yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3 folder, seed 0. Read only."""

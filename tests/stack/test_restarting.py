@@ -205,6 +205,7 @@ async def talk(url: str, sessions: Kept[SessionActor]) -> None:
         while not sessions.restarts:
             await asyncio.sleep(0.05)
         await agent.chat.completions.create(model="m", messages=messages)
+        await sessions.serving()  # its port answers before the cluster says that it has started
         serving = sessions.restarts  # more than 1 where the port was not free at once
         assert await sessions.stood(serving, time.monotonic())
         began = time.monotonic()
