@@ -10,6 +10,8 @@ Each is a module with a provider, and a line in `SANDBOXES`.
 from __future__ import annotations
 
 import atexit
+import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 
@@ -33,6 +35,10 @@ SANDBOXES: Mapping[str, Callable[[], Provider]] = {
 
 def provider(kind: str) -> Provider:
     """What provides sandboxes of a kind. Raises SetupError for one that there is not, or not on this machine."""
+    if not hasattr(tarfile, "data_filter"):
+        raise SetupError(
+            f"sandboxes need Python 3.11.4 or newer, for safe archives (PEP 706): {sys.executable} is older"
+        )
     if kind.startswith(("http://", "https://")):
         return Remote(kind)
     if kind not in SANDBOXES:

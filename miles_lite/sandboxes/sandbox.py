@@ -13,8 +13,8 @@ from typing import Protocol
 from miles_lite.errors import RolloutError, SetupError, Where
 from miles_lite.sandboxes.shell import Outcome
 
-ARCHIVE_BYTES = 1 << 30
-"""Of an archive that a sandbox gives."""
+ARCHIVE_BYTES, ARCHIVE_ENTRIES = 1 << 30, 100_000
+"""Of an archive, in which each file, folder and link is an entry."""
 
 
 class Sandbox(Protocol):
