@@ -173,8 +173,8 @@ def _kept(folder: Path) -> Iterator[list[Row]]:
     """The rows of trajectories that are there, step by step, the newest first. Raises UserError."""
     there: dict[int, set[int]] = {}
     for path in (folder / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}"):
-        step, _, rollout = path.stem.partition("-")
-        there.setdefault(int(step), set()).add(int(rollout))
+        at, _, rollout = path.stem.partition("-")
+        there.setdefault(int(at), set()).add(int(rollout))
     for step in sorted(there, reverse=True):
         if rollout_table.has(folder, step):
             rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()

@@ -18,7 +18,7 @@ def records(path: Path, kind: str) -> list[Any]:
     """Those of a kind, in their order."""
     found = []
     for data in _data(path.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == kind:
             found.append(getattr(record, kind))
