@@ -35,6 +35,8 @@ COLUMNS = 300
 """Parts of a long curve, of each of which the lowest and the highest point are drawn: about one a pixel."""
 WIDTH, LEFT, RIGHT, BOTTOM, ABOVE, KEY_LINE = 6.4, 0.62, 0.08, 0.45, 0.1, 0.19
 """Inches: of a picture, of its margins, of a line of its key."""
+MARGIN = 1.05
+"""Of a curve's height."""
 IN_A_LINE = 4
 """Names in a line of the key."""
 
@@ -50,8 +52,10 @@ def curves(
     axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
-        least = min((value for points in lines.values() for value in points.values()), default=low)
-        axes.set_ylim(low if least >= low else bottom, max(high, top))
+        said = [value for points in lines.values() for value in points.values()]
+        if min(said, default=low) >= low:
+            bottom, top = low, low + MARGIN * (max(said, default=high) - low)
+        axes.set_ylim(bottom, max(high, top) if max(high, top) > bottom else bottom + 1)
     return _svg(figure, axes, legend=len(lines) > 1)
 
 

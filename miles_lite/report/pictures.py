@@ -35,8 +35,8 @@ def pictures(record: Record) -> Iterable[Picture]:
     rewards = {"train": record.by_step(names.REWARD)}
     rewards |= {f"held-out {name}": record.by_step(names.heldout(name)) for name in record.held_out}
     yield from _curve("Reward", "mean reward of a step's rollouts", rewards, low=0.0, high=1.0)
-    if spread := _spread(record):
-        yield from _curve("Spread of rewards", "mean and standard deviation over the rollouts of a step", spread)
+    spread = _spread(record)
+    yield from _curve("Spread of rewards", "mean and standard deviation over the rollouts of a step", spread)
     zero = {"no gradient": record.by_step(names.ZERO_STD), "cut": record.by_step(names.TRUNCATED)}
     zero["failed"] = record.by_step(names.FAILED)
     yield from _curve(
@@ -79,9 +79,11 @@ def _curve(
 
 
 def _spread(record: Record) -> dict[str, charts.Points]:
-    steps = sorted(record.tally.spread.items())
-    named = enumerate(("mean", "deviation") if steps else ())
-    return {name: {step: both[at] for step, both in steps} for at, name in named}
+    """As it was logged; of a run that did not, as the rollouts say that were counted."""
+    if logged := record.by_step(names.REWARD_SPREAD):
+        return {"mean": record.by_step(names.REWARD), "deviation": logged}
+    counted = sorted(record.tally.spread.items())
+    return {name: {step: both[at] for step, both in counted} for at, name in enumerate(("mean", "deviation"))}
 
 
 def _timeline(record: Record) -> Iterable[Picture]:
