@@ -75,7 +75,9 @@ def _connect(address: str | None) -> Path:
             )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
-    except (OSError, RuntimeError, UnicodeError) as error:  # no connection, or no folder for sockets
+    except Exception as error:  # no connection, no folder for sockets; a bare one where a node is too slow to start
+        if not isinstance(error, OSError | RuntimeError | UnicodeError) and type(error) is not Exception:
+            raise
         where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
         hint = (
             "Check --ray-address / RAY_ADDRESS and `ray status`."

@@ -11,14 +11,15 @@ import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
-from miles_lite.errors import UserError
+from miles_lite.errors import SetupError, UserError, Where
+from miles_lite.rollout.agent_calls import Ran, Task
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
-from miles_lite.rollout.agent_worker import AgentWorker, Task
+from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.manager import RolloutManager
-from miles_lite.sample import Group, Rollout, Status
+from miles_lite.sample import Group, Status
 from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
-from tests.rollout.helpers import make_rollout, make_sample
+from tests.rollout.helpers import Here, make_rollout, make_sample
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
 
@@ -96,10 +97,12 @@ def drive(
     *flags: str,
     raising: list[Exception] | None = None,
     losses: int = 0,
+    broken: Exception | None = None,
 ) -> tuple[RolloutManager, list[int]]:
     """A started manager, and how many agents run at each time that one begins; every rollout is rewarded 1 or 0.
 
-    The first rollouts to end end with `raising`; the first `losses` to fail find that their worker was lost."""
+    The first rollouts to end end with `raising`; the first `losses` to fail find that their worker was lost. With
+    `broken` that is what each breaks of."""
     monkeypatch.setattr(manager_module, "Stack", FakeStack)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
@@ -109,25 +112,22 @@ def drive(
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
 
-    class Worker:
-        def call_three(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], ...]:
-            assert method is AgentWorker.run
-            running = asyncio.ensure_future(self._run(task))
-            return running, running, running
-
-        async def _run(self, task: Task) -> Rollout:
-            running[0] += 1
-            seen.append(running[0])
-            await asyncio.sleep(0)
-            running[0] -= 1
-            if raising:
-                raise raising.pop()
-            done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
-            done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
-            return done
+    async def run(task: Task) -> Ran:
+        running[0] += 1
+        seen.append(running[0])
+        await asyncio.sleep(0)
+        running[0] -= 1
+        if raising:
+            raise raising.pop()
+        done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
+        done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
+        if broken is not None:
+            failure = failure_of(broken, at=Where.AGENT)
+            done.fail(failure.where, failure.why)
+        return done, list(done.fetch()), b""
 
     async def start_workers() -> None:
-        standing: Any = Stands(actor=Worker(), losses=losses)
+        standing: Any = Stands(actor=Here(run), losses=losses)
         manager._workers += [standing] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
@@ -199,6 +199,30 @@ def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.Monkey
     }
 
 
+def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C while a checkpoint is written: the first save goes on, and another of the same step comes."""
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda ref: ref.result() if isinstance(ref, asyncio.Future) else ref)
+    flags = ["--max-weight-staleness", "2", "--use-rollout-logprobs", "--num-rollout", "4"]
+
+    async def run(manager: RolloutManager, *, steps: range) -> None:
+        await manager.start()
+        if steps.start:
+            await manager.load(str(tmp_path), steps.start - 1)
+        for step in steps:
+            assert len((await manager.generate(step)).groups) == 2
+        await asyncio.sleep(0.1)  # some wait to be trained
+        saves = [asyncio.create_task(manager.save(str(tmp_path), steps[-1])) for _ in range(3)]
+        await asyncio.gather(*saves)
+
+    for steps in (range(2), range(2, 4)):
+        (tmp_path / str(steps.start)).mkdir()
+        asyncio.run(run(drive(monkeypatch, tmp_path / str(steps.start), *flags)[0], steps=steps))
+    assert list((tmp_path / "rollout").glob("*.tmp")) == []
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_new_weights_let_rollouts_go_on_at_once_where_steps_overlap(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staleness: int
@@ -250,6 +274,23 @@ def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
     accounts = asyncio.run(run())
     assert len(seen) == 4 - 1 + manager_module.ATTEMPTS
     assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_first_rollout_that_meets_a_mistake_of_the_users_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held_out: bool
+) -> None:
+    """What a failed rollout says of its machine holds of all others: nothing is tried again."""
+    flags = ["--n-samples-per-prompt", "2", "--eval-prompt-data", "held", str(tmp_path / "prompts.jsonl")]
+    manager, seen = drive(monkeypatch, tmp_path, *flags, broken=SetupError("no image nope\n  Pull it."))
+
+    async def run() -> None:
+        await manager.start()
+        with pytest.raises(UserError, match=r"a rollout cannot be run.*no image nope\n  Pull it"):
+            await (manager.eval() if held_out else manager.generate(0))
+
+    asyncio.run(run())
+    assert len(seen) <= 4
 
 
 def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
