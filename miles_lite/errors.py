@@ -49,6 +49,7 @@ class Where(StrEnum):
     REWARD = "reward"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
+    SETUP = "setup"
 
 
 FAILURES: Mapping[Where, str] = {
@@ -60,9 +61,18 @@ FAILURES: Mapping[Where, str] = {
     Where.REWARD: "the reward function raised, or gave no finite number",
     Where.TIMEOUT: "it was not done within `--rollout-timeout`",
     Where.CANCELLED: "it was ended from outside, though nothing was wrong with it",
+    Where.SETUP: "what it needs is not there, or not as it must be, as an image; no other attempt can end otherwise, "
+    "so the run ends and says what",
 }
 """What each means. All are of the infrastructure and none is a verdict: a rollout that broke has no reward. What the
 model did badly is no failure: the agent function returns, with the reward for it."""
+
+
+class SetupError(UserError):
+    """What rollouts need of this machine is not there, or not as it must be: a program, an image, a permission. The
+    first that meets it ends the run."""
+
+    where = Where.SETUP
 
 
 class RolloutError(RuntimeError):
@@ -101,13 +111,14 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """In its block an error of these kinds is the user's to mend. Raises UserError: `what`, and the error's reason."""
+def user_error(what: str, *kinds: type[Exception], kind: type[UserError] = UserError) -> Iterator[None]:
+    """In its block an error of these kinds is the user's to mend. Raises UserError (`kind`): `what`, and the error's
+    reason."""
     try:
         yield
     except kinds as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"{what}: {reason or plain(error)}") from error
+        raise kind(f"{what}: {reason or plain(error)}") from error
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from typing import NoReturn, TypedDict
 GUARD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "server_guard.py")
 DECIDING = ("CUDA_", "HF_", "LD_", "MKL_", "PYTHON", "SGLANG_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_")
 """Prefixes of the variables that decide what an import makes."""
-HEEDED_LATER = ("PYTHONUNBUFFERED", "SGLANG_EXTERNAL_MODEL_PACKAGE")
+HEEDED_LATER = ("PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "SGLANG_EXTERNAL_MODEL_PACKAGE")
 """Exceptions: here all that SGLang serves is imported."""
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 
@@ -105,7 +105,8 @@ def guard(connection: socket.socket, imported_under: Mapping[str, str], shown: S
         if not line:
             return 1
         request: Request = json.loads(line)
-        if deciding(request["env"]) != deciding(imported_under):
+        if differing := deciding(request["env"], imported_under):
+            print(f"to be executed, for its environment differs: {', '.join(differing)}", file=sys.stderr)
             connection.sendall(b"\n")
             return 1
         os.chdir(request["folder"])
@@ -126,8 +127,10 @@ def guard(connection: socket.socket, imported_under: Mapping[str, str], shown: S
         return code
 
 
-def deciding(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(DECIDING) and name not in HEEDED_LATER}
+def deciding(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The variables in which they differ, of those that decide what an import makes."""
+    differing = (name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name))
+    return [name for name in differing if name.startswith(DECIDING) and name not in HEEDED_LATER]
 
 
 def fork(command: Sequence[str], connection: socket.socket, shown: Shown, folder: str, written: int) -> int:

@@ -23,7 +23,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 from miles_lite.environments.environment_args import Argument
 from miles_lite.environments.session_chat import Chat, ContextFullError, Message, RefusedError
 from miles_lite.environments.tasks import Task, Tasks, report
-from miles_lite.errors import RolloutError, Where
+from miles_lite.errors import RolloutError, SetupError, UserError, Where
 from miles_lite.hooks import RewardFunction, Rows
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
@@ -222,7 +222,7 @@ class ToolLoop(Loop):
 
 @contextlib.contextmanager
 def _environment(play: Play) -> Iterator[None]:
-    """Counts the time in it; what it raises is the environment's failure. Raises RolloutError."""
+    """Counts the time in it; what it raises is the environment's failure. Raises as `environments_failure` does."""
     began = time.monotonic()
     try:
         with environments_failure():
@@ -233,11 +233,14 @@ def _environment(play: Play) -> Iterator[None]:
 
 @contextlib.contextmanager
 def environments_failure() -> Iterator[None]:
-    """What is raised in it is the environment's failure. Raises RolloutError."""
+    """What is raised in it is the environment's failure. Raises RolloutError, and SetupError where it is the user's to
+    mend."""
     try:
         yield
-    except RolloutError:
+    except (RolloutError, SetupError):
         raise
+    except UserError as error:
+        raise SetupError(str(error)) from error
     except Exception as error:
         raise RolloutError(Where.ENVIRONMENT, f"{type(error).__name__}: {error}") from error
 

@@ -15,6 +15,7 @@ from miles_lite.process.json_types import JsonMapping
 from miles_lite.sandboxes.files import packed, put
 from miles_lite.sandboxes.lending import Pool
 from miles_lite.sandboxes.local import WORKDIR
+from miles_lite.sandboxes.runtime_answers import lasting
 from miles_lite.sandboxes.sandbox import Sandbox
 from miles_lite.sandboxes.shell import quoted
 
@@ -118,12 +119,13 @@ def reward_of(said: str) -> float:
 
 @cache
 def built(task: TerminalTask, kind: str) -> str | None:
-    """The image of a task's Dockerfile, built once. Raises RuntimeError."""
+    """The image of a task's Dockerfile, built once. Raises SetupError, RolloutError."""
     if kind not in CONTAINERS:
         return None
     if subprocess.run([kind, "image", "inspect", task.tag], capture_output=True, check=False).returncode:
         argv = [kind, "build", "--tag", task.tag, str(task.files)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
         if done.returncode:
-            raise RuntimeError(f"{task.folder}: its image could not be built: {done.stderr[-500:]}")
+            why = f"{task.folder}: its image could not be built: {done.stderr.strip()[-500:]}"
+            raise lasting(why, f"Mend it until '{' '.join(argv)}' succeeds, or take the task out.")
     return task.tag

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from miles_lite.errors import FAILURES, Where
+from miles_lite.errors import FAILURES, UserError, Where
 from miles_lite.report.json_lines import append
 from miles_lite.sample import Failure, Group, Rollout
 
@@ -14,7 +14,7 @@ FAILED, QUARANTINED = "failures.jsonl", "quarantined.jsonl"
 """Where they are, in the run folder."""
 LONGEST = 2000
 """Characters of an error that are kept."""
-LASTING = frozenset({Where.AGENT, Where.TIMEOUT})
+LASTING = frozenset({Where.AGENT, Where.TIMEOUT, Where.SETUP})
 """Where a rollout breaks that is not run again: it would break there again, as far as anyone knows."""
 NO_REWARD = "none_reward"
 
@@ -44,6 +44,12 @@ def failure_of(error: BaseException, *, at: Where) -> Failure:
             return Failure(Where(where), f"{type(error).__name__}: {said}"[:LONGEST])
         behind = behind.__cause__
     return Failure(at, f"{type(error).__name__}: {said}"[:LONGEST])
+
+
+def refuse_setup(failure: Failure | None) -> None:
+    """Raises UserError for one that every other rollout would meet, too."""
+    if failure is not None and failure.where is Where.SETUP:
+        raise UserError(f"a rollout cannot be run, and none can before that is mended: {failure.why}")
 
 
 def note_quarantined(path: Path, rollout_id: int, groups: Sequence[Group]) -> list[str]:

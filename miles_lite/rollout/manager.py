@@ -28,7 +28,7 @@ from miles_lite.rollout.agent_worker import AgentWorker, judge_together
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
 from miles_lite.rollout.capacity import Capacity, concurrency_of
 from miles_lite.rollout.curriculum import curriculum_of
-from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note_quarantined
+from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note_quarantined, refuse_setup
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
@@ -299,7 +299,7 @@ class RolloutManager:
     async def _run_rollout(
         self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
     ) -> Rollout:
-        """Run one agent to an end that is its own."""
+        """Run one agent to an end that is its own. Raises UserError where none can be run."""
         asked = time.time()
         async with self._room:
             index, self._rollouts = self._rollouts, self._rollouts + 1
@@ -323,6 +323,7 @@ class RolloutManager:
                     break
                 self._again += 1
                 await asyncio.gather(*(kept.renewed(used[kept]) for kept in lost))
+            refuse_setup(rollout.failure)
             rollout.spans.queue = max(0.0, rollout.started_at - asked)
             return rollout
 
@@ -334,6 +335,7 @@ class RolloutManager:
         said = await judge_together(await worker.serving(), task, group.judged)
         for at, rollout in enumerate(group.judged):
             if isinstance(said, Failure):
+                refuse_setup(said)
                 rollout.fail(said.where, said.why)
             else:
                 rollout.reward = said[at]

@@ -9,6 +9,7 @@ owner is gone ends when the next owner on this machine begins, or at the end of 
 
 from __future__ import annotations
 
+import resource
 import shlex
 import shutil
 import socket
@@ -16,9 +17,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from miles_lite.errors import UserError
+from miles_lite.errors import RolloutError, SetupError
 from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
+from miles_lite.sandboxes.runtime_answers import NOT_RUN, START_SECONDS, asked, flaw, said, unstarted
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import MOST_PROCESSES
 from miles_lite.sandboxes.shell import Outcome, Shell
@@ -28,8 +30,9 @@ CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID")
 """What a root that installs packages needs, over the container's own files."""
 LIFE = 6 * 3600
 """Seconds."""
-START_SECONDS, ANSWER_SECONDS, ARCHIVE_SECONDS = 600.0, 60.0, 300.0
-"""For a start, with the download of an image; for anything small; for files."""
+ARCHIVE_SECONDS = 300.0
+ALL_PROCESSES, ALLOWED = 64 * MOST_PROCESSES, resource.getrlimit(resource.RLIMIT_NPROC)[1]
+"""Of one user in all containers together, as the kernel counts. Without privileges nobody gives more than he has."""
 OWNER, HOST = "miles-lite.owner", "miles-lite.host"
 """Labels."""
 WAIT = f"trap 'exit 0' TERM; sleep {LIFE} & wait $!"
@@ -50,21 +53,21 @@ class Container:
         return outcome
 
     def unpack(self, archive: bytes) -> None:
-        done = _asked([*self._exec("--interactive"), "tar", "-xf", "-"], ARCHIVE_SECONDS, archive)
+        done = asked([*self._exec("--interactive"), "tar", "-xf", "-"], ARCHIVE_SECONDS, archive)
         if done.returncode:
-            raise broken(f"{self.name}: files could not be written: {_said(done)}")
+            raise broken(f"{self.name}: files could not be written: {said(done)}")
 
     def pack(self, path: str) -> bytes:
         with tempfile.TemporaryFile() as file:
             limit = f"head -c {ARCHIVE_BYTES + 1}"
             script = f"set -o pipefail; {shlex.join([*self._exec(), 'tar', '-cf', '-', '--', path])} | {limit}"
-            done = _asked(["bash", "-c", script], ARCHIVE_SECONDS, stdout=file)
+            done = asked(["bash", "-c", script], ARCHIVE_SECONDS, stdout=file)
             if file.tell() > ARCHIVE_BYTES:
                 raise broken(f"{self.name}: {path} takes more than {ARCHIVE_BYTES >> 20} MB")
             if done.returncode and not running(self._program, self.name):
-                raise broken(f"the container {self.name} is gone: {_said(done)}")
+                raise broken(f"the container {self.name} is gone: {said(done)}")
             if done.returncode:
-                raise FileNotFoundError(f"{path} is not in the sandbox: {_said(done)}")
+                raise FileNotFoundError(f"{path} is not in the sandbox: {said(done)}")
             file.seek(0)
             return file.read()
 
@@ -81,7 +84,12 @@ class Containers:
 
     def __init__(self, program: str) -> None:
         if shutil.which(program) is None:
-            raise UserError(f"sandboxes of {program}: it is not installed here")
+            raise SetupError(f"sandboxes of {program}: it is not installed here")
+        if why := flaw(program):
+            raise SetupError(
+                f"sandboxes of {program}: it does not work here: {why}\n  Start its daemon, or let this user in, so "
+                f"that '{program} ps' works, or take another kind of sandbox."
+            )
         self._program = program
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
@@ -90,21 +98,27 @@ class Containers:
         made = Container(self._program, name, workdir)
         if running(self._program, name):
             return made
-        done = _asked([self._program, "run", *_options(name), image, "bash", "-c", WAIT], START_SECONDS)
-        done = done if done.returncode else _asked([self._program, "exec", name, "mkdir", "-p", workdir], START_SECONDS)
+        done = asked([self._program, "run", *_options(name), image, "bash", "-c", WAIT], START_SECONDS)
+        done = done if done.returncode else asked([self._program, "exec", name, "mkdir", "-p", workdir], START_SECONDS)
         if done.returncode:
             remove(self._program, name)
-            raise broken(f"{self._program} started no container of {image}: {_said(done)}")
+            raise self._unstarted(image, done)
         return made
+
+    def _unstarted(self, image: str, done: subprocess.CompletedProcess[bytes]) -> SetupError | RolloutError:
+        here = asked([self._program, "image", "inspect", image]).returncode == 0
+        if done.returncode in NOT_RUN or (not here and flaw(self._program) is None):
+            return unstarted(self._program, image, said(done))
+        return broken(f"{self._program} started no container of {image}: {said(done)}")
 
     def reap(self) -> int:
         ours = ["--all", "--quiet", "--filter", f"label={HOST}={socket.gethostname()}"]
-        names = _asked([self._program, "ps", *ours], ANSWER_SECONDS).stdout.decode().split()
+        names = asked([self._program, "ps", *ours]).stdout.decode().split()
         owner = ["--format", f'{{{{index .Config.Labels "{OWNER}"}}}}']
         left = []
         for name in names:  # one that has ended meanwhile has no owner
-            said = _asked([self._program, "inspect", *owner, name], ANSWER_SECONDS).stdout.decode().strip()
-            if said and gone(Path(said)):
+            its = asked([self._program, "inspect", *owner, name]).stdout.decode().strip()
+            if its and gone(Path(its)):
                 remove(self._program, name)
                 left.append(name)
         return len(left)
@@ -114,31 +128,19 @@ def _options(name: str) -> list[str]:
     alone = ["--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     alone += [part for each in CAPABILITIES for part in ("--cap-add", each)]
     limits = ["--memory", MEMORY, "--pids-limit", str(MOST_PROCESSES)]
-    limits += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", f"nproc={MOST_PROCESSES}:{MOST_PROCESSES}"]
+    processes = ALL_PROCESSES if ALLOWED == resource.RLIM_INFINITY else min(ALL_PROCESSES, ALLOWED)
+    limits += ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", f"nproc={processes}:{processes}"]
     labels = ["--label", f"{OWNER}={home()}", "--label", f"{HOST}={socket.gethostname()}"]
     return ["--detach", "--rm", "--name", name, *labels, *alone, *limits]
 
 
 def running(program: str, name: str) -> bool:
     """Whether there is a container of this name that runs."""
-    done = _asked([program, "inspect", "--format", "{{.State.Running}}", name], ANSWER_SECONDS)
+    done = asked([program, "inspect", "--format", "{{.State.Running}}", name])
     return done.stdout.strip() == b"true"
 
 
 def remove(program: str, name: str) -> None:
     """End a container at once, if there is one."""
-    _asked([program, "kill", name], ANSWER_SECONDS)
-    _asked([program, "rm", "--force", name], ANSWER_SECONDS)
-
-
-def _asked(argv: list[str], seconds: float, given: bytes = b"", **where: object) -> subprocess.CompletedProcess[bytes]:
-    """Raises RolloutError when there is no answer in time."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **where}
-    try:
-        return subprocess.run(argv, input=given, timeout=seconds, check=False, **streams)  # type: ignore[call-overload, no-any-return]
-    except subprocess.TimeoutExpired as error:
-        raise broken(f"{' '.join(argv[:2])} gave no answer within {seconds:g} s") from error
-
-
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    return (done.stderr or b"").decode(errors="replace").strip()[-300:] or f"exit code {done.returncode}"
+    asked([program, "kill", name])
+    asked([program, "rm", "--force", name])

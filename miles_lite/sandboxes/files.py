@@ -1,8 +1,9 @@
 """Files into a sandbox and out of it, as tar archives.
 
 Invariant: what comes out of a sandbox is written below the folder that was named and nowhere else, whatever its names
-and links are (PEP 706's filters): files and folders, and links as they are. No archive takes more than ARCHIVE_BYTES,
-nor do the files that it says to hold: one that is compressed, or has files with holes, is none.
+and links are (PEP 706's filters): files and folders, and links as they are. An archive has ARCHIVE_ENTRIES at most, and
+takes ARCHIVE_BYTES at most, as do the files that it says to hold: one that is compressed, or has files with holes, is
+none.
 """
 
 from __future__ import annotations
@@ -12,9 +13,20 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, is_text
+from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, ARCHIVE_ENTRIES, Sandbox, broken, is_text
+
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+EXTENDED_BYTES = 1 << 16
+"""Of such a header, which is read as it is."""
 
 
 def put(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
@@ -53,17 +65,14 @@ def pull(sandbox: Sandbox, folder: Path, *, leave: Callable[[PurePosixPath], boo
 
 def packed(folder: Path, path: PurePosixPath, *, name: str | None = None) -> bytes:
     """The archive of what is at `path` below a folder of this machine, there or as `name`. Raises FileNotFoundError,
-    also where a link leads out of the folder, and RolloutError, before it reads them, for more than ARCHIVE_BYTES."""
+    also where a link leads out of the folder, and RolloutError, before it reads them, for more than an archive has."""
     root, at = folder.resolve(), folder / called(str(path))
     if (not at.parent.resolve().is_relative_to(root) and at != folder) or not os.path.lexists(at):
         raise FileNotFoundError(f"{path} is not in the sandbox")
-    data, size = io.BytesIO(), 0
+    data, room = io.BytesIO(), _Room(f"what was asked for, {path},")
 
     def fits(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        nonlocal size
-        size += tarfile.BLOCKSIZE + member.size
-        if size > ARCHIVE_BYTES:
-            raise broken(f"the files that were asked for take more than {ARCHIVE_BYTES >> 20} MB")
+        room.take(tarfile.BLOCKSIZE + member.size)
         return _anybodys(member)
 
     with failing_as_broken(), tarfile.open(fileobj=data, mode="w") as archive:
@@ -85,11 +94,42 @@ def unpack(archive: bytes, folder: Path) -> None:
 
 @contextlib.contextmanager
 def opened(archive: bytes) -> Iterator[tarfile.TarFile]:
-    """Raises RolloutError for what is no archive, or says to hold more than ARCHIVE_BYTES."""
-    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as read:
-        if sum(member.size for member in read.getmembers()) > ARCHIVE_BYTES:
-            raise broken(f"the files of an archive take more than {ARCHIVE_BYTES >> 20} MB")
+    """Raises RolloutError for what is no archive, or says to hold more than one has."""
+    room = _Room("an archive of a sandbox")
+    with failing_as_broken(), tarfile.open(fileobj=io.BytesIO(archive), mode="r:", tarinfo=_Member) as read:
+        for member in read:
+            room.take(member.size)
         yield read
+
+
+class _Member(tarfile.TarInfo):
+    """One whose extended header is no larger than names and links can be."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """The hook that `tarfile` leaves to its users. Raises RolloutError."""
+        if self.type in EXTENDED and self.size > EXTENDED_BYTES:
+            raise broken(
+                f"an archive of a sandbox has a header of {self.size:,} bytes; at most {EXTENDED_BYTES:,} are read"
+            )
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
+
+
+@dataclass
+class _Room:
+    """What an archive may hold. `what`: whose it is, in words."""
+
+    what: str
+    entries: int = 0
+    size: int = 0
+
+    def take(self, size: int) -> None:
+        """Another entry. Raises RolloutError where there is no room for it."""
+        self.entries, self.size = self.entries + 1, self.size + size
+        if self.entries > ARCHIVE_ENTRIES:
+            raise broken(f"{self.what} has more than {ARCHIVE_ENTRIES:,} files, folders and links")
+        if self.size > ARCHIVE_BYTES:
+            raise broken(f"{self.what} takes more than {ARCHIVE_BYTES >> 20} MB")
 
 
 def called(path: str) -> str:

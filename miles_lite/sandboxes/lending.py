@@ -68,7 +68,7 @@ class Pool:
 
     @contextlib.contextmanager
     def open(self, image: str | None = None, *, workdir: str | None = None) -> Iterator[Lease]:
-        """A sandbox of its own for the block. Raises RolloutError where none can be had, UserError."""
+        """A sandbox of its own for the block. Raises RolloutError where none can be had, SetupError."""
         with self._room:
             free = self._room.wait_for(lambda: self._lent < self._limits.at_once or self._closed, self._limits.seconds)
             if not free:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from miles_lite.errors import UserError
+from miles_lite.errors import SetupError
 from miles_lite.process import scratch
 from miles_lite.sandboxes.bubblewrap import PYTHON, SYSTEM, View
 from miles_lite.sandboxes.files import packed, unpack
 from miles_lite.sandboxes.owner import home
+from miles_lite.sandboxes.runtime_answers import START_SECONDS, asked, said, unstarted
 from miles_lite.sandboxes.sandbox import Sandbox, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import TIMED_OUT
 from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
@@ -26,6 +27,18 @@ WORKDIR = "/app"
 """Where an image, or its place, has no folder of its own."""
 GRACE = 5.0
 """Seconds that a container may take to start and to end beyond its command's limit."""
+
+ALONE = (
+    "apptainer",
+    "exec",
+    "--containall",
+    "--cleanenv",
+    "--no-home",
+    "--net",
+    "--network",
+    "none",
+    "--writable-tmpfs",
+)
 
 
 class Folder:
@@ -62,6 +75,10 @@ class Folders:
 class BubblewrapFolders(Folders):
     """The folder is the root of all that a command sees, and of it this machine's programs are read-only."""
 
+    def __init__(self) -> None:
+        if flaw := View.of_machine("/", writable=False).flaw():
+            raise SetupError(f"sandboxes of bwrap: {flaw}")
+
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         workdir = workdir_of("bwrap", workdir or WORKDIR)
         folder = new(name)
@@ -84,22 +101,31 @@ class ApptainerFolders(Folders):
     (docker://...)."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._tried: set[str] = set()
         if shutil.which("apptainer") is None:
-            raise UserError("sandboxes of apptainer: it is not installed here")
+            raise SetupError("sandboxes of apptainer: it is not installed here")
 
     def start(self, name: str, image: str | None, workdir: str | None) -> Sandbox:
         image = image_of("apptainer", image, "a .sif file, or an address as docker://python:3.11")
+        workdir = workdir_of("apptainer", workdir or WORKDIR)
+        self._try(image)
         folder = new(name)
-        return _Contained(folder, Shell(folder=folder), image, workdir_of("apptainer", workdir or WORKDIR))
+        return _Contained(folder, Shell(folder=folder), image, workdir)
+
+    def _try(self, image: str) -> None:
+        """Raises as `start` does, where its first command would end before it began."""
+        if image in self._tried:
+            return
+        done = asked([*ALONE, image, "bash", "-c", "timeout 1 true"], START_SECONDS)
+        if done.returncode:
+            raise unstarted("apptainer", image, said(done))
+        self._tried.add(image)
 
 
 class _Contained(Folder):
     def __init__(self, folder: Path, shell: Shell, image: str, workdir: str) -> None:
         super().__init__(folder, shell)
-        alone = ["--containall", "--cleanenv", "--no-home", "--net", "--network", "none", "--writable-tmpfs"]
-        mount = ["--bind", f"{folder}:{workdir}", "--pwd", workdir]
-        self._argv = ["apptainer", "exec", *alone, *mount, image]
+        self._argv = [*ALONE, "--bind", f"{folder}:{workdir}", "--pwd", workdir, image]
 
     def run(self, command: str, *, seconds: float) -> Outcome:
         return run_inside(self._argv, self._shell, command, seconds=seconds)

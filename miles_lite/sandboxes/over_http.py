@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
 import httpx
 
-from miles_lite.errors import UserError, user_error
+from miles_lite.errors import SetupError, UserError, user_error
 from miles_lite.process.admin_key import bearer, known_key
 from miles_lite.sandboxes.files import called
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken
@@ -21,6 +21,12 @@ from miles_lite.sandboxes.shell import Outcome
 START_SECONDS, FILE_SECONDS, ANSWER_SECONDS = 1800.0, 300.0, 60.0
 FLAWS = (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError)
 """Of an address, or of what answers there."""
+REFUSALS: Mapping[int, Callable[[str], Exception]] = {
+    httpx.codes.UNAUTHORIZED: SetupError,
+    httpx.codes.FAILED_DEPENDENCY: SetupError,
+    httpx.codes.UNPROCESSABLE_ENTITY: UserError,
+}
+"""What becomes of a request that is never granted: its machine is not as it must be, or it makes no sense."""
 ATTEMPTS = 5
 BACKOFF = 0.2
 """Seconds before a request's second attempt; twice that before the next."""
@@ -60,9 +66,9 @@ class Remote:
     """See `sandbox.Provider`."""
 
     def __init__(self, url: str) -> None:
-        """Raises UserError when no server of sandboxes answers there."""
+        """Raises SetupError when no server of sandboxes answers there."""
         self._url = url.rstrip("/")
-        with user_error(f"no server of sandboxes answers at {url}", *FLAWS):
+        with user_error(f"no server of sandboxes answers at {url}", *FLAWS, kind=SetupError):
             self._client = httpx.Client(base_url=self._url, headers=bearer(known_key()), limits=httpx.Limits())
             if "sandboxes" not in self._client.get("/health", timeout=ANSWER_SECONDS).raise_for_status().json():
                 raise ValueError("what does is another")
@@ -75,7 +81,7 @@ class Remote:
         return 0  # the server's own
 
     def _ask(self, method: str, path: str, **given: object) -> httpx.Response:
-        """The answer to a request, at the latest to its last attempt. Raises RolloutError, UserError."""
+        """The answer to a request, at the latest to its last attempt. Raises RolloutError, SetupError, UserError."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = self._client.request(method, path, **given)  # type: ignore[arg-type]
@@ -87,7 +93,5 @@ class Remote:
             if answer.is_success:
                 return answer
             said = f"{self._url} answered {method} {path} with {answer.status_code}: {answer.text[:300]}"
-            if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.UNPROCESSABLE_ENTITY):
-                raise UserError(said)
-            raise broken(said)
+            raise REFUSALS.get(answer.status_code, broken)(said)
         raise AssertionError

@@ -1,7 +1,8 @@
 """What every sandbox does, and who makes them.
 
 Invariant: what a command does is an `Outcome`. A sandbox that cannot be made, reached or found any more is a failure of
-the environment (`RolloutError`), which is no reward.
+the environment (`RolloutError`), which is no reward; one that no attempt could make is the user's to mend
+(`SetupError`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.errors import RolloutError, SetupError, Where
 from miles_lite.sandboxes.shell import Outcome
 
-ARCHIVE_BYTES = 1 << 30
-"""Of an archive that a sandbox gives."""
+ARCHIVE_BYTES, ARCHIVE_ENTRIES = 1 << 30, 100_000
+"""Of an archive, in which each file, folder and link is an entry."""
 
 
 class Sandbox(Protocol):
@@ -40,7 +41,7 @@ class Provider(Protocol):
         """A sandbox of this name; one that there is already is taken over, since an earlier answer may have been lost.
 
         `image`: what it is made of, where there are such; `workdir`: its folder, where an image has one of its own.
-        Raises RolloutError when another attempt may succeed, UserError when none can.
+        Raises RolloutError when another attempt may succeed, SetupError when none can.
         """
 
     def reap(self) -> int:
@@ -48,16 +49,16 @@ class Provider(Protocol):
 
 
 def image_of(kind: str, image: str | None, such: str) -> str:
-    """Raises UserError where there is none, and for what its program would take for an option."""
+    """Raises SetupError where there is none, and for what its program would take for an option."""
     if not image or image.startswith("-") or not is_text(image):
-        raise UserError(f"sandboxes of {kind} need an image, {such}" + (f"; {image!a} is none" if image else ""))
+        raise SetupError(f"sandboxes of {kind} need an image, {such}" + (f"; {image!a} is none" if image else ""))
     return image
 
 
 def workdir_of(kind: str, workdir: str) -> str:
-    """Raises UserError for what is no folder of a sandbox, by its whole path."""
+    """Raises SetupError for what is no folder of a sandbox, by its whole path."""
     if not workdir.startswith("/") or ".." in PurePosixPath(workdir).parts or not is_text(workdir):
-        raise UserError(f"sandboxes of {kind}: {workdir!a} is no folder of a sandbox")
+        raise SetupError(f"sandboxes of {kind}: {workdir!a} is no folder of a sandbox")
     return workdir
 
 

@@ -26,7 +26,7 @@ from fastapi import FastAPI, HTTPException, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from miles_lite.errors import RolloutError, UserError
+from miles_lite.errors import RolloutError, SetupError
 from miles_lite.process.admin_key import needed, shows
 from miles_lite.process.json_types import JsonObject
 from miles_lite.sandboxes.lending import Pool
@@ -161,7 +161,7 @@ def application(pool: Pool, *, idle: float, at_once: int, admin_key: str | None)
     app = FastAPI(title="miles_lite sandboxes", lifespan=lifetime)
     if admin_key is not None:
         app.middleware("http")(_keyed(admin_key))
-    for kind, code in ((GoneError, 404), (RolloutError, 503), (UserError, 422)):
+    for kind, code in ((GoneError, 404), (RolloutError, 503), (SetupError, 424)):
         app.exception_handler(kind)(lambda _, error, code=code: JSONResponse({"detail": str(error)}, code))
 
     @app.get("/health")

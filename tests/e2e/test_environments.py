@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ EPISODES = 512
 
 @dataclass(frozen=True)
 class Case:
-    """`spec` with a server's URL for `{url}`; `act`: what the player says, or calls a tool with, knowing nothing."""
+    """`spec` with a server's URL for `{url}`; `act`: what the player says, or calls a tool with, knowing nothing;
+    `split`: whose tasks it plays; `makes`: what writes the tasks into the folder of the URL's place."""
 
     spec: str
     needs: str
@@ -43,11 +45,31 @@ class Case:
     server: str | None = None
     steps: int = 60
     flags: tuple[str, ...] = ()
+    split: str = "warm-start"
+    makes: Callable[[Path], None] | None = None
 
     @contextmanager
     def named(self, folder: Path) -> Iterator[str]:
-        with serving(self.server, folder / "server.log", top=4) if self.server else nullcontext("") as url:
+        if self.makes is not None:
+            self.makes(folder / "tasks")
+        where = nullcontext(str(folder / "tasks"))
+        with serving(self.server, folder / "server.log", top=4) if self.server else where as url:
             yield self.spec.format(url=url)
+
+
+WORDS = ("tree", "stone", "river", "cloud", "bird", "house", "door", "lamp")
+TOOLS = ("--sglang-tool-call-parser", "qwen25")
+
+
+def write_tasks(folder: Path) -> None:
+    """Of a terminal, in Harbor's format: to write a word into a file."""
+    for word in WORDS:
+        task = folder / word
+        (task / "tests").mkdir(parents=True)
+        (task / "task.toml").write_text("")
+        (task / "instruction.md").write_text(f"Write {word} into said.")
+        test = f'[ "$(cat said 2>&-)" = {word} ]\necho $((! $?)) > /logs/verifier/reward.txt\n'
+        (task / "tests" / "test.sh").write_text(test)
 
 
 DIVISORS = {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 12, "answer": "text"}
@@ -60,7 +82,26 @@ CASES = {
         steps=24,
     ),
     "openenv": Case("openenv:{url}", str(OPENENV), lambda draw: str(draw.randint(1, 20)), {}, "openenv", 24),
-    "ors": Case("ors:{url}/guessing", "ors", lambda draw: json.dumps({"number": draw.randint(1, 20)}), {}, "ors", 24),
+    "ors": Case(
+        "ors:{url}/guessing",
+        "ors",
+        lambda draw: json.dumps({"number": draw.randint(1, 20)}),
+        {},
+        "ors",
+        24,
+        TOOLS,
+        split="test",
+    ),
+    "harbor": Case(
+        "harbor:{url}",
+        shutil.which("bwrap") or "bwrap",
+        lambda draw: json.dumps({"command": f"echo {draw.choice(WORDS)} > said"}),
+        {"sandbox": "bwrap", "max_turns": 1},
+        steps=24,
+        flags=TOOLS,
+        split="train",
+        makes=write_tasks,
+    ),
 }
 
 
@@ -91,8 +132,6 @@ def learn(case: Case, spec: str, folder: Path, mark: str) -> list[float]:
     flags += ["--rollout-max-response-len", "40", "--lr", "1e-3", "--adam-beta2", "0.98", "--weight-decay", "0"]
     flags += ["--num-steps-per-rollout", "2", "--use-dynamic-batch-size", "--max-tokens-per-gpu", "8192"]
     flags += ["--lr-warmup-iters", "8", "--rollout-max-context-len", "768", *case.flags]
-    if case.server == "ors":
-        flags += ["--sglang-tool-call-parser", "qwen25"]
     run("train", flags, mark=mark, log=folder / "log", timeout=1200)
     assert_nothing_left(mark)
     return values(folder / "run", "rollout/raw_reward")
@@ -101,7 +140,7 @@ def learn(case: Case, spec: str, folder: Path, mark: str) -> list[float]:
 async def drawn(case: Case, spec: str, args: str) -> list[list[Message]]:
     """Episodes of a player that draws."""
     made, draw = load(spec, args, seed=1), Draw(0)
-    prompts = made.rows("warm-start" if case.server != "ors" else "test")
+    prompts = made.rows(case.split)
     found = []
     for at in range(EPISODES):
         row = prompts[at % len(prompts)]
@@ -135,12 +174,13 @@ async def called(loop: ToolLoop, metadata: dict[str, Any], act: Callable[[], str
     (tool,) = begun.tools or []
     offered = 'Call a tool with <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>. Tools:\n'
     messages: list[Message] = [{"role": "system", "content": offered + json.dumps(tool)}, *begun.messages]
-    while True:
+    for turn in range(loop.max_turns):
         said = act()
         step = await episode.call(tool["function"]["name"], json.loads(said))
         call = f'<tool_call>\n{{"name": "{tool["function"]["name"]}", "arguments": {said}}}\n</tool_call>'
         messages.append({"role": "assistant", "content": call})
-        if step.done:
-            await episode.close()
-            return messages
+        if step.done or turn == loop.max_turns - 1:
+            break
         messages.append({"role": "user", "content": f"<tool_response>\n{step.observation}\n</tool_response>"})
+    await episode.close()
+    return messages

@@ -11,9 +11,10 @@ import ray
 
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
-from miles_lite.errors import UserError
+from miles_lite.errors import SetupError, UserError, Where
 from miles_lite.rollout.agent_calls import Ran, Task
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
+from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Status
 from miles_lite.stack.actors import Waiting
@@ -96,10 +97,12 @@ def drive(
     *flags: str,
     raising: list[Exception] | None = None,
     losses: int = 0,
+    broken: Exception | None = None,
 ) -> tuple[RolloutManager, list[int]]:
     """A started manager, and how many agents run at each time that one begins; every rollout is rewarded 1 or 0.
 
-    The first rollouts to end end with `raising`; the first `losses` to fail find that their worker was lost."""
+    The first rollouts to end end with `raising`; the first `losses` to fail find that their worker was lost. With
+    `broken` that is what each breaks of."""
     monkeypatch.setattr(manager_module, "Stack", FakeStack)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"input": "a"}\n{"input": "b"}\n')
@@ -118,6 +121,9 @@ def drive(
             raise raising.pop()
         done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
         done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
+        if broken is not None:
+            failure = failure_of(broken, at=Where.AGENT)
+            done.fail(failure.where, failure.why)
         return done, list(done.fetch()), b""
 
     async def start_workers() -> None:
@@ -268,6 +274,23 @@ def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
     accounts = asyncio.run(run())
     assert len(seen) == 4 - 1 + manager_module.ATTEMPTS
     assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_first_rollout_that_meets_a_mistake_of_the_users_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held_out: bool
+) -> None:
+    """What a failed rollout says of its machine holds of all others: nothing is tried again."""
+    flags = ["--n-samples-per-prompt", "2", "--eval-prompt-data", "held", str(tmp_path / "prompts.jsonl")]
+    manager, seen = drive(monkeypatch, tmp_path, *flags, broken=SetupError("no image nope\n  Pull it."))
+
+    async def run() -> None:
+        await manager.start()
+        with pytest.raises(UserError, match=r"a rollout cannot be run.*no image nope\n  Pull it"):
+            await (manager.eval() if held_out else manager.generate(0))
+
+    asyncio.run(run())
+    assert len(seen) <= 4
 
 
 def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(

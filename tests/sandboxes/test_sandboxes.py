@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.errors import RolloutError, UserError, Where
+from miles_lite.errors import RolloutError, SetupError, UserError, Where
 from miles_lite.process import scratch
-from miles_lite.sandboxes import SANDBOXES, provider
+from miles_lite.sandboxes import SANDBOXES, files, provider
 from miles_lite.sandboxes.containers import Container, Containers, running
 from miles_lite.sandboxes.files import get, packed, pull, push, put, unpack
 from miles_lite.sandboxes.lending import Pool
 from miles_lite.sandboxes.local import Folder
 from miles_lite.sandboxes.owner import home
-from miles_lite.sandboxes.sandbox import Sandbox
+from miles_lite.sandboxes.sandbox import ARCHIVE_ENTRIES, Sandbox
 from tests.e2e.job import ROOT
 from tests.sandboxes.kinds import IMAGE, KINDS, kind_of
 from tests.sandboxes.test_shell import needs_bwrap
@@ -126,8 +126,6 @@ def test_one_that_was_lost_is_the_environments_failure_and_one_of_that_name_is_t
                 broken()
             assert caught.value.where is Where.ENVIRONMENT
         first.close()
-        with pytest.raises(RolloutError, match="started no container of localhost/nothing"):
-            made.start("none", "localhost/nothing", None)
 
 
 OWNER = """
@@ -208,7 +206,7 @@ def test_more_than_an_archive_may_hold_is_refused_before_it_is_read(tmp_path: Pa
     sparse = tmp_path / "sparse"
     sparse.touch()
     os.truncate(sparse, 1 << 40)
-    with pytest.raises(RolloutError, match="take more than 1024 MB"):
+    with pytest.raises(RolloutError, match="takes more than 1024 MB"):
         packed(tmp_path, PurePosixPath("sparse"))
 
 
@@ -251,6 +249,27 @@ def test_an_archive_that_says_to_hold_more_than_it_may_is_refused(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_archive_of_more_files_than_it_may_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they are empty, or are of one entry's header."""
+    extended = tarfile.TarInfo("x")
+    extended.type, extended.size = tarfile.XHDTYPE, 600_000
+    records = (b"12 a%06d=b\n" % number for number in range(50_000))
+    header = extended.tobuf(tarfile.USTAR_FORMAT) + b"".join(records)
+    for data, why in (
+        (tarfile.TarInfo("a").tobuf() * (ARCHIVE_ENTRIES + 1), "has more than 100,000 files, folders and links"),
+        (header + tarfile.TarInfo("a").tobuf(), "has a header of 600,000 bytes; at most 65,536 are read"),
+    ):
+        with pytest.raises(RolloutError, match=why) as caught:
+            unpack(data, tmp_path)
+        assert caught.value.where is Where.ENVIRONMENT
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(files, "ARCHIVE_ENTRIES", 9)
+    for number in range(9):
+        (tmp_path / str(number)).touch()  # and the folder itself is one
+    with pytest.raises(RolloutError, match=r"what was asked for, \., has more than 9 files"):
+        packed(tmp_path, PurePosixPath("."))
+
+
 def test_a_folder_that_is_deeper_than_python_goes_is_told_and_goes(tmp_path: Path) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
@@ -265,7 +284,7 @@ def test_a_folder_that_is_deeper_than_python_goes_is_told_and_goes(tmp_path: Pat
 @pytest.mark.parametrize("image", ["", "--volume=/:/host"])
 def test_an_image_is_no_option(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for program in ("docker", "apptainer"):
-        (tmp_path / program).write_text("#!/bin/sh\nexit 9\n")
+        (tmp_path / program).write_text("#!/bin/sh\n[ $1 = ps ] || exit 9\n")
         (tmp_path / program).chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(UserError, match=f"sandboxes of {program} need an image"):
@@ -277,6 +296,13 @@ def test_an_image_is_no_option(image: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_that_is_none_of_a_sandbox_is_refused(kind: str, workdir: str) -> None:
     with kind_of(kind), pytest.raises(UserError, match="is no folder of a sandbox"):
         provider(kind).start("x", IMAGE, workdir)
+
+
+def test_a_python_without_filters_for_archives_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian 12's."""
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(SetupError, match=r"sandboxes need Python 3\.11\.4 or newer"):
+        provider("local")
 
 
 def test_what_is_not_there_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +321,7 @@ def test_a_container_is_alone_and_bounded(program: str, tmp_path: Path, monkeypa
     noted, stand_in = tmp_path / "noted", tmp_path / program
     stand_in.write_text(
         f'#!/bin/bash\nprintf "%q " "$@" >> {noted}; echo >> {noted}\n'
-        f"[[ $1 == run ]] && exec touch {tmp_path}/runs\n"
+        f"[[ $1 == ps ]] && exit\n[[ $1 == run ]] && exec touch {tmp_path}/runs\n"
         f"[[ $1 == inspect ]] && {{ [[ -e {tmp_path}/runs ]] && echo true; exit; }}\n"
         '[[ $3 == mkdir ]] && exit\nwhile [[ $# -gt 0 && $1 != timeout ]]; do shift; done\nexec "$@"\n'
     )
