@@ -31,7 +31,7 @@ COLOURS: Mapping[str, tuple[Callable[[Token], int | None], Sequence[str]]] = {
         lambda token: None if token.version is None else token.version % VERSIONS,
         ("", "cyan", "yellow", "magenta"),
     ),
-    "gap": (lambda token: token.apart, HEAT),
+    "gap": (lambda token: token.apart, HEAT[:-1]),
 }
 """By what tokens are coloured (PLACES): in which place one is, and the colour of each place."""
 ROLES = {"system": "magenta", "user": "cyan", "tool": "blue", "assistant": "bold"}
@@ -80,7 +80,7 @@ def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
         yield _said(message, by)
     says, places = PLACES[by]
     _, colours = COLOURS[by]
-    yield Text.assemble(f"\n{says}:", *((f" {name} ", colour) for name, colour in zip(places, colours, strict=False)))
+    yield Text.assemble(f"\n{says}:", *((f" {name} ", colour) for name, colour in zip(places, colours, strict=True)))
 
 
 def _said(message: Message, by: str) -> Text:

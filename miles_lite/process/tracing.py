@@ -29,6 +29,8 @@ EVERY_SECONDS = 1.0
 END_SECONDS = 2.0
 """How long the end of a process waits for what is still to be sent."""
 CARRIED = ("traceparent", "tracestate")
+QUEUE = "opentelemetry.sdk._shared_internal"
+"""The logger of that queue."""
 PATH = "/v1/traces"
 """Of a collector, where its URL names none."""
 MISSING = "--otlp-endpoint needs OpenTelemetry: pip install 'miles_lite[otlp]'"
@@ -60,7 +62,8 @@ class _Tracing:
         exporter = OTLPSpanExporter(endpoint=url if url.endswith(PATH) else url + PATH, timeout=SEND_SECONDS)
         resource = Resource.create({"service.name": "miles_lite", "service.instance.id": role})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        sending = BatchSpanProcessor(_told_once(exporter, url), schedule_delay_millis=1000 * EVERY_SECONDS)
+        lost = _Lost(url)
+        sending = BatchSpanProcessor(_told(exporter, lost), schedule_delay_millis=1000 * EVERY_SECONDS)
         self._provider.add_span_processor(sending)
         self.tracer = self._provider.get_tracer("miles_lite")
         self.carrier = TraceContextTextMapPropagator()
@@ -154,21 +157,39 @@ def _unheard(**_: Value | None) -> None:
     """Nobody collects."""
 
 
-def _told_once(exporter: SpanExporter, url: str) -> SpanExporter:
-    """The same, which says once that spans are lost."""
+class _Lost(logging.Filter):
+    """Says once that spans are lost. Where they are because its queue is full, OpenTelemetry says so each time, and is
+    heard here instead."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self._said = url, False
+        queue = logging.getLogger(QUEUE)
+        queue.setLevel(logging.WARNING)
+        queue.filters = [self]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.tell()
+        return False
+
+    def tell(self) -> None:
+        if not self._said:
+            self._said = True
+            log.warning("%s does not take spans, or not as fast as they come: the run goes on without those", self._url)
+
+
+def _told(exporter: SpanExporter, lost: _Lost) -> SpanExporter:
+    """The same, which tells of what it could not export."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    class ToldOnce(SpanExporter):
-        said = False
-
+    class Told(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             result = exporter.export(spans)
-            if result is not SpanExportResult.SUCCESS and not self.said:
-                self.said = True
-                log.warning("%s does not take spans: the run goes on, and those are lost", url)
+            if result is not SpanExportResult.SUCCESS:
+                lost.tell()
             return result
 
         def shutdown(self) -> None:
             exporter.shutdown()
 
-    return ToldOnce()
+    return Told()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -79,6 +83,31 @@ def test_a_collector_that_is_not_there_is_said_once(caplog: pytest.LogCaptureFix
             with tracing.span("turn"):
                 pass
     assert caplog.text.count("does not take spans") == 1
+    assert len(caplog.records) == 1
+
+
+def test_one_that_takes_them_slower_than_they_come_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    said = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        """An answer that never ends, and is never so late as to be given up."""
+        with contextlib.suppress(OSError):
+            taken, _ = server.accept()
+            for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", itertools.repeat(32)):
+                taken.send(bytes([byte]))
+                if said.wait(0.2):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as server, caplog.at_level(logging.WARNING):
+        dripping = threading.Thread(target=drip, args=(server,))
+        dripping.start()
+        with tracing.sent_to(f"http://127.0.0.1:{server.getsockname()[1]}", "here"):
+            for _ in range(10_000):  # more than can wait
+                with tracing.span("turn"):
+                    pass
+        said.set()
+    dripping.join(10)
+    assert caplog.text.count("not as fast as they come") == 1
     assert len(caplog.records) == 1
 
 

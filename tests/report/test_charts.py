@@ -38,3 +38,10 @@ def test_whatever_there_is_can_be_drawn(steps: int) -> None:
         gantt([{**row, "finished_at": 5.0}]),
     ):
         assert ElementTree.fromstring(drawn).tag.endswith("svg")
+
+
+def test_what_is_never_below_nought_is_drawn_from_nought_on() -> None:
+    drawn = curves({"queued": dict.fromkeys(range(5), 0.0)}, low=0.0, high=0.0)
+    assert "−" not in drawn
+    assert "-0.0" not in drawn
+    assert "0.04" in drawn

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from miles_lite.cli import main
+from miles_lite.commands.show import COLOURS
 from miles_lite.job.claim import claimed, in_use
 from miles_lite.job.events import Events
-from miles_lite.report import json_lines
+from miles_lite.report import json_lines, rollout_table
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import Growing
 from miles_lite.report.record import read_record
+from miles_lite.report.transcript import PLACES
 from tests.report.runs import FAULTS, STEPS, write_run
 from tests.report.test_transcript import a_run, credit, keep
 
@@ -179,3 +181,20 @@ def test_a_rollout_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.Capt
     write_run(tmp_path, seed=1, steps=1)
     assert main(["show", str(tmp_path), "99"]) == 2
     assert "has no rollout 99; see rollouts/ in it, or miles-lite dash" in capsys.readouterr().err
+
+
+def test_a_colour_is_named_and_drawn_for_each_place() -> None:
+    assert {by: len(colours) for by, (_, colours) in COLOURS.items()} == {
+        by: len(places) for by, (_, places) in PLACES.items()
+    }
+
+
+def test_moments_and_fractions_are_said_for_readers() -> None:
+    assert rollout_table.told("started_at", 1.7e9).startswith("2023-11-1")
+    assert rollout_table.told("started_at", 1e300) == "1e+300"
+    assert [rollout_table.told("tool", value) for value in (0.5558218309997756, 3.0, 7, "x")] == [
+        "0.5558",
+        "3",
+        "7",
+        "x",
+    ]
