@@ -25,6 +25,7 @@ import tempfile
 import time
 import tracemalloc
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ import ray
 import miles_lite.process.remote
 import miles_lite.rollout.manager
 from miles_lite.config.options import parse
-from miles_lite.rollout.agent_worker import Task
+from miles_lite.rollout.agent_calls import Answer, Ran, Running, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import NOT_SAMPLED, Rollout, Sample, Status
 from miles_lite.scheduler import protocol as m
@@ -139,8 +140,16 @@ class Worker:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
+        self._running = Running(self.run)
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
+    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
+        self._running.tell(tasks, dropped)
+
+    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
+        self._running.tell(tasks, dropped)
+        return await self._running.ended()
+
+    async def run(self, task: Task) -> Ran:
         fresh = time.monotonic() - self._began > TAKES[0]
         await asyncio.sleep(random.uniform(TAKES[0] if fresh else 0.0, TAKES[1]))
         now, mask = time.time(), np.array([0, 1, 1, 1], dtype=np.uint8)
@@ -195,7 +204,7 @@ class Manager(RolloutManager):
         super().__init__(parse(flags)[0], None)  # type: ignore[arg-type]
 
     def _worker(self, index: int) -> Any:
-        actor = ray.remote(num_cpus=0, max_concurrency=1 << 14)(Worker).remote()
+        actor = ray.remote(num_cpus=0)(Worker).remote()
         return Standing(actor=miles_lite.process.remote.Remote(actor), restarts=0)
 
     async def spent(self) -> tuple[float, float, int]:

@@ -9,12 +9,15 @@ from typing import Any
 
 import ray
 
+from miles_lite.stack.cluster import starting
+
 
 @contextlib.contextmanager
 def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
     """One node of so many CPUs; `options` are those of `ray.init`. Never joins one that another test process began."""
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
-    ray.init(address="local", num_cpus=cpus, **quiet | options)
+    with starting(watched=False):
+        ray.init(address="local", num_cpus=cpus, **quiet | options)
     try:
         yield
     finally:

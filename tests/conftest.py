@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,6 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-
-from tests.models import make_tiny_model
-from tests.train.helpers import CORPUS, SIZE
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -27,16 +25,40 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Those of `-m e2e` are in few files: the others need not be imported, by each process of a run, to learn that."""
-    wanted = str(config.option.markexpr).partition(" ")[0]
-    if wanted not in ("e2e", "gpu") or not collection_path.name.startswith("test_"):
+    """A file that `-m` wants nothing of need not be imported, by each process of a run, to learn that: one without a
+    mark that it asks for, or with a mark for the whole file that it asks to be without."""
+    asked = str(config.option.markexpr)
+    if not collection_path.name.startswith("test_") or re.search(r"\bor\b|[()]", asked):
         return None
-    return f"pytest.mark.{wanted}" not in collection_path.read_text(encoding="utf-8") or None
+    terms = [term.strip() for term in asked.split(" and ") if term.strip()]
+    unwanted = {term.removeprefix("not ") for term in terms if term.startswith("not ")}
+    text = collection_path.read_text(encoding="utf-8")
+    whole = re.search(r"^pytestmark = (\[[^\]]*\]|.*)", text, re.MULTILINE)
+    if whole and unwanted & set(re.findall(r"pytest\.mark\.(\w+)", whole[1])):
+        return True
+    return any(f"pytest.mark.{term}" not in text for term in terms if not term.startswith("not ")) or None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines of this process's tests, and of what they start, are forked from one process that imports SGLang once."""
+    if not any(item.get_closest_marker("e2e") for item in request.session.items):
+        yield
+        return
+    from miles_lite.config.places import Topology
+    from miles_lite.engine.fork_server import forking
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(request.config.rootpath))  # as those have it that start a command line
+        with forking("cpu", Topology(), tmp_path_factory.mktemp("forks")):
+            yield
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Qwen3 folder, seed 0. Read only."""
+    from tests.models import make_tiny_model
+
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
@@ -44,6 +66,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 20k-parameter model folder. Read only."""
     from miles_lite.init_model.build import init_model
+    from tests.train.helpers import CORPUS, SIZE
 
     folder = tmp_path_factory.mktemp("model")
     init_model(folder, corpus=CORPUS, seed=1, **SIZE)

@@ -29,8 +29,13 @@ RUN=$(cd "$1" && pwd)
 PROMETHEUS_PORT=${PROMETHEUS_PORT:-9090} GRAFANA_PORT=${GRAFANA_PORT:-3000}
 RAY_SESSION=${RAY_SESSION:-${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/session_latest}
 GRAFANA_HOME=${GRAFANA_HOME:-/usr/share/grafana}
-for port in "$PROMETHEUS_PORT" "$GRAFANA_PORT"; do
-  [[ $port =~ ^[0-9]{1,5}$ ]] || fail "port $port: expected a number"
+for port in PROMETHEUS_PORT GRAFANA_PORT; do
+  if ! [[ ${!port} =~ ^[0-9]{1,5}$ ]] || ((10#${!port} < 1 || 10#${!port} > 65535)); then
+    fail "$port=${!port}: expected a port"
+  fi
+  if (exec 3<>"/dev/tcp/127.0.0.1/${!port}") 2>/dev/null; then
+    fail "port ${!port} is in use, maybe by another start.sh: end what listens there, or set $port"
+  fi
 done
 
 DATA=$RUN/monitoring

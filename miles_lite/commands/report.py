@@ -9,6 +9,7 @@ from pathlib import Path
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.errors import UserError, user_error, writing
+from miles_lite.process.drafted import drafted
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
 
@@ -27,11 +28,10 @@ def main(argv: Sequence[str]) -> int:
     folders = [Path(run).expanduser() for run in options.runs]
     page = render([read_record(folder) for folder in folders])
     path = Path(options.out) if options.out is not None else folders[0] / "report.html"
-    partial = path.with_name(f".{path.stem[:200]}.partial")
     with user_error(f"{path} cannot be written", OSError), writing("the report", path):
         if path.exists() and not path.is_file():
             raise UserError(f"--out {path}: is no file that could be replaced")
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(path)
+        with drafted(path) as draft:
+            draft.write_text(page, encoding="utf-8", errors="replace")
     print(path)
     return 0

@@ -18,36 +18,22 @@ from miles_lite.process.piped import printed
 from miles_lite.report import rollout_table
 from miles_lite.report.record import Record, read_record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
-from miles_lite.report.transcript import APART, LIKELY, VERSIONS, Message, Token, speller, transcript
+from miles_lite.report.transcript import PLACES, VERSIONS, Message, Token, speller, transcript
 from miles_lite.report.visible import visible
 from miles_lite.traces import atraj
 
 HEAT = ("", "green", "yellow", "dark_orange", "red", "bold red")
-Place = Callable[[Token], int | None]
-COLOURS: Mapping[str, tuple[str, Place, Mapping[str, str]]] = {
-    "probability": (
-        "probability at least",
-        lambda token: token.likely,
-        dict(zip([*map("{:g}".format, LIKELY), "less"], HEAT, strict=True)),
-    ),
-    "mask": ("mask", lambda token: int(token.trained), {"not trained": "dim", "trained": "green"}),
-    "advantage": (
-        "advantage",
-        lambda token: token.credit,
-        {"below -1": "bold red", "below 0": "red", "0": "", "above 0": "green", "1 and more": "bold green"},
-    ),
+COLOURS: Mapping[str, tuple[Callable[[Token], int | None], Sequence[str]]] = {
+    "probability": (lambda token: token.likely, HEAT),
+    "mask": (lambda token: int(token.trained), ("dim", "green")),
+    "advantage": (lambda token: token.credit, ("bold red", "red", "", "green", "bold green")),
     "version": (
-        f"version, modulo {VERSIONS}",
         lambda token: None if token.version is None else token.version % VERSIONS,
-        {"0": "", "1": "cyan", "2": "yellow", "3": "magenta"},
+        ("", "cyan", "yellow", "magenta"),
     ),
-    "gap": (
-        "trainer against engine, nats, at least",
-        lambda token: token.apart,
-        dict(zip(["less", *map("{:g}".format, APART)], HEAT[:-1], strict=True)),
-    ),
+    "gap": (lambda token: token.apart, HEAT),
 }
-"""By what tokens are coloured: what that is, of which place one is, and of each place its name and its colour."""
+"""By what tokens are coloured (PLACES): in which place one is, and the colour of each place."""
 ROLES = {"system": "magenta", "user": "cyan", "tool": "blue", "assistant": "bold"}
 
 
@@ -83,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
     for name, value in row.items():
         if value is not None:
-            yield Text.assemble((f"{name:16s} ", "dim"), visible(value))
+            yield Text.assemble((f"{name:16s} ", "dim"), visible(rollout_table.told(name, value)))
     path = trajectory_path(record.folder, row["step"], row["rollout"])
     if not path.is_file():
         yield Text(f"\nIts trajectory was not kept (--keep-trajectories); those in {TRAJECTORIES}/ were.", "yellow")
@@ -92,14 +78,14 @@ def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
     for message in read.messages:
         yield Text.assemble("\n", (message.role, ROLES.get(message.role, "bold")), ("  " + message.says, "dim"))
         yield _said(message, by)
-    says, _, places = COLOURS[by]
-    yield Text.assemble(f"\n{says}", *((f" {text} ", colour) for text, colour in places.items()))
+    says, places = PLACES[by]
+    _, colours = COLOURS[by]
+    yield Text.assemble(f"\n{says}:", *((f" {name} ", colour) for name, colour in zip(places, colours, strict=False)))
 
 
 def _said(message: Message, by: str) -> Text:
     if not message.tokens:
         return Text(message.text)
-    _, place_of, places = COLOURS[by]
-    colours = list(places.values())
+    place_of, colours = COLOURS[by]
     placed = ((token.text, place_of(token)) for token in message.tokens)
     return Text.assemble(*((text, "" if place is None else colours[place]) for text, place in placed))

@@ -10,6 +10,7 @@ from miles_lite.config.options import Config, parse
 from miles_lite.config.schema import as_yaml, schema
 from miles_lite.job.loop import rollout, train
 from miles_lite.observe.summary import print_summary
+from miles_lite.observe.wandb_sink import wandb_dir, wandb_folder
 
 
 def main(
@@ -37,5 +38,6 @@ def main(
         print(f"metrics: {config.run_dir / 'metrics.jsonl'}")
         return 0
     summary = train(config)
-    print_summary(summary, run_dir=config.run_dir, png=config.run_dir / "reward.png")
+    wandb = wandb_folder(wandb_dir(config.logging, config.run_dir)) if config.logging.use_wandb else None
+    print_summary(summary, run_dir=config.run_dir, png=config.run_dir / "reward.png", wandb=wandb)
     return 0

@@ -141,7 +141,6 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
         "use-prometheus prometheus-port prometheus-run-name",
     ),
     ignored("a group's name in wandb is as it is given", "disable-wandb-random-suffix"),
-    ignored("the run folder is wandb's folder", "wandb-dir"),
     ignored("a step's number is its rollout's", "wandb-always-use-train-step"),
     ignored("the agent's turns are always logged (agent/turns_mean)", "log-multi-turn"),
     ignored("the difference of trainer and engine is always logged", "get-mismatch-metrics"),

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NoReturn, TypeVar
 
@@ -48,8 +49,9 @@ def parse_known(parser: Parser, argv: Sequence[str], options: type[T]) -> tuple[
 
 def take(namespace: argparse.Namespace, options: type[T]) -> T:
     """Build `options` from parsed arguments. Raises UserError for a value that its option cannot have."""
+    kind: type = options
     values: dict[str, object] = {name: take(namespace, group) for name, group in _groups(options)}
-    hints = typing.get_type_hints(options)
+    hints = types_of(kind)
     for each in declared(options):
         values[each.field.name] = _value(each, hints[each.field.name], getattr(namespace, each.field.name))
     if "sglang_args" in hints:
@@ -64,9 +66,15 @@ def every_option(options: type) -> Iterator[Declared]:
     yield from declared(options)
 
 
+@functools.cache
+def types_of(options: type) -> Mapping[str, typing.Any]:
+    """The type of each field by its name, read from the source's words once: that is most of what parsing costs."""
+    return typing.get_type_hints(options)
+
+
 def _groups(options: type) -> Iterator[tuple[str, type]]:
     """Fields of `options` that are groups themselves."""
-    hints = typing.get_type_hints(options)
+    hints = types_of(options)
     for field in dataclasses.fields(options):
         if dataclasses.is_dataclass(hints[field.name]):
             yield field.name, hints[field.name]
@@ -75,7 +83,7 @@ def _groups(options: type) -> Iterator[tuple[str, type]]:
 def _add(parser: Parser, options: type) -> None:
     for _, group in _groups(options):
         _add(parser, group)
-    own, hints = list(declared(options)), typing.get_type_hints(options)
+    own, hints = list(declared(options)), types_of(options)
     if own:
         section = parser.add_argument_group((options.__doc__ or options.__name__).strip().splitlines()[0].rstrip("."))
         for each in own:

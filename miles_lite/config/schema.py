@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from miles_lite.config.flags import every_option
+from miles_lite.config.flags import every_option, types_of
 from miles_lite.config.option import Declared, declared
 from miles_lite.config.yaml_files import INCLUDE, SGLANG, ConfigFiles
 
@@ -21,7 +21,7 @@ _FILES = frozenset(each.field.name for each in declared(ConfigFiles))
 
 def schema(command: type) -> dict[str, Any]:
     """Of the files that --config takes: every option by name, and in its group."""
-    hints = typing.get_type_hints(command)
+    hints = types_of(command)
     groups = {
         field.name: hints[field.name]
         for field in dataclasses.fields(command)
@@ -66,7 +66,7 @@ def _plain(value: object) -> object:
 
 
 def _properties(group: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(group)
+    hints = types_of(group)
     return {each.field.name: _property(each, hints[each.field.name]) for each in every_option(group)}
 
 

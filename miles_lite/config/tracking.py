@@ -31,6 +31,17 @@ class Logging:
     wandb_mode: Literal["online", "offline", "disabled"] = option(
         "online", help="offline writes into the run folder", with_="use_wandb"
     )
+    wandb_dir: str | None = option(
+        None, help="folder for what wandb keeps locally (default: the run folder)", with_="use_wandb", path=True
+    )
+    wandb_run_id: str | None = option(
+        None,
+        help="go on in the wandb run of this id, or make it (default: a new one; a resumed run goes on in its own)",
+        with_="use_wandb",
+    )
+    wandb_table_interval: int = option(
+        10, help="every so many steps a table of rollouts that were kept; 0: none", least=0, with_="use_wandb"
+    )
     use_tensorboard: bool = option(False, help="log to tensorboard in the run folder")
     reward_chance: float | None = option(None, help="expected reward of guessing, for the plot and the summary")
     log_passrate: bool = option(False, help="log pass@k")

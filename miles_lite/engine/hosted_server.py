@@ -5,6 +5,8 @@ Invariant: a server that `start` returned has been healthy; after `stop` nothing
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import os
 from pathlib import Path
@@ -108,7 +110,8 @@ class HostedServer:
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         argv = command(spec, place, known=known_options())
         secrets = [*secrets_in(spec.engines.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
-        self.process = server = ServerProcess.launch(argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
+        launch = functools.partial(ServerProcess.launch, argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
+        self.process = server = await asyncio.to_thread(launch)
         url = f"http://{bracketed(local(spec.hosts.bind_host))}:{place.port}"
         await server.wait_healthy(url, spec.engines.engine_start_timeout)
         self._url = url

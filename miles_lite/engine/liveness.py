@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from miles_lite.process.probe import answers
+from miles_lite.process.probe import refusal
 
 BUSY_SHARE = 0.05
 """Of one processor's time: less than this, and no process ready to run, means that nothing is computed."""
+PROBE = "/health_generate"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,17 +74,18 @@ class Liveness:
     async def probe(self) -> str | None:
         """None while the server works, else what is wrong. Takes at most `timeout` seconds."""
         before, began = self._activity(), time.monotonic()
-        if await answers(f"{self._url}/health_generate", seconds=self._timeout):
+        said = await refusal(f"{self._url}{PROBE}", seconds=self._timeout)
+        if said is None:
             self.rest()
             return None
         after, now = self._activity(), time.monotonic()
         share = (after.seconds - before.seconds) / max(now - began, 0.01)
         silent = now - self._progress
         if silent >= self._patience:
-            return f"no token for {silent:.0f} s"
+            return f"no token for {silent:.0f} s: {PROBE} {said}"
         if share >= BUSY_SHARE or before.ready or after.ready:
             return None
-        return f"no token within {self._timeout:g} s, and it is not computing: it hangs"
+        return f"{PROBE} {said}, and nothing is computed: it hangs"
 
     def _activity(self) -> Activity:
         return Activity(0.0, ready=True) if self._pid is None else activity(self._pid)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import glob
 import json
 import os
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,12 +38,20 @@ HIDDEN = b"***"
 
 def main(log_path: str, grace: float, command: list[str]) -> int:
     secrets = [secret.encode() for secret in json.loads(sys.stdin.buffer.readline() or b"[]")]
+    start = functools.partial(execute, command)
+    return guard(
+        sys.stdin.fileno(),
+        lambda pid: print(pid, flush=True),
+        start,
+        log_path=log_path,
+        grace=grace,
+        secrets=secrets,
+    )
+
+
+def execute(command: list[str], folder: str, written: int) -> int:
+    """Start it in a process group of its own, with `folder` for its temp folder and output to `written`; its pid."""
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    scratch = runpy.run_path(SCRATCH)
-    folder = scratch["make"]()
-    output, written = os.pipe()
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -51,25 +61,46 @@ def main(log_path: str, grace: float, command: list[str]) -> int:
         process_group=0,
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+    return server.pid
+
+
+def guard(
+    owner: int,
+    tell: Callable[[int], None],
+    start: Callable[[str, int], int],
+    *,
+    log_path: str,
+    grace: float,
+    secrets: list[bytes],
+) -> int:
+    """Stand between whoever holds the other end of `owner` and the server that `start` starts, with a temp folder and a
+    file descriptor for its output; `tell` takes the server's pid. Its exit code. Raises SystemExit for SIGTERM."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    scratch = runpy.run_path(SCRATCH)
+    folder = scratch["make"]()
+    output, written = os.pipe()
+    server = start(folder, written)
     os.close(written)
+    handle = os.pidfd_open(server)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.fchmod(log, 0o600)
     logging = threading.Thread(target=copy_hiding, args=(output, log, secrets))
     logging.start()
     loads: set[str] = set()
     try:
-        print(server.pid, flush=True)
-        waits_for = [sys.stdin, os.pidfd_open(server.pid)]
-        while not select.select(waits_for, [], [], None if loads else LOOK_SECONDS)[0]:
-            loads |= load_segments(server.pid)
+        tell(server)
+        while not select.select([owner, handle], [], [], None if loads else LOOK_SECONDS)[0]:
+            loads |= load_segments(server)
             scratch["note"](folder, loads)
-        code = server.poll() or 0
-        return code if code >= 0 else 128 - code
+        ended = os.waitid(os.P_PIDFD, handle, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return 0 if ended is None else ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        scratch["note"](folder, loads | load_segments(server.pid))
-        server.terminate()
-        end_descendants(server.pid, grace)
+        scratch["note"](folder, loads | load_segments(server))
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+        end_descendants(server, grace)
         logging.join()  # nobody writes any more
         scratch["remove"](folder)
 

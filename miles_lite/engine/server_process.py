@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from miles_lite.engine.guards import ExecutedGuard, ForkedGuard, Guard, Order
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.process.stacks import stacks_folder, write_stacks
 
-GUARD = Path(__file__).with_name("server_guard.py")
+FORK_SERVER = "MILES_LITE_FORK_SERVER"
+"""An environment variable: the socket of a fork server (fork_server_main.py)."""
+IMPORT_SECONDS = 120.0
+"""How long a fork server may take to answer: it imports SGLang first."""
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL: the server holds nothing worth a slow farewell."""
 HEALTH_SECONDS = 5.0
@@ -35,8 +36,8 @@ LOST_PORT = ("address already in use", "port is already in use", "is not availab
 class ServerProcess:
     """A server behind its guard. Build it with `ServerProcess.launch`."""
 
-    def __init__(self, guard: subprocess.Popen[str], *, pid: int, log_path: Path, log_start: int) -> None:
-        self.pid = pid
+    def __init__(self, guard: Guard, *, log_path: Path, log_start: int) -> None:
+        self.pid = guard.server
         self.log_path = log_path
         self._guard = guard
         self._log_start = log_start
@@ -45,31 +46,19 @@ class ServerProcess:
     def launch(
         cls, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, secrets: Sequence[str] = ()
     ) -> Self:
-        """Start `command`; its output is appended to `log_path`, without `secrets`."""
+        """Start `command`; its output is appended to `log_path`, without `secrets`. Forked where `env` names a fork
+        server that takes it, executed elsewhere. Raises UserError."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_start = log_path.stat().st_size if log_path.exists() else 0
-        guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(GUARD), str(log_path), str(GRACE), "--", *command],
-            env=dict(env),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        assert guard.stdin is not None
-        assert guard.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # then it says nothing either
-            guard.stdin.write(f"{json.dumps(secrets)}\n")
-            guard.stdin.flush()
-        first_line = guard.stdout.readline()
-        if not first_line:
-            raise UserError(f"could not start {command[0]}: its guard exited with {guard.wait()}, see stderr above")
-        return cls(guard, pid=int(first_line), log_path=log_path, log_start=log_start)
+        order = Order(command, env, log_path, GRACE, secrets)
+        at = env.get(FORK_SERVER)
+        guard = ForkedGuard.at(at, order, seconds=IMPORT_SECONDS) if at else None
+        return cls(guard or ExecutedGuard(order), log_path=log_path, log_start=log_start)
 
     @property
     def exit_code(self) -> int | None:
         """None while the server lives."""
-        return self._guard.poll()
+        return self._guard.exit_code
 
     async def wait_healthy(self, url: str, timeout: float) -> None:
         """Return when GET {url}/health says 200. Raises UserError when the server ends or `timeout` seconds pass."""
@@ -118,15 +107,11 @@ class ServerProcess:
 
     async def stop(self) -> None:
         """End the server and everything it spawned. Idempotent; takes at most a few seconds."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        self._guard.release()
         deadline = time.monotonic() + GRACE + 5.0
-        while self._guard.poll() is None and time.monotonic() < deadline:
+        while self._guard.exit_code is None and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         self._guard.kill()
-        self._guard.wait()
-        assert self._guard.stdout is not None
-        self._guard.stdout.close()
 
     def _lines(self) -> list[str]:
         with self.log_path.open("rb") as log:

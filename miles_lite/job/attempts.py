@@ -124,7 +124,7 @@ def attempts(config: Config) -> Iterator[Attempts]:
     with claimed({"--run-dir": config.run_dir, **save}), Interrupts(deaf=HASTE_SECONDS) as interrupts:
         tries = Attempts(config, interrupts)
         spans = tracing.sent_to(config.tracing.otlp_endpoint, "driver")
-        with tries.course.unhurried, tries.course.events, spans:
+        with tries.course.standing, tries.course.unhurried, tries.course.events, spans:
             yield tries
 
 

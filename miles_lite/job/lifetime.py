@@ -18,6 +18,7 @@ from typing import Self
 from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
 from miles_lite.config.rules import refuse_broken
+from miles_lite.engine.fork_server import forking
 from miles_lite.errors import RunLostError, UnavailableError, plain
 from miles_lite.job.events import Events
 from miles_lite.job.watch import Watch, death_in
@@ -55,8 +56,8 @@ class Reached:
 
 @dataclass
 class Course:
-    """What a run keeps from one attempt to the next. `unhurried` is what takes as long as it takes at its end, unless a
-    person wants it to end."""
+    """What a run keeps from one attempt to the next. `standing` ends with it; `unhurried` is what takes as long as it
+    takes at its end, unless a person wants it to end."""
 
     interrupts: Interrupts
     events: Events
@@ -64,6 +65,7 @@ class Course:
     restarts: int = 0
     began: float = field(default_factory=time.time)
     sinks: Sinks | None = None
+    standing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     unhurried: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     lost_at: float | None = None
     """When the attempt before was lost, while the next one starts."""
@@ -96,6 +98,7 @@ class Lifetime:
         layout = place(topology, train=train)
         self.parts.callback(layout.remove)
         refuse_broken(self._config.on_device(layout.device) if train else [])
+        self.course.standing.enter_context(forking(layout.device, topology, self._config.run_dir / "logs"))
         self._config.write()
         return layout
 

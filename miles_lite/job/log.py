@@ -39,9 +39,10 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
         return course.sinks
     set_aside(config.run_dir, [SUMMARY] if resumed else [*RECORD, SUMMARY], before=f"before-{course.began:.0f}")
     course.events.write()
-    course.sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir)
-    course.unhurried.callback(course.sinks.close)
-    return course.sinks
+    sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir, resumed=resumed)
+    course.sinks = sinks
+    course.unhurried.push(lambda kind, error, trace: sinks.close(failed=isinstance(error, Exception)))
+    return sinks
 
 
 def set_aside(run_dir: Path, names: Iterable[str], *, before: str) -> None:
@@ -85,6 +86,7 @@ class Log:
         line = step_line(rollout_id + 1, total=self._steps, metrics=self._seen, recent=self._recent)
         self.progress.step(line)
         self._tell(self._alarms.after(rollout_id), rollout_id)
+        self._sinks.step_ended(rollout_id)
 
     def busy(self, *intervals: tuple[float, float], agents: bool = False) -> None:
         """Something useful ran in these: `agents`, or what else."""
@@ -106,6 +108,7 @@ class Log:
         for alarm in change.raised:
             self.progress.say(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")
             self.event(Kind.ALARM, f"{alarm.title}: {alarm.evidence}. {alarm.advice}", step=step, what=alarm.rule)
+            self._sinks.alert(alarm.title, f"{alarm.evidence}. {alarm.advice}")
         for rule in change.ended:
             self.event(Kind.CALM, f"not seen for {WINDOW} steps", step=step, what=rule)
         if change.metrics:

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean, median
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from miles_lite.observe.wandb_sink import wandb_folder
+from miles_lite.process.drafted import drafted
 from miles_lite.report import metric_names as names
 from miles_lite.report.history import read_history, series
 
@@ -86,28 +86,33 @@ def build_summary(
 
 def write_summary(summary: Mapping[str, object], path: Path) -> None:
     """Write summary.json whole or not at all."""
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(path)
+    with drafted(path) as draft:
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def print_summary(summary: Summary, *, run_dir: Path, png: Path | None, console: Console | None = None) -> None:
-    """The summary for a reader: what was learned, what it cost, where everything lies."""
+def print_summary(
+    summary: Summary,
+    *,
+    run_dir: Path,
+    png: Path | None,
+    wandb: Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """The summary for a reader: what was learned, what it cost, where everything lies; `wandb`: the folder of its wandb
+    run."""
     console = console or Console(soft_wrap=True)
-    table = Table(title="run summary", title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for title, value in _lines(summary, run_dir=run_dir, png=png):
-        table.add_row(title, value)
-    console.print(table)
+    lines = _lines(summary, run_dir=run_dir, png=png, wandb=wandb)
+    wide = max(len(title) for title, _ in lines) + 2
+    console.print(Text("run summary", "italic"), soft_wrap=True)
+    for title, value in lines:  # a path or a command that is broken into lines cannot be taken from there
+        console.print(Text.assemble((title.ljust(wide), "dim"), value), soft_wrap=True)
 
 
-def _lines(summary: Summary, *, run_dir: Path, png: Path | None) -> list[tuple[str, str]]:
+def _lines(summary: Summary, *, run_dir: Path, png: Path | None, wandb: Path | None) -> list[tuple[str, str]]:
     shown = {name: _form(value) for name, value in summary.items()}
     ended = ", ".join(
         f"{shown[f'prompts_{end}']} {end}" for end in ("trained", "filtered", "failed", "quarantined", "unused")
     )
-    wandb = wandb_folder(run_dir)
     lines = [
         ("reward", f"{shown['reward_first5']} -> {shown['reward_last5']}  (chance {shown['reward_chance']})"),
         ("held-out reward", f"{shown['heldout_first']} -> {shown['heldout_last']}"),

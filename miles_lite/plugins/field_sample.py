@@ -84,6 +84,16 @@ class Sample:
         self.__dict__.update({key: value for key, value in fetched.items() if key not in self.__dict__})
         return self.__dict__[name]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known of it, by name; the status as its word."""
+        known = {name: value for name, value in self.__dict__.items() if name != "_fetch"}
+        return {**known, **{name: getattr(self, name) for name in TOKENS}, "status": self.status.value}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Sample:
+        """What `to_dict` gave."""
+        return cls(**{**data, "status": FieldStatus(data["status"])})
+
     def get_reward_value(self, args: Any) -> Any:
         """The reward, or that of an object under --reward-key."""
         key = getattr(args, "reward_key", None) or "score"
@@ -157,6 +167,11 @@ def to_own(sample: Any, *, temperature: float, version: int) -> OwnSample:
         logprobs=np.where(whole == 1, np.concatenate([np.zeros(before, np.float32), logprobs]), 0).astype(np.float32),
         temperatures=np.where(whole == 1, temperature, 1.0).astype(np.float32),
         weight_versions=np.where(whole == 1, min(told, default=version), NOT_SAMPLED).astype(np.int32),
-        routed_experts=sample.rollout_routed_experts,
+        routed_experts=_experts(sample.rollout_routed_experts),
         status=OwnStatus(sample.status.value),
     ).validate("the generate function's sample")
+
+
+def _experts(given: Any) -> np.ndarray | None:
+    """As an array; lists of numbers, too."""
+    return np.asarray(given, np.int32) if isinstance(given, list) else given

@@ -19,7 +19,6 @@ T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,17 @@ class Remote(Generic[T_co]):
         called: object = getattr(self.handle, method.__name__).remote(*args, **options)
         return called
 
-    def call_three(
-        self, method: Callable[Concatenate[T_co, P], Awaitable[tuple[R, S, U]]], *args: P.args, **options: P.kwargs
-    ) -> tuple[ObjectRef[R], ObjectRef[S], ObjectRef[U]]:
-        """The same of a method that returns three things: each has a reference, and a life, of its own."""
-        called: tuple[ObjectRef[R], ObjectRef[S], ObjectRef[U]] = (
-            getattr(self.handle, method.__name__).options(num_returns=3).remote(*args, **options)
-        )
-        return called
+    def call_parts(
+        self,
+        method: Callable[Concatenate[T_co, P], Awaitable[tuple[R, *tuple[S, ...]]]],
+        parts: int,
+        *args: P.args,
+        **options: P.kwargs,
+    ) -> tuple[ObjectRef[R], list[ObjectRef[S]]]:
+        """The same of a method that returns a thing and so many `parts`: each has a reference, and a life, of its
+        own."""
+        first, *rest = getattr(self.handle, method.__name__).options(num_returns=1 + parts).remote(*args, **options)
+        return first, rest
 
     def ready(self) -> ObjectRef[object]:
         """Comes once the actor has done what it was told before, and fails once it has died."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from miles_lite.report import metric_names as names
-from miles_lite.report.record import Record
+from miles_lite.report.record import LAST_ROLLOUTS, LAST_STEPS, Record
 from miles_lite.report.rollout_table import Row
 
-WINDOW = 5
+WINDOW = LAST_STEPS
 """Steps at the end of a run that rules look at."""
-FAILURE_SHARE, FAILURES_OF, FEW_FAILURES = 0.05, 256, 3
+FAILURE_SHARE, FAILURES_OF, FEW_FAILURES = 0.05, LAST_ROLLOUTS, 3
 NO_GRADIENT_SHARE = 0.9
 FLAT_STEPS, FLAT_GAIN, LEARNED = 24, 0.02, 0.9
 COLLAPSE_SHARE, COLLAPSE_BY = 0.6, 0.1

@@ -50,7 +50,8 @@ def curves(
     axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
-        axes.set_ylim(min(low, bottom), max(high, top))
+        least = min((value for points in lines.values() for value in points.values()), default=low)
+        axes.set_ylim(low if least >= low else bottom, max(high, top))
     return _svg(figure, axes, legend=len(lines) > 1)
 
 

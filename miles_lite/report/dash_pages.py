@@ -25,7 +25,7 @@ from miles_lite.report.index import SHOWN, Filter
 from miles_lite.report.pictures import pictures
 from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.runs import Runs
-from miles_lite.report.transcript import Transcript, compared, speller, transcript
+from miles_lite.report.transcript import PLACES, Transcript, compared, speller, transcript
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'nonce-{}'; connect-src 'self'; "
@@ -105,7 +105,7 @@ def _add_rollouts(app: FastAPI, runs: Runs) -> None:
             parted=parted,
             missing=missing,
             pairs=list(zip_longest(*told)),
-            colours=("difference", "probability", "version", "mask", "advantage", "gap"),
+            colours=("difference", *PLACES),
         )
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from miles_lite.errors import user_error
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import json_lines
+from miles_lite.report.visible import LATEST
 
 FILE = "events.jsonl"
-LATEST = 1e11
-"""Seconds since the epoch, thousands of years from now."""
 MOST_SAID = 2000
 """Characters of a row's words."""
 

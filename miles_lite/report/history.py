@@ -63,6 +63,10 @@ class Curves:
         """Of the metrics that have a value."""
         return self._points.keys()
 
+    def last_steps(self) -> dict[str, int]:
+        """Of each metric the last step that has a value."""
+        return {name: max(points) for name, points in self._points.items()}
+
     def at(self, step: int) -> dict[str, float]:
         """All metrics of a step."""
         return {name: points[step] for name, points in self._points.items() if step in points}

@@ -5,29 +5,25 @@ Invariant: what a record holds stands in the page as text, never as markup.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
 import jinja2
 
 from miles_lite.report import metric_names as names
+from miles_lite.report import rollout_table
 from miles_lite.report.alarms import Alarm, alarms
 from miles_lite.report.pictures import Picture, pictures
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import Row
-from miles_lite.report.transcript import APART, LIKELY, VERSIONS, Transcript, told
-from miles_lite.report.visible import visible
+from miles_lite.report.transcript import PLACES, VERSIONS, Transcript, told
+from miles_lite.report.visible import moment, visible
 
 ENDED = {"interrupted": "interrupted by a person"}
 NO_SUMMARY = "no summary: it runs, or was stopped"
-MOST_FAILURES = 50
-"""Failed rollouts that are listed for each boundary; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,11 @@ def render(records: Sequence[Record]) -> str:
 
 def tell(record: Record, *, transcripts: bool = True) -> Told:
     """Everything of one run, trajectories only where they are asked for."""
-    outcomes = Counter(row["outcome"] for row in record.rollouts)
     return Told(
         record,
         alarms(record),
         list(_facts(record)),
-        outcomes.most_common(),
+        record.tally.outcomes.most_common(),
         _failures(record),
         list(pictures(record)),
         list(told(record)) if transcripts else [],
@@ -92,8 +87,9 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    made.filters["visible"] = visible
-    made.globals |= {"versions": VERSIONS, "likely": LIKELY, "apart": APART}
+    made.filters |= {"visible": visible, "clock": lambda seconds: moment(seconds)[:19]}
+    made.filters["told"] = lambda value, name: visible(rollout_table.told(name, value))
+    made.globals |= {"versions": VERSIONS, "places": PLACES, "coloured": tuple(PLACES)}
     return made
 
 
@@ -119,20 +115,18 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
         if held := record.values(names.heldout(name)):
             yield f"held-out {name}", f"{held[0]:.3g} → {held[-1]:.3g}"
     yield "steps", f"{len(rewards)}" + (f" in {sum(steps.values()):,.0f} s" if steps else "")
-    yield "rollouts", f"{len(record.rollouts):,}"
-    if record.rollouts:
-        failed = sum(row["where"] is not None for row in record.rollouts)
-        yield "failed", f"{failed:,} ({100 * failed / len(record.rollouts):.1f} %)"
-        yield "trained tokens", f"{sum(row['trained_tokens'] for row in record.rollouts):,}"
+    tally = record.tally
+    yield "rollouts", f"{tally.rollouts:,}"
+    if tally.rollouts:
+        yield "failed", f"{tally.failed:,} ({100 * tally.failed / tally.rollouts:.1f} %)"
+        yield "trained tokens", f"{tally.trained_tokens:,}"
     yield "model", str(record.options.get("hf_checkpoint", "-"))
     yield "folder", str(record.folder)
 
 
 def _failures(record: Record) -> list[Boundary]:
-    failed = sorted((row for row in record.rollouts if row["where"] is not None), key=itemgetter("where"))
-    found = []
-    for where, same in groupby(failed, key=itemgetter("where")):
-        rows = list(same)
-        texts = Counter(row["why"] for row in rows).most_common(5)
-        found.append(Boundary(where, len(rows), len(rows) / len(record.rollouts), texts, rows[-MOST_FAILURES:][::-1]))
-    return sorted(found, key=lambda boundary: -boundary.count)
+    whole = record.tally.rollouts
+    return [
+        Boundary(where, broken.count, broken.count / whole, broken.texts.most_common(5), [*broken.last][::-1])
+        for where, broken in record.tally.boundaries
+    ]

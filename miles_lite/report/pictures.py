@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, pstdev
 
 from miles_lite.report import charts
 from miles_lite.report import metric_names as names
@@ -80,12 +79,9 @@ def _curve(
 
 
 def _spread(record: Record) -> dict[str, charts.Points]:
-    by_step: dict[int, list[float]] = {}
-    for row in record.rollouts:
-        if row["reward"] is not None:
-            by_step.setdefault(row["step"], []).append(row["reward"])
-    mean = {step: fmean(rewards) for step, rewards in by_step.items()}
-    return {"mean": mean, "deviation": {step: pstdev(rewards) for step, rewards in by_step.items()}} if mean else {}
+    steps = sorted(record.tally.spread.items())
+    named = enumerate(("mean", "deviation") if steps else ())
+    return {name: {step: both[at] for step, both in steps} for at, name in named}
 
 
 def _timeline(record: Record) -> Iterable[Picture]:

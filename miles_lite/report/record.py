@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.report.history import Curves, held_out, read_history
+from miles_lite.report.rollout_tally import COLUMNS, Tally
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+LAST_STEPS, LAST_ROLLOUTS = 5, 256
+"""Whose rows are looked at one by one: all of so many steps, and at least so many."""
 LAST_FLEET = 1 << 20
 """Bytes of what is told of engines that a look at a run's last steps reads."""
 
@@ -27,7 +28,8 @@ LAST_FLEET = 1 << 20
 class Record:
     """A run as its folder has it.
 
-    curves    of metrics.jsonl; rollouts: rows of `rollout_table`; events: of `event_rows`; fleet: of `fleet_rows`
+    curves    of metrics.jsonl; rollouts: rows of `rollout_table`, of the last steps; tally: of all that were asked for
+    events    of `event_rows`; fleet: of `fleet_rows`
     options   flags by name, as the run took them; summary: of summary.json, empty for a run that has not ended
     """
 
@@ -36,6 +38,7 @@ class Record:
     rollouts: list[rollout_table.Row]
     options: Mapping[str, object]
     summary: Mapping[str, Any]
+    tally: Tally = field(default_factory=Tally)
     events: Sequence[JsonMapping] = ()
     fleet: Sequence[JsonMapping] = ()
 
@@ -58,13 +61,14 @@ class Record:
 
 
 def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None = None) -> Record:
-    """With the rollouts of the last `steps` only, if so many are asked for, and what is told last of its engines; with
-    `curves` for those of its metrics, if they are there already. Raises UserError for a folder that is no run's, and
-    for a file in it that is damaged."""
+    """With a tally of the rollouts of the last `steps` only, if so many are asked for, and what is told last of its
+    engines; with `curves` for those of its metrics, if they are there already. Raises UserError for a folder that is no
+    run's, and for a file in it that is damaged."""
     if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
-    with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", ArrowException, OSError):
-        rollouts = rollout_table.read(folder, steps=steps)
+    with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", OSError):
+        rollouts = rollout_table.read(folder, steps=LAST_STEPS, least=LAST_ROLLOUTS) if steps != 0 else []
+        tally = _tally(folder, steps)
     groups = _json(folder / "config.json")
     with user_error(f"{folder}/{fleet_rows.FILE} cannot be read", OSError):
         fleet = fleet_rows.read(folder, last=None if steps is None else LAST_FLEET if steps else 0)
@@ -72,11 +76,20 @@ def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None
         folder=folder.resolve(),
         curves=Curves.of_rows(read_history(folder / METRICS)) if curves is None else curves,
         rollouts=rollouts,
+        tally=tally,
         options={name: value for group in groups.values() if isinstance(group, dict) for name, value in group.items()},
         summary=_json(folder / SUMMARY),
         events=event_rows.read(folder),
         fleet=fleet,
     )
+
+
+def _tally(folder: Path, steps: int | None) -> Tally:
+    tally = Tally()
+    paths = list(rollout_table.files(folder))
+    for path in paths if steps is None else paths[max(0, len(paths) - steps) :]:
+        tally.add(rollout_table.readable(path, COLUMNS))
+    return tally
 
 
 def state(folder: Path) -> str:

@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute, json, parquet
 
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
+from miles_lite.process.drafted import drafted
 from miles_lite.report.json_lines import encoded
+from miles_lite.report.visible import moment
 
 FOLDER = "rollouts"
 TRAJECTORIES = "trajectories"
@@ -70,9 +72,8 @@ def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
     """Write the file of a step. Raises OSError."""
     path = step_path(run_dir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    parquet.write_table(_table(list(rows)), partial, compression="zstd")
-    partial.replace(path)
+    with drafted(path) as draft:
+        parquet.write_table(_table(list(rows)), draft, compression="zstd")
 
 
 def _table(rows: list[Row]) -> pa.Table:
@@ -84,23 +85,27 @@ def _table(rows: list[Row]) -> pa.Table:
     return json.read_json(pa.BufferReader(text), json.ReadOptions(use_threads=False, block_size=len(text) + 1), options)
 
 
-def read(run_dir: Path, *, steps: int | None = None) -> list[Row]:
-    """The rows of all steps, in their order, or of the last so many; a number that is not finite is null, and so is a
-    column that a file of another version lacks. Raises OSError, pyarrow.ArrowException for what is no such table."""
-    found = _names(run_dir)
-    found = found if steps is None else found[len(found) - min(steps, len(found)) :]
-    return [row for name in found for row in table(run_dir / FOLDER / name).to_pylist()]
+def read(run_dir: Path, *, steps: int | None = None, least: int = 0) -> list[Row]:
+    """The rows of all steps, in their order, or of the last so many and of those before them until there are `least`; a
+    number that is not finite is null, and so is a column that a file of another version lacks. Raises UserError for
+    what is no such table."""
+    read = list[list[Row]]()
+    for path in files(run_dir, newest_first=True):
+        if steps is not None and len(read) >= steps and sum(map(len, read)) >= least:
+            break
+        read.append(readable(path).to_pylist())
+    return [row for rows in reversed(read) for row in rows]
 
 
 def read_step(run_dir: Path, step: int) -> list[Row]:
-    """The rows of one. Raises as `read` does."""
+    """The rows of one. Raises OSError, pyarrow.ArrowException for what is no such table."""
     rows: list[Row] = table(step_path(run_dir, step)).to_pylist()
     return rows
 
 
 def find(run_dir: Path, rollout: int) -> Row | None:
     """The row of a rollout, of the newest step that has it; None where none has. Of other steps the numbers alone are
-    read. Raises as `read` does."""
+    read. Raises as `read_step` does."""
     for path in files(run_dir, newest_first=True):
         numbers = table(path, ("rollout",))["rollout"].to_numpy()
         if rollout in numbers:
@@ -109,10 +114,17 @@ def find(run_dir: Path, rollout: int) -> Row | None:
 
 
 def table(path: Path, columns: Sequence[str] = tuple(COLUMNS)) -> pa.Table:
-    """Of one file those `columns`, which alone are read. Raises as `read` does."""
+    """Of one file those `columns`, which alone are read. Raises as `read_step` does."""
     with path.open("rb") as opened, parquet.ParquetFile(opened) as file:  # Arrow takes no name that is no Unicode
         there = set(file.schema_arrow.names)
-        return _conformed(file.read([name for name in columns if name in there]), path, columns)
+        found = file.read([name for name in columns if name in there], use_threads=False)  # it is too small for them
+        return _conformed(found, path, columns)
+
+
+def readable(path: Path, columns: Sequence[str] = tuple(COLUMNS)) -> pa.Table:
+    """The same. Raises UserError."""
+    with user_error(f"{path} cannot be read (the rest can, without it)", pa.ArrowException, OSError):
+        return table(path, columns)
 
 
 def empty(columns: Sequence[str]) -> pa.Table:
@@ -122,7 +134,7 @@ def empty(columns: Sequence[str]) -> pa.Table:
 
 
 def count(path: Path) -> int:
-    """The rows of one file. Raises as `read` does."""
+    """The rows of one file. Raises as `read_step` does."""
     with path.open("rb") as opened:
         rows: int = parquet.read_metadata(opened).num_rows
     return rows
@@ -138,6 +150,13 @@ def _names(run_dir: Path) -> list[str]:
     folder = run_dir / FOLDER
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name[0].isdigit() and name.endswith(".parquet"))
+
+
+def told(name: str, value: object) -> str:
+    """A value of that column for a reader: moments by the clock of this machine, other fractions with four digits."""
+    if name in ("started_at", "finished_at") and isinstance(value, float):
+        return moment(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def has(run_dir: Path, step: int) -> bool:
@@ -170,7 +189,8 @@ def _conformed(found: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
     columns = []
     for name in names:
         wanted = SCHEMA.field(name).type
-        column = found[name].cast(wanted) if name in found.column_names else pa.nulls(found.num_rows, wanted)
+        column = found[name] if name in found.column_names else pa.nulls(found.num_rows, wanted)
+        column = column if column.type == wanted else column.cast(wanted)
         if pa.types.is_floating(wanted):
             column = compute.if_else(compute.is_finite(column), column, pa.nulls(1, wanted)[0])
         if name in ALWAYS and column.null_count:

@@ -17,6 +17,7 @@ from statistics import fmean
 
 from tokenizers import Tokenizer
 
+from miles_lite.report import rollout_table
 from miles_lite.report.parting import Part
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
@@ -37,6 +38,14 @@ CREDIT = (-1.0, -1e-6, 1e-6, 1.0)
 """A token is in the place that its advantage has among these, from 0 to 4: 2 is none."""
 APART = (0.01, 0.05, 0.2, 1.0)
 """Nats: the place of the gap between trainer and engine among these, likewise."""
+PLACES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "probability": ("probability", (*(f"≥ {least:g}" for least in LIKELY), "less")),
+    "version": (f"weight version, modulo {VERSIONS}", tuple(map(str, range(VERSIONS)))),
+    "mask": ("mask", ("not trained", "trained")),
+    "advantage": ("advantage", ("below -1", "below 0", "0", "above 0", "≥ 1")),
+    "gap": ("trainer against engine, nats", (f"below {APART[0]:g}", *(f"≥ {least:g}" for least in APART))),
+}
+"""By what tokens are coloured: what that is, and the names of its places, from 0."""
 
 Spell = Callable[[int], str]
 
@@ -141,20 +150,35 @@ def _speller(path: Path) -> Spell:
 
 
 def _shown(record: Record) -> Iterator[tuple[str, Row]]:
-    """Rows of trajectories that are there, and why they are shown."""
-    there = {path.stem for path in (record.folder / TRAJECTORIES).glob(f"*{atraj.SUFFIX}")}
-    kept = [row for row in record.rollouts if f"{row['step']:06d}-{row['rollout']:08d}" in there]
-    by_where: dict[str, list[Row]] = {}
-    for row in reversed(kept):
-        if row["where"] is not None and len(rows := by_where.setdefault(row["where"], [])) < EXAMPLES:
-            rows.append(row)
-    yield from ((f"failed at {where}", row) for where, rows in by_where.items() for row in rows)
-    judged = [row for row in kept if row["reward"] is not None]
-    last = [row for row in judged if row["step"] == judged[-1]["step"]]
+    """Rows of trajectories that are there, and why they are shown; no more steps are read than it takes."""
+    failed: dict[str, list[Row]] = {where: [] for where, _ in record.tally.boundaries}
+    last, flat = list[Row](), list[Row]()
+    for kept in _kept(record.folder):
+        if last and flat and all(len(rows) >= EXAMPLES for rows in failed.values()):
+            break
+        for row in reversed(kept):
+            if (rows := failed.get(row["where"])) is not None and len(rows) < EXAMPLES:
+                rows.append(row)
+        judged = [row for row in kept if row["reward"] is not None]
+        last = last or judged
+        flat = flat or [row for row in judged if row["zero_std"]][-1:]
+    yield from ((f"failed at {where}", row) for where, rows in failed.items() for row in rows)
     if last:
         yield "best of the last step", max(last, key=lambda row: row["reward"])
         yield "worst of the last step", min(last, key=lambda row: row["reward"])
-    yield from (("its group carries no gradient", row) for row in [row for row in judged if row["zero_std"]][-1:])
+    yield from (("its group carries no gradient", row) for row in flat)
+
+
+def _kept(folder: Path) -> Iterator[list[Row]]:
+    """The rows of trajectories that are there, step by step, the newest first. Raises UserError."""
+    there: dict[int, set[int]] = {}
+    for path in (folder / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}"):
+        at, _, rollout = path.stem.partition("-")
+        there.setdefault(int(at), set()).add(int(rollout))
+    for step in sorted(there, reverse=True):
+        if rollout_table.has(folder, step):
+            rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()
+            yield [row for row in rows if row["rollout"] in there[step]]
 
 
 def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:

@@ -6,6 +6,10 @@ what follows; all else is as it was.
 
 from __future__ import annotations
 
+from datetime import datetime
+
+LATEST = 1e11
+"""Seconds since the epoch: a greater number is no time."""
 _CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 _SPELLED = {
     code: f"\\u{code:04x}"
@@ -24,6 +28,13 @@ _TABLE = _CONTROLS | _SPELLED
 def visible(text: object) -> str:
     """`\\x1b` becomes U+241B, U+202E six characters."""
     return str(text).translate(_TABLE)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch by the clock of this machine; as they are where no calendar has them."""
+    if abs(seconds) >= LATEST:
+        return f"{seconds:g}"
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "milliseconds")
 
 
 def first(text: str, most: int) -> str:

@@ -214,7 +214,8 @@ async def _act(work: Callable[[], Awaitable[T]], caller: Caller) -> T:
     except Interrupted:
         raise AgentError("it blocked the event loop and was interrupted") from None
     except BaseException as error:  # SystemExit, and what is to pass any `except Exception`: Rust's panics
-        if isinstance(error, Exception) or not running.done():  # not done: this coroutine is being closed
+        theirs = running.done() and not running.cancelled() and running.exception() is error
+        if isinstance(error, Exception) or not theirs:  # nor ours: this coroutine is being closed
             raise
         raise AgentError(f"it raised {error!r}: a rollout ends by returning") from None
     finally:

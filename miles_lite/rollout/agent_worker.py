@@ -13,7 +13,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import ray
 from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
 from miles_lite.environments import single_turn
-from miles_lite.errors import Where, plain
+from miles_lite.errors import Where
 from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process import tracing
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
+from miles_lite.rollout.agent_calls import Answer, Ran, Running, Task
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_reward, check_rewards
@@ -35,10 +35,9 @@ from miles_lite.rollout.agent_sampling import Sampling, request_kwargs
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.given_environment import Given, load_environment
 from miles_lite.rollout.judging import Judging
-from miles_lite.rollout.kept import Told, trajectory
+from miles_lite.rollout.kept import trajectory
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import Ask
-from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Failure, Rollout, Sample, Status
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.traces import atraj
@@ -52,25 +51,9 @@ SESSION_SECONDS = 60.0
 """How long a session server that is being replaced is waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One rollout to run: who it is, what it works on, where its session lives and how it samples.
-
-    `evaluation`: its prompt is held out; `told`: what its session was told and said is wanted.
-    """
-
-    rollout_index: int
-    group_index: int
-    prompt: Prompt
-    session_url: str
-    sampling: Sampling
-    evaluation: bool = False
-    told: bool = False
-    router_url: str = ""
-
-
 class AgentWorker:
-    """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently."""
+    """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently, and is, by those
+    who ask for several rollouts at once: see `agent_calls.Runs`."""
 
     def __init__(self, index: int, config: Config, admin_key: str | None = None) -> None:
         """`admin_key`: what opening a session takes; None: nothing."""
@@ -82,6 +65,7 @@ class AgentWorker:
         self._agents = AgentLoop()
         self._environment: Given | None = None
         self._judging: Judging | None = None
+        self._running = Running(self.run)
 
     def __repr__(self) -> str:
         return actor_label("AgentWorker", self._index)
@@ -96,7 +80,14 @@ class AgentWorker:
         self._exits.callback(self._judging.close)
         self._exits.callback(self._agents.close)
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
+    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
+        self._running.tell(tasks, dropped)
+
+    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
+        self._running.tell(tasks, dropped)
+        return await self._running.ended()
+
+    async def run(self, task: Task) -> Ran:
         """Run one agent to its end, its time limit or its failure; its record, its samples and the turns of its
         session, in JSON, as far as they are wanted and there. Never raises."""
         for _ in range(LOOP_ATTEMPTS):
@@ -245,30 +236,6 @@ class AgentWorker:
         raise AssertionError("unreachable")
 
 
-async def run_task(worker: Remote[AgentWorker], task: Task) -> Rollout:
-    """One attempt of an AgentWorker at a task. What cannot be brought here, as a result that cannot be pickled, is a
-    failed rollout.
-
-    Who calls an actor owns what it returns: the record comes here, the samples stay in the store, whatever becomes of
-    the worker.
-    """
-    running, samples, turns = worker.call_three(AgentWorker.run, task)
-    try:
-        rollout = await running
-    except asyncio.CancelledError:
-        ray.cancel(running)
-        raise
-    except ray.exceptions.RayError as error:
-        await asyncio.gather(samples, turns, return_exceptions=True)  # the same error, which Ray tells of if unread
-        if isinstance(error, ray.exceptions.RayActorError):
-            return _lost(task, f"the agent worker died: {error}")
-        return _lost(task, f"what the agent returned is lost: {type(plain(error)).__name__}: {plain(error)}")
-    stored = Stored(samples)
-    rollout.stored = stored if rollout.samples else None
-    rollout.transcript = Told(Stored(turns), task.prompt) if task.told else None
-    return rollout
-
-
 async def judge_together(
     worker: Remote[AgentWorker], task: Task, rollouts: Sequence[Rollout]
 ) -> list[float | None] | Failure:
@@ -284,13 +251,6 @@ def _write(folder: Path, rollout: Rollout, prompt: Prompt, turns: bytes, session
     """The rollout's trajectory file, of --trajectory-dir."""
     path = folder.expanduser().resolve() / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
     atraj.write(trajectory(turns, dataclasses.asdict(prompt), rollout, {}), path)
-
-
-def _lost(task: Task, why: str) -> Rollout:
-    rollout = Rollout(index=task.rollout_index, group_index=task.group_index)
-    rollout.fail(Where.AGENT, why)
-    rollout.started_at = rollout.finished_at = time.time()
-    return rollout
 
 
 def _settle(rollout: Rollout, failure: Failure | None) -> None:

@@ -24,6 +24,7 @@ import torch
 
 from miles_lite.errors import UserError, Where, user_error, writing
 from miles_lite.model_folder import foreign_id
+from miles_lite.process.drafted import drafted
 from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Spans, Status
 
 ARRAYS = {
@@ -55,11 +56,10 @@ def write(path: Path, rollout_id: int, groups: Sequence[Group]) -> None:
             rollouts.append(_told(group, rollout))
             samples += [rollouts[-1] | _written(sample) for sample in rollout.fetch()]
     whole = {"rollout_id": rollout_id, "metadata": {"rollouts": rollouts}, "samples": samples}
-    temporary = path.with_name(f".{path.name}.partial")
     with writing("the rollouts of a step", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(whole, temporary)
-        temporary.replace(path)
+        with drafted(path) as draft:
+            torch.save(whole, draft)
 
 
 def read(path: Path, *, vocabulary: int | None = None) -> list[Group]:

@@ -255,7 +255,9 @@ class Generator:
         self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
 
     async def _judge(self, ordinal: int, prompt: int) -> None:
-        """Decide what becomes of a group whose rollouts have ended, and book them."""
+        """Decide what becomes of a group whose rollouts have ended, unless it was given up meanwhile, and book them."""
+        if ordinal not in self.held:
+            return
         members = self.members[ordinal]
         group = dataclasses.replace(self.held[ordinal], rollouts=[members[member] for member in sorted(members)])
         if self._together is not None:

@@ -3,35 +3,42 @@
     fn(args, rollout_id, data_source, evaluation=False) -> [[Sample, ...], ...], or an object with `samples`
     with evaluation=True: {dataset: {"rewards": [...], "truncated": [...]}}, or an object with `data`
 
-Invariant: prompts started = trained + failed + unused, as of a `Generator`; samples are checked before they are kept.
+Invariant: prompts started = trained + unused + those that were given back and wait, as of a `Generator`; samples are
+checked before they are kept, and what was given back is dealt again, also after a restart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from miles_lite.config.rollouts import Rollouts
-from miles_lite.errors import UserError, Where
+from miles_lite.errors import UserError, Where, user_error
 from miles_lite.hooks import RolloutFunction, load_hook
 from miles_lite.plugins import contracts, field_args
 from miles_lite.plugins.field_sample import Sample, to_own
 from miles_lite.rollout.generate import Step
-from miles_lite.rollout.prompts import Prompt
+from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.rollout.rewards.answer import number_in
 from miles_lite.sample import Group, Held, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
 
 ROLLOUT_FLAG, EVAL_FLAG = "--rollout-function-path", "--eval-function-path"
+UNSAVED = TypeError, ValueError, RecursionError
+"""What JSON raises of keys that are no words, and of what holds itself."""
 
 
 class FieldDataSource:
-    """What theirs calls a data source: groups of samples, one for each rollout of a prompt; what is given back is dealt
-    again first."""
+    """What theirs calls a data source: groups of samples, one for each rollout of a prompt of `source`; what is given
+    back is dealt again first. It is a source itself, whose state holds what was given back, too, as JSON has it."""
 
-    def __init__(self, take: Callable[[], Prompt], samples_per_prompt: int) -> None:
-        self._take, self._count = take, samples_per_prompt
+    def __init__(self, source: Source, samples_per_prompt: int) -> None:
+        self._prompts, self._count = source, samples_per_prompt
         self._back: list[list[Sample]] = []
         self.dealt = 0
+
+    # ---- theirs ----------------------------------------------------------------------------------------------------
 
     def get_samples(self, num_samples: int) -> list[list[Sample]]:
         """Groups of pending samples."""
@@ -42,11 +49,50 @@ class FieldDataSource:
         self._back += samples
 
     def _group(self) -> list[Sample]:
-        prompt, at = self._take(), self.dealt
+        prompt, at = self.prompts[self.take()], self.dealt
         self.dealt += 1
         known = {"prompt": prompt.input, "label": prompt.label, "group_index": at}
         first = at * self._count
         return [Sample(index=first + each, metadata=dict(prompt.metadata), **known) for each in range(self._count)]
+
+    # ---- ours ------------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Groups that were given back, and not dealt again yet."""
+        return len(self._back)
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        return self._prompts.prompts
+
+    @property
+    def skipped(self) -> int:
+        return self._prompts.skipped
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def take(self) -> int:
+        return self._prompts.take()
+
+    def state(self) -> dict[str, Any]:
+        """The prompts', and what was given back. Raises UserError for what no file could hold."""
+        with user_error(f"{ROLLOUT_FLAG}: a sample that it gave back cannot be saved", *UNSAVED):
+            back = json.loads(json.dumps([[one.to_dict() for one in group] for group in self._back], default=_plain))
+        return self._prompts.state() | {"given": {"dealt": self.dealt, "back": back}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`, or from that of the prompts alone. Raises UserError."""
+        self._prompts.restore(state)
+        given = state.get("given", {"dealt": 0, "back": []})
+        self.dealt, self._back = given["dealt"], [list(map(Sample.from_dict, group)) for group in given["back"]]
+
+
+def _plain(value: object) -> object:
+    """What JSON does not know: arrays as lists, everything else as its words."""
+    listed = getattr(value, "tolist", None)
+    return str(value) if listed is None else listed()
 
 
 class GivenRollouts:
@@ -57,7 +103,7 @@ class GivenRollouts:
         path: str,
         options: Rollouts,
         *,
-        take: Callable[[], Prompt],
+        source: FieldDataSource,
         key: str,
         router_url: Callable[[], str],
         accounts: Accounts,
@@ -65,7 +111,7 @@ class GivenRollouts:
         """`key`: of a reward in an object; `router_url`: once it runs; `accounts` is told. Raises UserError."""
         self.accounts, self.step = accounts, Step()
         self._path, self._options, self._key, self._router_url = path, options, key, router_url
-        self._source = FieldDataSource(take, options.n_samples_per_prompt)
+        self._source = source
         self._function: RolloutFunction = load_hook(path, flag=ROLLOUT_FLAG)
         self._next = 0
 
@@ -94,7 +140,7 @@ class GivenRollouts:
         self.accounts.started += step.started
         self.accounts.rollouts_started += step.rollouts_done
         self.accounts.trained += len(step.groups)
-        self.accounts.unused += max(0, step.started - len(step.groups))
+        self.accounts.unused = max(0, self.accounts.started - self.accounts.trained - self._source.waiting)
         return step
 
     def _group(self, at: int, samples: Iterable[Sample]) -> Group:

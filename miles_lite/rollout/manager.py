@@ -22,15 +22,16 @@ from miles_lite.plugins import field_args
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
 from miles_lite.process.uncollected import begins_to_serve
+from miles_lite.rollout.agent_calls import Lines, Task
 from miles_lite.rollout.agent_sampling import Sampling, eval_sampling, sampling
-from miles_lite.rollout.agent_worker import AgentWorker, Task, judge_together, run_task
+from miles_lite.rollout.agent_worker import AgentWorker, judge_together
 from miles_lite.rollout.answers import Evaluated, Generated, Progress, Started
 from miles_lite.rollout.capacity import Capacity, concurrency_of
 from miles_lite.rollout.curriculum import curriculum_of
 from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note_quarantined, refuse_setup
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
-from miles_lite.rollout.given_rollouts import GivenRollouts, evaluated
+from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
 from miles_lite.rollout.metrics import (
     eval_metrics,
     overlong_metrics,
@@ -64,6 +65,7 @@ class RolloutManager:
         self._config = config
         self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
         self._workers: list[Kept[AgentWorker]] = []
+        self._lines = Lines()
         self._accounts = Accounts()
         self._rollouts = 0
         self._before_step: tuple[int, Snapshot] | None = None
@@ -72,6 +74,7 @@ class RolloutManager:
         self._note = partial(note_failures, config.run_dir / FAILED)
         self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
+        self._saving = asyncio.Lock()
         self._room = asyncio.Semaphore(config.rollouts.num_agent_workers * config.rollouts.agent_concurrency)
 
     def __repr__(self) -> str:
@@ -129,10 +132,11 @@ class RolloutManager:
         path = self._config.rollouts.rollout_function_path
         if path is None:
             return None
+        self._source = source = FieldDataSource(self._source, self._config.rollouts.n_samples_per_prompt)
         return GivenRollouts(
             path,
             self._config.rollouts,
-            take=lambda: self._source.prompts[self._source.take()],
+            source=source,
             key=self._config.rewards.key(evaluation=False),
             router_url=lambda: self._stack.routers.of(0),
             accounts=self._accounts,
@@ -239,9 +243,10 @@ class RolloutManager:
         `load`. Where they do, what is under way is part of it, and a batch that was given since is given again.
         """
         self._steps.trained(rollout_id)
-        running, before = self._before_step or (None, None)
-        taken = before if before is not None and running == rollout_id + 1 else self._snapshot()
-        await save(folder, rollout_id, taken)
+        async with self._saving:  # a save that its caller gave up goes on
+            running, before = self._before_step or (None, None)
+            taken = before if before is not None and running == rollout_id + 1 else self._snapshot()
+            await save(folder, rollout_id, taken)
 
     def _snapshot(self) -> Snapshot:
         return snapshot(self._generator, self._source, next_index=self._rollouts)
@@ -298,25 +303,17 @@ class RolloutManager:
         asked = time.time()
         async with self._room:
             index, self._rollouts = self._rollouts, self._rollouts + 1
+            told, url = self._recorder.keeps and not evaluation, self._stack.routers.of(index)
             for _ in range(ATTEMPTS):
                 worker, session = self._least_loaded()
                 used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 self._load.update(used.keys())
+                task = Task(
+                    index, group_index, prompt, session.told, sampling, evaluation=evaluation, told=told, router_url=url
+                )
                 try:
-                    rollout = await run_task(
-                        await worker.serving(),
-                        Task(
-                            index,
-                            group_index,
-                            prompt,
-                            session.told,
-                            sampling,
-                            evaluation=evaluation,
-                            told=self._recorder.keeps and not evaluation,
-                            router_url=self._stack.routers.of(index),
-                        ),
-                    )
+                    rollout = await self._lines.run(await worker.serving(), task)
                 finally:
                     self._load.subtract(used.keys())
                 if rollout.status is not Status.FAILED:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miles_lite.errors import UserError
+from miles_lite.process.drafted import drafted
 from miles_lite.router.backend import State, Worker
 from miles_lite.router.registration import parse_worker
 
@@ -130,9 +131,8 @@ class Registry:
         kept = [worker for worker in self if worker.state != "draining"]
         rows = [{name: getattr(one, name) for name in STORED} for one in kept]
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.draft")
-        draft.write_text(json.dumps({"workers": rows, "weight_versions": self.accepted}, indent=1))
-        draft.replace(path)
+        with drafted(path) as draft:
+            draft.write_text(json.dumps({"workers": rows, "weight_versions": self.accepted}, indent=1))
 
     def _load(self, path: Path) -> None:
         stored = json.loads(path.read_text())

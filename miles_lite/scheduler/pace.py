@@ -29,7 +29,8 @@ def may_open(schedule: Schedule, state: State) -> bool:
 def has_place(schedule: Schedule, state: State, group: Open, older: int) -> bool:
     """Whether `group` can be trained in time, with `older` open groups to be trained before it."""
     steps = group.version + schedule.max_staleness + 1 - state.step
-    return older < steps * schedule.groups_per_step + (schedule.extra if schedule.gives_up_extra else 0)
+    extra = schedule.extra if schedule.gives_up_extra else 0
+    return steps > 0 and older < steps * schedule.groups_per_step + extra
 
 
 def may_retry(schedule: Schedule, state: State, group: Open, ran: float) -> bool:

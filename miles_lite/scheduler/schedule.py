@@ -62,8 +62,17 @@ class Schedule:
     @property
     def window(self) -> int:
         """W: ordinals, counted from the oldest unfinished group, that a batch may take from."""
-        bound = (self.max_staleness + 1) * self.groups_per_step
-        return max(1, int(WINDOW_SHARE * bound))
+        return max(1, int(WINDOW_SHARE * self._bound))
+
+    @property
+    def most_open(self) -> int:
+        """Groups that may be open where the engines have the weights of the last step: B, and what will be given up."""
+        return self._bound + (self.extra if self.gives_up_extra else 0)
+
+    @property
+    def _bound(self) -> int:
+        """B."""
+        return (self.max_staleness + 1) * self.groups_per_step
 
     @property
     def gives_up_extra(self) -> bool:

@@ -233,8 +233,7 @@ class Scheduler:
         for older, group in enumerate(begun):
             if not has_place(self.schedule, self._state, group, older):
                 self._renew(group)
-        most = self.schedule.groups_per_step * (self.schedule.max_staleness + 1) + self.schedule.extra
-        for group in groups[most:]:
+        for group in groups[self.schedule.most_open :]:
             self._state.returned.append(group.prompt)
             self._end(group, End.UNUSED)
 

@@ -93,8 +93,7 @@ class Service:
         """Open a session, with the `turns` that another one told. `traced`: what names the span that its turns belong
         to. Raises ApiError 400."""
         entries = told_turns(turns, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
-        session = await self._sessions.create(sampling)
-        session.traced = traced
+        session = await self._sessions.create(sampling, traced=traced)
         for entry in entries:
             await self._sessions.commit(session, entry)
         session.tree.told = session.retries.restored = len(entries)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from sys import getsizeof
 
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.process.tracing import NOWHERE
 from miles_lite.sample import Failure
 from miles_lite.session.counters import Counters
 from miles_lite.session.dialects.json_reuse import Bodies
@@ -46,7 +47,7 @@ class Session:
 
     `size` is in bytes of memory, about, and `beside` what of it its bodies have.
     `recreated`: a request named it and nobody had opened it. `used` is in seconds since the epoch. `failure`: what let
-    its last call down, if anything. `traced`: the headers of its opening that name a span, while it is in memory.
+    its last call down, if anything. `traced`: the headers of its opening that name a span.
     """
 
     session_id: str
@@ -153,9 +154,9 @@ class Sessions:
     def resident(self) -> list[Session]:
         return list(self._resident.values())
 
-    async def create(self, sampling: JsonObject) -> Session:
+    async def create(self, sampling: JsonObject, *, traced: Mapping[str, str] = NOWHERE) -> Session:
         """A session with a fresh id, on disk when this returns. Raises sqlite3.Error, and there is no session then."""
-        session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling)
+        session = Session(uuid.uuid4().hex, Tree(self._matcher), sampling, traced=traced)
         await self._admit_new(session)
         return session
 
@@ -228,7 +229,9 @@ class Sessions:
         self._admit(session)
         if self._journal is not None:
             try:
-                await self._journal.create(session.session_id, session.sampling, recreated=session.recreated)
+                await self._journal.create(
+                    session.session_id, session.sampling, recreated=session.recreated, traced=session.traced
+                )
             except sqlite3.Error:
                 self._evict(session)
                 raise
@@ -275,7 +278,7 @@ class Sessions:
 
 def _restored(session_id: str, stored: Stored, matcher: Matcher) -> Session:
     """What nobody is known to have heard are the leaves."""
-    session = Session(session_id, Tree(matcher), stored.sampling, stored.recreated)
+    session = Session(session_id, Tree(matcher), stored.sampling, stored.recreated, traced=stored.traced)
     for entry in stored.entries:
         session.commit(entry)
     session.retries.restored = len(stored.entries)

@@ -102,8 +102,10 @@ class Turns:
 
     async def run(self, incoming: Incoming, answer: Answer[T]) -> T:
         """What `answer` returns. Raises ApiError, and sqlite3.Error where a session cannot be opened."""
-        session = self._sessions.peek(incoming.session_id)
-        parent = tracing.carried(incoming.headers) or (session.traced if session else tracing.NOWHERE)
+        parent = tracing.NOWHERE
+        if tracing.collected() and not (parent := tracing.carried(incoming.headers)):
+            session = await self._sessions.find(incoming.session_id)
+            parent = parent if session is None else session.traced
         with tracing.span("turn", parent=parent, session=incoming.session_id, path=incoming.path):
             return await self._run(incoming, answer)
 

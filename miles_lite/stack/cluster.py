@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import services
+from ray._private import parameter, services
 
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
 from miles_lite.process.stopping import Interrupts
+from miles_lite.stack import worker_start
 
 CONNECT_SECONDS = 90.0
 """How long Ray may take after somebody asked to end."""
 
 DASHBOARD = "MILES_LITE_RAY_DASHBOARD"
-"""An environment variable: with 0, a cluster that is started has no dashboard, which takes four CPU seconds or so."""
+"""An environment variable: with 0, a cluster that is started has no dashboard, which takes six CPU seconds or so."""
 
 KEEPER_SECONDS = 5.0
 """How long the end waits for the temp folder to be removed."""
@@ -61,18 +62,22 @@ def connected(address: str | None) -> Iterator[Path]:
 def _connect(address: str | None) -> Path:
     target = address or os.environ.get("RAY_ADDRESS")
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
+    logged = bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER"))
+    unseen = os.environ.get(DASHBOARD) == "0"
     try:
-        with _apart():
+        with starting(watched=not unseen, logged=logged):
             context: Any = ray.init(
                 address=target or "local",
                 namespace=namespace,
-                log_to_driver=bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER")),
+                log_to_driver=logged,
                 configure_logging=False,
-                **({} if target else _own_cluster()),
+                **({} if target else _own_cluster(dashboard=False if unseen else None)),
             )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
-    except (OSError, RuntimeError, UnicodeError) as error:  # no connection, or no folder for sockets
+    except Exception as error:  # no connection, no folder for sockets; a bare one where a node is too slow to start
+        if not isinstance(error, OSError | RuntimeError | UnicodeError) and type(error) is not Exception:
+            raise
         where = f"the Ray cluster at {target}" if target else "a local Ray cluster"
         hint = (
             "Check --ray-address / RAY_ADDRESS and `ray status`."
@@ -86,25 +91,44 @@ def _connect(address: str | None) -> Path:
     return Path(context.address_info["session_dir"]) / "logs"
 
 
-def _own_cluster() -> dict[str, Any]:
+def _own_cluster(*, dashboard: bool | None) -> dict[str, Any]:
     """Ray's options of a cluster that is started. No worker before an actor asks for one: each of our actors has an
     environment, and so takes none of those that Ray would start, one for each CPU."""
-    dashboard = None if os.environ.get(DASHBOARD) != "0" else False
     return {"include_dashboard": dashboard, "_system_config": {"prestart_worker_first_driver": False}}
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """What Ray starts in the block is in process groups of its own: a terminal's Ctrl-C goes to our whole group, and
-    Ray's dashboard, started with SIGINT blocked, lets it through again (multiprocessing's resource tracker does that),
-    so that it would end before us, with many words."""
-    starter: Any = services
-    popen = starter.ConsolePopen
-    starter.ConsolePopen = functools.partial(popen, process_group=0)
+def starting(*, watched: bool, logged: bool = False) -> Iterator[None]:
+    """How Ray starts a cluster in the block.
+
+    In process groups of its own: a terminal's Ctrl-C goes to our whole group, and Ray's dashboard, started with SIGINT
+    blocked, lets it through again (multiprocessing's resource tracker does that), so that it would end before us, with
+    many words. Its workers by `worker_start`, and what passes their words on to drivers only where they are `logged`.
+    Where it is not `watched`, without the processes that only a dashboard asks: the autoscaler's, which has nothing to
+    scale, and the dashboard's own, which Ray would start to report usage.
+    """
+    fewer: dict[str, Any] = {"include_log_monitor": logged, "no_monitor": not watched}
+    params = functools.partial(parameter.RayParams, setup_worker_path=worker_start.__file__, **fewer)
+    with contextlib.ExitStack() as changes:
+        popen = functools.partial(services.ConsolePopen, process_group=0)
+        changes.enter_context(_changed(services, ConsolePopen=popen))
+        changes.enter_context(_changed(parameter, RayParams=params))
+        if not watched:
+            changes.enter_context(_changed(services, start_api_server=lambda *given, **named: (None, None)))
+        yield
+
+
+@contextlib.contextmanager
+def _changed(module: Any, **values: object) -> Iterator[None]:
+    """A module of Ray's with other attributes, for the time of the block."""
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
     try:
         yield
     finally:
-        starter.ConsolePopen = popen
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 def _ray_program() -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from miles_lite.process.drafted import drafted
+
 FILE = Path("logs", "scrape.json")
 
 
@@ -20,7 +22,5 @@ def write_targets(run_dir: Path, *, routers: Sequence[str], sessions: Sequence[s
         for part, urls in (("router", routers), ("session", sessions))
         if urls
     ]
-    path = run_dir / FILE
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(told, indent=1))
-    draft.replace(path)
+    with drafted(run_dir / FILE) as draft:
+        draft.write_text(json.dumps(told, indent=1))

@@ -24,7 +24,7 @@ from typing import Literal, TypeVar
 from jinja2 import nodes
 
 from miles_lite.process.json_types import Json
-from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, environment
+from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, syntax
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Edges:
         """A Python encoder's are not known: it is taken to cut anything, and to open no token that a string closes."""
         if not isinstance(renderer, JinjaRenderer):
             return cls((), ("",))
-        tree = environment().parse(renderer.template)
+        tree = syntax(renderer.template)
         methods = [each for each in tree.find_all(nodes.Call) if getattr(each.node, "attr", "") in _CUTTING]
         filters = [each for each in tree.find_all(nodes.Filter) if each.name in ("replace", "truncate")]
         slices = [each for each in tree.find_all(nodes.Getitem) if isinstance(each.arg, nodes.Slice)]

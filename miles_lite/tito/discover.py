@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from jinja2 import TemplateError, meta, nodes
+from jinja2 import nodes
 
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.tito.chat_messages import Form, normalise
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.laws import find_form, verify
-from miles_lite.tito.render import JinjaRenderer, Renderer, environment, unless_refused
+from miles_lite.tito.render import JinjaRenderer, Renderer, environment, syntax, unless_refused
 from miles_lite.tito.surface import AppendSurface
 from miles_lite.tito.verification_cases import boundaries
 
@@ -54,16 +54,12 @@ def _switches(renderer: Renderer) -> list[str]:
     """Names the template reads that nobody sets; those it sets itself only where it asks whether they are given."""
     if not isinstance(renderer, JinjaRenderer):
         return []
-    try:
-        tree = environment().parse(renderer.template)
-        names = meta.find_undeclared_variables(tree)
-    except TemplateError:
-        return []
+    tree = syntax(renderer.template)
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
     asked = [test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")]
     asked += [given.node for given in tree.find_all(nodes.Filter) if given.name in ("default", "d") and given.node]
     own -= {node.name for node in asked if isinstance(node, nodes.Name)}
-    return sorted(names - own - _GIVEN - set(renderer.variables) - set(environment().globals))
+    return sorted(renderer.reads - own - _GIVEN - set(renderer.variables) - set(environment().globals))
 
 
 def _stable(renderer: Renderer, form: Form, options: JsonMapping) -> frozenset[tuple[str, int]]:

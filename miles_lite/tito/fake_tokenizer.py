@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from miles_lite.tito.chat_messages import PLAIN, Form, normalise
 from miles_lite.tito.control_tokens import literals
-from miles_lite.tito.render import JinjaRenderer, RenderError, environment
+from miles_lite.tito.render import JinjaRenderer, RenderError, syntax
 
 VARIABLES = {"bos_token": "<|stand_in_bos|>", "eos_token": "<|stand_in_eos|>", "pad_token": "<|stand_in_pad|>"}
 _LOOKS_CONTROL = re.compile(
@@ -47,7 +47,7 @@ def stand_in_tokenizer(template: str, *, widely: bool = False) -> Tokenizer:
 
 def control_tokens(template: str, *, widely: bool = False) -> list[str]:
     """What the template's own text, and `VARIABLES`, hold that looks like a control token. Raises RenderError."""
-    texts = [*literals(environment().parse(template)), *VARIABLES.values()]
+    texts = [*literals(syntax(template)), *VARIABLES.values()]
     looks = [_LOOKS_CONTROL]
     if widely:
         texts += _printed(template)

@@ -5,6 +5,7 @@ Invariant: a renderer is a function of its arguments (and, for templates that pr
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -55,8 +56,7 @@ class JinjaRenderer:
         self.template = template
         self.variables = dict(variables or {})
         try:
-            self._compiled = environment().from_string(template)
-            self.reads = frozenset(meta.find_undeclared_variables(environment().parse(template)))
+            self._compiled, self.reads = _compiled(template), names_read(template)
         except jinja2.TemplateError as error:
             raise RenderError(f"the chat template does not compile: {error}") from error
 
@@ -98,6 +98,23 @@ class _Environment(ImmutableSandboxedEnvironment):
         if kind in (LoopContext, Namespace) and attribute[0] != "_" and hasattr(obj, attribute):
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
+
+
+@functools.lru_cache(maxsize=16)
+def syntax(template: str) -> nodes.Template:
+    """Its tree, for those who read it and leave it as it is, which a compiler does not. Raises jinja2.TemplateError."""
+    return environment().parse(template)
+
+
+@functools.lru_cache(maxsize=16)
+def names_read(template: str) -> frozenset[str]:
+    """The variables that it takes from outside. Raises jinja2.TemplateError."""
+    return frozenset(meta.find_undeclared_variables(environment().parse(template)))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    return environment().from_string(template)
 
 
 def environment() -> ImmutableSandboxedEnvironment:

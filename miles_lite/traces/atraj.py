@@ -8,7 +8,6 @@ most 64 bits, numbers in their shortest form.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import orjson
 
 from miles_lite.errors import UserError, user_error
+from miles_lite.process.drafted import drafted
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 
 FORMAT, VERSION = "atraj", 1
@@ -215,9 +215,8 @@ def dump(trajectory: Trajectory) -> bytes:
 def write(trajectory: Trajectory, path: Path) -> None:
     """Write the whole file at once: a reader sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(dump(trajectory))
-    draft.replace(path)
+    with drafted(path) as draft:
+        draft.write_bytes(dump(trajectory))
 
 
 def build(

@@ -13,14 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jinja2 import meta
-
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito import RenderError, SuffixError, Tito
 from miles_lite.tito.chat_messages import Message, Tools, normalise
 from miles_lite.tito.compare import compare
 from miles_lite.tito.cut_render import CompareError
-from miles_lite.tito.render import environment, unless_refused
+from miles_lite.tito.render import names_read, unless_refused
 from miles_lite.verify.imitated_session import imitate
 from miles_lite.verify.subject import Subject
 from miles_lite.verify.trajectories import Case, Thinking, cases
@@ -96,7 +94,7 @@ def gaps(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _modes(subject: Subject, thinking: Thinking) -> list[JsonObject]:
     """Template options to try: none for `off`, reasoning on for `on`, on and off for `both`."""
-    read = meta.find_undeclared_variables(environment().parse(subject.template))
+    read = names_read(subject.template)
     names = [name for name in SWITCHES if name in read and name not in subject.tito.surface.kwargs]
     if thinking == Thinking.OFF or not names:
         return [{}]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.engine.server_process import FORK_SERVER
 from miles_lite.stack.cluster import DASHBOARD
 from tests.e2e.job import assert_nothing_left, ended, marked, segments, start, wait_for
 
@@ -46,7 +47,11 @@ class Job:
         flags += "--eval-interval 1 --rollout-max-context-len 256 --save-interval 1 --device cpu"
         paths = ["--hf-checkpoint", model, "--prompt-data", prompts, "--run-dir", self.run_dir, "--save", self.save]
         paths += ["--eval-prompt-data", "held", f"{prompts}@[0:2]"]
-        variables = {"TMPDIR": str(temp), DASHBOARD: "1"}  # Ctrl-C must not reach the dashboard before the run
+        variables = {
+            "TMPDIR": str(temp),
+            DASHBOARD: "1",  # Ctrl-C must not reach it before the run
+            FORK_SERVER: "",  # it has its own
+        }
         self.process = start("train", [*flags.split(), *map(str, paths)], mark=mark, log=self.log, **variables)
         self.segments: set[Path] = set()
 

@@ -96,6 +96,7 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     wait_for("the first step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
     victims = [one for one in marked(mark) if "sglang.launch_server" in " ".join(one.cmdline())]
     assert len(victims) >= 2
+    assert all(any("fork_server_main" in str(one.cmdline()) for one in victim.parents()) for victim in victims)
     time.sleep(0.5)  # into the second rollout
     os.killpg(os.getpgid(victims[0].pid), signal.SIGKILL)
     assert ended(process, log, within=300) == 0, log.read_text()[-6000:]

@@ -24,7 +24,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if sys.argv[2] == "silent":
             threading.Event().wait(600)
-        self.send_response(200)
+        self.send_response(503 if sys.argv[2] == "refuses" else 200)
         self.end_headers()
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -75,7 +75,14 @@ def test_one_whose_child_is_stopped_hangs(server):
 @pytest.mark.parametrize("server", [("idle", "silent")], indirect=True)
 def test_one_that_neither_answers_nor_computes_hangs(server):
     wait_until(lambda: not activity(server[0]).ready, "the child to fall asleep")
-    assert "it hangs" in str(judge(server))
+    assert "does not answer within 0.5 s, and nothing is computed: it hangs" in str(judge(server))
+
+
+@pytest.mark.parametrize("server", [("idle", "refuses")], indirect=True)
+def test_what_a_server_answered_is_said_and_no_wait_that_was_none(server):
+    wait_until(lambda: not activity(server[0]).ready, "the child to fall asleep")
+    assert judge(server) == "/health_generate answers 503, and nothing is computed: it hangs"
+    assert "/health_generate cannot be asked (" in str(judge((server[0], "http://127.0.0.1:9", server[2])))
 
 
 @pytest.mark.parametrize("server", [("busy", "answers")], indirect=True)

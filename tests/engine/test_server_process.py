@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.engine import server_guard
+from miles_lite.engine.fork_server import fork_server
 from miles_lite.engine.ports import require_free
-from miles_lite.engine.server_process import ServerProcess
+from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
 from tests.ports import free_port
@@ -41,9 +43,24 @@ import os, sys, time
 from pathlib import Path
 from miles_lite.engine.server_process import ServerProcess
 command = [sys.executable, "-c", sys.argv[1], os.environ["TREE"]]
-ServerProcess.launch(command, env=os.environ, log_path=Path(sys.argv[2]))
+server = ServerProcess.launch(command, env=os.environ, log_path=Path(sys.argv[2]))
 time.sleep(600)
 """
+
+
+@pytest.fixture(scope="module")
+def socket_of_a_fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with fork_server(("json",), os.environ, tmp_path_factory.mktemp("forks") / "log") as at:
+        yield at
+
+
+@pytest.fixture(autouse=True, params=["executed", "forked"])
+def started(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every server of these tests is."""
+    if request.param == "forked":
+        monkeypatch.setenv(FORK_SERVER, request.getfixturevalue("socket_of_a_fork_server"))
+    else:
+        monkeypatch.delenv(FORK_SERVER, raising=False)
 
 
 def members(mark: str) -> list[psutil.Process]:
@@ -145,7 +162,7 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
         assert segment.exists()
         assert len(list(temp.glob("miles-lite-*/[!.]*"))) == 3
         time.sleep(1.5)  # the guard looks once a second
-        (server_guard,) = [child for child in owner.children() if "server_guard.py" in str(child.cmdline())]
+        (server_guard,) = [one for one in members(name) if "server_guard.py" in str(one.cmdline())]
         if how == "its owner is killed":
             owner.kill()
         elif how == "it is stopped":

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from miles_lite.config.options import parse
 from miles_lite.errors import Where
-from miles_lite.rollout.agent_worker import AgentWorker, Task
+from miles_lite.rollout.agent_calls import Task
+from miles_lite.rollout.agent_worker import AgentWorker
 from miles_lite.rollout.prompts import open_source
 from miles_lite.sample import Rollout
 from tests.session.engine import STOP, answer, bench

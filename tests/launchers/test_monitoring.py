@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.parse
@@ -22,6 +23,7 @@ import pytest
 import ray
 import yaml
 from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -118,6 +120,34 @@ def test_panels_are_each_in_a_place_of_their_own() -> None:
     assert (board["uid"], board["schemaVersion"] >= 36) == ("miles-lite", True)
 
 
+def test_grafanas_own_classes_know_every_field_of_the_dashboard() -> None:
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+
+    register_default_plugins()
+    board = json.loads((FOLDER / "dashboards" / "miles_lite.json").read_text())
+
+    def known(given: object) -> object:
+        return json.loads(JSONEncoder().encode(models.Dashboard.from_json(given)))
+
+    assert list(lost(board, known(board))) == []
+    misspelt = board | {"panels": [board["panels"][1] | {"gridpos": {}}]}
+    assert list(lost(misspelt, known(misspelt))) == [".panels[0].gridpos"]
+
+
+def lost(given: object, found: object, at: str = "") -> Iterator[str]:
+    """Where in `given` something is that is not in `found`."""
+    if isinstance(given, dict) and isinstance(found, dict):
+        for name, value in given.items():
+            yield from lost(value, found.get(name), f"{at}.{name}")
+    elif isinstance(given, list) and isinstance(found, list) and len(given) == len(found):
+        for place, (one, other) in enumerate(zip(given, found, strict=True)):
+            yield from lost(one, other, f"{at}[{place}]")
+    elif given != found:
+        yield at
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not here")
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
     for name in ("prometheus.yml", "alerts.yml"):
@@ -192,6 +222,26 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str) -> None:
     assert said in done.stderr
 
 
+def test_a_port_that_is_none_or_is_in_use_is_named_and_nothing_is_written(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "prometheus").symlink_to("/bin/true")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for given in ("abc", "0", "65536"):
+        assert f"PROMETHEUS_PORT={given}: expected a port" in refused(run_dir, path, PROMETHEUS_PORT=given)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(run_dir, path, PROMETHEUS_PORT=str(free_port()), GRAFANA_PORT=str(port))
+    assert f"port {port} is in use" in said
+    assert "or set GRAFANA_PORT" in said
+    assert not (run_dir / "monitoring").exists()
+
+
+def refused(run_dir: Path, path: str, **more: str) -> str:
+    process = started(run_dir, path, **more)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    return said
+
+
 def test_who_has_no_prometheus_is_told(run_dir: Path, tmp_path: Path) -> None:
     for name in ("bash", "env", "dirname", "sed"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
@@ -211,6 +261,47 @@ def test_prometheus_scrapes_the_routers_and_sessions_of_a_run(run_dir: Path) -> 
             wait_until(lambda: query(port, "count(up == 1)") == ["2"], "both to be scraped")
             assert query(port, 'sum(router_worker_state{state="ready",run="a run",part="router"})') == ["1"]
             assert query(port, 'miles_lite_session_turns_total{part="session"}') == ["1"]
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+class RayPage(Collector):
+    """What a node of Ray serves of a run: the gauges of the driver and of a router."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, labels in exported().items():
+            if name.startswith("ray_"):
+                family = GaugeMetricFamily(name, "of a run", labels=sorted(labels))
+                family.add_metric([f"a {label}" for label in sorted(labels)], 1.0)
+                yield family
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not here")
+def test_every_panel_shows_something_and_every_rule_is_one_to_prometheus(run_dir: Path, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as ending:
+        of_router, of_sessions = collectors()
+        router = ending.enter_context(listening(of_router))
+        sessions = ending.enter_context(listening(of_sessions, of_sessions.turn_seconds))
+        ray_node = ending.enter_context(listening(RayPage()))
+        write_targets(run_dir, routers=[router], sessions=[sessions])
+        session = tmp_path / "ray"
+        session.mkdir()
+        node = [{"targets": [ray_node.removeprefix("http://")]}]
+        (session / "prom_metrics_service_discovery.json").write_text(json.dumps(node))
+        port = free_port()
+        process = started(run_dir, os.environ["PATH"], PROMETHEUS_PORT=str(port), RAY_SESSION=str(session))
+        try:
+            wait_until(lambda: query(port, "min(count_over_time(up[1m])) >= 3") != [], "rates to be known", seconds=90)
+            for panel in panels():
+                for target in panel["targets"]:
+                    expression = target["expr"].replace("$run", ".*")
+                    assert query(port, expression), (panel["title"], expression)
+            for rule in rules():
+                assert told(port, "query", query=rule["expr"])["status"] == "success", rule["alert"]
+            runs = told(port, "label/run/values", **{"match[]": "ray_miles_lite_rollout_step"})
+            assert runs["data"] == ["a run"]
         finally:
             process.terminate()
             process.wait(30)
@@ -247,10 +338,11 @@ def test_rays_dashboard_finds_prometheus_which_has_the_gauges_of_a_run(
 
 
 @contextlib.contextmanager
-def listening(collector: Collector) -> Iterator[str]:
-    """The URL below which Prometheus finds it."""
+def listening(*served: Collector) -> Iterator[str]:
+    """The URL below which Prometheus finds them."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    for collector in served:
+        registry.register(collector)
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -260,11 +352,17 @@ def listening(collector: Collector) -> Iterator[str]:
         thread.join()
 
 
+def told(port: int, of: str, **asked: str) -> dict[str, Any]:
+    """What Prometheus answers. Raises OSError while it is not there, and for what it does not understand."""
+    address = f"http://127.0.0.1:{port}/api/v1/{of}?{urllib.parse.urlencode(asked)}"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
 def query(port: int, expression: str) -> list[str]:
     """The values that Prometheus has of it; none while it is not there."""
-    asked = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(expression)}"
     try:
-        with urllib.request.urlopen(asked, timeout=10) as answer:
-            return [each["value"][1] for each in json.load(answer)["data"]["result"]]
+        return [each["value"][1] for each in told(port, "query", query=expression)["data"]["result"]]
     except OSError:
         return []

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from miles_lite.observe.sinks import JsonlSink
 from miles_lite.observe.summary import Counts, build_summary, print_summary, write_summary
+from miles_lite.observe.wandb_sink import wandb_folder
 from miles_lite.report.plots import reward_curve
 
 COUNTS = Counts(
@@ -87,10 +88,12 @@ def test_the_printed_summary_names_every_place(metrics: Path, tmp_path: Path) ->
     (tmp_path / "wandb" / "offline-run-1-a").mkdir(parents=True)
     out = io.StringIO()
     summary = build_summary(metrics, counts=COUNTS, seconds=1234.0, chance=0.25, heldout="held")
-    print_summary(summary, run_dir=tmp_path, png=tmp_path / "reward.png", console=Console(file=out, soft_wrap=True))
-    text = out.getvalue().replace("\n", "")
-    for part in (str(tmp_path), "reward.png", "offline-run-1-a", "0.2 -> 0.7", "1234 s", "100 started"):
-        assert part.replace(" ", "") in text.replace(" ", "")
+    png, wandb = tmp_path / "reward.png", wandb_folder(tmp_path)
+    print_summary(summary, run_dir=tmp_path, png=png, wandb=wandb, console=Console(file=out, width=40))
+    lines = out.getvalue().splitlines()
+    whole = (str(tmp_path), str(png), f"{wandb}  (upload: wandb sync)", f"miles-lite report {tmp_path}")
+    for part in (*whole, "0.2 -> 0.7", "1234 s", "100 started"):
+        assert any(part in line for line in lines), part
 
 
 @pytest.mark.parametrize("chance", [None, 0.25])

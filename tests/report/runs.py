@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from miles_lite.report import fleet_rows, json_lines, rollout_table
@@ -33,7 +36,9 @@ def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int
             metrics, rollouts = _step(rng, step)
             if fault is not None:
                 fault(step, metrics, rollouts)
-            rollout_table.write(folder, step, rollouts)
+            table = rollout_table.step_path(folder, step)
+            table.parent.mkdir(exist_ok=True)
+            table.write_bytes(_written(step, pickle.dumps(rollouts)))
             said = metrics.pop(FLEET, {})
             looks += [{**look, **said} for look in _looks(rng, step)]
             axes: dict[str, Row] = {names.ROLLOUT_STEP: {}, names.TRAIN_STEP: {}, names.EVAL_STEP: {}}
@@ -46,6 +51,14 @@ def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int
     if ended:
         (folder / "summary.json").write_text(json.dumps({"steps": steps}))
     return folder
+
+
+@functools.lru_cache(maxsize=1024)
+def _written(step: int, rows: bytes) -> bytes:
+    """The table of a step's pickled rows, which most faults leave as they are: written once."""
+    with TemporaryDirectory() as folder:
+        rollout_table.write(Path(folder), step, pickle.loads(rows))
+        return rollout_table.step_path(Path(folder), step).read_bytes()
 
 
 def _looks(rng: random.Random, step: int) -> list[Row]:

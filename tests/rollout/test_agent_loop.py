@@ -209,3 +209,22 @@ async def test_a_call_that_is_cancelled_cancels_its_function() -> None:
         await call
     assert await asyncio.to_thread(ended.wait, 5)
     agents.close()
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_call_is_closed_in_silence_however_far_it_came(turns: int) -> None:
+    """As the interpreter closes those of a loop that has gone, also once they were told to end."""
+    loop = asyncio.new_event_loop()
+    call = agent_loop._act(good, agent_loop.Caller())
+    task = loop.create_task(call)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    for turn in range(turns):
+        if turn == 2:
+            task.cancel()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    call.close()
+    for running in asyncio.all_tasks(loop) - {task}:
+        running.cancel()
+        loop.run_until_complete(asyncio.wait([running]))
+    loop.close()

@@ -14,7 +14,8 @@ import pytest
 
 from miles_lite.config.options import parse
 from miles_lite.rollout import agent_output
-from miles_lite.rollout.agent_worker import AgentWorker, Task
+from miles_lite.rollout.agent_calls import Task
+from miles_lite.rollout.agent_worker import AgentWorker
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Failure, Rollout, Sample, Status
 from miles_lite.traces import atraj

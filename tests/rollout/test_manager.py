@@ -12,14 +12,14 @@ import ray
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
 from miles_lite.errors import SetupError, UserError, Where
+from miles_lite.rollout.agent_calls import Ran, Task
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
-from miles_lite.rollout.agent_worker import AgentWorker, Task
 from miles_lite.rollout.failures import failure_of
 from miles_lite.rollout.manager import RolloutManager
-from miles_lite.sample import Group, Rollout, Status
+from miles_lite.sample import Group, Status
 from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
-from tests.rollout.helpers import make_rollout, make_sample
+from tests.rollout.helpers import Here, make_rollout, make_sample
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
 
@@ -112,28 +112,22 @@ def drive(
     manager = RolloutManager(config, None)  # type: ignore[arg-type]
     running, seen = [0], []
 
-    class Worker:
-        def call_three(self, method: object, task: Task) -> tuple[asyncio.Task[Rollout], ...]:
-            assert method is AgentWorker.run
-            running = asyncio.ensure_future(self._run(task))
-            return running, running, running
-
-        async def _run(self, task: Task) -> Rollout:
-            running[0] += 1
-            seen.append(running[0])
-            await asyncio.sleep(0)
-            running[0] -= 1
-            if raising:
-                raise raising.pop()
-            done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
-            done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
-            if broken is not None:
-                failure = failure_of(broken, at=Where.AGENT)
-                done.fail(failure.where, failure.why)
-            return done
+    async def run(task: Task) -> Ran:
+        running[0] += 1
+        seen.append(running[0])
+        await asyncio.sleep(0)
+        running[0] -= 1
+        if raising:
+            raise raising.pop()
+        done = make_rollout(task.rollout_index, task.group_index, make_sample(4, 2), status=Status.COMPLETED)
+        done.reward, done.started_at, done.finished_at = float(task.rollout_index % 2), 1.0, 2.0
+        if broken is not None:
+            failure = failure_of(broken, at=Where.AGENT)
+            done.fail(failure.where, failure.why)
+        return done, list(done.fetch()), b""
 
     async def start_workers() -> None:
-        standing: Any = Stands(actor=Worker(), losses=losses)
+        standing: Any = Stands(actor=Here(run), losses=losses)
         manager._workers += [standing] * config.rollouts.num_agent_workers
 
     monkeypatch.setattr(manager, "_start_workers", start_workers)
@@ -203,6 +197,30 @@ def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.Monkey
         *("avg_staleness", "max_staleness", "avg_staleness_queued", "avg_staleness_in_flight"),
         *("queue_size", "in_flight"),
     }
+
+
+def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C while a checkpoint is written: the first save goes on, and another of the same step comes."""
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda ref: ref.result() if isinstance(ref, asyncio.Future) else ref)
+    flags = ["--max-weight-staleness", "2", "--use-rollout-logprobs", "--num-rollout", "4"]
+
+    async def run(manager: RolloutManager, *, steps: range) -> None:
+        await manager.start()
+        if steps.start:
+            await manager.load(str(tmp_path), steps.start - 1)
+        for step in steps:
+            assert len((await manager.generate(step)).groups) == 2
+        await asyncio.sleep(0.1)  # some wait to be trained
+        saves = [asyncio.create_task(manager.save(str(tmp_path), steps[-1])) for _ in range(3)]
+        await asyncio.gather(*saves)
+
+    for steps in (range(2), range(2, 4)):
+        (tmp_path / str(steps.start)).mkdir()
+        asyncio.run(run(drive(monkeypatch, tmp_path / str(steps.start), *flags)[0], steps=steps))
+    assert list((tmp_path / "rollout").glob("*.tmp")) == []
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

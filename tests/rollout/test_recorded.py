@@ -56,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert rollout_table.read(tmp_path) == [row for rows in steps.values() for row in rows]
     assert rollout_table.read_step(tmp_path, 10) == steps[10]
     assert rollout_table.read(tmp_path, steps=2) == [*steps[1], *steps[10]]
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_manager_that_writes_it_does_not_carry_pandas(tmp_path: Path) -> None:

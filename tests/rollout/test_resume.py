@@ -52,14 +52,24 @@ class Life:
     """A run between two ends: rollouts take a while, some fail, each says which version it began with."""
 
     def __init__(
-        self, chance: random.Random, *, staleness: int, batch: int, members: int, failing: float = 0.1
+        self,
+        chance: random.Random,
+        *,
+        staleness: int,
+        batch: int,
+        members: int,
+        failing: float = 0.1,
+        extra: int = 0,
+        **scheduling: Any,
     ) -> None:
         self.chance, self.staleness, self.members, self.failing = chance, staleness, members, failing
-        options = Rollouts(rollout_batch_size=batch, n_samples_per_prompt=members)
+        options = Rollouts(
+            rollout_batch_size=batch, n_samples_per_prompt=members, over_sampling_batch_size=batch + extra
+        )
         self.source = DataSource([Prompt(row=row, input="x") for row in range(PROMPTS)], Data(prompt_data=""))
         self.generator = Generator(
             options,
-            schedule_of(options, Scheduling(max_weight_staleness=staleness)),
+            schedule_of(options, Scheduling(max_weight_staleness=staleness, **scheduling)),
             source=self.source,
             run_rollout=self.run,
             filter_function=None,
@@ -108,16 +118,31 @@ class Life:
         return step + 1
 
 
+def sizes(chance: random.Random) -> dict[str, Any]:
+    """How a run may be made, its engines fewer or more than before."""
+    staleness = chance.choice([0, 0, 1, 2, 3])
+    return {
+        "staleness": staleness,
+        "batch": chance.randint(1, 3),
+        "members": chance.randint(1, 3),
+        "extra": chance.choice([0, 0, 1, 3]),
+        "pipeline_depth": chance.randint(0, staleness),
+        "rollout_concurrency": str(chance.choice([3, 5, 64])),
+        "rollout_submission_granularity": chance.choice(["sample", "group"]),
+        "rollout_order": chance.choice(["fifo", "longest"]),
+        "async_unused_samples_handler": "retry",
+    }
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_goes_on(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another bound, batch size or group size, several times in a row."""
+    """Another bound, batch size, group size or number of engines, several times in a row."""
     monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
     chance, step, rows, fewest = random.Random(seed), 0, Counter[int](), 0
     for _ in range(chance.randint(2, 5)):
-        sizes = {"batch": chance.randint(1, 3), "members": chance.randint(1, 3)}
-        life = Life(chance, staleness=chance.choice([0, 0, 1, 2, 3]), **sizes)
+        life = Life(chance, **sizes(chance))
         step = asyncio.run(life.until_killed(tmp_path, step))
         rows.update(life.rows)
         fewest += len(life.rows)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,9 +19,9 @@ import ray
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import Where
 from miles_lite.process.remote import Remote
-from miles_lite.rollout.agent_worker import Task, run_task
+from miles_lite.rollout.agent_calls import Answer, Lines, Ran, Running, Task
 from miles_lite.rollout.prompts import Prompt
-from miles_lite.sample import Rollout, Sample, Status
+from miles_lite.sample import Rollout, Status
 from miles_lite.train.batching import Batch, Place, fetch, make_batches
 from miles_lite.train.flops import Flops
 from tests.clusters import local_cluster
@@ -42,10 +42,20 @@ def cluster() -> Iterator[None]:
 class Worker:
     """Runs what an agent worker would."""
 
+    def __init__(self) -> None:
+        self._running = Running(self.run)
+
     async def process(self) -> int:
         return os.getpid()
 
-    async def run(self, task: Task) -> tuple[Rollout, list[Sample], bytes]:
+    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
+        self._running.tell(tasks, dropped)
+
+    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
+        self._running.tell(tasks, dropped)
+        return await self._running.ended()
+
+    async def run(self, task: Task) -> Ran:
         samples = [make_sample(LONG + task.rollout_index, 100), make_sample(10, 3)]
         rollout = Rollout(task.rollout_index, task.group_index, [sample.record() for sample in samples], reward=1.0)
         rollout.status = Status.COMPLETED
@@ -60,7 +70,8 @@ class Owner:
 
     async def run(self, worker: Any, how: list[str]) -> list[Rollout]:
         tasks = [Task(index, 0, Prompt(row=1, input=each), "", {}) for index, each in enumerate(how)]
-        return list(await asyncio.gather(*(run_task(Remote(worker), task) for task in tasks)))
+        lines = Lines()
+        return list(await asyncio.gather(*(lines.run(Remote(worker), task) for task in tasks)))
 
 
 @ray.remote(num_cpus=1)
@@ -106,7 +117,7 @@ async def test_a_failed_attempt_leaves_no_error_that_ray_finds_unhandled() -> No
     log.addHandler(hearer)
     try:
         worker = Remote[Any](Worker.remote())  # type: ignore[attr-defined]
-        rollout = await run_task(worker, Task(0, 0, Prompt(row=1, input="locks"), "", {}))
+        rollout = await Lines().run(worker, Task(0, 0, Prompt(row=1, input="locks"), "", {}))
         assert rollout.status is Status.FAILED
         for _ in range(20):
             gc.collect()

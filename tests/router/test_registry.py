@@ -128,4 +128,4 @@ for kill in range(20):
 def test_a_router_that_is_killed_while_it_writes_leaves_a_whole_file_and_at_most_one_draft(tmp_path):
     path = tmp_path / "state.json"
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, timeout=60)
-    assert {file.name for file in tmp_path.iterdir()} <= {"state.json", "state.json.draft"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"state.json", ".state.json.draft"}

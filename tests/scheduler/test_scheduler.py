@@ -92,9 +92,9 @@ class Machine(RuleBasedStateMachine):
         self.world.tell(m.Tick())
 
     @precondition(lambda self: not self.world.stopped)
-    @rule(keep=st.booleans())
-    def crashes(self, keep: bool) -> None:
-        self.world.crash(keep=keep)
+    @rule(keep=st.booleans(), schedule=st.none() | schedules())
+    def crashes(self, keep: bool, schedule: Schedule | None) -> None:
+        self.world.crash(keep=keep, schedule=schedule)
 
     @rule()
     def forks(self) -> None:
@@ -137,7 +137,7 @@ def live(world: World, chance: random.Random, events: int) -> None:
     while world.now < events and not world.stopped:
         luck = chance.random()
         if luck < 0.002:
-            world.crash(keep=chance.random() < 0.5)
+            world.crash(keep=chance.random() < 0.7, schedule=chance.choice([None, random_schedule(chance)]))
         elif luck < 0.004:
             world.fork()
         elif luck < 0.02:

@@ -40,6 +40,13 @@ class Seen:
     answers: dict[int, int] = field(default_factory=dict)
     failed: Counter[int] = field(default_factory=Counter)
 
+    def again(self) -> None:
+        """No answer of it is left."""
+        self.answers.clear()
+        self.failed.clear()
+        self.late.clear()
+        self.begun = None
+
 
 class World:
     def __init__(self, schedule: Schedule, prompts: int = 7) -> None:
@@ -56,6 +63,8 @@ class World:
         self.since: dict[Who, float] = {}
         self.served_at: float | None = None
         self.took: list[float] = []
+        self.refits = False
+        """Whether another schedule takes over what the one before began."""
         self.lost: dict[Who, int] = {}
         """Replaced, and may answer all the same."""
         self.judging: dict[int, int] = {}
@@ -92,7 +101,7 @@ class World:
         if seen is not None and who.group not in self.ends and who.member not in seen.answers:
             if failed:
                 self.fail(who, self.now + 1.0)
-            elif seen.failed[who.member] <= self.schedule.sample_retries and who.member not in seen.late:
+            elif who.member not in seen.late:
                 seen.answers[who.member] = version
         self.tell(m.Finished(who, length, failed, failed and "it broke"))
 
@@ -102,7 +111,7 @@ class World:
         assert seen.begun is not None
         age, bound = self.version - seen.begun, self.schedule.max_staleness
         ends = 1.5 * (now - self.since[who]) <= (bound - age) * (median(self.took) if self.took else inf)
-        if age and (age > bound / 2 or not ends):
+        if seen.failed[who.member] > self.schedule.sample_retries or (age and (age > bound / 2 or not ends)):
             seen.late.add(who.member)
 
     def judge(self, group: int, end: End | None) -> None:
@@ -122,24 +131,23 @@ class World:
         self.served_at = self.now + 1.0
         self.tell(m.Updated(self.version))
 
-    def crash(self, *, keep: bool) -> None:
-        """All processes end; what was saved after the last step is loaded."""
+    def crash(self, *, keep: bool, schedule: Schedule | None = None) -> None:
+        """All processes end; what was saved after the last step is loaded, by a run with another `schedule` maybe."""
         saved = json.loads(json.dumps(self.scheduler.state()))
         again = self.given.pop() if self.training is not None else ()
         for group in again:
             del self.ends[group]
         kept = frozenset(self.groups) - self.ends.keys() if keep else frozenset()
         self.running, self.lost, self.judging, self.training, self.behind = {}, {}, {}, None, False
+        self.schedule, self.refits = schedule or self.schedule, schedule is not None
         self.scheduler, self.twin = Scheduler(self.schedule, self.prompts), None
         self.scheduler.restore(saved)
         for number, seen in self.groups.items():
             if number not in self.ends and number not in kept:
-                seen.answers.clear()
-                seen.failed.clear()
-                seen.late.clear()
-                seen.begun = None
+                seen.again()
         self.version, self.served_at = self.step, None
         self.tell(m.Resumed(self.step, kept))
+        self.refits = False
 
     def fork(self) -> None:
         """From now on a restored scheduler is told the same, and must say the same."""
@@ -169,7 +177,10 @@ class World:
                 self.give(step, groups, short)
             case m.Release(group, end, _):
                 self.settle(group, end)
-                assert end is not End.UNUSED or self.schedule.gives_up_extra
+                assert end is not End.UNUSED or self.schedule.gives_up_extra or self.refits
+            case m.Renew(group):
+                if group in self.groups:
+                    self.groups[group].again()
             case m.Cancel(who):
                 self.lost[who] = self.running.pop(who)
             case m.Stop(reason):

@@ -62,6 +62,21 @@ async def test_a_rollouts_turns_tools_and_engine_requests_are_one_trace(tiny_mod
     assert {turn.attributes["session"] for turn in turns} == {session}
 
 
+async def test_a_session_read_back_from_the_journal_stays_in_its_trace(tiny_model: Path, tmp_path: Path) -> None:
+    with collecting() as collector:
+        async with bench(
+            tiny_model, lambda body: answer([40, STOP]), otlp_endpoint=collector.url, run_dir=tmp_path
+        ) as b:
+            with tracing.span("rollout"):
+                session = await b.client.create()
+                _, trace, span, _ = tracing.headers()["traceparent"].split("-")
+        async with bench(
+            tiny_model, lambda body: answer([40, STOP]), otlp_endpoint=collector.url, run_dir=tmp_path
+        ) as b:
+            await ask(b, session, HELLO, {})
+    assert [(turn.trace, turn.parent) for turn in collector.named("turn")] == [(trace, span)]
+
+
 async def test_without_a_collector_the_engine_hears_of_none(tiny_model: Path) -> None:
     async with bench(tiny_model, lambda body: answer([40, STOP])) as b:
         await ask(b, await b.client.create(), HELLO, {"traceparent": HARNESS})

@@ -1,4 +1,4 @@
-"""What keeps a local Ray cluster from starting is one message."""
+"""What keeps a local Ray cluster from starting is one message; and which processes one has."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import ray
+
+from tests.clusters import local_cluster
 
 pytestmark = pytest.mark.e2e
 CONNECT = "from miles_lite.stack.cluster import connect; connect(None)"
@@ -33,3 +38,18 @@ def test_a_temp_folder_that_ray_cannot_use_is_named(tmp_path: Path, request: pyt
         ).stderr
         told = rf"UserError: cannot use a local Ray cluster: .*{words}(.|\n)*RAY_TMPDIR names another"
         assert re.search(told, said), said
+
+
+def test_a_cluster_has_no_process_that_nobody_asks_and_an_actor_its_variables() -> None:
+    with local_cluster(cpus=1):
+        remote: Any = ray.remote(Told)
+        actor = remote.options(num_cpus=0, runtime_env={"env_vars": {"TOLD": "a b'c"}}).remote()
+        assert ray.get(actor.variable.remote("TOLD"), timeout=60) == "a b'c"
+        words = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+    assert any("gcs_server" in each for each in words)
+    assert not [each for each in words if re.search(r"(monitor|dashboard)\.py", each)]
+
+
+class Told:
+    def variable(self, name: str) -> str:
+        return os.environ[name]

@@ -14,7 +14,7 @@ import requests
 from miles_lite.config.places import Hosts
 from miles_lite.engine.cpu_shim import needs_profile
 from miles_lite.engine.launch import Placement, command, environment
-from miles_lite.engine.server_process import ServerProcess
+from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import place
@@ -43,7 +43,7 @@ def by_hand(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         admin_key=KEY,
     )
     port = free_port()
-    env = environment(spec, os.environ, profile=needs_profile("cpu"))
+    env = environment(spec, os.environ, profile=needs_profile("cpu")) | {FORK_SERVER: ""}  # as a user starts it
     argv = command(spec, Placement(port=port), known=frozenset())
     server = ServerProcess.launch(argv, env=env, log_path=folder / "log", secrets=[KEY])
     asyncio.run(server.wait_healthy(f"http://127.0.0.1:{port}", 300))

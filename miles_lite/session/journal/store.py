@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,7 @@ Work = Callable[[sqlite3.Connection], Any]
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, sampling BLOB, recreated INTEGER, used REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS traced (id TEXT PRIMARY KEY, headers BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS deleted (id TEXT PRIMARY KEY, at REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
     number INTEGER PRIMARY KEY, session TEXT, at REAL, parent INTEGER, dropped INTEGER, caller BLOB,
@@ -48,10 +49,12 @@ _STALE = "max(used, coalesce((SELECT max(at) FROM turns WHERE session = sessions
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A session as the journal holds it; entries in the order of their commits."""
+    """A session as the journal holds it; entries in the order of their commits. `traced`: the headers that name its
+    span."""
 
     sampling: JsonObject
     recreated: bool
+    traced: Mapping[str, str]
     entries: list[Entry]
 
 
@@ -98,9 +101,18 @@ class Journal:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
 
-    def create(self, session_id: str, sampling: JsonMapping, *, recreated: bool) -> asyncio.Future[None]:
-        row = (session_id, orjson.dumps(sampling), recreated, time.time())
-        return self._do(_Row("INSERT OR REPLACE INTO sessions", row))
+    def create(
+        self, session_id: str, sampling: JsonMapping, *, recreated: bool, traced: Mapping[str, str]
+    ) -> asyncio.Future[None]:
+        row = _Row("INSERT OR REPLACE INTO sessions", (session_id, orjson.dumps(sampling), recreated, time.time()))
+        if not traced:
+            return self._do(row)
+        span = _Row("INSERT OR REPLACE INTO traced", (session_id, orjson.dumps(dict(traced))))
+
+        def work(db: sqlite3.Connection) -> None:
+            _done(db, [row, span])
+
+        return self._do(work)
 
     def append(self, session_id: str, entry: Entry) -> asyncio.Future[None]:
         return self._do(_Row(_ADD_TURN, (session_id, entry.output.finished, *to_row(entry))))
@@ -118,8 +130,10 @@ class Journal:
             found = db.execute("SELECT sampling, recreated FROM sessions WHERE id = ?", (session_id,)).fetchone()
             if found is None:
                 return None
+            headers = db.execute("SELECT headers FROM traced WHERE id = ?", (session_id,)).fetchone()
             rows = db.execute(f"SELECT {_COLUMNS} FROM turns WHERE session = ? ORDER BY number", (session_id,))
-            return Stored(orjson.loads(found[0]), bool(found[1]), [from_row(row) for row in rows])
+            traced = orjson.loads(headers[0]) if headers else {}
+            return Stored(orjson.loads(found[0]), bool(found[1]), traced, [from_row(row) for row in rows])
 
         return self._do(work)
 
@@ -221,7 +235,7 @@ def _add(db: sqlite3.Connection, rows: list[_Row]) -> list[None]:
 
 
 def _forget(db: sqlite3.Connection, session_ids: list[str]) -> None:
-    for table, column in (("turns", "session"), ("sessions", "id")):
+    for table, column in (("turns", "session"), ("traced", "id"), ("sessions", "id")):
         db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(session_id,) for session_id in session_ids])
 
 

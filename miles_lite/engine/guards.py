@@ -1,0 +1,154 @@
+"""What stands between an owner and its server: a process of its own, executed or forked (server_guard.py).
+
+Invariant: the guard has ended, and with it all of its server, when `exit_code` says so; it ends its server when it is
+released or killed, or when this process ends in any way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from miles_lite.engine.fork_server_main import Request
+from miles_lite.errors import UserError
+
+EXECUTED = Path(__file__).with_name("server_guard.py")
+KILLED = 128 + signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command and what its guard is to know. Its output is appended to `log`, without `secrets`; after SIGTERM it has
+    `grace` seconds."""
+
+    command: Sequence[str]
+    env: Mapping[str, str]
+    log: Path
+    grace: float
+    secrets: Sequence[str] = ()
+
+
+class Guard(Protocol):
+    """`server`: the pid of what is guarded."""
+
+    server: int
+
+    @property
+    def exit_code(self) -> int | None:
+        """The server's; None while anything of it lives."""
+
+    def release(self) -> None:
+        """Have it end its server. Idempotent."""
+
+    def kill(self) -> None:
+        """End it at once, and return when it has ended. Idempotent."""
+
+
+class ExecutedGuard:
+    """A child of this process."""
+
+    def __init__(self, order: Order) -> None:
+        """Raises UserError when it does not start."""
+        self._process = guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(EXECUTED), str(order.log), str(order.grace), "--", *order.command],
+            env=dict(order.env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        assert guard.stdin is not None
+        assert guard.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # then it says nothing either
+            guard.stdin.write(f"{json.dumps(list(order.secrets))}\n")
+            guard.stdin.flush()
+        first_line = guard.stdout.readline()
+        if not first_line:
+            raise UserError(
+                f"could not start {order.command[0]}: its guard exited with {guard.wait()}, see stderr above"
+            )
+        self.server = int(first_line)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def release(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class ForkedGuard:
+    """A child of a fork server (fork_server_main.py), at the other end of `connection`."""
+
+    def __init__(self, connection: socket.socket, pid: int, server: int) -> None:
+        self.server = server
+        self._connection, self._pid = connection, pid
+        self._code: int | None = None
+
+    @classmethod
+    def at(cls, fork_server: str, order: Order, *, seconds: float) -> ForkedGuard | None:
+        """None where no fork server answers there in time, or it says that the command is to be executed."""
+        request: Request = {
+            "command": list(order.command),
+            "env": dict(order.env),
+            "folder": os.getcwd(),
+            "log": str(order.log),
+            "grace": order.grace,
+            "secrets": list(order.secrets),
+        }
+        connection = socket.socket(socket.AF_UNIX)
+        with contextlib.ExitStack() as failing, contextlib.suppress(OSError):
+            failing.callback(connection.close)
+            connection.settimeout(seconds)
+            connection.connect(fork_server)
+            connection.sendall(f"{json.dumps(request)}\n".encode())
+            if told := _line(connection).split():
+                failing.pop_all()
+                pid, server = map(int, told)
+                return cls(connection, pid, server)
+        return None
+
+    @property
+    def exit_code(self) -> int | None:
+        if self._code is None:
+            self._connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                told = _line(self._connection)
+                self._code = int(told) if told else KILLED
+        return self._code
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # it is gone
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        if self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            self._connection.settimeout(None)
+            _line(self._connection)
+            self._code = KILLED
+        self._connection.close()
+
+
+def _line(connection: socket.socket) -> str:
+    """The next one, which fits into one packet; empty at the end. Raises OSError."""
+    with contextlib.suppress(ConnectionResetError):
+        return connection.recv(64).decode()
+    return ""
