@@ -34,6 +34,8 @@ import ray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the model folder and the chatting sessions, which are the tests'
 
+from miles_lite.config.places import Topology  # noqa: E402
+from miles_lite.engine.fork_server import forking  # noqa: E402
 from miles_lite.stack.fleet import Fleet  # noqa: E402
 from miles_lite.stack.placement import place  # noqa: E402
 from miles_lite.stack.stack import Stack  # noqa: E402
@@ -54,7 +56,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
             model = make_tiny_model(Path(folder, "model"))
             numbers = {"cold_start_seconds": asyncio.run(cold_start(model, Path(folder, "cold")))}
-            numbers |= asyncio.run(recover(model, Path(folder, "run")))
+            with forking("cpu", Topology(), Path(folder)):  # as a run does
+                numbers |= asyncio.run(recover(model, Path(folder, "run")))
     finally:
         ray.shutdown()
     numbers["replacement_ratio"] = numbers["replacement_seconds"] / numbers["cold_start_seconds"]

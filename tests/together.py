@@ -8,11 +8,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 
 class Together(LoadScopeScheduling):
-    """Those of a file, and of all files `*_e2e.py` of a folder, share what they start; in tests/e2e each test starts
-    what it needs by itself."""
+    """Those of a file, and of all files `*_e2e.py` of a folder, share what they start, and those of tests/tito what is
+    found out of each template; in tests/e2e each test starts what it needs by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePath(nodeid.partition("::")[0])
         if file.parent.name == "e2e":
             return nodeid
-        return str(file.parent if file.name.endswith("_e2e.py") else file)
+        return str(file.parent if file.name.endswith("_e2e.py") or file.parent.name == "tito" else file)

@@ -32,8 +32,8 @@ from miles_lite.errors import UserError, user_error
 Content: TypeAlias = Mapping[str, Any]
 
 INCLUDE, SGLANG = "include", "sglang"
-DEEPEST = 20
-"""Files that include one another."""
+MOST = 100
+"""Files that one includes, those of its own too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ class ConfigFiles:
     )
     print_config: bool = option(False, help="print every option as YAML that --config takes, and end")
     print_config_schema: bool = option(False, help="print the JSON schema of such files, for editors, and end")
+
+
+OWN = frozenset(field.name for field in dataclasses.fields(ConfigFiles))
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,25 @@ def expanded(argv: Sequence[str], parser: argparse.ArgumentParser, command: type
     return [*tokens, *(["--config", *found.config] if found.config else []), *rest]
 
 
-def read(path: Path, known: Known, *, including: tuple[Path, ...] = ()) -> dict[str, Told]:
+def read(
+    path: Path, known: Known, *, including: tuple[Path, ...] = (), read_already: list[Path] | None = None
+) -> dict[str, Told]:
     """What a file, and those that it includes, says of each option. Raises UserError."""
-    if len(including) > DEEPEST:
-        raise UserError(f"--config {path}: files include one another more than {DEEPEST} deep")
+    read_already = [] if read_already is None else read_already
+    if path.resolve() in [each.resolve() for each in including]:
+        raise UserError(f"--config {path}: it includes itself: {' > '.join(map(str, (*including, path)))}")
+    if len(read_already) > MOST:
+        raise UserError(f"--config {(*including, path)[0]}: it includes more than {MOST} files, by {including[-1]}")
+    read_already.append(path)
     content = _load(path, f"{including[-1]}, which includes " if including else "")
     included = content.get(INCLUDE) or []
+    included = [included] if isinstance(included, str) else included
+    if not isinstance(included, list) or not all(isinstance(each, str) for each in included):
+        raise UserError(f"--config {path}, {INCLUDE}: expected a file or a list of files, found {included!r:.80}")
     told: dict[str, Told] = {}
-    for other in [included] if isinstance(included, str) else included:
-        told |= read(path.expanduser().parent / str(other), known, including=(*including, path))
+    for other in included:
+        there = path.expanduser().parent / Path(other).expanduser()
+        told |= read(there, known, including=(*including, path), read_already=read_already)
     for name, value in _flat(content, known, path):
         told.pop(name, None)
         told[name] = Told(value, str(path))
@@ -124,6 +137,9 @@ def _flat(content: Content, known: Known, path: Path) -> Iterator[tuple[str, Any
                 raise UserError(f"--config {path}: {SGLANG}: expected SGLang's options by name")
             inner = {(f"{SGLANG}_{each}" if name == SGLANG else str(each)): one for each, one in value.items()}
             yield from inner.items() if name == SGLANG else _flat(inner, known, path)
+        elif name in OWN:
+            instead = f"'{INCLUDE}: FILE'" if name == "config" else "a flag"
+            raise UserError(f"--config {path}: {key} is said by {instead}, not in a file")
         elif name in known.options:
             yield name, value
         else:
@@ -149,6 +165,10 @@ def _checked(name: str, told: Told, known: Known, parser: argparse.ArgumentParse
     """Its words. Raises UserError naming file and key for a value that the flag does not take."""
     words = _words(name, told.value, known)
     action = _action(parser, words[0]) if words else None
+    if action is not None and action.nargs == 0 and "=" in words[0]:
+        raise UserError(f"--config {told.file}, {name}: expected true or false, found {told.value!r:.80}")
+    if action is not None and action.nargs is None and len(words) > 2:
+        raise UserError(f"--config {told.file}, {name}: expected one value, found {told.value!r:.80}")
     if action is not None and action.nargs != 0:
         values = [words[0].partition("=")[2]] if len(words) == 1 and "=" in words[0] else words[1:]
         with user_error(f"--config {told.file}, {name}", UserError, argparse.ArgumentError, argparse.ArgumentTypeError):

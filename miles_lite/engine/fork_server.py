@@ -34,8 +34,10 @@ def forking(device: Device, topology: Topology, logs: Path) -> Iterator[None]:
     if os.environ.get(FORK_SERVER) or topology.rollout_external_engine_addrs or not needs_profile(device):
         yield
         return
-    imports = environment(EngineSpec(index=0, model_path="", device=device, log_path=""), os.environ, profile=True)
-    with fork_server(MODULES, imports | {"TMPDIR": scratch.lasting()}, logs / LOG) as at:
+    # One thread, also of what counts its threads while it is imported: an engine sets its own number.
+    imports = EngineSpec(index=0, model_path="", device=device, log_path="", threads=1)
+    env = environment(imports, os.environ, profile=True) | {"TMPDIR": scratch.lasting()}
+    with fork_server(MODULES, env, logs / LOG) as at:
         os.environ[FORK_SERVER] = at
         try:
             yield

@@ -154,6 +154,8 @@ def generate(theirs: Function) -> Function:
         more = {"evaluation": evaluation} if takes_evaluation else {}
         made = await theirs(args, sample, params, **more)
         several = made if isinstance(made, list) else [made]
+        if not several or not all(hasattr(each, "tokens") and hasattr(each, "loss_mask") for each in several):
+            raise TypeError(f"{theirs.__name__} returned {made!r:.80}: expected a sample, or a list of them")
         temperature = float(sampling.get("temperature", 1.0))
         last = several[-1]
         return {

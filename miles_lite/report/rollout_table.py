@@ -186,10 +186,10 @@ def step_path(run_dir: Path, step: int) -> Path:
 
 def _conformed(found: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
     """With the columns of those names, of their types; nothing of Python's own is given to Arrow, as in `_table`."""
-    columns = []
+    columns, there = [], dict(zip(found.column_names, found.columns, strict=True))
     for name in names:
         wanted = SCHEMA.field(name).type
-        column = found[name] if name in found.column_names else pa.nulls(found.num_rows, wanted)
+        column = there[name] if name in there else pa.nulls(found.num_rows, wanted)
         column = column if column.type == wanted else column.cast(wanted)
         if pa.types.is_floating(wanted):
             column = compute.if_else(compute.is_finite(column), column, pa.nulls(1, wanted)[0])

@@ -210,6 +210,32 @@ def test_what_a_shell_can_do_loses_no_flag(tmp_path: Path, capsys: pytest.Captur
     assert "not-this" not in said.out + said.err
 
 
+ADDING = r"""
+ARGS="--hf-checkpoint /m"
+ARGS="$ARGS --lr 1e-6 --colocate"
+ARGS="${ARGS} \
+  --seed 3"
+A=(--num-rollout 3)
+A=("${A[@]}" --rollout-batch-size 4)
+MORE="$A $ARGS --save /x"
+python train.py $MORE
+"""
+
+
+def test_what_a_shell_adds_to_its_own_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(ADDING)
+    assert main(["migrate", str(file)]) == 0
+    said = capsys.readouterr()
+    arrays = dict(re.findall(r"^(\w+)=\(\n(.*?)\n\)$", said.out, re.DOTALL | re.MULTILINE))
+    assert {name: text.split() for name, text in arrays.items()} == {
+        "ARGS": "--hf-checkpoint /m --lr 1e-6 --colocate --seed 3".split(),
+        "A": "--num-rollout 3 --rollout-batch-size 4".split(),
+        "MORE": "--save /x".split(),
+    }
+    assert "by hand" not in said.err
+
+
 NOT_KNOWN = r"""
 run() {
   local more=("$@")

@@ -76,7 +76,14 @@ def test_editors_get_a_schema_that_takes_what_is_printed(capsys: pytest.CaptureF
         ("- 1", "expected options by name"),
         ("a: [", "cannot be read"),
         ("include: nowhere.yaml", "nowhere.yaml: cannot be read: No such file"),
-        ("include: [run.yaml]", "files include one another"),
+        ("include: [run.yaml]", "it includes itself: .*run.yaml > .*run.yaml"),
+        ("include: {a: 1}", "run.yaml, include: expected a file or a list of files, found {'a': 1}"),
+        ("include: [{a: 1}]", "run.yaml, include: expected a file or a list of files, found"),
+        ("config: base.yaml", "run.yaml: config is said by 'include: FILE', not in a file"),
+        ("print-config: true", "run.yaml: print-config is said by a flag, not in a file"),
+        ("colocate: maybe", "run.yaml, colocate: expected true or false, found 'maybe'"),
+        ("lr: [1, 2]", r"run.yaml, lr: expected one value, found \[1, 2\]"),
+        ("colocate: 1", "run.yaml, colocate: expected true or false, found 1"),
         ("sglang: 3", "expected SGLang's options"),
         ("lr: fast", "--lr: invalid float value: 'fast'"),
     ],
@@ -84,6 +91,14 @@ def test_editors_get_a_schema_that_takes_what_is_printed(capsys: pytest.CaptureF
 def test_mistakes_are_said_with_their_file(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         parse(["--config", written(tmp_path, "run.yaml", text)])
+
+
+def test_files_that_include_each_other_twice_are_not_read_for_ever(tmp_path: Path) -> None:
+    for number in range(20):
+        written(tmp_path, f"{number}.yaml", f"include: [{number + 1}.yaml, {number + 1}.yaml]")
+    written(tmp_path, "20.yaml", "lr: 1")
+    with pytest.raises(UserError, match=r"0\.yaml: it includes more than 100 files"):
+        parse(["--config", str(tmp_path / "0.yaml")])
 
 
 def test_miles_own_files_count_over_flags_and_keep_what_is_for_plugins(tmp_path: Path) -> None:

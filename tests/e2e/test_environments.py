@@ -57,18 +57,19 @@ class Case:
             yield self.spec.format(url=url)
 
 
-WORDS = ("tree", "stone", "river", "cloud", "bird", "house", "door", "lamp")
+ANIMALS = ("cat", "fox", "owl")
+WORDS = (*ANIMALS, "tree", "stone", "river", "cloud", "house", "door", "lamp", "sand", "rain", "road", "hill", "leaf")
 TOOLS = ("--sglang-tool-call-parser", "qwen25")
 
 
 def write_tasks(folder: Path) -> None:
-    """Of a terminal, in Harbor's format: to write a word into a file."""
-    for word in WORDS:
-        task = folder / word
+    """Of a terminal, in Harbor's format: to write a word of a kind into a file."""
+    for number, word in enumerate(("animal", "beast", "living thing", "creature")):
+        task = folder / str(number)
         (task / "tests").mkdir(parents=True)
         (task / "task.toml").write_text("")
-        (task / "instruction.md").write_text(f"Write {word} into said.")
-        test = f'[ "$(cat said 2>&-)" = {word} ]\necho $((! $?)) > /logs/verifier/reward.txt\n'
+        (task / "instruction.md").write_text(f"Write the name of a {word} into said.")
+        test = f"grep -qxE '{'|'.join(ANIMALS)}' said\necho $((! $?)) > /logs/verifier/reward.txt\n"
         (task / "tests" / "test.sh").write_text(test)
 
 
@@ -98,7 +99,7 @@ CASES = {
         lambda draw: json.dumps({"command": f"echo {draw.choice(WORDS)} > said"}),
         {"sandbox": "bwrap", "max_turns": 1},
         steps=24,
-        flags=TOOLS,
+        flags=(*TOOLS, "--rollout-batch-size", "4"),
         split="train",
         makes=write_tasks,
     ),

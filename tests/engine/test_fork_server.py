@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from miles_lite.engine.fork_server import fork_server
+from miles_lite.engine.launch import environment
 from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
+from miles_lite.engine.spec import EngineSpec
 from tests.waiting import wait_until
 
 SLEEPS = [sys.executable, "-c", "import json, sys, time; print('json' in sys.modules, flush=True); time.sleep(600)"]
@@ -20,6 +22,7 @@ KEEPS = """
 import os, sys, time
 from pathlib import Path
 from miles_lite.engine.fork_server import fork_server
+from miles_lite.engine.launch import environment
 with fork_server(("json",), os.environ, Path(sys.argv[1])) as at:
     print(at, flush=True)
     time.sleep(600)
@@ -85,3 +88,17 @@ def test_a_fork_server_ends_with_its_owner_however_that_ends(tmp_path: Path):
         (forking,) = psutil.Process(owner.pid).children()
         owner.send_signal(signal.SIGKILL)
     wait_until(lambda: not folder.exists() and not forking.is_running(), "the fork server to end")
+
+
+@pytest.mark.e2e
+async def test_the_one_of_engines_has_one_thread(tmp_path: Path):
+    """Of a process with more, a fork has the locks that the others hold, and nobody to let them go."""
+    code = "import sys, time; print('sglang.srt.models.qwen3' in sys.modules, flush=True); time.sleep(600)"
+    spec = EngineSpec(index=0, model_path="", device="cpu", log_path="")
+    env = environment(spec, os.environ, profile=True)  # and that of tests/conftest.py
+    server = ServerProcess.launch([sys.executable, "-c", code], env=env, log_path=tmp_path / "server")
+    wait_until(lambda: (tmp_path / "server").read_text() == "True\n", "it to speak")
+    _, forks, *_ = psutil.Process(server.pid).parents()
+    assert "fork_server_main" in " ".join(forks.cmdline())
+    assert forks.num_threads() == 1
+    await server.stop()

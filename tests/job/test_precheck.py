@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import json
 from pathlib import Path
 
@@ -60,7 +62,9 @@ ROW = '{"input": %s}\n'
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (b"\x1f\x8b\x08\x00\x00\xff", r"line 1: not UTF-8 \(byte 1\)"),
+        (b"{\xff\x08\x00", r"line 1: not UTF-8 \(byte 1\)"),
+        (gzip.compress(b'{"input": "a"}'), r"line 1: not UTF-8 \(gzip: unpack it first, as by gunzip\)"),
+        (bz2.compress(b'{"input": "a"}'), r"line 1: not UTF-8 \(bzip2: unpack it first"),
         (b'{"input": "a"}\n\x00\x01\n', "line 2: not JSON"),
         ('{"input": "hello"}\n'.encode("utf-16"), r"line 1: not UTF-8 \(UTF-16: save it as UTF-8\)"),
         ('{"input": "hello"}\n'.encode("utf-16-le"), "line 1: not JSON"),

@@ -34,6 +34,8 @@ CONDITIONAL = frozenset({"if_statement", "case_item", "for_statement", "c_style_
 TESTS = frozenset({"test_command", "negated_command"})
 EXPANSION = re.compile(r"\$(?:(\w+)|\{(\w+)(\[[@*]\])?\})$")
 """A word that is one expansion."""
+LEAD = re.compile(r"^(?:[\s\\]|\$\{?\w+(?:\[[@*]\])?\}?(?=\s))*")
+"""What flags in a text may come behind: space, and other texts of flags."""
 USED = re.compile(r"\$\{?[#!]?([A-Za-z_]\w*)")
 DEFAULTED = re.compile(r"\$\{([A-Za-z_]\w*):?[-=+?]")
 """One that need not be set."""
@@ -116,13 +118,16 @@ class _Reader:
         name, raw = _text(node.child_by_field_name("name")), _text(value)
         if "[" in name:  # one of an array
             return None
+        itself = re.compile(rf'"?\$(?:{name}\b|\{{{name}(?:\[[@*]\])?\}})"?')
         if value.type == "array":
-            words = tuple(self._word(each) for each in value.named_children if each.type != "comment")
-        elif value.type in ("string", "raw_string") and FLAG.match(raw[1:].lstrip("\\ \n\t")):
-            words = self._inner(value)
+            words = [self._word(each) for each in value.named_children if each.type != "comment"]
+        elif value.type in ("string", "raw_string") and FLAG.match(LEAD.sub("", raw[1:], count=1)):
+            words = list(self._inner(value))
         else:
             return None
-        return Holder(name, words, "+=" in _text(node)[: len(name) + 2], node, _condition(node))
+        more = tuple(word for word in words if not itself.fullmatch(word.raw))
+        adds = "+=" in _text(node)[: len(name) + 2] or len(more) < len(words)
+        return Holder(name, more, adds, node, _condition(node))
 
     def _runs(self, node: Node) -> Iterator[tuple[tuple[Word, ...], str]]:
         """The words behind each train.py of a command, of a text that it is given, or of one that it reads."""

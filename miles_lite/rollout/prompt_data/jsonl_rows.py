@@ -63,6 +63,18 @@ class JsonlRows:
         return np.frombuffer(begins, np.int64), np.frombuffer(doubtful, np.int64)
 
 
+OTHERS = {
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+    b"\x1f\x8b": "gzip: unpack it first, as by gunzip",
+    b"\x28\xb5\x2f\xfd": "zstd: unpack it first, as by unzstd",
+    b"\xfd7zXZ": "xz: unpack it first, as by unxz",
+    b"BZh": "bzip2: unpack it first, as by bunzip2",
+    b"PK": "zip: unpack it first, as by unzip",
+}
+"""What a file that is no JSONL begins with, and what to do."""
+
+
 def read_json(line: bytes, where: str) -> object:
     """The JSON of a line of UTF-8. Raises UserError for anything else, and for what no tokenizer or file could hold."""
     try:
@@ -70,7 +82,7 @@ def read_json(line: bytes, where: str) -> object:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        told = "UTF-16: save it as UTF-8" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte {error.start}"
+        told = next((what for begin, what in OTHERS.items() if line.startswith(begin)), f"byte {error.start}")
         raise UserError(f"{where}: not UTF-8 ({told}). Prompts are JSONL: one object per line, as text.") from error
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: holds a lone surrogate ({error.object[error.start]!a}), which is no text") from error

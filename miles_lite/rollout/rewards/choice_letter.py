@@ -9,10 +9,11 @@ from miles_lite.rollout.rewards.answer import Answer
 from miles_lite.rollout.rewards.final_answer import after_thinking, last_boxed, normalised
 
 _SAID = (
-    re.compile(r"(?i)(?:final\s+|correct\s+)?answer\s*(?:is|:|=)?\s*\**\s*\(?\s*([A-Z])\b\)?"),
-    re.compile(r"(?i)(?:option|choice)\s*\(?\s*([A-Z])\b\)?"),
-    re.compile(r"(?m)^\s*\**\(?([A-Z])\)?[.:]?\**\s*$"),
+    re.compile(r"(?i)answer\s*+(?:is|:|=)?+\s*+\**+\s*+\(?+\s*+([A-Z])\b"),
+    re.compile(r"(?i)(?:option|choice)\s*+\(?+\s*+([A-Z])\b"),
+    re.compile(r"(?m)^[^\S\n]*+\**+\(?+([A-Z])\)?[.:]?\**+[^\S\n]*+$"),
 )
+"""None goes back over what it has read: a response may be 100,000 spaces."""
 
 
 def gpqa(answer: Answer) -> float:

@@ -1,6 +1,7 @@
 """Instructions that a program can check, by the names of IFEval (arXiv:2311.07911, table 1).
 
-Invariant: CHECKS is one line for each; one that needs a language's knowledge is not here, and is refused by name.
+Invariant: CHECKS is one line for each; one that needs a language's knowledge is not here, and is refused by name. None
+takes more than a few passes over a response, whatever it is.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _json_format(text: str, given: Arguments) -> bool:
     bare = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE).strip()
     try:
         json.loads(bare)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -78,7 +79,13 @@ def _two_responses(text: str, given: Arguments) -> bool:
 
 def _postscript(text: str, given: Arguments) -> bool:
     mark = re.escape(str(given["postscript_marker"])).replace(r"\.", r"\.\s?")
-    return re.search(rf"(?im)^\s*{mark}.*$", text) is not None
+    return re.search(rf"(?im)^[^\S\n]*+{mark}", text) is not None
+
+
+def _title(text: str, given: Arguments) -> bool:
+    """Whether a line has something between << and >>."""
+    lines = ((line, line.find("<<"), line.rfind(">>")) for line in text.split("\n"))
+    return any(start >= 0 and line[start + 2 : end].strip() for line, start, end in lines if end >= 0)
 
 
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
@@ -92,18 +99,18 @@ CHECKS: Mapping[str, Check] = {
     ),
     "length_constraints:number_words": lambda text, given: _related(len(_words(text)), given, "num_words"),
     "length_constraints:number_sentences": lambda text, given: _related(
-        _count(r"[.!?]+(?=\s|$)", text.strip()), given, "num_sentences"
+        _count(r"(?<![.!?])[.!?]++(?=\s|$)", text.strip()), given, "num_sentences"
     ),
     "length_constraints:number_paragraphs": lambda text, given: (
         len(_paragraphs(text, r"\s?\*\*\*\s?")) == int(given["num_paragraphs"])
     ),
     "length_constraints:nth_paragraph_first_word": _nth_first_word,
     "detectable_content:number_placeholders": lambda text, given: (
-        _count(r"\[.*?\]", text) >= int(given["num_placeholders"])
+        _count(r"\[[^\[\]\n]*+\]", text) >= int(given["num_placeholders"])
     ),
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": lambda text, given: (
-        _count(r"(?m)^\s*(?:\*(?!\*)|-)\s*\S", text) == int(given["num_bullets"])
+        _count(r"(?m)^[^\S\n]*+(?:\*(?!\*)|-)\s*+\S", text) == int(given["num_bullets"])
     ),
     "detectable_format:number_highlighted_sections": lambda text, given: (
         _count(r"\*\*[^\n*]+\*\*|(?<!\*)\*[^\n*]+\*(?!\*)", text) >= int(given["num_highlights"])
@@ -113,7 +120,7 @@ CHECKS: Mapping[str, Check] = {
     ),
     "detectable_format:constrained_response": lambda text, given: any(each in text for each in CONSTRAINED),
     "detectable_format:json_format": _json_format,
-    "detectable_format:title": lambda text, given: re.search(r"<<[^\n]*\S[^\n]*>>", text) is not None,
+    "detectable_format:title": _title,
     "combination:two_responses": _two_responses,
     "combination:repeat_prompt": lambda text, given: (
         text.strip().lower().startswith(str(given["prompt_to_repeat"]).strip().lower())

@@ -221,3 +221,40 @@ def test_a_response_of_nothing_but_boxes_takes_no_longer() -> None:
 def test_an_empty_label_is_in_each_response_and_no_reward() -> None:
     with pytest.raises(ValueError, match="the row's label is empty"):
         score("contains", "anything", "")
+
+
+SLOWLY = {
+    "detectable_content:number_placeholders": lambda text: len(re.findall(r"\[.*?\]", text)) >= 2,
+    "detectable_format:number_bullet_lists": lambda text: len(re.findall(r"(?m)^\s*(?:\*(?!\*)|-)\s*\S", text)) == 2,
+    "length_constraints:number_sentences": lambda text: len(re.findall(r"[.!?]+(?=\s|$)", text.strip())) >= 2,
+    "detectable_format:title": lambda text: re.search(r"<<[^\n]*\S[^\n]*>>", text) is not None,
+    "detectable_content:postscript": lambda text: re.search(r"(?im)^\s*P\.\s?S.*$", text) is not None,
+}
+"""What some instructions mean, said as briefly as it can be."""
+GIVEN = {"num_placeholders": 2, "num_bullets": 2, "num_sentences": 2, "postscript_marker": "P.S"}
+
+
+@settings(max_examples=300)
+@given(text=st.text(st.sampled_from("[]<>*-.!\n aPS"), max_size=14))
+def test_instructions_that_are_read_in_one_pass_mean_what_they_say(text: str) -> None:
+    for name, meaning in SLOWLY.items():
+        assert CHECKS[name](text, GIVEN) == meaning(text), name
+
+
+MANY = 100_000
+HOSTILE = [
+    *(each * MANY for each in ("\n", " \n", "[", "<<", "<< ", "*", '"', "- ", "answer:", "\\text{", "9", "\\boxed{")),
+    *(word + " " * MANY + "!" for word in ("answer", "option (", "\\boxed", "\\text", "-", "answer is")),
+    "." * MANY + "x",
+    "[" * MANY + "]" * MANY,
+    "P.S" + " \n" * MANY,
+]
+
+
+@pytest.mark.parametrize("response", HOSTILE, ids=lambda text: ascii(text[:9]))
+def test_no_response_takes_a_rule_for_ever(response: str) -> None:
+    """Of 100,000 signs each: to go over them again for each of them would take hours."""
+    for rule in ("gpqa", "boxed", "dapo", "f1", "exact_match", "contains"):
+        assert score(rule, response, "label") in (0, -1), rule
+    for name, (told, _, _) in FOLLOWED.items():
+        assert CHECKS[name](response, told) in (True, False), name
