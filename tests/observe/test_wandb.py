@@ -123,8 +123,8 @@ def test_a_resumed_run_goes_on_in_its_wandb_run_and_logs_no_step_twice(tmp_path:
         sinks.close()
     (first, second) = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
     known = (tmp_path / RUN_ID).read_text().strip()
-    assert first.endswith(known)
-    assert second.endswith(known)
+    assert f"-{known}" in first
+    assert f"-{known}" in second
     assert [row[names.ROLLOUT_STEP] for row in history(tmp_path) if names.REWARD in row] == [2]
     open_sinks(OFFLINE, config={}, run_dir=tmp_path).close()
     assert (tmp_path / RUN_ID).read_text().strip() != known
