@@ -6,6 +6,7 @@ Invariant: what is wrong is said before an engine starts; the run's folder is on
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import shutil
 import sys
@@ -76,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     """Go on, with a person where stdin is a terminal, else for one answer; the exit code. Raises UserError."""
     options, leftovers = parse_known(parser_of(Replay, prog="miles-lite replay"), argv, Replay)
     leftovers.show_ignored()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = Path(options.run).expanduser()
     record = read_record(folder, steps=0)
     trajectory = atraj.read(kept_trajectory(folder, options.rollout))
