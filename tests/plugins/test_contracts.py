@@ -122,7 +122,7 @@ def test_a_sample_is_checked_before_it_is_trained() -> None:
 async def test_what_is_no_sample_is_named(tmp_path: Path, made: str) -> None:
     (tmp_path / "theirs.py").write_text(f"async def act(args, sample, sampling_params):\n    return {made}\n")
     act = load_hook(f"{tmp_path / 'theirs.py'}:act", flag="--custom-generate-function-path")
-    asked = {"base_url": "", "api_key": "", "request_kwargs": {}, "metadata": {}, "label": None}
+    asked: dict[str, Any] = {"base_url": "", "api_key": "", "request_kwargs": {}, "metadata": {}, "label": None}
     with pytest.raises(TypeError, match=r"act returned .*: expected a sample, or a list of them"):
         await act(prompt="p", router_url="http://127.0.0.1:1", **asked)
 
