@@ -224,7 +224,7 @@ train_args() {
 # Variables that every process of a job gets, on every node; add more with FORWARD_ENV="NAME NAME".
 # Secrets do not belong here: a runtime environment can be read in the Ray dashboard.
 JOB_ENV=(PYTHONPATH PYTHONUNBUFFERED CUDA_DEVICE_MAX_CONNECTIONS NCCL_NVLS_ENABLE NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME
-  OMP_NUM_THREADS HF_HOME HF_HUB_OFFLINE MILES_LITE_ENTRYPOINT)
+  OMP_NUM_THREADS HF_HOME HF_HUB_OFFLINE)
 
 runtime_env_json() {
   local forward
@@ -233,24 +233,6 @@ runtime_env_json() {
 import json, os, sys
 print(json.dumps({"env_vars": {name: os.environ[name] for name in sys.argv[1:] if name in os.environ}}))
 ' "${JOB_ENV[@]}" "${forward[@]}"
-}
-
-# submitted CMD...: fills SUBMITTED with the words of which `ray job submit` makes CMD. It writes words between double
-# quotes, if at all, and has sh read them; so a CMD that sh would read otherwise travels in the job's environment. A dry
-# run shows CMD.
-submitted() {
-  local word
-  SUBMITTED=("$@")
-  unset MILES_LITE_ENTRYPOINT
-  ((DRY_RUN)) && return
-  for word; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] && continue
-    export MILES_LITE_ENTRYPOINT
-    MILES_LITE_ENTRYPOINT=$(python3 -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "$@")
-    # shellcheck disable=SC2016  # the job's sh expands it
-    SUBMITTED=(eval 'exec $MILES_LITE_ENTRYPOINT')
-    return
-  done
 }
 
 # Ray's token authentication stays on. The token is the caller's (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH), else the one of

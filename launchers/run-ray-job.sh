@@ -140,10 +140,9 @@ run_head() {
     until_true "the Ray dashboard" listens "127.0.0.1:$RAY_DASHBOARD_PORT"
     until_true "$NUM_NODES nodes" nodes_joined
   fi
-  submitted "${entrypoint[@]}"
   SUBMISSION=miles-lite-$(date +%Y%m%d-%H%M%S)-$$
   attend ray job submit --address="$RAY_ADDRESS" --submission-id="$SUBMISSION" --runtime-env-json="$(runtime_env_json)" \
-    -- "${SUBMITTED[@]}"
+    -- "${entrypoint[@]}"
 }
 
 # Ends in this order: the job (it gets SIGTERM, so that it can save), the workers, the head.
