@@ -8,6 +8,7 @@ whatever becomes of the worker. One that cannot be brought over is a failed roll
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import pickle
 import time
@@ -182,12 +183,15 @@ class Line:
         tasks, dropped = self._said()
         if tasks or dropped:
             try:
-                await self._worker.call(Runs.tell, tasks, dropped)
+                with self._no_wait_for_ever():
+                    await self._worker.call(Runs.tell, tasks, dropped)
             except RayError as error:
                 self._lose([task.rollout_index for task in tasks], error)
 
     async def _ask(self) -> None:
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._asked_no_more)
+            ending.enter_context(self._no_wait_for_ever())
             while self._waiting:
                 await asyncio.sleep(JOINING_SECONDS)  # for what follows from the last answer
                 told, parts = self._worker.call_parts(Runs.exchange, PARTS * MOST, *self._said())
@@ -199,8 +203,22 @@ class Line:
                     self._new.clear()
                     self._lose(list(self._waiting), error)
                 self._asked = False
-        finally:
-            self._asking = None
+
+    def _asked_no_more(self) -> None:
+        self._asking, self._asked = None, False
+
+    @contextlib.contextmanager
+    def _no_wait_for_ever(self) -> Iterator[None]:
+        """An error that is not the worker's goes to all who wait."""
+        try:
+            yield
+        except RayError:
+            raise
+        except Exception as error:
+            for number in list(self._waiting):
+                for _, waits in self._awaited(number):
+                    waits.set_exception(error)
+            raise
 
     def _take(self, ended: Sequence[Ended], parts: Sequence[ObjectRef[Part]]) -> None:
         for at, told in enumerate(ended):

@@ -170,3 +170,14 @@ async def test_who_asks_anew_gets_what_the_one_before_did_not_take() -> None:
     nothing, answer = await asyncio.gather(before, asked)
     assert (nothing[0], [told.number for told in answer[0]]) == ([], [0])
     assert len(nothing) == len(answer) == 1 + 2 * MOST
+
+
+async def test_an_error_of_our_own_reaches_all_who_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """Who says nothing of it lets them wait for ever."""
+    here = Here(Agents(random.Random(0)).run)
+    line = Line(remote(here))
+    here.fails = [TypeError("this cannot be sent")]
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*(line.run(task(number)) for number in range(3)), return_exceptions=True)
+        assert [str(error) for error in ended] == ["this cannot be sent"] * 3
+        assert (await line.run(task(3))).status is Status.COMPLETED
