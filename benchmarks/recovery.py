@@ -10,7 +10,7 @@ reply_seconds           a reply while both engines serve, and
 reply_seconds_beside    while one serves and the other's replacement starts: the floor of failover_seconds
 detection_seconds       from the kill to the detection
 replacement_seconds     from the detection to the replacement's registration, while the other engine serves
-cold_start_seconds      one engine's start on the same machine, nothing else running but the router and sessions
+cold_start_seconds      one engine's start, executed, on the same machine, nothing else running but router and sessions
 replacement_ratio       replacement_seconds / cold_start_seconds                                              (<= 1.5)
 hang_detection_seconds  from SIGSTOP to the detection; --engine-health-timeout is 3 s here
 hang_failover_seconds   from that to the slowest session's next reply
