@@ -36,8 +36,8 @@ from typing import NoReturn, TypedDict
 GUARD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "server_guard.py")
 DECIDING = ("CUDA_", "HF_", "LD_", "MKL_", "PYTHON", "SGLANG_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_")
 """Prefixes of the variables that decide what an import makes."""
-HEEDED_LATER = ("PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "SGLANG_EXTERNAL_MODEL_PACKAGE")
-"""Exceptions: here all that SGLang serves is imported."""
+HEEDED_LATER = ("PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "SGLANG_EXTERNAL_MODEL_PACKAGE", "TORCHINDUCTOR_CACHE_DIR")
+"""Exceptions: Ray and torch set two of them in passing, and here all that SGLang serves is imported."""
 PR_SET_MM, PR_SET_MM_MAP = 35, 14
 
 libc = ctypes.CDLL(None)

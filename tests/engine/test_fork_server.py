@@ -95,7 +95,8 @@ async def test_the_one_of_engines_has_one_thread(tmp_path: Path):
     """Of a process with more, a fork has the locks that the others hold, and nobody to let them go."""
     code = "import sys, time; print('sglang.srt.models.qwen3' in sys.modules, flush=True); time.sleep(600)"
     spec = EngineSpec(index=0, model_path="", device="cpu", log_path="")
-    env = environment(spec, os.environ, profile=True)  # and that of tests/conftest.py
+    set_in_passing = {"PYTHONBREAKPOINT": "ray.util.rpdb.set_trace", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    env = environment(spec, os.environ, profile=True) | set_in_passing  # and that of tests/conftest.py
     server = ServerProcess.launch([sys.executable, "-c", code], env=env, log_path=tmp_path / "server")
     wait_until(lambda: (tmp_path / "server").read_text() == "True\n", "it to speak")
     _, forks, *_ = psutil.Process(server.pid).parents()
