@@ -25,7 +25,6 @@ import tempfile
 import time
 import tracemalloc
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +35,7 @@ import ray
 import miles_lite.process.remote
 import miles_lite.rollout.manager
 from miles_lite.config.options import parse
-from miles_lite.rollout.agent_calls import Answer, Ran, Running, Task
+from miles_lite.rollout.agent_calls import Ran, Running, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import NOT_SAMPLED, Rollout, Sample, Status
 from miles_lite.scheduler import protocol as m
@@ -135,19 +134,12 @@ def measure(rollouts: int, events: int, order: str) -> dict[str, float]:
     }
 
 
-class Worker:
+class Worker(Running):
     """Where an agent worker is: rollouts that only take time."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._running = Running(self.run)
-
-    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
-        self._running.tell(tasks, dropped)
-
-    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
-        self._running.tell(tasks, dropped)
-        return await self._running.ended()
+        super().__init__(self.run)
 
     async def run(self, task: Task) -> Ran:
         fresh = time.monotonic() - self._began > TAKES[0]

@@ -13,28 +13,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from miles_lite.engine.fork_server_main import Request
 from miles_lite.errors import UserError
+
+if TYPE_CHECKING:  # what stands alone is not imported
+    from miles_lite.engine.fork_server_main import Request
 
 EXECUTED = Path(__file__).with_name("server_guard.py")
 KILLED = 128 + signal.SIGKILL
-
-
-@dataclass(frozen=True)
-class Order:
-    """A command and what its guard is to know. Its output is appended to `log`, without `secrets`; after SIGTERM it has
-    `grace` seconds."""
-
-    command: Sequence[str]
-    env: Mapping[str, str]
-    log: Path
-    grace: float
-    secrets: Sequence[str] = ()
 
 
 class Guard(Protocol):
@@ -56,11 +44,13 @@ class Guard(Protocol):
 class ExecutedGuard:
     """A child of this process."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, request: Request) -> None:
         """Raises UserError when it does not start."""
+        command = request["command"]
         self._process = guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(EXECUTED), str(order.log), str(order.grace), "--", *order.command],
-            env=dict(order.env),
+            [sys.executable, "-I", "-S", str(EXECUTED), request["log"], str(request["grace"]), "--", *command],
+            env=request["env"],
+            cwd=request["folder"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -69,13 +59,11 @@ class ExecutedGuard:
         assert guard.stdin is not None
         assert guard.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then it says nothing either
-            guard.stdin.write(f"{json.dumps(list(order.secrets))}\n")
+            guard.stdin.write(f"{json.dumps(request['secrets'])}\n")
             guard.stdin.flush()
         first_line = guard.stdout.readline()
         if not first_line:
-            raise UserError(
-                f"could not start {order.command[0]}: its guard exited with {guard.wait()}, see stderr above"
-            )
+            raise UserError(f"could not start {command[0]}: its guard exited with {guard.wait()}, see stderr above")
         self.server = int(first_line)
 
     @property
@@ -102,16 +90,8 @@ class ForkedGuard:
         self._code: int | None = None
 
     @classmethod
-    def at(cls, fork_server: str, order: Order, *, seconds: float) -> ForkedGuard | None:
+    def at(cls, fork_server: str, request: Request, *, seconds: float) -> ForkedGuard | None:
         """None where no fork server answers there in time, or it says that the command is to be executed."""
-        request: Request = {
-            "command": list(order.command),
-            "env": dict(order.env),
-            "folder": os.getcwd(),
-            "log": str(order.log),
-            "grace": order.grace,
-            "secrets": list(order.secrets),
-        }
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as failing, contextlib.suppress(OSError):
             failing.callback(connection.close)

@@ -6,7 +6,6 @@ Invariant: a server that `start` returned has been healthy; after `stop` nothing
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 from pathlib import Path
@@ -110,8 +109,9 @@ class HostedServer:
         env = environment(spec, os.environ, profile=needs_profile(spec.device))
         argv = command(spec, place, known=known_options())
         secrets = [*secrets_in(spec.engines.sglang_args), *filter(None, (spec.admin_key, spec.router_key))]
-        launch = functools.partial(ServerProcess.launch, argv, env=env, log_path=Path(spec.log_path), secrets=secrets)
-        self.process = server = await asyncio.to_thread(launch)
+        log = Path(spec.log_path)
+        server = await asyncio.to_thread(ServerProcess.launch, argv, env=env, log_path=log, secrets=secrets)
+        self.process = server
         url = f"http://{bracketed(local(spec.hosts.bind_host))}:{place.port}"
         await server.wait_healthy(url, spec.engines.engine_start_timeout)
         self._url = url

@@ -38,15 +38,8 @@ HIDDEN = b"***"
 
 def main(log_path: str, grace: float, command: list[str]) -> int:
     secrets = [secret.encode() for secret in json.loads(sys.stdin.buffer.readline() or b"[]")]
-    start = functools.partial(execute, command)
-    return guard(
-        sys.stdin.fileno(),
-        lambda pid: print(pid, flush=True),
-        start,
-        log_path=log_path,
-        grace=grace,
-        secrets=secrets,
-    )
+    start, tell = functools.partial(execute, command), functools.partial(print, flush=True)
+    return guard(sys.stdin.fileno(), tell, start, log_path=log_path, grace=grace, secrets=secrets)
 
 
 def execute(command: list[str], folder: str, written: int) -> int:

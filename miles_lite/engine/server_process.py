@@ -13,12 +13,15 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from miles_lite.engine.guards import ExecutedGuard, ForkedGuard, Guard, Order
+from miles_lite.engine.guards import ExecutedGuard, ForkedGuard, Guard
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.process.stacks import stacks_folder, write_stacks
+
+if TYPE_CHECKING:  # what stands alone is not imported
+    from miles_lite.engine.fork_server_main import Request
 
 FORK_SERVER = "MILES_LITE_FORK_SERVER"
 """An environment variable: the socket of a fork server (fork_server_main.py)."""
@@ -50,10 +53,17 @@ class ServerProcess:
         server that takes it, executed elsewhere. Raises UserError."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_start = log_path.stat().st_size if log_path.exists() else 0
-        order = Order(command, env, log_path, GRACE, secrets)
+        request: Request = {
+            "command": list(command),
+            "env": dict(env),
+            "folder": os.getcwd(),
+            "log": str(log_path),
+            "grace": GRACE,
+            "secrets": list(secrets),
+        }
         at = env.get(FORK_SERVER)
-        guard = ForkedGuard.at(at, order, seconds=IMPORT_SECONDS) if at else None
-        return cls(guard or ExecutedGuard(order), log_path=log_path, log_start=log_start)
+        guard = ForkedGuard.at(at, request, seconds=IMPORT_SECONDS) if at else None
+        return cls(guard or ExecutedGuard(request), log_path=log_path, log_start=log_start)
 
     @property
     def exit_code(self) -> int | None:

@@ -13,7 +13,7 @@ import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
@@ -83,17 +83,18 @@ class Runs(Protocol):
 
 
 class Running:
-    """The worker's side: rollouts that run, and those that ended and of which nobody knows yet."""
+    """The worker's side of `Runs`, which its actor inherits: rollouts that run, and those that ended and of which
+    nobody knows yet."""
 
     def __init__(self, run: Callable[[Task], Awaitable[Ran]]) -> None:
-        self._run = run
+        self._run_one = run
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._ended: deque[tuple[float, Ended, list[Sample], bytes]] = deque()
         """With the time until which each may wait."""
         self._news = asyncio.Event()
         self._asked = 0
 
-    def tell(self, tasks: Iterable[Task], dropped: Iterable[int]) -> None:
+    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
         """Begin those, and give up these, which are not told of."""
         for number in dropped:
             self._drop(number)
@@ -101,8 +102,9 @@ class Running:
             self._drop(task.rollout_index)  # an attempt whose caller lost sight of it
             self._tasks[task.rollout_index] = asyncio.create_task(self._one(task))
 
-    async def ended(self) -> Answer:
-        """Up to MOST of those that ended, once there is one; none, where somebody asks anew meanwhile."""
+    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
+        """The same, and up to MOST of those that ended, once there is one; none, where somebody asks anew meanwhile."""
+        await self.tell(tasks, dropped)
         self._asked = asked = self._asked + 1
         self._news.set()
         while asked == self._asked and (left := self._left()) > 0:
@@ -122,7 +124,7 @@ class Running:
     async def _one(self, task: Task) -> None:
         number, began = task.rollout_index, time.monotonic()
         try:
-            rollout, samples, turns = await self._run(task)
+            rollout, samples, turns = await self._run_one(task)
             told = Ended(number, cloudpickle.dumps(rollout))
         except Exception as error:  # noqa: BLE001 - what users' code returned may be anything
             told, samples, turns = Ended(number, b"", f"{type(error).__name__}: {error}"), [], b""

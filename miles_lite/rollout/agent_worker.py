@@ -27,7 +27,7 @@ from miles_lite.plugins import contracts, field_args
 from miles_lite.process import tracing
 from miles_lite.process.addresses import actor_label
 from miles_lite.process.remote import Remote
-from miles_lite.rollout.agent_calls import Answer, Ran, Running, Task
+from miles_lite.rollout.agent_calls import Ran, Running, Task
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
 from miles_lite.rollout.agent_output import bounded_output
 from miles_lite.rollout.agent_report import MODEL_TIME, TOOL_TIME, agent_report, check_reward, check_rewards
@@ -51,12 +51,13 @@ SESSION_SECONDS = 60.0
 """How long a session server that is being replaced is waited for."""
 
 
-class AgentWorker:
+class AgentWorker(Running):
     """Runs agents against sessions. `start` loads the user's code; `run` may be called concurrently, and is, by those
     who ask for several rollouts at once: see `agent_calls.Runs`."""
 
     def __init__(self, index: int, config: Config, admin_key: str | None = None) -> None:
         """`admin_key`: what opening a session takes; None: nothing."""
+        super().__init__(self.run)
         self._index = index
         self._config = config
         self._admin_key = admin_key
@@ -65,7 +66,6 @@ class AgentWorker:
         self._agents = AgentLoop()
         self._environment: Given | None = None
         self._judging: Judging | None = None
-        self._running = Running(self.run)
 
     def __repr__(self) -> str:
         return actor_label("AgentWorker", self._index)
@@ -79,13 +79,6 @@ class AgentWorker:
         self._judging = Judging(self._config, self._environment.reward)
         self._exits.callback(self._judging.close)
         self._exits.callback(self._agents.close)
-
-    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
-        self._running.tell(tasks, dropped)
-
-    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
-        self._running.tell(tasks, dropped)
-        return await self._running.ended()
 
     async def run(self, task: Task) -> Ran:
         """Run one agent to its end, its time limit or its failure; its record, its samples and the turns of its

@@ -41,7 +41,7 @@ class Here:
     async def call(self, method: object, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
         assert method is Runs.tell
         self._called()
-        self._running.tell(tasks, dropped)
+        await self._running.tell(tasks, dropped)
 
     def call_parts(
         self, method: object, parts: int, tasks: Sequence[Task], dropped: Sequence[int]
@@ -53,8 +53,7 @@ class Here:
 
     async def _exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
         self._called()
-        self._running.tell(tasks, dropped)
-        return await self._running.ended()
+        return await self._running.exchange(tasks, dropped)
 
     def _called(self) -> None:
         self.calls += 1

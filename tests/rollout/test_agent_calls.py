@@ -161,10 +161,10 @@ async def test_who_asks_anew_gets_what_the_one_before_did_not_take() -> None:
         return make_rollout(given.rollout_index, 0), [], b""
 
     running = Running(run)
-    running.tell([task(0)], [])
-    before = asyncio.create_task(running.ended())
+    await running.tell([task(0)], [])
+    before = asyncio.create_task(running.exchange([], []))
     await asyncio.sleep(0)
-    asked = asyncio.create_task(running.ended())
+    asked = asyncio.create_task(running.exchange([], []))
     await asyncio.sleep(0)
     go.set()
     nothing, answer = await asyncio.gather(before, asked)

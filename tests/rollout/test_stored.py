@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -19,7 +19,7 @@ import ray
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import Where
 from miles_lite.process.remote import Remote
-from miles_lite.rollout.agent_calls import Answer, Lines, Ran, Running, Task
+from miles_lite.rollout.agent_calls import Lines, Ran, Running, Task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Status
 from miles_lite.train.batching import Batch, Place, fetch, make_batches
@@ -39,21 +39,14 @@ def cluster() -> Iterator[None]:
 
 
 @ray.remote(num_cpus=0)
-class Worker:
+class Worker(Running):
     """Runs what an agent worker would."""
 
     def __init__(self) -> None:
-        self._running = Running(self.run)
+        super().__init__(self.run)
 
     async def process(self) -> int:
         return os.getpid()
-
-    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
-        self._running.tell(tasks, dropped)
-
-    async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
-        self._running.tell(tasks, dropped)
-        return await self._running.ended()
 
     async def run(self, task: Task) -> Ran:
         samples = [make_sample(LONG + task.rollout_index, 100), make_sample(10, 3)]
