@@ -9,7 +9,7 @@ from pathlib import Path
 
 from miles_lite.process.json_types import Json
 from miles_lite.report import rollout_table
-from miles_lite.report.rollout_table import TRAJECTORIES, trajectory_path
+from miles_lite.report.rollout_table import trajectory_path
 from miles_lite.report.visible import first, visible
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import Trajectory
@@ -35,9 +35,7 @@ MOST_ROWS, MOST_CHARACTERS = 24, 20_000
 
 def newest_step(run_dir: Path) -> int | None:
     """The last one of which trajectories were kept and whose rows are there; None before the first."""
-    files = (run_dir / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}")
-    kept = {int(path.stem.partition("-")[0]) for path in files}
-    return max((step for step in kept if rollout_table.has(run_dir, step)), default=None)
+    return next(iter(rollout_table.kept_trajectories(run_dir)), None)
 
 
 def samples(run_dir: Path, step: int) -> list[list[Json]]:

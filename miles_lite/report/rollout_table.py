@@ -179,6 +179,15 @@ def kept_trajectory(run_dir: Path, rollout: int) -> Path:
     return found[-1]
 
 
+def kept_trajectories(run_dir: Path) -> dict[int, set[int]]:
+    """The rollouts that were kept, by step, the newest first, of steps whose rows are there."""
+    there: dict[int, set[int]] = {}
+    for path in (run_dir / TRAJECTORIES).glob("[0-9]*-[0-9]*.atraj"):
+        step, _, rollout = path.stem.partition("-")
+        there.setdefault(int(step), set()).add(int(rollout))
+    return {step: there[step] for step in sorted(there, reverse=True) if has(run_dir, step)}
+
+
 def step_path(run_dir: Path, step: int) -> Path:
     """The file of a step."""
     return run_dir / FOLDER / f"{step:06d}.parquet"

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from miles_lite.report import rollout_table
 from miles_lite.report.parting import Part
 from miles_lite.report.record import Record
-from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
+from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.visible import first, visible
 from miles_lite.tito.byte_level import ByteTokens
 from miles_lite.traces import atraj
@@ -171,14 +171,9 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
 
 def _kept(folder: Path) -> Iterator[list[Row]]:
     """The rows of trajectories that are there, step by step, the newest first. Raises UserError."""
-    there: dict[int, set[int]] = {}
-    for path in (folder / TRAJECTORIES).glob(f"[0-9]*-[0-9]*{atraj.SUFFIX}"):
-        at, _, rollout = path.stem.partition("-")
-        there.setdefault(int(at), set()).add(int(rollout))
-    for step in sorted(there, reverse=True):
-        if rollout_table.has(folder, step):
-            rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()
-            yield [row for row in rows if row["rollout"] in there[step]]
+    for step, there in rollout_table.kept_trajectories(folder).items():
+        rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()
+        yield [row for row in rows if row["rollout"] in there]
 
 
 def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:
