@@ -34,7 +34,8 @@ class State:
     passed    the highest ordinal that was given, and one: open groups before it were overtaken, so many of them
     active    groups of which a member has started and one has not ended
     returned  prompts that are dealt before others
-    opened, dropped  groups since the last batch, and why of those dropped
+    opened    groups since the last batch, or since the run went on
+    dropped   groups since the last batch, by why
     """
 
     capacity: int
@@ -105,6 +106,7 @@ class State:
             running={},
             given={},
             passed=min([self.passed, *(group.ordinal for group in again)]),
+            opened=0,
         )
 
     def count(self) -> None:

@@ -70,6 +70,12 @@ class World:
         self.judging: dict[int, int] = {}
         self.groups: dict[int, Seen] = {}
         self.ends: dict[int, End] = {}
+        self.counts: Counter[End] = Counter()
+        """Of `ends`."""
+        self.unfinished: set[int] = set()
+        """Of `groups`, those without an end."""
+        self.fresh = 0
+        """Groups since the last batch, or since the run went on."""
         self.stopped = ""
         self.given: list[tuple[int, ...]] = []
         self.attempts: set[Who] = set()
@@ -136,7 +142,9 @@ class World:
         saved = json.loads(json.dumps(self.scheduler.state()))
         again = self.given.pop() if self.training is not None else ()
         for group in again:
-            del self.ends[group]
+            self.counts[self.ends.pop(group)] -= 1
+            self.unfinished.add(group)
+        self.fresh = 0
         kept = frozenset(self.groups) - self.ends.keys() if keep else frozenset()
         self.running, self.lost, self.judging, self.training, self.behind = {}, {}, {}, None, False
         self.schedule, self.refits = schedule or self.schedule, schedule is not None
@@ -163,6 +171,9 @@ class World:
         match command:
             case m.Start(who, prompt):
                 assert who not in self.attempts
+                if who.group not in self.groups:
+                    self.fresh += 1
+                    self.unfinished.add(who.group)
                 assert self.groups.setdefault(who.group, Seen(prompt)).prompt == prompt
                 assert who.group not in self.ends
                 seen = self.groups[who.group]
@@ -185,6 +196,8 @@ class World:
                 self.lost[who] = self.running.pop(who)
             case m.Stop(reason):
                 self.stopped = reason
+                if "kept no group" in reason:
+                    assert self.fresh >= self.schedule.refill * self.schedule.groups_per_step, "stops too soon"
 
     def give(self, step: int, groups: tuple[int, ...], short: str) -> None:
         assert self.training is None
@@ -195,24 +208,24 @@ class World:
             self.settle(group, End.TRAINED)
             for version in self.groups[group].answers.values():
                 assert step - version <= self.schedule.max_staleness
-        self.training = groups
+        self.training, self.fresh = groups, 0
         self.given.append(groups)
 
     def settle(self, group: int, end: End) -> None:
         assert group not in self.ends
         self.ends[group] = end
+        self.unfinished.discard(group)
+        self.counts[end] += 1
         self.judging.pop(group, None)
 
     # ---- what must hold --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         accounts = self.scheduler.accounts
-        counts = Counter(self.ends.values())
-        assert {end: getattr(accounts, end) for end in End} == {end: counts[end] for end in End}
-        assert accounts.started == len(counts and self.ends) + accounts.in_flight
+        assert {end: getattr(accounts, end) for end in End} == {end: self.counts[end] for end in End}
+        assert accounts.started == len(self.ends) + accounts.in_flight
         assert self.scheduler.running == len(self.running)
-        unfinished = self.groups.keys() - self.ends.keys()
-        assert accounts.in_flight >= len(unfinished)
+        assert accounts.in_flight >= len(self.unfinished)
         assert accounts.in_flight <= (self.schedule.max_staleness + 1) * self.schedule.groups_per_step + (
             self.schedule.extra if self.schedule.gives_up_extra else 0
         )
