@@ -17,9 +17,11 @@ from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.config.scheduling import at_once
 from miles_lite.errors import UserError, writing
-from miles_lite.simulation.case import POLICIES, Case, simulate
+from miles_lite.simulation.case import POLICIES, Case
 from miles_lite.simulation.measure import Measured, measure
 from miles_lite.simulation.scenario import Scenario, read_scenario
+from miles_lite.simulation.side_by_side import simulate_all
+from miles_lite.simulation.world import Outcome
 
 COLUMNS = "engines", "S", "at once", "s/step", "tokens/s", "busy", "trainer", "staleness", "discarded", "preempted"
 WIDTH = 100
@@ -55,28 +57,31 @@ def main(argv: Sequence[str]) -> int:
     if options.gantt is not None and Path(options.gantt).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--gantt {options.gantt}: end it in .png, .svg or .pdf")
     cases = _cases(scenario, options)
-    seen: dict[Case, Measured] = {}
-    for case in cases:
-        outcome = simulate(case)
-        if outcome.stopped:
-            raise UserError(f"{case.name}: the run would stop: {outcome.stopped}")
-        seen[case] = measure(case.scenario, outcome)
-        if options.gantt is not None and case is cases[0]:
-            from miles_lite.simulation.picture import gantt
+    sync = cases[0].at(staleness=0, rollouts=scenario.schedule.rollout_concurrency)
+    outcomes = _outcomes(cases if options.json is None else [*cases, sync])
+    if options.gantt is not None:
+        from miles_lite.simulation.picture import gantt
 
-            with writing("--gantt", Path(options.gantt)):
-                gantt(outcome, Path(options.gantt), title=case.name)
-    _print_table(seen)
+        with writing("--gantt", Path(options.gantt)):
+            gantt(outcomes[cases[0]], Path(options.gantt), title=cases[0].name)
+    seen = {case: measure(case.scenario, outcome) for case, outcome in outcomes.items()}
+    _print_table({case: seen[case] for case in cases})
     if options.json is not None:
+        numbers = seen[cases[0]].as_json()
+        numbers["async_vs_sync"] = seen[sync].step_seconds / seen[cases[0]].step_seconds
         with writing("--json", Path(options.json)):
-            Path(options.json).write_text(json.dumps(_numbers(cases[0], seen), indent=2) + "\n", encoding="utf-8")
+            Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _numbers(case: Case, seen: dict[Case, Measured]) -> dict[str, float | str]:
-    sync = case.at(staleness=0, rollouts=case.scenario.schedule.rollout_concurrency)
-    measured = seen.get(sync) or measure(sync.scenario, simulate(sync))
-    return seen[case].as_json() | {"async_vs_sync": measured.step_seconds / seen[case].step_seconds}
+def _outcomes(cases: Sequence[Case]) -> dict[Case, Outcome]:
+    """Of each, once. Raises UserError where a run would stop."""
+    once = list(dict.fromkeys(cases))
+    outcomes = dict(zip(once, simulate_all(once), strict=True))
+    for case, outcome in outcomes.items():
+        if outcome.stopped:
+            raise UserError(f"{case.name}: the run would stop: {outcome.stopped}")
+    return outcomes
 
 
 def _scenario(options: Simulate) -> Scenario:

@@ -7,6 +7,7 @@ so that schedules are compared on the same work.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class Work:
 
     decode: list[float]
     tools: list[float]
+    tokens: float
+    """Decoded in all."""
     fails_after: int | None
     """The turn whose tool never answers: infrastructure ended it."""
 
@@ -46,26 +49,27 @@ class Workload:
         work = self._drawn[block][group % _AT_ONCE * self._members + member]
         if attempt == 0:
             return work
-        luck = np.random.default_rng((self._seed, group, member, attempt)).random()
-        return Work(work.decode, work.tools, 0 if luck < self._task.failures else None)
+        luck = random.Random(f"{self._seed} {group} {member} {attempt}").random()
+        return Work(work.decode, work.tools, work.tokens, 0 if luck < self._task.failures else None)
 
     def _draw(self, block: int) -> Iterator[Work]:
         task, count = self._task, _AT_ONCE * self._members
-        random = np.random.default_rng((self._seed, block))
-        shared = np.repeat(random.standard_normal(_AT_ONCE), self._members)
-        own = random.standard_normal(count)
+        drawn = np.random.default_rng((self._seed, block))
+        shared = np.repeat(drawn.standard_normal(_AT_ONCE), self._members)
+        own = drawn.standard_normal(count)
         mixed = math.sqrt(task.group_share) * shared + math.sqrt(1.0 - task.group_share) * own
         spread = math.log(task.tokens_p99 / task.tokens_p50) / _P99
         lengths = np.minimum(task.tokens_p50 * np.exp(spread * mixed), task.longest)
-        turns = 1 + random.poisson(max(0.0, task.turns - 1.0), count)
+        turns = 1 + drawn.poisson(max(0.0, task.turns - 1.0), count)
         spread = math.log(task.tool_p99 / task.tool_p50) / _P99
-        tools = task.tool_p50 * np.exp(spread * random.standard_normal(int(turns.sum())))
-        shares = random.exponential(size=int(turns.sum()))
-        fails = random.random(count) < task.failures
-        where = random.integers(0, turns)
-        first = 0
-        for length, number, failed, turn in zip(lengths, turns, fails, where, strict=True):
-            parts = shares[first : first + number]
-            decode = np.maximum(1.0, length * parts / parts.sum()).tolist()
-            yield Work(decode, tools[first : first + number].tolist(), int(turn) if failed else None)
-            first += number
+        tools = task.tool_p50 * np.exp(spread * drawn.standard_normal(int(turns.sum())))
+        shares = drawn.exponential(size=int(turns.sum()))
+        fails = drawn.random(count) < task.failures
+        where = drawn.integers(0, turns)
+        ends = turns.cumsum()
+        whole = np.add.reduceat(shares, ends - turns)
+        decode = np.maximum(1.0, np.repeat(lengths / whole, turns) * shares).tolist()
+        waits, first = tools.tolist(), 0
+        for end, length, failed, turn in zip(ends.tolist(), lengths.tolist(), fails, where.tolist(), strict=True):
+            yield Work(decode[first:end], waits[first:end], length, turn if failed else None)
+            first = end

@@ -1,4 +1,7 @@
-"""The simulated driver: a heap of events on a virtual clock around the scheduler that drives a run.
+"""The simulated driver: a virtual clock around the scheduler that drives a run.
+
+The fleet moves in pulses: what ended on the engines since the last one is told together, and what starts for it
+arrives then; between two pulses each engine goes on by itself. The trainer and weight updates come at their own time.
 
 Invariant: the scheduler is told what a run would tell it, when it would, and nothing else; staleness, discards and busy
 time are measured here, of rollouts and machines, not taken from the scheduler's word.
@@ -8,18 +11,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
 from miles_lite.scheduler.protocol import Command, Event, Who
-from miles_lite.simulation.engine import NEVER, Engine, Turn
+from miles_lite.simulation.host import Ended, Host, Session
 from miles_lite.simulation.scenario import Scenario
-from miles_lite.simulation.workload import Work, Workload
+from miles_lite.simulation.workload import Workload
 
 TICK = LOOK_SECONDS
+PULSE = 0.125
+"""Seconds for which a rollout that has ended waits for others at most; in a run, 1 % of its time up to 0.25 s."""
 SHOWN = 8
 """Engines that are remembered one by one, for the picture."""
 
@@ -30,20 +37,15 @@ class Schedules(Protocol):
     def on(self, event: Event, now: float) -> list[Command]: ...
 
 
-@dataclass(eq=False, slots=True)
-class Session:
-    """A running rollout."""
+@dataclass(slots=True)
+class Answers:
+    """Of a group, whose members began at `oldest` or later."""
 
-    who: Who
-    work: Work
-    engine: int
-    version: int
-    """The engine's when it started."""
-    context: float
-    turn: int = 0
-    cached: float = 0.0
-    at: Turn | None = None
-    """What its engine is busy with; None while a tool runs."""
+    oldest: int
+    members: int = 0
+    tokens: float = 0.0
+    versions: int = 0
+    """Their sum."""
 
 
 @dataclass(slots=True)
@@ -91,15 +93,14 @@ class World:
         schedule = scenario.schedule
         self.scenario, self._scheduler, self._concurrency = scenario, scheduler, concurrency
         self._workload = Workload(scenario.task, members=schedule.n_samples_per_prompt, seed=scenario.seed)
-        self.engines = [Engine(scenario.engine) for _ in range(scenario.engines)]
-        self._wakes = [0] * scenario.engines
+        self.hosts = [Host(scenario.engine, observation=scenario.task.observation) for _ in range(scenario.engines)]
         self._open = [0] * scenario.engines
         self._least = [(0, engine) for engine in range(scenario.engines)]
         self._heap: list[tuple[float, int, Callable[..., None], Any]] = []
         self._order = itertools.count()
-        self._sessions: dict[Who, Session] = {}
-        self._answers: dict[int, tuple[float, int, int]] = {}
-        """Of open groups: tokens, the oldest version, the sum of versions."""
+        self._running = 0
+        self._answers: dict[int, Answers] = {}
+        """Of open groups."""
         self._version = 0
         self._now = 0.0
         self.out = Outcome()
@@ -111,10 +112,15 @@ class World:
         while len(self.out.steps) < self.scenario.steps or not self.out.steps[-1].ended:
             if self.out.stopped:
                 break
-            self._now, _, what, about = heapq.heappop(self._heap)
-            what(about)
+            soonest, when = min(host.due for host in self.hosts), self._heap[0][0]
+            if soonest < when and (pulse := PULSE * math.ceil(soonest / PULSE)) < when:
+                self._pulse(pulse)
+            else:
+                _, _, what, about = heapq.heappop(self._heap)
+                self._pulse(when)
+                what(about)
         self.out.seconds = self._now
-        self.out.preemptions = sum(engine.preemptions for engine in self.engines)
+        self.out.preemptions = self._preemptions()
         return self.out
 
     # ---- the scheduler's commands ------------------------------------------------------------------------------
@@ -140,44 +146,34 @@ class World:
                 case m.Release(group=group, end=end):
                     self._answers.pop(group, None)
                     self.out.released[end] = self.out.released.get(end, 0) + 1
-                case m.Cancel(who=who):
-                    self._cancel(who)
                 case m.Stop(reason=reason):
                     self.out.stopped = reason
+                case _:
+                    raise AssertionError(f"nothing that is simulated leads to {command}")
         return told
 
     def _start(self, who: Who) -> None:
-        count, engine = heapq.heappop(self._least)
-        while count != self._open[engine]:
-            count, engine = heapq.heappop(self._least)
-        self._count(engine, 1)
-        work = self._workload.of(*who)
-        session = Session(who, work, engine, self._version, context=self.scenario.task.prompt)
-        self._sessions[who] = session
-        self._ask(session)
+        count, number = heapq.heappop(self._least)
+        while count != self._open[number]:
+            count, number = heapq.heappop(self._least)
+        self._count(number, 1)
+        work, prompt = self._workload.of(*who), self.scenario.task.prompt
+        session = Session(prompt, 0.0, work.decode[0], who=who, work=work, host=number, version=self._version)
+        self.hosts[number].start(session, self._now)
 
-    def _count(self, engine: int, more: int) -> None:
-        self._open[engine] += more
-        heapq.heappush(self._least, (self._open[engine], engine))
-
-    def _cancel(self, who: Who) -> None:
-        session = self._sessions.pop(who)
-        engine = self._reach(session.engine)
-        if session.at is not None:
-            engine.cancel(session.at)
-        else:
-            engine.forget(session.cached)
-        self._count(session.engine, -1)
-        self._wake(session.engine)
+    def _count(self, number: int, more: int) -> None:
+        self._running += more
+        self._open[number] += more
+        heapq.heappush(self._least, (self._open[number], number))
 
     def _train(self, given: m.Give) -> None:
         answers = [self._answers.pop(group) for group in given.groups]
-        members = self.scenario.schedule.n_samples_per_prompt * len(answers)
+        members = sum(answer.members for answer in answers)
         step = Step(
             began=self._now,
-            tokens=sum(tokens for tokens, _, _ in answers),
-            staleness=given.step - min(oldest for _, oldest, _ in answers),
-            mean_staleness=given.step - sum(versions for _, _, versions in answers) / members,
+            tokens=sum(answer.tokens for answer in answers),
+            staleness=given.step - min(answer.oldest for answer in answers),
+            mean_staleness=given.step - sum(answer.versions for answer in answers) / members,
         )
         self.out.steps.append(step)
         trainer = self.scenario.trainer
@@ -188,71 +184,28 @@ class World:
     def _at(self, seconds: float, what: Callable[..., None], about: object) -> None:
         heapq.heappush(self._heap, (self._now + seconds, next(self._order), what, about))
 
-    def _reach(self, number: int) -> Engine:
-        engine = self.engines[number]
-        engine.advance(self._now)
-        return engine
-
-    def _wake(self, number: int) -> None:
-        """Come back when the engine has something to tell."""
-        self._wakes[number] += 1
-        when = self.engines[number].next_event()
-        if when < NEVER:
-            entry = (when, next(self._order), self._engine, (number, self._wakes[number]))
-            heapq.heappush(self._heap, entry)
-
-    def _ask(self, session: Session) -> None:
-        turn = Turn(hash(session.who), session.context, session.cached, session.work.decode[session.turn])
-        session.at = turn
-        turn.session = session
-        self._reach(session.engine).submit(turn)
-        self._wake(session.engine)
-
-    def _engine(self, about: tuple[int, int]) -> None:
-        number, wake = about
-        if wake != self._wakes[number]:
-            return
-        ended = self._reach(number).finish()
-        self._wake(number)
-        for turn in ended:
-            self._turn_ended(turn.session, turn.context + turn.decode)
-
-    def _turn_ended(self, session: Session, context: float) -> None:
-        work = session.work
-        session.at, session.context, session.cached = None, context, context
-        if work.fails_after == session.turn:
-            self._at(work.tools[session.turn], self._broke, session)
-        elif session.turn + 1 == len(work.decode):
-            self._answered(session)
-        else:
-            self._at(work.tools[session.turn], self._tool_answered, session)
-
-    def _tool_answered(self, session: Session) -> None:
-        if self._sessions.get(session.who) is session:
-            session.turn += 1
-            session.context += self.scenario.task.observation
-            self._ask(session)
-
-    def _broke(self, session: Session) -> None:
-        if self._sessions.get(session.who) is session:
-            self.out.failed += 1
-            self._end(session)
-            self._tell(m.Finished(session.who, failed="environment", why="simulated"))
+    def _pulse(self, now: float) -> None:
+        """Engines go on until now; the scheduler is told what ended."""
+        self._now = now
+        ended: list[Ended] = []
+        for host in self.hosts:
+            if host.due <= now:
+                ended += host.run(now)
+        for _, session in sorted(ended, key=lambda one: one[0]):
+            self._count(session.host, -1)
+            if session.broke:
+                self.out.failed += 1
+                self._tell(m.Finished(session.who, failed="environment", why="simulated"))
+            else:
+                self._answered(session)
 
     def _answered(self, session: Session) -> None:
-        self._end(session)
-        tokens, oldest, versions = self._answers.get(session.who.group, (0.0, session.version, 0))
-        self._answers[session.who.group] = (
-            tokens + session.context,
-            min(oldest, session.version),
-            versions + session.version,
-        )
-        self._tell(m.Finished(session.who, length=int(sum(session.work.decode))))
-
-    def _end(self, session: Session) -> None:
-        del self._sessions[session.who]
-        self.engines[session.engine].forget(session.cached)
-        self._count(session.engine, -1)
+        answers = self._answers.setdefault(session.who.group, Answers(session.version))
+        answers.oldest = min(answers.oldest, session.version)
+        answers.members += 1
+        answers.tokens += session.context
+        answers.versions += session.version
+        self._tell(m.Finished(session.who, length=int(session.work.tokens)))
 
     def _trained(self, step: int) -> None:
         self.out.steps[-1].ended = self._now
@@ -262,9 +215,8 @@ class World:
     def _pause(self, step: int) -> None:
         """Engines stand still; what they hold after that is of the new version."""
         trainer = self.scenario.trainer
-        for number in range(len(self.engines)):
-            self._reach(number).pause(trainer.pause, keep_cache=trainer.mode == "in_place")
-            self._wake(number)
+        for host in self.hosts:
+            host.pause(self._now, trainer.pause, keep_cache=trainer.mode == "in_place")
         self._at(trainer.pause, self._updated, step + 1)
 
     def _updated(self, version: int) -> None:
@@ -273,24 +225,21 @@ class World:
         self._tell(m.Updated(version))
         self._tell(m.Wanted())
 
+    def _preemptions(self) -> int:
+        return sum(host.engine.preemptions for host in self.hosts)
+
     def _look(self) -> Look:
-        before, self.out.preemptions = self.out.preemptions, sum(engine.preemptions for engine in self.engines)
+        before, self.out.preemptions = self.out.preemptions, self._preemptions()
         return Look(
-            kv_use=sum(engine.kv_use for engine in self.engines) / len(self.engines),
-            queued=sum(len(engine.waiting) for engine in self.engines),
+            kv_use=fmean(host.engine.kv_use for host in self.hosts),
+            queued=sum(len(host.engine.waiting) for host in self.hosts),
             preempted=self.out.preemptions - before,
-            running=len(self._sessions),
+            running=self._running,
         )
 
     def _tick(self, _: None) -> None:
-        busy = []
-        for number in range(len(self.engines)):
-            engine = self._reach(number)
-            busy.append(engine.busy / TICK)
-            engine.busy = 0.0
-            self._wake(number)
-        shown = tuple(busy[:SHOWN])
-        self.out.ticks.append(Tick(self._now, sum(busy) / len(busy), len(self._sessions), shown))
+        busy = [host.look(self._now) / TICK for host in self.hosts]
+        self.out.ticks.append(Tick(self._now, fmean(busy), self._running, tuple(busy[:SHOWN])))
         if self._concurrency is not None:
             self._tell(m.Capacity(self._concurrency.see(self._look())))
         self._tell(m.Tick())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from msgspec.structs import replace
 from miles_lite.simulation.case import Case, simulate
 from miles_lite.simulation.measure import measure
 from miles_lite.simulation.scenario import Scenario, ScheduleModel, TaskModel, TrainerModel
+from miles_lite.simulation.side_by_side import simulate_all
 from miles_lite.simulation.workload import Workload
 
 SMALL = Scenario(
@@ -50,6 +53,12 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
 
     assert ends(1) == ends(1)
     assert ends(1) != ends(2)
+
+
+def test_side_by_side_each_comes_out_as_alone() -> None:
+    cases = [Case(SMALL), Case(SMALL).at(staleness=0, rollouts=None), Case(SMALL, "discard")]
+    assert simulate_all(cases) == [simulate(case) for case in cases]
+    assert not multiprocessing.active_children()
 
 
 def test_in_step_the_trainer_and_the_engines_take_turns() -> None:
