@@ -1,17 +1,25 @@
 """What rollouts ahead of the trainer bring where tools take their time, beside what `miles-lite simulate` foresees.
 
-    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--json FILE]
+    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 3] [--curve-steps 48] [--json FILE]
 
 Agents that talk to a small model on this machine's CPU, in two turns on average; tools sleep between them, log-normal,
 p99 ten times the median. The same run with --max-weight-staleness 0 and 1, alternating. Printed:
 
 async_vs_sync               steps an hour one step off, over those in turn                        (asked: >= 1.3)
 {sync,async}_step_seconds   from the end of the second step to that of the last, per step
-{sync,async}_reward         mean of the last half of the steps: the task is learned either way
 {sync,async}_foreseen       seconds a step that the simulation foresees, over those measured      (asked: within 25 %)
+async_foreseen_shared       the same of the runs one step off, where it is told what these say of their parts
 
 The simulation is told how tools and turns are drawn, and what the runs in turn say of a token's decoding, of the
-trainer and of weight updates; of the runs one step off it is told nothing.
+trainer and of weight updates; of the runs one step off it is told nothing. It knows engines and a trainer with machines
+of their own: where both share the cores, each is slower while the other works, and `async_foreseen_shared` knows it.
+
+What is learned does not depend on how long tools sleep, and few steps say little of it. So it is measured on runs of
+their own, with as many steps in turn and one step off, whose tools do not sleep, each with `--curves` seeds:
+
+{sync,async}_reward         mean reward of the last quarter of the steps, over the seeds          (asked: the same)
+{sync,async}_reward_spread  its standard deviation over the seeds
+{sync,async}_steps_to_half  steps until the mean reward of four in a row is half of what is earned at the end in turn
 """
 
 from __future__ import annotations
@@ -45,7 +53,9 @@ SIMULATED = 200
 Rows = Sequence[dict[str, float]]
 
 
-async def agent(base_url: str, api_key: str, prompt: Any, request_kwargs: dict[str, Any], **_: Any) -> dict[str, Any]:
+async def agent(
+    base_url: str, api_key: str, prompt: Any, request_kwargs: dict[str, Any], metadata: dict[str, Any], **_: Any
+) -> dict[str, Any]:
     """Asks, waits for a tool, asks again; the reward is the share of vowels."""
     import numpy as np
     import openai
@@ -57,7 +67,7 @@ async def agent(base_url: str, api_key: str, prompt: Any, request_kwargs: dict[s
     for turn in range(turns):
         if turn > 0:
             sigma = math.log(TOOL_P99 / TOOL_P50) / 2.326
-            await asyncio.sleep(random.lognormvariate(math.log(TOOL_P50), sigma))
+            await asyncio.sleep(metadata["sleeps"] * random.lognormvariate(math.log(TOOL_P50), sigma))
             messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "and?"}]
         began = time.monotonic()
         reply = await client.chat.completions.create(model="m", messages=messages, **request_kwargs)
@@ -72,44 +82,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--curves", type=int, default=3, help="seeds; 0: no reward is measured")
+    parser.add_argument("--curve-steps", type=int, default=48)
     parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # for the model, which is the tests'
     from tests.models import make_tiny_model
 
-    seen: dict[str, list[Rows]] = {"sync": [], "async": []}
+    numbers: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
         model = make_tiny_model(Path(folder, "model"))
-        for pair in range(args.pairs):
-            for name in ("sync", "async") if pair % 2 == 0 else ("async", "sync"):
-                rows = run(model, Path(folder, f"{name}-{pair}"), int(name == "async"), steps=args.steps)
-                print(f"{name:5s} {step_seconds(rows):6.2f} s a step, reward {reward(rows):.3f}", flush=True)
-                seen[name].append(rows)
-    took = {name: statistics.fmean(map(step_seconds, runs)) for name, runs in seen.items()}
-    told = [row for rows in seen["sync"] for row in rows]
-    foreseen = {name: foresee(told, staleness=int(name == "async")) for name in seen}
-    numbers = {
-        "async_vs_sync": took["sync"] / took["async"],
-        **{f"{name}_step_seconds": seconds for name, seconds in took.items()},
-        **{f"{name}_reward": statistics.fmean(map(reward, runs)) for name, runs in seen.items()},
-        **{f"{name}_foreseen": foreseen[name] / took[name] for name in seen},
-    }
+        if args.pairs:
+            numbers |= pace(runs(model, Path(folder, "pace"), args.pairs, steps=args.steps, sleeps=1.0))
+        if args.curves:
+            numbers |= learned(runs(model, Path(folder, "learned"), args.curves, steps=args.curve_steps, sleeps=0.0))
     for name, value in numbers.items():
         print(f"{name:24s} {value:.3g}")
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def run(model: Path, folder: Path, staleness: int, *, steps: int) -> Rows:
-    """The metrics of one run."""
-    folder.mkdir()
+def runs(model: Path, folder: Path, pairs: int, *, steps: int, sleeps: float) -> dict[str, list[Rows]]:
+    """So many in turn and one step off, alternating, each pair with a seed of its own."""
+    seen: dict[str, list[Rows]] = {"sync": [], "async": []}
+    for seed in range(pairs):
+        for name in ("sync", "async") if seed % 2 == 0 else ("async", "sync"):
+            rows = run(model, folder / f"{name}-{seed}", int(name == "async"), steps=steps, sleeps=sleeps, seed=seed)
+            curve = " ".join(f"{earned:.2f}" for earned in rewards(rows)[::4])
+            print(f"{name:5s} {step_seconds(rows):6.2f} s a step, reward at each fourth {curve}", flush=True)
+            seen[name].append(rows)
+    return seen
+
+
+def pace(seen: dict[str, list[Rows]]) -> dict[str, float]:
+    """Seconds a step, measured and foreseen."""
+    took = {name: statistics.fmean(map(step_seconds, runs)) for name, runs in seen.items()}
+    told = {name: [row for rows in runs for row in rows] for name, runs in seen.items()}
+    return {
+        "async_vs_sync": took["sync"] / took["async"],
+        **{f"{name}_step_seconds": seconds for name, seconds in took.items()},
+        "sync_foreseen": foresee(told["sync"], staleness=0) / took["sync"],
+        "async_foreseen": foresee(told["sync"], staleness=1) / took["async"],
+        "async_foreseen_shared": foresee(told["async"], staleness=1) / took["async"],
+    }
+
+
+def learned(seen: dict[str, list[Rows]]) -> dict[str, float]:
+    """What was earned in the end, and when half of it."""
+    numbers: dict[str, float] = {}
+    for name, runs in seen.items():
+        ends = [statistics.fmean(rewards(rows)[-(len(rewards(rows)) // 4) :]) for rows in runs]
+        numbers[f"{name}_reward"] = statistics.fmean(ends)
+        numbers[f"{name}_reward_spread"] = statistics.stdev(ends) if len(ends) > 1 else math.nan
+    for name, runs in seen.items():
+        mean = [statistics.fmean(at) for at in zip(*map(rewards, runs), strict=True)]
+        four = [statistics.fmean(mean[at : at + 4]) for at in range(len(mean) - 3)]
+        reached = (at for at, earned in enumerate(four) if earned >= numbers["sync_reward"] / 2)
+        numbers[f"{name}_steps_to_half"] = next(reached, math.inf)
+    return numbers
+
+
+def run(model: Path, folder: Path, staleness: int, *, steps: int, sleeps: float, seed: int) -> Rows:
+    """The metrics of one run, whose tools sleep so many times as long as they are said to."""
+    folder.mkdir(parents=True)
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"input": f"tell me of {n}"}) + "\n" for n in range(256)))
+    rows = [{"input": f"tell me of {n}", "metadata": {"sleeps": sleeps}} for n in range(256)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = f"--hf-checkpoint {model} --prompt-data {prompts} --run-dir {folder / 'run'} --num-rollout {steps}"
     flags += f" --custom-agent-function-path {__file__}:agent --tito-allowed-append-roles user --use-rollout-logprobs"
     flags += f" --rollout-batch-size {GROUPS} --n-samples-per-prompt {MEMBERS} --max-weight-staleness {staleness}"
     flags += f" --actor-num-gpus-per-node 1 --colocate --rollout-num-gpus 1 --rollout-max-response-len {TURN_TOKENS}"
-    flags += " --rollout-max-context-len 1024 --lr 1e-2 --device cpu"
+    flags += f" --rollout-max-context-len 1024 --lr 1e-2 --device cpu --seed {seed} --rollout-seed {seed}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "miles_lite", "train", *flags.split()]
     with (folder / "log").open("wb") as log:
@@ -128,13 +171,12 @@ def step_seconds(rows: Rows) -> float:
     return (ended[-1] - ended[1]) / (len(ended) - 2)
 
 
-def reward(rows: Rows) -> float:
-    earned = values(rows, "rollout/reward_unfiltered")
-    return statistics.fmean(earned[len(earned) // 2 :])
+def rewards(rows: Rows) -> list[float]:
+    return values(rows, "rollout/reward_unfiltered")
 
 
 def foresee(rows: Rows, *, staleness: int) -> float:
-    """Seconds a step, from what runs in turn say of their parts."""
+    """Seconds a step, from what `rows` say of their parts."""
     tokens = statistics.fmean(values(rows, "rollout/response_len/mean"))
     decoding = statistics.fmean(values(rows, "agent/model_query_time_sum_mean")) / tokens
     trains = statistics.median(values(rows, "perf/train_time")) + statistics.median(values(rows, "perf/overhead_time"))
@@ -169,4 +211,4 @@ def foresee(rows: Rows, *, staleness: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -26,6 +26,12 @@ CASES = {
     "rloo": ["--advantage-estimator", "rloo"],
     "one step off": ["--max-weight-staleness", "1", "--use-rollout-logprobs"],
     "three steps off": ["--max-weight-staleness", "3", "--use-rollout-logprobs"],
+    "three steps off, in place": [
+        "--max-weight-staleness", "3", "--use-rollout-logprobs", "--pause-generation-mode", "in_place",
+    ],
+    "three steps off, aborted": [
+        "--max-weight-staleness", "3", "--use-rollout-logprobs", "--pause-generation-mode", "abort",
+    ],
 }  # fmt: skip
 
 
