@@ -34,28 +34,29 @@ class DiscardWhenStale:
                 self._running -= 1
                 self._left[who.group] -= 1
                 if not self._left[who.group]:
-                    self._ready.append(who.group)
+                    commands += self._keep_fresh([who.group])
             case m.Wanted():
                 self._wanted = True
             case m.Updated(version=version):
                 self._version = version
             case m.Capacity(rollouts=rollouts):
                 self._capacity = rollouts
-        commands += self._drop_stale()
         size = self._schedule.groups_per_step
         if self._wanted and len(self._ready) >= size:
-            batch, self._ready = self._ready[:size], self._ready[size:]
+            batch, others = self._ready[:size], self._ready[size:]
             commands.append(m.Give(self._step, tuple(batch)))
-            self._step, self._wanted = self._step + 1, False
+            self._step, self._wanted, self._ready = self._step + 1, False, []
+            commands += self._keep_fresh(others)
         members = self._schedule.rollouts_per_group
         while self._running + members <= max(self._capacity, members):
             commands += self._start_group()
         return commands
 
-    def _drop_stale(self) -> list[Command]:
-        stale = [group for group in self._ready if self._step - self._began[group] > self._schedule.max_staleness]
-        self._ready = [group for group in self._ready if group not in set(stale)]
-        return [m.Release(group, End.UNUSED, "stale") for group in stale]
+    def _keep_fresh(self, groups: list[int]) -> list[Command]:
+        """Those of `groups` that may be trained by the next step are ready; the others are dropped."""
+        fresh = {group for group in groups if self._step - self._began[group] <= self._schedule.max_staleness}
+        self._ready += [group for group in groups if group in fresh]
+        return [m.Release(group, End.UNUSED, "stale") for group in groups if group not in fresh]
 
     def _start_group(self) -> list[Command]:
         group, members = self._groups, self._schedule.rollouts_per_group

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from miles_lite.scheduler.schedule import depth_of
 from miles_lite.train.loading import load_model
 from tests.e2e.job import assert_nothing_left, run, values
 from tests.e2e.letters import flags
@@ -41,7 +42,8 @@ def test_rewards_rise(case: str, tmp_path: Path, mark: str) -> None:
     steps = 15 + 2 * bound  # so much later engines have what the trainer has learned
     learn(case, CASES[case], tmp_path, mark, experts=4 if "experts" in case else 0, steps=steps)
     if bound:
-        assert max(values(tmp_path / "run", "rollout/fully_async/max_staleness")) == bound
+        oldest = max(values(tmp_path / "run", "rollout/fully_async/max_staleness"))
+        assert depth_of(bound) <= oldest <= bound  # how much older than the depth is up to stragglers
     if case == "experts, routes replayed":
         assert sum(values(tmp_path / "run", "train/routes_missing")) == 0
 
