@@ -9,6 +9,7 @@ async_vs_sync               steps an hour one step off, over those in turn      
 {sync,async}_step_seconds   from the end of the second step to that of the last, per step
 {sync,async}_foreseen       seconds a step that the simulation foresees, over those measured      (asked: within 25 %)
 async_foreseen_shared       the same of the runs one step off, where it is told what these say of their parts
+{sync,async}_foreseen_spread  standard deviation of runs of so many steps that differ by their tools' luck alone
 
 The simulation is told how tools and turns are drawn, and what the runs in turn say of a token's decoding, of the
 trainer and of weight updates; of the runs one step off it is told nothing. It knows engines and a trainer with machines
@@ -39,8 +40,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from miles_lite.simulation.case import Case, simulate
-from miles_lite.simulation.measure import measure
 from miles_lite.simulation.scenario import EngineModel, Scenario, ScheduleModel, TaskModel, TrainerModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +51,8 @@ TOOL_P50, TOOL_P99 = 1.0, 10.0
 TURN_TOKENS = 32
 GROUPS, MEMBERS = 4, 4
 LIMIT = 600
-SIMULATED = 200
+SIMULATED = 64
+"""Runs."""
 Rows = Sequence[dict[str, float]]
 
 
@@ -117,13 +120,15 @@ def runs(model: Path, folder: Path, pairs: int, *, steps: int, sleeps: float) ->
 def pace(seen: dict[str, list[Rows]]) -> dict[str, float]:
     """Seconds a step, measured and foreseen."""
     took = {name: statistics.fmean(map(step_seconds, runs)) for name, runs in seen.items()}
+    steps = len(values(seen["sync"][0], "perf/step_time"))
     told = {name: [row for rows in runs for row in rows] for name, runs in seen.items()}
+    foreseen = {name: foresee(told["sync"], staleness=int(name == "async"), steps=steps) for name in seen}
     return {
         "async_vs_sync": took["sync"] / took["async"],
         **{f"{name}_step_seconds": seconds for name, seconds in took.items()},
-        "sync_foreseen": foresee(told["sync"], staleness=0) / took["sync"],
-        "async_foreseen": foresee(told["sync"], staleness=1) / took["async"],
-        "async_foreseen_shared": foresee(told["async"], staleness=1) / took["async"],
+        **{f"{name}_foreseen": mean / took[name] for name, (mean, _) in foreseen.items()},
+        "async_foreseen_shared": foresee(told["async"], staleness=1, steps=steps)[0] / took["async"],
+        **{f"{name}_foreseen_spread": spread / took[name] for name, (_, spread) in foreseen.items()},
     }
 
 
@@ -175,17 +180,22 @@ def rewards(rows: Rows) -> list[float]:
     return values(rows, "rollout/reward_unfiltered")
 
 
-def foresee(rows: Rows, *, staleness: int) -> float:
-    """Seconds a step, from what `rows` say of their parts."""
+def later(rows: Rows, name: str) -> float:
+    """The mean after the first two steps of each run, which compile."""
+    return statistics.fmean(row[name] for row in rows if name in row and row["rollout/step"] > 1)
+
+
+def foresee(rows: Rows, *, staleness: int, steps: int) -> tuple[float, float]:
+    """Seconds a step from what `rows` say of their parts: mean and standard deviation over runs of so many steps."""
     tokens = statistics.fmean(values(rows, "rollout/response_len/mean"))
     decoding = statistics.fmean(values(rows, "agent/model_query_time_sum_mean")) / tokens
-    trains = statistics.median(values(rows, "perf/train_time")) + statistics.median(values(rows, "perf/overhead_time"))
-    sync = statistics.median(values(rows, "perf/update_weights_time"))
+    trains = later(rows, "perf/train_time") + later(rows, "perf/overhead_time")
+    sync = later(rows, "perf/update_weights_time")
     middle = statistics.fmean(values(rows, "rollout/response_len/median"))
     longest = statistics.fmean(values(rows, "rollout/response_len/max"))
     scenario = Scenario(
         engines=1,
-        steps=SIMULATED,
+        steps=steps,
         engine=EngineModel(step=decoding, sequence=0.0, context=0.0, prefill=1e6),
         trainer=TrainerModel(tokens_per_second=1e9, fixed=trains, sync=sync, pause=sync, mode="retract"),
         task=TaskModel(
@@ -207,7 +217,11 @@ def foresee(rows: Rows, *, staleness: int) -> float:
             rollout_concurrency=64,
         ),
     )
-    return measure(scenario, simulate(Case(scenario))).step_seconds
+    took = []
+    for seed in range(SIMULATED):
+        ended = [step.ended for step in simulate(Case(replace(scenario, seed=seed))).steps]
+        took.append((ended[-1] - ended[1]) / (len(ended) - 2))
+    return statistics.fmean(took), statistics.stdev(took)
 
 
 if __name__ == "__main__":
