@@ -40,8 +40,8 @@ def _packages(spec: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        if error.name is None:
-            raise
+        if error.name is None:  # a package that says itself what it lacks
+            raise UserError(f"--environment {spec}: {error}") from error
         package = PACKAGES.get(error.name, error.name)
         raise UserError(f"--environment {spec}: needs {package}: pip install {package}") from error
 

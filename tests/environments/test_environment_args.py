@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from miles_lite.config.environments import arguments
+from miles_lite.environments import _packages
 from miles_lite.environments.environment_args import AT_ONCE, SIZE, TIMEOUT, Argument, others, refuse_others
 from miles_lite.environments.harness import bounded
 from miles_lite.environments.tasks import Tasks
@@ -40,6 +42,15 @@ def test_what_is_not_said_is_the_default_and_a_number_of_seconds_may_be_whole() 
 def test_what_is_none_of_its_values_is_named(argument: Argument[Json], value: Json, why: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"--environment-args, {why}")):
         argument.of({argument.name: value})
+
+
+def test_a_name_that_is_no_text_and_a_package_that_lacks_something_are_said() -> None:
+    with pytest.raises(UserError, match="--environment-args: an argument's name is text, and 1 is none"):
+        arguments("{1: 2}")
+    with pytest.raises(UserError, match=r"--environment lacking: Could not import a\.B"), _packages("lacking"):
+        raise ImportError("Could not import a.B")
+    with pytest.raises(UserError, match="--environment gem:x: needs gem-llm: pip install gem-llm"), _packages("gem:x"):
+        raise ImportError("no gem", name="gem")
 
 
 def test_an_argument_that_nothing_reads_is_refused() -> None:
