@@ -101,11 +101,14 @@ def check_messages(prompts: Iterable[Prompt], *, source: str) -> None:
 
 
 def check_rewards(options: Rewards) -> None:
-    """Refuse rules whose package is missing, and a judge's question that cannot be read. Raises UserError."""
+    """Refuse rules whose package is missing, and a judge's question that cannot be read or does not show what is
+    judged. Raises UserError."""
     check_packages(each.rule for each in options.rules)
     if options.rm_judge_prompt is not None:
         with user_error(f"--rm-judge-prompt {options.rm_judge_prompt}: cannot be read", OSError, UnicodeDecodeError):
-            Path(options.rm_judge_prompt).read_text(encoding="utf-8")
+            question = Path(options.rm_judge_prompt).read_text(encoding="utf-8")
+        if "{response}" not in question:
+            raise UserError(f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{response}} in it, which is judged")
 
 
 def check_row_rules(prompts: Iterable[Prompt], rewards: Rewards, *, source: str) -> None:

@@ -102,9 +102,18 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
     do(runner.setup())
     do(web.TCPSite(runner, "127.0.0.1", port).start())
     yield f"http://127.0.0.1:{port}", told
-    do(runner.cleanup())
+
+    async def end() -> None:
+        await runner.cleanup()
+        hanging = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+    do(end())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
+    loop.close()
 
 
 @pytest.mark.parametrize("does", ANSWERS)

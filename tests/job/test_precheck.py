@@ -4,6 +4,7 @@ import asyncio
 import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def config(model: Path, folder: Path, *flags: str) -> Config:
         (["--session-sample-postprocessor-path", "absent.py:last"], "--session-sample-postprocessor-path: no such"),
         (["--dynamic-sampling-filter-path", "absent.py:keep"], "--dynamic-sampling-filter-path: no such file"),
         (["--custom-rm-path", "absent.py:reward"], "--custom-rm-path: no such file"),
+        (["--rm-type", "llm_judge", "--rm-judge-prompt", __file__ + "x"], "--rm-judge-prompt .*cannot be read"),
+        (["--rm-type", "llm_judge", "--rm-judge-prompt", os.devnull], r"--rm-judge-prompt .*has no {response} in it"),
         (["--eval-prompt-data", "held", "absent.jsonl"], "no such file.*absent.jsonl"),
         (["--rollout-max-prompt-len", "2"], "line 1: the prompt has"),
         (["--rollout-max-context-len", "3"], "line 1: the prompt has"),
