@@ -145,10 +145,13 @@ def test_placeholders_count_as_any_value_and_others_are_checked() -> None:
         ([], "give a LAUNCHER, or --flags FILE"),
         (["nowhere.sh"], "LAUNCHER nowhere.sh: cannot be read: No such file"),
         ([str(SURFACE)], "no flags of a train.py in it"),
+        (["{folder}/half.py"], "LAUNCHER .*/half.py: no Python: "),
         (["--flags", __file__], "--flags .*: cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_said(argv: list[str], message: str) -> None:
+def test_what_cannot_be_read_is_said(argv: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("args = '--lr 1")
+    argv = [each.format(folder=tmp_path) for each in argv]
     with pytest.raises(UserError, match=message):
         migrate(argv)
 

@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
         for name in options.launcher:
             with user_error(f"LAUNCHER {name}: cannot be read", OSError, UnicodeDecodeError):
                 text = Path(name).expanduser().read_text(encoding="utf-8")
-            launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
+            with user_error(f"LAUNCHER {name}", UserError):
+                launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
             if not launcher.command:
                 raise UserError(f"LAUNCHER {name}: no array *_ARGS=(...) and no flags of a train.py in it")
             said[name] = _printed(name, launcher, "train-async" if "train_async.py" in text else "train")

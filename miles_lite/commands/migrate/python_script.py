@@ -19,7 +19,7 @@ Texts = ast.JoinedStr | ast.Constant | ast.List | ast.Tuple | ast.Dict
 
 def python_launcher(text: str) -> Launcher:
     """Read, not run: what an expression gives is `$x`; a flag under a condition is left by hand. Raises UserError."""
-    with user_error("LAUNCHER: no Python", SyntaxError, ValueError):
+    with user_error("no Python", SyntaxError, ValueError):
         tree = ast.parse(text)
     return _Reader(text).read(tree)
 

@@ -51,7 +51,7 @@ class Holder:
 
 def shell_launcher(text: str) -> Launcher:
     """Raises UserError where the grammar is not installed."""
-    with user_error("LAUNCHER: shell is read with tree-sitter: pip install tree-sitter tree-sitter-bash", ImportError):
+    with user_error("shell is read with tree-sitter: pip install tree-sitter tree-sitter-bash", ImportError):
         import tree_sitter
         import tree_sitter_bash
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
