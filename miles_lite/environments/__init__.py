@@ -13,7 +13,14 @@ from functools import cache
 
 from miles_lite.config.environments import ENVIRONMENTS, arguments, named
 from miles_lite.errors import UserError
-from miles_lite.hooks import Environment, EnvironmentFactory, load_hook
+from miles_lite.hooks import (
+    AgentFunction,
+    Environment,
+    EnvironmentFactory,
+    RewardFunction,
+    check_call,
+    load_hook,
+)
 from miles_lite.process.user_code import users_code
 
 PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm", "ors": "ors-sdk", "zmq": "pyzmq"}
@@ -50,4 +57,7 @@ def _complete(spec: str, made: Environment) -> Environment:
     missing = [name for name in ("agent", "reward", "rows") if not hasattr(made, name)]
     if missing:
         raise UserError(f"--environment {spec}: what it made, {made!r:.200}, has no {', '.join(missing)}")
+    check_call(made.agent, AgentFunction.__call__, where=f"--environment {spec}: its agent")
+    if made.reward is not None:
+        check_call(made.reward, RewardFunction.__call__, where=f"--environment {spec}: its reward")
     return made
