@@ -410,7 +410,7 @@ def called_with(script: str, stubs: Path) -> list[str]:
 def test_a_translated_launcher_passes_what_the_launcher_did(
     array: list[str], more: list[str], behind: list[str], stubs: Path
 ) -> None:
-    theirs = f"{PRELUDE}A=({' '.join(array)})\nB=(\n  " + "\n  ".join(more) + "\n)\n"
+    theirs = f"{PRELUDE}A=({' '.join(array)})\nV='another time'\nB=(\n  " + "\n  ".join(more) + "\n)\n"
     theirs += 'T="--sglang-t $V \\\n  --sglang-u x"\npython train.py --sglang-z ' + " ".join(behind) + "\n"
     (stubs / "theirs.sh").write_text(theirs)
     ours = io.StringIO()

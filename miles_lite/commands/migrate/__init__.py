@@ -12,6 +12,8 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from miles_lite.commands.migrate.field_launcher import NAME, Found, Launcher
@@ -80,8 +82,8 @@ def _words(value: str) -> list[str]:
 def _printed(name: str, launcher: Launcher, command: str) -> Translation:
     """Print our launcher, which calls `command`; what became of all flags."""
     whole = Translation()
-    blocks = [f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail"]
-    blocks += ["\n".join(launcher.variables)] if launcher.variables else []
+    head = f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail"
+    written = [(line, "\n", text) for line, text in launcher.variables]
     called = [f"exec miles-lite {command}"]
     for each in launcher.command:
         lines = [line for found in launcher.found(each) for line in _lines(found, whole)]
@@ -89,8 +91,11 @@ def _printed(name: str, launcher: Launcher, command: str) -> Translation:
             called += lines
         elif lines:
             called.append(f'"${{{each}[@]}}"')
-            blocks.append("\n  ".join([f"{each}=(", *lines]) + "\n)")
-    print("\n\n".join([*blocks, " \\\n  ".join([*called, '"$@"'])]))
+            last = max(found.line for found in launcher.arrays[each])
+            written.append((last, "\n\n", "\n  ".join([f"{each}=(", *lines]) + "\n)"))
+    written.sort(key=itemgetter(0))  # an array sees what its variables were there
+    blocks = [sep.join(each[2] for each in group) for sep, group in groupby(written, key=itemgetter(1))]
+    print("\n\n".join([head, *blocks, " \\\n  ".join([*called, '"$@"'])]))
     lines_of: dict[str, list[int]] = {}
     for found in launcher.flags():
         lines_of.setdefault(found.flag, []).append(found.line)

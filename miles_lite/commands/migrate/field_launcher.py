@@ -81,11 +81,11 @@ class Found:
 @dataclass
 class Launcher:
     """`command`: the flags behind train.py, and the names of arrays of them, in order; `arrays`: by name; `variables`:
-    assignments that values need, as they were; `by_hand`: lines and what of them is not translated."""
+    lines and assignments that values need, as they were; `by_hand`: lines and what of them is not translated."""
 
     command: list[Found | str] = field(default_factory=list)
     arrays: dict[str, list[Found]] = field(default_factory=dict)
-    variables: list[str] = field(default_factory=list)
+    variables: list[tuple[int, str]] = field(default_factory=list)
     by_hand: list[tuple[int, str]] = field(default_factory=list)
 
     def found(self, each: Found | str) -> list[Found]:

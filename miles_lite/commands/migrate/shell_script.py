@@ -197,8 +197,8 @@ class _Reader:
             self._found.by_hand.append((word.line, f"{word.source}: {why}"))
         return paired(kept)
 
-    def _variables(self) -> Iterator[str]:
-        """The assignments that the values need, those of other assignments too."""
+    def _variables(self) -> Iterator[tuple[int, str]]:
+        """The lines and assignments that the values need, those of other assignments too."""
         values = [value for each in self._found.flags() for value in each.values if value.said is None]
         needed = {name for value in values for name in _used(value)}
         given = [
@@ -217,7 +217,7 @@ class _Reader:
             if why := _condition(node):
                 self._found.by_hand.append((self._words.line(node.start_byte), f"{text}: {why}"))
             else:
-                yield text
+                yield self._words.line(node.start_byte), text
 
     # ---- what is left ----------------------------------------------------------------------------------------------
 
