@@ -9,8 +9,8 @@ or a process of its own, the same work without the adapter is timed beside it (`
 requests; its median is so much more (`..._spread_ms`). A server of verifiers takes 55 ms of processor time and more for
 an episode that does nothing, and one of NeMo-Gym three processes: what they send is recorded once, and sent again at
 once; nemo_gym_server_ms is beside the package's own server, whose time is nemo_gym_server_own_ms. `..._cpu_ms` is the
-same of processor time, this process's, whose model is in it: where others use the machine, it says more. What is not
-installed is left out. Printed:
+same of processor time, this process's, whose model is in it, and that of programs that it started and that have ended:
+where others use the machine, it says more. What is not installed is left out. Printed:
 
 bare_ms                   one request of the bare client
 text_ms, tool_ms          a step of the two loops, whose episode does nothing                          (<= 2)
@@ -32,6 +32,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -373,6 +374,12 @@ def processes(turns: int, folder: Path) -> Iterator[Timed]:
     yield Timed("harbor_ms", load(f"harbor:{task}", args, seed=0), BASH, turns, sandbox)
 
 
+def processor() -> float:
+    """Seconds of this process, and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def measured(timed: Timed) -> dict[str, float]:
     """Its numbers. What it is compared with and it take turns, so that what else the machine does meets both."""
     runs = (timed.own or bare(timed.message, timed.turns), played(timed))
@@ -382,9 +389,9 @@ def measured(timed: Timed) -> dict[str, float]:
     async def every(url: str) -> None:
         for episode in range(EPISODES + 1):
             for at in (0, 1) if episode % 2 else (1, 0):
-                began = time.process_time()
+                began = processor()
                 wall[at].append(1000 * await runs[at](url))
-                spent[at].append(1000 * (time.process_time() - began) / timed.turns)
+                spent[at].append(1000 * (processor() - began) / timed.turns)
 
     with model(timed.message) as url:
         asyncio.run(every(url))
