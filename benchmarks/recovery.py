@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the model folder and the chatting sessions, which are the tests'
 
 from miles_lite.config.places import Topology  # noqa: E402
-from miles_lite.engine.fork_server import forking  # noqa: E402
+from miles_lite.engine.forked_engines import forking_engines  # noqa: E402
 from miles_lite.stack.fleet import Fleet  # noqa: E402
 from miles_lite.stack.placement import place  # noqa: E402
 from miles_lite.stack.stack import Stack  # noqa: E402
@@ -56,7 +56,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
             model = make_tiny_model(Path(folder, "model"))
             numbers = {"cold_start_seconds": asyncio.run(cold_start(model, Path(folder, "cold")))}
-            with forking("cpu", Topology(), Path(folder)):  # as a run does
+            with forking_engines("cpu", Topology(), Path(folder)):  # as a run does
                 numbers |= asyncio.run(recover(model, Path(folder, "run")))
     finally:
         ray.shutdown()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,19 +41,36 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return any(f"pytest.mark.{term}" not in text for term in terms if not term.startswith("not ")) or None
 
 
-@pytest.fixture(scope="session", autouse=True)
-def forked_engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Engines of this process's tests, and of what they start, are forked from one process that imports SGLang once."""
-    if not any(item.get_closest_marker("e2e") for item in request.session.items):
-        yield
-        return
+@contextlib.contextmanager
+def forking(root: Path) -> Iterator[None]:
+    """Engines and ranks that tests start, and what those start, are forked from two processes that import what they do
+    once: this process's own, or those of the one that began it."""
     from miles_lite.config.places import Topology
-    from miles_lite.engine.fork_server import forking
+    from miles_lite.engine.forked_engines import forking_engines
+    from miles_lite.train.forked_ranks import forking_ranks
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(request.config.rootpath))  # as those have it that start a command line
-        with forking("cpu", Topology(), tmp_path_factory.mktemp("forks")):
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(prefix="forks-") as logs:
+        patched.setenv("PYTHONPATH", str(root))  # as those have it that start a command line
+        with forking_engines("cpu", Topology(), Path(logs)), forking_ranks("cpu", Path(logs)):
             yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n`, whoever deals out tests that are marked `e2e` has what the others fork from."""
+    if config.getoption("numprocesses", None) and "e2e" in config.option.markexpr.replace("not e2e", ""):
+        forks = contextlib.ExitStack()
+        config.add_cleanup(forks.close)
+        forks.enter_context(forking(config.rootpath))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whoever runs such tests by itself has it, too."""
+    if any(item.get_closest_marker("e2e") for item in request.session.items):
+        with forking(request.config.rootpath):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

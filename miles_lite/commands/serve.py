@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from miles_lite.config.flags import parse_known, parser_of
 from miles_lite.config.serving import Serving
-from miles_lite.engine.fork_server import forking
+from miles_lite.engine.forked_engines import forking_engines
 from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.process.admin_key import announced, known_key
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as bound, claimed(here), connected(address) as logs:
         with Interrupts():
             layout = place(options.topology, train=False)
-        bound.enter_context(forking(layout.device, options.topology, options.run_dir / "logs"))
+        bound.enter_context(forking_engines(layout.device, options.topology, options.run_dir / "logs"))
         try:
             asyncio.run(_until_interrupted(options, layout, bound))
         except DiedError as died:

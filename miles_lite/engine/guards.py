@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 from miles_lite.errors import UserError
 
 if TYPE_CHECKING:  # what stands alone is not imported
-    from miles_lite.engine.fork_server_main import Request
+    from miles_lite.process.fork_server_main import GuardedRequest
 
-EXECUTED = Path(__file__).with_name("server_guard.py")
+GUARD = Path(__file__).with_name("server_guard.py")
 KILLED = 128 + signal.SIGKILL
 
 
@@ -44,11 +44,11 @@ class Guard(Protocol):
 class ExecutedGuard:
     """A child of this process."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: GuardedRequest) -> None:
         """Raises UserError when it does not start."""
         command = request["command"]
         self._process = guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(EXECUTED), request["log"], str(request["grace"]), "--", *command],
+            [sys.executable, "-I", "-S", request["guard"], request["log"], str(request["grace"]), "--", *command],
             env=request["env"],
             cwd=request["folder"],
             stdin=subprocess.PIPE,
@@ -90,7 +90,7 @@ class ForkedGuard:
         self._code: int | None = None
 
     @classmethod
-    def at(cls, fork_server: str, request: Request, *, seconds: float) -> ForkedGuard | None:
+    def at(cls, fork_server: str, request: GuardedRequest, *, seconds: float) -> ForkedGuard | None:
         """None where no fork server answers there in time, or it says that the command is to be executed."""
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as failing, contextlib.suppress(OSError):

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from miles_lite.engine.guards import ExecutedGuard, ForkedGuard, Guard
+from miles_lite.engine.guards import GUARD, ExecutedGuard, ForkedGuard, Guard
 from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.process.stacks import stacks_folder, write_stacks
 
 if TYPE_CHECKING:  # what stands alone is not imported
-    from miles_lite.engine.fork_server_main import Request
+    from miles_lite.process.fork_server_main import GuardedRequest
 
 FORK_SERVER = "MILES_LITE_FORK_SERVER"
 """An environment variable: the socket of a fork server (fork_server_main.py)."""
@@ -53,10 +53,11 @@ class ServerProcess:
         server that takes it, executed elsewhere. Raises UserError."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_start = log_path.stat().st_size if log_path.exists() else 0
-        request: Request = {
+        request: GuardedRequest = {
             "command": list(command),
             "env": dict(env),
             "folder": os.getcwd(),
+            "guard": str(GUARD),
             "log": str(log_path),
             "grace": GRACE,
             "secrets": list(secrets),

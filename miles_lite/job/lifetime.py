@@ -18,7 +18,7 @@ from typing import Self
 from miles_lite.config.options import Config
 from miles_lite.config.places import Topology
 from miles_lite.config.rules import refuse_broken
-from miles_lite.engine.fork_server import forking
+from miles_lite.engine.forked_engines import forking_engines
 from miles_lite.errors import RunLostError, UnavailableError, plain
 from miles_lite.job.events import Events
 from miles_lite.job.watch import Watch, death_in
@@ -27,8 +27,9 @@ from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_me
 from miles_lite.process.stacks import stacks_folder, write_stacks
 from miles_lite.process.stopping import DEAF_SECONDS, END_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.report.event_rows import Kind
-from miles_lite.stack.cluster import connect, disconnect
+from miles_lite.stack.cluster import connect, disconnect, joined
 from miles_lite.stack.placement import Layout, place
+from miles_lite.train.forked_ranks import forking_ranks
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,10 @@ class Lifetime:
         layout = place(topology, train=train)
         self.parts.callback(layout.remove)
         refuse_broken(self._config.on_device(layout.device) if train else [])
-        self.course.standing.enter_context(forking(layout.device, topology, self._config.run_dir / "logs"))
+        logs = self._config.run_dir / "logs"
+        self.course.standing.enter_context(forking_engines(layout.device, topology, logs))
+        if train and not joined(self._config.cluster.ray_address):
+            self.course.standing.enter_context(forking_ranks(layout.device, logs))
         self._config.write()
         return layout
 

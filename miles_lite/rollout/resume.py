@@ -17,6 +17,7 @@ import ray
 
 from miles_lite.config.rollouts import Data
 from miles_lite.errors import UserError, user_error, writing
+from miles_lite.process.drafted import drafted
 from miles_lite.rollout.generate import Generator, Members
 from miles_lite.rollout.prompts import Source, open_source
 from miles_lite.rollout.stored import Stored
@@ -51,13 +52,11 @@ def snapshot(generator: Generator, source: Source, *, next_index: int) -> Snapsh
 async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
     """Write what follows the training of `rollout_id`; samples of earlier checkpoints that are gone go too."""
     path = _path(folder, rollout_id)
-    temporary = path.with_suffix(".tmp")
-    with writing("the rollout state", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(taken.plain))
-    if taken.waiting:
-        await asyncio.to_thread(_write, _samples(path), rollout_id, taken.waiting)
-    temporary.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing("the rollout state", path), drafted(path) as draft:
+        draft.write_text(json.dumps(taken.plain))
+        if taken.waiting:
+            await asyncio.to_thread(_write, _samples(path), rollout_id, taken.waiting)
     for old in path.parent.glob("*.pt"):
         iteration = int(old.stem.rpartition("_")[2])
         if iteration < rollout_id and not Path(folder, f"iter_{iteration:07d}").is_dir():

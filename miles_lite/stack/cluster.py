@@ -49,6 +49,11 @@ def connect(address: str | None) -> Path:
         return logs
 
 
+def joined(address: str | None) -> str | None:
+    """The cluster that is joined; None where one is started."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Path]:
     """As `connect`, for the time of its block."""
@@ -60,7 +65,7 @@ def connected(address: str | None) -> Iterator[Path]:
 
 
 def _connect(address: str | None) -> Path:
-    target = address or os.environ.get("RAY_ADDRESS")
+    target = joined(address)
     namespace = f"miles_lite-{uuid.uuid4().hex[:8]}"
     logged = bool(os.environ.get("MILES_LITE_LOG_TO_DRIVER"))
     unseen = os.environ.get(DASHBOARD) == "0"

@@ -3,19 +3,35 @@
     python worker_start.py --serialized-runtime-env-context={...} --language=PYTHON .../default_worker.py ARGUMENTS
 
 stands in for Ray's own setup_worker.py, which imports Ray for that, and so takes half a CPU second before the worker
-imports it once more; a run starts seven workers and more.
+imports it once more; a run starts seven workers and more. One whose environment names a fork server
+(process/fork_server_main.py) is forked there, and this process stands for it until it has ended: ended, it ends it.
 Invariant: whoever asks for more than variables with plain values gets Ray's own. This file stands alone: nothing of
 miles_lite is imported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 _WORKER = "default_worker.py"
+FORK_SERVER = "MILES_LITE_WORKER_FORK_SERVER"
+"""An environment variable: the socket of the worker's fork server."""
+FORK_SECONDS = 30.0
+"""How long it may take to fork: it imports first."""
+FORKED = """
+import os, runpy, sys
+import ray._raylet, setproctitle
+ray._raylet.setproctitle = setproctitle.setproctitle  # its own looks for its area where it is not after a fork
+sys.argv.pop(0)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""What a fork server is to run: Ray's worker, whose file is the first argument."""
 
 
 def command(given: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -30,6 +46,27 @@ def command(given: list[str]) -> tuple[list[str], dict[str, str]]:
     return [python, *(each for each in given if not each.startswith((_CONTEXT, _LANGUAGE)))], variables
 
 
+def forked(at: str, words: list[str], environment: dict[str, str]) -> bool:
+    """Have a fork server run them with this process's output, and wait until that has ended; False where it does not,
+    and they are to be executed."""
+    worker = next(number for number, word in enumerate(words) if os.path.basename(word) == _WORKER)
+    request = {"command": [words[0], "-c", FORKED, *words[worker:]], "env": environment, "folder": os.getcwd()}
+    line = json.dumps(request).encode() + b"\n"
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(FORK_SECONDS)
+        connection.connect(at)
+        socket.send_fds(connection, [line[:1]], [1, 2])
+        connection.sendall(line[1:])
+        if connection.recv(64).strip():
+            connection.settimeout(None)
+            connection.recv(1)
+            return True
+    return False
+
+
 if __name__ == "__main__":
     words, variables = command(sys.argv[1:])
-    os.execve(words[0], words, os.environ | variables)
+    environment = os.environ | variables
+    at = environment.get(FORK_SERVER)
+    if not at or not forked(at, words, environment):
+        os.execve(words[0], words, environment)

@@ -11,7 +11,6 @@ any mesh; with the same number, and on CPU, a resumed run continues bit for bit.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError, writing
+from miles_lite.process.drafted import drafted
 from miles_lite.train.learner import Learner
 from miles_lite.train.portable import state_of
 from miles_lite.train.rng import restore_rng, rng_state
@@ -96,9 +96,8 @@ class Saver:
             before = latest_iteration(folder)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            marker = folder / f".{LATEST}.partial"
-            marker.write_text(f"{iteration}\n")
-            os.replace(marker, folder / LATEST)
+            with drafted(folder / LATEST) as marker:
+                marker.write_text(f"{iteration}\n")
             if before not in (None, iteration) and not retained(before, self._options.save_retain_interval):
                 shutil.rmtree(iteration_folder(folder, before), ignore_errors=True)
         dist.barrier(self._group)

@@ -14,7 +14,7 @@ from tests.e2e.test_train import accounted, interrupted, last_saved
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-STEPS = 6
+STEPS = 4
 
 
 def overlapping(prepared: Prepared, run_dir: Path, *extra: str) -> list[str]:

@@ -37,7 +37,7 @@ def test_stored_ids_are_imitated_and_the_folder_is_a_whole_model(tiny_model: Pat
 
 
 def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: Path, mark: str) -> None:
-    data, run_dir, log, steps = tmp_path / "sft.jsonl", tmp_path / "run", tmp_path / "log", 40
+    data, run_dir, log, steps = tmp_path / "sft.jsonl", tmp_path / "run", tmp_path / "log", 24
     rows = [{"input_ids": [1, 50 + row, 60, 2], "loss_mask": [0, 0, 1, 1]} for row in range(4)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--hf-checkpoint", str(tiny_model), "--prompt-data", str(data), "--run-dir", str(run_dir)]
@@ -56,8 +56,8 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: P
     assert ended(process, log, within=200) == 0, log.read_text()[-6000:]
     text = log.read_text()
     assert "Traceback" not in text, text[-6000:]
-    assert re.search(r"train rank \d has died: .*SIGKILL.*\n  Step \d+ of 40 is lost. Restart 1 of 3", text)
-    assert re.search(r"going on with step \d+ of 40 after \d+ s", text)
+    assert re.search(r"train rank \d has died: .*SIGKILL.*\n  Step \d+ of 24 is lost. Restart 1 of 3", text)
+    assert re.search(r"going on with step \d+ of 24 after \d+ s", text)
     assert [json.loads(line)["restart"] for line in (run_dir / "restarts.jsonl").read_text().splitlines()] == [1]
     done = [row["train/step"] for row in read_history(metrics)]
     assert sorted(set(done)) == list(range(steps))

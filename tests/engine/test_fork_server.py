@@ -11,17 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from miles_lite.engine.fork_server import fork_server
 from miles_lite.engine.launch import environment
 from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.engine.spec import EngineSpec
+from miles_lite.process.fork_server import fork_server
 from tests.waiting import wait_until
 
 SLEEPS = [sys.executable, "-c", "import json, sys, time; print('json' in sys.modules, flush=True); time.sleep(600)"]
 KEEPS = """
 import os, sys, time
 from pathlib import Path
-from miles_lite.engine.fork_server import fork_server
+from miles_lite.process.fork_server import fork_server
 from miles_lite.engine.launch import environment
 with fork_server(("json",), os.environ, Path(sys.argv[1])) as at:
     print(at, flush=True)

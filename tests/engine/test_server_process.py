@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.engine import server_guard
-from miles_lite.engine.fork_server import fork_server
 from miles_lite.engine.ports import require_free
 from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.errors import UserError
 from miles_lite.process import scratch
+from miles_lite.process.fork_server import fork_server
 from tests.ports import free_port
 from tests.waiting import wait_until
 

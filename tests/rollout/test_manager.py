@@ -220,7 +220,7 @@ def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
     for steps in (range(2), range(2, 4)):
         (tmp_path / str(steps.start)).mkdir()
         asyncio.run(run(drive(monkeypatch, tmp_path / str(steps.start), *flags)[0], steps=steps))
-    assert list((tmp_path / "rollout").glob("*.tmp")) == []
+    assert list((tmp_path / "rollout").glob("*.draft")) == []
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ def test_a_temp_folder_that_ray_cannot_use_is_named(tmp_path: Path, request: pyt
     long.mkdir()
     request.addfinalizer(lambda: shutil.rmtree(foreign))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    for folder, words in ((long, "AF_UNIX path length"), (Path("/proc"), "/proc/ray"), (foreign, "'ascii' codec")):
-        said = subprocess.run(
+
+    def said(folder: Path) -> str:
+        return subprocess.run(
             [sys.executable, "-c", CONNECT],
             env=environment | {"RAY_TMPDIR": str(folder)},
             capture_output=True,
@@ -36,8 +38,12 @@ def test_a_temp_folder_that_ray_cannot_use_is_named(tmp_path: Path, request: pyt
             timeout=120,
             check=False,
         ).stderr
-        told = rf"UserError: cannot use a local Ray cluster: .*{words}(.|\n)*RAY_TMPDIR names another"
-        assert re.search(told, said), said
+
+    folders = {long: "AF_UNIX path length", Path("/proc"): "/proc/ray", foreign: "'ascii' codec"}
+    with ThreadPoolExecutor(len(folders)) as at_once:
+        for words, text in zip(folders.values(), at_once.map(said, folders), strict=True):
+            told = rf"UserError: cannot use a local Ray cluster: .*{words}(.|\n)*RAY_TMPDIR names another"
+            assert re.search(told, text), text
 
 
 def test_a_cluster_has_no_process_that_nobody_asks_and_an_actor_its_variables() -> None:

@@ -2,15 +2,18 @@
 
     python -P fork_server_main.py MODULE...
 
-It prints the path of a Unix socket. Who connects to it sends a `Request` as one line of JSON. A guard (server_guard.py)
-is forked for it: the connection stands for the pipes between a guard and its owner, and for what the kernel tells a
-parent. The guard answers "GUARD SERVER", two pids, and "CODE", the exit code, once no process of the server is left;
-when its owner sends no more, it ends the server. An empty line says that the command is to be executed instead: under
-its environment an import would have made something else.
+It prints the path of a Unix socket. Who connects to it sends what to run as one line of JSON, and is its owner: the
+connection stands for the pipes between the two, and for what the kernel tells a parent. An empty line says that the
+command is to be executed instead: under its environment an import would have made something else.
+
+Of a `Request` the command is forked, with the files that came along for its output. It answers with its pid, and ends
+with its owner.
+Of a `GuardedRequest` a guard (engine/server_guard.py) is forked, and answers "GUARD SERVER", two pids, and "CODE", the
+exit code, once no process of the server is left; when its owner sends no more, it ends the server.
 
 Invariant: this process has one thread, runs nothing but imports, and ends with the thread that started it. What it
 forks shows its own environment and command, as if they had been executed. It stands alone: of miles_lite it runs
-server_guard.py.
+scratch.py and the guard's file.
 """
 
 from __future__ import annotations
@@ -28,28 +31,34 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import NoReturn, TypedDict
 
-GUARD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "server_guard.py")
+SCRATCH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scratch.py")
 DECIDING = ("CUDA_", "HF_", "LD_", "MKL_", "PYTHON", "SGLANG_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_")
 """Prefixes of the variables that decide what an import makes."""
 HEEDED_LATER = ("PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "SGLANG_EXTERNAL_MODEL_PACKAGE", "TORCHINDUCTOR_CACHE_DIR")
 """Exceptions: Ray and torch set two of them in passing, and here all that SGLang serves is imported."""
-PR_SET_MM, PR_SET_MM_MAP = 35, 14
+PR_SET_PDEATHSIG, PR_SET_MM, PR_SET_MM_MAP = 1, 35, 14
 
 libc = ctypes.CDLL(None)
-guards = SimpleNamespace(**runpy.run_path(GUARD))
 
 
 class Request(TypedDict):
-    """What to run, where and as whom, and what a guard needs to know. command: [python, "-m" or "-c", ...]."""
+    """What to run, where and as whom. command: [python, "-m" or "-c", ...]."""
 
     command: list[str]
     env: dict[str, str]
     folder: str
+
+
+class GuardedRequest(Request):
+    """And what its guard needs to know. guard: the guard's file."""
+
+    guard: str
     log: str
     grace: float
     secrets: list[str]
@@ -58,11 +67,11 @@ class Request(TypedDict):
 def main(modules: Sequence[str]) -> None:
     """Listen at once, so that whoever comes early waits; import; then fork until the end."""
     environment, shown = dict(os.environ), Shown()
-    scratch = runpy.run_path(guards.SCRATCH)
+    scratch = runpy.run_path(SCRATCH)
     folder = scratch["make"]()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    libc.prctl(guards.PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.ExitStack() as ending:
         ending.callback(scratch["remove"], folder)
         listener = ending.enter_context(socket.socket(socket.AF_UNIX))
@@ -82,7 +91,7 @@ def main(modules: Sequence[str]) -> None:
                 for number in (signal.SIGCHLD, signal.SIGTERM):
                     signal.signal(number, signal.SIG_DFL)
                 listener.close()
-                exit_with(guard, connection, environment, shown)
+                exit_with(answer, connection, environment, shown)
             connection.close()
 
 
@@ -97,34 +106,58 @@ def exit_with(run: Callable[..., int], *args: object) -> NoReturn:
         os._exit(code)
 
 
-def guard(connection: socket.socket, imported_under: Mapping[str, str], shown: Shown) -> int:
-    """Be the guard of what is asked for; the exit code."""
-    os.setsid()
-    with connection, connection.makefile("r", encoding="utf-8") as owner:
-        line = owner.readline()
+def answer(connection: socket.socket, imported_under: Mapping[str, str], shown: Shown) -> int:
+    """Be what is asked for; the exit code."""
+    with connection:
+        begun, outputs, *_ = socket.recv_fds(connection, 1, 2)
+        with connection.makefile("rb") as owner:
+            line = begun + owner.readline()
         if not line:
             return 1
-        request: Request = json.loads(line)
+        request = json.loads(line)
         if differing := deciding(request["env"], imported_under):
             print(f"to be executed, for its environment differs: {', '.join(differing)}", file=sys.stderr)
             connection.sendall(b"\n")
             return 1
+        os.setsid()
         os.chdir(request["folder"])
-        shown.become([GUARD, request["log"], "--", *request["command"]], request["env"])
-        try:
-            code: int = guards.guard(
-                connection.fileno(),
-                lambda pid: connection.sendall(f"{os.getpid()} {pid}\n".encode()),
-                functools.partial(fork, request["command"], connection, shown),
-                log_path=request["log"],
-                grace=request["grace"],
-                secrets=[secret.encode() for secret in request["secrets"]],
-            )
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        with contextlib.suppress(OSError):  # nobody may be there
-            connection.sendall(f"{code}\n".encode())
-        return code
+        if "guard" in request:
+            return guarded(request, connection, shown)
+        return unguarded(request, connection, outputs, shown)
+
+
+def unguarded(request: Request, connection: socket.socket, outputs: Sequence[int], shown: Shown) -> int:
+    """Be the command itself, until its owner's end of the connection is closed."""
+    redirect(outputs)
+    shown.become(request["command"], request["env"])
+    connection.sendall(f"{os.getpid()}\n".encode())
+
+    def follow() -> None:
+        connection.recv(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+    return run(request["command"][1:])
+
+
+def guarded(request: GuardedRequest, connection: socket.socket, shown: Shown) -> int:
+    """Be the command's guard."""
+    guards = SimpleNamespace(**runpy.run_path(request["guard"]))
+    shown.become([request["guard"], request["log"], "--", *request["command"]], request["env"])
+    try:
+        code: int = guards.guard(
+            connection.fileno(),
+            lambda pid: connection.sendall(f"{os.getpid()} {pid}\n".encode()),
+            functools.partial(fork, request["command"], connection, shown),
+            log_path=request["log"],
+            grace=request["grace"],
+            secrets=[secret.encode() for secret in request["secrets"]],
+        )
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    with contextlib.suppress(OSError):  # nobody may be there
+        connection.sendall(f"{code}\n".encode())
+    return code
 
 
 def deciding(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -139,20 +172,25 @@ def fork(command: Sequence[str], connection: socket.socket, shown: Shown, folder
 
     def serve() -> int:
         os.setpgid(0, 0)
-        libc.prctl(guards.PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != above:
             return 1
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         connection.close()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (written, 1), (written, 2)):
-            os.dup2(source, target)
-        os.close(nothing)
-        os.close(written)
+        redirect((written, written))
         shown.become(command, os.environ | {"TMPDIR": folder})
         return run(command[1:])
 
     return os.fork() or exit_with(serve)
+
+
+def redirect(outputs: Sequence[int]) -> None:
+    """Read nothing, and write to these, which are closed under their own numbers."""
+    with open(os.devnull, "rb") as nothing:
+        for target, source in enumerate((nothing.fileno(), *outputs)):
+            os.dup2(source, target)
+    for source in set(outputs):
+        os.close(source)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,60 @@
+"""Ranks that are forked, on a real Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from miles_lite.process.remote import Remote, remote
+from miles_lite.stack import worker_start
+from miles_lite.stack.environment import actor_env
+from miles_lite.train.forked_ranks import FORK_SERVER
+from miles_lite.train.group import worker_spec
+from miles_lite.train.rank import TrainWorker
+from tests.clusters import local_cluster
+from tests.train.helpers import make_config
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+ENDINGS: dict[str, Callable[[Remote[TrainWorker], int], None]] = {
+    "killed by Ray": lambda rank, pid: rank.kill(),
+    "killed by others": lambda rank, pid: os.kill(pid, signal.SIGKILL),
+    "forgotten": lambda rank, pid: None,
+    "its cluster's end": lambda rank, pid: ray.shutdown(),
+}
+
+
+def named(worker: psutil.Process) -> bool:
+    return "ray::TrainWorker" in worker.cmdline()[0]
+
+
+def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: Path) -> None:
+    spec = worker_spec(make_config(model_dir), rank=0, ranks=1, device="cpu")
+    env = actor_env({worker_start.FORK_SERVER: os.environ[FORK_SERVER]})
+    with local_cluster(cpus=1):
+        for how, end in ENDINGS.items():
+            rank = remote(TrainWorker, env=env, num_cpus=1)(spec)
+            _, pid = ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
+            worker = psutil.Process(pid)
+            server = worker.parent()
+            assert server is not None
+            assert "fork_server_main" in " ".join(server.cmdline()), f"executed, before it is {how}"
+            assert server.num_threads() == 1, "a fork has the locks that other threads hold, and nobody to let them go"
+            wait_until(partial(named, worker), "its name")
+            assert worker.environ()[FORK_SERVER] == os.environ[FORK_SERVER]
+            end(rank, pid)
+            if how.startswith("killed"):
+                with pytest.raises(RayActorError):
+                    ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
+            del rank
+            psutil.wait_procs([worker], timeout=30)
+            assert not worker.is_running(), how
