@@ -396,9 +396,10 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def called_with(script: str, stubs: Path) -> list[str]:
     (stubs / "run.sh").write_text(script)
     variables = {"PATH": f"{stubs}:{os.environ['PATH']}", "HOME": str(stubs)}
+    (stubs / "log").write_text("")
     done = subprocess.run(["bash", "run.sh"], cwd=stubs, env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, (done.stderr, script)
-    return done.stdout.split("\0")
+    return f"{done.stdout}{(stubs / 'log').read_text()}".split("\0")
 
 
 @settings(max_examples=60, deadline=None)
@@ -406,17 +407,18 @@ def called_with(script: str, stubs: Path) -> list[str]:
     array=st.lists(SHELL_FLAGS, min_size=1, max_size=2),
     more=st.lists(SHELL_FLAGS, min_size=1, max_size=2),
     behind=st.lists(INLINE, min_size=1, max_size=5, unique=True),
+    blank=st.sampled_from([" ", "\t", " \\\n   ", "   \\\n"]),
+    ends=st.sampled_from(["", " > log 2>&1", " 2>&1 | cat", " && true", "; true", " # done", " || exit 1"]),
 )
 def test_a_translated_launcher_passes_what_the_launcher_did(
-    array: list[str], more: list[str], behind: list[str], stubs: Path
+    array: list[str], more: list[str], behind: list[str], blank: str, ends: str, stubs: Path
 ) -> None:
     theirs = f"{PRELUDE}A=({' '.join(array)})\nV='another time'\nB=(\n  " + "\n  ".join(more) + "\n)\n"
-    theirs += 'T="--sglang-t $V \\\n  --sglang-u x"\npython train.py --sglang-z ' + " ".join(behind) + "\n"
+    theirs += 'T="--sglang-t $V \\\n  --sglang-u x"\npython train.py --sglang-z ' + blank.join(behind) + ends + "\n"
     (stubs / "theirs.sh").write_text(theirs)
     ours = io.StringIO()
     with contextlib.redirect_stdout(ours), contextlib.redirect_stderr(io.StringIO()):
         assert main(["migrate", str(stubs / "theirs.sh")]) == 0
-    (stubs / "log").write_text("")
     assert called_with(ours.getvalue(), stubs) == called_with(theirs, stubs), ours.getvalue()
 
 
