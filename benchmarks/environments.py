@@ -6,10 +6,11 @@ The model is a server in a thread that answers at once. A step is what an episod
 and end included, less what the same requests of a bare client take, by the answer: the least of 15 episodes, in
 milliseconds; the two take turns, and which is first alternates. Where the environment has a client, a server, a sandbox
 or a process of its own, the same work without the adapter is timed beside it (`..._own_ms`) and taken off, with its
-requests; its median is so much more (`..._spread_ms`). An environment server of verifiers takes 55 ms of processor time
-and more for an episode that does nothing: what it sends is recorded once, and sent again at once. `..._cpu_ms` is the
-same of processor time, this process's, whose model is in it: where others use the machine, it says more. What is not
-installed is left out. Printed:
+requests; its median is so much more (`..._spread_ms`). A server of verifiers takes 55 ms of processor time and more for
+an episode that does nothing, and one of NeMo-Gym three processes: what they send is recorded once, and sent again at
+once; nemo_gym_server_ms is beside the package's own server, whose time is nemo_gym_server_own_ms. `..._cpu_ms` is the
+same of processor time, this process's, whose model is in it, and that of programs that it started and that have ended:
+where others use the machine, it says more. What is not installed is left out. Printed:
 
 bare_ms                   one request of the bare client
 text_ms, tool_ms          a step of the two loops, whose episode does nothing                          (<= 2)
@@ -21,6 +22,7 @@ ors_ms                    of a server of ORS, beyond the package's own client   
 program_ms                of a program that asks --turns times, beyond the program                     (<= 2)
 harbor_ms                 a command in bubblewrap, tests included, beyond the same in a sandbox        (<= 2)
 nemo_gym_ms               an answer of an agent server of NeMo-Gym, beyond the same POST /run          (<= 2)
+nemo_gym_server_ms        the same where the package's server answers, with what its time wanders by
 verifiers_ms              an answer, of three, of an environment server, beyond the same frames by ZMQ (<= 2)
 """
 
@@ -30,12 +32,13 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -98,7 +101,7 @@ class Idle:
 
 @contextmanager
 def model(message: dict) -> Iterator[str]:
-    """The URL of one that answers `message`."""
+    """The URL of one that says `message`."""
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
     chat = {"id": "c", "object": "chat.completion", "created": 0, "model": "policy", "choices": [choice]}
@@ -109,7 +112,13 @@ def model(message: dict) -> Iterator[str]:
     response = {"id": "r", "object": "response", "created_at": 0, "model": "policy", "output": [output]}
     response |= {"parallel_tool_calls": False, "tool_choice": "auto", "tools": [], "usage": spent}
     bodies = {"/chat/completions": chat | {"usage": usage}, "/responses": response}
-    said = {path: json.dumps(body).encode() for path, body in bodies.items()}
+    with answering({path: json.dumps(body).encode() for path, body in bodies.items()}) as url:
+        yield url
+
+
+@contextmanager
+def answering(said: Mapping[str, bytes]) -> Iterator[str]:
+    """The URL of a server in a thread that answers each path with its JSON, at once."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     port, runner = 0, web.AppRunner(web.Application(), access_log=None)
 
@@ -120,7 +129,7 @@ def model(message: dict) -> Iterator[str]:
     async def serve() -> None:
         nonlocal port
         for path in said:
-            runner.app.router.add_post(path, answer)
+            runner.app.router.add_route("*", path, answer)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
@@ -203,7 +212,10 @@ def servers(turns: int, stack: ExitStack, folder: Path) -> Iterator[Timed]:
         (rows,) = NEMO_GYM.parents[1].glob("lib/*/site-packages/resources_servers/mcqa/data/example.jsonl")
         told = json.dumps({"tasks": str(rows)})
         row = json.loads(rows.read_text().splitlines()[0])
-        yield Timed("nemo_gym_ms", load(f"nemo-gym:{url}", told, seed=0), TEXT, 1, nemo_gym_own(url, row))
+        own = load(f"nemo-gym:{url}", told, seed=0)
+        yield Timed("nemo_gym_server_ms", own, TEXT, 1, nemo_gym_own(url, row))
+        again = stack.enter_context(answering(asyncio.run(nemo_gym_answers(url, row))))
+        yield Timed("nemo_gym_ms", load(f"nemo-gym:{again}", told, seed=0), TEXT, 1, nemo_gym_own(again, row))
     if VERIFIERS.exists():
         url = stack.enter_context(serving("verifiers", folder / "verifiers")).replace("http:", "tcp:")
         row, file = {"prompt": "guess", "number": 1}, folder / "tasks.jsonl"
@@ -243,6 +255,19 @@ def nemo_gym_own(url: str, row: dict) -> Run:
         return time.perf_counter() - began
 
     return run
+
+
+async def nemo_gym_answers(url: str, row: dict) -> dict[str, bytes]:
+    """What an agent server of NeMo-Gym says of itself, and of a row, by the path."""
+    with model(TEXT) as asked:
+        body = {**row, "policy_base_url": asked, "policy_api_key": "k"}
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"{url}/openapi.json") as told,
+            client.post(f"{url}/run", json=body) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+            return {"/openapi.json": await told.read(), "/run": await answer.read()}
 
 
 async def frames(url: str, row: dict, model: str) -> list[list[bytes]]:
@@ -349,6 +374,12 @@ def processes(turns: int, folder: Path) -> Iterator[Timed]:
     yield Timed("harbor_ms", load(f"harbor:{task}", args, seed=0), BASH, turns, sandbox)
 
 
+def processor() -> float:
+    """Seconds of this process, and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def measured(timed: Timed) -> dict[str, float]:
     """Its numbers. What it is compared with and it take turns, so that what else the machine does meets both."""
     runs = (timed.own or bare(timed.message, timed.turns), played(timed))
@@ -358,9 +389,9 @@ def measured(timed: Timed) -> dict[str, float]:
     async def every(url: str) -> None:
         for episode in range(EPISODES + 1):
             for at in (0, 1) if episode % 2 else (1, 0):
-                began = time.process_time()
+                began = processor()
                 wall[at].append(1000 * await runs[at](url))
-                spent[at].append(1000 * (time.process_time() - began) / timed.turns)
+                spent[at].append(1000 * (processor() - began) / timed.turns)
 
     with model(timed.message) as url:
         asyncio.run(every(url))

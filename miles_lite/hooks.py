@@ -229,7 +229,7 @@ def load_hook(path: str, *, flag: str) -> Callable[..., Any]:
     contracts.prepare()
     hook: Callable[..., Any] = load_named(path, given_as=flag)
     hook = contracts.adapted(hook, flag=flag) or hook
-    _check_call(hook, HOOKS[flag].__call__, where=f"{flag} {path}")
+    check_call(hook, HOOKS[flag].__call__, where=f"{flag} {path}")
     return hook
 
 
@@ -295,7 +295,9 @@ def _judge(hooks: Mapping[str, str], verdict: Path) -> None:
         file.write(f"\0{DONE}")
 
 
-def _check_call(hook: Callable[..., Any], protocol: Callable[..., Any], *, where: str) -> None:
+def check_call(hook: Callable[..., Any], protocol: Callable[..., Any], *, where: str) -> None:
+    """Refuse what cannot be called, or awaited, as a Protocol's `__call__` is. Raises UserError, which begins with
+    `where`."""
     inner = inspect.unwrap(hook)
     is_async = any(map(inspect.iscoroutinefunction, (hook, inner, getattr(hook, "__call__", None))))  # noqa: B004
     if inspect.iscoroutinefunction(protocol) and not is_async:

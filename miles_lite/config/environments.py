@@ -56,7 +56,7 @@ def named(spec: str) -> tuple[Known, str]:
         return Known(f"{name}:{function}"), argument
     known = ", ".join(ENVIRONMENTS)
     raise UserError(
-        f"--environment {name}: not known{nearest(name, tuple(ENVIRONMENTS))}. Known are {known}; others by "
+        f"--environment {name}: not known{nearest(name, tuple(ENVIRONMENTS))}; known are {known}, others by "
         "package.module:name or file.py:name"
     )
 
@@ -72,8 +72,11 @@ def arguments(given: str | None) -> JsonObject:
             text = Path(given).expanduser().read_text(encoding="utf-8")
     with user_error(f"{where}: neither JSON nor YAML", yaml.YAMLError):
         told = read_yaml(text)
-    if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
+    if not isinstance(told, dict):
         raise UserError(f'{where}: expected an object, as {{"max_turns": 5}}, found {type(told).__name__}')
+    for key in told:
+        if not isinstance(key, str):
+            raise UserError(f"{where}: an argument's name is text, and {key!r} is none")
     return told
 
 

@@ -36,6 +36,13 @@ class Translation:
     unknown: list[str] = field(default_factory=list)
     argv: list[str] = field(default_factory=list)
 
+    def add(self, more: Translation) -> None:
+        """What became of other flags of the same launcher."""
+        for names, others in ((self.accepted, more.accepted), (self.unknown, more.unknown), (self.argv, more.argv)):
+            names += others
+        for whys, more_whys in ((self.mapped, more.mapped), (self.ignored, more.ignored), (self.refused, more.refused)):
+            whys |= more_whys
+
     def as_json(self) -> dict[str, object]:
         return {
             "accepted": sorted(set(self.accepted)),

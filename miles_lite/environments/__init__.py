@@ -13,7 +13,14 @@ from functools import cache
 
 from miles_lite.config.environments import ENVIRONMENTS, arguments, named
 from miles_lite.errors import UserError
-from miles_lite.hooks import Environment, EnvironmentFactory, load_hook
+from miles_lite.hooks import (
+    AgentFunction,
+    Environment,
+    EnvironmentFactory,
+    RewardFunction,
+    check_call,
+    load_hook,
+)
 from miles_lite.process.user_code import users_code
 
 PACKAGES: Mapping[str, str] = {"reasoning_gym": "reasoning-gym", "gem": "gem-llm", "ors": "ors-sdk", "zmq": "pyzmq"}
@@ -40,8 +47,8 @@ def _packages(spec: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        if error.name is None:
-            raise
+        if error.name is None:  # a package that says itself what it lacks
+            raise UserError(f"--environment {spec}: {error}") from error
         package = PACKAGES.get(error.name, error.name)
         raise UserError(f"--environment {spec}: needs {package}: pip install {package}") from error
 
@@ -50,4 +57,7 @@ def _complete(spec: str, made: Environment) -> Environment:
     missing = [name for name in ("agent", "reward", "rows") if not hasattr(made, name)]
     if missing:
         raise UserError(f"--environment {spec}: what it made, {made!r:.200}, has no {', '.join(missing)}")
+    check_call(made.agent, AgentFunction.__call__, where=f"--environment {spec}: its agent")
+    if made.reward is not None:
+        check_call(made.reward, RewardFunction.__call__, where=f"--environment {spec}: its reward")
     return made

@@ -19,6 +19,8 @@ from miles_lite.environments.tasks import Tasks
 from miles_lite.process.json_types import JsonMapping
 
 OWN = (SIZE, STEP_TIMEOUT)
+FLAWS = (TypeError, ValueError, LookupError, AssertionError)
+"""What packages raise for a game, or a knob, that they do not have."""
 
 
 class Game(Protocol):

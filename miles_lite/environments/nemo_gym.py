@@ -13,18 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import aiohttp
-import httpx
 
 from miles_lite.environments.environment_args import AT_ONCE, TASKS, TIMEOUT, refuse_others
 from miles_lite.environments.harness import Ended, Model, bounded
+from miles_lite.environments.server_page import PAGE_SECONDS, page, within
 from miles_lite.environments.task_files import task_files
 from miles_lite.environments.tasks import Task, Tasks
-from miles_lite.errors import UserError, user_error
+from miles_lite.errors import UserError
 from miles_lite.hooks import Environment
-from miles_lite.process.json_types import Json, JsonMapping, JsonObject
+from miles_lite.process.json_types import Json, JsonMapping
 
 OWN = (TASKS, TIMEOUT, AT_ONCE)
-HEALTH_SECONDS = 10.0
 POLICY, PARAMS = "policy_base_url", "responses_create_params"
 
 
@@ -41,7 +40,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
 
     async def play(task: Task, model: Model) -> Ended:
         body = {**files.row(task), POLICY: model.base_url, "policy_api_key": model.api_key}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=HEALTH_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=PAGE_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as client, client.post(f"{url}/run", json=body) as answer:
             said = await answer.text(errors="replace")
             if answer.status != 200:
@@ -67,14 +66,12 @@ def _ended(said: Json) -> Ended:
 
 def _check(url: str, flag: str) -> None:
     """Raises UserError unless the server's own description has a /run that takes the policy's address."""
-    with user_error(f"{flag}: no server of NeMo-Gym answers there", httpx.HTTPError, httpx.InvalidURL, ValueError):
-        told: JsonObject = httpx.get(f"{url}/openapi.json", timeout=HEALTH_SECONDS).raise_for_status().json()
-    if "/run" not in told.get("paths", {}):
+    told = page(f"{url}/openapi.json", f"{flag}: no server of NeMo-Gym answers there")
+    if "/run" not in within(told, "paths"):
         raise UserError(f"{flag}: it has no /run: give the URL of an agent server")
-    content = told["paths"]["/run"].get("post", {}).get("requestBody", {}).get("content", {})
-    reference = str(content.get("application/json", {}).get("schema", {}).get("$ref", ""))
-    schema = told.get("components", {}).get("schemas", {}).get(reference.rpartition("/")[2], {})
-    if POLICY not in schema.get("properties", {}):
+    body = within(told, "paths", "/run", "post", "requestBody", "content", "application/json", "schema")
+    name = str(body.get("$ref", "")).rpartition("/")[2]
+    if POLICY not in within(told, "components", "schemas", name, "properties"):
         raise UserError(
             f"{flag}: its /run takes no {POLICY}, so that its model calls would not come to us: take an agent that has "
             "it, as mini_swe_agent_2"

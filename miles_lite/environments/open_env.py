@@ -18,12 +18,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import aiohttp
-import httpx
 
 from miles_lite.environments.environment_args import AT_ONCE, MAX_TURNS, SIZE, STEP_TIMEOUT, Argument, refuse_others
 from miles_lite.environments.episodes import TOTAL, Begun, Room, Step, TextLoop, in_time, room_for, total_of
+from miles_lite.environments.server_page import page
 from miles_lite.environments.tasks import Tasks
-from miles_lite.errors import UserError, user_error
+from miles_lite.errors import UserError
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping
 
@@ -31,7 +31,6 @@ ACTION, CONCURRENCY = Argument("action", str, "message"), replace(AT_ONCE, name=
 OBSERVATION: Argument[str | None] = Argument("observation", str, None)
 RESET: Argument[JsonMapping] = Argument("reset", dict, {})
 OWN = (ACTION, OBSERVATION, RESET, CONCURRENCY, STEP_TIMEOUT, MAX_TURNS, TOTAL, SIZE)
-HEALTH_SECONDS = 10.0
 MAX_MESSAGE = 64 << 20
 
 
@@ -108,8 +107,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     url = argument.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--environment openenv:{argument}: give the server's URL, as openenv:http://127.0.0.1:8000")
-    with user_error(f"--environment openenv:{argument}: no server answers there", httpx.HTTPError, httpx.InvalidURL):
-        httpx.get(f"{url}/health", timeout=HEALTH_SECONDS).raise_for_status()
+    page(f"{url}/health", f"--environment openenv:{argument}: no server of OpenEnv answers there")
     told = ACTION.of(args), OBSERVATION.of(args), RESET.of(args), STEP_TIMEOUT.of(args)
     server, size = Server(url, *told, room_for(CONCURRENCY.of(args))), SIZE.of(args)
     return TextLoop(

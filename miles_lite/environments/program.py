@@ -12,6 +12,7 @@ leaves in reward.txt, a number, or reward.json, `{"reward": 1.0}`, it earned. --
 from __future__ import annotations
 
 import json
+import subprocess
 
 from miles_lite.environments.borrowed import Borrowed, apart
 from miles_lite.environments.environment_args import AT_ONCE, SIZE, TASKS, TIMEOUT, Argument, refuse_others
@@ -19,7 +20,7 @@ from miles_lite.environments.harness import Ended, Model, bounded
 from miles_lite.environments.task_files import task_files
 from miles_lite.environments.tasks import Task, Tasks
 from miles_lite.environments.terminal_work import reward_of
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.sandboxes import pool
@@ -37,6 +38,7 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     refuse_others(args, OWN)
     if not argument.strip():
         raise UserError("--environment program: give its command, as 'program:python3 /home/me/agent.py'")
+    _check(argument)
     files, size, seconds = task_files(args), SIZE.of(args), TIMEOUT.of(args)
     boxes = pool("local", Limits(at_once=PROGRAMS.of(args)))
 
@@ -61,3 +63,13 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
 
     tasks = Tasks(NAME.of(args), files.size if files else lambda split: size, seed)
     return bounded(play, args, tasks=tasks, at_once=PROGRAMS)
+
+
+def _check(command: str) -> None:
+    """Raises UserError for what bash cannot read."""
+    with user_error("--environment program: needs bash", OSError):
+        read = subprocess.run(
+            ["bash", "-n", "-c", command], capture_output=True, text=True, timeout=READ_SECONDS, check=False
+        )
+    if read.returncode:
+        raise UserError(f"--environment program: bash cannot read the command: {' '.join(read.stderr.split())}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from miles_lite.config.spelling import nearest
 from miles_lite.environments import single_turn
 from miles_lite.environments.environment_args import SIZE, Argument, others
 from miles_lite.environments.tasks import Task, Tasks, report
@@ -104,6 +105,11 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> ReasoningGym:
         raise UserError(
             f"--environment reasoning-gym: name one of its {len(DATASETS)} tasks, as reasoning-gym:chain_sum"
         )
+    for name in names:
+        if name not in DATASETS:
+            raise UserError(f"--environment reasoning-gym:{name}: no such task{nearest(name, DATASETS)}")
+    if "seed" in args:
+        raise UserError("--environment-args, seed: the tasks' seed is --rollout-seed")
     made = ReasoningGym(
         names, others(args, OWN), SIZE.of(args), ANSWER.of(args), curriculum=CURRICULUM.of(args), seed=seed
     )

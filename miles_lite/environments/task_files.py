@@ -1,7 +1,7 @@
 """Tasks as rows of JSONL, as the harnesses that play them read them.
 
 A file is the split `train`; of a folder, `SPLIT.jsonl` is the split. Invariant: what is no row is a UserError that
-names its file and line.
+names its file and row, of the first CHECKED and the last, which may be half written, before anything starts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ def task_files(args: JsonMapping) -> TaskFiles | None:
     return None if given is None else TaskFiles(Path(given).expanduser().absolute())
 
 
+CHECKED = 1000
+
+
 @dataclass(frozen=True)
 class TaskFiles:
     """`path`: a file, or a folder."""
@@ -31,7 +34,7 @@ class TaskFiles:
     path: Path
 
     def size(self, split: str) -> int:
-        """Raises UserError where there is no such split, or nothing in it."""
+        """Raises UserError where there is no such split, nothing in it, or what is no row."""
         file = self._file(split)
         if (split != TRAIN and file == self.path) or not file.is_file():
             raise UserError(
@@ -39,13 +42,19 @@ class TaskFiles:
             )
         if not _lines(file):
             raise UserError(f"--environment-args, tasks: {file} is empty")
-        return len(_lines(file))
+        size = len(_lines(file))
+        for place in {*range(min(size, CHECKED)), size - 1}:
+            self._row(split, place)
+        return size
 
     def row(self, task: Task) -> JsonObject:
-        file = self._file(task.split)
-        where = f"{file}, row {task.place + 1}"
+        return self._row(task.split, task.place)
+
+    def _row(self, split: str, place: int) -> JsonObject:
+        file = self._file(split)
+        where = f"{file}, row {place + 1}"
         with user_error(f"{where}: no JSON", ValueError):
-            told = json.loads(_lines(file)[task.place])
+            told = json.loads(_lines(file)[place])
         if not isinstance(told, dict):
             raise UserError(f"{where}: expected an object, found {type(told).__name__}")
         return told

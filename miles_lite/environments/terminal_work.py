@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -81,17 +82,20 @@ class Work:
     def _judge(self) -> float:
         task = self._task
         assert self._sandbox is not None
-        self._ran(f"rm -rf {BROUGHT}", "no room for its tests")
+        brought = f"{BROUGHT}-{secrets.token_hex(16)}"  # a name that the model has put nothing under
         tests = task.folder / "tests"
         if tests.is_dir():
-            self._sandbox.unpack(packed(task.folder, PurePosixPath("tests"), name=BROUGHT))
-        put(self._sandbox, {f"{BROUGHT}/{task.script.name}": task.script.read_bytes()})
-        self._ran(
-            f"rm -rf /tests /logs/verifier; mkdir -p /logs/verifier && mv {BROUGHT} /tests", "no room for its tests"
+            self._sandbox.unpack(packed(task.folder, PurePosixPath("tests"), name=brought))
+        put(self._sandbox, {f"{brought}/{task.script.name}": task.script.read_bytes()})
+        script = (
+            "rm -rf /tests /logs/verifier\n"
+            f"mkdir -p /logs/verifier && mv {brought} /tests || {{ echo {brought} >&2; exit 1; }}\n"
         )
         given = {"TEST_DIR": "/tests", **task.environment}
-        script = "".join(f"export {name}={quoted(value)}\n" for name, value in given.items())
+        script += "".join(f"export {name}={quoted(value)}\n" for name, value in given.items())
         ended = self._sandbox.run(f"{script}bash /tests/{task.script.name}", seconds=task.seconds)
+        if ended.stderr.endswith(f"{brought}\n"):
+            raise RuntimeError(f"{task.folder}: no room for its tests: {ended.stderr[-500:]}")
         if task.script.parent == task.folder:
             return float(ended.exit_code == 0)
         logs = "/logs/verifier"

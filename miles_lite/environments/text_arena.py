@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from miles_lite.environments.environment_args import MAX_TURNS, others
-from miles_lite.environments.episodes import TOTALS, Step
-from miles_lite.environments.games import OWN, played
+from miles_lite.environments.environment_args import MAX_TURNS, STEP_TIMEOUT, others
+from miles_lite.environments.episodes import TOTALS, Step, answered
+from miles_lite.environments.games import FLAWS, OWN, played
+from miles_lite.environments.global_random import GlobalRandom
 from miles_lite.errors import user_error
 from miles_lite.hooks import Environment
 from miles_lite.process.json_types import JsonMapping
@@ -43,9 +44,9 @@ class ArenaGame:
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     """See `hooks.EnvironmentFactory`."""
-    import textarena
+    import textarena  # noqa: F401
 
     knobs = others(args, (*OWN, MAX_TURNS))
-    with user_error(f"--environment textarena:{argument}", TypeError, ValueError, LookupError):
-        textarena.make(argument, **knobs)
+    with user_error(f"--environment textarena:{argument}", *FLAWS, TimeoutError):
+        answered(GlobalRandom(0, STEP_TIMEOUT.of(args)).run(ArenaGame(argument, knobs, 0).begin))
     return played(lambda of: ArenaGame(argument, knobs, of), args, label=argument, total=TOTALS["sum"], seed=seed)

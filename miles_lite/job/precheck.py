@@ -26,7 +26,7 @@ from miles_lite.rollout import resume
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompt_lengths import load_tito, prompt_limit, token_counter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, head, load_held_out, load_prompts
-from miles_lite.rollout.rewards import check_packages
+from miles_lite.rollout.rewards import check_packages, check_row
 from miles_lite.rollout.rewards.weighted import row_rules
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
@@ -64,15 +64,15 @@ def check_inputs(config: Config, *, trains: bool = True) -> None:
     for source, _ in mixed(config.data.prompt_data):
         prompts = load_prompts(source, config.data)
         check_teachers(head(prompts), config.algorithm)
+        check_prompts(prompts, config.rewards, source=source)
         check_row_rewards(head(prompts), config, source=source)
-        check_prompts(prompts, source=source)
         if config.data.overlong_prompts == "error":
             check_lengths(head(prompts), count, limit=limit, source=source)
     if trains:
         check_resumed(config)
     for name, source in config.evaluation.datasets.items():
         prompts = load_held_out(source, config, name)
-        check_prompts(prompts, source=source)
+        check_prompts(prompts, config.rewards, source=source)
         check_lengths(head(prompts), count, limit=limit, source=source)
 
 
@@ -84,9 +84,9 @@ def check_resumed(config: Config) -> None:
         resume.check(options.load, iteration, config.data)
 
 
-def check_prompts(prompts: Sequence[Prompt], *, source: str) -> None:
+def check_prompts(prompts: Sequence[Prompt], rewards: Rewards, *, source: str) -> None:
     """Refuse prompts that nobody could answer or judge. Raises UserError naming the first one's line."""
-    check_row_rules(head(prompts), source=source)
+    check_row_rules(head(prompts), rewards, source=source)
     check_messages(head(prompts), source=source)
 
 
@@ -101,18 +101,26 @@ def check_messages(prompts: Iterable[Prompt], *, source: str) -> None:
 
 
 def check_rewards(options: Rewards) -> None:
-    """Refuse rules whose package is missing, and a judge's question that cannot be read. Raises UserError."""
+    """Refuse rules whose package is missing, and a judge's question that cannot be read or does not show what is
+    judged. Raises UserError."""
     check_packages(each.rule for each in options.rules)
     if options.rm_judge_prompt is not None:
         with user_error(f"--rm-judge-prompt {options.rm_judge_prompt}: cannot be read", OSError, UnicodeDecodeError):
-            Path(options.rm_judge_prompt).read_text(encoding="utf-8")
+            question = Path(options.rm_judge_prompt).read_text(encoding="utf-8")
+        if "{response}" not in question:
+            raise UserError(f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{response}} in it, which is judged")
 
 
-def check_row_rules(prompts: Iterable[Prompt], *, source: str) -> None:
-    """Refuse rows that name a reward which is not known or not installed. Raises UserError naming the line."""
+def check_row_rules(prompts: Iterable[Prompt], rewards: Rewards, *, source: str) -> None:
+    """Refuse rows that name a reward which is not known or not installed, or without what theirs judges by. Raises
+    UserError naming the line."""
+    default = () if rewards.custom_rm_path or rewards.judges_groups else rewards.rules
     for prompt in prompts:
         with user_error(f"{source}, line {prompt.row}", UserError):
-            check_packages(each.rule for each in row_rules(prompt.metadata, ()))
+            rules = row_rules(prompt.metadata, default)
+            check_packages(each.rule for each in rules)
+            for each in rules:
+                check_row(each.rule, label=prompt.label, metadata=prompt.metadata)
 
 
 def check_row_rewards(prompts: Iterable[Prompt], config: Config, *, source: str) -> None:

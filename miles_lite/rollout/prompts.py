@@ -61,14 +61,16 @@ class Prompt:
 
 
 class Prompts(ByPlace[Prompt]):
-    """The prompts of a source, read when they are asked for; the first CHECKED were read, and `digest` is theirs.
-    Raises UserError with the file and the row's number."""
+    """The prompts of a source, read when they are asked for; the first CHECKED were read, and `digest` is theirs, and
+    the last, which may be half written. Raises UserError with the file and the row's number."""
 
     def __init__(self, source: str, options: Data) -> None:
         self._rows: Rows
         self._rows, self._places = open_rows(source, environment_rows(options))
         self._options = replace(options, **ENVIRONMENT_KEYS) if is_source(source) else options
         self.digest = "" if self.made else digest(head(self))
+        if not self.made and len(self) > CHECKED:
+            self.at(len(self) - 1)
 
     @property
     def made(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -49,8 +52,13 @@ ray job submit -- python3 train.py \
    --colocate --update-weight-transfer-mode broadcast \
    --multimodal-keys '{"image": "images"}' --no-such-flag 3 \
    ${MODEL_ARGS[@]} \
-   ${CKPT_ARGS[@]}
+   ${CKPT_ARGS[@]} ${ROLLOUT_ARGS[@]} ${WANDB_ARGS[@]}
 """
+
+
+def lines_of(launcher: str) -> list[str]:
+    """Each of its words that are flags, with its values."""
+    return [line.removesuffix(" \\").strip() for line in launcher.splitlines()]
 
 
 def test_no_flag_of_the_table_is_declared_but_for_some_of_its_values() -> None:
@@ -93,16 +101,16 @@ def test_a_shell_launcher_becomes_one_of_ours(tmp_path: Path, capsys: pytest.Cap
     assert main(["migrate", str(file), "--json", str(tmp_path / "out.json")]) == 0
     said = capsys.readouterr()
     assert "NUM_GPUS=4\n" in said.out
-    assert "  --save-debug-rollout-data '/root/dump it/rollout_data/{rollout_id}.pt'\n" in said.out
-    assert '  --actor-num-gpus-per-node "${NUM_GPUS}"\n' in said.out
+    assert "--save-debug-rollout-data '/root/dump it/rollout_data/{rollout_id}.pt'" in lines_of(said.out)
+    assert "--actor-num-gpus-per-node ${NUM_GPUS}" in lines_of(said.out)
     assert "--load" not in said.out
     assert "mapped: --train-backend: left out: Hugging Face models are trained by FSDP2" in said.err
     assert "by hand: line 25: --multimodal-keys: refused: " in said.err
     assert "by hand: line 25: --no-such-flag: not known: " in said.err
     told = json.loads((tmp_path / "out.json").read_text())[str(file)]
     assert (told["unknown"], list(told["refused"])) == (["--no-such-flag"], ["--multimodal-keys"])
-    ours = shlex.split(said.out.partition("CKPT_ARGS=(")[2].replace("${NUM_GPUS}", "4").partition("exec")[0])
-    config, leftovers = parse([word for word in ours if word not in ("(", ")") and not word.endswith("_ARGS=(")])
+    flags = [line for line in lines_of(said.out.replace("${NUM_GPUS}", "4")) if line.startswith("--")]
+    config, leftovers = parse(shlex.split(" ".join(flags)))
     assert (config.topology.world_size, config.rewards.rm_type, leftovers.replaced) == (4, ("deepscaler",), ())
 
 
@@ -111,14 +119,13 @@ def test_an_asynchronous_launcher_stays_one(tmp_path: Path, capsys: pytest.Captu
         file = tmp_path / f"{name}.sh"
         file.write_text(LAUNCHER.replace("train.py", f"{name}.py"))
         assert main(["migrate", str(file)]) == 0
-        assert f"\nexec miles-lite {command} " in capsys.readouterr().out
+        assert f"exec miles-lite {command}" in lines_of(capsys.readouterr().out)
 
 
 def test_a_python_launcher_is_read_without_being_run() -> None:
     text = 'raise SystemExit\nargs = f"--lr {x} --hf-checkpoint {base}/m " "--colocate "\nargs += "--rm-type f1 "\n'
-    (found,) = python_launcher(text).arrays.values()
-    flags = [(each.flag, *each.values) for each in found]
-    assert flags == [("--lr", "$x"), ("--hf-checkpoint", "$x/m"), ("--colocate",), ("--rm-type", "f1")]
+    found = list(python_launcher(text).flags())
+    assert [each.source for each in found] == ['--lr "$x"', '--hf-checkpoint "$x/m"', "--colocate", "--rm-type f1"]
     assert [each.line for each in found] == [2, 2, 2, 3]
 
 
@@ -138,10 +145,13 @@ def test_placeholders_count_as_any_value_and_others_are_checked() -> None:
         ([], "give a LAUNCHER, or --flags FILE"),
         (["nowhere.sh"], "LAUNCHER nowhere.sh: cannot be read: No such file"),
         ([str(SURFACE)], "no flags of a train.py in it"),
+        (["{folder}/half.py"], "LAUNCHER .*/half.py: no Python: "),
         (["--flags", __file__], "--flags .*: cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_said(argv: list[str], message: str) -> None:
+def test_what_cannot_be_read_is_said(argv: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text("args = '--lr 1")
+    argv = [each.format(folder=tmp_path) for each in argv]
     with pytest.raises(UserError, match=message):
         migrate(argv)
 
@@ -182,20 +192,20 @@ def test_what_a_shell_can_do_loses_no_flag(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     subprocess.run(["bash", "-n"], input=said.out, text=True, check=True)
     for line in (
-        "--hf-checkpoint /a/b",
-        '--load "$(find --newest "q")"',
-        '--save "/out/${NAME}"',
-        "--lr 1e-06",
+        '--hf-checkpoint "/a/b"',
+        '--load="$(find --newest "q")"',
+        "--save /out/${NAME}",
+        "--lr 1e-6",
         "--rollout-batch-size 32",
         "--n-samples-per-prompt 8",
         "--colocate",
         "--wandb-group '$literal'",
         """--apply-chat-template-kwargs '{"a": "'$NAME'"}'""",
     ):
-        assert f"\n  {line.replace('1e-06', '1e-6')}\n" in said.out
+        assert line in lines_of(said.out)
     assert '\nNAME="${RUN:-run}-$(date +%s)"\n' in said.out
     for line in (
-        "5: --only-if-x $X: only under `[[ -n $X ]]`",
+        '5: --only-if-x "$X": only under `[[ -n $X ]]`',
         '8: --if-branch 1: only under `if [ "$A" = 1 ]; then PERF=(--if-branch 1)`',
         '10: --else-branch 2: only under `if [ "$A" = 1 ]; then PERF=(--if-branch 1)`',
         "12: --in-loop $f: only under `for f in a b; do CKPT+=(--in-loop $f); done`",
@@ -247,13 +257,17 @@ run() {
 @pytest.mark.parametrize(
     ("text", "ours", "told"),
     [
-        (NOT_KNOWN, '  --lr "${LR:-1e-6}"\n', ['3: more=("$@"): of who calls it', "4: $1: of who"]),
+        (NOT_KNOWN, "--lr ${LR:-1e-6}", ['3: more=("$@"): of who calls it', '4: "$1": of who']),
         (NOT_KNOWN, "", ["4: $OUT: is not set in this file", "4: $NAME: is not set in this file"]),
         ("python train.py ${EXTRA} --lr 1 ${MORE[@]:-}", "--lr 1", ["1: ${EXTRA}: what it holds is not known"]),
-        ("for lr in 1 2; do python train.py --lr $lr; done", '--lr "$lr"', ["1: train.py: only under `for lr in"]),
+        ("for lr in 1 2; do python train.py --lr $lr; done", "--lr $lr", ["1: train.py: only under `for lr in"]),
         ("if x; then python train.py --lr 1; fi", "--lr 1", ["1: train.py: only under `if x; then"]),
         ("A=(--lr 1)\nA[3]=--save\npython train.py ${A[@]}", "--lr 1", ["2: --save: in no command of train.py"]),
         ("python train.py --prompt-data <(zcat x.gz) --lr 1", "--prompt-data <(zcat x.gz)", []),
+        ("python train.py --prompt-data=<(zcat x.gz) --lr 1", "--prompt-data=<(zcat x.gz)", []),
+        ("V='a b'; python train.py --dump-details \"$V\"/x", '--trajectory-dir "$V"/x/trajectory', []),
+        ("OLD_ARGS=(--lr 1)\npython train.py --lr 2", "--lr 2", ["1: --lr: in no command of train.py"]),
+        ("python train.py extra --lr 2", "--lr 2", ["1: extra: stands behind no flag"]),
         ("ARGS=(\n --lr 1\npython train.py ${ARGS[@]}", "", ["3: a missing ): cannot be read as shell"]),
     ],
 )
@@ -300,12 +314,112 @@ def test_no_flag_of_a_shell_launcher_is_lost(rows: list[tuple[str, str, str]], w
     rows = [(place, flag, value if "{}" in place and "#" not in value else "") for place, flag, value in rows]
     text = "python train.py --lr 1\n" + "".join(f"{place.format(f'{flag} {value}')}\n" for place, flag, value in rows)
     launcher = shell_launcher(text.replace("\n", "\r\n") if windows else text)
-    told = {each.flag: each.line for flags in launcher.arrays.values() for each in flags}
+    told = {each.flag: each.line for each in launcher.flags()}
     words = {word: line for line, what in launcher.by_hand for word in re.findall(r"--[a-z-]+", what)} | told
     lines = text.splitlines()
     for _, flag, _ in rows:
         assert flag in words
         assert flag in lines[words[flag] - 1]
+
+
+STUB = r"""#!/bin/bash
+shift
+for word; do
+  case $word in
+    /dev/fd/*) printf '%s' "<$(cat "/dev/fd/${word#/dev/fd/}" 2> /dev/null)>" ;;
+    *) printf '%s' "$word" ;;
+  esac
+  printf '\0'
+done
+"""
+"""Says what it was called with, of a pipe what comes out of it."""
+PRELUDE = r"""
+V='two  words'
+EMPTY=
+L=(one "two three" '*')
+"""
+PIECES = st.sampled_from(
+    r"""
+a.b/c
+'q  w'
+"d $V"
+a\ b
+${V}
+"${V}"
+${EMPTY}
+""
+$(printf 'x y')
+"$(cat <<< "h $V")"
+$(cat <<< 'i j')
+`printf k`
+$((1+2))
+${UNSET:-y}
+"${L[@]}"
+${L[1]}
+${#L[@]}
+$'a\tb'
+{l,m}
+*
+~
+[v]
+"\$n"
+\$t
+"\"o\""
+'{"p": "$q"}'
+"a=b"
+r=s
+'-u'
+""".strip().splitlines()
+)
+SHELL_WORDS = st.lists(PIECES, min_size=1, max_size=3).map("".join)
+PIPES = st.sampled_from(["<(printf z)", '<(cat <<< "$V")'])
+SHELL_FLAGS = st.builds(
+    lambda name, equals, words: f"--sglang-{name}{'=' if equals and words else ' '}{' '.join(words)}",
+    st.sampled_from("abc"),
+    st.booleans(),
+    st.lists(SHELL_WORDS, max_size=2),
+)
+PIPED_FLAGS = st.builds("--sglang-{}{}{}".format, st.sampled_from("abc"), st.sampled_from(["=", " "]), PIPES)
+INLINE = st.one_of(SHELL_FLAGS, PIPED_FLAGS, st.sampled_from(['<<< "$V"', '"${A[@]}"', '"${B[@]}"', "$T", "2> log"]))
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to run in, whose `python` and `miles-lite` say what they are called with."""
+    folder = tmp_path_factory.mktemp("stubs")
+    for name in ("python", "miles-lite"):
+        (folder / name).write_text(STUB)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def called_with(script: str, stubs: Path) -> list[str]:
+    (stubs / "run.sh").write_text(script)
+    variables = {"PATH": f"{stubs}:{os.environ['PATH']}", "HOME": str(stubs)}
+    (stubs / "log").write_text("")
+    done = subprocess.run(["bash", "run.sh"], cwd=stubs, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, (done.stderr, script)
+    return f"{done.stdout}{(stubs / 'log').read_text()}".split("\0")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    array=st.lists(SHELL_FLAGS, min_size=1, max_size=2),
+    more=st.lists(SHELL_FLAGS, min_size=1, max_size=2),
+    behind=st.lists(INLINE, min_size=1, max_size=5, unique=True),
+    blank=st.sampled_from([" ", "\t", " \\\n   ", "   \\\n"]),
+    ends=st.sampled_from(["", " > log 2>&1", " 2>&1 | cat", " && true", "; true", " # done", " || exit 1"]),
+)
+def test_a_translated_launcher_passes_what_the_launcher_did(
+    array: list[str], more: list[str], behind: list[str], blank: str, ends: str, stubs: Path
+) -> None:
+    theirs = f"{PRELUDE}A=({' '.join(array)})\nV='another time'\nB=(\n  " + "\n  ".join(more) + "\n)\n"
+    theirs += 'T="--sglang-t $V \\\n  --sglang-u x"\npython train.py --sglang-z ' + blank.join(behind) + ends + "\n"
+    (stubs / "theirs.sh").write_text(theirs)
+    ours = io.StringIO()
+    with contextlib.redirect_stdout(ours), contextlib.redirect_stderr(io.StringIO()):
+        assert main(["migrate", str(stubs / "theirs.sh")]) == 0
+    assert called_with(ours.getvalue(), stubs) == called_with(theirs, stubs), ours.getvalue()
 
 
 PYTHON = '''
@@ -332,10 +446,10 @@ def test_no_flag_of_a_python_launcher_is_lost(tmp_path: Path, capsys: pytest.Cap
     assert main(["migrate", str(file)]) == 0
     said = capsys.readouterr()
     subprocess.run(["bash", "-n"], input=said.out, text=True, check=True)
-    for line in ("--lr 1e-6", '--save "$x"', "--colocate", "--rm-type f1", "--rollout-batch-size 8"):
-        assert f"  {line}\n" in said.out
-    assert '--n-samples-per-prompt "$x"\n  --num-rollout 3\n' in said.out
+    for line in ("--lr 1e-6", '--save="$x"', "--colocate", "--rm-type f1", "--rollout-batch-size 8", "--num-rollout 3"):
+        assert line in lines_of(said.out)
     for line in (
+        '12: --n-samples-per-prompt "$x": $x stands for an expression',
         "4: --address: ",
         "6: --if-fast 3: under the condition of line 5",
         "7: --own-flag: a flag of the launcher's own",

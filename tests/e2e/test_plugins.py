@@ -117,8 +117,8 @@ MISC_ARGS=(
 ray job submit --address="http://127.0.0.1:8265" -- python3 train.py --actor-num-nodes 1 \\
    --actor-num-gpus-per-node 8 \\
    --colocate \\
-   ${MODEL_ARGS[@]} \\
-   ${CKPT_ARGS[@]}
+   ${MODEL_ARGS[@]} ${CKPT_ARGS[@]} ${ROLLOUT_ARGS[@]} ${PERF_ARGS[@]} \\
+   ${GRPO_ARGS[@]} ${OPTIMIZER_ARGS[@]} ${SGLANG_ARGS[@]} ${MISC_ARGS[@]}
 """
 SIZES = {
     "--num-rollout 3000": "--num-rollout 1",

@@ -50,11 +50,17 @@ def test_a_game_of_gem_is_won_by_who_halves(tiny_model: Path) -> None:
         open_source(given("gem:game:Guess").data)
     with pytest.raises(UserError, match="gem:game:Sudoku-v0-easy: "):
         open_source(given("gem:game:Sudoku-v0-easy", {"scale": {}}).data)
+    with pytest.raises(
+        UserError, match="Number-v0-easy: the game reads no 'max_numbers'; it reads min_number, max_number"
+    ):
+        open_source(given("gem:game:GuessTheNumber-v0-easy", {"max_numbers": 9, "max_turns": 3}).data)
 
 
 def test_a_game_of_textarena_is_won_by_who_halves(tiny_model: Path) -> None:
     pytest.importorskip("textarena", reason="make setup-environments")
     config = given("textarena:GuessTheNumber-v0")
+    with pytest.raises(UserError, match="textarena:TicTacToe-v0: The number of players has to be 2"):
+        open_source(given("textarena:TicTacToe-v0").data)
     (won,) = play(tiny_model, config, halving("[{}]"))
     assert won.reward == 1.0
     assert won.metadata["environment"]["numbers"] == {"finished": 1.0}

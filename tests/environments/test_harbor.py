@@ -88,6 +88,8 @@ def test_what_a_model_does_badly_is_answered_and_a_judge_without_a_verdict_is_a_
     assert (rollout.reward, rollout.failure) == (0.0, None)
     assert "there is one tool, bash" in asked[1]
     assert "timed out after 1 s" in asked[2]
+    (crowded,) = play(tiny_model, config, working("rm -rf /logs; touch /logs"))
+    assert "no room for its tests" in broken(crowded)
     silent = given(f"harbor:{harbor(tmp_path / 'b', test='echo lost >&2; exit 3')}", BWRAP)
     (failed,) = play(tiny_model, silent, working())
     assert failed.reward is None

@@ -77,7 +77,9 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
     told, port = {"do": ""}, free_port()
 
     async def health(request: web.Request) -> web.Response:
-        return web.json_response({}, status=500 if told["do"] == "it is ill" else 200)
+        return web.json_response(
+            [] if told["do"] == "it is another" else {}, status=500 if told["do"] == "it is ill" else 200
+        )
 
     async def socket(request: web.Request) -> Socket:
         if told["do"] == "it shakes no hands":
@@ -100,9 +102,18 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
     do(runner.setup())
     do(web.TCPSite(runner, "127.0.0.1", port).start())
     yield f"http://127.0.0.1:{port}", told
-    do(runner.cleanup())
+
+    async def end() -> None:
+        await runner.cleanup()
+        hanging = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+    do(end())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
+    loop.close()
 
 
 @pytest.mark.parametrize("does", ANSWERS)
@@ -116,21 +127,28 @@ def test_it_costs_its_rollout(does: str, server: tuple[str, dict[str, str]], tin
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "does", "said"),
     [
-        ("openenv:{url}", "no server answers there"),
-        ("openenv:http://[::1", "no server answers there"),
-        ("ors:{url}/game", "no answer of an ORS server"),
-        ("ors:http://127.0.0.1:99999/game", "no answer of an ORS server"),
+        ("openenv:{url}", "it is ill", "no server of OpenEnv answers there: .*500"),
+        (
+            "openenv:{url}",
+            "it is another",
+            r"no server of OpenEnv answers there: .*/health says \[\], which is no object",
+        ),
+        ("openenv:http://[::1", "", "no server of OpenEnv answers there"),
+        ("nemo-gym:{url}", "", "no server of NeMo-Gym answers there: .*404"),
+        ("ors:{url}/game", "", "no answer of an ORS server"),
+        ("ors:http://127.0.0.1:99999/game", "", "no answer of an ORS server"),
     ],
 )
 def test_one_that_is_none_is_said_before_anything_starts(
-    spec: str, said: str, server: tuple[str, dict[str, str]], tiny_model: Path, tmp_path: Path
+    spec: str, does: str, said: str, server: tuple[str, dict[str, str]], tiny_model: Path, tmp_path: Path
 ) -> None:
     if spec.startswith("ors"):
         pytest.importorskip("ors", reason="make setup-environments")
     url, told = server
-    told["do"] = "it is ill"
-    config = given(spec.format(url=url), None, "--hf-checkpoint", str(tiny_model), "--run-dir", str(tmp_path))
+    told["do"] = does
+    args = {"tasks": __file__} if spec.startswith("nemo") else None
+    config = given(spec.format(url=url), args, "--hf-checkpoint", str(tiny_model), "--run-dir", str(tmp_path))
     with pytest.raises(UserError, match=said):
         check_inputs(config)

@@ -88,11 +88,11 @@ def test_what_is_wrong_is_said_before_anything_starts(spec: str, args: dict[str,
     [
         ({"/verify": {}}, "it has no /run"),
         ({"/run": {"post": {"requestBody": {}}}}, "its /run takes no policy_base_url"),
+        ({"/run": {"post": [1]}}, "its /run takes no policy_base_url"),
+        ([1], "it has no /run"),
     ],
 )
-def test_a_server_that_would_not_ask_us_is_refused(
-    paths: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_would_not_ask_us_is_refused(paths: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As simple_agent, which plays with the model of its own config."""
     import httpx
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from miles_lite.environments.harness import Ended, Model
+from miles_lite.environments.task_files import TaskFiles
+from miles_lite.environments.tasks import Task
 from miles_lite.errors import UserError, Where
 from miles_lite.rollout.metrics import rollout_metrics
 from miles_lite.rollout.prompts import open_source
@@ -113,6 +115,14 @@ def test_a_reward_without_a_word_to_the_model_trains_nothing(tiny_model: Path) -
         ("program:true", {"sise": 1}, None, "no 'sise'"),
         ("program:true", {"tasks": "none.jsonl"}, None, "no split train: there is no train.jsonl in it"),
         ("program:true", {"tasks": "tasks.jsonl"}, "", "tasks.jsonl is empty"),
+        (
+            "program:true",
+            {"tasks": "tasks.jsonl"},
+            '{"a": 1}\n[2]\n',
+            "tasks.jsonl, row 2: expected an object, found list",
+        ),
+        ("program:true", {"tasks": "tasks.jsonl"}, '{"a": 1}\n' * 2000 + '{"a"', "tasks.jsonl, row 2001: no JSON"),
+        ("program:echo 'x", {}, None, "bash cannot read the command: "),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_starts(
@@ -125,8 +135,8 @@ def test_what_is_wrong_is_said_before_anything_starts(
         open_source(given(spec, told).data)
 
 
-def test_splits_are_files_and_a_row_that_is_none_is_named(tmp_path: Path, tiny_model: Path) -> None:
-    for split, text in (("train", '{"a": 1}\n[2]\n{"a"\n'), ("test", '{"a": 1}\n')):
+def test_splits_are_files_and_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+    for split, text in (("train", '{"a": 1}\n' * 3), ("test", '{"a": 1}\n')):
         (tmp_path / f"{split}.jsonl").write_text(text)
     command = "program:grep -q '\"a\": 1' task.json && echo 1 > reward.txt"
     config = given(command, {"tasks": str(tmp_path)})
@@ -134,11 +144,11 @@ def test_splits_are_files_and_a_row_that_is_none_is_named(tmp_path: Path, tiny_m
     assert [len(open_source(each.data)) for each in (config, held_out)] == [3, 1]
     with pytest.raises(UserError, match="no split dev"):
         open_source(given(command, {"tasks": str(tmp_path)}, "--prompt-data", "environment:dev").data)
-    wrong = play(tiny_model, config, lambda turn, text: "x", tasks=3)[1:]
-    assert [each.failure and each.failure.why.partition("/train.jsonl, ")[2] for each in wrong] == [
-        "row 2: expected an object, found list",
-        "row 3: no JSON: Expecting ':' delimiter: line 1 column 5 (char 4)",
-    ]
+    (tmp_path / "more.jsonl").write_text('{"a": 1}\n' * 1000 + '{"a"\n{"a": 1}\n')
+    lines = TaskFiles(tmp_path)
+    assert lines.size("more") == 1002  # the first 1,000 and the last are looked at; the others when they are played
+    with pytest.raises(UserError, match=r"more\.jsonl, row 1001: no JSON: Expecting ':' delimiter"):
+        lines.row(Task("program", "more", 1000, 0))
 
 
 def test_a_program_has_every_providers_address() -> None:

@@ -56,7 +56,8 @@ def test_a_curriculum_goes_up_with_the_prompts_that_are_dealt() -> None:
     ("spec", "args", "message"),
     [
         ("reasoning-gym", {}, r"name one of its \d+ tasks, as reasoning-gym:chain_sum"),
-        ("reasoning-gym:chain_sun", {}, "reasoning-gym:chain_sun: Dataset 'chain_sun' not registered"),
+        ("reasoning-gym:chain_sun", {}, "reasoning-gym:chain_sun: no such task: did you mean chain_sum\\?"),
+        ("reasoning-gym:chain_sum", {"seed": 3}, "the tasks' seed is --rollout-seed"),
         ("reasoning-gym:chain_sum", {"terms": 3}, "unexpected keyword argument 'terms'"),
         ("reasoning-gym:chain_sum", {"min_terms": 9, "max_terms": 2}, "max_terms must be >= min_terms"),
         ("reasoning-gym:chain_sum", {"answer": "box"}, "answer: 'box' is none of tag, text"),

@@ -95,7 +95,7 @@ def test_an_environment_of_ones_own_deals_prompts_as_a_file_does_and_goes_on_whe
         (["--environment", "gem:x", "--environment-args", "no.yaml"], "--environment-args no.yaml: cannot be read"),
         (["--environment", "openenv:x", "--environment-args", "{acton: a}"], "no 'acton'; there are action, "),
         (["--environment", "openenv:x"], "openenv:x: give the server's URL"),
-        (["--environment", "openenv:http://127.0.0.1:9"], "no server answers there: "),
+        (["--environment", "openenv:http://127.0.0.1:9"], "no server of OpenEnv answers there: "),
         (["--environment", "no/such/file.py:make"], "--environment: no such file: "),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import bz2
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def config(model: Path, folder: Path, *flags: str) -> Config:
         (["--session-sample-postprocessor-path", "absent.py:last"], "--session-sample-postprocessor-path: no such"),
         (["--dynamic-sampling-filter-path", "absent.py:keep"], "--dynamic-sampling-filter-path: no such file"),
         (["--custom-rm-path", "absent.py:reward"], "--custom-rm-path: no such file"),
+        (["--rm-type", "llm_judge", "--rm-judge-prompt", __file__ + "x"], "--rm-judge-prompt .*cannot be read"),
+        (["--rm-type", "llm_judge", "--rm-judge-prompt", os.devnull], r"--rm-judge-prompt .*has no {response} in it"),
         (["--eval-prompt-data", "held", "absent.jsonl"], "no such file.*absent.jsonl"),
         (["--rollout-max-prompt-len", "2"], "line 1: the prompt has"),
         (["--rollout-max-context-len", "3"], "line 1: the prompt has"),
@@ -100,6 +103,43 @@ def test_a_row_whose_rule_the_estimator_cannot_take_is_named(tiny_model: Path, t
     with pytest.raises(UserError, match=r"line 2: the rm_type of its metadata gives rewards below 0.*maxrl takes none"):
         check_inputs(config(tiny_model, tmp_path, *flags, "maxrl"))
     check_inputs(config(tiny_model, tmp_path, *flags, "rloo"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "message"),
+    [
+        (
+            "",
+            {"metadata": {"rm_type": 5}},
+            "metadata rm_type: expected a name, or a list of NAME and NAME=WEIGHT, found 5",
+        ),
+        ("", {"metadata": {"rm_type": [5]}}, r"metadata rm_type: expected a name.*found \[5\]"),
+        ("", {"metadata": {"rm_type": "f2"}}, "metadata rm_type: invalid choice: 'f2': did you mean f1"),
+        ("--rm-type code", {"metadata": {}}, "--rm-type code: code needs tests"),
+        (
+            "--rm-type code",
+            {"metadata": {"tests": {"inputs": ["1"], "outputs": []}}},
+            "--rm-type code: code needs tests",
+        ),
+        ("--rm-type ifeval", {"metadata": {}}, "--rm-type ifeval: the row's metadata needs instruction_id_list"),
+        (
+            "--rm-type ifeval",
+            {"metadata": {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{}]}},
+            "--rm-type ifeval: the kwargs of an instruction lack 'num_words'",
+        ),
+        ("--rm-type contains --label-key label", {"label": ""}, "--rm-type contains: the row's label is empty"),
+    ],
+)
+def test_a_row_by_which_its_reward_cannot_judge_is_named(
+    flags: str, row: dict[str, object], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    good = {"input": "a", "label": "1", "metadata": {"rm_type": "exact_match"}}
+    rows.write_text(f"{json.dumps(good)}\n{json.dumps({'input': 'a', **row})}\n")
+    given = config(tiny_model, tmp_path, "--prompt-data", str(rows), *flags.split())
+    with pytest.raises(UserError, match=f"{rows}, line 2: {message}"):
+        check_inputs(given)
+    check_inputs(config(tiny_model, tmp_path, "--prompt-data", f"{rows}@[:1]", *flags.split()))
 
 
 def test_a_model_that_the_trainer_cannot_take_is_rolled_out_alone(tiny_model: Path, tmp_path: Path) -> None:

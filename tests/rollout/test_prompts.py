@@ -62,7 +62,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, message: str)
 def test_a_missing_file_an_empty_file_and_a_missing_label_are_clear(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_prompts(str(tmp_path / "none.jsonl"), options())
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is a folder without prompts"):
         load_prompts(str(tmp_path), options())
     with pytest.raises(UserError, match="holds no prompts"):
         load_prompts(write(tmp_path, ""), options())

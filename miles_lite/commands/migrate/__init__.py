@@ -7,13 +7,16 @@ printed, or told of, with its line where a hand is needed.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from miles_lite.commands.migrate.field_launcher import NAME, Launcher, Literal, Source
+from miles_lite.commands.migrate.field_launcher import NAME, Found, Launcher
 from miles_lite.commands.migrate.python_script import python_launcher
 from miles_lite.commands.migrate.shell_script import shell_launcher
 from miles_lite.config.flags import parser_of, take
@@ -46,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
         for name in options.launcher:
             with user_error(f"LAUNCHER {name}: cannot be read", OSError, UnicodeDecodeError):
                 text = Path(name).expanduser().read_text(encoding="utf-8")
-            launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
-            if not any(launcher.arrays.values()):
+            with user_error(f"LAUNCHER {name}", UserError):
+                launcher = python_launcher(text) if name.endswith(".py") else shell_launcher(text)
+            if not launcher.command:
                 raise UserError(f"LAUNCHER {name}: no array *_ARGS=(...) and no flags of a train.py in it")
             said[name] = _printed(name, launcher, "train-async" if "train_async.py" in text else "train")
     if options.json is not None:
@@ -78,40 +82,44 @@ def _words(value: str) -> list[str]:
 def _printed(name: str, launcher: Launcher, command: str) -> Translation:
     """Print our launcher, which calls `command`; what became of all flags."""
     whole = Translation()
-    lines: dict[str, list[int]] = {}
-    print(f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail\n")
-    print("".join(f"{variable}\n" for variable in launcher.variables), end="")
-    arrays: list[str] = []
-    for array, flags in launcher.arrays.items():
-        each = translate((found.flag, found.values) for found in flags)
-        for found in flags:
-            lines.setdefault(found.flag, []).append(found.line)
-        if each.argv:
-            arrays.append(array)
-            print(f"\n{array}=(\n" + "".join(f"  {line}\n" for line in _lines(each.argv)) + ")")
-        for kind in ("accepted", "unknown", "argv"):
-            getattr(whole, kind).extend(getattr(each, kind))
-        for kind in ("mapped", "ignored", "refused"):
-            getattr(whole, kind).update(getattr(each, kind))
-    print(f"\nexec miles-lite {command}", *(f'"${{{array}[@]}}"' for array in arrays), '"$@"')
-    _told(whole, lines, launcher.by_hand)
+    head = f"#!/usr/bin/env bash\n# Translated from {Path(name).name} by miles-lite migrate.\nset -euo pipefail"
+    written = [(line, "\n", text) for line, text in launcher.variables]
+    called = [f"exec miles-lite {command}"]
+    for each in launcher.command:
+        lines = [line for found in launcher.found(each) for line in _lines(found, whole)]
+        if isinstance(each, Found):
+            called += lines
+        elif lines:
+            called.append(f'"${{{each}[@]}}"')
+            last = max(found.line for found in launcher.arrays[each])
+            written.append((last, "\n\n", "\n  ".join([f"{each}=(", *lines]) + "\n)"))
+    written.sort(key=itemgetter(0))  # an array sees what its variables were there
+    blocks = [sep.join(each[2] for each in group) for sep, group in groupby(written, key=itemgetter(1))]
+    print("\n\n".join([head, *blocks, " \\\n  ".join([*called, '"$@"'])]))
+    lines_of: dict[str, list[int]] = {}
+    for found in launcher.flags():
+        lines_of.setdefault(found.flag, []).append(found.line)
+    _told(whole, lines_of, launcher.by_hand)
     return whole
 
 
-def _lines(argv: Sequence[str]) -> list[str]:
+def _lines(found: Found, whole: Translation) -> list[str]:
+    """Ours in the place of a flag, each with its values; what became of it is added to `whole`."""
+    texts = [f"${{\0{at}}}" if value.said is None else value.said for at, value in enumerate(found.values)]
+    stands = {text: value.source for text, value in zip(texts, found.values, strict=True) if value.said is None}
+    stand = re.compile(f"({'|'.join(map(re.escape, stands)) or '(?!)'})")
+    each = translate([(found.flag, texts)])
+    each.mapped = {flag: stand.sub(lambda match: stands[match[0]], why) for flag, why in each.mapped.items()}
+    whole.add(each)
+    if each.argv == [found.flag, *texts]:
+        return [found.source]
     lines: list[str] = []
-    for word in argv:
-        if isinstance(word, Source):
-            shown = str(word)
-        elif "$" in word and not isinstance(word, Literal):
-            escaped = word.replace('"', '\\"')
-            shown = f'"{escaped}"'
-        else:
-            shown = shlex.quote(word)
+    for word in each.argv:
         if NAME.match(word):
             lines.append(word)
-        elif lines:
-            lines[-1] += f" {shown}"
+        else:
+            parts = [part for part in stand.split(word) if part] or [""]
+            lines[-1] += " " + "".join(stands.get(part) or shlex.quote(part) for part in parts)
     return lines
 
 

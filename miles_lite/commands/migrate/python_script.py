@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from miles_lite.commands.migrate.field_launcher import FLAG, OTHERS, TRAIN, Launcher, paired
+from miles_lite.commands.migrate.field_launcher import FLAG, TRAIN, Launcher, as_said, paired
 from miles_lite.errors import user_error
 
 CONDITIONAL = (ast.If, ast.IfExp, ast.For, ast.While, ast.comprehension, ast.ExceptHandler, ast.Match, ast.BoolOp)
@@ -19,7 +19,7 @@ Texts = ast.JoinedStr | ast.Constant | ast.List | ast.Tuple | ast.Dict
 
 def python_launcher(text: str) -> Launcher:
     """Read, not run: what an expression gives is `$x`; a flag under a condition is left by hand. Raises UserError."""
-    with user_error("LAUNCHER: no Python", SyntaxError, ValueError):
+    with user_error("no Python", SyntaxError, ValueError):
         tree = ast.parse(text)
     return _Reader(text).read(tree)
 
@@ -27,7 +27,7 @@ def python_launcher(text: str) -> Launcher:
 class _Reader:
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
-        self._found = Launcher(arrays={OTHERS: []})
+        self._found = Launcher()
 
     def read(self, tree: ast.Module) -> Launcher:
         self._visit(tree, "")
@@ -58,11 +58,13 @@ class _Reader:
         begin = train[0] if train else 0
         if not train and words and not words[0][0].startswith(("-", EXPRESSION)):
             begin = len(words)
-        flags = paired(words[begin:])
+        flags = paired([as_said(word, line) for word, line in words[begin:]])
         if why:
-            self._found.by_hand += [(each.line, f"{' '.join([each.flag, *each.values])}: {why}") for each in flags]
+            self._found.leave(flags, why)
         else:
-            self._found.arrays[OTHERS] += flags
+            self._found.command += flags
+            guessed = [each for each in flags if any(value.said is None for value in each.values)]
+            self._found.leave(guessed, f"{EXPRESSION} stands for an expression")
         taken = {each.flag for each in flags}
         for word, line in words:
             for match in FLAG.finditer(word):

@@ -120,7 +120,9 @@ def files_of(path: str) -> list[Path]:
     matching = sorted(glob.glob(str(plain), recursive=True)) if glob.has_magic(path) else []
     if matching:
         return [file for each in matching for file in files_of(each)]
-    flaw = f"{plain} is no regular file" if plain.exists() else f"no such file: {plain}"
+    flaw = f"no such file: {plain}"
+    if plain.exists():
+        flaw = f"{plain} is a folder without prompts" if plain.is_dir() else f"{plain} is no regular file"
     raise UserError(
         f"prompt data: {flaw}. Give a JSONL, Parquet or Arrow file, a dataset's folder, or a pattern of them; "
         "FILE@[0:100] takes a slice."

@@ -53,9 +53,13 @@ class JsonlRows:
         begins, doubtful = array("q"), array("q")  # they grow in place: two of them would be too many
         begun = True
         for at in range(0, self._size, CHUNK):
-            part = np.frombuffer(os.pread(self._file.fileno(), CHUNK + 1, at), np.uint8)
-            here, after = part[:CHUNK], np.append(part[1:], 0)[: min(CHUNK, len(part))]
-            ends = np.flatnonzero((here == 10) | ((here == 13) & (after != 10)))
+            read = os.pread(self._file.fileno(), CHUNK + 1, at)
+            here = np.frombuffer(read, np.uint8, min(CHUNK, len(read)))
+            ended = here == 10
+            if b"\r" in read:
+                after = np.frombuffer(read[1:] + b"\0", np.uint8, len(here))
+                ended |= (here == 13) & (after != 10)
+            ends = np.flatnonzero(ended)
             starts = np.concatenate([[0] if begun else [], ends[ends + 1 < len(here)] + 1]).astype(np.int64)
             begun = bool(len(ends)) and int(ends[-1]) == len(here) - 1
             doubtful.frombytes((np.flatnonzero(_SPACE[here[starts]]) + len(begins)).tobytes())

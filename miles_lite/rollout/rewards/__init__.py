@@ -6,11 +6,12 @@ One more rule is a module here, a member of `RewardRule` and a line of REWARDS.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.options import Config
-from miles_lite.errors import UserError
+from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import RewardFunction, load_hook
 from miles_lite.rollout.rewards import (
     choice_letter,
@@ -24,7 +25,7 @@ from miles_lite.rollout.rewards import (
     remote_rm,
     word_f1,
 )
-from miles_lite.rollout.rewards.answer import Pure
+from miles_lite.rollout.rewards.answer import Answer, Pure
 from miles_lite.rollout.rewards.weighted import Registry, Weighted
 
 MATH_VERIFY = ("math_verify", "math-verify")
@@ -69,3 +70,12 @@ def check_packages(rules: Iterable[RewardRule]) -> None:
             module, package = needed.needs
             if importlib.util.find_spec(module) is None:
                 raise UserError(f"--rm-type {rule} needs {package}: pip install {package}")
+
+
+def check_row(rule: RewardRule, *, label: Any, metadata: Mapping[str, Any]) -> None:
+    """Refuse a row by which a rule cannot judge, as it says of a word; rules of packages, and those that ask others,
+    take any. Raises UserError."""
+    judge = REWARDS[rule]
+    if isinstance(judge, Pure) and judge.needs is None:
+        with user_error(f"--rm-type {rule}", Exception):
+            judge.function(Answer(response="x", label=label, metadata=metadata))

@@ -67,7 +67,7 @@ def number_in(score: object, key: str) -> float | None:
         return None
     try:
         value = float(score)  # type: ignore[arg-type]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the reward is {score!r:.200}: it must be a number") from error
     if not math.isfinite(value):
         raise ValueError(f"the reward is {score}: it must be a finite number, or None")

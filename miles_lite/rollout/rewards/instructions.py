@@ -29,10 +29,17 @@ def ifeval(answer: Answer) -> dict[str, float]:
     if unknown := [name for name in names if name not in CHECKS]:
         raise ValueError(f"ifeval cannot check {', '.join(unknown)}; it checks {', '.join(CHECKS)}")
     followed = [
-        bool(answer.response.strip()) and CHECKS[name](answer.response, given or {})
+        bool(answer.response.strip()) and CHECKS[name](answer.response, _Given(given or {}))
         for name, given in zip(names, told, strict=True)
     ]
     return {"score": float(all(followed)), "followed": sum(followed) / len(followed)}
+
+
+class _Given(dict[str, Any]):
+    """The arguments of an instruction."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"the kwargs of an instruction lack '{key}'")
 
 
 def _related(count: int, given: Arguments, key: str, relation: str = "relation") -> bool:

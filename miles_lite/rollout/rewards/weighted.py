@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from miles_lite.config.choices import RewardRule
 from miles_lite.config.rewards import Chosen, Rewards, chosen
+from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Answer, Ask, Judge, Pure, Score, broken, number_in
 from miles_lite.rollout.rewards.apart import Apart
@@ -84,8 +85,11 @@ class Weighted:
 
 
 def row_rules(metadata: JsonMapping, default: Sequence[Chosen]) -> Sequence[Chosen]:
-    """The rules of a row. Raises UserError for a name that is not known."""
+    """The rules of a row. Raises UserError for what names none."""
     named = metadata.get(ROW_KEY)
     if named is None:
         return default
-    return chosen([named] if isinstance(named, str) else named, given_as=f"metadata {ROW_KEY}")
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise UserError(f"metadata {ROW_KEY}: expected a name, or a list of NAME and NAME=WEIGHT, found {named!r:.200}")
+    return chosen(names, given_as=f"metadata {ROW_KEY}")

@@ -22,7 +22,7 @@ from miles_lite.rollout.prompt_data import jsonl_rows, open_rows
 from miles_lite.rollout.prompt_data.jsonl_rows import JsonlRows
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompt_order import Permutation
-from miles_lite.rollout.prompts import DataSource, Prompt, load_prompts, open_source
+from miles_lite.rollout.prompts import CHECKED, DataSource, Prompt, load_prompts, open_source
 from tests.session.engine import STOP, answer, bench
 
 ROWS = [
@@ -182,6 +182,16 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, name: str, content: bytes |
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_rows(str(tmp_path / name))
+
+
+def test_a_folder_of_other_things_and_a_last_line_that_is_half_written_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder without prompts"):
+        open_rows(str(tmp_path))
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"input": "a"}\n' * (CHECKED + 5) + '{"inp')
+    with pytest.raises(UserError, match=rf"p\.jsonl, line {CHECKED + 6}: not JSON"):
+        open_source(Data(prompt_data=str(file)))
+    assert len(open_source(Data(prompt_data=f"{file}@[:-1]")).prompts) == CHECKED + 5
 
 
 def test_a_file_can_be_looked_at(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,9 +183,10 @@ async def test_a_judge_that_answers_no_chat_completion_breaks_its_rollout(said: 
     assert caught.value.where is Where.REWARD
 
 
-def test_a_reward_that_is_no_number_says_what_it_is() -> None:
-    with pytest.raises(ValueError, match=r"the reward is \[1\]: it must be a number"):
-        number_in({"score": [1]}, "score")
+@pytest.mark.parametrize("score", [[1], "high", "", {}])
+def test_a_reward_that_is_no_number_says_what_it_is(score: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the reward is {score!r}: it must be a number")):
+        number_in({"score": score}, "score")
 
 
 async def test_only_so_many_requests_are_made_at_once() -> None:
