@@ -1,6 +1,6 @@
 """What rollouts ahead of the trainer bring where tools take their time, beside what `miles-lite simulate` foresees.
 
-    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 3] [--curve-steps 48] [--json FILE]
+    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 3] [--curve-steps 24] [--json FILE]
 
 Agents that talk to a small model on this machine's CPU, in two turns on average; tools sleep between them, log-normal,
 p99 ten times the median. The same run with --max-weight-staleness 0 and 1, alternating. Printed:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--curves", type=int, default=3, help="seeds; 0: no reward is measured")
-    parser.add_argument("--curve-steps", type=int, default=48)
+    parser.add_argument("--curve-steps", type=int, default=24)
     parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # for the model, which is the tests'
@@ -154,7 +154,7 @@ def run(model: Path, folder: Path, staleness: int, *, steps: int, sleeps: float,
     rows = [{"input": f"tell me of {n}", "metadata": {"sleeps": sleeps}} for n in range(256)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = f"--hf-checkpoint {model} --prompt-data {prompts} --run-dir {folder / 'run'} --num-rollout {steps}"
-    flags += f" --custom-agent-function-path {__file__}:agent --tito-allowed-append-roles user --use-rollout-logprobs"
+    flags += f" --custom-agent-function-path {__file__}:agent --tito-allowed-append-roles user --use-tis"
     flags += f" --rollout-batch-size {GROUPS} --n-samples-per-prompt {MEMBERS} --max-weight-staleness {staleness}"
     flags += f" --actor-num-gpus-per-node 1 --colocate --rollout-num-gpus 1 --rollout-max-response-len {TURN_TOKENS}"
     flags += f" --rollout-max-context-len 1024 --lr 1e-2 --device cpu --seed {seed} --rollout-seed {seed}"
