@@ -161,7 +161,10 @@ MADE = {
 }
 ODD = """
 class Odd:
-    agent = reward = None
+    reward = None
+
+    async def agent(self, *given, **named):
+        pass
 
     def __init__(self, size):
         self.size = size
