@@ -52,9 +52,10 @@ def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: P
             wait_until(partial(named, worker), "its name")
             assert worker.environ()[FORK_SERVER] == os.environ[FORK_SERVER]
             end(rank, pid)
+            if how == "forgotten":
+                del rank
+            psutil.wait_procs([worker], timeout=60)
+            assert not worker.is_running(), how
             if how.startswith("killed"):
                 with pytest.raises(RayActorError):
                     ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
-            del rank
-            psutil.wait_procs([worker], timeout=30)
-            assert not worker.is_running(), how
