@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.rollouts < 3:
+        parser.error(f"--rollouts {args.rollouts}: at least 3: the first and the last are not measured")
     with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
         numbers = measure(Path(folder), rollouts=args.rollouts, seed=args.seed)
     for name, value in numbers.items():
