@@ -16,7 +16,6 @@ from miles_lite.engine.cpu_shim import needs_profile
 from miles_lite.engine.launch import environment
 from miles_lite.engine.server_process import FORK_SERVER
 from miles_lite.engine.spec import EngineSpec
-from miles_lite.process import scratch
 from miles_lite.process.fork_server import forking
 
 MODULES = ("sglang.launch_server", "sglang.srt.entrypoints.http_server", "sglang.srt.managers.scheduler")
@@ -32,6 +31,5 @@ def forking_engines(device: Device, topology: Topology, logs: Path) -> Iterator[
         return
     # One thread, also of what counts its threads while it is imported: an engine sets its own number.
     imports = EngineSpec(index=0, model_path="", device=device, log_path="", threads=1)
-    env = environment(imports, os.environ, profile=True) | {"TMPDIR": scratch.lasting()}
-    with forking(FORK_SERVER, MODULES, env, logs / LOG):
+    with forking(FORK_SERVER, MODULES, environment(imports, os.environ, profile=True), logs / LOG):
         yield

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from miles_lite.process import scratch
+
 MAIN = Path(__file__).with_name("fork_server_main.py")
 END_SECONDS = 5.0
 
@@ -20,11 +22,12 @@ END_SECONDS = 5.0
 @contextlib.contextmanager
 def forking(variable: str, modules: tuple[str, ...], env: Mapping[str, str], log: Path) -> Iterator[None]:
     """The environment's `variable` names, to whoever inherits it in the block, a fork server of `modules`, imported
-    under `env`; the one that it has named before, if it has. What the imports say is in `log`."""
+    under `env`, in a temp folder that outlives an attempt; the one that it has named before, if it has. What the
+    imports say is in `log`."""
     if os.environ.get(variable):
         yield
         return
-    with fork_server(modules, env, log) as at:
+    with fork_server(modules, {**env, "TMPDIR": scratch.lasting()}, log) as at:
         os.environ[variable] = at
         try:
             yield

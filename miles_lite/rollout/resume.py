@@ -52,8 +52,8 @@ def snapshot(generator: Generator, source: Source, *, next_index: int) -> Snapsh
 async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
     """Write what follows the training of `rollout_id`; samples of earlier checkpoints that are gone go too."""
     path = _path(folder, rollout_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with writing("the rollout state", path), drafted(path) as draft:
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(taken.plain))
         if taken.waiting:
             await asyncio.to_thread(_write, _samples(path), rollout_id, taken.waiting)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miles_lite.config.choices import Device
-from miles_lite.process import scratch
 from miles_lite.process.fork_server import forking
 
 FORK_SERVER = "MILES_LITE_RANK_FORK_SERVER"
@@ -28,6 +27,6 @@ def forking_ranks(device: Device, logs: Path) -> Iterator[None]:
     if device != "cpu":
         yield
         return
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": scratch.lasting()}  # one thread: a rank sets its own number
-    with forking(FORK_SERVER, MODULES, env, logs / LOG):
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # a rank sets its own number
+    with forking(FORK_SERVER, MODULES, one_thread, logs / LOG):
         yield
