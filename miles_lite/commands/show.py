@@ -16,6 +16,7 @@ from miles_lite.config.option import option
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.piped import printed
 from miles_lite.report import rollout_table
+from miles_lite.report.parting import damaged
 from miles_lite.report.record import Record, read_record
 from miles_lite.report.rollout_table import TRAJECTORIES, Row, trajectory_path
 from miles_lite.report.transcript import PLACES, VERSIONS, Message, Token, speller, transcript
@@ -74,7 +75,8 @@ def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
     if not path.is_file():
         yield Text(f"\nIts trajectory was not kept (--keep-trajectories); those in {TRAJECTORIES}/ were.", "yellow")
         return
-    read = transcript(atraj.read(path), row, why="", spell=speller(record.options), most=None)
+    with damaged(str(path)):
+        read = transcript(atraj.read(path), row, why="", spell=speller(record.options), most=None)
     for message in read.messages:
         yield Text.assemble("\n", (message.role, ROLES.get(message.role, "bold")), ("  " + message.says, "dim"))
         yield _said(message, by)

@@ -27,7 +27,7 @@ from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_me
 from miles_lite.process.stacks import stacks_folder, write_stacks
 from miles_lite.process.stopping import DEAF_SECONDS, END_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.report.event_rows import Kind
-from miles_lite.stack.cluster import connect, disconnect, joined
+from miles_lite.stack.cluster import actors_page, connect, disconnect, joined
 from miles_lite.stack.placement import Layout, place
 from miles_lite.train.forked_ranks import forking_ranks
 
@@ -96,6 +96,8 @@ class Lifetime:
         self.course.interrupts.deaf = DEAF_SECONDS
         self.parts.callback(disconnect)
         self._ray_logs = connect(self._config.cluster.ray_address)
+        if (actors := actors_page()) is not None:
+            self.course.events.note(Kind.PAGE, actors, what="Ray's actors")
         layout = place(topology, train=train)
         self.parts.callback(layout.remove)
         refuse_broken(self._config.on_device(layout.device) if train else [])

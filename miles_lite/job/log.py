@@ -41,6 +41,8 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     course.events.write()
     sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir, resumed=resumed)
     course.sinks = sinks
+    if sinks.page is not None:
+        course.events.note(Kind.PAGE, sinks.page, what="wandb")
     course.unhurried.push(lambda kind, error, trace: sinks.close(failed=isinstance(error, Exception)))
     return sinks
 

@@ -34,7 +34,9 @@ class Sink(Protocol):
 
 
 class Teller(Sink, Protocol):
-    """One that can tell more than numbers, likewise."""
+    """One that can tell more than numbers, likewise. `page`: where people see it; None where nobody does."""
+
+    page: str | None
 
     def alert(self, title: str, text: str) -> None: ...
 
@@ -73,6 +75,11 @@ class Sinks:
         self._lost: Counter[str] = Counter()
         self._last: dict[str, int] = dict(logged or {})
         self._behind: dict[str, int] = dict(self._last)
+
+    @property
+    def page(self) -> str | None:
+        """Where people see a sink that has a page."""
+        return next((teller.page for teller in self._tellers if teller.page is not None), None)
 
     def again(self) -> None:
         """The run goes back to an earlier step."""

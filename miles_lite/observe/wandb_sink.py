@@ -63,6 +63,7 @@ class WandbSink:
                 f"wandb could not start ({options.wandb_mode}): {error}\n"
                 "  Log in with `wandb login`, or write locally with --wandb-mode offline, or leave --use-wandb out."
             ) from error
+        self.page = self._run.url
         (run_dir / RUN_ID).write_text(f"{self._run.id}\n")
         self._teardown = wandb.teardown
         for axis, families in AXES.items():

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     """What happened; KINDS says what each is."""
 
     START = "start"
+    PAGE = "page"
     ENGINES = "engines"
     STANDS = "stands"
     WEIGHTS = "weights"
@@ -49,6 +50,7 @@ class Kind(StrEnum):
 
 KINDS: Mapping[Kind, str] = {
     Kind.START: "an attempt at the run begins: where",
+    Kind.PAGE: "the run is on a page elsewhere: its address; `what`: `wandb`, or `Ray's actors`",
     Kind.ENGINES: "engines, router and sessions serve: their addresses, and the seconds until then",
     Kind.STANDS: "everything has started; the first step",
     Kind.WEIGHTS: "every engine serves a new weight version: the seconds, pause included",

@@ -51,7 +51,8 @@ OVERHEAD_TIME = "perf/overhead_time"
 
 RESTARTS = "perf/restarts"
 
-READ_BACK = frozenset(name for name in [*globals().values(), *GAPS.values()] if isinstance(name, str) and "/" in name)
+_TOLD = [value for name, value in globals().items() if name.isupper()]
+READ_BACK = frozenset(name for name in [*_TOLD, *GAPS.values()] if isinstance(name, str))
 """All of those above, which a page is made of."""
 
 ALARMS = "alarm/"

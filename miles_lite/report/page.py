@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 import jinja2
+from markupsafe import Markup
 
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
@@ -60,16 +61,17 @@ def render(records: Sequence[Record]) -> str:
     )
 
 
-def tell(record: Record, *, transcripts: bool = True) -> Told:
-    """Everything of one run, trajectories only where they are asked for."""
+def tell(record: Record, *, whole: bool = True) -> Told:
+    """Everything of one run; where its record is of the last steps and not `whole`, no trajectories and no counts of
+    all rollouts."""
     return Told(
         record,
         alarms(record),
-        list(_facts(record)),
+        [*_facts(record), *(_counts(record) if whole else ()), *_places(record)],
         record.tally.outcomes.most_common(),
         _failures(record),
         list(pictures(record)),
-        list(told(record)) if transcripts else [],
+        list(told(record)) if whole else [],
     )
 
 
@@ -82,13 +84,18 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 @cache
 def environment() -> jinja2.Environment:
-    """Of this room's templates: what is put into one is text there, unless it says otherwise."""
+    """Of this room's templates: what is put into one is text there, and visible, unless it says otherwise."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, int | float | Markup) else visible(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"visible": visible, "clock": lambda seconds: moment(seconds)[:19]}
-    made.filters["told"] = lambda value, name: visible(rollout_table.told(name, value))
+    made.filters |= {"clock": lambda seconds: moment(seconds)[:19]}
+    made.filters["told"] = lambda value, name: rollout_table.told(name, value)
     made.globals |= {"versions": VERSIONS, "places": PLACES, "coloured": tuple(PLACES)}
     return made
 
@@ -115,11 +122,17 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
         if held := record.values(names.heldout(name)):
             yield f"held-out {name}", f"{held[0]:.3g} → {held[-1]:.3g}"
     yield "steps", f"{len(rewards)}" + (f" in {sum(steps.values()):,.0f} s" if steps else "")
+
+
+def _counts(record: Record) -> Iterable[tuple[str, str]]:
     tally = record.tally
     yield "rollouts", f"{tally.rollouts:,}"
     if tally.rollouts:
         yield "failed", f"{tally.failed:,} ({100 * tally.failed / tally.rollouts:.1f} %)"
         yield "trained tokens", f"{tally.trained_tokens:,}"
+
+
+def _places(record: Record) -> Iterable[tuple[str, str]]:
     yield "model", str(record.options.get("hf_checkpoint", "-"))
     yield "folder", str(record.folder)
 

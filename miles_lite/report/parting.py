@@ -8,10 +8,12 @@ counts as lacking.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import groupby, zip_longest
 
+from miles_lite.errors import user_error
 from miles_lite.traces.atraj import Step, Trajectory
 
 MOST_COMPARED = 3000
@@ -51,6 +53,11 @@ class Parting:
     same: int
     one: Sequence[Part]
     other: Sequence[Part]
+
+
+def damaged(which: str) -> AbstractContextManager[None]:
+    """Where values of a trajectory are read. Raises UserError for one that is none, naming `which` trajectory."""
+    return user_error(f"{which} is damaged", TypeError, ValueError, OverflowError, AttributeError, LookupError)
 
 
 def parting(one: Trajectory, other: Trajectory) -> Parting:

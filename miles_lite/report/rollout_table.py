@@ -8,6 +8,7 @@ rollout that ended is in the file of the step that it ended for, also those that
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ ALWAYS = frozenset({"step", "rollout", "outcome", "status", "trained_tokens", "s
 """Columns that have a value in every row."""
 
 SCHEMA = pa.schema([(name, pa.type_for_alias(kind)) for name, (kind, _) in COLUMNS.items()])
+_TRAJECTORY = re.compile(r"([0-9]{6,18})-([0-9]{8,18})\.atraj")
 Row = dict[str, Any]
 """By the name of the column."""
 
@@ -171,21 +173,28 @@ def trajectory_path(run_dir: Path, step: int, rollout: int) -> Path:
 
 def kept_trajectory(run_dir: Path, rollout: int) -> Path:
     """The one of that number, whatever its step. Raises UserError where it was not kept."""
-    found = sorted((run_dir / TRAJECTORIES).glob(f"*-{rollout:08d}.atraj"))
+    kept = sorted(trajectories(run_dir))
+    found = [step for step, number in kept if number == rollout]
     if not found:
-        kept = sorted((run_dir / TRAJECTORIES).glob("[0-9]*-[0-9]*.atraj"))
-        last = f"; the last that was is of rollout {int(kept[-1].stem.partition('-')[2])}" if kept else ""
+        last = f"; the last that was is of rollout {kept[-1][1]}" if kept else ""
         raise UserError(f"{run_dir} kept no trajectory of rollout {rollout} (--keep-trajectories){last}")
-    return found[-1]
+    return trajectory_path(run_dir, found[-1], rollout)
 
 
 def kept_trajectories(run_dir: Path) -> dict[int, set[int]]:
     """The rollouts that were kept, by step, the newest first, of steps whose rows are there."""
     there: dict[int, set[int]] = {}
-    for path in (run_dir / TRAJECTORIES).glob("[0-9]*-[0-9]*.atraj"):
-        step, _, rollout = path.stem.partition("-")
-        there.setdefault(int(step), set()).add(int(rollout))
+    for step, rollout in trajectories(run_dir):
+        there.setdefault(step, set()).add(rollout)
     return {step: there[step] for step in sorted(there, reverse=True) if has(run_dir, step)}
+
+
+def trajectories(run_dir: Path) -> Iterator[tuple[int, int]]:
+    """Step and number of each rollout of which there is one."""
+    folder = run_dir / TRAJECTORIES
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if (found := _TRAJECTORY.fullmatch(name)) is not None:
+            yield int(found[1]), int(found[2])
 
 
 def step_path(run_dir: Path, step: int) -> Path:

@@ -7,7 +7,9 @@ what its own events say.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +26,7 @@ from miles_lite.report.alarms import WINDOW
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import Curves, Headlines
 from miles_lite.report.index import Filter, Index
-from miles_lite.report.parting import Parting, parting
+from miles_lite.report.parting import Parting, damaged, parting
 from miles_lite.report.record import METRICS, Record, read_record, state
 from miles_lite.report.rollout_table import Row
 from miles_lite.report.visible import visible
@@ -72,7 +74,12 @@ class Runs:
     def path(self, name: str) -> Path:
         """Raises UserError for a run that is not there."""
         likely = self._folder / name
-        if likely.parent == self._folder and visible(likely.name) == name and _touched(likely) is not None:
+        if (
+            name != ".."
+            and likely.parent == self._folder
+            and visible(likely.name) == name
+            and _touched(likely) is not None
+        ):
             return likely
         paths = self.paths()
         if name not in paths:
@@ -84,8 +91,14 @@ class Runs:
         """How each stands, the one that was written to last first; one that is removed meanwhile is left out."""
         return [told for name, path in self.paths().items() if (told := self._told(name, path)) is not None]
 
+    def state(self) -> str:
+        """Another one whenever how a run of them stands may have changed."""
+        there = sorted((name, state(path), self._runs(path)) for name, path in self.paths().items())
+        return hashlib.sha256(repr(there).encode()).hexdigest()[:16]
+
     def stands(self, name: str) -> JsonObject:
-        """How a run stands: its state, last step and reward, and the alarms that have not ended."""
+        """How a run stands: its state, last step and reward, the alarms that have not ended, and where else it is
+        shown."""
         return self._stands(name, self.path(name))
 
     def _told(self, name: str, path: Path) -> JsonObject | None:
@@ -95,14 +108,21 @@ class Runs:
         except FileNotFoundError:
             return None
         except UserError as error:
-            return {"name": name, "state": str(error), "step": None, "reward": None, "touched": None, "alarms": []}
+            nothing = dict.fromkeys(("step", "reward", "touched"))
+            return {"name": name, "state": str(error), **nothing, "alarms": [], "pages": {}}
 
     def _stands(self, name: str, path: Path) -> JsonObject:
         now, before = state(path), self._stood.get(path)
         if before is None or before[0] != now:
             before = self._stood[path] = now, _stood(path)
         told = {"name": name, **before[1], "touched": _touched(path)}
-        return told | ({"state": "running"} if self._running(path) else {})
+        return told | ({"state": "running"} if self._runs(path) else {})
+
+    def _runs(self, path: Path) -> bool:
+        """Not one that is removed meanwhile."""
+        with suppress(FileNotFoundError):
+            return self._running(path)
+        return False
 
     def record(self, name: str) -> tuple[str, Record]:
         """A run with the metrics that a page shows, and the rollouts of its last WINDOW steps; and what changes when it
@@ -134,7 +154,8 @@ class Runs:
         if found[0] is None or found[1] is None:
             gone = one if found[0] is None else other
             raise UserError(f"the trajectory of rollout {gone} of step {step} was not kept (--keep-trajectories)")
-        return parting(found[0], found[1])
+        with damaged(f"the trajectory of rollout {one} or {other}"):
+            return parting(found[0], found[1])
 
 
 def _touched(path: Path) -> float | None:
@@ -159,7 +180,14 @@ def _stood(path: Path) -> JsonObject:
         "step": max(rewards, default=None),
         "reward": rewards[max(rewards)] if rewards else None,
         "alarms": list(_standing(events)),
+        "pages": _pages(events),
     }
+
+
+def _pages(events: list[JsonMapping]) -> dict[str, str]:
+    """Where else it is shown, by whose page that is, as it was told last; addresses of the web alone."""
+    told = {str(event["what"]): str(event["said"]) for event in events if event["kind"] == Kind.PAGE}
+    return {whose: address for whose, address in told.items() if re.match("https?://", address)}
 
 
 def _standing(events: list[JsonMapping]) -> Iterator[str]:

@@ -18,9 +18,10 @@ from statistics import fmean
 from tokenizers import Tokenizer
 
 from miles_lite.report import rollout_table
-from miles_lite.report.parting import Part
+from miles_lite.report.parting import Part, damaged
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import Row, trajectory_path
+from miles_lite.report.turn_tree import Turn, tree
 from miles_lite.report.visible import first, visible
 from miles_lite.tito.byte_level import ByteTokens
 from miles_lite.traces import atraj
@@ -85,6 +86,8 @@ class Message:
     says: str
     text: str
     tokens: Sequence[Token]
+    turn: int | None = None
+    """Where it is the first one of a turn that one can go to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Transcript:
     messages: Sequence[Message]
     left_out: int
     """Messages."""
+    turns: Sequence[Turn] = ()
+    """Of one that is shown whole."""
 
 
 def told(record: Record) -> Iterator[Transcript]:
@@ -104,22 +109,28 @@ def told(record: Record) -> Iterator[Transcript]:
     spell = speller(record.options)
     for why, row in _shown(record):
         path = trajectory_path(record.folder, row["step"], row["rollout"])
-        yield transcript(atraj.read(path), row, why=why, spell=spell)
+        with damaged(str(path)):
+            shown = transcript(atraj.read(path), row, why=why, spell=spell)
+        yield shown
 
 
 def transcript(
     trajectory: Trajectory, row: Row, *, why: str, spell: Spell | None, most: int | None = MOST_TOKENS
 ) -> Transcript:
-    """Of one trajectory. `most` tokens are spelled, None: all, and messages are whole."""
+    """Of one trajectory. `most` tokens are spelled, None: all, and messages are whole. Raises what `damaged` knows."""
     steps, left = trajectory.steps, most if most is not None else sum(len(step.ids) for step in trajectory.steps)
     shown = steps if most is None else steps[-MOST_MESSAGES:]
-    messages = []
+    messages, begun = [], set[int]()
     for step in shown:
         tokens = list(_tokens(step, spell, left)) if step.sampled and spell is not None else []
         left -= len(tokens)
         text = step.content if most is None else first(step.content, MOST_CHARACTERS)
-        messages.append(Message(step.role, _says(step, len(tokens)), visible(text), tokens))
-    return Transcript(why, row, messages, len(steps) - len(shown))
+        begins = most is None and step.turn not in begun
+        begun.add(step.turn)
+        said = visible(text)
+        messages.append(Message(step.role, _says(step, len(tokens)), said, tokens, step.turn if begins else None))
+    turns = list(tree(trajectory)) if most is None else []
+    return Transcript(why, row, messages, len(steps) - len(shown), turns)
 
 
 def compared(part: Part, spell: Spell | None) -> Message:
@@ -135,14 +146,17 @@ def compared(part: Part, spell: Spell | None) -> Message:
 
 
 def speller(options: Mapping[str, object]) -> Spell | None:
-    """The text of a token of the run's model; None where its tokenizer is not there."""
+    """The text of a token of the run's model; None where its tokenizer is not there, or none that can be read."""
     path = Path(str(options.get("hf_checkpoint", ""))) / "tokenizer.json"
     return _speller(path) if path.is_file() else None
 
 
 @lru_cache(maxsize=2)
-def _speller(path: Path) -> Spell:
-    tokenizer = Tokenizer.from_file(str(path))
+def _speller(path: Path) -> Spell | None:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # noqa: BLE001  tokenizers raises nothing else; what was said can be shown without it
+        return None
     by_bytes = ByteTokens.of(tokenizer)
     if by_bytes is not None:
         return lambda token: by_bytes.text([token])
@@ -178,15 +192,17 @@ def _kept(folder: Path) -> Iterator[list[Row]]:
 
 def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:
     """Of a sampled step, `most` of them."""
-    versions = {at: version for version, start, end in step.data.get("weight_versions", ()) for at in range(start, end)}
+    spans = [(int(version), start, min(end, most)) for version, start, end in step.data.get("weight_versions", ())]
+    versions = {at: version for version, start, end in spans for at in range(max(start, 0), end)}
     sampled = step.data.get("temperature", 1.0) > 0
     nobody = [None] * len(step.ids)
-    told = (step.data.get(name, nobody) for name in (ADVANTAGES, TRAINER_LOGPROBS))
-    columns = zip(step.ids[:most], step.logprobs, *told, strict=False)
+    values = (step.data.get(name, nobody) for name in (ADVANTAGES, TRAINER_LOGPROBS))
+    columns = zip(step.ids[:most], step.logprobs, *values, strict=False)
     for at, (token, logprob, advantage, trainer) in enumerate(columns):
         likely = next((place for place, least in enumerate(LIKELY) if logprob >= math.log(least)), len(LIKELY))
         trained = sampled if ADVANTAGES not in step.data else advantage is not None
-        yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at), advantage, trainer)
+        credit, other = (None if value is None else float(value) for value in (advantage, trainer))
+        yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at), credit, other)
 
 
 def _says(step: Step, spelled: int) -> str:
@@ -196,6 +212,5 @@ def _says(step: Step, spelled: int) -> str:
         parts.append(f"ended by {step.data.get('finish_reason', '?')}")
     if 0 < spelled < len(step.ids):
         parts.append(f"the first {spelled:,} shown")
-    calls = [call for call in [*step.data.get("tool_calls", ()), step.data.get("tool_call")] if call]
-    parts += [f"calls {call['name']}({first(call['arguments_json'], 200)})" for call in calls]
+    parts += [f"calls {call['name']}({first(call['arguments_json'], 200)})" for call in step.calls]
     return visible(", ".join(parts))

@@ -96,6 +96,13 @@ def _connect(address: str | None) -> Path:
     return Path(context.address_info["session_dir"]) / "logs"
 
 
+def actors_page() -> str | None:
+    """Where Ray's dashboard shows the actors of the cluster that is connected; None where it has no dashboard."""
+    node = ray._private.worker.global_worker.node
+    at = None if node is None else node.address_info["webui_url"]
+    return f"http://{at}/#/actors" if at else None
+
+
 def _own_cluster(*, dashboard: bool | None) -> dict[str, Any]:
     """Ray's options of a cluster that is started. No worker before an actor asks for one: each of our actors has an
     environment, and so takes none of those that Ray would start, one for each CPU."""

@@ -85,6 +85,18 @@ class Step:
         return ids
 
     @property
+    def calls(self) -> list[JsonObject]:
+        """Calls of tools."""
+        return [call for call in [*self.data.get("tool_calls", ()), self.data.get("tool_call")] if call]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """What is said in it: its content, its reasoning, the arguments of its calls."""
+        yield self.content
+        yield str(self.data.get("reasoning") or "")
+        yield from (str(call["arguments_json"]) for call in self.calls)
+
+    @property
     def logprobs(self) -> list[float]:
         """Natural-log probabilities of `output_ids`; empty for a step that was not sampled."""
         logprobs: list[float] = self.data.get("output_logprobs", [])
@@ -316,7 +328,7 @@ def _message(step: Step) -> JsonObject:
         message["reasoning_content"] = data["reasoning"]
     if "tool_call_id" in data:
         message["tool_call_id"] = data["tool_call_id"]
-    calls = [call for call in [*data.get("tool_calls", ()), data.get("tool_call")] if call and "id" in call]
+    calls = [call for call in step.calls if "id" in call]
     if calls:
         functions = [{"name": call["name"], "arguments": call["arguments_json"]} for call in calls]
         named = zip(calls, functions, strict=True)

@@ -34,6 +34,7 @@ from miles_lite.router.prometheus import RouterCollector, render
 from miles_lite.router.registry import Registry
 from miles_lite.session.counters import COUNTERS, GAUGES
 from miles_lite.session.http.prometheus import Metrics
+from miles_lite.stack.cluster import actors_page
 from miles_lite.stack.scraped import FILE, write_targets
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -330,6 +331,7 @@ def test_rays_dashboard_finds_prometheus_which_has_the_gauges_of_a_run(
         wait_until(scraped, "the reward to be scraped", seconds=120)
         with urllib.request.urlopen(f"http://{context.dashboard_url}/api/prometheus_health", timeout=30) as answer:
             assert json.load(answer)["result"] is True
+        assert actors_page() == f"http://{context.dashboard_url}/#/actors"
     finally:
         if process is not None:
             process.terminate()

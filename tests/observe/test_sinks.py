@@ -116,3 +116,18 @@ def test_wandb_dying_midway_stops_nothing(tmp_path: Path, caplog: pytest.LogCapt
     sinks.close()
     assert len(read_history(tmp_path / "metrics.jsonl")) == 3
     assert "WandbSink could not log" in caplog.text or "WandbSink did not close cleanly" in caplog.text
+
+
+def test_it_is_known_where_people_see_a_run() -> None:
+    class Shown(Broken):
+        page: str | None = "https://wandb.example/run"
+
+        def alert(self, title: str, text: str) -> None: ...
+        def step_ended(self, step: int) -> None: ...
+        def failed(self) -> None: ...
+
+    class Unseen(Shown):
+        page: str | None = None
+
+    assert Sinks([]).page is Sinks([], tellers=[Unseen()]).page is None
+    assert Sinks([], tellers=[Unseen(), Shown()]).page == "https://wandb.example/run"

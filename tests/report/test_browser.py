@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.report import json_lines
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
+from tests.report.runs import write_run
 from tests.report.test_dash import PATH, folder, served
+from tests.report.test_dash_attacked import nasty
 from tests.report.test_transcript import NASTY, a_run, keep
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -76,6 +79,47 @@ def test_a_report_can_be_read_and_used(theme: str, width: int, browser, tiny_mod
 
 
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_every_page_of_the_dash_can_be_gone_to(theme: str, width: int, browser, tmp_path: Path) -> None:
+    nasty(tmp_path / "run")
+    with served(tmp_path) as address:
+        opened = Opened(browser, theme, width)
+        opened.page.goto(address)
+        for name in ("JSON", "all runs", "run"):
+            opened.page.get_by_role("link", name=name, exact=True).click()
+            opened.accepted()
+        for summary in opened.page.locator("details:not([open]) > summary").all():
+            summary.click()
+        opened.accepted()
+        opened.page.screenshot(path=str(tmp_path / "opened.png"), full_page=True)
+        opened.page.goto(f"{address}runs/run?step=0&offset=5")
+        opened.page.get_by_role("link", name="newer").click()
+        opened.accepted()
+        opened.page.goto(f"{address}runs/run")
+        opened.page.locator("tbody a[href$='?step=2']").first.click()
+        assert opened.page.get_by_label("step", exact=True).input_value() == "2"
+        opened.page.context.close()
+
+
+def test_a_page_follows_what_goes_on_and_leaves_a_person_who_types_alone(browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seed=1, steps=2)
+    with served(tmp_path) as address:
+        pages = [Opened(browser, "light", 1280) for _ in range(2)]
+        for opened, path in zip(pages, ("", "runs/run"), strict=True):
+            opened.page.goto(address + path)
+        typing = Opened(browser, "light", 1280)
+        typing.page.goto(f"{address}runs/run")
+        typing.page.get_by_label("text").fill("half a wo")
+        rows = [{"rollout/step": step, "time": 1.7e9, "rollout/reward_unfiltered": 0.5} for step in (2, 3)]
+        json_lines.append(run / "metrics.jsonl", rows)
+        pages[0].page.locator("td", has_text=re.compile("^3$")).wait_for()
+        pages[1].page.locator("p", has_text="step 3").wait_for()
+        assert typing.page.get_by_label("text").input_value() == "half a wo"
+        for opened in (*pages, typing):
+            assert opened.said == []
+            opened.page.context.close()
+
+
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
 def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, folder: Path, tmp_path: Path) -> None:
     with served(folder) as address:
         opened = Opened(browser, theme, width)
@@ -105,6 +149,11 @@ def test_the_dash_leads_from_a_run_to_a_token(theme: str, width: int, browser, f
         assert "<script>alert('x')" in opened.page.locator(".spoken").inner_text()
         for control in opened.page.locator("input").all():
             control.check()
+        turns = opened.page.locator("a[href^='#turn']")
+        assert turns.count() == 2
+        for turn in turns.all():
+            turn.click()
+            assert opened.page.url.endswith(str(turn.get_attribute("href")))
         assert opened.page.locator("code").inner_text().startswith("miles-lite replay ")
         opened.page.screenshot(path=str(tmp_path / "rollout.png"), full_page=True)
         opened.page.get_by_role("link", name=re.compile("^group ")).click()

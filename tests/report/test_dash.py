@@ -48,7 +48,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(made / "plain", seed=1, steps=3)
     run = a_run(made / NAME, tiny_model)
     for row, ids in zip(read_record(run).rollouts[-3:], ([40, 50], [40, 41, 42], [40, 41, 42]), strict=True):
-        keep(run, row, ids, said=NASTY)
+        keep(run, row, ids, said=NASTY, turns=2)
     return made
 
 
