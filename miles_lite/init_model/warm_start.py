@@ -27,8 +27,8 @@ from miles_lite.train.learner import Learner
 from miles_lite.train.loading import load_model
 from miles_lite.train.policy import Policy
 from miles_lite.weights.compat import import_transformers
-from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
+from miles_lite.weights.tensor_files import write_folder
 
 REPORTED = 10
 """Steps that the first and the last loss are averaged over."""

@@ -25,7 +25,7 @@ from miles_lite.job.due import Due
 from miles_lite.job.interrupted import SaveWhenInterrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.log import open_log
-from miles_lite.job.precheck import check_folders, check_trainer
+from miles_lite.job.precheck import check_folders, check_trainer, forking_early
 from miles_lite.job.trainer import start_ranks
 from miles_lite.model_folder import context_length
 from miles_lite.report import metric_names as names
@@ -109,7 +109,7 @@ class Saved:
 
 def train_alone(config: Config) -> Path:
     """The model folder written at the end. Raises UserError, RunLostError."""
-    with attempts(config) as tries:
+    with attempts(config) as tries, forking_early(config):
         model = check_folders(config)
         check_trainer(config)
         check_hooks(hooks_of(config.algorithm))

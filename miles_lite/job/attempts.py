@@ -28,7 +28,7 @@ from miles_lite.process.post_mortem import how_to_go_on
 from miles_lite.process.stopping import HASTE_SECONDS, Interrupts
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import append
-from miles_lite.train.checkpoint import LATEST
+from miles_lite.train.iterations import LATEST
 
 log = logging.getLogger(__name__)
 

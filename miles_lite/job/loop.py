@@ -9,7 +9,7 @@ from __future__ import annotations
 from miles_lite.config.options import Config
 from miles_lite.job.attempts import attempts
 from miles_lite.job.lifetime import Lifetime
-from miles_lite.job.precheck import check_inputs
+from miles_lite.job.precheck import check_inputs, forking_early
 from miles_lite.job.run import rolling_out, training
 from miles_lite.observe.summary import Summary
 
@@ -17,7 +17,7 @@ from miles_lite.observe.summary import Summary
 def train(config: Config) -> Summary:
     """Run the whole job. Returns the summary that is also written to `run_dir/summary.json`. Raises UserError,
     RunLostError."""
-    with attempts(config) as tries:
+    with attempts(config) as tries, forking_early(config):
         check_inputs(config)
         return tries.until_done(_train)
 

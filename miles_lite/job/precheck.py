@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from miles_lite.config.algorithm_rules import too_low, too_low_words
 from miles_lite.config.folders import check_folder
@@ -22,6 +20,7 @@ from miles_lite.environments import load
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
 from miles_lite.model_folder import check_model_folder
+from miles_lite.process.gpu_driver import has_gpu_driver
 from miles_lite.rollout import resume
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.prompt_lengths import load_tito, prompt_limit, token_counter
@@ -31,9 +30,10 @@ from miles_lite.rollout.rewards.weighted import row_rules
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
+from miles_lite.stack.cluster import joined
 from miles_lite.stack.engine_plans import check_engines
-from miles_lite.train.checkpoint import latest_iteration
-from miles_lite.train.model_rules import check_models
+from miles_lite.train.forked_ranks import check_models, forking_ranks
+from miles_lite.train.iterations import latest_iteration
 from miles_lite.train.served_teacher import ServedTeacher
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def check_teachers(prompts: Iterable[Prompt], algorithm: Algorithm) -> None:
 
 def check_trainer(config: Config) -> None:
     """What ranks will load, on which devices, and whom they ask. Raises UserError."""
-    if no_gpu_here(config):
+    if slots_are_cpus(config):
         refuse_broken(config.on_device("cpu"))
     check_models(config)
     algorithm = config.algorithm
@@ -154,10 +154,16 @@ def check_trainer(config: Config) -> None:
         ServedTeacher(where, likeliest=algorithm.opd_log_prob_top_k).check()
 
 
-def no_gpu_here(config: Config) -> bool:
-    """Whether it is known before Ray is that slots will be CPUs: it starts on this machine, which has nothing else."""
-    joins = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
-    return config.topology.device == "auto" and not joins and not torch.cuda.is_available()
+def slots_are_cpus(config: Config) -> bool:
+    """Whether that is known before Ray is: it starts on this machine, which has nothing else, or they are to be."""
+    device = config.topology.device
+    here = not joined(config.cluster.ray_address)
+    return here and (device == "cpu" or (device == "auto" and not has_gpu_driver()))
+
+
+def forking_early(config: Config) -> AbstractContextManager[None]:
+    """Ranks' fork server from before the first look at their models, where they will be forked."""
+    return forking_ranks("cpu", config.run_dir / "logs") if slots_are_cpus(config) else nullcontext()
 
 
 def check_folders(config: Config) -> Path:

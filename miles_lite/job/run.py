@@ -25,7 +25,6 @@ from miles_lite.observe.terminal import eval_line, failures_line, gap_line
 from miles_lite.report import metric_names as names
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import METRICS, SUMMARY
-from miles_lite.rollout import dump
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.stack.engine_plans import in_words, plan_engines
@@ -59,6 +58,8 @@ class Run:
         if failed := failures_line(generated.metrics):
             self._log.event(Kind.FAILURES, failed, step=rollout_id)
         if (pattern := self._config.debugging.save_debug_rollout_data) is not None:
+            from miles_lite.rollout import dump  # torch, which a driver else has not
+
             dump.write(dump.path_of(pattern, rollout_id), rollout_id, generated.groups)
         return generated
 

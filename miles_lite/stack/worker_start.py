@@ -11,18 +11,16 @@ miles_lite is imported.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
+import runpy
 import sys
 
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 _WORKER = "default_worker.py"
 FORK_SERVER = "MILES_LITE_WORKER_FORK_SERVER"
 """An environment variable: the socket of the worker's fork server."""
-FORK_SECONDS = 30.0
-"""How long it may take to fork: it imports first."""
+_CLIENT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "process", "fork_client.py")
 FORKED = """
 import os, runpy, sys
 import ray._raylet, setproctitle
@@ -50,18 +48,8 @@ def forked(at: str, words: list[str], environment: dict[str, str]) -> bool:
     """Have a fork server run them with this process's output, and wait until that has ended; False where it does not,
     and they are to be executed."""
     worker = next(number for number, word in enumerate(words) if os.path.basename(word) == _WORKER)
-    request = {"command": [words[0], "-c", FORKED, *words[worker:]], "env": environment, "folder": os.getcwd()}
-    line = json.dumps(request).encode() + b"\n"
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(FORK_SECONDS)
-        connection.connect(at)
-        socket.send_fds(connection, [line[:1]], [1, 2])
-        connection.sendall(line[1:])
-        if connection.recv(64).strip():
-            connection.settimeout(None)
-            connection.recv(1)
-            return True
-    return False
+    ask = runpy.run_path(_CLIENT)["forked"]
+    return bool(ask(at, [words[0], "-c", FORKED, *words[worker:]], environment))
 
 
 if __name__ == "__main__":

@@ -29,28 +29,10 @@ from torch.distributed.tensor import DTensor
 from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError, writing
 from miles_lite.process.drafted import drafted
+from miles_lite.train.iterations import LATEST, iteration_folder, latest_iteration, retained
 from miles_lite.train.learner import Learner
 from miles_lite.train.portable import state_of
 from miles_lite.train.rng import restore_rng, rng_state
-
-LATEST = "latest_checkpointed_iteration.txt"
-
-
-def iteration_folder(folder: Path, iteration: int) -> Path:
-    return folder / f"iter_{iteration:07d}"
-
-
-def latest_iteration(folder: Path) -> int | None:
-    """The iteration that `folder` holds, or None. Raises UserError when the text file and the folder disagree."""
-    marker = folder / LATEST
-    if not marker.is_file():
-        return None
-    text = marker.read_text(errors="replace").strip()
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UserError(f"{marker} holds {text!r:.40}, expected an iteration number")
-    if not iteration_folder(folder, int(text)).is_dir():
-        raise UserError(f"{marker} names iteration {text}, but {iteration_folder(folder, int(text))} does not exist")
-    return int(text)
 
 
 class Saver:
@@ -101,11 +83,6 @@ class Saver:
             if before not in (None, iteration) and not retained(before, self._options.save_retain_interval):
                 shutil.rmtree(iteration_folder(folder, before), ignore_errors=True)
         dist.barrier(self._group)
-
-
-def retained(iteration: int, interval: int | None) -> bool:
-    """Whether a checkpoint stays when a newer one is complete: every `interval`-th does, or all."""
-    return interval is None or (iteration + 1) % interval == 0
 
 
 def load(learner: Learner, folder: Path, options: Checkpoint | None = None) -> int | None:

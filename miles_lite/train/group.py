@@ -29,10 +29,8 @@ from miles_lite.process.patience import Patience
 from miles_lite.process.remote import Remote, remote
 from miles_lite.sample import Rollout
 from miles_lite.traces.token_values import TokenValues
-from miles_lite.train.attention import unpackable
 from miles_lite.train.batching import make_batches
 from miles_lite.train.flops import flops
-from miles_lite.train.loading import read_config
 from miles_lite.train.rank import TrainWorker, WorkerSpec
 from miles_lite.weights.bucket import Bucket
 from miles_lite.weights.folder import copy_tokenizer, replace_folder
@@ -241,12 +239,15 @@ class TrainGroup:
     @cached_property
     def _batching(self) -> Algorithm:
         """Samples of a model that cannot be packed share nothing."""
-        config = self._config
-        checkpoints = [config.model.hf_checkpoint, config.checkpoint.ref_load]
-        apart = config.compute.attn_implementation != "auto" or any(
-            unpackable(read_config(each)) for each in checkpoints if each is not None
-        )
-        return replace(config.algorithm, disable_tree_training=apart or config.algorithm.disable_tree_training)
+        algorithm = self._config.algorithm
+        if algorithm.disable_tree_training:
+            return algorithm
+        together = self._config.compute.attn_implementation == "auto" and self._packs()
+        return replace(algorithm, disable_tree_training=not together)
+
+    def _packs(self) -> bool:
+        [told] = self._wait([self._workers[0].call(TrainWorker.packs)], timeout=CALL_TIMEOUT, doing="looking at models")
+        return told
 
     def _all(
         self, method: Callable[Concatenate[TrainWorker, P], R], *args: P.args, **options: P.kwargs

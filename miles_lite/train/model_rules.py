@@ -2,11 +2,17 @@
 
 Invariant: a rule looks at folders alone, and raises what a rank would find out later; `check_models` asks all of RULES.
 One more is a function and a word in that tuple.
+
+    python -m miles_lite.train.model_rules CONFIG VERDICT
+
+does so for a pickled config, and writes what is wrong, or nothing, into the file VERDICT.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +23,11 @@ from miles_lite.config.options import Config
 from miles_lite.config.teachers import is_url
 from miles_lite.errors import UserError
 from miles_lite.model_folder import check_model_folder
+from miles_lite.process.drafted import drafted
 from miles_lite.train.adapters import adapt
-from miles_lite.train.checkpoint import check_saved, iteration_folder, latest_iteration
+from miles_lite.train.checkpoint import check_saved
 from miles_lite.train.expert_parallel import expert_plan
+from miles_lite.train.iterations import iteration_folder, latest_iteration
 from miles_lite.train.model_facts import ModelFacts
 from miles_lite.train.routing_replay import Replay
 from miles_lite.train.shapes import check_shapes
@@ -163,3 +171,17 @@ def check_models(config: Config) -> None:
         finally:
             if given == folder:
                 del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+
+
+def _judge(given: Path, verdict: Path) -> None:
+    flaw = ""
+    try:
+        check_models(pickle.loads(given.read_bytes()))
+    except UserError as error:
+        flaw = str(error)
+    with drafted(verdict) as draft:
+        draft.write_text(flaw, encoding="utf-8", errors="replace")
+
+
+if __name__ == "__main__":
+    _judge(*map(Path, sys.argv[1:]))

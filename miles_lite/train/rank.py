@@ -2,7 +2,8 @@
 
 Invariant: a worker does what its group tells it, in the order it tells it; the calls marked collective are made on
 all ranks or none. What it waits for beyond its own arithmetic are the other ranks, for --distributed-timeout-minutes
-at most.
+at most. This module imports no torch, as the driver, which only calls workers, has none: they import what they compute
+with when they are made.
 """
 
 from __future__ import annotations
@@ -13,33 +14,21 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
-import torch
-import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from miles_lite.config.options import Config
-from miles_lite.config.teachers import is_url
-from miles_lite.config.training import Algorithm
 from miles_lite.process.addresses import actor_label
 from miles_lite.traces.token_values import TokenValues
-from miles_lite.train import checkpoint
-from miles_lite.train.adapters import WithoutAdapters, merged, save_adapter
 from miles_lite.train.batching import Batch, Place, fetch
-from miles_lite.train.data import Replicated, Sharded, Strategy
-from miles_lite.train.learner import Learner
-from miles_lite.train.mesh import join, make_mesh, open_store, reach_store
-from miles_lite.train.policy import Policy
-from miles_lite.train.profiling import Recorder
-from miles_lite.train.rng import seed_everything
-from miles_lite.train.served_teacher import ServedTeacher
-from miles_lite.train.value import ValuedPolicy
 from miles_lite.weights.bucket import Bucket
-from miles_lite.weights.folder import write_folder
-from miles_lite.weights.gather import Published
-from miles_lite.weights.sender import Sender, SendingActor
+from miles_lite.weights.sending_actor import SendingActor
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from miles_lite.weights.gather import Published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +47,10 @@ class TrainWorker(SendingActor):
     """A rank of a TrainGroup."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        import torch
+
+        from miles_lite.train.profiling import Recorder
+
         host = spec.host or str(ray.util.get_node_ip_address())
         super().__init__(host=host, device=torch.device(spec.device))
         self._spec = spec
@@ -80,11 +73,18 @@ class TrainWorker(SendingActor):
 
     def rendezvous(self, timeout: float) -> tuple[str, int]:
         """Rank 0: open the store that all ranks meet at; its host and port."""
+        from miles_lite.train.mesh import open_store
+
         self._store = open_store(self._host, ranks=self._spec.ranks, timeout=timeout)
         return self._host, self._store.port
 
     def start(self, address: tuple[str, int], timeout: float) -> int:
         """Join the others, build model and optimizer, restore a checkpoint; the first rollout id to run. Collective."""
+        from miles_lite.train import checkpoint
+        from miles_lite.train.building import build_learner
+        from miles_lite.train.mesh import join, reach_store
+        from miles_lite.train.rng import seed_everything
+
         spec, config = self._spec, self._spec.config
         host, port = address
         self._store = self._store or reach_store(host, port, ranks=spec.ranks, timeout=timeout)
@@ -111,6 +111,8 @@ class TrainWorker(SendingActor):
 
     def export(self, folder: Path) -> float:
         """Write a Hugging Face folder (rank 0 does); seconds. Collective."""
+        from miles_lite.weights.tensor_files import write_folder
+
         begin = time.perf_counter()
         weights = self._weights()
         if self._spec.rank == 0:
@@ -123,6 +125,8 @@ class TrainWorker(SendingActor):
     def offer(self) -> list[Bucket]:
         """Rank 0: the buckets in which engines can be given the weights, until `withdraw`. The other ranks hand over
         their parts meanwhile, and return [] then. Collective."""
+        from miles_lite.weights.sender import Sender
+
         weights = self._weights()
         if self._spec.rank != 0:
             weights.follow()
@@ -138,14 +142,29 @@ class TrainWorker(SendingActor):
 
     def _weights(self) -> Published:
         """In what engines compute in."""
+        import torch
+
+        from miles_lite.train.adapters import merged
+        from miles_lite.weights.gather import Published
+
         policy = self._learner.policy
         weights = merged(policy.model, policy.weights())
         return Published(policy.model, weights, torch.float32 if self._spec.device == "cpu" else torch.bfloat16)
 
     def export_adapter(self, folder: Path) -> None:
         """Write the adapters alone, as PEFT does (rank 0 does). Collective."""
+        from miles_lite.train.adapters import save_adapter
+
         policy = self._learner.policy
         save_adapter(policy.model, policy.weights(), folder)
+
+    def packs(self) -> bool:
+        """Whether samples of the models that it computes with may share what they begin with alike."""
+        from miles_lite.train.attention import unpackable
+        from miles_lite.train.loading import read_config
+
+        given = self._spec.config.model.hf_checkpoint, self._spec.config.checkpoint.ref_load
+        return all(unpackable(read_config(each)) is None for each in given if each is not None)
 
     def save(self, folder: Path, rollout_id: int) -> None:
         """Begin to write a checkpoint of what there is now. Collective."""
@@ -158,48 +177,8 @@ class TrainWorker(SendingActor):
 
     def stop(self) -> None:
         """Leave the process group."""
+        import torch.distributed as dist
+
         self._recorder.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def build_learner(config: Config, *, device: torch.device) -> Learner:
-    """Policy, reference and optimizer on one device; the process group must exist. Collective."""
-    algorithm, rollouts = config.algorithm, config.rollouts
-    strategy = build_strategy(config, device=device)
-    lora = config.lora if config.lora.lora_rank else None
-    kind = ValuedPolicy if algorithm.estimator.critic else Policy
-    policy = strategy.load(config.model.hf_checkpoint, kind, lora=lora)
-    reference: Policy | None = None
-    if algorithm.compares and lora is not None and config.checkpoint.ref_load is None:
-        reference = WithoutAdapters(policy)
-    elif algorithm.compares:
-        reference = strategy.load(config.checkpoint.ref_load or config.model.hf_checkpoint)
-        reference.requires_grad_(False)
-    updates_per_rollout = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt // config.global_batch_size
-    return Learner(
-        policy=policy,
-        reference=reference,
-        strategy=strategy,
-        device=device,
-        algorithm=algorithm,
-        options=config.optimizer,
-        teachers={name: build_teacher(where, strategy, algorithm) for name, where in algorithm.teachers.items()},
-        total_updates=None if rollouts.num_rollout is None else rollouts.num_rollout * updates_per_rollout,
-    )
-
-
-def build_teacher(where: str, strategy: Strategy, algorithm: Algorithm) -> Policy | ServedTeacher:
-    """Who --opd-teacher names: run by these ranks, or served by others. Collective."""
-    if is_url(where):
-        return ServedTeacher(where, likeliest=algorithm.opd_log_prob_top_k)
-    return strategy.load(where).requires_grad_(False)
-
-
-def build_strategy(config: Config, *, device: torch.device) -> Strategy:
-    """What --data-parallel-sharding-strategy says. Collective."""
-    sizes, compute = config.parallelism, config.compute
-    alone = device.type == "cpu" and not sizes.shares_layers
-    if alone and sizes.data_parallel_sharding_strategy != "optim_grads_params":
-        return Replicated(compute)
-    return Sharded(make_mesh(sizes, device=device), device, compute)

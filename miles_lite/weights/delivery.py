@@ -30,7 +30,7 @@ Failures = dict[int, str]
 
 
 class Trainer(Protocol):
-    """The actor that holds the buckets of an update: the trainer's rank 0. See `sender.SendingActor`."""
+    """The actor that holds the buckets of an update: the trainer's rank 0. See `sending_actor.SendingActor`."""
 
     def memory(self) -> str: ...
     def prepare_bucket(self, index: int) -> None: ...

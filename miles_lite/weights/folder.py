@@ -8,25 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from miles_lite.errors import writing
-from miles_lite.weights.gather import Published
-from miles_lite.weights.tensor_files import write_tensors
-
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
-
-
-def write_folder(weights: Published, folder: Path) -> None:
-    """`config.json`, `generation_config.json` and safetensors of a model's `weights`.
-
-    A folder that stood there is replaced. Names and shards are those of `save_pretrained`, so whatever reads Hugging
-    Face folders reads this one.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with writing("the weights", folder):
-        weights.model.save_pretrained(partial, state_dict={})
-        write_tensors(partial, weights.layout, weights.fetch, parameters=weights.model.num_parameters())
-    replace_folder(partial, folder)
 
 
 def replace_folder(source: Path, target: Path) -> None:

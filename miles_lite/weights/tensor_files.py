@@ -7,12 +7,17 @@ of them at once.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
+
+from miles_lite.errors import writing
+from miles_lite.weights.folder import replace_folder
+from miles_lite.weights.gather import Published
 
 DTYPES = {
     torch.float64: "F64",
@@ -31,6 +36,20 @@ DTYPES = {
 SHARD_SIZE = "50GB"
 Fetch = Callable[[Sequence[str]], Iterable[Tensor]]
 """Gives the tensors of some names, in order."""
+
+
+def write_folder(weights: Published, folder: Path) -> None:
+    """`config.json`, `generation_config.json` and safetensors of a model's `weights`.
+
+    A folder that stood there is replaced. Names and shards are those of `save_pretrained`, so whatever reads Hugging
+    Face folders reads this one.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing("the weights", folder):
+        weights.model.save_pretrained(partial, state_dict={})
+        write_tensors(partial, weights.layout, weights.fetch, parameters=weights.model.num_parameters())
+    replace_folder(partial, folder)
 
 
 def write_tensors(folder: Path, layout: Mapping[str, Tensor], fetch: Fetch, *, parameters: int) -> None:

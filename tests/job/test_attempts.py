@@ -16,7 +16,7 @@ from miles_lite.job.attempts import attempts
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.watch import death_in
 from miles_lite.observe.sinks import Sinks
-from miles_lite.train.checkpoint import LATEST
+from miles_lite.train.iterations import LATEST
 
 STEPS = 9
 

@@ -8,17 +8,17 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
+from miles_lite.job import precheck
 from miles_lite.job.attempts import attempts
 from miles_lite.job.due import Due
 from miles_lite.job.precheck import check_inputs, check_resumed
 from miles_lite.job.servers import CALL_TIMEOUT, eval_timeout
 from miles_lite.rollout import resume
 from miles_lite.rollout.prompts import open_source
-from miles_lite.train.checkpoint import LATEST
+from miles_lite.train.iterations import LATEST
 from tests.http_server import Request, http_server
 from tests.models import make_tiny_moe
 
@@ -153,7 +153,7 @@ def test_what_needs_gpus_is_refused_before_ray_starts_where_there_are_none(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it starts elsewhere: there it is refused when the slots are known."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precheck, "has_gpu_driver", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given = config(tiny_model, tmp_path, "--attn-implementation", "flash_attention_2")
     with pytest.raises(UserError, match="--attn-implementation flash_attention_2 needs GPUs"):

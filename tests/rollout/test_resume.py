@@ -23,7 +23,7 @@ from miles_lite.rollout.prompts import DataSource, Prompt, open_source
 from miles_lite.rollout.resume import load
 from miles_lite.sample import Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
-from miles_lite.train.checkpoint import LATEST, latest_iteration
+from miles_lite.train.iterations import LATEST, latest_iteration
 from tests.rollout.helpers import make_rollout, make_sample
 
 PROMPTS = 10

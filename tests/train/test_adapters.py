@@ -13,12 +13,12 @@ from torch import Tensor
 from miles_lite.config.lora import LoRA
 from miles_lite.errors import UserError
 from miles_lite.train import adapters, checkpoint
+from miles_lite.train.building import build_learner
 from miles_lite.train.data import Replicated
 from miles_lite.train.learner import Learner
 from miles_lite.train.loading import load_model
-from miles_lite.train.rank import build_learner
-from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
+from miles_lite.weights.tensor_files import write_folder
 from tests.models import make_tiny_moe
 from tests.train.helpers import make_batch, make_config, make_samples, save_checkpoint
 

@@ -15,12 +15,13 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from miles_lite.config.model import Checkpoint
 from miles_lite.errors import UserError
-from miles_lite.train import checkpoint
+from miles_lite.train import checkpoint, iterations
 from miles_lite.train.batching import Batch
 from miles_lite.train.data import Replicated
 from miles_lite.train.policy import Policy
-from miles_lite.weights.folder import copy_tokenizer, write_folder
+from miles_lite.weights.folder import copy_tokenizer
 from miles_lite.weights.gather import Published
+from miles_lite.weights.tensor_files import write_folder
 from tests.train.helpers import make_batch, make_samples, save_checkpoint
 from tests.train.test_learner import learner, parameters
 
@@ -59,7 +60,7 @@ def test_a_full_disk_is_called_one_and_what_was_saved_before_stays(
     with pytest.raises(UserError, match=r"the disk is full: the checkpoint of iteration 3 .*iter_0000003") as told:
         save_checkpoint(trainer, full_disk, iteration=3)
     assert len(str(told.value).splitlines()) == 2
-    assert checkpoint.latest_iteration(full_disk) is None
+    assert iterations.latest_iteration(full_disk) is None
     policy = trainer.policy
     with pytest.raises(UserError, match="the disk is full: the weights could not be written"):
         write_folder(Published(policy.model, policy.weights(), torch.float32), full_disk / "v1")
@@ -73,7 +74,7 @@ def test_what_a_killed_save_leaves_is_ignored_and_replaced(model_dir: Path, tmp_
     torn = tmp_path / ".iter_0000002.partial"
     torn.mkdir()
     (torn / "rng_00000.pt").write_bytes(b"half")
-    assert checkpoint.latest_iteration(tmp_path) == 1
+    assert iterations.latest_iteration(tmp_path) == 1
     save_checkpoint(trainer, tmp_path, iteration=2)
     save_checkpoint(trainer, tmp_path, iteration=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -115,12 +116,12 @@ def test_weights_without_the_optimizer(model_dir: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_checkpoint_is_no_error_but_a_broken_one_is(model_dir: Path, tmp_path: Path) -> None:
     assert checkpoint.load(learner(model_dir), tmp_path / "absent") is None
-    (tmp_path / checkpoint.LATEST).write_text("3\n")
+    (tmp_path / iterations.LATEST).write_text("3\n")
     with pytest.raises(UserError, match=r"names iteration 3, but .*iter_0000003 does not exist"):
-        checkpoint.latest_iteration(tmp_path)
-    (tmp_path / checkpoint.LATEST).write_text("release")
+        iterations.latest_iteration(tmp_path)
+    (tmp_path / iterations.LATEST).write_text("release")
     with pytest.raises(UserError, match="expected an iteration number"):
-        checkpoint.latest_iteration(tmp_path)
+        iterations.latest_iteration(tmp_path)
 
 
 def _cut(folder: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_damaged_checkpoint_is_refused_and_older_ones_are_named(
     for iteration in (1, 2):
         trainer.train(step(iteration))
         save_checkpoint(trainer, tmp_path, iteration=iteration)
-    harm(checkpoint.iteration_folder(tmp_path, 2))
+    harm(iterations.iteration_folder(tmp_path, 2))
     with pytest.raises(UserError, match=r"iter_0000002 cannot be loaded: it is damaged") as told:
         checkpoint.load(learner(model_dir), tmp_path)
     assert "write the number of one of iter_0000001" in str(told.value)

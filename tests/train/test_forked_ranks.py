@@ -13,10 +13,13 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
+from miles_lite.config.options import Config
+from miles_lite.errors import UserError
 from miles_lite.process.remote import Remote, remote
 from miles_lite.stack import worker_start
 from miles_lite.stack.environment import actor_env
-from miles_lite.train.forked_ranks import FORK_SERVER
+from miles_lite.train import model_rules
+from miles_lite.train.forked_ranks import FORK_SERVER, check_models
 from miles_lite.train.group import worker_spec
 from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
@@ -59,3 +62,23 @@ def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: P
             if how.startswith("killed"):
                 with pytest.raises(RayActorError):
                     ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
+
+
+@pytest.mark.parametrize("server", ["there", "gone", "none"])
+def test_what_ranks_would_refuse_is_said_alike_wherever_it_is_found_out(
+    server: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fork, where there can be one: this process looks at no model then."""
+    looked: list[Config] = []
+    here = model_rules.check_models
+    monkeypatch.setattr(model_rules, "check_models", lambda config: (looked.append(config), here(config)))
+    if server != "there":
+        monkeypatch.setenv(FORK_SERVER, "/nowhere/socket" if server == "gone" else "")
+    fine, broken = make_config(model_dir), make_config(model_dir, "--use-rollout-routing-replay")
+    check_models(fine)
+    with pytest.raises(UserError) as told:
+        check_models(broken)
+    with pytest.raises(UserError) as known:
+        here(broken)
+    assert str(told.value) == str(known.value)
+    assert looked == ([] if server == "there" else [fine, broken])

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.sample import Sample
+from miles_lite.train.building import build_learner
 from miles_lite.train.gaps import CAUSES, IN_CONTEXT, LARGEST, SUMS, gaps, report
 from miles_lite.train.packing import Form, Packed, forward_passes
-from miles_lite.train.rank import build_learner
 from miles_lite.train.routing_replay import Routing
 from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs

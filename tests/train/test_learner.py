@@ -10,8 +10,8 @@ import torch
 
 from miles_lite.errors import UserError
 from miles_lite.train.batching import Batch
+from miles_lite.train.building import build_learner
 from miles_lite.train.learner import Learner
-from miles_lite.train.rank import build_learner
 from tests.metric_names import undocumented, unlogged
 from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs

@@ -11,9 +11,9 @@ import torch
 
 from miles_lite.errors import UserError
 from miles_lite.train import tensor_parallel
+from miles_lite.train.building import build_learner
 from miles_lite.train.learner import Learner
 from miles_lite.train.model_rules import check_models
-from miles_lite.train.rank import build_learner
 from miles_lite.weights.compat import import_transformers
 from tests.models import make_tiny_moe
 from tests.train.helpers import make_batch, make_config, make_samples, save_checkpoint

@@ -14,8 +14,8 @@ from miles_lite.config.training import Algorithm
 from miles_lite.sample import Group
 from miles_lite.train.advantages import estimate
 from miles_lite.train.batching import fetch, make_batches
+from miles_lite.train.building import build_learner
 from miles_lite.train.flops import Flops
-from miles_lite.train.rank import build_learner
 from tests.rollout.helpers import make_rollout
 from tests.train.helpers import make_config, make_samples
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from miles_lite.config.debugging import Debugging
+from miles_lite.train.building import build_learner
 from miles_lite.train.profiling import Recorder
-from miles_lite.train.rank import build_learner
 from tests.train.helpers import make_batch, make_config, make_samples
 
 CPU = torch.device("cpu")

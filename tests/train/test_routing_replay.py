@@ -16,9 +16,9 @@ from miles_lite.config.choices import RoutingReplay
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError
 from miles_lite.sample import Sample
+from miles_lite.train.building import build_learner
 from miles_lite.train.packing import Form, forward_passes
 from miles_lite.train.policy import Policy, replayed
-from miles_lite.train.rank import build_learner
 from miles_lite.train.routing_replay import COUNTS, UNKNOWN, Replay, Routing
 from tests.metric_names import undocumented
 from tests.models import make_tiny_moe

@@ -13,9 +13,9 @@ import torch
 
 from miles_lite.sample import NOT_SAMPLED
 from miles_lite.train import utilisation
+from miles_lite.train.building import build_learner
 from miles_lite.train.flops import flops
 from miles_lite.train.packing import Form, forward_passes
-from miles_lite.train.rank import build_learner
 from miles_lite.train.utilisation import Meter, peak_tflops
 from tests.train.families import make_model
 from tests.train.helpers import joined, make_batch, make_config, make_samples, shares_of

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from miles_lite.weights.bucket import Bucket
-from miles_lite.weights.sender import Sender, SendingActor
+from miles_lite.weights.sender import Sender
+from miles_lite.weights.sending_actor import SendingActor
 
 
 class FolderTrainer(SendingActor):

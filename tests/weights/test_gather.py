@@ -16,9 +16,9 @@ from miles_lite.train import mesh
 from miles_lite.train.data import Sharded
 from miles_lite.weights import tensor_files
 from miles_lite.weights.compat import import_transformers
-from miles_lite.weights.folder import write_folder
 from miles_lite.weights.gather import Published
 from miles_lite.weights.sender import Sender
+from miles_lite.weights.tensor_files import write_folder
 from tests.train.ranks import run
 
 SIZE = {
