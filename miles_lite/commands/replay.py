@@ -43,6 +43,8 @@ FIRST = "v0"
 """The weights that a run began with."""
 PARSERS = ("reasoning_parser", "tool_call_parser")
 NO_ANSWER = 1
+MODEL = "model"
+"""In --run-dir, made anew by each replay of saved weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     record = read_record(folder, steps=0)
     trajectory = atraj.read(kept_trajectory(folder, options.rollout))
     start = _start(trajectory, options.turn)
-    _check_out(options.out, folder)
+    _check_outside(options, folder)
     said = _said(start)
     name, weights, model = _weights(record, options.weights)
     _check_tokens(trajectory, model, given=f"{folder}: rollout {options.rollout}")
@@ -92,7 +94,9 @@ def main(argv: Sequence[str]) -> int:
     longest = options.max_tokens or record.options.get("rollout_max_response_len")
     with ExitStack() as ending:
         ending.enter_context(claimed({"--run-dir": run_dir}))
-        served = _assembled(weights, model, run_dir / "model", lasting=not in_use(record.folder))
+        gone = f"--weights {name}: {weights} is gone: a run that goes on keeps its last two; ask again"
+        with user_error(gone, FileNotFoundError):
+            served = _assembled(weights, model, run_dir / MODEL, lasting=not in_use(record.folder))
         print(f"weights {name}: {weights}", file=sys.stderr)
         stack = ending.enter_context(serving(_serving(record, served, run_dir, leftovers.sglang)))
         session = ending.enter_context(
@@ -156,16 +160,21 @@ def _weights(record: Record, wanted: str | None) -> tuple[str, Path, Path]:
 
 
 def _check_tokens(trajectory: Trajectory, model: Path, *, given: str) -> None:
+    for _ in atraj.sequences(trajectory.paths(), where=given):  # which looks at every id
+        pass
     told = trajectory.data.get("model")
     recorded = told.get("tokenizer") if isinstance(told, dict) else None
     if recorded is not None and recorded != fingerprint(model)["tokenizer"]:
         raise UserError(f"{given} was recorded with another tokenizer than {model} has now: its tokens mean nothing")
 
 
-def _check_out(out: str | None, folder: Path) -> None:
-    path = None if out is None else Path(out).resolve()
-    if path is not None and (path.is_dir() or path.is_relative_to(folder.resolve())):
-        raise UserError(f"--out {out}: give a file that is not in the run's folder; what was recorded stays as it is")
+def _check_outside(options: Replay, folder: Path) -> None:
+    out, run_dir, recorded = options.out, Path(options.run_dir), folder.resolve()
+    as_it_is = "what was recorded stays as it is"
+    if out is not None and (Path(out).is_dir() or Path(out).resolve().is_relative_to(recorded)):
+        raise UserError(f"--out {out}: give a file that is not in the run's folder; {as_it_is}")
+    if run_dir.resolve().is_relative_to(recorded) or recorded.is_relative_to((run_dir / MODEL).resolve()):
+        raise UserError(f"--run-dir {run_dir}: give a folder that is not in the run's, nor holds it; {as_it_is}")
 
 
 def _write(replayed: Replayed, metadata: JsonMapping, out: str) -> None:

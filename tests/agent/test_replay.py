@@ -45,6 +45,17 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "no such weights": (NOTHING, ["17", "--weights", "v7"], "has v0, v3; v0 is what it began with"),
     "a name of weights": (NOTHING, ["17", "--weights", "../x"], "--weights ../x: "),
     "its own folder": (NOTHING, ["17", "--out", "run/out.atraj"], "give a file that is not in the run's folder"),
+    "its own folder for logs": (NOTHING, ["17", "--run-dir", "run/replay"], "give a folder that is not in the run's"),
+    "a folder that is made anew": (
+        lambda run: (run.parent / "in" / "model").parent.mkdir() or run.rename(run.parent / "in" / "model"),
+        ["17", "--run-dir", "in"],
+        "nor holds it; what was recorded stays as it is",
+    ),
+    "an id that is none": (
+        spoiled(lambda data: data["steps"][0].update(input_ids=["x"])),  # type: ignore[index]
+        ["17"],
+        "turn 0 has an id or a logprob that is none",
+    ),
     "another tokenizer": (
         spoiled(lambda data: data["model"].update(tokenizer="0")),  # type: ignore[attr-defined]
         ["17"],
@@ -69,7 +80,7 @@ def test_what_cannot_be_is_said(
     spoil(recorded(tmp_path / "run", tiny_model))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
-    assert main(["replay", "run", *flags]) == 2
+    assert main(["replay", "run" if Path("run").exists() else "in/model", *flags]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.startswith("error: ")
