@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -170,7 +170,7 @@ def _stream(
 
 async def _changes(
     look: Callable[[], str], since: str | None, request: Request, ending: Callable[[], bool]
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """An event for each other thing that `look` says, which may take its time."""
     before = since
     while not (ending() or await request.is_disconnected()):

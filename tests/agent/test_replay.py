@@ -33,6 +33,11 @@ def spoiled(change: Callable[[dict[str, object]], object]) -> Callable[[Path], o
     return spoil
 
 
+def within_another(run: Path) -> None:
+    (run.parent / "in").mkdir()
+    run.rename(run.parent / "in" / "model")
+
+
 NOTHING: Callable[[Path], object] = lambda run: None  # noqa: E731
 BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "a rollout that was not kept": (
@@ -47,7 +52,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "its own folder": (NOTHING, ["17", "--out", "run/out.atraj"], "give a file that is not in the run's folder"),
     "its own folder for logs": (NOTHING, ["17", "--run-dir", "run/replay"], "give a folder that is not in the run's"),
     "a folder that is made anew": (
-        lambda run: (run.parent / "in" / "model").parent.mkdir() or run.rename(run.parent / "in" / "model"),
+        within_another,
         ["17", "--run-dir", "in"],
         "nor holds it; what was recorded stays as it is",
     ),

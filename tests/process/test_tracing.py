@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -108,6 +109,31 @@ def test_one_that_takes_them_slower_than_they_come_is_said_once(caplog: pytest.L
         said.set()
     dripping.join(10)
     assert caplog.text.count("not as fast as they come") == 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_one_that_answers_errors_is_said_once(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, caplog.at_level(logging.WARNING):
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        with tracing.sent_to(f"http://127.0.0.1:{server.server_port}", "here"):
+            for _ in range(2):
+                with tracing.span("turn"):
+                    pass
+                wait_until(lambda: "does not take spans" in caplog.text, "the exporter to give up")
+        server.shutdown()
+        serving.join()
+    assert len([record for record in caplog.records if record.name.startswith("miles_lite")]) == 1
     assert len(caplog.records) == 1
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import random
 import re
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +18,12 @@ import orjson
 import pytest
 from pyarrow import types
 
+from miles_lite.cli import main
 from miles_lite.errors import UserError
 from miles_lite.job.claim import in_use
 from miles_lite.job.events import Events
 from miles_lite.report import fleet_rows, json_lines
+from miles_lite.report.dashboard import _changes
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import SCHEMA, trajectory_path
@@ -213,3 +217,25 @@ def test_a_tokenizer_that_cannot_be_read_costs_the_spelling_of_tokens_alone(tiny
     row = read_record(a_run(tmp_path / "runs" / "run", tmp_path / "model")).rollouts[-1]
     keep(tmp_path / "runs" / "run", row, [40, 41], said="forty")
     assert "forty" in client(tmp_path / "runs").get(f"/runs/run/steps/3/rollouts/{row['rollout']}").text
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dash", str(tmp_path / "none")]) == 2
+    assert f"error: {tmp_path}/none: no such folder; give that of --run-dir" in capsys.readouterr().err
+
+
+class Connected:
+    """A client that stays."""
+
+    async def is_disconnected(self) -> bool:
+        return False
+
+
+async def test_a_disk_that_takes_its_time_keeps_nobody_else_waiting() -> None:
+    gate = threading.Event()
+    heard = _changes(lambda: f"in time: {gate.wait(20)}", "before", Connected(), lambda: False)  # type: ignore[arg-type]
+    first = asyncio.ensure_future(anext(heard))
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert await first == "data: in time: True\n\n"
+    await heard.aclose()
