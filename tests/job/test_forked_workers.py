@@ -71,7 +71,12 @@ def test_what_ranks_would_refuse_is_said_alike_wherever_it_is_found_out(
     """In a fork, where there can be one: this process looks at no model then."""
     looked: list[Config] = []
     here = model_rules.check_models
-    monkeypatch.setattr(model_rules, "check_models", lambda config: (looked.append(config), here(config)))
+
+    def look(config: Config) -> None:
+        looked.append(config)
+        here(config)
+
+    monkeypatch.setattr(model_rules, "check_models", look)
     if server != "there":
         monkeypatch.setenv(FORK_SERVER, "/nowhere/socket" if server == "gone" else "")
     fine, broken = make_config(model_dir), make_config(model_dir, "--use-rollout-routing-replay")
