@@ -107,8 +107,10 @@ def check_rewards(options: Rewards) -> None:
     if options.rm_judge_prompt is not None:
         with user_error(f"--rm-judge-prompt {options.rm_judge_prompt}: cannot be read", OSError, UnicodeDecodeError):
             question = Path(options.rm_judge_prompt).read_text(encoding="utf-8")
-        if "{response}" not in question:
-            raise UserError(f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{response}} in it, which is judged")
+        if missing := [name for name in options.judged if f"{{{name}}}" not in question]:
+            raise UserError(
+                f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{{missing[0]}}} in it, which is judged"
+            )
 
 
 def check_row_rules(prompts: Iterable[Prompt], rewards: Rewards, *, source: str) -> None:
