@@ -47,11 +47,11 @@ def forking(root: Path) -> Iterator[None]:
     once: this process's own, or those of the one that began it."""
     from miles_lite.config.places import Topology
     from miles_lite.engine.forked_engines import forking_engines
-    from miles_lite.train.forked_ranks import forking_ranks
+    from miles_lite.job.forked_workers import forking_workers
 
     with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(prefix="forks-") as logs:
         patched.setenv("PYTHONPATH", str(root))  # as those have it that start a command line
-        with forking_engines("cpu", Topology(), Path(logs)), forking_ranks("cpu", Path(logs)):
+        with forking_engines("cpu", Topology(), Path(logs)), forking_workers("cpu", Path(logs)):
             yield
 
 

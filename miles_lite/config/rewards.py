@@ -119,7 +119,8 @@ class Rewards:
     )
     rm_judge_prompt: str | None = option(
         None,
-        help="llm_judge: file of the question, with {prompt}, {response} and {label} in it",
+        help="llm_judge: file of the question, with {prompt}, {response} and {label} in it; with --group-rm {prompt}, "
+        "{first} and {second}",
         path=True,
     )
     reward_key: str | None = option(None, help="key of the reward, where a reward is an object (default: score)")
@@ -144,6 +145,11 @@ class Rewards:
         """The least reward that rules give; None where it is not known."""
         found = least_reward(rules)
         return found if self.reward_key is None and math.isfinite(found) else None
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """What a judge's question has places for: a response, or the two of a pair."""
+        return ("first", "second") if self.group_rm else ("response",)
 
     @property
     def judges_groups(self) -> bool:

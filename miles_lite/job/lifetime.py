@@ -21,6 +21,7 @@ from miles_lite.config.rules import refuse_broken
 from miles_lite.engine.forked_engines import forking_engines
 from miles_lite.errors import RunLostError, UnavailableError, plain
 from miles_lite.job.events import Events
+from miles_lite.job.forked_workers import forking_workers
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
 from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
@@ -29,7 +30,6 @@ from miles_lite.process.stopping import DEAF_SECONDS, END_SECONDS, INTERRUPTED, 
 from miles_lite.report.event_rows import Kind
 from miles_lite.stack.cluster import actors_page, connect, disconnect, joined
 from miles_lite.stack.placement import Layout, place
-from miles_lite.train.forked_ranks import forking_ranks
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Lifetime:
         logs = self._config.run_dir / "logs"
         self.course.standing.enter_context(forking_engines(layout.device, topology, logs))
         if train and not joined(self._config.cluster.ray_address):
-            self.course.standing.enter_context(forking_ranks(layout.device, logs))
+            self.course.standing.enter_context(forking_workers(layout.device, logs))
         self._config.write()
         return layout
 

@@ -19,6 +19,7 @@ from miles_lite.engine.heads import check_head
 from miles_lite.environments import load
 from miles_lite.errors import UserError, user_error
 from miles_lite.hooks import check_hooks, hooks_of
+from miles_lite.job.forked_workers import check_models, forking_workers
 from miles_lite.model_folder import check_model_folder
 from miles_lite.process.gpu_driver import has_gpu_driver
 from miles_lite.rollout import resume
@@ -32,7 +33,6 @@ from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
 from miles_lite.stack.cluster import joined
 from miles_lite.stack.engine_plans import check_engines
-from miles_lite.train.forked_ranks import check_models, forking_ranks
 from miles_lite.train.iterations import latest_iteration
 from miles_lite.train.served_teacher import ServedTeacher
 
@@ -107,8 +107,10 @@ def check_rewards(options: Rewards) -> None:
     if options.rm_judge_prompt is not None:
         with user_error(f"--rm-judge-prompt {options.rm_judge_prompt}: cannot be read", OSError, UnicodeDecodeError):
             question = Path(options.rm_judge_prompt).read_text(encoding="utf-8")
-        if "{response}" not in question:
-            raise UserError(f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{response}} in it, which is judged")
+        if missing := [name for name in options.judged if f"{{{name}}}" not in question]:
+            raise UserError(
+                f"--rm-judge-prompt {options.rm_judge_prompt}: has no {{{missing[0]}}} in it, which is judged"
+            )
 
 
 def check_row_rules(prompts: Iterable[Prompt], rewards: Rewards, *, source: str) -> None:
@@ -163,7 +165,7 @@ def slots_are_cpus(config: Config) -> bool:
 
 def forking_early(config: Config) -> AbstractContextManager[None]:
     """Ranks' fork server from before the first look at their models, where they will be forked."""
-    return forking_ranks("cpu", config.run_dir / "logs") if slots_are_cpus(config) else nullcontext()
+    return forking_workers("cpu", config.run_dir / "logs") if slots_are_cpus(config) else nullcontext()
 
 
 def check_folders(config: Config) -> Path:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 from miles_lite.config.options import Config
 from miles_lite.job.watch import Watch
-from miles_lite.stack import worker_start
 from miles_lite.stack.environment import actor_env
 from miles_lite.stack.placement import TRAIN_SHARE, Layout
-from miles_lite.train.forked_ranks import FORK_SERVER
 from miles_lite.train.group import TrainGroup
 
 START_TIMEOUT = 900.0
@@ -26,7 +23,7 @@ def make_ranks(config: Config, layout: Layout, *, watch: Watch, parts: contextli
         slot_share=TRAIN_SHARE,
         device=layout.device,
         run_dir=config.run_dir,
-        environment=actor_env({worker_start.FORK_SERVER: os.environ.get(FORK_SERVER, "")}),
+        environment=actor_env(),
         look=watch.look,
         say=watch.say,
     )

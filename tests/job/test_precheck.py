@@ -42,6 +42,7 @@ def config(model: Path, folder: Path, *flags: str) -> Config:
         (["--custom-rm-path", "absent.py:reward"], "--custom-rm-path: no such file"),
         (["--rm-type", "llm_judge", "--rm-judge-prompt", __file__ + "x"], "--rm-judge-prompt .*cannot be read"),
         (["--rm-type", "llm_judge", "--rm-judge-prompt", os.devnull], r"--rm-judge-prompt .*has no {response} in it"),
+        (["--group-rm", "--rm-type", "llm_judge", "--rm-judge-prompt", os.devnull], r"has no {first} in it"),
         (["--eval-prompt-data", "held", "absent.jsonl"], "no such file.*absent.jsonl"),
         (["--rollout-max-prompt-len", "2"], "line 1: the prompt has"),
         (["--rollout-max-context-len", "3"], "line 1: the prompt has"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import re
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +35,14 @@ from tests.session.engine import STOP, answer, scripted
 pytestmark = pytest.mark.e2e
 
 
+MARK = "MILES_LITE_TEST_RESTARTING"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with local_cluster(cpus=1):
+    """Its processes have a mark."""
+    with pytest.MonkeyPatch.context() as patched, local_cluster(cpus=1):
+        patched.setenv(MARK, uuid.uuid4().hex)
         yield
 
 
@@ -230,11 +237,9 @@ def below(parent: str, called: str) -> psutil.Process:
 
 def _below(parent: str, called: str) -> list[psutil.Process]:
     found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            above = str([one.cmdline() for one in process.parents()])
-            if called in str(process.cmdline()) and parent in above and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get(MARK) == os.environ[MARK] and called in str(process.cmdline()):
+                above = str([one.cmdline() for one in process.parents()])
+                found += [process] if parent in above else []
     return found

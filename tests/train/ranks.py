@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from miles_lite.train.forked_ranks import MODULES
+from miles_lite.job.forked_workers import RANKS
 from miles_lite.train.mesh import open_store
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([*MODULES, "miles_lite.train.mesh"])
+FORKS.set_forkserver_preload([*RANKS, "miles_lite.train.mesh"])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Invariant: what the judge says is never trained: it speaks through a session of 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ _NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?![\w.]*\d)")
 
 async def llm_judge(answer: Answer, options: Rewards, /) -> float:
     """The judge's score, 0 to 1. Raises RolloutError for a judge that gives none."""
-    messages = [{"role": "user", "content": question(answer, options.rm_judge_prompt)}]
+    label = "none" if answer.label is None else str(answer.label)
+    told = {"prompt": in_words(answer.prompt), "response": answer.response, "label": label}
+    messages = [{"role": "user", "content": question(QUESTION, told, options)}]
     return score_in(await said_by(messages, options, answer.ask))
 
 
@@ -62,15 +64,10 @@ def in_words(prompt: str | Sequence[JsonMapping]) -> str:
     return "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)
 
 
-def question(answer: Answer, file: str | None) -> str:
-    """What the judge is asked."""
-    told = {
-        "prompt": in_words(answer.prompt),
-        "response": answer.response,
-        "label": "none" if answer.label is None else answer.label,
-    }
-    asked = QUESTION if file is None else _read(file)
-    return re.sub(r"\{(prompt|response|label)\}", lambda found: str(told[found[1]]), asked)
+def question(own: str, told: Mapping[str, str], options: Rewards) -> str:
+    """What a judge is asked: `own`, or what --rm-judge-prompt asks, with what is `told` in its places."""
+    asked = own if options.rm_judge_prompt is None else _read(options.rm_judge_prompt)
+    return re.sub(rf"\{{({'|'.join(told)})\}}", lambda found: told[found[1]], asked)
 
 
 def score_in(text: str) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +209,20 @@ async def test_only_so_many_requests_are_made_at_once() -> None:
     assert await asyncio.gather(*calls) == [0.5] * 6
     assert most == 2
     rules.close()
+
+
+async def test_a_question_of_ones_own_is_asked_of_pairs_too(tmp_path: Path) -> None:
+    (tmp_path / "question").write_text("{prompt}? {first} or {second} {third}")
+    asked: list[str] = []
+
+    async def ask(messages: list[dict[str, Any]]) -> str:
+        asked.append(messages[0]["content"])
+        return "Better: A"
+
+    given = ["--rm-type", "llm_judge", "--group-rm", "--rm-judge-prompt", str(tmp_path / "question")]
+    config, _ = parse([*NEEDED, *given])
+    assert await pairwise_judge("why", ["{second}", "no"], config.rewards, ask) == [0.5, 0.5]
+    assert sorted(asked) == ["why? no or {second} {third}", "why? {second} or no {third}"]
 
 
 async def test_responses_are_compared_in_pairs_and_in_both_orders() -> None:

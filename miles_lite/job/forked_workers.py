@@ -1,8 +1,8 @@
-"""CPU ranks are forked from a process that has imported what they import: they start in two seconds, not in seven. What
-they would refuse of their models is found out in such a fork, too.
+"""Ray's workers on CPUs are forked from a process that has imported what they import: a rank starts in a second, not in
+seven. What ranks would refuse of their models is found out in such a fork, too.
 
-Invariant: it is there for ranks on CPUs alone, and for clusters that this process starts: elsewhere Ray starts its
-workers itself, and this process looks at the models.
+Invariant: it is there for jobs that train on CPUs alone, and for clusters that this process starts: elsewhere Ray
+starts its workers itself, and this process looks at the models.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from miles_lite.config.options import Config
 from miles_lite.errors import UserError
 from miles_lite.process.fork_client import forked
 from miles_lite.process.fork_server import forking
+from miles_lite.stack.worker_start import FORK_SERVER
 
-FORK_SERVER = "MILES_LITE_RANK_FORK_SERVER"
-"""An environment variable: the socket of a fork server of ranks."""
-MODULES = (
+RANKS = (
     "miles_lite.train.building",
     "miles_lite.train.checkpoint",
     "miles_lite.train.model_rules",
@@ -31,20 +30,22 @@ MODULES = (
     "miles_lite.weights.sender",
     "transformers.models.auto.modeling_auto",
 )
-LOG = "rank-fork-server.log"
+OTHERS = ("google.protobuf", "jsonschema", "miles_lite.rollout.rewards", "miles_lite.session.server", "requests")
+"""But for Ray: it keeps of its environment what it found when it was imported."""
+LOG = "worker-fork-server.log"
 CHECK_SECONDS = 300.0
 """How long a look at the models may take there."""
 
 
 @contextlib.contextmanager
-def forking_ranks(device: Device, logs: Path) -> Iterator[None]:
-    """Ranks that are started in the block, by whoever inherits this environment, are forked. What the imports say is in
-    the folder `logs`."""
+def forking_workers(device: Device, logs: Path) -> Iterator[None]:
+    """Workers that are started in the block, by whoever inherits this environment, are forked where ranks are on such a
+    device. What the imports say is in the folder `logs`."""
     if device != "cpu":
         yield
         return
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # a rank sets its own number
-    with forking(FORK_SERVER, MODULES, one_thread, logs / LOG):
+    with forking(FORK_SERVER, (*RANKS, *OTHERS), one_thread, logs / LOG):
         yield
 
 

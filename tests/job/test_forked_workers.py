@@ -15,11 +15,11 @@ from ray.exceptions import RayActorError
 
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
+from miles_lite.job.forked_workers import check_models
 from miles_lite.process.remote import Remote, remote
-from miles_lite.stack import worker_start
 from miles_lite.stack.environment import actor_env
+from miles_lite.stack.worker_start import FORK_SERVER
 from miles_lite.train import model_rules
-from miles_lite.train.forked_ranks import FORK_SERVER, check_models
 from miles_lite.train.group import worker_spec
 from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
@@ -42,7 +42,7 @@ def named(worker: psutil.Process) -> bool:
 
 def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: Path) -> None:
     spec = worker_spec(make_config(model_dir), rank=0, ranks=1, device="cpu")
-    env = actor_env({worker_start.FORK_SERVER: os.environ[FORK_SERVER]})
+    env = actor_env()
     with local_cluster(cpus=1):
         for how, end in ENDINGS.items():
             rank = remote(TrainWorker, env=env, num_cpus=1)(spec)
@@ -71,7 +71,12 @@ def test_what_ranks_would_refuse_is_said_alike_wherever_it_is_found_out(
     """In a fork, where there can be one: this process looks at no model then."""
     looked: list[Config] = []
     here = model_rules.check_models
-    monkeypatch.setattr(model_rules, "check_models", lambda config: (looked.append(config), here(config)))
+
+    def look(config: Config) -> None:
+        looked.append(config)
+        here(config)
+
+    monkeypatch.setattr(model_rules, "check_models", look)
     if server != "there":
         monkeypatch.setenv(FORK_SERVER, "/nowhere/socket" if server == "gone" else "")
     fine, broken = make_config(model_dir), make_config(model_dir, "--use-rollout-routing-replay")
