@@ -37,7 +37,7 @@ Number = Annotated[int, fastapi.Path(ge=0, le=LARGEST)]
 """A step or a rollout in an address."""
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; script-src 'nonce-{}'; connect-src 'self'; "
-    "form-action 'self'"
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 
 
