@@ -1,6 +1,6 @@
 """What rollouts ahead of the trainer bring where tools take their time, beside what `miles-lite simulate` foresees.
 
-    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 3] [--curve-steps 24] [--json FILE]
+    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 1] [--curve-steps 24] [--json FILE]
 
 Agents that talk to a small model on this machine's CPU, in two turns on average; tools sleep between them, log-normal,
 p99 ten times the median. The same run with --max-weight-staleness 0 and 1, alternating. Printed:
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--curves", type=int, default=3, help="seeds; 0: no reward is measured")
+    parser.add_argument("--curves", type=int, default=1, help="seeds; 0: no reward is measured")
     parser.add_argument("--curve-steps", type=int, default=24)
     parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
