@@ -19,7 +19,7 @@ What is learned does not depend on how long tools sleep, and few steps say littl
 their own, with as many steps in turn and one step off, whose tools do not sleep, each with `--curves` seeds:
 
 {sync,async}_reward         mean reward of the last quarter of the steps, over the seeds          (asked: the same)
-{sync,async}_reward_spread  its standard deviation over the seeds
+{sync,async}_reward_spread  its standard deviation over the seeds, of two and more
 {sync,async}_steps_to_half  steps until the mean reward of four in a row is half of what is earned at the end in turn
 """
 
@@ -138,7 +138,8 @@ def learned(seen: dict[str, list[Rows]]) -> dict[str, float]:
     for name, runs in seen.items():
         ends = [statistics.fmean(rewards(rows)[-(len(rewards(rows)) // 4) :]) for rows in runs]
         numbers[f"{name}_reward"] = statistics.fmean(ends)
-        numbers[f"{name}_reward_spread"] = statistics.stdev(ends) if len(ends) > 1 else math.nan
+        if len(ends) > 1:
+            numbers[f"{name}_reward_spread"] = statistics.stdev(ends)
     for name, runs in seen.items():
         mean = [statistics.fmean(at) for at in zip(*map(rewards, runs), strict=True)]
         four = [statistics.fmean(mean[at : at + 4]) for at in range(len(mean) - 3)]
