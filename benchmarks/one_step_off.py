@@ -1,6 +1,6 @@
 """What rollouts ahead of the trainer bring where tools take their time, beside what `miles-lite simulate` foresees.
 
-    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 3] [--curve-steps 24] [--json FILE]
+    python benchmarks/one_step_off.py [--pairs 1] [--steps 16] [--curves 1] [--curve-steps 24] [--json FILE]
 
 Agents that talk to a small model on this machine's CPU, in two turns on average; tools sleep between them, log-normal,
 p99 ten times the median. The same run with --max-weight-staleness 0 and 1, alternating. Printed:
@@ -19,7 +19,7 @@ What is learned does not depend on how long tools sleep, and few steps say littl
 their own, with as many steps in turn and one step off, whose tools do not sleep, each with `--curves` seeds:
 
 {sync,async}_reward         mean reward of the last quarter of the steps, over the seeds          (asked: the same)
-{sync,async}_reward_spread  its standard deviation over the seeds
+{sync,async}_reward_spread  its standard deviation over the seeds, of two and more
 {sync,async}_steps_to_half  steps until the mean reward of four in a row is half of what is earned at the end in turn
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--curves", type=int, default=3, help="seeds; 0: no reward is measured")
+    parser.add_argument("--curves", type=int, default=1, help="seeds; 0: no reward is measured")
     parser.add_argument("--curve-steps", type=int, default=24)
     parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
@@ -138,7 +138,8 @@ def learned(seen: dict[str, list[Rows]]) -> dict[str, float]:
     for name, runs in seen.items():
         ends = [statistics.fmean(rewards(rows)[-(len(rewards(rows)) // 4) :]) for rows in runs]
         numbers[f"{name}_reward"] = statistics.fmean(ends)
-        numbers[f"{name}_reward_spread"] = statistics.stdev(ends) if len(ends) > 1 else math.nan
+        if len(ends) > 1:
+            numbers[f"{name}_reward_spread"] = statistics.stdev(ends)
     for name, runs in seen.items():
         mean = [statistics.fmean(at) for at in zip(*map(rewards, runs), strict=True)]
         four = [statistics.fmean(mean[at : at + 4]) for at in range(len(mean) - 3)]
