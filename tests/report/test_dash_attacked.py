@@ -59,6 +59,14 @@ def nasty(folder: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one small run, which nobody changes."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "run", seed=1, steps=1)
+    return folder
+
+
 def test_every_word_of_a_run_is_text(tmp_path: Path) -> None:
     nasty(tmp_path / "run")
     dash, seen, left = client(tmp_path), set[str](), ["/"]
@@ -106,9 +114,8 @@ HUGE = ("-1", "99999999999999999999999999", "9" * 5000, "1e3", "x", "\x00", "' o
 
 @pytest.mark.parametrize("value", HUGE)
 @pytest.mark.parametrize("asked", ["step", "group", "offset", "limit"])
-def test_a_number_that_is_none_is_refused_in_words(asked: str, value: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", seed=1, steps=1)
-    dash = client(tmp_path)
+def test_a_number_that_is_none_is_refused_in_words(asked: str, value: str, plain: Path) -> None:
+    dash = client(plain)
     answer = dash.get("/api/runs/run/rollouts", params={asked: value})
     assert answer.status_code == 422
     assert asked in answer.json()["error"]
@@ -120,9 +127,8 @@ def test_a_number_that_is_none_is_refused_in_words(asked: str, value: str, tmp_p
 
 @pytest.mark.parametrize("asked", ["outcome", "status", "where", "text", "least", "most"])
 @pytest.mark.parametrize("value", ["' or 1=1 --", "(((((", "%", "\\", "\x00", "*", "nan", "-inf", "x" * 50_000])
-def test_a_word_is_only_ever_a_word(asked: str, value: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", seed=1, steps=1)
-    answer = client(tmp_path).get("/api/runs/run/rollouts", params={asked: value})
+def test_a_word_is_only_ever_a_word(asked: str, value: str, plain: Path) -> None:
+    answer = client(plain).get("/api/runs/run/rollouts", params={asked: value})
     if answer.status_code == 200:
         assert answer.json() == []
     else:
@@ -131,10 +137,9 @@ def test_a_word_is_only_ever_a_word(asked: str, value: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("step", ["-1", "9" * 30, "9" * 5000, "x", "1.5"])
-def test_an_address_of_no_rollout_is_refused_in_words(step: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "run", seed=1, steps=1)
+def test_an_address_of_no_rollout_is_refused_in_words(step: str, plain: Path) -> None:
     for path in (f"steps/{step}/rollouts/0", f"steps/0/rollouts/{step}", f"steps/0/diff?one=0&other={step}"):
-        for answer in (client(tmp_path).get(f"/{where}runs/run/{path}") for where in ("", "api/")):
+        for answer in (client(plain).get(f"/{where}runs/run/{path}") for where in ("", "api/")):
             assert answer.status_code in (404, 422)
             assert "<h1>This cannot be shown</h1>" in answer.text or answer.json()["error"]
 
