@@ -258,13 +258,17 @@ class Spans:
     """Where the time of a rollout went, in seconds; None where nobody knows.
 
     queue   until an agent worker took it
-    model   the agent's requests; tool: what it ran; both as the agent reports them
+    model   the agent's requests; tool: what it ran; both as the agent reports them, else as its session saw them
+    prefill  of `model`, until engines had the first tokens: their queues, and the prompts
+    tools   of what it ran by name, as its session saw it: empty where no reply called a tool
     reward  judging it
     """
 
     queue: float | None = None
     model: float | None = None
+    prefill: float | None = None
     tool: float | None = None
+    tools: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
 
 

@@ -13,7 +13,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from miles_lite.config.options import Config
@@ -178,9 +178,9 @@ class RolloutManager:
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy, kept=kept)
 
-    async def credit(self, rollout_id: int, told: Credited) -> None:
-        """What training made of the tokens of the rollouts that are kept of a step."""
-        self._recorder.credit(rollout_id, told)
+    async def credit(self, rollout_id: int, advantages: Mapping[int, float], told: Credited) -> None:
+        """What training made of the rollouts of a step, by number, and of the tokens of those that are kept."""
+        self._recorder.credit(rollout_id, advantages, told)
 
     async def eval(self) -> Evaluated:
         """Run the held-out sets on the current weights."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from miles_lite.errors import Where
 from miles_lite.report import rollout_table
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.recorded import rows_of
-from miles_lite.sample import Group, Rollout
+from miles_lite.sample import Group, Rollout, Spans
 from tests.rollout.test_metrics import a_group, failed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
@@ -46,6 +47,20 @@ def test_every_rollout_has_a_row_of_every_column(trained: int, filtered: int, un
     assert [row["where"] for row in rows if row["outcome"] == "retried"] == broke
     assert all(row["reward"] is None for row in rows if row["where"] is not None)
     assert {row["prompt_row"] for row in rows if row["outcome"] == "retried"} <= {"3"}
+
+
+def test_a_row_says_where_its_time_went_and_why_its_history_forked() -> None:
+    step = a_step(1, 0, 0, [])
+    one, other = step.groups[0].rollouts
+    one.started_at, one.finished_at = 100.0, 110.0
+    one.spans = Spans(model=6.0, prefill=2.0, tool=1.5, tools={"bash": 1.0, "search": 0.5}, reward=0.5)
+    one.samples[0].metadata["counts"] = {"turns": 3, "forks": 3, "forks_edit": 2, "forks_parallel": 1}
+    row, unknown = rows_of(0, step)
+    assert (row["prefill"], row["decode"], row["idle"]) == (2.0, 4.0, 2.0)
+    assert orjson.loads(row["tools"]) == {"bash": 1.0, "search": 0.5}
+    assert orjson.loads(row["forks"]) == {"edit": 2.0, "parallel": 1.0}
+    assert other.samples
+    assert all(unknown[name] is None for name in ("prefill", "decode", "tools", "forks", "advantage"))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
             found, body = await b.chat(session, more)
             assert found == status
             assert set(body["error"]) == {"message", "type", "param", "code"}
-            let_down = await b.client.failure(session)
+            let_down, _ = await b.client.outcome(session)
             assert let_down == (Failure(Where.ENGINE, body["error"]["message"]) if status == 502 else None)
         found, body = await b.stream(session, more)
         assert found == 502
@@ -185,7 +185,7 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
         assert (described, fingerprint(tree)) == before
         answers.append(lambda: answer([6, STOP]))
         assert (await b.chat(session, more))[0] == 200
-        assert await b.client.failure(session) is None
+        assert (await b.client.outcome(session))[0] is None
 
 
 async def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
