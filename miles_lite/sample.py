@@ -257,11 +257,9 @@ class Held:
 class Spans:
     """Where the time of a rollout went, in seconds; None where nobody knows.
 
-    queue   until an agent worker took it
+    queue   until an agent worker took it; reward: judging it
     model   the agent's requests; tool: what it ran; both as the agent reports them, else as its session saw them
-    prefill  of `model`, until engines had the first tokens: their queues, and the prompts
-    tools   of what it ran by name, as its session saw it: empty where no reply called a tool
-    reward  judging it
+    prefill, tools  of `model`, until engines had the first tokens; of what it ran by name, as its session saw it
     """
 
     queue: float | None = None

@@ -172,7 +172,7 @@ def rolling_out(config: Config, life: Lifetime) -> Run:
     sinks = open_log(config, life, resumed=False)
     servers = starting.started()
     total = _total(config, servers)
-    logged = Log(life, sinks, config.run_dir, steps=total, done=0)
+    logged = Log(life, sinks, config, steps=total, done=0)
     life.stands(first=0, of=total)
     return Run(config, life, servers, logged, num_rollout=total)
 
@@ -187,7 +187,7 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
     total = _total(config, servers)
     if first > 0 and config.checkpoint.load is not None:
         servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
-    logged = Log(life, sinks, config.run_dir, steps=total, done=first)
+    logged = Log(life, sinks, config, steps=total, done=first)
     life.stands(first=first, of=total)
 
     sum_up_when_interrupted(life, lambda: sum_up(config, life, servers, ended="interrupted"))

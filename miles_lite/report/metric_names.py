@@ -19,6 +19,8 @@ ZERO_STD = "rollout/zero_std_unfiltered_ratio"
 WEIGHT_VERSION = "rollout/weight_version/min"
 
 STALENESS = "rollout/fully_async/avg_staleness"
+STALENESS_QUEUED = "rollout/fully_async/avg_staleness_queued"
+STALENESS_BOUND = "rollout/fully_async/staleness_bound"
 
 LOGPROB_GAP = "train/train_rollout_logprob_abs_diff"
 LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
@@ -50,6 +52,7 @@ OVERHEAD_TIME = "perf/overhead_time"
 """Seconds of the step that `observe.overhead.uncovered` counts."""
 
 RESTARTS = "perf/restarts"
+DISK_FREE = "perf/disk_free_gb"
 
 READ_BACK = frozenset(name for name in [*globals().values(), *GAPS.values()] if isinstance(name, str) and "/" in name)
 """All of those above, which a page is made of."""

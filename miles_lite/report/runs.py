@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
-from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.process.json_types import JsonObject
 from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
@@ -158,16 +158,5 @@ def _stood(path: Path) -> JsonObject:
         "state": f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word",
         "step": max(rewards, default=None),
         "reward": rewards[max(rewards)] if rewards else None,
-        "alarms": list(_standing(events)),
+        "alarms": [*event_rows.standing(events).values()],
     }
-
-
-def _standing(events: list[JsonMapping]) -> Iterator[str]:
-    """What alarms say that no event has ended."""
-    standing: dict[str, str] = {}
-    for event in events:
-        if event["kind"] == Kind.ALARM:
-            standing[str(event["what"])] = str(event["said"])
-        if event["kind"] == Kind.CALM:
-            standing.pop(str(event["what"]), None)
-    yield from standing.values()

@@ -163,6 +163,7 @@ class RolloutManager:
         metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
         if self._overlaps:
             metrics |= staleness_metrics(step.groups, rollout_id)
+            metrics["rollout/fully_async/staleness_bound"] = float(self._config.scheduling.staleness)
             metrics["rollout/fully_async/queue_size"] = float(self._generator.scheduler.ready)
             metrics["rollout/fully_async/in_flight"] = float(self._generator.scheduler.running)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from miles_lite.session.history.match import MATCHERS
@@ -28,8 +29,8 @@ def add(tree: Tree, messages: list[dict[str, Any]], reply: dict[str, Any], *, at
     place = tree.attach(messages, tree.turns[0].caller) if tree.turns else None
     if place is None:
         return grow(tree, messages, reply, at=at)
-    said = replace(output(at=at), prefill=prefill)
-    return tree.commit(place, messages[place.matched :], reply=reply, prompt_ids=[1, 2], drop=0, output=said)
+    ids, said = np.array([1, 2], np.int32), replace(output(at=at), prefill=prefill)
+    return tree.commit(place, messages[place.matched :], reply=reply, prompt_ids=ids, drop=0, output=said)
 
 
 def test_a_tool_takes_from_its_call_to_its_result_and_those_of_one_turn_share() -> None:
