@@ -6,9 +6,9 @@ One more rule is a function and its place in RULES.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean, median, stdev
 
 from miles_lite.report import metric_names as names
@@ -231,11 +231,11 @@ FEWER = "Run fewer rollouts at once (--rollout-concurrency auto finds how many),
 def _slow_tools(record: Record) -> Said:
     last = [row for row in of_last_steps(record, WINDOW) if row["tool"] is not None and row["model"] is not None]
     tool, model = sum(row["tool"] for row in last), sum(row["model"] for row in last)
-    tools = Counter[str]()
-    for row in last:
-        tools.update(numbers(row["tools"]))
-    (slowest, seconds), *others = tools.most_common() or [("", 0.0)]
-    one = bool(others) and seconds > ONE_TOOL_SHARE * (tool + model)
+    tools: dict[str, float] = {}
+    for name, each in (one for row in last for one in numbers(row["tools"]).items()):
+        tools[name] = tools.get(name, 0.0) + each
+    slowest, seconds = max(tools.items(), key=itemgetter(1), default=("", 0.0))
+    one = len(tools) > 1 and seconds > ONE_TOOL_SHARE * (tool + model)
     if not last or not (one or tool > TOOL_SHARE * (tool + model)):
         return None
     share = percent((seconds if one else tool) / (tool + model))

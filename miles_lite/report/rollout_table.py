@@ -107,18 +107,6 @@ def _table(rows: list[Row]) -> pa.Table:
     return json.read_json(pa.BufferReader(text), json.ReadOptions(use_threads=False, block_size=len(text) + 1), options)
 
 
-def read(run_dir: Path, *, steps: int | None = None, least: int = 0) -> list[Row]:
-    """The rows of all steps, in their order, or of the last so many and of those before them until there are `least`; a
-    number that is not finite is null, and so is a column that a file of another version lacks. Raises UserError for
-    what is no such table."""
-    read = list[list[Row]]()
-    for path in files(run_dir, newest_first=True):
-        if steps is not None and len(read) >= steps and sum(map(len, read)) >= least:
-            break
-        read.append(readable(path).to_pylist())
-    return [row for rows in reversed(read) for row in rows]
-
-
 def read_step(run_dir: Path, step: int) -> list[Row]:
     """The rows of one. Raises OSError, pyarrow.ArrowException for what is no such table."""
     rows: list[Row] = table(step_path(run_dir, step)).to_pylist()

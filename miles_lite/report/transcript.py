@@ -12,6 +12,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -153,7 +155,7 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
     """Rows of trajectories that are there, and why they are shown; no more steps are read than it takes."""
     failed: dict[str, list[Row]] = {where: [] for where, _ in record.tally.boundaries}
     last, flat = list[Row](), list[Row]()
-    for kept in _kept(record.folder):
+    for kept in _kept(record):
         if last and flat and all(len(rows) >= EXAMPLES for rows in failed.values()):
             break
         for row in reversed(kept):
@@ -169,10 +171,11 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
     yield from (("its group carries no gradient", row) for row in flat)
 
 
-def _kept(folder: Path) -> Iterator[list[Row]]:
+def _kept(record: Record) -> Iterator[list[Row]]:
     """The rows of trajectories that are there, step by step, the newest first. Raises UserError."""
-    for step, there in rollout_table.kept_trajectories(folder).items():
-        rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()
+    known = {step: list(rows) for step, rows in groupby(record.rollouts, key=itemgetter("step"))}
+    for step, there in rollout_table.kept_trajectories(record.folder).items():
+        rows = known.get(step) or rollout_table.readable(rollout_table.step_path(record.folder, step)).to_pylist()
         yield [row for row in rows if row["rollout"] in there]
 
 

@@ -19,7 +19,7 @@ def test_it_is_that_of_the_fullest_disk(tmp_path: Path, monkeypatch: pytest.Monk
     def usage(folder: Path) -> object:
         if folder.name not in free:
             raise FileNotFoundError(folder)
-        return shutil._ntuple_diskusage(10**10, 0, free[folder.name])  # type: ignore[attr-defined]
+        return shutil._ntuple_diskusage(10**10, 0, free[folder.name])
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert free_gb(map(Path, ["one", "other", "gone"])) == 2.0

@@ -141,6 +141,11 @@ def _rollout(rng: random.Random, step: int, group: int, member: int, chance: flo
     }
 
 
+def all_rows(folder: Path) -> list[Row]:
+    """Of all steps, in their order."""
+    return [row for path in rollout_table.files(folder) for row in rollout_table.readable(path).to_pylist()]
+
+
 def fail(row: Row, where: str, why: str) -> None:
     row.update(where=where, why=why, reward=None, status="failed", outcome=f"failed_{where}")
 

@@ -11,6 +11,7 @@ import pytest
 
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
+from tests.report.runs import write_run
 from tests.report.test_dash import PATH, folder, served
 from tests.report.test_transcript import NASTY, a_run, keep
 
@@ -55,12 +56,16 @@ class Opened:
         assert self.said == []
 
 
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_a_report_can_be_read_and_used(theme: str, width: int, browser, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_report_can_be_read_and_used(
+    theme: str, width: int, runs: int, browser, tiny_model: Path, tmp_path: Path
+) -> None:
     for row in read_record(a_run(tmp_path / "run", tiny_model)).rollouts[-3:]:
         keep(tmp_path / "run", row, [40, 41, 42], said=NASTY)
     file = tmp_path / "page.html"
-    file.write_text(render([read_record(tmp_path / "run")]))
+    others = [] if runs == 1 else [read_record(write_run(tmp_path / "other", seed=2, steps=3))]
+    file.write_text(render([read_record(tmp_path / "run"), *others]))
     opened = Opened(browser, theme, width)
     opened.page.goto(file.as_uri())
     opened.accepted()

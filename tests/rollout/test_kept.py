@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.errors import Where
-from miles_lite.report import rollout_table
 from miles_lite.rollout import kept
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import MOST_FAILED, Keeper, chosen
@@ -21,6 +20,7 @@ from miles_lite.rollout.recorded import Recorder
 from miles_lite.sample import Group, Rollout
 from miles_lite.traces import atraj
 from miles_lite.traces.token_values import TokenValues
+from tests.report.runs import all_rows
 
 TURNS = {
     "model": {"name": "tiny"},
@@ -187,7 +187,7 @@ async def test_what_training_made_of_kept_rollouts_comes_into_their_files(tmp_pa
     read = [atraj.read(path).data["steps"][-1] for path in sorted((tmp_path / "trajectories").iterdir())]
     assert [step.get("advantages") for step in read] == [[0.5, 0.5], [0.5, 0.5], None, None, None]
     assert [step.get("trainer_logprobs") for step in read[:3]] == [[-1.0, -1.0], [-1.0, -1.0], None]
-    rows = rollout_table.read(tmp_path)
+    rows = all_rows(tmp_path)
     assert [row["advantage"] for row in rows] == [0.5, -0.5, None, None, 1.0, None]
 
 
