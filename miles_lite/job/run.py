@@ -45,6 +45,8 @@ class Run:
         """One turn of the loop."""
         with self._log.step(rollout_id):
             yield
+            if self._config.scheduling.overlaps:  # agents go on while the trainer trains, for steps to come
+                self._log.busy(*self._servers.call(RolloutManager.busy), agents=True)
         self._life.reached.trained = rollout_id
 
     def generate(self, rollout_id: int) -> Generated:
