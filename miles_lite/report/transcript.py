@@ -28,8 +28,8 @@ from miles_lite.tito.byte_level import ByteTokens
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import ADVANTAGES, TRAINER_LOGPROBS, Step, Trajectory
 
-MOST_CHARACTERS, MOST_TOKENS, MOST_MESSAGES = 4000, 1200, 60
-"""Of a message; of a trajectory; of a trajectory."""
+MOST_CHARACTERS, MOST_TEXT, MOST_TOKENS, MOST_MESSAGES = 4000, 24_000, 1000, 60
+"""Of a message; of what a trajectory's messages are together; of a trajectory; of a trajectory."""
 EXAMPLES = 2
 """Of the failures at one boundary."""
 LIKELY = (0.9, 0.5, 0.1, 0.01, 0.001)
@@ -114,12 +114,13 @@ def transcript(
 ) -> Transcript:
     """Of one trajectory. `most` tokens are spelled, None: all, and messages are whole."""
     steps, left = trajectory.steps, most if most is not None else sum(len(step.ids) for step in trajectory.steps)
-    shown = steps if most is None else steps[-MOST_MESSAGES:]
+    shown, room = steps if most is None else steps[-MOST_MESSAGES:], MOST_TEXT
     messages = []
     for step in shown:
         tokens = list(_tokens(step, spell, left)) if step.sampled and spell is not None else []
         left -= len(tokens)
-        text = step.content if most is None else first(step.content, MOST_CHARACTERS)
+        text = "" if tokens else step.content if most is None else first(step.content, min(MOST_CHARACTERS, room))
+        room = max(0, room - len(text))
         messages.append(Message(step.role, _says(step, len(tokens)), visible(text), tokens))
     return Transcript(why, row, messages, len(steps) - len(shown))
 
