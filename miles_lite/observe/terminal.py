@@ -35,11 +35,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("sync", names.UPDATE_WEIGHTS_TIME, _seconds),
     ("step", names.STEP_TIME, _seconds),
     ("tok/s", names.TOKENS_PER_SECOND, "{:.0f}".format),
+    ("engines", names.ENGINES_BUSY, _percent),
     ("agents", names.ROLLOUT_BUSY, _percent),
     ("trainer", names.TRAIN_WAIT, lambda waited: _percent(1 - waited)),
 )
-"""Title, metric, format. A metric that the step did not log leaves its column out. The last two are shares of the step
-in which some agent ran, and something was trained."""
+"""Title, metric, format. A metric that the step did not log leaves its column out. The last three are shares: of looks
+at engines that had requests, and of the step in which some agent ran, and something was trained."""
 
 
 class Printer(Console):

@@ -40,6 +40,7 @@ GAPS = {
 """By cause: the mean over the trained tokens that have it."""
 
 TOKENS_PER_SECOND = "perf/rollout_tok_per_s"
+ENGINES_BUSY = "perf/engines_busy_ratio"
 ROLLOUT_BUSY = "perf/rollout_busy_ratio"
 """Share of the step in which some agent ran."""
 TRAIN_WAIT = "perf/wait_time_ratio"

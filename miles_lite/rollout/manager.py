@@ -173,6 +173,7 @@ class RolloutManager:
             metrics |= self._curriculum.metrics()
         metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
+        metrics |= self._recorder.fleet.metrics()
         before, self._complete = self._complete if self._overlaps else None, time.time()
         metrics["perf/rollout_time"] = self._complete - began
         tokens = sum(rollout.trained_tokens for group in step.finished for rollout in group.rollouts)

@@ -128,8 +128,9 @@ def _row(group: Group, rollout: Rollout) -> Row:
 def _forks(rollout: Rollout) -> dict[str, float]:
     """By why its history forked, how often: all its samples are of one session, which counts them."""
     prefix = "forks_"
-    counted = rollout.samples[0].metadata.get("counts", {}) if rollout.samples else {}
-    return {name.removeprefix(prefix): count for name, count in counted.items() if name.startswith(prefix)}
+    counted = rollout.samples[0].metadata.get("counts") if rollout.samples else None
+    counts = counted if isinstance(counted, Mapping) else {}  # an agent's own samples may say anything
+    return {name.removeprefix(prefix): count for name, count in counts.items() if str(name).startswith(prefix)}
 
 
 def _json(numbers: Iterable[tuple[object, object]]) -> str:

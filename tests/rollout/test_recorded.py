@@ -61,6 +61,8 @@ def test_a_row_says_where_its_time_went_and_why_its_history_forked() -> None:
     assert orjson.loads(row["tools"]) == {"bash": 1.0, "search": 0.5}
     assert orjson.loads(row["forks"]) == {"edit": 2.0, "parallel": 1.0}
     assert other.samples
+    other.samples[0].metadata["counts"] = ["forks_edit"]
+    assert [row["forks"] for row in rows_of(0, step)][1] is None
     assert all(unknown[name] is None for name in ("prefill", "decode", "tools", "forks", "advantage"))
 
 
