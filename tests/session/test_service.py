@@ -188,6 +188,26 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
         assert (await b.client.outcome(session))[0] is None
 
 
+async def test_the_seconds_before_first_tokens_are_those_that_engines_say(tiny_model: Path) -> None:
+    said: list[object] = [0.25, 0.5]
+
+    def engine(body: dict[str, Any]) -> dict[str, Any]:
+        made = answer([6, STOP])
+        made["meta_info"]["first_token_latency"] = said[-1]
+        return made
+
+    async with bench(tiny_model, engine) as b:
+        session = await b.client.create()
+        messages = list(HELLO)
+        for prefill in (0.5, 0.75, None):
+            _, got = await b.chat(session, messages)
+            messages = [*messages, got["choices"][0]["message"], *HELLO]
+            _, seconds = await b.client.outcome(session)
+            assert seconds["prefill"] == prefill
+            assert seconds["model"] >= 0
+            said.append(0.25 if prefill == 0.5 else "soon")
+
+
 async def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:
     busy = [failure(503), failure(429, headers={"Retry-After": "0"}), failure(404, NO_WORKER)]
     busy.append(failure(502, headers={"Retry-After": "600"}))  # of one engine: another may answer at once
