@@ -177,7 +177,7 @@ def _stale(record: Record) -> Said:
     return (
         "Tokens are as stale as they may be",
         evidence,
-        "The trainer limits: give it more, or take a smaller --max-weight-staleness, which then costs no time.",
+        "The trainer limits: give it more, or lower --max-weight-staleness or --pipeline-depth, at no cost.",
     )
 
 

@@ -49,6 +49,9 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     table = all_rows(run_dir)
     assert [row["step"] for row in table if row["outcome"] == "trained"] == [0] * 16 + [1] * 16
     assert all(row["finished_at"] > row["started_at"] and row["model"] > 0 and row["tokens"] > 0 for row in table)
+    trained = [row for row in table if row["outcome"] == "trained"]
+    assert all((row["advantage"] == 0) == row["zero_std"] and row["idle"] >= 0 for row in trained)
+    assert all((row["advantage"] > 0) == (row["reward"] == 1) for row in trained if not row["zero_std"])
     model, served = check_model_folder(str(tmp_path / "hf-1")), run_dir / "weights" / "v2"
     assert (model / "model.safetensors").read_bytes() == (served / "model.safetensors").read_bytes()
     assert values(run_dir, "rollout/weight_version/mean") == [0.0, 1.0]
