@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import orjson
 import pytest
 from hypothesis import given
@@ -87,3 +88,20 @@ def test_a_manager_that_writes_it_does_not_carry_pandas(tmp_path: Path) -> None:
 def test_a_column_is_in_the_docs(column: str) -> None:
     kind, says = rollout_table.COLUMNS[column]
     assert f"| `{column}` | {kind} | {says} |" in PAGE
+
+
+def test_duckdb_and_pandas_read_the_folder_as_one_table(tmp_path: Path) -> None:
+    for step in (0, 1):
+        rollout_table.write(tmp_path, step, rows_of(step, a_step(2, 1, 1, [failed(Where.TOOL)])))
+    rollout_table.credit(tmp_path, 1, {0: 0.5})
+    rows, folder = all_rows(tmp_path), tmp_path / rollout_table.FOLDER
+    asked = duckdb.sql(f"select * from '{folder}/*.parquet' order by step, rollout, outcome")
+    kinds = {"int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "string": "VARCHAR", "bool": "BOOLEAN"}
+    assert dict(zip(asked.columns, map(str, asked.types), strict=True)) == {
+        name: kinds[kind] for name, (kind, _) in rollout_table.COLUMNS.items()
+    }
+    assert len(asked.fetchall()) == len(rows)
+    frame = pytest.importorskip("pandas").read_parquet(folder)
+    assert list(frame.columns) == list(rollout_table.COLUMNS)
+    assert frame["reward"].sum() == sum(row["reward"] or 0 for row in rows)
+    assert frame["advantage"].dropna().unique().tolist() == [0.5]
