@@ -96,6 +96,7 @@ def test_duckdb_and_pandas_read_the_folder_as_one_table(tmp_path: Path) -> None:
     rollout_table.credit(tmp_path, 1, {0: 0.5})
     rows, folder = all_rows(tmp_path), tmp_path / rollout_table.FOLDER
     asked = duckdb.sql(f"select * from '{folder}/*.parquet' order by step, rollout, outcome")
+    assert asked is not None
     kinds = {"int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "string": "VARCHAR", "bool": "BOOLEAN"}
     assert dict(zip(asked.columns, map(str, asked.types), strict=True)) == {
         name: kinds[kind] for name, (kind, _) in rollout_table.COLUMNS.items()
