@@ -10,7 +10,7 @@ which rolls out, trains and updates weights in 10 s for 128 rollouts; rollouts, 
 Printed:
 
 record_ms           of a step: the median of recording it, everything counted
-kept_ms             of that: trajectories, which a thread writes while the next step runs
+kept_ms             of that: trajectories and advantages, which a thread writes while the next step runs
 record_share        record_ms over a step's seconds                                                   (asked: <= 0.01)
 bytes_per_rollout   beside trajectories: the table, metrics and events                                (asked: <= 2,048)
 trajectory_mb       of trajectories/
@@ -64,7 +64,7 @@ from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper
 from miles_lite.rollout.metrics import rollout_metrics
 from miles_lite.rollout.recorded import rows_of
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Status
+from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, Spans, Status
 from miles_lite.traces.token_values import TokenValues
 
 SAMPLED = 2000
@@ -132,6 +132,8 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
             writing = time.perf_counter()
             keeper.write(number, taken)
             keeper.add(number, [values(rollout.index) for rollout, _ in taken])
+            trained = [rollout.index for group in step.groups for rollout in group.rollouts if rollout.trainable]
+            rollout_table.credit(run_dir, number, {rollout: (-1.0) ** rollout for rollout in trained})
             fleet.step = number
             for _ in range(2):
                 fleet.note(dict.fromkeys(range(8), BUSY))
@@ -223,6 +225,8 @@ def a_step(number: int, groups: int, members: int, rng: np.random.Generator, sai
             one = Rollout(index, ended.index, [SAMPLE.record()], transcript=said, status=Status.COMPLETED)
             one.started_at, one.finished_at, one.reward = 1.7e9, 1.7e9 + rng.random(), float(rng.random() < 0.5)
             one.metadata = {"turns": 3, "tool_calls": 2}
+            tools = {"bash": float(rng.random()), "search": float(rng.random())}
+            one.spans = Spans(queue=0.1, model=2.0, prefill=0.25, tool=sum(tools.values()), tools=tools, reward=0.1)
             if rng.random() < 1 / 60:
                 one.fail(Where.TOOL, "RuntimeError: the sandbox does not answer")
             ended.rollouts.append(one)

@@ -257,14 +257,16 @@ class Held:
 class Spans:
     """Where the time of a rollout went, in seconds; None where nobody knows.
 
-    queue   until an agent worker took it
-    model   the agent's requests; tool: what it ran; both as the agent reports them
-    reward  judging it
+    queue   until an agent worker took it; reward: judging it
+    model   the agent's requests; tool: what it ran; both as the agent reports them, else as its session saw them
+    prefill, tools  of `model`, until engines had the first tokens; of what it ran by name, as its session saw it
     """
 
     queue: float | None = None
     model: float | None = None
+    prefill: float | None = None
     tool: float | None = None
+    tools: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from pyarrow import ArrowException
-from rich.console import Console
 from rich.text import Text
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.errors import UserError, user_error
+from miles_lite.observe.terminal import Printer
 from miles_lite.process.piped import printed
 from miles_lite.report import rollout_table
 from miles_lite.report.parting import damaged
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         row = rollout_table.find(folder, options.rollout)
     if row is None:
         raise UserError(f"{options.run} has no rollout {options.rollout}; see rollouts/ in it, or miles-lite dash")
-    console = Console(soft_wrap=True, highlight=False)
+    console = Printer()
 
     def say() -> None:
         for line in _lines(record, row, options.color_by):

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.job.claim import in_use
-from miles_lite.observe.terminal import event_line, latest_line, seconds
+from miles_lite.observe.terminal import Printer, event_line, latest_line, seconds
 from miles_lite.process.piped import printed
 from miles_lite.report.alarms import WINDOW, alarms
 from miles_lite.report.event_rows import Kind
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     options = take(parser_of(Status, prog="miles-lite status").parse_args(list(argv)), Status)
     folder = Path(options.run).expanduser()
     record = read_record(folder, steps=WINDOW)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Printer()
 
     def say() -> None:
         for line, style in _lines(record, running=in_use(folder)):

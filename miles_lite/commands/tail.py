@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from miles_lite.config.flags import parser_of, take
 from miles_lite.config.option import option
 from miles_lite.errors import user_error
 from miles_lite.job.claim import in_use
-from miles_lite.observe.terminal import event_line, latest_line
+from miles_lite.observe.terminal import Printer, event_line, latest_line
 from miles_lite.process.piped import printed
 from miles_lite.report import event_rows
 from miles_lite.report import metric_names as names
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     """Print until the run ends. Raises UserError."""
     options = take(parser_of(Tail, prog="miles-lite tail").parse_args(list(argv)), Tail)
     folder = Path(options.run).expanduser()
-    lines, console = Lines(folder), Console(soft_wrap=True, highlight=False)
+    lines, console = Lines(folder), Printer()
 
     def say() -> None:
         with user_error(f"{folder} is there no longer", FileNotFoundError):
@@ -86,6 +85,6 @@ def main(argv: Sequence[str]) -> int:
     return printed(say)
 
 
-def _print(console: Console, lines: Sequence[tuple[str, str]]) -> None:
+def _print(console: Printer, lines: Sequence[tuple[str, str]]) -> None:
     for line, style in lines:
         console.print(Text(visible(line), style))

@@ -14,6 +14,7 @@ from pathlib import Path
 from miles_lite.config.options import Config
 from miles_lite.job.attempts import RESTARTS
 from miles_lite.job.lifetime import Lifetime
+from miles_lite.observe.free_room import free_gb
 from miles_lite.observe.overhead import uncovered
 from miles_lite.observe.progress import Progress
 from miles_lite.observe.sinks import Sinks, open_sinks
@@ -57,13 +58,14 @@ def set_aside(run_dir: Path, names: Iterable[str], *, before: str) -> None:
 class Log:
     """Logs steps."""
 
-    def __init__(self, life: Lifetime, sinks: Sinks, run_dir: Path, *, steps: int, done: int) -> None:
+    def __init__(self, life: Lifetime, sinks: Sinks, config: Config, *, steps: int, done: int) -> None:
         self._sinks, self._steps, self._course = sinks, steps, life.course
+        self._written = [Path(folder) for folder in (config.run_dir, config.checkpoint.save) if folder is not None]
         self._busy: list[tuple[float, float]] = []
         self._agents: list[tuple[float, float]] = []
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._seen: dict[str, float] = {}
-        self._alarms = LiveAlarms(run_dir)
+        self._alarms = LiveAlarms(config.run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
         life.say = self.progress.say
 
@@ -78,6 +80,8 @@ class Log:
         ended = time.time()
         idle = uncovered(began, ended, self._busy)
         times = {names.STEP_TIME: ended - began, names.OVERHEAD_TIME: idle, names.RESTARTS: self._course.restarts}
+        if (free := free_gb(self._written)) is not None:
+            times[names.DISK_FREE] = free
         if self._agents:
             times[names.ROLLOUT_BUSY] = 1 - uncovered(began, ended, self._agents) / (ended - began)
         if (trained := self._seen.get(names.TRAIN_TIME)) is not None:

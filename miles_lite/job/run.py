@@ -45,6 +45,8 @@ class Run:
         """One turn of the loop."""
         with self._log.step(rollout_id):
             yield
+            if self._config.scheduling.overlaps:  # agents go on while the trainer trains, for steps to come
+                self._log.busy(*self._servers.call(RolloutManager.busy), agents=True)
         self._life.reached.trained = rollout_id
 
     def generate(self, rollout_id: int) -> Generated:
@@ -172,7 +174,7 @@ def rolling_out(config: Config, life: Lifetime) -> Run:
     sinks = open_log(config, life, resumed=False)
     servers = starting.started()
     total = _total(config, servers)
-    logged = Log(life, sinks, config.run_dir, steps=total, done=0)
+    logged = Log(life, sinks, config, steps=total, done=0)
     life.stands(first=0, of=total)
     return Run(config, life, servers, logged, num_rollout=total)
 
@@ -187,7 +189,7 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
     total = _total(config, servers)
     if first > 0 and config.checkpoint.load is not None:
         servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
-    logged = Log(life, sinks, config.run_dir, steps=total, done=first)
+    logged = Log(life, sinks, config, steps=total, done=first)
     life.stands(first=first, of=total)
 
     sum_up_when_interrupted(life, lambda: sum_up(config, life, servers, ended="interrupted"))

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 from ray import ObjectRef
 
 from miles_lite.config.choices import TransferMode
@@ -73,11 +74,12 @@ class Trainer:
             self._engines(Fleet.offload)
         began = time.time()
         with self._interrupted.step():
-            estimated = estimate(groups, self._config.algorithm, self._config.overlong)
-            metrics = self._ranks.train(rollout_id, *estimated, kept=kept)
+            rollouts, values = estimate(groups, self._config.algorithm, self._config.overlong)
+            metrics = self._ranks.train(rollout_id, rollouts, values, kept=kept)
         self._life.reached.trained = rollout_id
-        if kept:
-            self._servers.tell(RolloutManager.credit, rollout_id, self._ranks.token_values())
+        told = self._ranks.token_values() if kept else []
+        advantages = {rollout.index: float(np.mean(value)) for rollout, value in zip(rollouts, values, strict=True)}
+        self._servers.tell(RolloutManager.credit, rollout_id, advantages, told)
         return metrics, (began, time.time())
 
     def sync(self, version: int) -> float:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
+from rich.console import Console
+
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import metric_names as names
 from miles_lite.report.record import Record
@@ -33,11 +35,23 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("sync", names.UPDATE_WEIGHTS_TIME, _seconds),
     ("step", names.STEP_TIME, _seconds),
     ("tok/s", names.TOKENS_PER_SECOND, "{:.0f}".format),
+    ("engines", names.ENGINES_BUSY, _percent),
     ("agents", names.ROLLOUT_BUSY, _percent),
     ("trainer", names.TRAIN_WAIT, lambda waited: _percent(1 - waited)),
 )
-"""Title, metric, format. A metric that the step did not log leaves its column out. The last two are shares of the step
-in which some agent ran, and something was trained."""
+"""Title, metric, format. A metric that the step did not log leaves its column out. The last three are shares: of looks
+at engines that had requests, and of the step in which some agent ran, and something was trained."""
+
+
+class Printer(Console):
+    """For who reads lines, of which none is broken or coloured on its own account. A reader that leaves raises
+    BrokenPipeError, as with `print`."""
+
+    def __init__(self) -> None:
+        super().__init__(soft_wrap=True, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 LARGE_GAP = 0.1

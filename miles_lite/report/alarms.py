@@ -6,14 +6,14 @@ One more rule is a function and its place in RULES.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean, median, stdev
 
 from miles_lite.report import metric_names as names
+from miles_lite.report.last_steps import FEW_LOOKS, commonest, looks_at_engines, numbers, of_last_steps, percent
 from miles_lite.report.record import LAST_ROLLOUTS, LAST_STEPS, Record
-from miles_lite.report.rollout_table import Row
 
 WINDOW = LAST_STEPS
 """Steps at the end of a run that rules look at."""
@@ -26,13 +26,16 @@ GAP_NATS, GAP_GROWTH = 0.02, 5.0
 TRUNCATED_SHARE = 0.3
 SPIKE, SPIKE_WITHIN = 10.0, 20
 RESTARTS = 3.0
-TOOL_SHARE = 0.6
+TOOL_SHARE, ONE_TOOL_SHARE = 0.6, 0.4
+STALE_SHARE, LEAST_BOUND = 0.9, 2.0
+"""Of the bound, and the least bound that is not meant to be reached."""
+DISK_GB, DISK_STEPS, DISK_WITHIN, DISK_FEW = 1.0, 10, 20, 10
+"""Free; steps that it lasts, at the pace of so many, of which there must be a few."""
 IDLE_SHARE = 0.25
 DRIFT_SHARE = 0.05
-LOOKS, FEW_LOOKS = 12, 5
-"""At the engines: those at the end of a run, of which there must be a few."""
+UNPRINTABLE = {"role", "no_suffix", "reanchored"}
+"""Why a history forks although nothing in it was changed: its template cannot go on from it."""
 KV_FULL = 0.95
-SUMMED = ("kv_use", "running", "queued", "preempted")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ def alarms(record: Record) -> list[Alarm]:
 
 
 def _nothing_finishes(record: Record) -> Said:
-    last = _of_last_steps(record, 2)
+    last = of_last_steps(record, 2)
     if not last or any(row["where"] is None for row in last):
         return None
-    where, why = _commonest(last)
+    where, why = commonest(last)
     evidence = f"all {len(last)} rollouts of the last steps failed, most at {where}: {why}"
     return "No rollout comes to an end of its own", evidence, "See the failures below, and logs/ of the run folder."
 
@@ -68,8 +71,8 @@ def _failures(record: Record) -> Said:
     failed = [row for row in last if row["where"] is not None]
     if len(failed) < FEW_FAILURES or len(failed) / len(last) <= FAILURE_SHARE:
         return None
-    where, why = _commonest(failed)
-    share, most = _percent(len(failed) / len(last)), _percent(FAILURE_SHARE)
+    where, why = commonest(failed)
+    share, most = percent(len(failed) / len(last)), percent(FAILURE_SHARE)
     evidence = f"{share} of the last {len(last)}, above {most}; most at {where}: {why}"
     return "Rollouts fail", evidence, "They have no reward and are trained by nobody. Mend the boundary that is named."
 
@@ -79,7 +82,7 @@ def _no_gradient(record: Record) -> Said:
     if len(shares) < WINDOW or fmean(shares) <= NO_GRADIENT_SHARE:
         return None
     reward = fmean(record.values(names.REWARD)[-WINDOW:] or [0.0])
-    evidence = f"{_percent(fmean(shares))} of the groups of the last {WINDOW} steps, at a mean reward of {reward:.3g}"
+    evidence = f"{percent(fmean(shares))} of the groups of the last {WINDOW} steps, at a mean reward of {reward:.3g}"
     return (
         "Nearly no group carries a gradient",
         evidence,
@@ -121,7 +124,7 @@ def _entropy(record: Record) -> Said:
     learned = fmean(record.values(names.REWARD)[-WINDOW:] or [0.0]) >= LEARNED
     if last >= ENTROPY_SHARE * first or learned:
         return None
-    evidence = f"from {first:.3g} to {last:.3g} nats a token, below {_percent(ENTROPY_SHARE)} of it"
+    evidence = f"from {first:.3g} to {last:.3g} nats a token, below {percent(ENTROPY_SHARE)} of it"
     return "The policy's entropy has collapsed", evidence, "Raise --eps-clip-high or --entropy-coef, or sample hotter."
 
 
@@ -142,9 +145,7 @@ def _truncated(record: Record) -> Said:
     shares = record.values(names.TRUNCATED)[-WINDOW:]
     if len(shares) < WINDOW or fmean(shares) <= TRUNCATED_SHARE:
         return None
-    evidence = (
-        f"{_percent(fmean(shares))} of the rollouts of the last {WINDOW} steps, above {_percent(TRUNCATED_SHARE)}"
-    )
+    evidence = f"{percent(fmean(shares))} of the rollouts of the last {WINDOW} steps, above {percent(TRUNCATED_SHARE)}"
     return (
         "Rollouts are cut",
         evidence,
@@ -160,6 +161,41 @@ def _spikes(record: Record) -> Said:
     return "The gradient spikes", evidence, "Look at the rollouts of that step; --clip-grad bounds what it does."
 
 
+def _stale(record: Record) -> Said:
+    ages, bounds = record.by_step(names.STALENESS), record.by_step(names.STALENESS_BOUND)
+    last = [(age, bounds[step]) for step, age in ages.items() if step in bounds][-WINDOW:]
+    if len(last) < WINDOW or any(bound < LEAST_BOUND for _, bound in last):
+        return None
+    age, bound = (fmean(values) for values in zip(*last, strict=True))
+    if age < STALE_SHARE * bound:
+        return None
+    queued = fmean(record.values(names.STALENESS_QUEUED)[-WINDOW:] or [0.0])
+    evidence = (
+        f"{age:.2f} weight versions on average in the last {WINDOW} steps, of at most {bound:g}; {queued:.2f} of them "
+        "passed while they waited for the trainer"
+    )
+    return (
+        "Tokens are as stale as they may be",
+        evidence,
+        "The trainer limits: give it more, or lower --max-weight-staleness or --pipeline-depth, at no cost.",
+    )
+
+
+def _disk(record: Record) -> Said:
+    free = record.by_step(names.DISK_FREE)
+    last = list(free.items())[-DISK_WITHIN:]
+    if not last:
+        return None
+    (first_step, first), (step, left) = last[0], last[-1]
+    pace = (first - left) / (step - first_step) if len(last) >= DISK_FEW else 0.0
+    if left >= max(DISK_GB, DISK_STEPS * pace):
+        return None
+    evidence = f"{left:.2f} GB are free where the run writes" + (
+        f", {pace:.2f} GB less each step: enough for {left / pace:.0f} more" if pace > 0 else ""
+    )
+    return "The disk fills up", evidence, "Make room, or save less often (--save-interval) or elsewhere (--save)."
+
+
 def _restarts(record: Record) -> Said:
     restarts = max(record.values(names.ENGINE_RESTARTS), default=0.0)
     if restarts < RESTARTS:
@@ -168,21 +204,21 @@ def _restarts(record: Record) -> Said:
 
 
 def _kv_full(record: Record) -> Said:
-    looks = _looks(record)
+    looks = looks_at_engines(record)
     if len(looks) < FEW_LOOKS or any(look["kv_use"] / look["engines"] < KV_FULL for look in looks):
         return None
     if not any(look["queued"] or look["preempted"] for look in looks):
         return None
     use = fmean(look["kv_use"] / look["engines"] for look in looks)
     evidence = (
-        f"{_percent(use)} in use at the last {len(looks)} looks, {looks[-1]['queued']:.0f} requests wait, "
+        f"{percent(use)} in use at the last {len(looks)} looks, {looks[-1]['queued']:.0f} requests wait, "
         f"{max(look['preempted'] for look in looks):.0f} had to give their place back"
     )
     return "The engines' KV cache is full", evidence, FEWER
 
 
 def _queues(record: Record) -> Said:
-    looks = _looks(record)
+    looks = looks_at_engines(record)
     if len(looks) < FEW_LOOKS or any(look["queued"] <= max(look["running"], look["engines"]) for look in looks):
         return None
     evidence = f"{looks[-1]['running']:.0f} requests run and {looks[-1]['queued']:.0f} wait, as in {len(looks)} looks"
@@ -193,14 +229,20 @@ FEWER = "Run fewer rollouts at once (--rollout-concurrency auto finds how many),
 
 
 def _slow_tools(record: Record) -> Said:
-    last = [row for row in _of_last_steps(record, WINDOW) if row["tool"] is not None and row["model"] is not None]
+    last = [row for row in of_last_steps(record, WINDOW) if row["tool"] is not None and row["model"] is not None]
     tool, model = sum(row["tool"] for row in last), sum(row["model"] for row in last)
-    if not last or tool <= TOOL_SHARE * (tool + model):
+    tools: dict[str, float] = {}
+    for name, each in (one for row in last for one in numbers(row["tools"]).items()):
+        tools[name] = tools.get(name, 0.0) + each
+    slowest, seconds = max(tools.items(), key=itemgetter(1), default=("", 0.0))
+    one = len(tools) > 1 and seconds > ONE_TOOL_SHARE * (tool + model)
+    if not last or not (one or tool > TOOL_SHARE * (tool + model)):
         return None
-    share = _percent(tool / (tool + model))
+    share = percent((seconds if one else tool) / (tool + model))
     evidence = f"{share} of the agents' time in the last {WINDOW} steps: {tool / len(last):.1f} s a rollout"
+    evidence += f", {seconds / len(last):.1f} s of {slowest}" if slowest else ""
     return (
-        "Agents wait for their tools",
+        f"Agents wait for {slowest}" if one else "Agents wait for their tools",
         evidence,
         "More agents at once (--agent-concurrency) hide it; engines idle meanwhile.",
     )
@@ -212,7 +254,7 @@ def _idle(record: Record) -> Said:
     whole = sum(steps[step] for step in shared)
     if len(shared) < WINDOW or sum(idle[step] for step in shared) <= IDLE_SHARE * whole:
         return None
-    evidence = f"{_percent(sum(idle[step] for step in shared) / whole)} of the last {len(shared)} steps' time"
+    evidence = f"{percent(sum(idle[step] for step in shared) / whole)} of the last {len(shared)} steps' time"
     return (
         "Nothing runs for much of a step",
         evidence,
@@ -221,12 +263,14 @@ def _idle(record: Record) -> Said:
 
 
 def _drift(record: Record) -> Said:
-    shares = record.values(names.MISMATCHED_TEXT)[-WINDOW:]
-    if not shares or fmean(shares) <= DRIFT_SHARE:
+    compared = record.values(names.MISMATCHED_TEXT)[-WINDOW:]
+    last = [numbers(row["forks"]).keys() & UNPRINTABLE for row in of_last_steps(record, WINDOW)]
+    shares = fmean(compared or [0.0]), fmean(map(bool, last)) if last else 0.0
+    if max(shares) <= DRIFT_SHARE:
         return None
-    evidence = (
-        f"{_percent(fmean(shares))} of the rollouts of the last {len(shares)} steps are not what their template prints"
-    )
+    reasons = ", ".join(sorted({reason for each in last for reason in each}))
+    what = "are not what their template prints" if shares[0] >= shares[1] else f"lost their history to it ({reasons})"
+    evidence = f"{percent(max(shares))} of the rollouts of the last {WINDOW} steps {what}"
     return (
         "Histories differ from their template",
         evidence,
@@ -243,39 +287,14 @@ RULES: dict[str, Callable[[Record], Said]] = {
     "gap": _gap,
     "entropy_collapse": _entropy,
     "gradient_spike": _spikes,
+    "disk_full": _disk,
     "engine_restarts": _restarts,
     "kv_full": _kv_full,
     "queues": _queues,
+    "staleness": _stale,
     "truncation": _truncated,
     "template_drift": _drift,
     "slow_tools": _slow_tools,
     "idle": _idle,
 }
 """The gravest first."""
-
-
-def _of_last_steps(record: Record, steps: int) -> list[Row]:
-    last = sorted({row["step"] for row in record.rollouts})[-steps:]
-    return [row for row in record.rollouts if row["step"] in last]
-
-
-def _looks(record: Record) -> list[dict[str, float]]:
-    """The last looks at the engines: of each column the sum over those that said something, and how many did."""
-    looks: dict[float, dict[str, float]] = {}
-    for row in record.fleet:
-        if row["time"] is not None and row["kv_use"] is not None:
-            look = looks.setdefault(row["time"], dict.fromkeys(("engines", *SUMMED), 0.0))
-            look["engines"] += 1
-            for name in SUMMED:
-                look[name] += row[name] or 0
-    return [look for _, look in sorted(looks.items())][-LOOKS:]
-
-
-def _commonest(failed: Sequence[Row]) -> tuple[str, str]:
-    """Where most broke, and what most of those said."""
-    where = Counter(row["where"] for row in failed).most_common(1)[0][0]
-    return where, Counter(row["why"] for row in failed if row["where"] == where).most_common(1)[0][0]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -25,6 +25,8 @@ Box = tuple[float, float, float, float]
 """Left, bottom, width, height."""
 _INK, _GRID = "#010101", "#020202"
 _SERIES = tuple(f"#0{index}0309" for index in range(6))
+_STYLES = ("-", "--", ":")
+"""Of lines whose colours come again."""
 VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", **{color: f"var(--s{at})" for at, color in enumerate(_SERIES)}}
 """What stands for each colour in the page."""
 FEW_STEPS = 60
@@ -37,18 +39,31 @@ WIDTH, LEFT, RIGHT, BOTTOM, ABOVE, KEY_LINE = 6.4, 0.62, 0.08, 0.45, 0.1, 0.19
 """Inches: of a picture, of its margins, of a line of its key."""
 MARGIN = 1.05
 """Of a curve's height."""
-IN_A_LINE = 4
+IN_A_LINE = 5
 """Names in a line of the key."""
 
 
 def curves(
-    lines: Mapping[str, Points], *, along: str = "step", low: float | None = None, high: float | None = None
+    lines: Mapping[str, Points],
+    *,
+    along: str = "step",
+    low: float | None = None,
+    high: float | None = None,
+    spread: Mapping[str, Points] | None = None,
 ) -> str:
-    """Each of `lines` over steps, or what else they go `along`; `low` and `high` are within the picture."""
+    """Each of `lines` over steps, or what else they go `along`; `low` and `high` are within the picture. Behind those
+    that `spread` names is a band, as wide on each side of the line as that is."""
     figure, axes = _frame(2.4, named=len(lines) if len(lines) > 1 else 0)
     for at, (name, points) in enumerate(lines.items()):
         color, marked = _SERIES[at % len(_SERIES)], "o" if len(points) < 40 else None
-        axes.plot(*_thinned(points), color=color, marker=marked, label=_printable(name), linewidth=1.6, markersize=3)
+        style = _STYLES[at // len(_SERIES) % len(_STYLES)]
+        steps, values = _thinned(points)
+        axes.plot(
+            *(steps, values, style), color=color, marker=marked, label=_printable(name), linewidth=1.6, markersize=3
+        )
+        if spread is not None and name in spread:
+            wide = np.array([spread[name].get(int(step), 0.0) for step in steps])
+            axes.fill_between(steps, values - wide, values + wide, color=color, alpha=0.18, linewidth=0)
     axes.set_xlabel(along)
     if low is not None and high is not None:
         bottom, top = axes.get_ylim()
@@ -90,13 +105,26 @@ def stacked(parts: Mapping[str, Points], steps: Sequence[int]) -> str:
     return _svg(figure, axes, legend=True)
 
 
-def gantt(rows: Sequence[Row]) -> str:
+def bars(counts: Mapping[str, int], *, along: str, of: str) -> str:
+    """A histogram: how many `of` are in each place `along` an axis."""
+    figure, axes = _frame(2.4)
+    _boxes(axes, [(at - 0.4, 0.0, 0.8, float(count)) for at, count in enumerate(counts.values())], color=_SERIES[0])
+    axes.set_xticks(range(len(counts)), list(counts))
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.set_ylim(0.0, MARGIN * max(counts.values(), default=0) or 1.0)
+    axes.set_xlabel(along)
+    axes.set_ylabel(of)
+    return _svg(figure, axes, legend=False)
+
+
+def gantt(rows: Sequence[Row], updates: Sequence[float] = ()) -> str:
     """A bar for each rollout, from its start to its end in seconds since the first: the model's time, the tools', the
-    reward's, and what is left. The parts stand in this order, not in that of the turns, which no row tells."""
+    reward's, and the rest, in which it waits. The parts stand in this order, not in that of the turns, which no row
+    tells. `updates`: when engines had taken new weights, as lines across."""
     longest = sorted(rows, key=lambda row: row["finished_at"] - row["started_at"], reverse=True)[:MOST_BARS]
     shown = sorted(longest, key=lambda row: row["started_at"])
     began = min((row["started_at"] for row in rows), default=0.0)
-    figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)), named=len(GANTT_PARTS) + 1)
+    figure, axes = _frame(max(1.6, 0.6 + 0.05 * len(shown)), named=len(GANTT_PARTS) + 1 + bool(updates))
     reached, ends = [row["started_at"] - began for row in shown], [row["finished_at"] - began for row in shown]
     left = [max(0.0, end - at) for at, end in zip(reached, ends, strict=True)]
     for part, (name, column) in enumerate(GANTT_PARTS):
@@ -104,9 +132,11 @@ def gantt(rows: Sequence[Row]) -> str:
         _boxes(axes, _rows(reached, widths), color=_SERIES[part], label=name)
         reached = [at + width for at, width in zip(reached, widths, strict=True)]
         left = [most - width for most, width in zip(left, widths, strict=True)]
-    _boxes(axes, _rows(reached, left), color=_GRID, label="other")
+    _boxes(axes, _rows(reached, left), color=_GRID, label="wait")
+    lines = axes.vlines([at - began for at in updates], -0.6, len(shown) - 0.4, color=_SERIES[5], linewidth=1.6)
+    lines.set_label("new weights" if updates else "")
     axes.set_yticks([])
-    axes.set_xlim(0.0, max(ends, default=0.0) or 1.0)
+    axes.set_xlim(min(0.0, *(at - began for at in updates), 0.0), max(ends, default=0.0) or 1.0)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("seconds since the step's first rollout")
     return _svg(figure, axes, legend=True)
@@ -120,7 +150,7 @@ def _rows(starts: Sequence[float], widths: Sequence[float]) -> list[Box]:
     return [(start, line - 0.42, width, 0.84) for line, (start, width) in enumerate(zip(starts, widths, strict=True))]
 
 
-def _boxes(axes: Axes, boxes: Sequence[Box], *, color: str, label: str) -> None:
+def _boxes(axes: Axes, boxes: Sequence[Box], *, color: str, label: str = "") -> None:
     """All of them one object, which is drawn far sooner than as many bars."""
     from matplotlib.collections import PolyCollection
 

@@ -6,7 +6,7 @@ that a run of 10,000 steps has megabytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -83,6 +83,17 @@ def read(run_dir: Path) -> list[JsonMapping]:
     """The rows, in the order written. Raises UserError for what is no file."""
     with user_error(f"{run_dir / FILE} cannot be read", IsADirectoryError, PermissionError):
         return [whole(found) for found in json_lines.read(run_dir / FILE)]
+
+
+def standing(events: Iterable[JsonMapping]) -> dict[str, str]:
+    """By rule, what alarms say that no event has ended."""
+    stands: dict[str, str] = {}
+    for event in events:
+        if event["kind"] == Kind.ALARM:
+            stands[str(event["what"])] = str(event["said"])
+        if event["kind"] == Kind.CALM:
+            stands.pop(str(event["what"]), None)
+    return stands
 
 
 def whole(found: JsonMapping) -> JsonMapping:

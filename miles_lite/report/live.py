@@ -2,7 +2,7 @@
 
 Invariant: it reads one step's table of rollouts a step and the last looks at the engines, holds the last steps' alone,
 and raises nothing whatever is missing. An alarm stands until its rule has seen nothing for WINDOW steps: one which
-comes and goes is told once.
+comes and goes is told once, also where the run was lost meanwhile and goes on.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from pyarrow import ArrowException
 
 from miles_lite.process.json_types import JsonMapping
-from miles_lite.report import fleet_rows, rollout_table
+from miles_lite.report import event_rows, fleet_rows, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW, Alarm, alarms
 from miles_lite.report.history import Curves, read_history
-from miles_lite.report.record import LAST_FLEET, METRICS, Record
+from miles_lite.report.record import LAST_FLEET, LAST_ROLLOUTS, LAST_STEPS, METRICS, Record
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class LiveAlarms:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir, self._curves = run_dir, Curves.of_rows(read_history(run_dir / METRICS))
-        self._rollouts: deque[list[rollout_table.Row]] = deque(maxlen=WINDOW)
-        self._seen: dict[str, int] = {}
+        self._rollouts: deque[list[rollout_table.Row]] = deque()
+        self._seen = dict.fromkeys(event_rows.standing(event_rows.read(run_dir)), 0)
         """By rule, for how many steps it has seen nothing."""
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
@@ -51,6 +51,8 @@ class LiveAlarms:
         """The step has ended."""
         with contextlib.suppress(OSError, ArrowException):
             self._rollouts.append(rollout_table.read_step(self._run_dir, step))
+        while len(self._rollouts) > LAST_STEPS and sum(map(len, islice(self._rollouts, 1, None))) >= LAST_ROLLOUTS:
+            self._rollouts.popleft()
         rows = list(chain.from_iterable(self._rollouts))
         fleet: Sequence[JsonMapping] = ()
         with contextlib.suppress(OSError):

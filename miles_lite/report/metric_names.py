@@ -19,6 +19,8 @@ ZERO_STD = "rollout/zero_std_unfiltered_ratio"
 WEIGHT_VERSION = "rollout/weight_version/min"
 
 STALENESS = "rollout/fully_async/avg_staleness"
+STALENESS_QUEUED = "rollout/fully_async/avg_staleness_queued"
+STALENESS_BOUND = "rollout/fully_async/staleness_bound"
 
 LOGPROB_GAP = "train/train_rollout_logprob_abs_diff"
 LOGPROB_GAP_MAX = "train/train_rollout_logprob_abs_diff_max"
@@ -38,6 +40,7 @@ GAPS = {
 """By cause: the mean over the trained tokens that have it."""
 
 TOKENS_PER_SECOND = "perf/rollout_tok_per_s"
+ENGINES_BUSY = "perf/engines_busy_ratio"
 ROLLOUT_BUSY = "perf/rollout_busy_ratio"
 """Share of the step in which some agent ran."""
 TRAIN_WAIT = "perf/wait_time_ratio"
@@ -50,6 +53,7 @@ OVERHEAD_TIME = "perf/overhead_time"
 """Seconds of the step that `observe.overhead.uncovered` counts."""
 
 RESTARTS = "perf/restarts"
+DISK_FREE = "perf/disk_free_gb"
 
 _TOLD = [value for name, value in globals().items() if name.isupper()]
 READ_BACK = frozenset(name for name in [*_TOLD, *GAPS.values()] if isinstance(name, str))

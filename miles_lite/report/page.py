@@ -17,6 +17,9 @@ from markupsafe import Markup
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
 from miles_lite.report.alarms import Alarm, alarms
+from miles_lite.report.beside import side_by_side
+from miles_lite.report.gap_histogram import gap_histogram
+from miles_lite.report.group_tally import group_table
 from miles_lite.report.pictures import Picture, pictures
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import Row
@@ -47,18 +50,17 @@ class Told:
     facts: Sequence[tuple[str, str]]
     outcomes: Sequence[tuple[str, int]]
     failures: Sequence[Boundary]
+    groups: tuple[Sequence[str], Sequence[Sequence[str]]]
     pictures: Sequence[Picture]
     transcripts: Sequence[Transcript]
 
 
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
-    runs = [tell(record) for record in records]
-    return (
-        environment()
-        .get_template("page.html")
-        .render(runs=runs, differences=differences(records), names=_names(records))
-    )
+    runs, named = [tell(record) for record in records], _names(records)
+    alarmed = [{"alarms": "\n".join(alarm.title for alarm in run.alarms) or "none"} for run in runs]
+    beside = side_by_side(records, named, [one | dict(run.facts) for one, run in zip(alarmed, runs, strict=True)])
+    return environment().get_template("page.html").render(runs=runs, beside=beside, names=named)
 
 
 def tell(record: Record, *, whole: bool = True) -> Told:
@@ -70,16 +72,10 @@ def tell(record: Record, *, whole: bool = True) -> Told:
         [*_facts(record), *(_counts(record) if whole else ()), *_places(record)],
         record.tally.outcomes.most_common(),
         _failures(record),
-        list(pictures(record)),
+        group_table(record.tally.groups),
+        [*pictures(record), *(gap_histogram(record.folder) if whole else ())],
         list(told(record)) if whole else [],
     )
-
-
-def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """Options that are not the same in all runs, and what they are in each."""
-    every = sorted({name for record in records for name in record.options})
-    values = {name: [str(record.options.get(name, "-")) for record in records] for name in every}
-    return [(name, said) for name, said in values.items() if len(set(said)) > 1]
 
 
 @cache

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from miles_lite.errors import UserError, user_error
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.report import event_rows, fleet_rows, rollout_table
@@ -67,8 +69,7 @@ def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None
     if not (folder / "config.json").is_file() and not (folder / METRICS).is_file():
         raise UserError(f"{folder} is no run folder: it has neither config.json nor metrics.jsonl (--run-dir of a run)")
     with user_error(f"{folder}/{rollout_table.FOLDER} cannot be read", OSError):
-        rollouts = rollout_table.read(folder, steps=LAST_STEPS, least=LAST_ROLLOUTS) if steps != 0 else []
-        tally = _tally(folder, steps)
+        rollouts, tally = _rollouts(folder, steps)
     groups = _json(folder / "config.json")
     with user_error(f"{folder}/{fleet_rows.FILE} cannot be read", OSError):
         fleet = fleet_rows.read(folder, last=None if steps is None else LAST_FLEET if steps else 0)
@@ -84,12 +85,22 @@ def read_record(folder: Path, *, steps: int | None = None, curves: Curves | None
     )
 
 
-def _tally(folder: Path, steps: int | None) -> Tally:
+def _rollouts(folder: Path, steps: int | None) -> tuple[list[rollout_table.Row], Tally]:
+    """The rows of the last steps, and a tally of the last `steps`. Of a file that is only counted, what is counted is
+    read, and each is read once."""
+    paths, last, rows = [*rollout_table.files(folder, newest_first=True)], list[pa.Table](), 0
+    for path in paths if steps != 0 else ():
+        if len(last) >= LAST_STEPS and rows >= LAST_ROLLOUTS:
+            break
+        last.append(rollout_table.readable(path))
+        rows += last[-1].num_rows
     tally = Tally()
-    paths = list(rollout_table.files(folder))
-    for path in paths if steps is None else paths[max(0, len(paths) - steps) :]:
+    counted = paths if steps is None else paths[:steps]
+    for path in reversed(counted[len(last) :]):
         tally.add(rollout_table.readable(path, COLUMNS))
-    return tally
+    for table in reversed(last[: len(counted)]):
+        tally.add(table.select(COLUMNS))
+    return [row for table in reversed(last) for row in table.to_pylist()], tally
 
 
 def state(folder: Path) -> str:

@@ -42,7 +42,15 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("double", "null where nobody gave one, or it failed"),
     "rewards": ("string", "JSON: each of several rewards by name; null without"),
     "zero_std": ("bool", "whether the rewards of its group are all equal, and carry no gradient"),
+    "advantage": (
+        "double",
+        "what the group estimator credits it with, of several turns the mean; null until it is trained",
+    ),
     "samples": ("int32", "training sequences: above 1 where agents fork"),
+    "forks": (
+        "string",
+        "JSON: how often its history [forked](sessions.md#forks), by why; null where it did not, or has no samples",
+    ),
     "tokens": ("int64", "of all of them"),
     "prompt_tokens": ("int64", "before the first sampled one, of all of them"),
     "trained_tokens": ("int64", "the sum of the loss masks"),
@@ -56,8 +64,15 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "finished_at": ("double", "likewise"),
     "queue": ("double", "seconds until an agent worker took it"),
     "model": ("double", "seconds of the agent's requests"),
+    "prefill": (
+        "double",
+        "of that, until engines had the first tokens; null where they do not say (`--sglang-enable-metrics`)",
+    ),
+    "decode": ("double", "of that, the rest; null likewise"),
     "tool": ("double", "seconds of what it ran"),
+    "tools": ("string", "JSON: seconds of each tool that replies called, by name; null without"),
     "reward_time": ("double", "seconds of judging it"),
+    "idle": ("double", "seconds from start to end of which none of these took part"),
 }
 """Of each column its Arrow type, and what it says."""
 
@@ -78,6 +93,13 @@ def write(run_dir: Path, step: int, rows: Iterable[Row]) -> None:
         parquet.write_table(_table(list(rows)), draft, compression="zstd")
 
 
+def credit(run_dir: Path, step: int, advantages: Mapping[int, float]) -> None:
+    """Give the rollouts of a step, by number, the advantage that they were trained with. Raises OSError,
+    pyarrow.ArrowException."""
+    rows = [{**row, "advantage": advantages.get(row["rollout"])} for row in read_step(run_dir, step)]
+    write(run_dir, step, rows)
+
+
 def _table(rows: list[Row]) -> pa.Table:
     """Read as JSON: what Arrow makes of Python's own objects imports pandas, which weighs 50 MB. NaN becomes null."""
     if not rows:
@@ -85,18 +107,6 @@ def _table(rows: list[Row]) -> pa.Table:
     text = encoded(rows)
     options = json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
     return json.read_json(pa.BufferReader(text), json.ReadOptions(use_threads=False, block_size=len(text) + 1), options)
-
-
-def read(run_dir: Path, *, steps: int | None = None, least: int = 0) -> list[Row]:
-    """The rows of all steps, in their order, or of the last so many and of those before them until there are `least`; a
-    number that is not finite is null, and so is a column that a file of another version lacks. Raises UserError for
-    what is no such table."""
-    read = list[list[Row]]()
-    for path in files(run_dir, newest_first=True):
-        if steps is not None and len(read) >= steps and sum(map(len, read)) >= least:
-            break
-        read.append(readable(path).to_pylist())
-    return [row for rows in reversed(read) for row in rows]
 
 
 def read_step(run_dir: Path, step: int) -> list[Row]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
-from miles_lite.process.json_types import JsonMapping, JsonObject
+from miles_lite.process.json_types import JsonObject
 from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW
@@ -179,7 +179,7 @@ def _stood(path: Path) -> JsonObject:
         "state": f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word",
         "step": max(rewards, default=None),
         "reward": rewards[max(rewards)] if rewards else None,
-        "alarms": list(_standing(events)),
+        "alarms": [*event_rows.standing(events).values()],
         "pages": _pages(events),
     }
 
@@ -188,14 +188,3 @@ def _pages(events: list[JsonMapping]) -> dict[str, str]:
     """Where else it is shown, by whose page that is, as it was told last; addresses of the web alone."""
     told = {str(event["what"]): str(event["said"]) for event in events if event["kind"] == Kind.PAGE}
     return {whose: address for whose, address in told.items() if re.match("https?://", address)}
-
-
-def _standing(events: list[JsonMapping]) -> Iterator[str]:
-    """What alarms say that no event has ended."""
-    standing: dict[str, str] = {}
-    for event in events:
-        if event["kind"] == Kind.ALARM:
-            standing[str(event["what"])] = str(event["said"])
-        if event["kind"] == Kind.CALM:
-            standing.pop(str(event["what"]), None)
-    yield from standing.values()

@@ -12,6 +12,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -27,8 +29,8 @@ from miles_lite.tito.byte_level import ByteTokens
 from miles_lite.traces import atraj
 from miles_lite.traces.atraj import ADVANTAGES, TRAINER_LOGPROBS, Step, Trajectory
 
-MOST_CHARACTERS, MOST_TOKENS, MOST_MESSAGES = 4000, 1200, 60
-"""Of a message; of a trajectory; of a trajectory."""
+MOST_CHARACTERS, MOST_TEXT, MOST_TOKENS, MOST_MESSAGES = 4000, 24_000, 1000, 60
+"""Of a message; of what a trajectory's messages are together; of a trajectory; of a trajectory."""
 EXAMPLES = 2
 """Of the failures at one boundary."""
 LIKELY = (0.9, 0.5, 0.1, 0.01, 0.001)
@@ -119,12 +121,13 @@ def transcript(
 ) -> Transcript:
     """Of one trajectory. `most` tokens are spelled, None: all, and messages are whole. Raises what `damaged` knows."""
     steps, left = trajectory.steps, most if most is not None else sum(len(step.ids) for step in trajectory.steps)
-    shown = steps if most is None else steps[-MOST_MESSAGES:]
+    shown, room = steps if most is None else steps[-MOST_MESSAGES:], MOST_TEXT
     messages, begun = [], set[int]()
     for step in shown:
         tokens = list(_tokens(step, spell, left)) if step.sampled and spell is not None else []
         left -= len(tokens)
-        text = step.content if most is None else first(step.content, MOST_CHARACTERS)
+        text = "" if tokens else step.content if most is None else first(step.content, min(MOST_CHARACTERS, room))
+        room = max(0, room - len(text))
         begins = most is None and step.turn not in begun
         begun.add(step.turn)
         said = visible(text)
@@ -167,7 +170,7 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
     """Rows of trajectories that are there, and why they are shown; no more steps are read than it takes."""
     failed: dict[str, list[Row]] = {where: [] for where, _ in record.tally.boundaries}
     last, flat = list[Row](), list[Row]()
-    for kept in _kept(record.folder):
+    for kept in _kept(record):
         if last and flat and all(len(rows) >= EXAMPLES for rows in failed.values()):
             break
         for row in reversed(kept):
@@ -183,10 +186,11 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
     yield from (("its group carries no gradient", row) for row in flat)
 
 
-def _kept(folder: Path) -> Iterator[list[Row]]:
+def _kept(record: Record) -> Iterator[list[Row]]:
     """The rows of trajectories that are there, step by step, the newest first. Raises UserError."""
-    for step, there in rollout_table.kept_trajectories(folder).items():
-        rows: list[Row] = rollout_table.readable(rollout_table.step_path(folder, step)).to_pylist()
+    known = {step: list(rows) for step, rows in groupby(record.rollouts, key=itemgetter("step"))}
+    for step, there in rollout_table.kept_trajectories(record.folder).items():
+        rows = known.get(step) or rollout_table.readable(rollout_table.step_path(record.folder, step)).to_pylist()
         yield [row for row in rows if row["rollout"] in there]
 
 

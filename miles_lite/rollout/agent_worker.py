@@ -26,6 +26,7 @@ from miles_lite.hooks import named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process import tracing
 from miles_lite.process.addresses import actor_label
+from miles_lite.process.json_types import JsonObject
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_calls import Ran, Running, Task
 from miles_lite.rollout.agent_loop import AgentLoop, OutOfTimeError
@@ -38,7 +39,7 @@ from miles_lite.rollout.judging import Judging
 from miles_lite.rollout.kept import trajectory
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards.answer import Ask
-from miles_lite.sample import Failure, Rollout, Sample, Status
+from miles_lite.sample import Failure, Rollout, Sample, Spans, Status
 from miles_lite.session.client import SessionClient, SessionError
 from miles_lite.traces import atraj
 
@@ -105,7 +106,9 @@ class AgentWorker(Running):
                 rollout.finished_at = time.time()
                 samples = generated or await self._collect(client, session_id)
                 rollout.samples = [sample.record() for sample in samples]
-                _settle(rollout, await client.failure(session_id))
+                failure, seconds = await client.outcome(session_id)
+                _settle(rollout, failure)
+                _account(rollout.spans, seconds)
                 everything = self._config.logging.trajectory_dir
                 if task.told:
                     with contextlib.suppress(SessionError):  # a rollout is worth more than what is kept of it
@@ -244,6 +247,13 @@ def _write(folder: Path, rollout: Rollout, prompt: Prompt, turns: bytes, session
     """The rollout's trajectory file, of --trajectory-dir."""
     path = folder.expanduser().resolve() / f"{rollout.index:08d}-{session_id[:8]}{atraj.SUFFIX}"
     atraj.write(trajectory(turns, dataclasses.asdict(prompt), rollout, {}), path)
+
+
+def _account(spans: Spans, seconds: JsonObject) -> None:
+    """What a session saw of where the time went; what the agent itself reported stands."""
+    spans.prefill, spans.tools = seconds.get("prefill"), dict(seconds.get("tools", {}))
+    spans.model = seconds.get("model") if spans.model is None else spans.model
+    spans.tool = sum(spans.tools.values()) if spans.tool is None and spans.tools else spans.tool
 
 
 def _settle(rollout: Rollout, failure: Failure | None) -> None:

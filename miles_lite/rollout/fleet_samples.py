@@ -13,6 +13,7 @@ from pathlib import Path
 
 from miles_lite.engine.reported_load import Load
 from miles_lite.report import fleet_rows
+from miles_lite.report import metric_names as names
 from miles_lite.report.json_lines import LossyLines
 
 BLOCK = 8 << 20
@@ -25,6 +26,7 @@ class FleetSamples:
 
     def __init__(self, run_dir: Path) -> None:
         self._file, self._looks = LossyLines(run_dir / fleet_rows.FILE), 0
+        self._seen, self._busy = 0, 0
         self.step: int | None = None
 
     def note(self, loads: Mapping[int, Load | None]) -> None:
@@ -32,9 +34,17 @@ class FleetSamples:
         if self.step is None:
             return
         self._looks += 1
+        said = [load for load in loads.values() if load is not None]
+        self._seen, self._busy = self._seen + len(said), self._busy + sum(load.running > 0 for load in said)
         if self._looks % (1 << self._file.size // BLOCK) == 0:
             at = {"time": round(time.time(), 3), "step": self.step}
             self._file.write({**at, "engine": engine, **_said(load)} for engine, load in loads.items())
+
+    def metrics(self) -> dict[str, float]:
+        """The share of what engines said since this was asked last in which requests ran; nothing where none said
+        anything."""
+        seen, busy, self._seen, self._busy = self._seen, self._busy, 0, 0
+        return {names.ENGINES_BUSY: busy / seen} if seen else {}
 
 
 def _said(load: Load | None) -> Mapping[str, object]:

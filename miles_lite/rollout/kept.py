@@ -109,7 +109,7 @@ class Keeper:
 
     def write(self, number: int, taken: Sequence[tuple[Rollout, JsonObject]]) -> None:
         """The files of step `number`, in the place of those that an earlier attempt at it left."""
-        with _costs_no_run(f"trajectories of step {number} are not kept"):
+        with costs_no_run(f"trajectories of step {number} are not kept"):
             for old in self._folder.glob(f"{number:06d}-*{atraj.SUFFIX}"):
                 old.unlink()
             for rollout, more in taken:
@@ -123,7 +123,7 @@ class Keeper:
 
     def add(self, number: int, values: Sequence[TokenValues]) -> None:
         """Give the files of step `number` what training made of their tokens, one after the other."""
-        with _costs_no_run(f"trajectories of step {number} stay without what training made of them"):
+        with costs_no_run(f"trajectories of step {number} stay without what training made of them"):
             for rollout in sorted({each.rollout for each in values}):
                 path = trajectory_path(self._run_dir, number, rollout)
                 if path.is_file():
@@ -132,7 +132,7 @@ class Keeper:
 
 
 @contextlib.contextmanager
-def _costs_no_run(what: str) -> Iterator[None]:
+def costs_no_run(what: str) -> Iterator[None]:
     """Whatever goes wrong in it is said."""
     try:
         yield

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from miles_lite.config.options import Config
@@ -32,6 +31,7 @@ from miles_lite.rollout.failures import FAILED, QUARANTINED, note_failures, note
 from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
+from miles_lite.rollout.loads import Loads
 from miles_lite.rollout.metrics import (
     eval_metrics,
     overlong_metrics,
@@ -69,8 +69,8 @@ class RolloutManager:
         self._accounts = Accounts()
         self._rollouts = 0
         self._before_step: tuple[int, Snapshot] | None = None
-        self._load: Counter[Kept[AgentWorker] | Kept[SessionActor]] = Counter()
-        self._again = 0
+        self._load, self._again = Loads(), 0
+        self._complete: float | None = None
         self._note = partial(note_failures, config.run_dir / FAILED)
         self._recorder = Recorder(config.run_dir, keep=config.logging.keep_trajectories)
         self._looking: asyncio.Task[None] | None = None
@@ -163,6 +163,7 @@ class RolloutManager:
         metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
         if self._overlaps:
             metrics |= staleness_metrics(step.groups, rollout_id)
+            metrics["rollout/fully_async/staleness_bound"] = float(self._config.scheduling.staleness)
             metrics["rollout/fully_async/queue_size"] = float(self._generator.scheduler.ready)
             metrics["rollout/fully_async/in_flight"] = float(self._generator.scheduler.running)
         metrics |= {f"session/{name}": value for name, value in (await self._stack.session_stats()).items()}
@@ -172,15 +173,21 @@ class RolloutManager:
             metrics |= self._curriculum.metrics()
         metrics["rollout/concurrency"] = float(self._generator.scheduler.capacity)
         metrics["rollout/engine_restarts"] = float((await self._stack.fleet.call(Fleet.status)).restarts)
-        metrics["perf/rollout_time"] = took = time.time() - began
+        metrics |= self._recorder.fleet.metrics()
+        before, self._complete = self._complete if self._overlaps else None, time.time()
+        metrics["perf/rollout_time"] = self._complete - began
         tokens = sum(rollout.trained_tokens for group in step.finished for rollout in group.rollouts)
-        metrics["perf/rollout_tok_per_s"] = tokens / took
+        metrics["perf/rollout_tok_per_s"] = tokens / (self._complete - (before or began))
         busy = [(rollout.started_at, rollout.finished_at) for group in step.finished for rollout in group.rollouts]
         return Generated(groups=step.groups, metrics=metrics, busy=busy, kept=kept)
 
-    async def credit(self, rollout_id: int, told: Credited) -> None:
-        """What training made of the tokens of the rollouts that are kept of a step."""
-        self._recorder.credit(rollout_id, told)
+    async def busy(self) -> list[tuple[float, float]]:
+        """When some agent ran, since this was asked last."""
+        return self._load.busy()
+
+    async def credit(self, rollout_id: int, advantages: Mapping[int, float], told: Credited) -> None:
+        """What training made of the rollouts of a step, by number, and of the tokens of those that are kept."""
+        self._recorder.credit(rollout_id, advantages, told)
 
     async def eval(self) -> Evaluated:
         """Run the held-out sets on the current weights."""
@@ -293,8 +300,7 @@ class RolloutManager:
         self._note(self._generator.scheduler.step, prompt.row, judged)
 
     def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
-        load = self._load.__getitem__
-        return min(self._workers, key=load), min(self._stack.sessions, key=load)
+        return self._load.least(self._workers), self._load.least(self._stack.sessions)
 
     async def _run_rollout(
         self, prompt: Prompt, group_index: int, sampling: Sampling, *, evaluation: bool = False
@@ -308,14 +314,11 @@ class RolloutManager:
                 worker, session = self._least_loaded()
                 used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
-                self._load.update(used.keys())
                 task = Task(
                     index, group_index, prompt, session.told, sampling, evaluation=evaluation, told=told, router_url=url
                 )
-                try:
+                with self._load.on(used):
                     rollout = await self._lines.run(await worker.serving(), task)
-                finally:
-                    self._load.subtract(used.keys())
                 if rollout.status is not Status.FAILED:
                     break
                 lost = [kept for kept in used if not await kept.stood(used[kept], began)]

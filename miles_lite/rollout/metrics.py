@@ -18,6 +18,7 @@ import numpy as np
 
 from miles_lite.config.rewards import Overlong
 from miles_lite.report import metric_names
+from miles_lite.report.group_tally import pass_at
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
@@ -220,15 +221,15 @@ def agent_metrics(groups: Sequence[Group]) -> Metrics:
 def pass_rates(groups: Iterable[Group]) -> Metrics:
     """`pass@k` for k = 1, 2, 4, ... up to the group size n; correct means reward == 1.
 
-    The unbiased estimator 1 - C(n-c, k) / C(n, k) of Chen et al. 2021 (arXiv:2107.03374), averaged over the
-    groups of k rollouts and more. Where no group has two they say nothing.
+    The unbiased estimator (`pass_at`), averaged over the groups of k rollouts and more. Where no group has two they say
+    nothing.
     """
     solved = [[number(reward) == 1.0 for reward in group.rewards] for group in groups]
     size = max(map(len, solved), default=0)
     rates = {}
     for k in (2**power for power in range(size.bit_length()) if size > 1):
         correct = [(len(marks), sum(marks)) for marks in solved if len(marks) >= k]
-        rates[f"pass@{k}"] = sum(1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in correct) / len(correct)
+        rates[f"pass@{k}"] = sum(pass_at(k, n, c) for n, c in correct) / len(correct)
     return rates
 
 

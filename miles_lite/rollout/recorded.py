@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -17,7 +17,7 @@ from miles_lite.report.rollout_table import TRAINED, Row
 from miles_lite.rollout.agent_report import agent_report, number
 from miles_lite.rollout.fleet_samples import FleetSamples
 from miles_lite.rollout.generate import Step
-from miles_lite.rollout.kept import Keeper
+from miles_lite.rollout.kept import Keeper, costs_no_run
 from miles_lite.rollout.metrics import no_gradient
 from miles_lite.sample import Group, Rollout
 from miles_lite.traces.token_values import TokenValues
@@ -53,18 +53,23 @@ class Recorder:
             await asyncio.to_thread(rollout_table.write, self._run_dir, number, rows)
         return frozenset(rollout.index for rollout, _ in taken)
 
-    def credit(self, number: int, told: Credited) -> None:
-        """What training makes of the tokens of kept rollouts of that step: it is added to their files."""
-        self._writing = asyncio.create_task(self._credit(self._writing, number, told))
+    def credit(self, number: int, advantages: Mapping[int, float], told: Credited) -> None:
+        """What training makes of rollouts of that step, by number, and of the tokens of those that are kept: it goes
+        into their rows and files."""
+        self._writing = asyncio.create_task(self._credit(self._writing, number, advantages, told))
 
     async def close(self) -> None:
         """Wait for what is being written."""
         if self._writing is not None:
             await self._writing
 
-    async def _credit(self, before: asyncio.Task[None] | None, number: int, told: Credited) -> None:
+    async def _credit(
+        self, before: asyncio.Task[None] | None, number: int, advantages: Mapping[int, float], told: Credited
+    ) -> None:
         if before is not None:
             await before
+        with costs_no_run(f"rollouts of step {number} stay without their advantages"):
+            await asyncio.to_thread(rollout_table.credit, self._run_dir, number, advantages)
         with contextlib.suppress(ray.exceptions.RayError):  # the rank that knew has died
             values = [one for each in await asyncio.gather(*told) for one in each]
             await asyncio.to_thread(self._keeper.add, number, values)
@@ -84,7 +89,7 @@ def rows_of(number_of: int, step: Step) -> Iterator[Row]:
 def _row(group: Group, rollout: Rollout) -> Row:
     versions = [version for sample in rollout.samples for version in sample.weight_versions]
     told, spans, given = agent_report(rollout.metadata), rollout.spans, rollout.metadata.get("rewards")
-    row = group.prompt.get("row")
+    row, accounted = group.prompt.get("row"), sum(each or 0.0 for each in (spans.model, spans.tool, spans.reward))
     return {
         "rollout": rollout.index,
         "group": group.index,
@@ -93,9 +98,11 @@ def _row(group: Group, rollout: Rollout) -> Row:
         "where": rollout.failure and rollout.failure.where.value,
         "why": rollout.failure and rollout.failure.why,
         "reward": number(rollout.reward),
-        "rewards": _json(given) if isinstance(given, dict) else None,
+        "rewards": _json(given.items()) if isinstance(given, dict) else None,
         "zero_std": no_gradient(group),
+        "advantage": None,
         "samples": len(rollout.samples),
+        "forks": _json(forks.items()) if (forks := _forks(rollout)) else None,
         "tokens": sum(sample.length for sample in rollout.samples),
         "prompt_tokens": sum(sample.prompt_length for sample in rollout.samples),
         "trained_tokens": rollout.trained_tokens,
@@ -109,10 +116,22 @@ def _row(group: Group, rollout: Rollout) -> Row:
         "finished_at": rollout.finished_at,
         "queue": spans.queue,
         "model": spans.model,
+        "prefill": spans.prefill,
+        "decode": None if spans.model is None or spans.prefill is None else max(0.0, spans.model - spans.prefill),
         "tool": spans.tool,
+        "tools": _json(spans.tools.items()) if spans.tools else None,
         "reward_time": spans.reward,
+        "idle": max(0.0, rollout.finished_at - rollout.started_at - accounted),
     }
 
 
-def _json(rewards: Mapping[object, object]) -> str:
-    return orjson.dumps({str(name): number(value) for name, value in rewards.items()}).decode()
+def _forks(rollout: Rollout) -> dict[str, float]:
+    """By why its history forked, how often: all its samples are of one session, which counts them."""
+    prefix = "forks_"
+    counted = rollout.samples[0].metadata.get("counts") if rollout.samples else None
+    counts = counted if isinstance(counted, Mapping) else {}  # an agent's own samples may say anything
+    return {name.removeprefix(prefix): count for name, count in counts.items() if str(name).startswith(prefix)}
+
+
+def _json(numbers: Iterable[tuple[object, object]]) -> str:
+    return orjson.dumps({str(name): number(value) for name, value in numbers}).decode()

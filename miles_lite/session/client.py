@@ -99,10 +99,12 @@ class SessionClient:
         """Turns, leaves and counts of a session, for people."""
         return dict(orjson.loads(await self._call("GET", f"/sessions/{session_id}")))
 
-    async def failure(self, session_id: str) -> Failure | None:
-        """Where and why the session's last call broke; None where it was answered, or was wrong itself."""
-        told = (await self.describe(session_id)).get("failure")
-        return None if told is None else Failure(Where(told["where"]), told["why"])
+    async def outcome(self, session_id: str) -> tuple[Failure | None, JsonObject]:
+        """Where and why the session's last call broke, None where it was answered, or was wrong itself; and where its
+        time went, as `time_spent` has it."""
+        described = await self.describe(session_id)
+        told = described.get("failure")
+        return None if told is None else Failure(Where(told["where"]), told["why"]), described.get("seconds", {})
 
     async def turns(self, session_id: str) -> JsonObject:
         """Every turn with its messages and ids: what `atraj.build` takes."""

@@ -21,6 +21,7 @@ from miles_lite.session.counters import Counters
 from miles_lite.session.engine.engine_client import EngineCalls
 from miles_lite.session.history import forks
 from miles_lite.session.history.match import Matcher
+from miles_lite.session.history.time_spent import time_spent
 from miles_lite.session.history.tree import Tree, describe
 from miles_lite.session.history.turn_record import Turn
 from miles_lite.session.http.prometheus import Metrics
@@ -113,7 +114,8 @@ class Service:
             return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
         about: JsonObject = {"session_id": session_id, "turns": describe(session.tree), "leaves": leaves}
-        about |= {"counts": dict(session.counts)} | ({"recreated": True} if session.recreated else {})
+        about |= {"counts": dict(session.counts), "seconds": time_spent(session.tree)}
+        about |= {"recreated": True} if session.recreated else {}
         about |= {} if session.failure is None else {"failure": asdict(session.failure)}
         return about | ({"forks": forks.all_forks(session.tree)} if self._detects_snap else {})
 

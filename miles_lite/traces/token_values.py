@@ -22,7 +22,8 @@ class TokenValues:
     rollout     its number in the run; turn: that of the turn in the rollout's session
     places      int32 [N], which of the tokens that the turn sampled each is, at least 0
     ids         int32 [N]
-    logprobs    float32 [N], the trainer's before the batch's first update; NaN where nobody computed them
+    logprobs    float32 [N], the trainer's before the batch's first update, or where nobody asked for those before the
+                update that trained the token
     advantages  float32 [N], what the loss was given
     """
 

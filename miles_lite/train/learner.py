@@ -173,7 +173,8 @@ class Learner:
         ess = policy.sequences.effective_ratio(policy.logratio)
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         before_update = new.detach() if first else each.old
-        self._record.see(packed, logprobs=before_update, advantages=streams.advantages)
+        known = new.detach() if before_update is None else before_update
+        self._record.see(packed, logprobs=known, advantages=streams.advantages)
         if before_update is not None:
             sums, largest = gaps(packed, before_update)
             tally.add(sums)

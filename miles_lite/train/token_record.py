@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from miles_lite.sample import Sample
@@ -27,7 +26,7 @@ class _Seen:
     index: int
     places: np.ndarray
     weights: Tensor
-    logprobs: Tensor | None
+    logprobs: Tensor
     advantages: Tensor
 
 
@@ -37,19 +36,17 @@ class TokenRecord:
     def __init__(self, batch: Batch[Sample]) -> None:
         self._batch, self._seen = batch, list[_Seen]()
 
-    def see(self, packed: Packed, *, logprobs: Tensor | None, advantages: Tensor) -> None:
-        """A pass, and float32 [N] of its tokens: the trainer's logprobs before the first update, where they are known,
-        and what the loss takes as advantages. What is seen is copied."""
+    def see(self, packed: Packed, *, logprobs: Tensor, advantages: Tensor) -> None:
+        """A pass, and float32 [N] of its tokens: the trainer's logprobs before the first update, or where nobody asked
+        for them before the pass's own, and what the loss takes as advantages. What is seen is copied."""
         if not self._batch.kept:
             return
         end = 0
         for index, places in zip(packed.members, packed.places, strict=True):
             mine = slice(end, end := end + len(places))
             if int(self._batch.rollouts[index]) in self._batch.kept:
-                said = None if logprobs is None else logprobs[mine].detach().clone()
-                self._seen.append(
-                    _Seen(index, places, packed.weights[mine].clone(), said, advantages[mine].detach().clone())
-                )
+                said = (each[mine].detach().clone() for each in (packed.weights, logprobs, advantages))
+                self._seen.append(_Seen(index, places, *said))
 
     def values(self) -> list[TokenValues]:
         """Of what was seen: by sample and turn, those of its tokens that were trained."""
@@ -58,8 +55,7 @@ class TokenRecord:
     def _told(self, seen: _Seen) -> Iterator[TokenValues]:
         sample, places = self._batch.samples[seen.index], seen.places
         trained = seen.weights.cpu().numpy() > 0
-        said = torch.full(seen.advantages.shape, torch.nan) if seen.logprobs is None else seen.logprobs
-        logprobs, advantages = (each.float().cpu().numpy() for each in (said, seen.advantages))
+        logprobs, advantages = (each.float().cpu().numpy() for each in (seen.logprobs, seen.advantages))
         for number, start, end in sample.metadata.get("turn_spans", ()):  # none where no session knows its turns
             mine = trained & (sample.turns[places] == number) & (start <= places) & (places < end)
             yield TokenValues(

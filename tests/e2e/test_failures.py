@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.report.alarms import alarms
+from miles_lite.report.record import read_record
 from tests.e2e.job import assert_nothing_left, ended, run, start, values, wait_for
 from tests.e2e.letters import flags
 
@@ -31,6 +33,8 @@ def test_failures_in_15_of_100_episodes_leave_the_learning_curve_where_it_is(tmp
             rewards = values(folder / "run", "rollout/raw_reward")
             assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5]), f"it learns: {rewards}"
             found.append(statistics.fmean(rewards[-5:]))
+            seen = [alarm.rule for alarm in alarms(read_record(folder / "run"))]
+            assert ("failures" in seen[:1]) == bool(share), "what breaks comes first, and only where something does"
             if share:
                 assert sum(values(folder / "run", "rollout/retried/count_environment")) > 0.05 * 15 * 32
     print(ends)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from miles_lite.report import rollout_table
 from tests.e2e.job import assert_nothing_left, run, values
+from tests.report.runs import all_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 
@@ -40,7 +40,7 @@ def test_rows_of_parquet_are_judged_by_several_rules_and_by_the_engines_themselv
     assert values(run_dir, "rollout/rewards/math") == [0.0] * 3
     assert all(0 <= reward <= 1 for reward in values(run_dir, "rollout/rewards/random"))
     assert values(run_dir, "rollout/prompts_skipped")[-1] >= 1
-    table = rollout_table.read(run_dir)
+    table = all_rows(run_dir)
     judged = [row for row in table if row["rewards"] is None]
     assert judged
     for row in judged:  # an untrained model says a number, or none

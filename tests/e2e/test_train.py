@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from miles_lite.model_folder import check_model_folder
-from miles_lite.report import event_rows, fleet_rows, rollout_table
+from miles_lite.report import event_rows, fleet_rows
 from miles_lite.traces import atraj
 from tests.collector import Collector, collecting
 from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
+from tests.report.runs import all_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -45,9 +46,12 @@ def test_a_few_steps_train(prepared: Prepared, run_dir: Path, mark: str, tmp_pat
     assert (run_dir / "reward.png").stat().st_size > 10_000
     assert str(run_dir) in output
     assert list(run_dir.glob("wandb/offline-run-*"))
-    table = rollout_table.read(run_dir)
+    table = all_rows(run_dir)
     assert [row["step"] for row in table if row["outcome"] == "trained"] == [0] * 16 + [1] * 16
     assert all(row["finished_at"] > row["started_at"] and row["model"] > 0 and row["tokens"] > 0 for row in table)
+    trained = [row for row in table if row["outcome"] == "trained"]
+    assert all((row["advantage"] == 0) == row["zero_std"] and row["idle"] >= 0 for row in trained)
+    assert all((row["advantage"] > 0) == (row["reward"] == 1) for row in trained if not row["zero_std"])
     model, served = check_model_folder(str(tmp_path / "hf-1")), run_dir / "weights" / "v2"
     assert (model / "model.safetensors").read_bytes() == (served / "model.safetensors").read_bytes()
     assert values(run_dir, "rollout/weight_version/mean") == [0.0, 1.0]

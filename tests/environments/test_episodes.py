@@ -215,6 +215,9 @@ def test_tools_are_called_and_an_answer_without_a_call_ends_it(tiny_model: Path,
     assert (ended.reward, ended.metadata["turns"], ended.metadata["tool_calls"]) == (1.0, 2, 2)
     talked = rollout_of(call, "nothing more")
     assert (talked.reward, talked.metadata["response"], talked.metadata["tool_calls"]) == (0.0, "nothing more", 1)
+    assert set(talked.spans.tools) == {"add"}
+    assert 0 < talked.spans.tools["add"] < talked.finished_at - talked.started_at
+    assert talked.spans.prefill is None, "its engine does not say"
 
 
 def test_the_documented_one_of_ones_own_is_played(tiny_model: Path, tmp_path: Path) -> None:

@@ -24,8 +24,11 @@ FLEET = "fleet"
 BEGAN = 1.7e9
 
 
-def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int = STEPS, ended: bool = True) -> Path:
-    """A run that learns, with the noise of `seed`; `fault` changes what each step says."""
+def write_run(
+    folder: Path, *, seed: int, fault: Fault | None = None, steps: int = STEPS, ended: bool = True, tables: int = STEPS
+) -> Path:
+    """A run that learns, with the noise of `seed`; `fault` changes what each step says. Rollouts are there of the
+    last `tables` steps."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     options = {"model": {"hf_checkpoint": "/models/tiny"}, "optimizer": {"lr": 1e-3}, "seeding": {"seed": seed}}
@@ -36,9 +39,10 @@ def write_run(folder: Path, *, seed: int, fault: Fault | None = None, steps: int
             metrics, rollouts = _step(rng, step)
             if fault is not None:
                 fault(step, metrics, rollouts)
-            table = rollout_table.step_path(folder, step)
-            table.parent.mkdir(exist_ok=True)
-            table.write_bytes(_written(step, pickle.dumps(rollouts)))
+            if step >= steps - tables:
+                table = rollout_table.step_path(folder, step)
+                table.parent.mkdir(exist_ok=True)
+                table.write_bytes(_written(step, pickle.dumps(rollouts)))
             said = metrics.pop(FLEET, {})
             looks += [{**look, **said} for look in _looks(rng, step)]
             axes: dict[str, Row] = {names.ROLLOUT_STEP: {}, names.TRAIN_STEP: {}, names.EVAL_STEP: {}}
@@ -92,6 +96,10 @@ def _step(rng: random.Random, step: int) -> tuple[Row, list[Row]]:
         names.UPDATE_WEIGHTS_TIME: rng.uniform(0.1, 0.2),
         names.STEP_TIME: rng.uniform(9, 12),
         names.OVERHEAD_TIME: rng.uniform(0.1, 0.5),
+        names.DISK_FREE: 60.0 - 0.1 * step - rng.uniform(0, 2),
+        names.STALENESS: rng.uniform(0.9, 1.1),
+        names.STALENESS_QUEUED: rng.uniform(0.3, 0.5),
+        names.STALENESS_BOUND: 2.0,
     }
     if step % 10 == 0:
         metrics |= {"eval/heldout": chance, "eval/heldout-none_reward_ratio": 0.0}
@@ -127,8 +135,15 @@ def _rollout(rng: random.Random, step: int, group: int, member: int, chance: flo
         "queue": 0.05,
         "model": model,
         "tool": tool,
+        "tools": json.dumps({"bash": 0.7 * tool, "search": 0.3 * tool}),
+        "forks": None if rng.random() < 0.5 else '{"edit":1}',
         "reward_time": 0.02,
     }
+
+
+def all_rows(folder: Path) -> list[Row]:
+    """Of all steps, in their order."""
+    return [row for path in rollout_table.files(folder) for row in rollout_table.readable(path).to_pylist()]
 
 
 def fail(row: Row, where: str, why: str) -> None:
@@ -187,6 +202,34 @@ FAULTS: dict[str, Fault] = {
     "truncation": _set(names.TRUNCATED, lambda step: 0.6),
     "template_drift": _set(names.MISMATCHED_TEXT, lambda step: 0.2),
     "slow_tools": _tools,
+    "disk_full": _set(names.DISK_FREE, lambda step: 60.0 - 1.4 * step),
+    "staleness": _set(names.STALENESS, lambda step: 1.95),
     "idle": _set(names.OVERHEAD_TIME, lambda step: 6.0),
 }
 """By the rule that must see it."""
+
+
+def _one_tool(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    for row in rollouts:
+        row["tool"] = row["model"]
+        row["tools"] = json.dumps({"bash": 0.9 * row["tool"], "search": 0.1 * row["tool"]})
+
+
+def _reanchored(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    for row in rollouts[::8]:
+        row["forks"] = '{"reanchored":2}'
+
+
+def _timeouts(step: int, metrics: Row, rollouts: list[Row]) -> None:
+    for row in rollouts:
+        fail(row, "timeout", "the agent function did not finish within 120 s")
+
+
+OTHER_FAULTS: dict[str, tuple[str, Fault]] = {
+    "one tool of several": ("slow_tools", _one_tool),
+    "histories that a template cannot go on from": ("template_drift", _reanchored),
+    "no rollout ever ends": ("nothing_finishes", _timeouts),
+    "a disk that is full": ("disk_full", _set(names.DISK_FREE, lambda step: 0.5)),
+    "a reward that sinks": ("reward_collapse", _set(names.REWARD, lambda step: 0.8 * (1 - step / STEPS))),
+}
+"""More of them, with their rule."""

@@ -58,12 +58,16 @@ class Opened:
         assert self.said == []
 
 
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_a_report_can_be_read_and_used(theme: str, width: int, browser, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_report_can_be_read_and_used(
+    theme: str, width: int, runs: int, browser, tiny_model: Path, tmp_path: Path
+) -> None:
     for row in read_record(a_run(tmp_path / "run", tiny_model)).rollouts[-3:]:
         keep(tmp_path / "run", row, [40, 41, 42], said=NASTY)
     file = tmp_path / "page.html"
-    file.write_text(render([read_record(tmp_path / "run")]))
+    others = [] if runs == 1 else [read_record(write_run(tmp_path / "other", seed=2, steps=3))]
+    file.write_text(render([read_record(tmp_path / "run"), *others]))
     opened = Opened(browser, theme, width)
     opened.page.goto(file.as_uri())
     opened.accepted()

@@ -13,6 +13,7 @@ from miles_lite.errors import UserError
 from miles_lite.report import rollout_table
 from miles_lite.report.history import read_history
 from miles_lite.report.json_lines import append
+from tests.report.runs import all_rows
 
 TEXT = st.text(st.characters(codec=None), max_size=8)
 """Also with lone surrogates, as of file names that are no UTF-8."""
@@ -39,6 +40,6 @@ def test_no_text_and_no_number_keep_a_step_from_its_table(why: str, reward: floa
         row = dict.fromkeys(rollout_table.COLUMNS) | dict.fromkeys(rollout_table.ALWAYS, 0)
         row |= {"outcome": "trained", "status": "failed", "why": why, "reward": reward}
         rollout_table.write(Path(folder), 0, [row])
-        (read,) = rollout_table.read(Path(folder))
+        (read,) = all_rows(Path(folder))
     assert read["why"] == why.encode("utf-8", "replace").decode()
     assert read["reward"] in (reward, None)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from miles_lite.job.events import Events
+from miles_lite.report import event_rows
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import RULES, WINDOW, alarms
+from miles_lite.report.event_rows import Kind
 from miles_lite.report.history import read_history
 from miles_lite.report.live import Change, LiveAlarms
 from miles_lite.report.record import METRICS, read_record
@@ -43,6 +46,24 @@ def test_a_running_run_sees_what_its_folder_tells(rule: str, tmp_path: Path) -> 
 def test_a_healthy_run_is_told_nothing(tmp_path: Path) -> None:
     changes = followed(write_run(tmp_path, seed=2))
     assert all((change.raised, change.ended, change.metrics) == ([], [], {}) for change in changes)
+
+
+def test_an_alarm_of_a_lost_attempt_is_not_raised_again_and_ends(tmp_path: Path) -> None:
+    with Events(tmp_path) as events:
+        events.write()
+        events.note(Kind.ALARM, "The gradient spikes: 50", step=9, what="gradient_spike")
+        events.note(Kind.ALARM, "Rollouts fail: all", step=9, what="failures")
+        live, raised, ended = LiveAlarms(tmp_path), list[str](), list[str]()
+        for step in range(10, 60):
+            live.add({names.GRAD_NORM: 50.0 if step == 18 else 1.0}, step)
+            change = live.after(step)
+            raised += [alarm.rule for alarm in change.raised]
+            for rule in change.ended:
+                ended.append(rule)
+                events.note(Kind.CALM, "not seen", step=step, what=rule)
+    assert sorted(ended) == ["failures", "gradient_spike", "gradient_spike"]
+    assert raised == ["gradient_spike"], "only that of step 18, after the first had ended"
+    assert event_rows.standing(event_rows.read(tmp_path)) == {}
 
 
 def test_an_alarm_ends_once_its_rule_was_quiet_for_long(tmp_path: Path) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 
 from miles_lite.cli import main
-from miles_lite.report.page import differences, render
+from miles_lite.report import charts, event_rows, json_lines, rollout_table
+from miles_lite.report.alarms import RULES
+from miles_lite.report.beside import differences, side_by_side
+from miles_lite.report.gap_histogram import gap_histogram
+from miles_lite.report.page import render
+from miles_lite.report.pictures import pictures
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import FOLDER
-from tests.report.runs import FAULTS, fail, write_run
+from tests.report.runs import BEGAN, FAULTS, all_rows, fail, write_run
+from tests.report.test_transcript import credit, keep
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NASTY = "</table><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> ␀ \u202e"
@@ -48,10 +58,17 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert used <= set(re.findall(r"(--\w+):", page)), "a colour that no theme has"
 
 
-@pytest.mark.parametrize("fault", list(FAULTS)[::5])
-def test_the_fault_comes_first(fault: str, tmp_path: Path) -> None:
-    page = page_of(tmp_path, fault=FAULTS[fault])
-    assert 0 < page.index('class="alarm"') < page.index("Summary") < page.index("<svg")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_fault_comes_first(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "_svg", lambda *_, **__: "<svg></svg>")  # to draw takes longest, and others test it
+    record = read_record(write_run(tmp_path, seed=1, fault=FAULTS[fault], tables=10))
+    page, own = render([record]), RULES[fault](record)
+    assert own is not None
+    title, evidence, advice = (str(escape(each)) for each in own)
+    headings = re.findall(r"<h[1-3][^>]*>([^<]*)", page)
+    assert headings[:3] == [tmp_path.name, "Alarms", title], "the first thing after the run's name"
+    for said in (evidence, advice):
+        assert 0 < page.index(said) < page.index("Summary") < page.index("<svg")
 
 
 def test_text_of_failures_stays_text(tmp_path: Path) -> None:
@@ -76,10 +93,73 @@ def test_a_run_that_was_killed_reads_to_its_last_step(tmp_path: Path) -> None:
 
 
 def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path) -> None:
-    records = [read_record(write_run(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "other"))]
+    faults = {"one": None, "other": FAULTS["truncation"]}
+    records = [
+        read_record(write_run(tmp_path / name, seed=seed, fault=fault, tables=5 * seed))
+        for seed, (name, fault) in enumerate(faults.items())
+    ]
     assert differences(records) == [("seed", ["0", "1"])]
+    facts = [{"alarms": "none", "steps": "40"}, {"alarms": "Rollouts are cut", "steps": "40", "failed": "0"}]
+    beside = side_by_side(records, list(faults), facts)
+    assert beside is not None
+    assert beside.facts == [
+        ("alarms", ["none", "Rollouts are cut"]),
+        ("steps", ["40", "40"]),
+        ("failed", ["-", "0"]),
+    ]
+    reward = beside.pictures[0]
+    assert reward.head == ["step", "one", "other"]
+    assert len(reward.rows) == 40
+    assert reward.draw().count("<g id=") > 0
     page = render(records)
-    assert page.index("What differs") < page.index(">one</h1>") < page.index(">other</h1>")
+    order = ["What differs", "Side by side", ">Rollouts are cut</td>", ">one</h1>", ">other</h1>"]
+    assert sorted(order, key=page.index) == order
+    assert side_by_side(records[:1], ["one"], [{}]) is None
+
+
+def test_each_table_of_rollouts_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, read, real = write_run(tmp_path, seed=0, steps=20), list[str](), rollout_table.table
+
+    def counting(path: Path, columns: Sequence[str] = tuple(rollout_table.COLUMNS)) -> object:
+        read.append(path.name)
+        return real(path, columns)
+
+    monkeypatch.setattr(rollout_table, "table", counting)
+    for row in all_rows(run)[-2:]:
+        keep(run, row, [40, 41])
+    read.clear()
+    page = render([read_record(run)])
+    assert "best of the last step" in page
+    assert sorted(read) == [f"{step:06d}.parquet" for step in range(20)]
+
+
+def test_weight_updates_cross_the_rollouts_of_the_last_step(tmp_path: Path) -> None:
+    run = write_run(tmp_path, seed=0, steps=3)
+    json_lines.append(run / event_rows.FILE, [{"time": BEGAN + 20 + at, "kind": "weights"} for at in (-0.2, 1, 900)])
+    (picture,) = [each for each in pictures(read_record(run)) if each.title == "Rollouts of the last step"]
+    assert "new weights as lines" in picture.says
+    assert "new weights" in picture.draw()
+    (run / event_rows.FILE).unlink()
+    (picture,) = [each for each in pictures(read_record(run)) if each.title == "Rollouts of the last step"]
+    assert "new weights" not in picture.says + picture.draw()
+
+
+@pytest.mark.parametrize(("apart", "place"), [(0.0, "< 1e-06"), (0.03, "≥ 0.01"), (3.0, "≥ 1")])
+def test_gaps_and_ages_of_tokens_are_counted(apart: float, place: str, tmp_path: Path) -> None:
+    def old(step: int, metrics: dict[str, object], rollouts: list[dict[str, object]]) -> None:
+        for member, row in enumerate(rollouts):
+            row["min_version"] = step - member % 3
+
+    run = write_run(tmp_path, seed=0, steps=3, fault=old)
+    for row in all_rows(run)[-2:]:
+        keep(run, row, [40, 41])
+        credit(run, row, [40, 41], trainer=[math.log(0.95) - apart], advantages=[0.5])
+    (gaps,) = gap_histogram(run)
+    assert [row for row in gaps.rows if row[1] != "0"] == [[place, "2"]]
+    (ages,) = [each for each in pictures(read_record(run)) if each.title == "Staleness"]
+    assert ages.rows == [["0", "33"], ["1", "33"], ["2", "30"]]
+    for picture in (gaps, ages):
+        assert ElementTree.fromstring(picture.draw()).tag.endswith("svg")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from miles_lite.report import rollout_table
 from miles_lite.report.record import LAST_ROLLOUTS, LAST_STEPS, read_record
 from miles_lite.report.rollout_tally import MOST_FAILURES
-from tests.report.runs import fail, write_run
+from tests.report.runs import all_rows, fail, write_run
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -28,7 +27,7 @@ def test_it_is_what_the_rows_say(seed: int, tmp_path: Path) -> None:
                 row["reward"] = None
 
     record = read_record(write_run(tmp_path, seed=seed, steps=20, fault=fault))
-    rows = rollout_table.read(tmp_path)
+    rows = all_rows(tmp_path)
     tally = record.tally
     assert (tally.rollouts, tally.failed) == (len(rows), sum(row["where"] is not None for row in rows))
     assert tally.trained_tokens == sum(row["trained_tokens"] for row in rows)
@@ -50,7 +49,7 @@ def test_it_is_what_the_rows_say(seed: int, tmp_path: Path) -> None:
 
 def test_rows_are_those_of_the_last_steps_and_a_short_look_counts_these_alone(tmp_path: Path) -> None:
     write_run(tmp_path, seed=0, steps=20)
-    rows = rollout_table.read(tmp_path)
+    rows = all_rows(tmp_path)
     assert read_record(tmp_path).rollouts == rows[-LAST_ROLLOUTS:]
     look = read_record(tmp_path, steps=LAST_STEPS)
     assert look.rollouts == rows[-LAST_ROLLOUTS:]

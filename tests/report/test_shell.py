@@ -17,6 +17,7 @@ from miles_lite.cli import main
 from miles_lite.commands.show import COLOURS
 from miles_lite.job.claim import claimed, in_use
 from miles_lite.job.events import Events
+from miles_lite.process.piped import READER_GONE
 from miles_lite.report import json_lines, rollout_table
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import Growing
@@ -198,3 +199,15 @@ def test_moments_and_fractions_are_said_for_readers() -> None:
         "7",
         "x",
     ]
+
+
+@pytest.mark.parametrize("command", ["status", "tail", "show"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(command: str, tmp_path: Path) -> None:
+    write_run(tmp_path, seed=1, fault=FAULTS["failures"], steps=STEPS)
+    more = {"status": [], "tail": ["--lines", "40"], "show": [str(32 * STEPS - 1)]}[command]
+    reads, writes = os.pipe()
+    os.close(reads)
+    argv = [sys.executable, "-m", "miles_lite", command, str(tmp_path), *more]
+    done = subprocess.run(argv, stdout=writes, stderr=subprocess.PIPE, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (READER_GONE, b"")

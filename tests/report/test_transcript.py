@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.errors import UserError
-from miles_lite.report import transcript
+from miles_lite.errors import UserError, Where
+from miles_lite.report import rollout_table, transcript
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import Row, trajectory_path
 from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, told
 from miles_lite.report.visible import visible
+from miles_lite.rollout.failures import LONGEST
 from miles_lite.traces import atraj
 from miles_lite.traces.token_values import TokenValues, put
-from tests.report.runs import fail, write_run
+from tests.report.runs import all_rows, fail, write_run
 
 NASTY = "</p><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> \u202e\x9b"
 
@@ -134,7 +135,7 @@ def test_what_is_shown_is_bounded_and_says_so(tiny_model: Path, tmp_path: Path) 
     best, _ = told(read_record(tmp_path))
     assert sum(len(message.tokens) for message in best.messages) == MOST_TOKENS
     assert best.left_out == 80 - MOST_MESSAGES
-    assert "the first 500 shown" in best.messages[3].says
+    assert "the first 300 shown" in best.messages[3].says
     assert len(render([read_record(tmp_path)])) < 5_000_000
     whole = transcript.transcript(
         atraj.read(trajectory_path(tmp_path, 3, row["rollout"])), row, why="", spell=None, most=None
@@ -186,3 +187,19 @@ def test_visible_text_steers_nothing(text: str) -> None:
     }
     assert visible(shown) == shown
     shown.encode()
+
+
+@pytest.mark.slow
+def test_a_page_of_the_longest_failures_everywhere_stays_below_five_megabytes(tiny_model: Path, tmp_path: Path) -> None:
+    run, where = a_run(tmp_path, tiny_model), [str(each) for each in Where]
+    for step in range(4):
+        rows = rollout_table.read_step(run, step)
+        for at, row in enumerate(rows):
+            fail(row, where[at % len(where)], f"{step} {at} <b> " + "x" * LONGEST)
+        rollout_table.write(run, step, rows)
+    for row in all_rows(run)[-2 * len(where) :]:
+        keep(run, row, [40 + at % 50 for at in range(500)], said='"<b>" ' * 2000, turns=40)
+        credit(run, row, [40 + at % 50 for at in range(500)], trainer=[-1.234] * 500, advantages=[-0.5678] * 500)
+    page = render([read_record(run)])
+    assert page.count("<details") > 2 * len(where)
+    assert 1_000_000 < len(page.encode()) < 5_000_000

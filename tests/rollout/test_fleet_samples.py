@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from miles_lite.engine.reported_load import Load
 from miles_lite.report import fleet_rows
+from miles_lite.report import metric_names as names
 from miles_lite.report.fleet_rows import COLUMNS
 from miles_lite.rollout import fleet_samples
 from miles_lite.rollout.fleet_samples import FleetSamples
@@ -52,6 +54,16 @@ def test_every_engine_has_a_row_at_each_look(tmp_path: Path) -> None:
         "tokens_per_second": 812.5,
     }
     assert [name for name, value in second.items() if value is not None] == ["time", "step", "engine"]
+
+
+def test_how_busy_engines_were_is_told_once(tmp_path: Path) -> None:
+    samples = FleetSamples(tmp_path)
+    assert samples.metrics() == {}
+    samples.step = 0
+    samples.note({0: BUSY, 1: replace(BUSY, running=0), 2: None})
+    samples.note({0: BUSY, 1: BUSY, 2: None})
+    assert samples.metrics() == {names.ENGINES_BUSY: 0.75}
+    assert samples.metrics() == {}
 
 
 def test_a_killed_run_has_its_last_look(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from miles_lite.rollout.recorded import Recorder
 from miles_lite.sample import Group, Rollout
 from miles_lite.traces import atraj
 from miles_lite.traces.token_values import TokenValues
+from tests.report.runs import all_rows
 
 TURNS = {
     "model": {"name": "tiny"},
@@ -179,13 +180,15 @@ async def died() -> list[TokenValues]:
 async def test_what_training_made_of_kept_rollouts_comes_into_their_files(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, keep=1)
     assert await recorder.record(0, a_step([[1.0, 0.0, 0.5, 0.5]])) == {0, 1, 2}
-    recorder.credit(0, [told(credited(0), credited(3)), told(credited(1))])
+    recorder.credit(0, {0: 0.5, 1: -0.5}, [told(credited(0), credited(3)), told(credited(1))])
     assert await recorder.record(1, a_step([[1.0, 0.0]])) == {0, 1}
-    recorder.credit(1, [died(), told(credited(0))])
+    recorder.credit(1, {0: 1.0}, [died(), told(credited(0))])
     await recorder.close()
     read = [atraj.read(path).data["steps"][-1] for path in sorted((tmp_path / "trajectories").iterdir())]
     assert [step.get("advantages") for step in read] == [[0.5, 0.5], [0.5, 0.5], None, None, None]
     assert [step.get("trainer_logprobs") for step in read[:3]] == [[-1.0, -1.0], [-1.0, -1.0], None]
+    rows = all_rows(tmp_path)
+    assert [row["advantage"] for row in rows] == [0.5, -0.5, None, None, 1.0, None]
 
 
 def test_a_file_that_is_damaged_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

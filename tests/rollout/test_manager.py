@@ -192,10 +192,11 @@ def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.Monkey
 
     first, *_, last = asyncio.run(run())
     assert first["rollout/fully_async/max_staleness"] == 0.0
+    assert last["rollout/fully_async/staleness_bound"] == 1.0
     assert last["rollout/fully_async/queue_size"] == 0.0
     assert {name.removeprefix("rollout/fully_async/") for name in last if "fully_async" in name} == {
         *("avg_staleness", "max_staleness", "avg_staleness_queued", "avg_staleness_in_flight"),
-        *("queue_size", "in_flight"),
+        *("queue_size", "in_flight", "staleness_bound"),
     }
 
 

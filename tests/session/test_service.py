@@ -176,7 +176,7 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
             found, body = await b.chat(session, more)
             assert found == status
             assert set(body["error"]) == {"message", "type", "param", "code"}
-            let_down = await b.client.failure(session)
+            let_down, _ = await b.client.outcome(session)
             assert let_down == (Failure(Where.ENGINE, body["error"]["message"]) if status == 502 else None)
         found, body = await b.stream(session, more)
         assert found == 502
@@ -185,7 +185,27 @@ async def test_a_failing_engine_leaves_the_session_as_it_was(tiny_model: Path, t
         assert (described, fingerprint(tree)) == before
         answers.append(lambda: answer([6, STOP]))
         assert (await b.chat(session, more))[0] == 200
-        assert await b.client.failure(session) is None
+        assert (await b.client.outcome(session))[0] is None
+
+
+async def test_the_seconds_before_first_tokens_are_those_that_engines_say(tiny_model: Path) -> None:
+    said: list[object] = [0.25, 0.5]
+
+    def engine(body: dict[str, Any]) -> dict[str, Any]:
+        made = answer([6, STOP])
+        made["meta_info"]["first_token_latency"] = said[-1]
+        return made
+
+    async with bench(tiny_model, engine) as b:
+        session = await b.client.create()
+        messages = list(HELLO)
+        for prefill in (0.5, 0.75, None):
+            _, got = await b.chat(session, messages)
+            messages = [*messages, got["choices"][0]["message"], *HELLO]
+            _, seconds = await b.client.outcome(session)
+            assert seconds["prefill"] == prefill
+            assert seconds["model"] >= 0
+            said.append(0.25 if prefill == 0.5 else "soon")
 
 
 async def test_engines_that_are_busy_are_tried_again(tiny_model: Path) -> None:

@@ -57,6 +57,18 @@ def test_logprobs_and_advantages_are_those_of_the_step(model_dir: Path, flags: t
         assert {told[at][1] for at in told} == {advantage}
 
 
+@pytest.mark.parametrize("flag", ["--use-rollout-logprobs", "--use-approximate-old-logprobs"])
+def test_logprobs_of_a_later_step_are_told_where_engines_say_the_old_ones(model_dir: Path, flag: str) -> None:
+    samples, steps = with_turns(make_samples(4, 2)), [[[0]], [[1]]]
+    trainer = learner(model_dir, flag, "--lr", "1e-7")
+    logprobs = [obvious_logprobs(trainer.policy.model, sample).detach() for sample in samples]
+    trainer.train(replace(make_batch(samples, [1.0, -1.0], steps=steps), kept=frozenset({0, 1})))
+    for rollout in (0, 1):
+        told = told_of(trainer.token_values, samples[rollout], rollout=rollout)
+        said = torch.tensor([told[at][0] for at in sorted(told)])
+        torch.testing.assert_close(said, logprobs[rollout], atol=1e-3, rtol=0)
+
+
 def test_telling_changes_no_bit(model_dir: Path) -> None:
     samples = with_turns(make_samples(2, 4))
     steps = [[[0, 1]], [[2, 3]]]

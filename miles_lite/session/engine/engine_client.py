@@ -43,7 +43,8 @@ class Generation:
     """Output ids (int32), natural-log probabilities (float32) under the sampling distribution (logits / temperature),
     version spans.
 
-    `experts` are rows of routed experts, one array per engine that had a part in it.
+    `experts` are rows of routed experts, one array per engine that had a part in it. `prefill`: seconds until engines
+    had the first tokens of their parts, where they say.
     """
 
     ids: np.ndarray = field(default_factory=lambda: _NO_IDS)
@@ -54,6 +55,7 @@ class Generation:
     cached_tokens: int = 0
     retries: int = 0
     version: int = 0
+    prefill: float | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -256,6 +258,7 @@ class _Piece:
     version: int
     cached_tokens: int
     spans: list[Span]
+    prefill: float | None
 
 
 def _piece(event: JsonMapping) -> _Piece:
@@ -272,6 +275,7 @@ def _piece(event: JsonMapping) -> _Piece:
             version=_version(meta.get("weight_version")),
             cached_tokens=int(meta.get("cached_tokens") or 0),
             spans=[(_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans],
+            prefill=_seconds(meta.get("first_token_latency")),
         )
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise _Retry(f"the engine answered with a malformed generation: {error!r}") from error
@@ -309,6 +313,8 @@ def _take(done: Generation, piece: _Piece, base: int) -> bool:
     done.finish, done.version = piece.finish, piece.version
     if done.finish:
         done.cached_tokens = done.cached_tokens or piece.cached_tokens
+        if piece.prefill is not None:
+            done.prefill = (done.prefill or 0.0) + piece.prefill
         done.spans += [(version, base + start, base + end) for version, start, end in piece.spans]
         _cover(done)
     return new > 0
@@ -330,6 +336,11 @@ def _cover(done: Generation) -> None:
     covered = done.spans[-1][2] if done.spans else 0
     if covered < len(done.ids):
         done.spans.append((done.version, covered, len(done.ids)))
+
+
+def _seconds(said: Json) -> float | None:
+    """SGLang says them with --enable-metrics alone."""
+    return float(said) if isinstance(said, int | float) and math.isfinite(said) else None
 
 
 def _version(text: Json) -> int:

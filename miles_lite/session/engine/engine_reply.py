@@ -111,6 +111,7 @@ def _output(sampling: Sampling, generation: Generation, *, stop: int | None, sta
         params=params,
         limit=limit,
         experts=np.concatenate(generation.experts) if generation.experts else None,
+        prefill=generation.prefill,
     )
 
 

@@ -28,9 +28,9 @@ class Output:
     """What an engine produced for one request.
 
     ids int32 [n], logprobs float32 [n] under the distribution sampled from, spans covering 0..n; `stop` is the stop
-    token when it was sampled (it is then the last id). `started` and `finished` are seconds of one clock. `params` are
-    the sampling parameters the engine was sent, but for max_new_tokens, which is `limit`; `experts` see
-    `session.experts`.
+    token when it was sampled (it is then the last id). `started` and `finished` are seconds of one clock, `prefill` the
+    seconds until the engine had its first token, where it says. `params` are the sampling parameters the engine was
+    sent, but for max_new_tokens, which is `limit`; `experts` see `session.experts`.
     """
 
     token_bytes: bytes
@@ -42,6 +42,7 @@ class Output:
     params: JsonMapping = field(default_factory=dict)
     limit: int | None = None
     experts: np.ndarray | None = None
+    prefill: float | None = None
 
     @property
     def size(self) -> int:

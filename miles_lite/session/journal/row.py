@@ -84,6 +84,7 @@ def to_row(entry: Entry) -> Row:
         "stop": output.stop,
         "started": output.started,
         "finished": output.finished,
+        "prefill": output.prefill,
         "identity": receipt.identity.hex(),
         "answer_id": receipt.answer_id,
         "created": receipt.created,
@@ -122,6 +123,7 @@ def from_row(row: Sequence[Any]) -> Entry:
         limit=known["params"].pop("max_new_tokens", None),
         params=known["params"],
         experts=_experts(experts, known["experts"]),
+        prefill=known.get("prefill"),
     )
     receipt = Receipt(
         identity=bytes.fromhex(known["identity"]),
