@@ -154,10 +154,10 @@ def _truncated(record: Record) -> Said:
 
 
 def _spikes(record: Record) -> Said:
-    norms = record.values(names.GRAD_NORM)[-SPIKE_WITHIN:]
+    norms = [norm for norm in record.values(names.GRAD_NORM) if norm > 0][-SPIKE_WITHIN:]
     if len(norms) < WINDOW or max(norms) <= SPIKE * median(norms):
         return None
-    evidence = f"{max(norms):.3g} against a median of {median(norms):.3g} in the last {len(norms)} steps"
+    evidence = f"{max(norms):.3g} against a median of {median(norms):.3g} in the last {len(norms)} steps that had one"
     return "The gradient spikes", evidence, "Look at the rollouts of that step; --clip-grad bounds what it does."
 
 

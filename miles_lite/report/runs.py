@@ -19,7 +19,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 
 from miles_lite.errors import UserError, user_error
-from miles_lite.process.json_types import JsonObject
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.report import event_rows, json_lines, rollout_table
 from miles_lite.report import metric_names as names
 from miles_lite.report.alarms import WINDOW

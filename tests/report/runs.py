@@ -232,4 +232,5 @@ OTHER_FAULTS: dict[str, tuple[str, Fault]] = {
     "a disk that is full": ("disk_full", _set(names.DISK_FREE, lambda step: 0.5)),
     "a reward that sinks": ("reward_collapse", _set(names.REWARD, lambda step: 0.8 * (1 - step / STEPS))),
 }
+NO_FAULTS = {"few steps have a gradient": _set(names.GRAD_NORM, lambda step: 1.0 if step % 4 == 0 else 0.0)}
 """More of them, with their rule."""

@@ -9,7 +9,7 @@ import pytest
 from miles_lite.report.alarms import RULES, alarms
 from miles_lite.report.history import Curves
 from miles_lite.report.record import Record, read_record
-from tests.report.runs import FAULTS, OTHER_FAULTS, write_run
+from tests.report.runs import FAULTS, NO_FAULTS, OTHER_FAULTS, Fault, write_run
 
 SEEDS = range(10)
 TABLES = 10
@@ -33,6 +33,11 @@ def test_a_rule_sees_its_fault_before_all_else(planted: str, tmp_path: Path) -> 
 def test_a_run_that_learns_raises_none(tmp_path: Path) -> None:
     for seed in SEEDS:
         assert alarms(read_record(write_run(tmp_path / str(seed), seed=seed, tables=TABLES))) == []
+
+
+@pytest.mark.parametrize("fault", NO_FAULTS.values(), ids=NO_FAULTS.keys())
+def test_what_only_looks_like_one_raises_none(fault: Fault, tmp_path: Path) -> None:
+    assert alarms(read_record(write_run(tmp_path, seed=0, fault=fault, tables=TABLES))) == []
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
