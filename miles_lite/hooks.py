@@ -10,18 +10,18 @@ the run's.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from miles_lite.errors import UserError
 from miles_lite.plugins import contracts
+from miles_lite.process.calls import Call, check_call, parameters
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.process.user_code import load_named
 from miles_lite.sample import Group, Rollout, Sample
@@ -68,18 +68,38 @@ class AgentFunction(Protocol):
     ) -> Mapping[str, Any] | None: ...
 
 
+class AgentMore(TypedDict):
+    """What an agent function that names it is given too: `sampling` are the parameters under engines' names, `tools`
+    the row's."""
+
+    sampling: Mapping[str, Any]
+    router_url: str
+    evaluation: bool
+    index: int
+    group_index: int
+    tools: list[dict[str, Any]] | None
+
+
 class RewardFunction(Protocol):
     """`--custom-rm-path`: the reward of a rollout whose agent came to its end; None: there is none.
 
     `rollout.metadata` is what the agent function returned, `response` the text in it, label and metadata the prompt's.
-    A function that names `prompt`, the row's prompt, `evaluation`, whether it is held out, or `ask`, an async function
-    of chat messages that returns our engines' answer, is given them too. An object has the reward under --reward-key.
-    A reward that is not finite, or an exception, fails the rollout.
+    What it names of `RewardMore` it is given too. An object has the reward under --reward-key. A reward that is not
+    finite, or an exception, fails the rollout.
     """
 
     async def __call__(
         self, config: Config, rollout: Rollout, /, *, response: str, label: Any, metadata: dict[str, Any]
     ) -> float | Mapping[str, Any] | None: ...
+
+
+class RewardMore(TypedDict):
+    """What a reward function that names it is given too: the row's prompt, whether it is held out, and what answers
+    chat messages with our engines."""
+
+    prompt: str | list[dict[str, Any]]
+    evaluation: bool
+    ask: Callable[[list[dict[str, Any]]], Awaitable[str]]
 
 
 class GroupRewardFunction(Protocol):
@@ -220,6 +240,13 @@ HOOKS: Mapping[str, type] = {
 }
 
 
+MORE: Mapping[type, tuple[str, ...]] = {
+    AgentFunction: tuple(AgentMore.__annotations__),
+    RewardFunction: tuple(RewardMore.__annotations__),
+}
+"""What a function is given besides, if it has parameters of these names."""
+
+
 def load_hook(path: str, *, flag: str) -> Callable[..., Any]:
     """The function at `path` (see user_code), which can be called as the Protocol of `flag`; one in miles' signature
     as one in ours.
@@ -228,16 +255,24 @@ def load_hook(path: str, *, flag: str) -> Callable[..., Any]:
     """
     contracts.prepare()
     hook: Callable[..., Any] = load_named(path, given_as=flag)
-    hook = contracts.adapted(hook, flag=flag) or hook
-    check_call(hook, HOOKS[flag].__call__, where=f"{flag} {path}")
+    where = f"{flag} {path}"
+    hook = contracts.adapted(hook, flag=flag, where=where) or hook
+    check_hook(hook, HOOKS[flag], where=where)
     return hook
+
+
+def check_hook(hook: Callable[..., Any], protocol: type, *, where: str) -> None:
+    """Refuse what is not as its Protocol is. Raises UserError, which begins with `where`."""
+    if isinstance(hook, type) and protocol is not EnvironmentFactory:
+        raise UserError(f"{where}: is a class: name a function, or an object of it")
+    check_call(hook, Call.of(protocol, more=MORE.get(protocol, ())), where=where)
 
 
 def named(function: Callable[..., Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Of `more` what a function has parameters for."""
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    names = {each.name for each in parameters}
+    has = parameters(function) or ()
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in has)
+    names = {each.name for each in has}
     return {name: value for name, value in more.items() if takes_all or name in names}
 
 
@@ -293,27 +328,6 @@ def _judge(hooks: Mapping[str, str], verdict: Path) -> None:
                 file.write(f"\0{error}")
                 return
         file.write(f"\0{DONE}")
-
-
-def check_call(hook: Callable[..., Any], protocol: Callable[..., Any], *, where: str) -> None:
-    """Refuse what cannot be called, or awaited, as a Protocol's `__call__` is. Raises UserError, which begins with
-    `where`."""
-    inner = inspect.unwrap(hook)
-    is_async = any(map(inspect.iscoroutinefunction, (hook, inner, getattr(hook, "__call__", None))))  # noqa: B004
-    if inspect.iscoroutinefunction(protocol) and not is_async:
-        raise UserError(f"{where}: is not async: write `async def`")
-    if is_async and not inspect.iscoroutinefunction(protocol):
-        raise UserError(f"{where}: is async, and this one is not awaited: write a plain `def`")
-    wanted = list(inspect.signature(protocol).parameters.values())[1:]
-    positional = [f"<{one.name}>" for one in wanted if one.kind is one.POSITIONAL_ONLY]
-    keywords = [one.name for one in wanted if one.kind is one.KEYWORD_ONLY]
-    try:
-        inspect.signature(hook).bind(*positional, **dict.fromkeys(keywords))
-    except TypeError as error:
-        called = ", ".join([*positional, *(f"{name}=" for name in keywords)])
-        raise UserError(f"{where}: cannot be called with ({called}): {error}") from error
-    except ValueError:  # written in C, and it does not say
-        pass
 
 
 if __name__ == "__main__":

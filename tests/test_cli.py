@@ -31,7 +31,9 @@ def test_a_full_disk_is_called_one_wherever_it_is_met(full_disk: Path, capsys: p
             ["session", "--hf-checkpoint", "m", "--router-url", "u", "--num-session-servers", "2"],
             "unknown flag --num-session-servers",
         ),
-        (["router", "--prot", "1"], "unrecognized arguments: --prot"),
+        (["router", "--prot", "1"], "miles-lite router: unknown flag --prot: did you mean --port?"),
+        (["router", "8000"], "unexpected argument '8000': flags start with --"),
+        (["dash", "--bind-hots", "h"], "miles-lite dash: unknown flag --bind-hots: did you mean --bind-host?"),
         (["init-model", "--out", "m", "--corpus", "/no/such/file"], "--corpus: cannot read /no/such/file"),
         (["init-model", "--out", __file__, "--corpus", __file__], f"--out {__file__}: {__file__} is no folder"),
         (

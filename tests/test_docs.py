@@ -1,8 +1,10 @@
-"""Documentation: every link leads to a file and a heading of the repository, and every flag that is named exists."""
+"""Documentation: every link leads to a file and a heading of the repository, every flag and metric that is named
+exists, and the pictures of the house are of this one."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from miles_lite.config.field_flags import ANSWERS
 from miles_lite.config.flags import every_option
 from tests.config.commands import COMMANDS
+from tests.metric_names import documented
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md")), *REPO.glob("examples/*/*.md")]
@@ -54,3 +57,32 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_flags_exist(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", page.read_text(encoding="utf-8")))
     assert {flag for flag in named - flags() if not flag.startswith("--sglang")} == set()
+
+
+def test_the_house_has_the_rooms_of_its_picture() -> None:
+    house = (REPO / "docs" / "index.md").read_text(encoding="utf-8").split("## The house")[1].split("\n## ")[0]
+    rooms = {folder.parent.name for folder in REPO.glob("miles_lite/*/__init__.py")}
+    picture, told = house.split("```")[1:3]
+    drawn = set(re.findall(r"(?<![\w/])([a-z_]+)/(?![\w])", picture))
+    assert drawn - rooms == set()
+    assert {room for room in rooms - drawn if f"`{room}/`" not in told} == set()
+
+
+def test_the_order_of_rooms_is_that_of_the_contract() -> None:
+    contract = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    (told,) = re.findall(r"```\n(cli > .*?)```", (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert " ".join(told.split()).split(" > ") == contract[0]["layers"]
+
+
+def test_what_one_looks_for_is_logged() -> None:
+    """Each part of a name that docs/debug.md shows is one of some metric, and each healthy range is of one shown."""
+    text = (REPO / "docs" / "debug.md").read_text(encoding="utf-8")
+    shown = [(row, re.findall(r"`[^`]*show RUN/metrics\.jsonl ([^`]+)`", row)) for row in text.splitlines()]
+    parts = [(row, " ".join(found).split()) for row, found in shown if found]
+    assert parts
+    for row, names in parts:
+        assert [part for part in names if not any(part in metric for metric in documented())] == []
+        healthy = re.findall(r"`([a-z_/]+)`", row.split("|")[3])
+        asked = {metric for metric in documented() if any(part in metric for part in names)}
+        unseen = [name for name in healthy if name not in names and not any(name in metric for metric in asked)]
+        assert [name for name in unseen if any(name in metric for metric in documented())] == [], row

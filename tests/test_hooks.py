@@ -8,7 +8,8 @@ import pytest
 from miles_lite.config.flags import every_option
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError
-from miles_lite.hooks import HOOKS, check_hooks, load_hook
+from miles_lite.hooks import HOOKS, MORE, check_hooks, load_hook, named
+from miles_lite.process.calls import Call
 from miles_lite.rollout.filters import check_no_aborted
 
 FILTER = "--dynamic-sampling-filter-path"
@@ -20,6 +21,10 @@ def test_dotted_paths_and_files_resolve(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("VALUE = 41\n")
     (tmp_path / "hook.py").write_text("from helper import VALUE\ndef run(group):\n    return VALUE + group\n")
     assert load_hook(f"{tmp_path}/hook.py:run", flag=FILTER)(1) == 42
+
+
+MADE = {"--environment", "--rollout-function-path", "--eval-function-path"}
+"""What may be a class, whose objects are used."""
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,39 @@ def test_what_cannot_be_used_is_said_of_its_flag(flag: str, source: str, message
         check_hooks({flag: f"{tmp_path}/hook.py:run"})
     assert str(caught.value).startswith(flag)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [AGENT, "--custom-rm-path"])
+def test_what_it_names_it_is_given_and_so_need_have_no_default(flag: str, tmp_path: Path) -> None:
+    call = Call.of(HOOKS[flag])
+    first = "".join(f"{name.strip('<>')}, " for name in call.positional)
+    names = ", ".join([*call.keywords, *MORE[HOOKS[flag]]])
+    (tmp_path / "hook.py").write_text(
+        f"async def run({first}*, {names}): ...\nasync def more({first}*, {names}, other): ...\n"
+    )
+    run = load_hook(f"{tmp_path}/hook.py:run", flag=flag)
+    assert set(named(run, dict.fromkeys([*MORE[HOOKS[flag]], "else"]))) == set(MORE[HOOKS[flag]])
+    with pytest.raises(UserError, match=f"argument: 'other'; it may also have {', '.join(MORE[HOOKS[flag]])}$"):
+        load_hook(f"{tmp_path}/hook.py:more", flag=flag)
+
+
+@pytest.mark.parametrize("flag", HOOKS)
+def test_what_does_not_say_its_signature_is_judged_by_what_it_does_say(flag: str) -> None:
+    """A function in C that tells no parameters is let through, unless it must be awaited."""
+    if Call.of(HOOKS[flag]).waits:
+        with pytest.raises(UserError, match="is not async"):
+            load_hook("builtins.max", flag=flag)
+    else:
+        assert load_hook("builtins.max", flag=flag) is max
+
+
+@pytest.mark.parametrize("flag", [flag for flag in HOOKS if flag not in MADE])
+def test_a_class_is_refused_though_it_and_its_objects_can_be_called(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "hook.py").write_text(
+        "class Hook:\n    def __init__(self, *a, **more): ...\n    async def __call__(self, *a, **more): ...\n"
+    )
+    with pytest.raises(UserError, match="is a class: name a function, or an object of it"):
+        load_hook(f"{tmp_path}/hook.py:Hook", flag=flag)
 
 
 def test_what_can_be_used_is_let_through_without_being_imported_here(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NoReturn, TypeVar
 
-from miles_lite.config.launcher_flags import Leftovers, carried_over, sort_leftovers
+from miles_lite.config.launcher_flags import Leftovers, carried_over, sort_leftovers, unknown_flag, with_values
 from miles_lite.config.option import Declared, declared
 from miles_lite.errors import UserError
 
@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises `UserError` instead of printing its whole usage."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Refuses what it does not know, with the nearest that it does."""
+        found, unknown = self.parse_known_args(args, namespace)
+        for flag, _ in with_values(unknown):
+            raise unknown_flag(self, flag)
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}\n  see: {self.prog} --help")

@@ -89,9 +89,14 @@ def sort_leftovers(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> L
         elif answer is not None:
             raise UserError(f"{flag}: {answer.why}")
         else:
-            hint = nearest(flag, _known(parser))
-            raise UserError(f"{parser.prog}: unknown flag {flag}{hint}\n  see: {parser.prog} --help")
+            raise unknown_flag(parser, flag)
     return Leftovers(sglang=sglang, ignored=tuple(ignored))
+
+
+def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> UserError:
+    """What is said of a flag that a command does not have."""
+    hint = nearest(flag, _known(parser))
+    return UserError(f"{parser.prog}: unknown flag {flag}{hint}\n  see: {parser.prog} --help")
 
 
 def with_values(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -100,6 +100,7 @@ def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
     total = rollouts.rollout_batch_size * rollouts.n_samples_per_prompt
     product = f"{total} rollouts (batch size x samples per prompt)"
     steps, over = algorithm.num_steps_per_rollout, rollouts.over_sampling_batch_size
+    told = f"--global-batch-size {batch}" if steps is None else f"--num-steps-per-rollout {steps}"
     return [
         (
             over is not None and over < rollouts.rollout_batch_size,
@@ -107,7 +108,7 @@ def batches(rollouts: Rollouts, algorithm: Algorithm, *, batch: int) -> Rules:
         ),
         (
             batch < 1 or total % batch != 0 or (steps is not None and batch * steps != total),
-            f"--global-batch-size {batch} or --num-steps-per-rollout {steps} does not divide {product}",
+            f"{told} does not divide {product}",
         ),
         (
             steps is not None and algorithm.global_batch_size not in (None, batch),

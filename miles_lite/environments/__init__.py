@@ -18,7 +18,7 @@ from miles_lite.hooks import (
     Environment,
     EnvironmentFactory,
     RewardFunction,
-    check_call,
+    check_hook,
     load_hook,
 )
 from miles_lite.process.user_code import users_code
@@ -57,7 +57,7 @@ def _complete(spec: str, made: Environment) -> Environment:
     missing = [name for name in ("agent", "reward", "rows") if not hasattr(made, name)]
     if missing:
         raise UserError(f"--environment {spec}: what it made, {made!r:.200}, has no {', '.join(missing)}")
-    check_call(made.agent, AgentFunction.__call__, where=f"--environment {spec}: its agent")
+    check_hook(made.agent, AgentFunction, where=f"--environment {spec}: its agent")
     if made.reward is not None:
-        check_call(made.reward, RewardFunction.__call__, where=f"--environment {spec}: its reward")
+        check_hook(made.reward, RewardFunction, where=f"--environment {spec}: its reward")
     return made

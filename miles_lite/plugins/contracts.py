@@ -1,4 +1,4 @@
-"""Functions in miles' signatures as functions in ours; `CONTRACTS` has one adapter for each flag that has some.
+"""Functions in miles' signatures as functions in ours; `CONTRACTS` has one for each flag that has some.
 
 A function is one of theirs when its first parameter is named `args`. Invariant: `args` is the run's options
 (`field_args`), a sample a view (`field_sample`); what a function returns means what it means there.
@@ -10,11 +10,11 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from miles_lite.errors import UserError
 from miles_lite.plugins import field_args, stand_ins
 from miles_lite.plugins.field_sample import Sample, of_group, of_rollout, to_own
+from miles_lite.process.calls import Call, check_call, check_made, parameters
 from miles_lite.sample import Group, Keep, Rollout
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def generate(theirs: Function) -> Function:
 
     What it fills in is trained, in the place of a session's samples.
     """
-    takes_evaluation = "evaluation" in inspect.signature(theirs).parameters
+    takes_evaluation = any(one.name == "evaluation" for one in parameters(theirs) or ())
 
     async def act(
         *,
@@ -155,7 +155,9 @@ def generate(theirs: Function) -> Function:
         made = await theirs(args, sample, params, **more)
         several = made if isinstance(made, list) else [made]
         if not several or not all(hasattr(each, "tokens") and hasattr(each, "loss_mask") for each in several):
-            raise TypeError(f"{theirs.__name__} returned {made!r:.80}: expected a sample, or a list of them")
+            raise TypeError(
+                f"{getattr(theirs, '__name__', theirs)} returned {made!r:.80}: expected a sample, or a list of them"
+            )
         temperature = float(sampling.get("temperature", 1.0))
         last = several[-1]
         return {
@@ -196,33 +198,46 @@ def reach(router_url: str) -> SimpleNamespace:
     return args
 
 
-CONTRACTS: Mapping[str, Callable[[Function], Function]] = {
-    "--custom-rm-path": reward,
-    "--custom-group-rm-path": group_reward,
-    "--dynamic-sampling-filter-path": group_filter,
-    "--custom-reward-post-process-path": post_process,
-    "--custom-tis-function-path": importance,
-    "--custom-generate-function-path": generate,
-    "--rollout-function-path": whole,
-    "--eval-function-path": whole,
+class Contract(NamedTuple):
+    adapt: Callable[[Function], Function]
+    call: Call
+    """As theirs is called."""
+
+
+_TOLD = ("args", "pg_loss", "train_log_probs", "rollout_log_probs", "loss_masks", "total_lengths", "response_lengths")
+_WHOLE = Contract(whole, Call(("args", "rollout_id", "data_source"), ("evaluation",), waits=None))
+_MADE, _ASKED = Call(("input",)), Call(("input",), waits=None)
+"""As a class for a whole rollout is made, and its object called."""
+CONTRACTS: Mapping[str, Contract] = {
+    "--custom-rm-path": Contract(reward, Call(("args", "sample"), waits=True)),
+    "--custom-group-rm-path": Contract(group_reward, Call(("args", "samples"), waits=True)),
+    "--dynamic-sampling-filter-path": Contract(group_filter, Call(("args", "samples"))),
+    "--custom-reward-post-process-path": Contract(post_process, Call(("args", "samples"))),
+    "--custom-tis-function-path": Contract(importance, Call((), (*_TOLD, "parallel_state", "max_seq_lens"))),
+    "--custom-generate-function-path": Contract(
+        generate, Call(("args", "sample", "sampling_params"), more=("evaluation",), waits=True)
+    ),
+    "--rollout-function-path": _WHOLE,
+    "--eval-function-path": _WHOLE,
 }
 
 
-def adapted(hook: Function, *, flag: str) -> Function | None:
-    """`hook` in our signature, where it is in theirs; None where it is not."""
-    if flag not in CONTRACTS or not is_theirs(hook):
+def adapted(hook: Function, *, flag: str, where: str) -> Function | None:
+    """`hook` in our signature, where it is in theirs; None where it is not. Raises UserError, which begins with
+    `where`, for one that cannot be called as theirs is."""
+    contract = CONTRACTS.get(flag)
+    if contract is _WHOLE and isinstance(hook, type):
+        check_made(hook, of=_MADE, then=_ASKED, where=where)
+    elif contract is not None and is_theirs(hook):
+        check_call(hook, contract.call, where=where)
+    else:
         return None
-    ours = CONTRACTS[flag](hook)
-    if CONTRACTS[flag] is not whole and (waits := inspect.iscoroutinefunction(ours)) != inspect.iscoroutinefunction(
-        hook
-    ):
-        raise UserError(f"{flag}: {hook.__name__}(args, ...) must be {'`async def`' if waits else 'a plain `def`'}")
-    return ours
+    return contract.adapt(hook)
 
 
 def is_theirs(hook: Function) -> bool:
-    """Whether its first parameter is `args`; a class is always one of theirs."""
-    return isinstance(hook, type) or next(iter(inspect.signature(hook).parameters), None) == "args"
+    """Whether its first parameter is `args`."""
+    return [one.name for one in parameters(hook) or ()][:1] == ["args"]
 
 
 prepare = stand_ins.install

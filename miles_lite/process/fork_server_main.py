@@ -200,6 +200,7 @@ def run(arguments: Sequence[str]) -> int:
     sys.path.insert(0, os.getcwd())
     try:
         if how == "-m":
+            sys.modules.pop(what, None)  # runpy warns of a module that the server has imported
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})

@@ -22,7 +22,7 @@ from miles_lite.config.options import Config
 from miles_lite.config.yaml_files import plugin_args
 from miles_lite.environments import single_turn
 from miles_lite.errors import Where
-from miles_lite.hooks import named
+from miles_lite.hooks import AgentMore, named
 from miles_lite.plugins import contracts, field_args
 from miles_lite.process import tracing
 from miles_lite.process.addresses import actor_label
@@ -163,7 +163,7 @@ class AgentWorker(Running):
         assert judging is not None
         ask = self._asking(task)
         generated: list[Sample] = []
-        more = {
+        more: AgentMore = {
             "sampling": task.sampling,
             "router_url": task.router_url,
             "evaluation": task.evaluation,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import numpy as np
+
 from miles_lite.errors import UserError
 from miles_lite.hooks import GroupFilter, Keep, load_hook
 from miles_lite.sample import Group, Status
@@ -47,10 +49,14 @@ def load_filter(path: str | None) -> GroupFilter | None:
 
 
 async def verdict(group: Group, filter_function: GroupFilter | None) -> Keep:
-    """Apply a filter that may answer with a Keep or a bool."""
+    """Apply a filter that may answer with a Keep or a bool. Raises UserError for any other answer: whatever is true
+    would keep all groups, and None none of them."""
     if filter_function is None:
         return Keep(True)
-    answer = await asyncio.to_thread(filter_function, group)
+    name = getattr(filter_function, "__name__", "filter")
+    answer: object = await asyncio.to_thread(filter_function, group)
     if isinstance(answer, Keep):
         return answer
-    return Keep(bool(answer), None if answer else getattr(filter_function, "__name__", "filter"))
+    if not isinstance(answer, bool | np.bool_):
+        raise UserError(f"{FLAG}: {name} returned {answer!r:.80}: expected True, False or a Keep")
+    return Keep(bool(answer), None if answer else name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miles_lite.config.options import Config
-from miles_lite.hooks import GroupRewardFunction, RewardFunction, load_hook, named
+from miles_lite.hooks import GroupRewardFunction, RewardFunction, RewardMore, load_hook, named
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.rewards import REWARDS
 from miles_lite.rollout.rewards.answer import Ask, number_in
@@ -56,7 +56,7 @@ class Judging:
         function = self._function or (self._row_rules if ROW_KEY in prompt.metadata else None)
         said: Any = rollout.metadata.get("reward")
         if function is not None:
-            more = {"prompt": prompt.input, "evaluation": evaluation, "ask": ask}
+            more: RewardMore = {"prompt": prompt.input, "evaluation": evaluation, "ask": ask}
             said = await function(
                 self._config,
                 rollout,

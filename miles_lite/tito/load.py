@@ -33,7 +33,7 @@ def load_model_text(folder: str | Path) -> ModelText:
     """Raises UserError when the folder has no tokenizer. `template` is None when it has no chat template."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"model folder {path} does not exist: give --hf-checkpoint a Hugging Face model folder")
+        raise UserError(f"model folder {path} does not exist: give a Hugging Face model folder")
     config = read_json(path / "tokenizer_config.json")
     tokenizer = _tokenizer(path)
     template = _template(path, config)

@@ -132,8 +132,63 @@ def test_hooks_are_checked_before_the_run_in_either_signature(tmp_path: Path) ->
     names = dict(zip(CONTRACTS, functions, strict=False))
     check_hooks({flag: f"{FILE}:{name}" for flag, name in names.items()})
     (tmp_path / "plain.py").write_text("def reward(args, sample):\n    return 1.0\n")
-    with pytest.raises(UserError, match=r"--custom-rm-path: reward\(args, ...\) must be `async def`"):
+    with pytest.raises(UserError, match=r"--custom-rm-path .*plain.py:reward: is not async: write `async def`"):
         check_hooks({"--custom-rm-path": f"{tmp_path / 'plain.py'}:reward"})
+
+
+WRONG = {
+    "--custom-rm-path": ("async def run(args): ...", r"with \(args, sample\): too many positional"),
+    "--custom-group-rm-path": ("async def run(args, samples, more): ...", "missing a required argument: 'more'"),
+    "--dynamic-sampling-filter-path": ("def run(args): ...", r"with \(args, samples\): too many positional"),
+    "--custom-reward-post-process-path": ("async def run(args, samples): ...", "this one is not awaited"),
+    "--custom-tis-function-path": ("def run(args, weights): ...", "missing a required argument: 'weights'"),
+    "--custom-generate-function-path": ("async def run(args, sample): ...", "too many positional"),
+    "--rollout-function-path": (
+        "def run(args, rollout_id, data_source): ...",
+        "unexpected keyword argument 'evaluation'",
+    ),
+    "--eval-function-path": ("class run:\n    def __init__(self, given): ...", "have no __call__"),
+}
+
+
+@pytest.mark.parametrize("flag", CONTRACTS)
+def test_what_cannot_be_called_as_theirs_is_refused(tmp_path: Path, flag: str) -> None:
+    source, message = WRONG[flag]
+    (tmp_path / "wrong.py").write_text(f"{source}\n")
+    with pytest.raises(UserError, match=f"^{flag} .*wrong.py:run: .*{message}"):
+        load_hook(f"{tmp_path / 'wrong.py'}:run", flag=flag)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def __init__(self): ...\n    def __call__(self, input): ...", r"with \(input\): too many positional"),
+        ("def __init__(self, input): ...\n    def __call__(self): ...", r"__call__: .* with \(<self>, input\)"),
+    ],
+)
+def test_a_class_is_made_and_its_object_called_with_one(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "wrong.py").write_text(f"class Rollouts:\n    {body}\n")
+    with pytest.raises(UserError, match=message):
+        load_hook(f"{tmp_path / 'wrong.py'}:Rollouts", flag="--rollout-function-path")
+
+
+def test_importance_is_called_as_it_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text("def run(args, pg_loss, **more):\n    raise KeyError(' '.join(['args', 'pg_loss', *more]))\n")
+    one = torch.zeros(1)
+    streams = Streams(
+        new=one,
+        entropy=one,
+        old=one,
+        reference=None,
+        rollout_logprobs=one,
+        in_context=one.bool(),
+        advantages=one,
+        sequences=Sequences(one.long(), 1),
+    )
+    with pytest.raises(KeyError) as told:
+        load_hook(f"{file}:run", flag="--custom-tis-function-path")(streams, Algorithm())
+    assert told.value.args[0].split() == [*CONTRACTS["--custom-tis-function-path"].call.keywords]
 
 
 def test_other_modules_of_miles_are_not_invented() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import numpy as np
 import pytest
 
 from miles_lite.errors import UserError
@@ -30,3 +32,16 @@ def test_a_filter_may_ask_for_tokens(longest: int, kept: bool) -> None:
 
     group = Group(index=0, prompt={}, rollouts=[make_rollout(0, 0, make_sample(4, 2))])
     assert asyncio.run(verdict(group, short)) == Keep(kept, None if kept else "short")
+
+
+@pytest.mark.parametrize("answer", [None, 1, "keep", Group])
+async def test_what_is_no_verdict_is_refused(answer: Any) -> None:
+    def mine(group: Group) -> Any:
+        return answer
+
+    with pytest.raises(UserError, match=r"--dynamic-sampling-filter-path: mine returned .*: expected True, False or"):
+        await verdict(Group(index=0, prompt={}, rollouts=[]), mine)
+
+
+async def test_a_bool_of_numpy_is_one() -> None:
+    assert await verdict(Group(index=0, prompt={}, rollouts=[]), lambda group: np.bool_(True)) == Keep(True)  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,3 +297,25 @@ def test_what_the_agent_was_told_is_imitated_with_a_share_of_its_own() -> None:
 
 def test_names_load() -> None:
     assert all(callable(load_advantage(estimator.path)) for estimator in ADVANTAGES.values())
+
+
+@pytest.mark.parametrize("flag", ["advantage_estimator", "custom_reward_post_process_path"])
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("None", "returned None: expected .*, one for each of [24] rollouts"),
+        ("[1.0]", r"1 (advantages|rewards), for [24] rollouts"),
+        ("[float('nan')] * COUNT", "nan among"),
+        ("[[0.5, 0.5]] * COUNT", r"\[0.5, 0.5\] among"),
+        ("['much'] * COUNT", "'much' among"),
+    ],
+)
+def test_what_is_no_finite_number_of_each_is_refused_by_its_flag(
+    flag: str, said: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    count = 2 if flag == "advantage_estimator" else 4
+    file.write_text(f"COUNT = {count}\ndef run(made, options, /):\n    return {said}\n")
+    mine: dict[str, Any] = {flag: f"{file}:run"}
+    with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} {file}:run: .*({message})"):
+        estimate([group([1.0, 0.0]), group([0.0, 1.0])], Algorithm(**mine))

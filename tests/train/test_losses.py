@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.config.choices import KLType
+from miles_lite.config.training import Algorithm
+from miles_lite.errors import UserError
 from miles_lite.train.losses import terms as losses
+from miles_lite.train.losses.objective import objective
+from miles_lite.train.losses.sequences import Sequences
+from miles_lite.train.losses.streams import Streams
 
 
 def t(*values: float) -> torch.Tensor:
@@ -61,3 +68,32 @@ def test_low_var_kl_is_clamped() -> None:
 def test_k2_and_k3_are_never_negative(new: float, reference: float) -> None:
     for kind in (KLType.K2, KLType.K3, KLType.LOW_VAR):
         assert losses.kl_estimate(t(new), t(reference), kind=kind).item() >= -1e-6
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("streams.new", r"returned Tensor: expected \(loss, metrics\)"),
+        ("(streams.new.sum(), {})", r"what it returns first is torch.float32 \[\]: expected torch.float32 \[2\]"),
+        ("(1.0, {})", "what it returns first is a float: expected a tensor"),
+        ("(streams.new, {'high': streams.new > 0})", r"its metric high is torch.bool \[2\]"),
+        ("(streams.new, {'mean': float(streams.new.mean())})", "its metric mean is a float"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["loss_type", "custom_tis_function_path"])
+def test_what_is_not_of_each_token_is_refused_by_its_flag(flag: str, said: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"def run(streams, options, /):\n    return {said}\n")
+    mine: dict[str, Any] = {flag: f"{tmp_path}/mine.py:run"}
+    values = t(-1.0, -2.0)
+    streams = Streams(
+        new=values,
+        entropy=values,
+        old=values,
+        reference=None,
+        rollout_logprobs=values,
+        in_context=values.bool(),
+        advantages=values,
+        sequences=Sequences(values.long().zero_(), 1),
+    )
+    with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} .*: {message}"):
+        objective(streams, Algorithm(**mine))

@@ -6,9 +6,11 @@ for what its entry in `config.algorithms.ADVANTAGES` says. What it makes of toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,13 +21,15 @@ from miles_lite.hooks import Advantage, AdvantageFunction, RewardPostProcess, lo
 from miles_lite.sample import Group, Rollout
 from miles_lite.train.advantages.grpo import standardised
 
+Value = TypeVar("Value")
+ESTIMATOR = "--advantage-estimator"
 POST_PROCESS = "--custom-reward-post-process-path"
 
 
 @cache
 def load_advantage(path: str) -> AdvantageFunction:
     """The function at that import path. Raises UserError."""
-    return load_hook(path, flag="--advantage-estimator")
+    return load_hook(path, flag=ESTIMATOR)
 
 
 def estimate(
@@ -40,18 +44,40 @@ def estimate(
     trainable = [[rollout for rollout in group.rollouts if rollout.trainable] for group in groups]
     rollouts = [rollout for each in trainable for rollout in each]
     if path is not None:
-        rewards = post_processed(path)(groups, options)
-        if len(rewards) != len(rollouts):
-            raise UserError(f"{POST_PROCESS} {path}: {len(rewards)} rewards, for {len(rollouts)} rollouts")
-        given = iter(rewards)
+        said = post_processed(path)(groups, options)
+        given = iter(one_each(said, rollouts, what="rewards", where=f"{POST_PROCESS} {path}"))
         trainable = [[replace(rollout, reward=float(next(given))) for rollout in each] for each in trainable]
         options = replace(options, disable_rewards_normalization=True)
     if (least := estimator.least_reward) is not None:
         _refuse_below(least, groups, trainable, options.advantage_estimator)
-    values = [value for each in trainable for value in function(each, options)]
+    where = f"{ESTIMATOR} {estimator.path}"
+    values = [
+        value for each in trainable for value in one_each(function(each, options), each, what="advantages", where=where)
+    ]
     if estimator.standardized:
         values = [float(value) for value in standardised(np.array(values, dtype=np.float64))]
     return rollouts, values
+
+
+def one_each(said: Iterable[Value], rollouts: Sequence[Rollout], *, what: str, where: str) -> list[Value]:
+    """What a function says of these rollouts. Raises UserError, which begins with `where`, for another number of
+    values, and for one that is not finite: a single one of them would be in every weight."""
+    if not isinstance(said, Iterable):
+        raise UserError(f"{where}: returned {said!r:.80}: expected {what}, one for each of {len(rollouts)} rollouts")
+    values = list(said)
+    if len(values) != len(rollouts):
+        raise UserError(f"{where}: {len(values)} {what}, for {len(rollouts)} rollouts")
+    for value in values:
+        if not all(map(is_finite, value if isinstance(value, tuple) else (value,))):
+            raise UserError(
+                f"{where}: {value!r:.80} among its {what}: expected a finite number, or for turns a tuple of them"
+            )
+    return values
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number, and one that can be reckoned with; numpy's and torch's are."""
+    return hasattr(value, "__float__") and not getattr(value, "ndim", 0) and math.isfinite(float(value))
 
 
 def shortened(group: Group, overlong: Overlong) -> Group:
@@ -78,7 +104,7 @@ def _refuse_below(
         for rollout in rollouts:
             if rollout.reward is not None and rollout.reward < least:
                 raise UserError(
-                    f"--advantage-estimator {estimator}: a reward is {rollout.reward:g}, of the prompt of line "
+                    f"{ESTIMATOR} {estimator}: a reward is {rollout.reward:g}, of the prompt of line "
                     f"{group.prompt.get('row', '?')}, and must not be below {least:g}: give others, or change them "
                     f"with {POST_PROCESS}; or take grpo"
                 )

@@ -13,6 +13,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from miles_lite.config.training import Algorithm
+from miles_lite.errors import UserError
+from miles_lite.hooks import LossFunction
 from miles_lite.train.losses import load_loss
 from miles_lite.train.losses.cross_entropy import cross_entropy
 from miles_lite.train.losses.off_policy import corrections
@@ -25,9 +27,10 @@ Terms = dict[str, Tensor]
 
 def objective(streams: Streams, options: Algorithm) -> Terms:
     """The policy's: its value per token as `loss`, and its metrics, each float32 [N]."""
-    loss, metrics = load_loss(options.loss.path)(streams, options)
+    loss, metrics = per_token(load_loss(options.loss.path), streams, options, where=f"--loss-type {options.loss.path}")
+    where = f"--custom-tis-function-path {options.custom_tis_function_path}"
     for correction in corrections(options):
-        weights, told = correction(streams, options)
+        weights, told = per_token(correction, streams, options, where=where)
         loss = loss * weights
         metrics |= told
     metrics |= {"pg_loss": loss, "entropy_loss": streams.entropy}
@@ -40,6 +43,25 @@ def objective(streams: Streams, options: Algorithm) -> Terms:
         metrics["kl_loss"] = estimate * streams.logratio.exp() if options.use_unbiased_kl else estimate
         loss = loss + options.kl_loss_coef * metrics["kl_loss"]
     return metrics | {"loss": loss}
+
+
+def per_token(function: LossFunction, streams: Streams, options: Algorithm, *, where: str) -> tuple[Tensor, Terms]:
+    """What a function gives. Raises UserError, which begins with `where`, for what is not a value of each token: it
+    would be spread over all of them, and train."""
+    said: object = function(streams, options)
+    if not (isinstance(said, tuple) and len(said) == 2 and isinstance(said[1], dict)):
+        raise UserError(f"{where}: returned {type(said).__name__}: expected (loss, metrics), a tensor and a dictionary")
+    first, metrics = said
+    for name, values in [
+        ("what it returns first", first),
+        *((f"its metric {name}", metrics[name]) for name in metrics),
+    ]:
+        if not isinstance(values, Tensor):
+            raise UserError(f"{where}: {name} is a {type(values).__name__}: expected a tensor, a value for each token")
+        if values.shape != streams.new.shape or values.dtype != streams.new.dtype:
+            expected = f"{streams.new.dtype} {list(streams.new.shape)}, a value for each token"
+            raise UserError(f"{where}: {name} is {values.dtype} {list(values.shape)}: expected {expected}")
+    return first, metrics
 
 
 def imitation(streams: Streams, options: Algorithm) -> Terms:
