@@ -65,12 +65,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whoever runs such tests by itself has it, too."""
+    """Whoever runs such tests by itself has it, too; whoever runs others alone forks nothing."""
+    from miles_lite.stack.worker_start import FORK_SERVER
+
     if any(item.get_closest_marker("e2e") for item in request.session.items):
         with forking(request.config.rootpath):
             yield
     else:
-        yield
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv(FORK_SERVER, os.devnull)
+            yield
 
 
 @pytest.fixture(scope="session")

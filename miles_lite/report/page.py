@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean
 
 import jinja2
-from markupsafe import Markup
 
 from miles_lite.report import metric_names as names
 from miles_lite.report import rollout_table
@@ -78,6 +77,10 @@ def tell(record: Record, *, whole: bool = True) -> Told:
     )
 
 
+def _is_html(value: object) -> bool:
+    return hasattr(value, "__html__")
+
+
 @cache
 def environment() -> jinja2.Environment:
     """Of this room's templates: what is put into one is text there, and visible, unless it says otherwise."""
@@ -85,7 +88,9 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader,
         autoescape=True,
-        finalize=lambda value: value if isinstance(value, int | float | Markup) else visible(value),
+        finalize=lambda value: (
+            value if isinstance(value, int | float) or hasattr(value, "__html__") else visible(value)
+        ),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

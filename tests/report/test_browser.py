@@ -82,6 +82,7 @@ def test_a_report_can_be_read_and_used(
     opened.page.screenshot(path=str(tmp_path / "report.png"), full_page=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theme", "width"), LOOKS)
 def test_every_page_of_the_dash_can_be_gone_to(theme: str, width: int, browser, tmp_path: Path) -> None:
     nasty(tmp_path / "run")
@@ -104,6 +105,7 @@ def test_every_page_of_the_dash_can_be_gone_to(theme: str, width: int, browser, 
         opened.page.context.close()
 
 
+@pytest.mark.slow
 def test_a_page_follows_what_goes_on_and_leaves_a_person_who_types_alone(browser, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", seed=1, steps=2)
     with served(tmp_path) as address:
