@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from miles_lite.agent.prompt_cache import PromptCache, prompt_cache
-from miles_lite.commands.agent import serving
+from miles_lite.commands.agent import servers_of, serving
 from miles_lite.init_model.build import init_model
 
 SIZE = {"hidden": 512, "layers": 8, "heads": 8, "kv_heads": 4, "intermediate": 1536, "vocab_size": 512}
@@ -60,7 +60,7 @@ def main() -> None:
 
 def _launch(model: Path, cache: PromptCache, run_dir: Path) -> tuple[float, int, float]:
     """(milliseconds of the prompt's first request, tokens that were loaded, milliseconds of the same request again)."""
-    with serving(str(model), cache.engine_flags(), run_dir) as stack:
+    with serving(servers_of(str(model), cache.engine_flags(), run_dir)) as stack:
         url = stack.engine_urls[0]
         _ask(url, [5] * 40)
         first, loaded = _ask(url, list(cache.ids))

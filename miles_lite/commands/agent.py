@@ -71,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
     agent = Agent("", options, shows_tools=_shows_tools(Path(model)))  # mistakes show before servers start
     cache = _prompt_cache(Path(model), agent, options.prompt_cache_dir, sglang) if options.prompt_cache_dir else None
     flags = {**(cache.engine_flags() if cache else {}), **sglang}
-    with claimed({"--run-dir": Path(command.run_dir)}), serving(_serving(model, flags, Path(command.run_dir))) as stack:
+    with (
+        claimed({"--run-dir": Path(command.run_dir)}),
+        serving(servers_of(model, flags, Path(command.run_dir))) as stack,
+    ):
         if cache is not None:
             _warm(cache, stack.engine_urls[0])
         agent.url = stack.session_urls[0]
@@ -108,7 +111,7 @@ def _shows_tools(model: Path) -> bool:
     return any("tools" in file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 
-def _serving(model: str, sglang: Mapping[str, object], run_dir: Path) -> Serving:
+def servers_of(model: str, sglang: Mapping[str, object], run_dir: Path) -> Serving:
     return Serving(
         model=Model(hf_checkpoint=model),
         session=Session(tito_allowed_append_roles=APPENDED),
