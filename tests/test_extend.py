@@ -22,12 +22,12 @@ from miles_lite.router.backend import Worker
 from miles_lite.router.policies import POLICIES, Placement
 from miles_lite.sample import Group, Status
 from miles_lite.session.http import app
-from miles_lite.train.losses.sequences import Sequences
 from miles_lite.train.losses.streams import Streams
 from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver
 from tests.rollout.helpers import make_rollout, make_sample
 from tests.session.engine import STOP, answer, bench
+from tests.train.helpers import make_streams
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"```python (\w+)\n(.*?)```", PAGE, re.DOTALL))
@@ -104,17 +104,7 @@ def test_a_loss(tmp_path: Path) -> None:
     none, metrics = run(Streams.empty(reference=False), Algorithm())
     assert none.shape == metrics["clipped"].shape == (0,)
     new = torch.tensor([-1.0, -2.0], requires_grad=True)
-    old, ones = torch.tensor([-1.0, -3.0]), torch.ones(2)
-    streams = Streams(
-        new=new,
-        entropy=ones,
-        old=old,
-        reference=None,
-        rollout_logprobs=old,
-        in_context=ones.bool(),
-        advantages=ones,
-        sequences=Sequences(ones.long(), 2),
-    )
+    streams = make_streams(new, old=torch.tensor([-1.0, -3.0]))
     loss, metrics = run(streams, Algorithm(eps_clip=0.2))
     loss.sum().backward()
     torch.testing.assert_close(new.grad, torch.tensor([-1.0, -1.2]))

@@ -23,6 +23,8 @@ and are not known of some token of its context; none of these: the same tokens, 
 IN_CONTEXT = CAUSES[1:]
 SUMS = ("train_rollout_kl", *(f"{what}_{cause}" for cause in CAUSES for what in ("gap", "tokens")))
 LARGEST = "train_rollout_logprob_abs_diff_max"
+MEANS = ("train_rollout_logprob_abs_diff", *(f"logprob_gap/{cause}{of}" for cause in CAUSES for of in ("", "_share")))
+"""What `report` makes of SUMS by names of its own."""
 
 
 def gaps(packed: Packed, trainer: Tensor) -> tuple[dict[str, Tensor], Tensor]:

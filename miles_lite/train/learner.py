@@ -20,12 +20,12 @@ from miles_lite.traces.token_values import TokenValues
 from miles_lite.train.batching import Batch
 from miles_lite.train.credit import advantages, penalised
 from miles_lite.train.data import Strategy, trainable
-from miles_lite.train.gaps import LARGEST, gaps
+from miles_lite.train.gaps import LARGEST, MEANS, gaps
 from miles_lite.train.gaps import SUMS as GAPS
 from miles_lite.train.gaps import report as gap_report
 from miles_lite.train.learning_rate import learning_rate
 from miles_lite.train.loading import vocabulary
-from miles_lite.train.losses.objective import Terms, distillation, imitation, metric_names, objective
+from miles_lite.train.losses.objective import Terms, distillation, imitation, metric_names, objective, refuse_taken
 from miles_lite.train.packing import check, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
 from miles_lite.train.phases import PHASES, Clock
@@ -42,6 +42,13 @@ from miles_lite.train.value import value_loss
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 1 << 62}
 """Largest forward pass in computed tokens: on a CPU what stays in its caches; on CUDA the micro-batch is the limit."""
+
+BESIDE = (*GAPS, "ess_ratio", "sequences", *COUNTS, *WORK)
+"""Sums that are not of the loss."""
+MAXIMA = (LARGEST, *PHASES, "memory")
+PUBLISHED = (*MEANS, "grad_norm", "lr", "step")
+"""What is made of them, under `train/`, by other names."""
+CRITIC = ("value_loss", "value_clipfrac")
 
 
 @dataclass
@@ -79,8 +86,10 @@ class Learner:
             fused=True,
         )
         self._per_loss = metric_names(self.algorithm, reference=self.reference is not None)
+        custom = "--loss-type, --custom-tis-function-path"
+        refuse_taken(self._per_loss, (*BESIDE, *MAXIMA, *PUBLISHED, *CRITIC), where=custom)
         if self.algorithm.estimator.critic:
-            self._per_loss += ["value_loss", "value_clipfrac"]
+            self._per_loss += CRITIC
 
     def train(self, batch: Batch[Sample]) -> dict[str, float]:
         """All optimizer steps of one batch; collective. Metrics (`train/…`, `perf/…`) are equal on all ranks. From then
@@ -196,10 +205,7 @@ class Learner:
         return not self.algorithm.imitates
 
     def _tally(self) -> Tally:
-        return Tally(
-            sums=[*self._per_loss, *GAPS, "ess_ratio", "sequences", *COUNTS, *WORK],
-            maxima=[LARGEST, *PHASES, "memory"],
-        )
+        return Tally(sums=[*self._per_loss, *BESIDE], maxima=MAXIMA)
 
     def _report(self, totals: dict[str, float], *, norms: list[float]) -> dict[str, float]:
         """Means over steps, tokens or sequences, under their published names."""

@@ -26,6 +26,7 @@ from miles_lite.train.advantages import estimate
 from miles_lite.train.losses.sequences import Sequences
 from miles_lite.train.losses.streams import Streams
 from tests.rollout.helpers import make_rollout, make_sample
+from tests.train.helpers import make_streams
 
 FILE = Path(__file__).with_name("written_for_miles.py")
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --label-key l".split()
@@ -84,16 +85,8 @@ def test_a_post_process_of_the_wrong_length_is_named(tmp_path: Path) -> None:
 def test_importance_weights_are_those_of_each_sequence() -> None:
     weigh = theirs("truncated_importance", "--custom-tis-function-path")
     old = torch.tensor([-1.0, -2.0, -1.0, -1.0])
-    streams = Streams(
-        new=old,
-        entropy=old,
-        old=old,
-        reference=None,
-        rollout_logprobs=torch.tensor([-1.0, -4.0, -1.5, -1.0]),
-        in_context=torch.tensor([True, True, True, True]),
-        advantages=old,
-        sequences=Sequences(torch.tensor([1, 0, 1, 1]), 2),
-    )
+    sampled, sequences = torch.tensor([-1.0, -4.0, -1.5, -1.0]), Sequences(torch.tensor([1, 0, 1, 1]), 2)
+    streams = make_streams(old, rollout_logprobs=sampled, sequences=sequences)
     weights, metrics = weigh(streams, Algorithm(tis_clip=1.2))
     assert weights.tolist() == pytest.approx([1.0, 0.0, 1.2, 1.0])
     assert set(metrics) == {"tis"}
@@ -175,19 +168,8 @@ def test_a_class_is_made_and_its_object_called_with_one(tmp_path: Path, body: st
 def test_importance_is_called_as_it_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "theirs.py"
     file.write_text("def run(args, pg_loss, **more):\n    raise KeyError(' '.join(['args', 'pg_loss', *more]))\n")
-    one = torch.zeros(1)
-    streams = Streams(
-        new=one,
-        entropy=one,
-        old=one,
-        reference=None,
-        rollout_logprobs=one,
-        in_context=one.bool(),
-        advantages=one,
-        sequences=Sequences(one.long(), 1),
-    )
     with pytest.raises(KeyError) as told:
-        load_hook(f"{file}:run", flag="--custom-tis-function-path")(streams, Algorithm())
+        load_hook(f"{file}:run", flag="--custom-tis-function-path")(make_streams(torch.zeros(1)), Algorithm())
     assert told.value.args[0].split() == [*CONTRACTS["--custom-tis-function-path"].call.keywords]
 
 

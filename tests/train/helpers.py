@@ -17,6 +17,8 @@ from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.train.batching import Batch, batch_of
 from miles_lite.train.checkpoint import Saver
 from miles_lite.train.learner import Learner
+from miles_lite.train.losses.sequences import Sequences
+from miles_lite.train.losses.streams import Streams
 from miles_lite.train.shares import Shares, share_out
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "you are a helpful assistant", "0 1 2 3 4 5 6 7 8 9"] * 5
@@ -52,6 +54,22 @@ def joined(sample: Sample, more: Sample, *, at: int) -> Sample:
         for name in ("tokens", "loss_mask", "logprobs", "temperatures", "weight_versions")
     }
     return Sample(**parts).validate()
+
+
+def make_streams(new: torch.Tensor, **others: Any) -> Streams:
+    """Of tokens whose logprobs are `new`, float [N]: all of one sample, sampled as they are now, each with the
+    advantage 1; with `others` in their places."""
+    usual = {
+        "new": new,
+        "entropy": torch.ones_like(new),
+        "old": new.detach(),
+        "reference": None,
+        "rollout_logprobs": new.detach(),
+        "in_context": torch.ones_like(new, dtype=torch.bool),
+        "advantages": torch.ones_like(new),
+        "sequences": Sequences(torch.zeros_like(new, dtype=torch.long), 1),
+    }
+    return Streams(**usual | others)
 
 
 def make_samples(seed: int, count: int) -> list[Sample]:

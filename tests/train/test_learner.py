@@ -11,7 +11,7 @@ import torch
 from miles_lite.errors import UserError
 from miles_lite.train.batching import Batch
 from miles_lite.train.building import build_learner
-from miles_lite.train.learner import Learner
+from miles_lite.train.learner import BESIDE, MAXIMA, Learner
 from tests.metric_names import undocumented, unlogged
 from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs
@@ -55,6 +55,18 @@ def test_loss_is_the_mean_over_rollouts_of_token_means(model_dir: Path) -> None:
     assert metrics["train/train_rollout_logprob_abs_diff_max"] == pytest.approx(gaps.abs().max().item(), abs=1e-4)
     assert metrics["train/ppo_kl"] == 0
     assert metrics["train/ess_ratio"] == pytest.approx(1)
+
+
+def test_a_metric_of_a_users_loss_is_added_to_none_of_ours(model_dir: Path, tmp_path: Path) -> None:
+    published = learner(model_dir, "--use-rollout-logprobs").train(make_batch(make_samples(0, 2), [1.0, -1.0]))
+    theirs = {"pg_clipfrac"}  # what the loss that they replace gives
+    names = {name.removeprefix("train/") for name in published if name.startswith("train/")} - theirs
+    assert {"loss", "grad_norm", "logprob_gap/numerics"} <= names
+    for number, name in enumerate(names | set(BESIDE) | set(MAXIMA) | {"value_loss"}):
+        loss = tmp_path / f"mine_{number}.py"
+        loss.write_text(f"def run(streams, options, /):\n    return -streams.new, {{{name!r}: streams.new}}\n")
+        with pytest.raises(UserError, match=f"its metric {name} has the name of another one"):
+            learner(model_dir, "--loss-type", f"{loss}:run")
 
 
 def test_per_token_loss_is_the_mean_over_tokens(model_dir: Path) -> None:

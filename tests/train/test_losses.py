@@ -16,8 +16,7 @@ from miles_lite.config.training import Algorithm
 from miles_lite.errors import UserError
 from miles_lite.train.losses import terms as losses
 from miles_lite.train.losses.objective import objective
-from miles_lite.train.losses.sequences import Sequences
-from miles_lite.train.losses.streams import Streams
+from tests.train.helpers import make_streams
 
 
 def t(*values: float) -> torch.Tensor:
@@ -78,22 +77,13 @@ def test_k2_and_k3_are_never_negative(new: float, reference: float) -> None:
         ("(1.0, {})", "what it returns first is a float: expected a tensor"),
         ("(streams.new, {'high': streams.new > 0})", r"its metric high is torch.bool \[2\]"),
         ("(streams.new, {'mean': float(streams.new.mean())})", "its metric mean is a float"),
+        ("(streams.new, {'pg_loss': streams.new})", "its metric pg_loss has the name of another one"),
     ],
 )
 @pytest.mark.parametrize("flag", ["loss_type", "custom_tis_function_path"])
 def test_what_is_not_of_each_token_is_refused_by_its_flag(flag: str, said: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"def run(streams, options, /):\n    return {said}\n")
     mine: dict[str, Any] = {flag: f"{tmp_path}/mine.py:run"}
-    values = t(-1.0, -2.0)
-    streams = Streams(
-        new=values,
-        entropy=values,
-        old=values,
-        reference=None,
-        rollout_logprobs=values,
-        in_context=values.bool(),
-        advantages=values,
-        sequences=Sequences(values.long().zero_(), 1),
-    )
+    streams = make_streams(t(-1.0, -2.0))
     with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} .*: {message}"):
         objective(streams, Algorithm(**mine))

@@ -5,10 +5,13 @@
     distillation  the divergence from a teacher, on the policy's tokens
     imitation     cross-entropy on tokens that nobody sampled (ECHO), a mean over those alone
 
-Invariant: the components add up; which tokens one is of, and what each weighs, is the packer's.
+Invariant: the components add up; which tokens one is of, and what each weighs, is the packer's. A name is of one
+metric.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from torch import Tensor
 
@@ -24,13 +27,16 @@ from miles_lite.train.losses.terms import kl_estimate
 Terms = dict[str, Tensor]
 """Values per token by name, `loss` among them."""
 
+OURS = ("loss", "pg_loss", "entropy_loss", "ppo_kl", "kl_loss", "echo_loss", "opd_reverse_kl", "opd_loss")
+"""Names that no loss of a user's may give its metrics."""
+
 
 def objective(streams: Streams, options: Algorithm) -> Terms:
     """The policy's: its value per token as `loss`, and its metrics, each float32 [N]."""
     loss, metrics = per_token(load_loss(options.loss.path), streams, options, where=f"--loss-type {options.loss.path}")
     where = f"--custom-tis-function-path {options.custom_tis_function_path}"
     for correction in corrections(options):
-        weights, told = per_token(correction, streams, options, where=where)
+        weights, told = per_token(correction, streams, options, where=where, taken=metrics)
         loss = loss * weights
         metrics |= told
     metrics |= {"pg_loss": loss, "entropy_loss": streams.entropy}
@@ -45,13 +51,16 @@ def objective(streams: Streams, options: Algorithm) -> Terms:
     return metrics | {"loss": loss}
 
 
-def per_token(function: LossFunction, streams: Streams, options: Algorithm, *, where: str) -> tuple[Tensor, Terms]:
+def per_token(
+    function: LossFunction, streams: Streams, options: Algorithm, *, where: str, taken: Collection[str] = ()
+) -> tuple[Tensor, Terms]:
     """What a function gives. Raises UserError, which begins with `where`, for what is not a value of each token: it
-    would be spread over all of them, and train."""
+    would be spread over all of them, and train; and for a metric whose name is `taken`."""
     said: object = function(streams, options)
     if not (isinstance(said, tuple) and len(said) == 2 and isinstance(said[1], dict)):
         raise UserError(f"{where}: returned {type(said).__name__}: expected (loss, metrics), a tensor and a dictionary")
     first, metrics = said
+    refuse_taken(metrics, (*OURS, *taken), where=where)
     for name, values in [
         ("what it returns first", first),
         *((f"its metric {name}", metrics[name]) for name in metrics),
@@ -62,6 +71,12 @@ def per_token(function: LossFunction, streams: Streams, options: Algorithm, *, w
             expected = f"{streams.new.dtype} {list(streams.new.shape)}, a value for each token"
             raise UserError(f"{where}: {name} is {values.dtype} {list(values.shape)}: expected {expected}")
     return first, metrics
+
+
+def refuse_taken(names: Collection[str], taken: Collection[str], *, where: str) -> None:
+    """Raises UserError, which begins with `where`, for a metric that would be added to one of ours."""
+    if again := sorted(set(names).intersection(taken)):
+        raise UserError(f"{where}: its metric {again[0]} has the name of another one: give it a name of its own")
 
 
 def imitation(streams: Streams, options: Algorithm) -> Terms:
