@@ -24,14 +24,34 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises `UserError` instead of printing its whole usage."""
+    """An ArgumentParser that raises `UserError` instead of printing its whole usage, and says what it does not know
+    before what it lacks: a required flag that is misspelled is both."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """Refuses what it does not know, with the nearest that it does."""
-        found, unknown = self.parse_known_args(args, namespace)
+        found, unknown = self.parse_incomplete(args)
         for flag, _ in with_values(unknown):
             raise unknown_flag(self, flag)
+        self.refuse_incomplete(found)
         return found
+
+    def parse_incomplete(self, args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+        """As `parse_known_args`; what is required and not given is None."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            return self.parse_known_args(args)
+        finally:
+            for action in required:
+                action.required = True
+
+    def refuse_incomplete(self, found: argparse.Namespace) -> None:
+        """Raises UserError for what is required and not given."""
+        lacking = [action for action in self._actions if action.required and getattr(found, action.dest) is None]
+        if lacking:
+            names = ("/".join(action.option_strings) or action.metavar or action.dest for action in lacking)
+            self.error(f"the following arguments are required: {', '.join(map(str, names))}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}\n  see: {self.prog} --help")
@@ -48,8 +68,9 @@ def parse_known(parser: Parser, argv: Sequence[str], options: type[T]) -> tuple[
     """`options` from a command line that may hold SGLang's flags, of which a group with `sglang_args` is told, and
     ignored ones. Raises UserError."""
     ours, replaced = carried_over(argv, parser._option_string_actions)
-    namespace, unknown = parser.parse_known_args(ours)
+    namespace, unknown = parser.parse_incomplete(ours)
     leftovers = dataclasses.replace(sort_leftovers(parser, unknown), replaced=replaced)
+    parser.refuse_incomplete(namespace)
     namespace.sglang_args = leftovers.sglang
     return take(namespace, options), leftovers
 

@@ -11,7 +11,7 @@ import pytest
 from miles_lite.config import choices
 from miles_lite.config.flags import every_option, parse_known, parser_of, take
 from miles_lite.config.option import KEY, again, declared, option
-from miles_lite.config.options import Config
+from miles_lite.config.options import Config, parse
 from miles_lite.config.serving import Serving
 from miles_lite.errors import UserError
 from tests.config.commands import COMMANDS
@@ -55,6 +55,17 @@ def test_a_command_is_its_groups_and_options_of_its_own(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"invalid choice: 'no' \(choose from "):
         parsed("n", "--switch", "no")
     assert parsed("n").size_again is Size.BIG
+
+
+def test_what_is_not_known_is_said_before_what_lacks() -> None:
+    with pytest.raises(UserError, match="the following arguments are required: name"):
+        parsed("--size", "big")
+    with pytest.raises(UserError, match="--sise"):
+        parsed("--sise", "big")
+    with pytest.raises(UserError, match=r"--hf-chekpoint(.|\n)*--hf-checkpoint"):
+        parse(["--hf-chekpoint", "x"])
+    with pytest.raises(UserError, match="the following arguments are required: --hf-checkpoint"):
+        parse([])
 
 
 def test_a_word_is_shown_as_it_is_written() -> None:
