@@ -51,15 +51,22 @@ def forking_workers(device: Device, logs: Path) -> Iterator[None]:
 
 def check_models(config: Config) -> None:
     """What ranks would refuse of their models. Raises UserError."""
-    at = os.environ.get(FORK_SERVER, "")
+    at = os.environ.get(FORK_SERVER)
+    verdict = _forked_verdict(at, config) if at else None
+    if verdict is None:
+        from miles_lite.train import model_rules  # late: with torch and transformers it takes seconds
+
+        model_rules.check_models(config)
+    elif verdict:
+        raise UserError(verdict)
+
+
+def _forked_verdict(at: str, config: Config) -> str | None:
+    """What a fork of the server at this socket says against the models, nothing where all is well; None where none
+    came to its end."""
     with tempfile.TemporaryDirectory(prefix="miles_lite-") as folder:
         given, verdict = Path(folder, "config"), Path(folder, "verdict")
         given.write_bytes(pickle.dumps(config))
         command = [sys.executable, "-m", "miles_lite.train.model_rules", str(given), str(verdict)]
-        if at and forked(at, command, os.environ, seconds=CHECK_SECONDS) and verdict.is_file():
-            if flaw := verdict.read_text(encoding="utf-8"):
-                raise UserError(flaw)
-            return
-    from miles_lite.train import model_rules  # late: with torch and transformers it takes seconds
-
-    model_rules.check_models(config)
+        done = forked(at, command, os.environ, seconds=CHECK_SECONDS) and verdict.is_file()
+        return verdict.read_text(encoding="utf-8") if done else None

@@ -130,7 +130,7 @@ def rows(verdict: str) -> list[Any]:
     return [
         pytest.param(dialect, name, row, id=f"{dialect.__name__}-{name}")
         for dialect in DIALECTS.values()
-        for name, row in dialect.fields.rows.items()
+        for name, row in dialect().fields.rows.items()
         if row.verdict == verdict
     ]
 
@@ -213,7 +213,7 @@ def documented() -> str:
         before, mark, rest = text.partition(f"### {heading}\n")
         assert mark, f"docs/dialects.md has no heading {heading}"
         after = rest[rest.index("\n#") :] if "\n#" in rest else ""
-        text = before + mark + "\n" + table_text(dialect.fields, dialect.tools) + after
+        text = before + mark + "\n" + table_text(dialect().fields, dialect().tools) + after
     return text
 
 

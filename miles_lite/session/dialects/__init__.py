@@ -12,7 +12,7 @@ from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.messages import Messages
 from miles_lite.session.dialects.responses import Responses
 
-DIALECTS: Mapping[str, type[ChatCompletions | Responses | Messages | Google]] = {
+DIALECTS: Mapping[str, type[Dialect]] = {
     "Chat completions": ChatCompletions,
     "Responses": Responses,
     "Messages": Messages,

@@ -15,6 +15,7 @@ import orjson
 
 from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects.known_fields import Table
+from miles_lite.session.dialects.media import Media
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest, Delta
 from miles_lite.session.dialects.typed_json import Struct
 from miles_lite.session.errors import ApiError
@@ -68,9 +69,10 @@ class Dialect(Protocol):
     `tools`).
 
     `prefix` begins the ids of answers; `keep_alive` may be sent between any two events. `addressed` is what a request's
-    address says beside its body: fields to add.
+    address says beside its body: fields to add. It is made with how it takes what is not text.
     """
 
+    def __init__(self, media: Media = ..., /) -> None: ...
     @property
     def prefix(self) -> str: ...
     @property
