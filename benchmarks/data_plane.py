@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import sys
@@ -36,7 +37,6 @@ from aiohttp import web
 
 import miles_lite.rollout.manager
 from miles_lite.config.options import Config, parse
-from miles_lite.rollout.answers import Generated
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Sample
 from miles_lite.session.samples.sample_file import encode_samples
@@ -64,7 +64,7 @@ def main() -> None:
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         object_store_memory=STORE_BYTES,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
     )
@@ -87,14 +87,15 @@ def measure(folder: Path) -> dict[str, float]:
     flags += ["--keep-trajectories", "0"]
     flags += ["--num-agent-workers", "2", "--agent-concurrency", "2", "--actor-num-gpus-per-node", str(RANKS)]
     config, _ = parse([*flags, "--custom-agent-function-path", f"{__file__}:agent"])
-    sessions = ray.remote(num_cpus=0)(Sessions).remote()
-    manager = ray.remote(num_cpus=0)(Manager).remote(config, ray.get(sessions.start.remote()))
-    ranks = [ray.remote(num_cpus=0)(Rank).remote(config, rank) for rank in range(RANKS)]
+    actors: Any = ray.remote(num_cpus=0)
+    sessions = actors(Sessions).remote()
+    manager = actors(Manager).remote(config, ray.get(sessions.start.remote()))
+    ranks = [actors(Rank).remote(config, rank) for rank in range(RANKS)]
     ray.get([manager.start.remote(), *(rank.start.remote() for rank in ranks)])
     ray.get(manager.watch_itself.remote())
     began, passed = time.perf_counter(), 0.0
     for step in range(STEPS):
-        generated: Generated = ray.get(manager.generate.remote(step))
+        generated: Any = ray.get(manager.generate.remote(step))
         batches = make_batches(
             step,
             *estimate(generated.groups, config.algorithm),
@@ -103,11 +104,11 @@ def measure(folder: Path) -> dict[str, float]:
             options=config.algorithm,
             flops=Flops(per_token=1.0, per_pair=0.0),
         )
-        done = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
+        done: Any = ray.get([rank.train.remote(batch) for rank, batch in zip(ranks, batches, strict=True)])
         passed += sum(one["bytes"] for one in done)
         del generated, batches
     seconds = time.perf_counter() - began
-    numbers: dict[str, float] = ray.get(manager.felt.remote())
+    numbers: dict[str, float] = dict(ray.get(manager.felt.remote()))
     ray.get(manager.stop.remote())
     return numbers | {"passed_gb": passed / 1e9, "gb_per_second": passed / 1e9 / seconds}
 
@@ -190,14 +191,14 @@ class OneServer:
 class Server(SimpleNamespace):
     """Where it is, and how often it was replaced; one that can be counted."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Manager(RolloutManager):
     """A run's manager, which looks at its memory and its loop."""
 
     def __init__(self, config: Config, url: str) -> None:
-        miles_lite.rollout.manager.Stack = lambda *_, **__: OneServer(url, config.run_dir)  # type: ignore[assignment,misc]
+        miles_lite.rollout.manager.Stack = lambda *_, **__: OneServer(url, config.run_dir)  # type: ignore[assignment,attr-defined]
         super().__init__(config, None)  # type: ignore[arg-type]
 
     async def watch_itself(self) -> None:
@@ -239,10 +240,12 @@ class Reader:
         self.clock = Clock(torch.device("cpu"))
 
     def train(self, batch: Batch[Sample]) -> dict[str, float]:
-        experts = [sample.routed_experts for sample in check(batch, vocabulary=1 << 18).samples]
+        samples = check(batch, vocabulary=1 << 18).samples
+        experts = [sample.routed_experts for sample in samples if sample.routed_experts is not None]
+        assert len(experts) == len(samples)
         assert all(int(each.max()) < 128 for each in experts)  # reads them
         return {"bytes": float(sum(each.nbytes for each in experts))}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

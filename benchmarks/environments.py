@@ -104,14 +104,14 @@ def model(message: dict) -> Iterator[str]:
     """The URL of one that says `message`."""
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    chat = {"id": "c", "object": "chat.completion", "created": 0, "model": "policy", "choices": [choice]}
+    head = {"id": "c", "object": "chat.completion", "created": 0, "model": "policy"}
     content = [{"type": "output_text", "text": message["content"], "annotations": []}]
     output = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": content}
-    spent = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    spent: dict[str, Any] = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
     spent |= {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     response = {"id": "r", "object": "response", "created_at": 0, "model": "policy", "output": [output]}
     response |= {"parallel_tool_calls": False, "tool_choice": "auto", "tools": [], "usage": spent}
-    bodies = {"/chat/completions": chat | {"usage": usage}, "/responses": response}
+    bodies = {"/chat/completions": head | {"choices": [choice], "usage": usage}, "/responses": response}
     with answering({path: json.dumps(body).encode() for path, body in bodies.items()}) as url:
         yield url
 
@@ -169,13 +169,13 @@ def played(timed: Timed) -> Run:
         asked = {"metadata": dict(row["metadata"]), "prompt": row["prompt"], "base_url": url}
         began = time.perf_counter()
         said = await timed.environment.agent(**asked, api_key="k", request_kwargs={})
-        return (time.perf_counter() - began) / said.get("turns", timed.turns)
+        return (time.perf_counter() - began) / int(said.get("turns", timed.turns))
 
     return run
 
 
 def idle(turns: int) -> Iterator[Timed]:
-    limits = {"tasks": TASKS, "max_turns": turns, "total": TOTALS["sum"]}
+    limits: Any = {"tasks": TASKS, "max_turns": turns, "total": TOTALS["sum"]}
     yield Timed("text_ms", TextLoop(**limits, begin=lambda task: Idle()), TEXT, turns)
     yield Timed("tool_ms", ToolLoop(**limits, begin=lambda task: Idle()), TOOL, turns)
 
@@ -234,6 +234,7 @@ def ors_own(url: str, turns: int) -> Run:
         server = AsyncORS(url)
         environment = server.environment("guessing")
         began = time.perf_counter()
+        session: Any
         async with environment.session(split="train", index=0) as session:
             await session.get_prompt()
             await session.list_tools()
@@ -280,7 +281,7 @@ async def frames(url: str, row: dict, model: str) -> list[list[bytes]]:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     socket.connect(url)
     await socket.send_multipart([b"1", b"run", msgpack.packb(asked)])
-    sent = []
+    sent: list[list[bytes]] = []
     while not sent or sent[-1][0] != b"reply":
         sent.append((await socket.recv_multipart())[1:])
     socket.close()
@@ -296,7 +297,7 @@ def sending_again(url: str, row: dict) -> Iterator[str]:
     with model(TEXT) as asked:
         sent = asyncio.run(frames(url, row, asked))
     assert msgpack.unpackb(sent[-1][1])["success"], sent[-1]
-    socket = zmq.Context.instance().socket(zmq.ROUTER)
+    socket: Any = zmq.Context.instance().socket(zmq.ROUTER)
     port, over = socket.bind_to_random_port("tcp://127.0.0.1"), threading.Event()
 
     def answer() -> None:

@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write {name: value} here")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
             model = make_tiny_model(Path(folder, "model"))

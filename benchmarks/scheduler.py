@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import gc
 import json
+import logging
 import os
 import random
 import sys
@@ -160,7 +161,7 @@ class Worker(Running):
 class Standing(SimpleNamespace):
     """An actor that is never replaced; one that can be counted."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     async def serving(self) -> Any:
         return self.actor
@@ -192,11 +193,11 @@ class Manager(RolloutManager):
         nowhere = {"admin_key": None, "waiting": None, "session_urls": (), "engine_urls": (), "failure": None}
         routers = SimpleNamespace(urls=[""], of=lambda index: "")
         stack = NoServers(routers=routers, sessions=[nobody], fleet=NoEngines(), **nowhere)
-        miles_lite.rollout.manager.Stack = lambda *_, **__: stack  # type: ignore[assignment,misc]
+        miles_lite.rollout.manager.Stack = lambda *_, **__: stack  # type: ignore[assignment,attr-defined]
         super().__init__(parse(flags)[0], None)  # type: ignore[arg-type]
 
     def _worker(self, index: int) -> Any:
-        actor = ray.remote(num_cpus=0)(Worker).remote()
+        actor: Any = ray.remote(num_cpus=0)(Worker).remote()
         return Standing(actor=miles_lite.process.remote.Remote(actor), restarts=0)
 
     async def spent(self) -> tuple[float, float, int]:
@@ -207,7 +208,7 @@ class Manager(RolloutManager):
 def measure_manager(rollouts: int) -> dict[str, float]:
     """Numbers of a manager with `rollouts` at once."""
     path = os.pathsep.join(filter(None, sys.path))
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning"}
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
     ray.init(num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
     try:
         with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
@@ -217,7 +218,7 @@ def measure_manager(rollouts: int) -> dict[str, float]:
             flags += f" --rollout-batch-size {rollouts // GROUP // 2} --n-samples-per-prompt {GROUP}"
             flags += f" --max-weight-staleness {STALENESS} --pipeline-depth {STALENESS}"
             flags += f" --num-agent-workers {WORKERS} --agent-concurrency {rollouts // WORKERS}"
-            manager = ray.remote(num_cpus=0)(Manager).remote(flags.split())
+            manager: Any = ray.remote(num_cpus=0)(Manager).remote(flags.split())
             ray.get(manager.start.remote())
             ray.get(manager.generate.remote(0))
             began, busy, before = ray.get(manager.spent.remote())
@@ -226,7 +227,7 @@ def measure_manager(rollouts: int) -> dict[str, float]:
                 if ray.wait([pending], timeout=0.5)[0]:
                     step, pending = step + 1, manager.generate.remote(step + 1)
             ended, busy_then, after = ray.get(manager.spent.remote())
-            status = ray.get(manager.status.remote())
+            status: Any = ray.get(manager.status.remote())
     finally:
         ray.shutdown()
     seconds = ended - began

@@ -21,11 +21,10 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -100,7 +99,7 @@ def run(run_dir: Path, *, rollouts: int, seed: int, temperature: float) -> tuple
 def watch(job: subprocess.Popen[bytes], run_dir: Path, mark: str, *, rollouts: int) -> dict[str, float]:
     """CPU milliseconds per episode and process kind, from the end of the first step to the end of the last but one."""
     deadline = time.monotonic() + LIMIT
-    marks: dict[int, tuple[float, Counter[str]]] = {}
+    marks: dict[int, tuple[float, dict[str, float]]] = {}
     while job.poll() is None and time.monotonic() < deadline and len(marks) < 2:
         done = steps_done(run_dir)
         if (not marks and done >= 1) or (marks and done >= rollouts - 1):
@@ -124,9 +123,9 @@ def steps_done(run_dir: Path) -> int:
     return file.read_text().count('"perf/step_time"') if file.exists() else 0
 
 
-def cpu_seconds(mark: str) -> Counter[str]:
+def cpu_seconds(mark: str) -> dict[str, float]:
     """CPU seconds so far of the job's processes and what they waited for, by kind."""
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) != mark:
@@ -174,4 +173,4 @@ def file_floor(model: Path, file: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -342,7 +342,11 @@ def trl_step(
     """The loss step of a GRPOTrainer, batch by batch: prompts padded on the left, completions on the right."""
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    def nothing(completions: Sequence[str], **_: object) -> list[float | None]:
+        return [0.0] * len(completions)
 
     words = Tokenizer(WordLevel({"<pad>": 0, "hello": 1}, unk_token="<pad>"))
     config = GRPOConfig(
@@ -357,7 +361,7 @@ def trl_step(
     )
     trainer = GRPOTrainer(
         model=made,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        reward_funcs=nothing,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": "hello"}] * TRL_BATCH),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>"),
