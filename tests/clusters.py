@@ -9,15 +9,15 @@ from typing import Any
 
 import ray
 
-from miles_lite.stack.cluster import starting
+from miles_lite.stack.cluster import own_cluster, starting
 
 
 @contextlib.contextmanager
 def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
     """One node of so many CPUs; `options` are those of `ray.init`. Never joins one that another test process began."""
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.WARNING}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     with starting(watched=False):
-        ray.init(address="local", num_cpus=cpus, **quiet | options)
+        ray.init(address="local", num_cpus=cpus, **own_cluster(dashboard=False) | quiet | options)
     try:
         yield
     finally:

@@ -76,7 +76,7 @@ def _connect(address: str | None) -> Path:
                 namespace=namespace,
                 log_to_driver=logged,
                 configure_logging=False,
-                **({} if target else _own_cluster(dashboard=False if unseen else None)),
+                **({} if target else own_cluster(dashboard=False if unseen else None)),
             )
     except SystemExit:  # SIGTERM, which Ray takes for itself while it connects
         raise KeyboardInterrupt from None
@@ -103,7 +103,7 @@ def actors_page() -> str | None:
     return f"http://{at}/#/actors" if at else None
 
 
-def _own_cluster(*, dashboard: bool | None) -> dict[str, Any]:
+def own_cluster(*, dashboard: bool | None) -> dict[str, Any]:
     """Ray's options of a cluster that is started. No worker before an actor asks for one: each of our actors has an
     environment, and so takes none of those that Ray would start, one for each CPU."""
     return {"include_dashboard": dashboard, "_system_config": {"prestart_worker_first_driver": False}}
