@@ -6,9 +6,10 @@ export VENV SEED
 # A run starts many processes: what one has compiled, the others read.
 unexport PYTHONDONTWRITEBYTECODE
 bin := $(VENV)/bin
-# Tests run in three processes, also on two cores: a quarter of their time they wait. tests/together.py says which stay
-# in one, tests/conftest.py which come first.
-tests := $(bin)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+# Tests run in three processes, also on two cores: a quarter of their time they wait (tests/together.py says which stay
+# in one). Those that start engines are dealt out as they are collected, so that the long ones are not the last.
+side_by_side := -n 3 --dist loadscope
+engines := $(side_by_side) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all test-gpu lint bench setup setup-dev setup-clients setup-environments clean
@@ -20,10 +21,12 @@ quickstart: setup     ## install, then train a SWE agent end to end; SEED=2 take
 	launchers/quickstart.sh
 
 test: setup-dev lint     ## install what the tests need, then lint, types, import contracts and tests
-	$(tests) -m "not slow and not gpu"
+	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not slow and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not slow and not gpu"
 
 test-all: setup-dev lint     ## the same, and the slow tests
-	$(tests) -m "not gpu"
+	$(bin)/python -m pytest $(side_by_side) -m "not e2e and not gpu"
+	$(bin)/python -m pytest $(engines) -m "e2e and not gpu"
 
 test-gpu:       ## the tests that need a CUDA device, in the environment that is active
 	python3 -m pytest -m gpu

@@ -1,31 +1,26 @@
 from __future__ import annotations
 
-import importlib
+import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import pytest
-
+RUNS = """
+import importlib, sys, warnings
 from miles_lite.process.fork_server_main import run
 
+sys.path.insert(0, sys.argv[1])
+importlib.import_module("preloaded.ran")
+warnings.simplefilter("error", RuntimeWarning)
+assert run(["-m", "preloaded.ran", sys.argv[2]]) == 0
+"""
 
-def test_a_module_that_the_server_imported_is_run_without_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+def test_a_module_that_the_server_imported_is_run_without_a_warning(tmp_path: Path) -> None:
     package, told = tmp_path / "preloaded", tmp_path / "told"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "ran.py").write_text(
         "import pathlib, sys\nif __name__ == '__main__':\n    pathlib.Path(sys.argv[1]).write_text(__name__)\n"
     )
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("preloaded", "preloaded.ran"):  # and without them again in the end
-        monkeypatch.setitem(sys.modules, name, sys)
-        del sys.modules[name]
-    importlib.import_module("preloaded.ran")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        assert run(["-m", "preloaded.ran", str(told)]) == 0
+    subprocess.run([sys.executable, "-c", RUNS, str(tmp_path), str(told)], check=True, timeout=60)
     assert told.read_text() == "__main__"

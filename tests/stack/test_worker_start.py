@@ -75,7 +75,8 @@ def test_more_than_that_is_left_to_rays_own(context: dict[str, Any], language: s
     assert worker_start.command(words) == ([sys.executable, str(own), *words], {})
 
 
-def test_the_script_runs_in_this_process_s_place(tmp_path: Path) -> None:
+def test_the_script_runs_in_this_process_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(worker_start.FORK_SERVER, os.devnull)
     worker = tmp_path / "default_worker.py"
     worker.write_text("import json, os, sys; print(json.dumps([os.getpid(), os.environ['A'], sys.argv[1:]]))")
     context = RuntimeEnvContext(env_vars={"A": "b c"}).serialize()
