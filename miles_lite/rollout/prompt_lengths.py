@@ -8,12 +8,12 @@ from pathlib import Path
 from miles_lite.config.options import Config
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.rollout.prompts import Prompt, as_messages
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 
 
 def load_tito(model: Path, config: Config) -> Tito:
     """The template and tokenizer of a run's sessions. Raises UserError."""
-    return Tito.load(
+    return tito_of(
         model,
         append_roles=config.session.tito_allowed_append_roles,
         family=config.session.tito_model,

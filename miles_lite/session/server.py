@@ -32,7 +32,7 @@ from miles_lite.session.http.app import build_app
 from miles_lite.session.http.keys import Keys
 from miles_lite.session.journal.store import Journal
 from miles_lite.session.service import Service
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 
 BACKLOG = 4096
 
@@ -175,7 +175,7 @@ NAME_A_PARSER = "name the parsers by --sglang-reasoning-parser and --sglang-tool
 def load_tito(spec: SessionSpec) -> Tito:
     """The model's text, with the declared roles proved. Raises UserError."""
     options = spec.options
-    tito = Tito.load(
+    tito = tito_of(
         spec.model_path,
         append_roles=options.tito_allowed_append_roles,
         family=options.tito_model,
