@@ -82,18 +82,18 @@ def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_ar
     assert ray.get(running.engine.verify_weights.remote()) > 10
 
 
-def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
+async def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
     buckets = ray.get(trainer.load.remote(str(tiny_model), BUCKET))
     lying = WeightUpdate(str(other_model), 20, PauseMode.RETRACT, tuple(buckets))
     sync = TRANSPORTS[TransferMode.TENSOR]()
-    assert asyncio.run(sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info)))) == {}
+    assert await sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info))) == {}
     with pytest.raises(Exception, match=r"of \d+ tensors differ from .*embed_tokens"):
         ray.get(running.engine.verify_weights.remote())
 
 
 @pytest.mark.parametrize("transfer", [TransferMode.TENSOR, TransferMode.DISTRIBUTED])
 @pytest.mark.parametrize("damage", ["shape", "midway"])
-def test_after_a_failed_update_the_old_weights_serve_on(
+async def test_after_a_failed_update_the_old_weights_serve_on(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, damage
 ):
     sync, to = TRANSPORTS[transfer](), receivers((running.engine, running.info))
@@ -103,8 +103,8 @@ def test_after_a_failed_update_the_old_weights_serve_on(
         buckets[1] = dataclasses.replace(buckets[1], shapes=((3, 3),))
     else:  # the trainer has fewer buckets than it announced: its call fails when some were loaded
         buckets = [*buckets, dataclasses.replace(buckets[0])]
-    failures = asyncio.run(
-        sync.deliver(WeightUpdate(str(other_model), 31, PauseMode.RETRACT, tuple(buckets)), Remote(trainer), to)
+    failures = await sync.deliver(
+        WeightUpdate(str(other_model), 31, PauseMode.RETRACT, tuple(buckets)), Remote(trainer), to
     )
     assert list(failures) == [0]
     assert ("has shape" if damage == "shape" else "list index") in failures[0]
