@@ -16,7 +16,7 @@ from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, staleness_metri
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from miles_lite.train.phases import PHASES
 from tests.metric_names import undocumented, unlogged
-from tests.rollout.test_metrics import a_group, a_rollout, a_sample, failed, of
+from tests.rollout.helpers import a_group, a_rollout, a_sample, failed, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
 

@@ -28,9 +28,9 @@ from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import SCHEMA, trajectory_path
 from miles_lite.report.runs import Runs
+from tests.report.helpers import NASTY, Elements, a_run, keep
 from tests.report.runs import Row, write_run
 from tests.report.test_dash import PICTURE, client, served
-from tests.report.test_transcript import NASTY, Elements, a_run, keep
 
 WORDS = [field.name for field in SCHEMA if types.is_string(field.type)]
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -13,7 +13,7 @@ from miles_lite.tito.encode import Encoder
 from miles_lite.tito.laws import verify
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.verification_cases import ROLES
-from tests.tito.test_suffix import ALIAS, CHATML, OVERLAP
+from tests.tito.material import ALIAS, CHATML, OVERLAP
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
