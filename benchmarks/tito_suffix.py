@@ -33,7 +33,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the tokenizers and templates, which are the tests'
 
-from miles_lite.tito import Message, Tito  # noqa: E402
+from miles_lite.tito import Message, Tito, tito_of  # noqa: E402
 from miles_lite.tito.discover import verify_best  # noqa: E402
 from tests.tito.material import encoder_for, renderer_for, save_model, templates  # noqa: E402
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 def _measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="miles_lite-bench-") as folder:
-        tito = Tito.load(save_model(Path(folder), "trl/qwen3", eos="<|im_end|>"), append_roles=("tool", "user"))
+        tito = tito_of(save_model(Path(folder), "trl/qwen3", eos="<|im_end|>"), append_roles=("tool", "user"))
     stop = tito.encoder.id_of("<|im_end|>")
     source = _source()
     history = _history(tito, source, tokens=105_000)

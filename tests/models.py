@@ -184,12 +184,9 @@ def reference_logprobs(folder: Path | str, tokens: list[int], *, temperature: fl
     """transformers' log-probability of each token but the first, given those before: float32 [len(tokens) - 1]."""
     import torch
 
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):  # PyPI's torchvision needs CUDA to declare them itself
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import AutoModelForCausalLM
+    from miles_lite.weights.compat import import_transformers
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = import_transformers().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([tokens])
     with torch.no_grad():
         logprobs = torch.log_softmax(model(ids).logits[0, :-1] / temperature, dim=-1)

@@ -10,13 +10,13 @@ import pytest
 from miles_lite.config.rewards import Overlong
 from miles_lite.errors import FAILURES
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS
+from miles_lite.rollout.generate import Step
 from miles_lite.rollout.judging import CATEGORY
-from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, overlong_metrics, passrate_metrics, staleness_metrics
-from miles_lite.rollout.metrics import rollout_metrics as of_groups
+from miles_lite.rollout.metrics import MISMATCHES, eval_metrics, staleness_metrics, step_metrics
 from miles_lite.session.counters import BY_REASON, COUNTERS, GAUGES, Counters
 from miles_lite.train.phases import PHASES
 from tests.metric_names import undocumented, unlogged
-from tests.rollout.test_metrics import a_group, a_rollout, a_sample, failed, of
+from tests.rollout.helpers import a_group, a_rollout, a_sample, failed, of
 
 PACKAGE = Path(__file__).parents[1] / "miles_lite"
 
@@ -33,9 +33,9 @@ def computed() -> set[str]:
         *of(a_rollout(samples=[differing, unknown], metadata=reports)),
         *of(*map(failed, FAILURES)),
     ]
-    evaluated = {*eval_metrics("heldout", groups), *passrate_metrics(groups)}
-    shaped = overlong_metrics(groups, Overlong(8, 4, 1.0))
-    return {*of_groups(groups, groups), *evaluated, *staleness_metrics(groups, 1), *shaped}
+    step = Step(groups=groups, finished=groups, reasons={0: "short"}, replaced=of(*map(failed, FAILURES)))
+    logged = step_metrics(step, overlong=Overlong(8, 4, 1.0), passrate=True)
+    return {*logged, *eval_metrics("heldout", groups), *staleness_metrics(groups, 1)}
 
 
 def spelled_out() -> set[str]:

@@ -83,9 +83,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _prompt_cache(model: Path, agent: Agent, root: str, flags: Mapping[str, SglangValue]) -> PromptCache:
     """The cache of the tokens with which every conversation of this agent begins."""
-    from miles_lite.tito.tito import Tito
+    from miles_lite.tito import tito_of
 
-    tito = Tito.load(model.resolve(), append_roles=APPENDED)
+    tito = tito_of(model.resolve(), append_roles=APPENDED)
     first, second = (
         tito.first(
             [{"role": "system", "content": agent.system}, {"role": "user", "content": text}],

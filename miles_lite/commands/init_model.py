@@ -5,7 +5,6 @@ Invariant: nothing is downloaded, and the same flags give the same folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,15 +82,14 @@ def main(argv: Sequence[str]) -> int:
 
 def read_corpus(path: Path) -> Iterator[str]:
     """The texts of a file: of a JSONL file every message's content, else the lines. Raises UserError."""
-    with user_error(f"--corpus: cannot read {path}", OSError):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    from miles_lite.init_model.transcripts import read_conversations
+
     if path.suffix != ".jsonl":
+        with user_error(f"--corpus: cannot read {path}", OSError):
+            lines = path.read_text(encoding="utf-8").splitlines()
         yield from lines
         return
-    for number, line in enumerate(lines, start=1):
-        where = f"--corpus: {path}, line {number}: expected {{'messages': [...]}}"
-        with user_error(where, json.JSONDecodeError, KeyError, TypeError):
-            messages = json.loads(line)["messages"]
+    for _, messages in read_conversations(path, given_as="--corpus"):
         for message in messages:
             yield message["role"]
             yield message["content"]

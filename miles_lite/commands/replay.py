@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         ending.enter_context(claimed({"--run-dir": run_dir}))
         gone = f"--weights {name}: {weights} is gone: a run that goes on keeps its last two; ask again"
         with user_error(gone, FileNotFoundError):
-            served = _assembled(weights, model, run_dir / MODEL, lasting=not in_use(record.folder))
+            served = assembled(weights, model, run_dir / MODEL, lasting=not in_use(record.folder))
         print(f"weights {name}: {weights}", file=sys.stderr)
         stack = ending.enter_context(serving(_serving(record, served, run_dir, leftovers.sglang)))
         session = ending.enter_context(
@@ -185,7 +185,7 @@ def _write(replayed: Replayed, metadata: JsonMapping, out: str) -> None:
         print(out, file=sys.stderr)
 
 
-def _assembled(weights: Path, model: Path, folder: Path, *, lasting: bool) -> Path:
+def assembled(weights: Path, model: Path, folder: Path, *, lasting: bool) -> Path:
     """A model folder of those weights: what a run saves has no tokenizer, and does not last while it runs."""
     if weights == model:
         return model

@@ -27,7 +27,7 @@ from miles_lite.stack.cluster import connected
 from miles_lite.stack.placement import place
 from miles_lite.stack.stack import Stack
 from miles_lite.tito import RenderError, Tito
-from miles_lite.tito.tito import check_roles
+from miles_lite.tito.from_folder import check_roles
 from miles_lite.verify.driven_sessions import Plan, Report, verify_sessions
 from miles_lite.verify.driver import FailureMode
 from miles_lite.verify.judge import Failure, judge

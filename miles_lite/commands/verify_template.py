@@ -77,13 +77,7 @@ def main(argv: Sequence[str], prog: str = "miles-lite verify template") -> int:
 def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Outcome], *, framed: bool) -> int:
     passed = sum(outcome.state == "PASS" for outcome in outcomes)
     tried = sum(outcome.state != "REFUSED" for outcome in outcomes)
-    unproved = [role for role in options.tito_allowed_append_roles if surface.roles[role].law is not None]
-    good, reason = verdict(outcomes) if outcomes else (False, f"not even a plain chat: {surface.roles['user'].reason}")
-    if good and unproved:
-        law = surface.roles[unproved[0]]
-        good, reason = False, f"{unproved[0]} was declared and breaks the law {law.law}: {law.reason}"
-    if good and surface.roles["user"].law == "opens":
-        good, reason = False, f"opens: {surface.roles['user'].reason}"
+    good, reason = _judged(options.tito_allowed_append_roles, surface, outcomes)
     print()
     for gap in gaps(outcomes):
         print(f"Not covered: {gap}")
@@ -95,6 +89,20 @@ def _report(options: TemplateOptions, surface: AppendSurface, outcomes: list[Out
     if options.json is not None:
         _write(options.json, surface.as_json() | {"cases": [outcome.as_json() for outcome in outcomes]})
     return 0 if good else 2 if undecided else 1
+
+
+def _judged(declared: Sequence[str], surface: AppendSurface, outcomes: list[Outcome]) -> tuple[bool, str]:
+    """Whether all is well, and why or why not."""
+    if not outcomes:
+        return False, f"not even a plain chat: {surface.roles['user'].reason}"
+    good, reason = verdict(outcomes)
+    unproved = [role for role in declared if surface.roles[role].law is not None]
+    if good and unproved:
+        law = surface.roles[unproved[0]]
+        return False, f"{unproved[0]} was declared and breaks the law {law.law}: {law.reason}"
+    if good and surface.roles["user"].law == "opens":
+        return False, f"opens: {surface.roles['user'].reason}"
+    return good, reason
 
 
 def _write(path: str, content: dict[str, object]) -> None:

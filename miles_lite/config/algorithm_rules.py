@@ -27,6 +27,7 @@ def all_rules(rollouts: Rollouts, rewards: Rewards, algorithm: Algorithm, evalua
             too_low_words(f"--rm-type {' '.join(rewards.rm_type)}", algorithm),
         ),
         *shaping(rollouts, rewards, algorithm),
+        *teaching(algorithm),
         *distillation(rollouts, algorithm),
     ]
 
@@ -131,11 +132,9 @@ def penalties(algorithm: Algorithm) -> Rules:
     ]
 
 
-def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
-    """Who teaches, and what."""
+def teaching(algorithm: Algorithm) -> Rules:
+    """Who teaches."""
     teachers, key = algorithm.teachers, algorithm.opd_teacher_key
-    served = {is_url(where) for where in teachers.values()}
-    kind = algorithm.opd_type
     return [
         (
             algorithm.use_opd and not teachers,
@@ -157,6 +156,14 @@ def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
             (len(teachers) > 1) != (key is not None),
             "--opd-teacher-key and several --opd-teacher need each other: it says which of them a prompt has",
         ),
+    ]
+
+
+def distillation(rollouts: Rollouts, algorithm: Algorithm) -> Rules:
+    """What teachers say."""
+    served = {is_url(where) for where in algorithm.teachers.values()}
+    kind = algorithm.opd_type
+    return [
         (
             (kind == "sglang" and False in served) or (kind == "megatron" and True in served),
             f"--opd-type {kind}: --opd-teacher must be {'a URL' if kind == 'sglang' else 'a folder'}",

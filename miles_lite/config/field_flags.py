@@ -102,6 +102,8 @@ _ROWS: tuple[Iterator[tuple[str, Answer]], ...] = (
         "sequences are packed without padding",
         "qkv-format data-pad-size-multiplier variable-seq-lengths",
     ),
+    ignored("activations between layers are whole on tensor ranks", "sequence-parallel"),
+    ignored("experts that no ranks share as whole ones are cut over the tensor ranks", "expert-tensor-parallel-size"),
     ignored(
         "FSDP2 shards and overlaps by itself",
         "use-distributed-optimizer overlap-grad-reduce overlap-param-gather allgather-cp",

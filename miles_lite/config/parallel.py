@@ -17,13 +17,9 @@ class Parallelism:
     expert_model_parallel_size: int = option(
         1, help="ranks that share the experts of a layer, each holding whole ones", least=1
     )
-    expert_tensor_parallel_size: int | None = option(
-        None, help="accepted: experts that no ranks share as whole ones are cut over the tensor ranks", least=1
-    )
     pipeline_model_parallel_size: int = option(
         1, help="accepted: its ranks become data parallel, and layers are sharded over them (FSDP2)", least=1
     )
-    sequence_parallel: bool = option(False, help="accepted: activations between layers are whole on tensor ranks")
     data_parallel_sharding_strategy: Literal["auto", "no_shard", "optim_grads_params"] = option(
         "auto",
         help="over data-parallel ranks: the whole model on each (no_shard: CPU, and nothing else is shared), or "

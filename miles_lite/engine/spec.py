@@ -56,7 +56,7 @@ class EngineInfo:
     pid             SGLang's own, 0 for an external one
     bootstrap_port  set for prefill workers
     ranks           how many processes hold a part of its weights
-    memory          what `transfer.memory` says where they run; None: they run on different nodes, or nobody knows
+    memory          what `bucket.memory` says where they run; None: they run on different nodes, or nobody knows
     """
 
     url: str

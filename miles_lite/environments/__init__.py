@@ -34,15 +34,15 @@ def load(spec: str, args: str | None, *, seed: int) -> Environment:
     given = arguments(args)
     if known not in ENVIRONMENTS.values():
         make: EnvironmentFactory = load_hook(known.make, flag="--environment")
-        with users_code(f"--environment {spec}: cannot be made"), _packages(spec):
+        with users_code(f"--environment {spec}: cannot be made"), installed(spec):
             return _complete(spec, make(argument, given, seed=seed))
     module, _, function = known.make.partition(":")
-    with _packages(spec):
+    with installed(spec):
         return _complete(spec, getattr(importlib.import_module(module), function)(argument, given, seed=seed))
 
 
 @contextlib.contextmanager
-def _packages(spec: str) -> Iterator[None]:
+def installed(spec: str) -> Iterator[None]:
     """Raises UserError for an import of what is not installed."""
     try:
         yield

@@ -10,7 +10,7 @@ The server is one that asks the policy where its caller says (`policy_base_url` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import aiohttp
 
@@ -24,7 +24,7 @@ from miles_lite.hooks import Environment
 from miles_lite.process.json_types import Json, JsonMapping
 
 OWN = (TASKS, TIMEOUT, AT_ONCE)
-POLICY, PARAMS = "policy_base_url", "responses_create_params"
+POLICY = "policy_base_url"
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
@@ -45,12 +45,12 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
             said = await answer.text(errors="replace")
             if answer.status != 200:
                 raise RuntimeError(f"{url}/run answered {answer.status}: {said[:500]}")
-            return _ended(await answer.json())
+            return ended(await answer.json())
 
     return bounded(play, args, tasks=Tasks("nemo_gym", files.size, seed))
 
 
-def _ended(said: Json) -> Ended:
+def ended(said: Json) -> Ended:
     """Of a BaseVerifyResponse. Raises ValueError for a reward that the server itself takes for no measurement: it masks
     the sample, or has no turn of a model to show."""
     if not isinstance(said, Mapping) or "reward" not in said:
@@ -59,9 +59,14 @@ def _ended(said: Json) -> Ended:
     if said.get("mask_sample") or not output:
         why = [said.get("failure_kind"), said.get("failure_reason"), (said.get("metadata") or {}).get("error")]
         raise ValueError(f"/run did not measure it: {'; '.join(str(each) for each in why if each) or 'no output'}")
+    return Ended(said["reward"], _answer(output), {"failed": float(bool(said.get("failure_kind")))})
+
+
+def _answer(output: Sequence[JsonMapping]) -> str:
+    """The last text that the model wrote."""
     parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
     texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
-    return Ended(said["reward"], texts[-1] if texts else "", {"failed": float(bool(said.get("failure_kind")))})
+    return texts[-1] if texts else ""
 
 
 def _check(url: str, flag: str) -> None:

@@ -11,7 +11,7 @@ are the session's and the traces that it streams are read for rewards and metric
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from miles_lite.environments.environment_args import AT_ONCE, TASKS, TIMEOUT, Argument, refuse_others
 from miles_lite.environments.episodes import answered, in_time
@@ -33,22 +33,32 @@ def ended(reply: JsonMapping, traces: Mapping[str, JsonObject]) -> Ended:
     """What an episode earned: the rewards of its traces, weighted, of several agents their mean. Raises ValueError
     where it, or one of them, broke or was not scored."""
     head, played = reply.get("head") or {}, [traces.get(each["id"], {}) for each in reply.get("traces") or ()]
-    errors = [*(head.get("errors") or ()), *(error for trace in played for error in trace.get("errors", ()))]
     if not head.get("ok") or not played:
-        raise ValueError("; ".join(f"{each['type']}: {each['message']}" for each in errors[-2:]) or "it is not ok")
-    rewards: list[float] = []
-    numbers: dict[str, list[float]] = {}
-    for trace in played:
-        given: Mapping[str, Json] = trace.get("rewards") or {}
-        if not given or None in given.values():
-            raise ValueError(f"it was not scored: its rewards are {given!r:.200}")
-        rewards.append(sum(each["score"] * each["weight"] for each in given.values()))
-        scores = {name: each["score"] for name, each in given.items()}
-        for name, value in {**(trace.get("metrics") or {}), **scores}.items():
-            if value is not None and math.isfinite(value):
-                numbers.setdefault(name, []).append(float(value))
-    means = {name: sum(values) / len(values) for name, values in numbers.items()}
-    return Ended(sum(rewards) / len(rewards), str(played[-1].get("root_reply") or ""), means)
+        raise ValueError(_why(head, played))
+    scored = [_scored(trace) for trace in played]
+    values: dict[str, list[float]] = {}
+    for _, numbers in scored:
+        for name, value in numbers.items():
+            values.setdefault(name, []).append(value)
+    reward = sum(reward for reward, _ in scored) / len(scored)
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return Ended(reward, str(played[-1].get("root_reply") or ""), means)
+
+
+def _why(head: JsonMapping, played: Sequence[JsonMapping]) -> str:
+    """The last of what went wrong."""
+    errors = [*(head.get("errors") or ()), *(error for trace in played for error in trace.get("errors", ()))]
+    return "; ".join(f"{each['type']}: {each['message']}" for each in errors[-2:]) or "it is not ok"
+
+
+def _scored(trace: JsonObject) -> tuple[float, dict[str, float]]:
+    """A trace's weighted reward, and its metrics and scores that are numbers. Raises ValueError where it has none."""
+    given: Mapping[str, Json] = trace.get("rewards") or {}
+    if not given or None in given.values():
+        raise ValueError(f"it was not scored: its rewards are {given!r:.200}")
+    numbers = {**(trace.get("metrics") or {}), **{name: each["score"] for name, each in given.items()}}
+    finite = {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
+    return sum(each["score"] * each["weight"] for each in given.values()), finite
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:

@@ -8,29 +8,36 @@ what the template puts between two assistant turns is one rendered text again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from miles_lite.errors import UserError, user_error
-from miles_lite.process.json_types import JsonMapping
+from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.sample import Sample
 from miles_lite.train.examples import example
 
 
-def read_transcripts(path: Path | str) -> list[list[dict[str, Any]]]:
-    """The messages of each line `{"messages": [...]}`. Raises UserError with the line number."""
-    transcripts = []
-    with user_error(f"cannot read transcripts {path}", OSError):
-        lines = Path(path).read_text().splitlines()
+def read_conversations(path: Path | str, *, given_as: str) -> Iterator[tuple[int, list[JsonObject]]]:
+    """The number and messages of each line `{"messages": [...]}` of the file that a flag names; blank ones are left
+    out. Raises UserError with the line number."""
+    with user_error(f"{given_as}: cannot read {path}", OSError):
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f'{path}, line {number}: expected {{"messages": [...]}}, got {line[:80]!r}'
+        where = f'{given_as}: {path}, line {number}: expected {{"messages": [...]}}, got {line[:80]!r}'
         with user_error(where, json.JSONDecodeError, KeyError, TypeError):
             messages = json.loads(line)["messages"]
+        yield number, messages
+
+
+def read_transcripts(path: Path | str) -> list[list[JsonObject]]:
+    """The messages of each line of --warm-start. Raises UserError with the line number."""
+    transcripts = []
+    for number, messages in read_conversations(path, given_as="--warm-start"):
         if not any(message["role"] == "assistant" for message in messages):
             raise UserError(f"{path}, line {number}: no assistant message, so nothing to learn")
         transcripts.append(messages)

@@ -24,13 +24,14 @@ from miles_lite.model_folder import check_model_folder
 from miles_lite.process.gpu_driver import has_gpu_driver
 from miles_lite.rollout import resume
 from miles_lite.rollout.filters import load_filter
-from miles_lite.rollout.prompt_lengths import load_tito, prompt_limit, token_counter
+from miles_lite.rollout.prompt_lengths import prompt_limit, token_counter
 from miles_lite.rollout.prompts import Prompt, as_messages, check_lengths, head, load_held_out, load_prompts
 from miles_lite.rollout.rewards import check_packages, check_row
 from miles_lite.rollout.rewards.weighted import row_rules
 from miles_lite.session.dialects.chat import ChatCompletions
 from miles_lite.session.errors import ApiError
 from miles_lite.session.history.match import matcher_named
+from miles_lite.session.model_text import model_text
 from miles_lite.stack.cluster import joined
 from miles_lite.stack.engine_plans import check_engines
 from miles_lite.train.iterations import latest_iteration
@@ -57,7 +58,7 @@ def check_inputs(config: Config, *, trains: bool = True) -> None:
         load(config.data.environment, config.data.environment_args, seed=config.data.rollout_seed)
     check_engines(config.topology, config.engines)
     family = config.session.tito_model
-    tito = load_tito(model, config)
+    tito = model_text(model, config.session, config.engines)
     log.info("append surface of %s (--tito-model %s), verified:\n%s", model.name, family, tito.table())
 
     count = token_counter(tito, config)

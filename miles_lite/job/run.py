@@ -147,16 +147,16 @@ class TrainingRun(Run):
 def sum_up(config: Config, life: Lifetime, servers: Servers, *, ended: str = "well") -> Summary:
     """Write summary.json; what is under way, of a run that does not end well, is used by nobody."""
     booked = servers.call(RolloutManager.accounts)
-    ends = ("trained", "filtered", "failed", "quarantined")
-    prompts = {f"prompts_{end}": booked[end] for end in ends}
-    unused = booked["started"] - sum(prompts.values())
     summary = build_summary(
         config.run_dir / METRICS,
         counts=Counts(
-            **prompts,
-            prompts_started=booked["started"],
-            prompts_unused=unused,
-            rollouts_failed=booked["rollouts_failed"],
+            prompts_started=booked.started,
+            prompts_trained=booked.trained,
+            prompts_filtered=booked.filtered,
+            prompts_failed=booked.failed,
+            prompts_quarantined=booked.quarantined,
+            prompts_unused=booked.unused + booked.in_flight,
+            rollouts_failed=booked.rollouts_failed,
         ),
         ended=ended,
         seconds=time.time() - life.course.began,

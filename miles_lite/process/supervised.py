@@ -1,4 +1,4 @@
-"""What a process does that `supervise` keeps alive: it serves on a socket it inherits, and shows that it lives.
+"""What a process does that `supervisor` keeps alive: it serves on a socket it inherits, and shows that it lives.
 
 Invariant: it lives no longer than its parent, whose end closes its stdin. To its parent it says `ready`, or why it
 cannot be, and from then on a byte every BEAT_SECONDS, from its event loop; whatever else it prints goes to stderr. What

@@ -57,7 +57,7 @@ def curves(
     for at, (name, points) in enumerate(lines.items()):
         color, marked = _SERIES[at % len(_SERIES)], "o" if len(points) < 40 else None
         style = _STYLES[at // len(_SERIES) % len(_STYLES)]
-        steps, values = _thinned(points)
+        steps, values = thinned(points)
         axes.plot(
             *(steps, values, style), color=color, marker=marked, label=_printable(name), linewidth=1.6, markersize=3
         )
@@ -74,7 +74,7 @@ def curves(
     return _svg(figure, axes, legend=len(lines) > 1)
 
 
-def _thinned(points: Points) -> tuple[np.ndarray, np.ndarray]:
+def thinned(points: Points) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values, of a long curve those where it turns: it looks the same, and neither peak nor pit is lost."""
     steps, values = (np.fromiter(of, np.float64, len(points)) for of in (points.keys(), points.values()))
     if len(points) <= 4 * COLUMNS:

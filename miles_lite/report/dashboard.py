@@ -165,10 +165,10 @@ def _host(request: Request) -> str:
 def _stream(
     look: Callable[[], str], since: str | None, request: Request, ending: Callable[[], bool]
 ) -> StreamingResponse:
-    return StreamingResponse(_changes(look, since, request, ending), media_type="text/event-stream")
+    return StreamingResponse(change_events(look, since, request, ending), media_type="text/event-stream")
 
 
-async def _changes(
+async def change_events(
     look: Callable[[], str], since: str | None, request: Request, ending: Callable[[], bool]
 ) -> AsyncGenerator[str, None]:
     """An event for each other thing that `look` says, which may take its time."""

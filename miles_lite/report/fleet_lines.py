@@ -45,12 +45,14 @@ def fleet_lines(rows: Sequence[JsonMapping], column: str) -> FleetLines:
     }
     if len(means) <= MOST_LINES:
         return FleetLines(unit, {f"engine {engine}": line for engine, line in means.items()})
-    moments = sorted({moment for line in means.values() for moment in line})
-    every = {moment: [line[moment] for line in means.values() if moment in line] for moment in moments}
-    return FleetLines(
-        unit,
-        {
-            name: {moment: pick(each) for moment, each in every.items()}
-            for name, pick in (("least", min), ("median", median), ("most", max))
-        },
-    )
+    return FleetLines(unit, _spread(list(means.values())))
+
+
+def _spread(lines: Sequence[Mapping[int, float]]) -> dict[str, dict[int, float]]:
+    """The least, the middle and the most of many lines, at each moment that one of them has."""
+    moments = sorted({moment for line in lines for moment in line})
+    every = {moment: [line[moment] for line in lines if moment in line] for moment in moments}
+    return {
+        name: {moment: pick(each) for moment, each in every.items()}
+        for name, pick in (("least", min), ("median", median), ("most", max))
+    }

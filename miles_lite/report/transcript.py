@@ -167,7 +167,18 @@ def _speller(path: Path) -> Spell | None:
 
 
 def _shown(record: Record) -> Iterator[tuple[str, Row]]:
-    """Rows of trajectories that are there, and why they are shown; no more steps are read than it takes."""
+    """Rows of trajectories that are there, and why they are shown."""
+    failed, last, flat = _found(record)
+    yield from ((f"failed at {where}", row) for where, rows in failed.items() for row in rows)
+    if last:
+        yield "best of the last step", max(last, key=lambda row: row["reward"])
+        yield "worst of the last step", min(last, key=lambda row: row["reward"])
+    yield from (("its group carries no gradient", row) for row in flat)
+
+
+def _found(record: Record) -> tuple[dict[str, list[Row]], list[Row], list[Row]]:
+    """Rows that failed, by where, those of the last step that was judged, and one of a group without a gradient; no
+    more steps are read than it takes."""
     failed: dict[str, list[Row]] = {where: [] for where, _ in record.tally.boundaries}
     last, flat = list[Row](), list[Row]()
     for kept in _kept(record):
@@ -179,11 +190,7 @@ def _shown(record: Record) -> Iterator[tuple[str, Row]]:
         judged = [row for row in kept if row["reward"] is not None]
         last = last or judged
         flat = flat or [row for row in judged if row["zero_std"]][-1:]
-    yield from ((f"failed at {where}", row) for where, rows in failed.items() for row in rows)
-    if last:
-        yield "best of the last step", max(last, key=lambda row: row["reward"])
-        yield "worst of the last step", min(last, key=lambda row: row["reward"])
-    yield from (("its group carries no gradient", row) for row in flat)
+    return failed, last, flat
 
 
 def _kept(record: Record) -> Iterator[list[Row]]:

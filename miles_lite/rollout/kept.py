@@ -23,7 +23,7 @@ from miles_lite.rollout.generate import Step
 from miles_lite.rollout.metrics import no_gradient
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.stored import Stored
-from miles_lite.sample import Rollout
+from miles_lite.sample import Group, Rollout
 from miles_lite.traces import atraj, token_values
 from miles_lite.traces.atraj import Trajectory
 from miles_lite.traces.token_values import TokenValues
@@ -61,9 +61,8 @@ def trajectory(turns: bytes, prompt: JsonObject, rollout: Rollout, more: JsonMap
 
 def chosen(step: Step, some: int) -> dict[int, list[str]]:
     """The numbers of the rollouts of a step that are kept, and why each is; `some` of those that have no reason."""
-    ended = sorted((one for group in step.finished for one in group.rollouts), key=attrgetter("index"))
-    replaced = [one for group in step.replaced for one in group.rollouts]
-    failed = [one for one in [*ended, *replaced] if one.failure is not None]
+    ended = sorted(_rollouts(step.finished), key=attrgetter("index"))
+    failed = [one for one in [*ended, *_rollouts(step.replaced)] if one.failure is not None]
     judged = [one for one in ended if one.reward is not None]
     flat = [one for group in step.finished if no_gradient(group) for one in group.judged]
     reasons: dict[str, Sequence[Rollout]] = {
@@ -82,6 +81,10 @@ def chosen(step: Step, some: int) -> dict[int, list[str]]:
     return found
 
 
+def _rollouts(groups: Sequence[Group]) -> list[Rollout]:
+    return [one for group in groups for one in group.rollouts]
+
+
 class Keeper:
     """Keeps those of one run's steps."""
 
@@ -96,7 +99,7 @@ class Keeper:
     def take(self, number: int, step: Step) -> list[tuple[Rollout, JsonObject]]:
         """The rollouts of step `number` that `write` is to write, each with what its file says besides. The others let
         go of what their sessions said."""
-        rollouts = [one for group in [*step.finished, *step.replaced] for one in group.rollouts]
+        rollouts = _rollouts([*step.finished, *step.replaced])
         reasons = chosen(step, self._some) if self.keeps else {}
         taken = [
             (dataclasses.replace(one, stored=None), {"step": number, "kept": reasons[one.index]})

@@ -10,7 +10,6 @@ one is data.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,13 +31,7 @@ from miles_lite.rollout.filters import load_filter
 from miles_lite.rollout.generate import Generator, schedule_of
 from miles_lite.rollout.given_rollouts import FieldDataSource, GivenRollouts, evaluated
 from miles_lite.rollout.loads import Loads
-from miles_lite.rollout.metrics import (
-    eval_metrics,
-    overlong_metrics,
-    passrate_metrics,
-    rollout_metrics,
-    staleness_metrics,
-)
+from miles_lite.rollout.metrics import eval_metrics, staleness_metrics, step_metrics
 from miles_lite.rollout.prompt_lengths import fitting
 from miles_lite.rollout.prompts import Prompt, Source, load_held_out, open_source
 from miles_lite.rollout.recorded import Credited, Recorder
@@ -154,13 +147,7 @@ class RolloutManager:
         for line in note_quarantined(self._config.run_dir / QUARANTINED, rollout_id, step.quarantined):
             self._stack.alarm(line)
         kept = await self._recorder.record(rollout_id, step)
-        metrics = rollout_metrics(step.groups, step.finished)
-        metrics |= {f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()}
-        if (overlong := self._config.overlong) is not None:
-            metrics |= overlong_metrics(step.groups, overlong)
-        if self._config.logging.log_passrate:
-            metrics |= passrate_metrics(step.groups)
-        metrics |= {f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()}
+        metrics = step_metrics(step, overlong=self._config.overlong, passrate=self._config.logging.log_passrate)
         if self._overlaps:
             metrics |= staleness_metrics(step.groups, rollout_id)
             metrics["rollout/fully_async/staleness_bound"] = float(self._config.scheduling.staleness)
@@ -239,9 +226,9 @@ class RolloutManager:
         """What a person must hear of the run's servers, so far."""
         return self._stack.alarms
 
-    async def accounts(self) -> dict[str, int]:
+    async def accounts(self) -> Accounts:
         """Where every prompt of the run went."""
-        return dataclasses.asdict(self._accounts)
+        return self._accounts
 
     async def save(self, folder: str, rollout_id: int) -> None:
         """Write what follows the training of `rollout_id`.

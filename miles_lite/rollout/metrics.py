@@ -20,6 +20,7 @@ from miles_lite.config.rewards import Overlong
 from miles_lite.report import metric_names
 from miles_lite.report.group_tally import pass_at
 from miles_lite.rollout.agent_report import AGENT_TIMES, AGENT_TOTALS, agent_report, number
+from miles_lite.rollout.generate import Step
 from miles_lite.rollout.judging import CATEGORY
 from miles_lite.sample import Group, Rollout, SampleRecord, Status
 
@@ -52,6 +53,17 @@ def rollout_metrics(groups: Sequence[Group], unfiltered_groups: Sequence[Group])
         **agent_metrics(groups),
         **named_reward_metrics(groups),
         **environment_metrics(groups),
+    }
+
+
+def step_metrics(step: Step, *, overlong: Overlong | None, passrate: bool) -> Metrics:
+    """What a step's groups say, those that were run again too; `passrate` is --log-passrate."""
+    return {
+        **rollout_metrics(step.groups, step.finished),
+        **{f"rollout/dynamic_filter/drop_{reason}": float(count) for reason, count in step.dropped.items()},
+        **(overlong_metrics(step.groups, overlong) if overlong else {}),
+        **(passrate_metrics(step.groups) if passrate else {}),
+        **{f"rollout/retried/count_{where}": float(count) for where, count in step.replaced_by_where.items()},
     }
 
 

@@ -8,19 +8,8 @@ from pathlib import Path
 from miles_lite.config.options import Config
 from miles_lite.model_folder import check_model_folder, context_length
 from miles_lite.rollout.prompts import Prompt, as_messages
+from miles_lite.session.model_text import model_text
 from miles_lite.tito import Tito
-
-
-def load_tito(model: Path, config: Config) -> Tito:
-    """The template and tokenizer of a run's sessions. Raises UserError."""
-    return Tito.load(
-        model,
-        append_roles=config.session.tito_allowed_append_roles,
-        family=config.session.tito_model,
-        chat_template=config.session.chat_template_path,
-        reasoning_parser=config.engines.text("reasoning_parser"),
-        tool_call_parser=config.engines.text("tool_call_parser"),
-    )
 
 
 def prompt_limit(model: Path, config: Config) -> int:
@@ -40,5 +29,6 @@ def fitting(config: Config) -> Callable[[Prompt], bool] | None:
     if config.data.overlong_prompts == "error":
         return None
     model = check_model_folder(config.model.hf_checkpoint)
-    limit, count = prompt_limit(model, config), token_counter(load_tito(model, config), config)
+    tito = model_text(model, config.session, config.engines)
+    limit, count = prompt_limit(model, config), token_counter(tito, config)
     return lambda prompt: count(prompt) <= limit

@@ -19,7 +19,7 @@ from miles_lite.rollout.fleet_samples import FleetSamples
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.kept import Keeper, costs_no_run
 from miles_lite.rollout.metrics import no_gradient
-from miles_lite.sample import Group, Rollout
+from miles_lite.sample import Group, Rollout, Spans
 from miles_lite.traces.token_values import TokenValues
 
 RETRIED, UNUSED = "retried", "unused"
@@ -88,8 +88,7 @@ def rows_of(number_of: int, step: Step) -> Iterator[Row]:
 
 def _row(group: Group, rollout: Rollout) -> Row:
     versions = [version for sample in rollout.samples for version in sample.weight_versions]
-    told, spans, given = agent_report(rollout.metadata), rollout.spans, rollout.metadata.get("rewards")
-    row, accounted = group.prompt.get("row"), sum(each or 0.0 for each in (spans.model, spans.tool, spans.reward))
+    told, given, row = agent_report(rollout.metadata), rollout.metadata.get("rewards"), group.prompt.get("row")
     return {
         "rollout": rollout.index,
         "group": group.index,
@@ -114,6 +113,14 @@ def _row(group: Group, rollout: Rollout) -> Row:
         "tool_calls": told.get("tool_calls"),
         "started_at": rollout.started_at,
         "finished_at": rollout.finished_at,
+        **_spent(rollout.spans, rollout.finished_at - rollout.started_at),
+    }
+
+
+def _spent(spans: Spans, seconds: float) -> Row:
+    """Where so many seconds of a rollout went."""
+    accounted = sum(each or 0.0 for each in (spans.model, spans.tool, spans.reward))
+    return {
         "queue": spans.queue,
         "model": spans.model,
         "prefill": spans.prefill,
@@ -121,7 +128,7 @@ def _row(group: Group, rollout: Rollout) -> Row:
         "tool": spans.tool,
         "tools": _json(spans.tools.items()) if spans.tools else None,
         "reward_time": spans.reward,
-        "idle": max(0.0, rollout.finished_at - rollout.started_at - accounted),
+        "idle": max(0.0, seconds - accounted),
     }
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from multidict import CIMultiDictProxy
 
-from miles_lite.router.aiohttp_compat import HttpProcessingError, RawResponseMessage, ResponseHandler
+from miles_lite.process.aiohttp_compat import HttpProcessingError, RawResponseMessage, ResponseHandler
 
 KEEP_ALIVE = 2.0
 """Seconds an idle connection to a worker is kept: less than the worker does, so that none closes under a request."""

@@ -31,6 +31,7 @@ from miles_lite.session.history.match import matcher_named
 from miles_lite.session.http.app import build_app
 from miles_lite.session.http.keys import Keys
 from miles_lite.session.journal.store import Journal
+from miles_lite.session.model_text import model_text
 from miles_lite.session.service import Service
 from miles_lite.tito import Tito
 
@@ -173,17 +174,8 @@ NAME_A_PARSER = "name the parsers by --sglang-reasoning-parser and --sglang-tool
 
 
 def load_tito(spec: SessionSpec) -> Tito:
-    """The model's text, with the declared roles proved. Raises UserError."""
-    options = spec.options
-    tito = Tito.load(
-        spec.model_path,
-        append_roles=options.tito_allowed_append_roles,
-        family=options.tito_model,
-        chat_template=options.chat_template_path,
-        reasoning_parser=spec.engines.text("reasoning_parser"),
-        tool_call_parser=spec.engines.text("tool_call_parser"),
-        longest=spec.context_length,
-    )
+    """The model's text; what of it is not read is said in the log. Raises UserError."""
+    tito = model_text(spec.model_path, spec.options, spec.engines, longest=spec.context_length)
     if tito.flaw:
         log.warning("replies are not read as this model writes them: %s; %s", tito.flaw, NAME_A_PARSER)
     return tito

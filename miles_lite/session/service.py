@@ -55,7 +55,7 @@ class Service:
         self._compares = options.session_compare_template
         self._detects_snap = options.detect_timeline_snap
         self._idle_seconds = options.session_idle_seconds
-        self._sessions = Sessions(
+        self.sessions = Sessions(
             journal,
             matcher=matcher,
             idle_seconds=options.session_idle_seconds,
@@ -66,7 +66,7 @@ class Service:
         self.turns = Turns(
             tito,
             engines,
-            self._sessions,
+            self.sessions,
             options=options,
             context_length=context_length,
             counts=self._counts,
@@ -75,12 +75,12 @@ class Service:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        await self._sessions.open()
+        await self.sessions.open()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
         """End what runs. Idempotent."""
-        calls = [call for session in self._sessions.resident() for call in session.calls]
+        calls = [call for session in self.sessions.resident() for call in session.calls]
         tasks: list[asyncio.Task[Any] | None] = [self._sweeper, *(call.task for call in calls)]
         ending = [task for task in tasks if task is not None]
         for task in ending:
@@ -94,22 +94,22 @@ class Service:
         """Open a session, with the `turns` that another one told. `traced`: what names the span that its turns belong
         to. Raises ApiError 400."""
         entries = told_turns(turns, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
-        session = await self._sessions.create(sampling, traced=traced)
+        session = await self.sessions.create(sampling, traced=traced)
         for entry in entries:
-            await self._sessions.commit(session, entry)
+            await self.sessions.commit(session, entry)
         session.tree.told = session.retries.restored = len(entries)
         self._counts.add({"sessions_created": 1})
         return session.session_id
 
     async def delete(self, session_id: str) -> None:
         """Forget the session and cancel its calls. Raises ApiError 404."""
-        session = await self._sessions.delete(session_id)
+        session = await self.sessions.delete(session_id)
         for call in session.calls:
             call.abort()
 
     async def describe(self, session_id: str) -> JsonObject:
         """For a session that nobody opened, what an empty one has."""
-        session = await self._sessions.find(session_id)
+        session = await self.sessions.find(session_id)
         if session is None:
             return {"session_id": session_id, "turns": [], "leaves": [], "counts": {}}
         leaves = [turn.number for turn in session.tree.leaves()]
@@ -121,7 +121,7 @@ class Service:
 
     async def samples(self, session_id: str, *, max_seq_len: int | None) -> list[Sample]:
         """No samples for a session that nobody opened. Raises ApiError 404, 422."""
-        session = await self._sessions.find(session_id)
+        session = await self.sessions.find(session_id)
         if session is None:
             return []
         metadata: JsonObject = {"session_id": session_id, "counts": dict(session.counts)}
@@ -135,8 +135,8 @@ class Service:
 
     async def tree(self, session_id: str) -> Tree:
         """The session's turns, to be read; none for a session that nobody opened. Raises ApiError 404."""
-        session = await self._sessions.find(session_id)
-        return self._sessions.empty_tree() if session is None else session.tree
+        session = await self.sessions.find(session_id)
+        return self.sessions.empty_tree() if session is None else session.tree
 
     async def kept(self, session_id: str) -> list[Turn]:
         """The leaves that collecting keeps. Raises ApiError 404."""
@@ -149,16 +149,16 @@ class Service:
         return await self.turns.off_loop.run(encode, heavy=True)
 
     def live(self) -> int:
-        return self._sessions.live()
+        return self.sessions.live()
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and what is there now: sessions, those in memory, their bytes, and calls."""
-        calls = sum(call.running for session in self._sessions.resident() for call in session.calls)
+        calls = sum(call.running for session in self.sessions.resident() for call in session.calls)
         return {name: float(count) for name, count in self._counts.items()} | {
             "sessions": float(self.live()),
-            "sessions_resident": float(len(self._sessions.resident())),
-            "sessions_recreated": float(self._sessions.recreated),
-            "session_bytes": float(self._sessions.bytes),
+            "sessions_resident": float(len(self.sessions.resident())),
+            "sessions_recreated": float(self.sessions.recreated),
+            "session_bytes": float(self.sessions.bytes),
             "calls": float(calls),
         }
 
@@ -166,6 +166,6 @@ class Service:
         while True:
             await asyncio.sleep(min(60.0, self._idle_seconds / 4))
             try:
-                self._counts.add({"sessions_expired": await self._sessions.expire()})
+                self._counts.add({"sessions_expired": await self.sessions.expire()})
             except sqlite3.Error as error:
                 log.error("idle sessions could not be expired: %s", error)

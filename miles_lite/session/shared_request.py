@@ -86,7 +86,7 @@ class Call:
         self.task.add_done_callback(self._ended)
         return self.task
 
-    def tell(self, answer: ChatAnswer) -> None:
+    def finish(self, answer: ChatAnswer) -> None:
         """The answer is there."""
         if self.running:
             self._outcome.set_result(answer)
@@ -98,7 +98,8 @@ class Call:
             self._outcome.exception()
             self._release(self)
 
-    async def say(self, delta: Delta) -> None:
+    async def stream(self, delta: Delta) -> None:
+        """More of the answer is there."""
         self._deltas.append(delta)
         self._grown.set()
 
@@ -113,14 +114,15 @@ class Call:
             if self.listeners == 0 and not self.delivered and not self._failed():
                 asyncio.get_running_loop().call_later(self._grace, self._let_go)
 
-    async def hear(self, on_delta: OnDelta | None = None) -> ChatAnswer:
-        """The answer; `on_delta` hears everything that is said, from the beginning. Raises ApiError."""
-        heard = 0
+    async def answer(self, on_delta: OnDelta | None = None) -> ChatAnswer:
+        """The answer, once it is there; `on_delta` is given everything that is streamed, from the beginning. Raises
+        ApiError."""
+        given = 0
         while on_delta is not None:
-            for delta in self._deltas[heard:]:
-                heard += 1
+            for delta in self._deltas[given:]:
+                given += 1
                 await on_delta(delta)
-            if heard == len(self._deltas):
+            if given == len(self._deltas):
                 if not self.running:
                     break
                 self._grown.clear()
@@ -156,7 +158,7 @@ class Call:
         elif error := task.exception():
             self.fail(error)
         else:
-            self.tell(task.result())
+            self.finish(task.result())
 
     def _failed(self) -> bool:
         return not self.running and (self._outcome.cancelled() or self._outcome.exception() is not None)

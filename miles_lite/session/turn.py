@@ -140,7 +140,7 @@ class Turns:
         if call is not None:
             self._count(session, retries_joined=1)
             return call
-        turn = session.retries.turn_of(ask, session.tree, grace=self._grace)
+        turn = session.retries.turn_of(ask, session.tree, since=time.time() - self._grace)
         receipt = None if turn is None else session.receipts[turn.number]
         stamp = Stamp(prefix + uuid.uuid4().hex, int(time.time())) if receipt is None else receipt.stamp
         call = Call(ask.identity, stamp, grace=self._grace, release=session.retries.over)
@@ -150,7 +150,7 @@ class Turns:
         else:
             self._count(session, retries_replayed=1)
             call.turn, call.prompt_tokens = turn.number, turn.end - turn.output.size
-            call.tell(self._reader.answer(request, turn, receipt))
+            call.finish(self._reader.answer(request, turn, receipt))
         return call
 
     async def count_tokens(self, incoming: Incoming) -> int:
@@ -236,7 +236,7 @@ class Turns:
                 prompt.sampling.params,
                 tokens=prompt.tokens,
                 key=session.session_id,
-                on_tokens=watcher(self._tito, request, prompt, call.say) if watched else None,
+                on_tokens=watcher(self._tito, request, prompt, call.stream) if watched else None,
                 experts_from=max(0, prompt.tokens - len(prompt.suffix.ids) - 1),
             )
         )

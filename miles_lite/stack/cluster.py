@@ -156,7 +156,7 @@ def disconnect() -> None:
         _SCRATCH.leave()
 
 
-class _Scratch:
+class Scratch:
     """The temp folder of everything that this process starts, but for Ray's own files, which stay where they would be:
     people read its logs. Its keeper outlives us, also when we are killed."""
 
@@ -199,4 +199,4 @@ def _set(variables: Mapping[str, str | None]) -> None:
     tempfile.tempdir = None  # look again
 
 
-_SCRATCH = _Scratch()
+_SCRATCH = Scratch()

@@ -1,6 +1,7 @@
 """Token-in-token-out: chat messages to token ids by a model's own template, and replies back. Pure but for loading."""
 
 from miles_lite.tito.chat_messages import History, Message, Tools, normalise
+from miles_lite.tito.from_folder import tito_of
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, ToolCall
 from miles_lite.tito.render import RenderError
 from miles_lite.tito.suffix import SuffixError
@@ -22,4 +23,5 @@ __all__ = [
     "Tools",
     "Verdict",
     "normalise",
+    "tito_of",
 ]

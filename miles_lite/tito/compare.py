@@ -31,7 +31,6 @@ from miles_lite.tito.tito import NO_OPTIONS, Tito
 
 Kind = Literal["special_token_count", "special_token_type", "non_assistant_text", "assistant_text"]
 BUGS: tuple[Kind, ...] = ("special_token_count", "special_token_type", "non_assistant_text")
-KINDS: tuple[Kind, ...] = (*BUGS, "assistant_text")
 REASONING_DROPPED = "the template drops this reasoning from the history; the session keeps it"
 CONTEXT = 60
 """Characters shown on each side of the first difference."""

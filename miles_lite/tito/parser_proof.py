@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miles_lite.process.json_types import JsonObject
 from miles_lite.tito.cut_render import CompareError, written
@@ -66,6 +66,14 @@ class _Turn:
     text: str
     inside: bool
     message: JsonObject
+
+
+def with_parser(
+    tito: Tito, template: str, row: Family | None, *, reasoning: str | None = None, tool_calls: str | None = None
+) -> Tito:
+    """With the parser that reads what the template prints, or the named ones. Raises UserError."""
+    proof = choose_parser(tito, template, row, reasoning=reasoning, tool_calls=tool_calls)
+    return replace(tito, parser=proof.parser, flaw=proof.flaw)
 
 
 def choose_parser(

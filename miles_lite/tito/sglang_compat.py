@@ -48,6 +48,11 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def begins_inside(detector: object) -> bool:
+    """Whether a reply begins with reasoning, as a detector of SGLang's has it before it has read anything."""
+    return bool(detector._in_reasoning)  # type: ignore[attr-defined]
+
+
 @cache
 def encoding(name: str) -> ModuleType:
     """A module of SGLang's that stands by itself, without importing SGLang. Raises UserError."""

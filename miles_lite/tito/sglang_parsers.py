@@ -177,7 +177,7 @@ class _SGLang:
             opens=detector.think_start_token + detector.think_start_self_label,
             closes=detector.think_end_token,
             ends=detector.tool_start_token or None,
-            always=bool(detector._in_reasoning),
+            always=sglang_compat.begins_inside(detector),
             name=name,
         )
 

@@ -7,25 +7,20 @@ before are never touched but for `Suffix.drop`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 
-from miles_lite.errors import UserError
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.tito.chat_messages import Form, Message, Tools, normalise, text_of
 from miles_lite.tito.control_tokens import Edges, Guard
 from miles_lite.tito.discover import verify_best
 from miles_lite.tito.encode import Encoder
-from miles_lite.tito.encoders import load_encoder
-from miles_lite.tito.families import Family, family_named, family_of_type
 from miles_lite.tito.laws import verify
-from miles_lite.tito.load import load_model_text, no_template, read_template
 from miles_lite.tito.parse import Reply, ReplyParser, ReplyStream, parser_for
-from miles_lite.tito.render import JinjaRenderer, Renderer, RenderError, unless_refused
+from miles_lite.tito.render import JinjaRenderer, Renderer, unless_refused
 from miles_lite.tito.short_context import ShortContexts, short_history
 from miles_lite.tito.suffix import SuffixError, cut
 from miles_lite.tito.surface import AppendSurface
@@ -72,42 +67,6 @@ class Tito:
         object.__setattr__(self, "guard", Guard(self.encoder.control, Edges.of(self.renderer)))
 
     @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        append_roles: Sequence[str] = ("tool",),
-        family: str = "auto",
-        chat_template: str | Path | None = None,
-        reasoning_parser: str | None = None,
-        tool_call_parser: str | None = None,
-        longest: int | None = None,
-    ) -> Tito:
-        """Read a model folder and prove `append_roles`. Raises UserError naming the law a declared role breaks.
-
-        `chat_template` is a file that takes the place of the folder's template.
-        Text that is far too long for `longest` tokens is not encoded to its end (TooLongError).
-
-        A template that takes no tool messages refuses none of the other roles: `tool` is always declared.
-        """
-        text = load_model_text(folder)
-        if chat_template is not None:
-            text = replace(text, template=read_template(chat_template, flag="--chat-template-path"))
-            folder = chat_template
-        row = family_named(family) or (family_of_type(text.model_type) if text.template is None else None)
-        template, options = text.template or "", row.kwargs if row else NO_OPTIONS
-        try:
-            renderer = renderer_of(text.template, text.variables, row, where=folder)
-            encoder = Encoder(text.tokenizer, longest=longest)
-            tito = cls.of(encoder, renderer, template, options=options, stop_ids=text.stop_ids)
-        except UserError:
-            raise
-        except (RenderError, SuffixError, ValueError) as error:
-            raise UserError(f"the chat template and tokenizer in {folder} cannot be used: {error}") from error
-        check_roles(tito.surface, append_roles, folder)
-        return tito.reading(template, row, reasoning=reasoning_parser, tool_calls=tool_call_parser)
-
-    @classmethod
     def of(
         cls, encoder: Encoder, renderer: Renderer, template: str, *, options: JsonMapping, stop_ids: frozenset[int]
     ) -> Tito:
@@ -117,15 +76,6 @@ class Tito:
         """
         surface, form = cached_surface(renderer, encoder, options)
         return cls(encoder, renderer, form, surface, parser_for(template), stop_ids, ShortContexts(renderer))
-
-    def reading(
-        self, template: str, row: Family | None, *, reasoning: str | None = None, tool_calls: str | None = None
-    ) -> Tito:
-        """With the parser that reads what the template prints, or the named ones. Raises UserError."""
-        from miles_lite.tito.parser_proof import choose_parser
-
-        proof = choose_parser(self, template, row, reasoning=reasoning, tool_calls=tool_calls)
-        return replace(self, parser=proof.parser, flaw=proof.flaw)
 
     def table(self) -> str:
         """The append surface and how replies are read, for people."""
@@ -270,17 +220,6 @@ def cached_surface(renderer: Renderer, encoder: Encoder, options: JsonMapping) -
 _SURFACES: dict[bytes, tuple[AppendSurface, Form]] = {}
 
 
-def check_roles(surface: AppendSurface, roles: Sequence[str], folder: str | Path) -> None:
-    """Raises UserError for a declared role, other than tool, that is not in the surface."""
-    for role in roles:
-        verdict = surface.roles[role]
-        if role != "tool" and verdict.law is not None:
-            raise UserError(
-                f"--tito-allowed-append-roles {role}: the chat template in {folder} breaks the law "
-                f"`{verdict.law}` ({verdict.reason}); leave the role out, or use another template"
-            )
-
-
 def check_suffix(suffix: str, appended: Sequence[Message], opening: str) -> None:
     """The laws `conserve` and `opens` for messages as they are: contents in order, then the generation prompt.
 
@@ -302,17 +241,6 @@ def _end_of(text: str, suffix: str, start: int) -> int | None:
         return place + len(text)
     forms = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
     return next((place + len(form) for form in forms if (place := suffix.find(form, start)) >= 0), None)
-
-
-def renderer_of(
-    template: str | None, variables: Mapping[str, str], row: Family | None, *, where: str | Path
-) -> Renderer:
-    """That of a template, or of the family's Python encoder. Raises UserError: there is neither; RenderError."""
-    if row is not None and row.encoder is not None and (template is None or ":" in row.name):
-        return load_encoder(row.encoder)
-    if template is None:
-        raise no_template(where)
-    return JinjaRenderer(template, variables=variables)
 
 
 def _key(options: JsonMapping) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from miles_lite.train.layout import Layout
-from miles_lite.weights.compat import import_transformers
+from miles_lite.weights.compat import causal_class, import_transformers, takes_attention_functions, takes_sdpa
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -191,8 +191,8 @@ def unpackable(config: PretrainedConfig) -> str | None:
     ropes = _rope_types(getattr(text, "rope_parameters", None)) & ROW_ROPES
     if ropes:
         return f"its rotary embedding ({', '.join(ropes)}) looks at the longest sequence of a row"
-    kind = import_transformers().AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if kind is None or kind._is_stateful or not (kind._supports_attention_backend and kind._supports_sdpa):
+    kind = causal_class(config)
+    if kind is None or not takes_attention_functions(kind):
         return f"{text.model_type} does not take an attention function"
     return None
 
@@ -207,10 +207,9 @@ def _rope_types(parameters: object) -> set[str]:
 
 def implementation(config: PretrainedConfig) -> str:
     """The `attn_implementation` that a model is loaded with: this one, or transformers' own where it must be."""
-    transformers = import_transformers()
     if unpackable(config) is None:
-        transformers.AttentionInterface.register(NAME, segment_attention)
+        import_transformers().AttentionInterface.register(NAME, segment_attention)
         return NAME
-    kind = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    kind = causal_class(config)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return "sdpa" if kind is not None and kind._supports_sdpa and not capped else "eager"
+    return "sdpa" if kind is not None and takes_sdpa(kind) and not capped else "eager"

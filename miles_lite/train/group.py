@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
+from miles_lite.config.choices import Device
 from miles_lite.config.options import Config
 from miles_lite.config.training import Algorithm
 from miles_lite.errors import UnavailableError, UserError, plain
@@ -79,7 +80,7 @@ class TrainGroup:
         *,
         strategies: Sequence[object],
         slot_share: float,
-        device: Literal["cpu", "cuda"],
+        device: Device,
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
         look: Callable[[], None] = lambda: None,
@@ -272,7 +273,7 @@ class TrainGroup:
         return ray.get(calls)
 
 
-def worker_spec(config: Config, *, rank: int, ranks: int, device: Literal["cpu", "cuda"]) -> WorkerSpec:
+def worker_spec(config: Config, *, rank: int, ranks: int, device: Device) -> WorkerSpec:
     """What one rank is told; without --train-threads the ranks of a node share its cores."""
     cores = len(os.sched_getaffinity(0))
     local = loopback(config.hosts.bind_host)

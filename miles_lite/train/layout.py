@@ -72,20 +72,14 @@ def shard(layout: Layout, *, rank: int, world: int) -> Layout:
     """A rank's share of a whole row (see `shares`), whose keys are those of all ranks, in order of rank."""
     assert layout.queries == layout.pieces, "only a whole row is shared out"
     owned = shares(layout.tokens, world=world)
-    starts = [0, *accumulate(layout.queries)]
-    cuts = sorted({*starts, *(stretch.start for stretches in owned for stretch in stretches)})
-    spans = [range(start, end) for start, end in pairwise(cuts)]
-    segment_of = [bisect_right(starts, span.start) - 1 for span in spans]
-    spans_of: list[list[int]] = [[] for _ in layout.queries]
-    for number, segment in enumerate(segment_of):
-        spans_of[segment].append(number)
+    spans, segment_of, spans_of = _spans(layout, owned)
 
-    def within(stretch: range) -> list[int]:
-        return [number for number, span in enumerate(spans) if span.start in stretch]
+    def within(stretches: Sequence[range]) -> list[int]:
+        return [number for stretch in stretches for number, span in enumerate(spans) if span.start in stretch]
 
-    gathered = [number for stretches in owned for stretch in stretches for number in within(stretch)]
+    gathered = [number for stretches in owned for number in within(stretches)]
     place = {number: at for at, number in enumerate(gathered)}
-    mine = [number for stretch in owned[rank] for number in within(stretch)]
+    mine = within(owned[rank])
 
     def seen(number: int) -> tuple[int, ...]:
         *ancestors, own = layout.keys[segment_of[number]]
@@ -97,3 +91,16 @@ def shard(layout: Layout, *, rank: int, world: int) -> Layout:
         pieces=tuple(len(spans[number]) for number in gathered),
         keys=tuple(seen(number) for number in mine),
     )
+
+
+def _spans(layout: Layout, owned: Sequence[Sequence[range]]) -> tuple[list[range], list[int], list[list[int]]]:
+    """A whole row, cut where a segment or a stretch of `owned` begins; the segment of each span, and the spans of each
+    segment."""
+    starts = [0, *accumulate(layout.queries)]
+    cuts = sorted({*starts, *(stretch.start for stretches in owned for stretch in stretches)})
+    spans = [range(start, end) for start, end in pairwise(cuts)]
+    segment_of = [bisect_right(starts, span.start) - 1 for span in spans]
+    spans_of: list[list[int]] = [[] for _ in layout.queries]
+    for number, segment in enumerate(segment_of):
+        spans_of[segment].append(number)
+    return spans, segment_of, spans_of

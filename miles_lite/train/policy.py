@@ -26,6 +26,7 @@ from miles_lite.train.head import WHOLE, Vocabulary, score
 from miles_lite.train.head import likeliest as likeliest_of
 from miles_lite.train.packing import Form, Packed, bare_pass
 from miles_lite.train.routing_replay import Replay, Routing, check_overruled
+from miles_lite.weights.compat import attention_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +61,7 @@ class Policy(nn.Module):
     @property
     def unpackable(self) -> str | None:
         """Why sequences cannot share a row (see `attention.unpackable`); None where they can."""
-        computed = str(self.model.config._attn_implementation)
+        computed = attention_name(self.model)
         why = unpackable(self.model.config)
         return why or (None if computed == NAME else f"--attn-implementation {computed} computes sequence by sequence")
 

@@ -14,10 +14,11 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import ray
 
+from miles_lite.config.choices import Device
 from miles_lite.config.options import Config
 from miles_lite.process.addresses import actor_label
 from miles_lite.traces.token_values import TokenValues
@@ -38,7 +39,7 @@ class WorkerSpec:
     config: Config
     rank: int
     ranks: int
-    device: Literal["cpu", "cuda"]
+    device: Device
     host: str
     threads: int
 

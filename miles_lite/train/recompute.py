@@ -121,14 +121,18 @@ class Recompute:
                     each.old, _, *values = self.policy(each.packed)
                     each.values = values[0] if values else None
         if algorithm.keep_old_actor:
-            current = snapshot(self.policy)
-            if stale and self._previous is not None:
-                restore(self.policy, self._previous)
-                for each in (each for step in steps for each in step):
-                    before = self.policy(each.packed)[0]
-                    each.old = before if each.old is None else torch.where(each.packed.staleness > 0, before, each.old)
-                restore(self.policy, current)
-            self._previous = current
+            self._ask_previous(steps, stale=stale)
+
+    def _ask_previous(self, steps: Sequence[Sequence[Pass]], *, stale: bool) -> None:
+        """About the tokens that the weights before these sampled; then these are kept."""
+        current = snapshot(self.policy)
+        if stale and self._previous is not None:
+            restore(self.policy, self._previous)
+            for each in (each for step in steps for each in step):
+                before = self.policy(each.packed)[0]
+                each.old = before if each.old is None else torch.where(each.packed.staleness > 0, before, each.old)
+            restore(self.policy, current)
+        self._previous = current
 
     def _stale(self, passes: Sequence[Pass], ranks: Sums) -> bool:
         """Whether, on any rank, the weights before these sampled a token, and are kept."""

@@ -16,9 +16,11 @@ from miles_lite.tito import RenderError, Tito
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.fake_tokenizer import VARIABLES, stand_in_tokenizer
 from miles_lite.tito.families import Family, family_named, family_of_type
+from miles_lite.tito.from_folder import renderer_of
 from miles_lite.tito.load import ModelText, load_model_text, read_template
+from miles_lite.tito.parser_proof import with_parser
 from miles_lite.tito.render import Renderer, unless_refused
-from miles_lite.tito.tito import NO_OPTIONS, renderer_of
+from miles_lite.tito.tito import NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def load_subject(
     source = source or ""
     kwargs = options if row is None else {**row.kwargs, **options}
     tito = _imagined(renderer, source, kwargs) if text is None else _tokenized(text, renderer, source, kwargs, where)
-    return Subject(tito.reading(source, row), source, where, text is not None)
+    return Subject(with_parser(tito, source, row), source, where, text is not None)
 
 
 def _check_given(*, template: str | None, tokenizer: str | None, model: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What the way of weights uses of others beyond their public interfaces, all in one place.
+"""What the trainer and the way of weights use of torch, transformers and SGLang beyond their public interfaces.
 
 Tested with torch 2.13, transformers 5.19 and SGLang 0.5.23; `tests/weights/test_compat.py` says what of it has changed.
 """
@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, ProcessGroup, Store  # type: ignore[a
 from torch.distributed.distributed_c10d import _new_process_group_helper, _world
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def process_group(store: Store, *, name: str, backend: str, world_size: int, timeout: timedelta) -> ProcessGroup:
@@ -79,6 +79,28 @@ def fill_from_files(
         slices = {name: each.get_slice(name) for each in opened for name in each.keys()}  # noqa: SIM118
         found, _ = convert_and_load_state_dict_in_model(model, slices, told)
     return set(model._finalize_model_loading(model, told, found).missing_keys)
+
+
+def causal_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """What AutoModelForCausalLM makes of a config; None where it has nothing for it."""
+    known = import_transformers().AutoModelForCausalLM._model_mapping
+    kind: type[PreTrainedModel] | None = known.get(type(config), None)
+    return kind
+
+
+def takes_attention_functions(kind: type[PreTrainedModel]) -> bool:
+    """Whether models of the class compute attention by a function that is registered, and keep no state besides."""
+    return bool(not kind._is_stateful and kind._supports_attention_backend and kind._supports_sdpa)
+
+
+def takes_sdpa(kind: type[PreTrainedModel]) -> bool:
+    """Whether models of the class can compute attention by torch's own function."""
+    return bool(kind._supports_sdpa)
+
+
+def attention_name(model: PreTrainedModel) -> str:
+    """The `attn_implementation` that a model was loaded with."""
+    return str(model.config._attn_implementation)
 
 
 def place_in_bucket(name: str, shape: torch.Size, dtype: torch.dtype, start: int) -> SimpleNamespace:

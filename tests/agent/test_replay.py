@@ -13,7 +13,7 @@ import pytest
 from miles_lite.agent.replayed import Replayed
 from miles_lite.agent.session_client import AgentSession
 from miles_lite.cli import main
-from miles_lite.commands.replay import _assembled
+from miles_lite.commands.replay import assembled
 from miles_lite.errors import UserError
 from miles_lite.model_folder import check_model_folder
 from miles_lite.report.rollout_table import trajectory_path
@@ -140,8 +140,8 @@ def test_saved_weights_become_a_model_folder_that_outlives_them_where_they_may_g
 ) -> None:
     weights = recorded(tmp_path / "run", tiny_model) / "weights" / "v3"
     for _ in range(2):
-        made = _assembled(weights, tiny_model, tmp_path / "made", lasting=lasting)
+        made = assembled(weights, tiny_model, tmp_path / "made", lasting=lasting)
         assert check_model_folder(str(made)) == made
         assert (made / "model.safetensors").is_symlink() is lasting
-    assert _assembled(tiny_model, tiny_model, tmp_path / "none", lasting=lasting) == tiny_model
+    assert assembled(tiny_model, tiny_model, tmp_path / "none", lasting=lasting) == tiny_model
     assert not (tmp_path / "none").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from miles_lite.config.options import parse
 from miles_lite.errors import UserError
-from tests.config.test_options import NEEDED
+from tests.config.helpers import NEEDED
 
 SAVE, LOAD = "--save-debug-rollout-data", "--load-debug-rollout-data"
 TRACED = ["--use-pytorch-profiler", "--profile-step-start", "1"]

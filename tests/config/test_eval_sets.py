@@ -11,7 +11,7 @@ from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
 from miles_lite.rollout.agent_sampling import eval_sampling
 from miles_lite.rollout.prompts import load_held_out
-from tests.config.test_options import NEEDED
+from tests.config.helpers import NEEDED
 
 TOLD = """
 eval:

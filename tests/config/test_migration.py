@@ -24,7 +24,7 @@ from miles_lite.config.flags import every_option
 from miles_lite.config.migration import translate
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
-from tests.config.test_options import NEEDED, SURFACE
+from tests.config.helpers import NEEDED, SURFACE
 
 LAUNCHER = r"""
 #!/bin/bash

@@ -15,13 +15,12 @@ from miles_lite.config.redaction import redacted
 from miles_lite.config.spelling import edits
 from miles_lite.engine.sglang_flags import known_options
 from miles_lite.errors import UserError
+from tests.config.helpers import NEEDED, SURFACE
 
-NEEDED = ["--hf-checkpoint", "m", "--prompt-data", "p", "--rollout-batch-size", "4", "--num-rollout", "3"]
 TAUGHT = ("--opd-log-prob-top-k", "4", "--opd-loss-coef", "1", "--opd-teacher")
 MAXRL = ("--advantage-estimator", "maxrl", "--n-samples-per-prompt", "2", "--label-key", "l", "--rm-type")
 EIGHT = ("--actor-num-gpus-per-node", "8")
 UNBOUNDED = ("--entropy-coef", "--reward-chance", "--easy-threshold", "--hard-threshold")
-SURFACE = Path(__file__).parent / "cli_surface.txt"
 
 
 def test_the_command_line_is_a_decision() -> None:
@@ -64,7 +63,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
     assert (config.topology.world_size, config.dp_size) == (16, 4)
     assert [config.dp_rank(rank) for rank in (0, 3, 4, 15)] == [0, 0, 1, 3]
     assert config.compute.recomputes
-    assert leftovers.ignored == ()
+    assert leftovers.ignored == ("sequence-parallel", "expert-tensor-parallel-size")
     [remark] = config.parallelism.remarks()
     assert "there are no stages here" in remark
 

@@ -12,7 +12,7 @@ from miles_lite.config.flags import every_option, parse_known, parser_of
 from miles_lite.config.option import Declared
 from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
-from tests.config.test_options import NEEDED
+from tests.config.helpers import NEEDED
 
 OPTIONS = {each.field.name: each for each in every_option(Config)}
 DEFAULTS = {name: each.field.default for name, each in OPTIONS.items()}

@@ -55,8 +55,8 @@ def test_the_engine_registers_and_answers_through_the_router(running: Running):
     assert psutil.Process(running.info.pid).is_running()
 
 
-def test_what_the_server_says_of_itself_is_understood(running: Running):
-    features = asyncio.run(probe(url=running.info.url, headers={}))
+async def test_what_the_server_says_of_itself_is_understood(running: Running):
+    features = await probe(url=running.info.url, headers={})
     assert features.paths is not None
     assert features.fields is not None
     assert {"/begin_weight_update", "/weights_checker"} <= features.paths
@@ -67,7 +67,7 @@ def test_what_the_server_says_of_itself_is_understood(running: Running):
         check(features, lacking)
 
 
-def test_what_the_server_bears_is_told(running: Running):
+async def test_what_the_server_bears_is_told(running: Running):
     asking = {"sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
 
     async def load_while(prompts: int) -> Load:
@@ -81,7 +81,7 @@ def test_what_the_server_bears_is_told(running: Running):
         assert load is not None
         return load
 
-    busy = asyncio.run(load_while(3))
+    busy = await load_while(3)
     assert busy.running == 3
     assert 0 <= busy.kv_use <= 1
     assert (busy.queued, busy.preempted, busy.version) == (0, 0, running.spec.weight_version)
@@ -117,7 +117,7 @@ def test_a_served_teacher_says_the_logprobs_of_transformers(running: Running, ti
 
 
 @pytest.mark.slow
-def test_a_long_prefill_is_not_a_hang(running: Running):
+async def test_a_long_prefill_is_not_a_hang(running: Running):
     """While prompts are computed no token comes out of anything, for longer than a probe waits."""
     url, short = running.info.url, 1.0
     prompts = [[5 + (row * token) % 400 for token in range(1900)] for row in range(1, 193)]
@@ -133,7 +133,7 @@ def test_a_long_prefill_is_not_a_hang(running: Running):
         assert len((await request).json()) == len(prompts)
         return found
 
-    found = asyncio.run(probed())
+    found = await probed()
     assert (False, None) in found
     assert {verdict for _, verdict in found} == {None}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -42,13 +41,13 @@ def receivers(*engines: tuple[Any, Any]) -> list[Receiver[EngineActor]]:
     return [Receiver(at, Remote(actor), info) for at, (actor, info) in enumerate(engines)]
 
 
-def send(
+async def send(
     sync: Transport, trainer: Any, to: list[Receiver[EngineActor]], folder: Path, version: int, mode=PauseMode.RETRACT
 ):
     buckets = ray.get(trainer.load.remote(str(folder), BUCKET))
     assert len(buckets) > 3
     update = WeightUpdate(str(folder), version, mode, tuple(buckets))
-    return asyncio.run(sync.deliver(update, Remote(trainer), to))
+    return await sync.deliver(update, Remote(trainer), to)
 
 
 def gap(folder: Path, answer: dict, span: slice = slice(None)) -> float:
@@ -60,16 +59,16 @@ def gap(folder: Path, answer: dict, span: slice = slice(None)) -> float:
 
 @pytest.mark.parametrize("transfer", [TransferMode.TENSOR, TransferMode.DISTRIBUTED])
 @pytest.mark.parametrize("mode", list(PauseMode))
-def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_are_exact(
+async def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_are_exact(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, mode
 ):
     sync, to = TRANSPORTS[transfer](), receivers((running.engine, running.info))
-    assert send(sync, trainer, to, tiny_model, 10) == {}
+    assert await send(sync, trainer, to, tiny_model, 10) == {}
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
         wait_until(lambda: ray.get(running.router.workers.remote())[0]["load"], "the request to reach the engine")
         time.sleep(0.3)
-        assert send(sync, trainer, to, other_model, 11, mode) == {}
+        assert await send(sync, trainer, to, other_model, 11, mode) == {}
         answer = asking.result(timeout=60)
     first, *rest = answer["meta_info"]["weight_versions"]
     assert first["version"] == "10"
@@ -82,46 +81,46 @@ def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_ones_ar
     assert ray.get(running.engine.verify_weights.remote()) > 10
 
 
-def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
+async def test_a_checksum_tells_other_weights(running: Running, trainer: Any, tiny_model: Path, other_model: Path):
     buckets = ray.get(trainer.load.remote(str(tiny_model), BUCKET))
     lying = WeightUpdate(str(other_model), 20, PauseMode.RETRACT, tuple(buckets))
     sync = TRANSPORTS[TransferMode.TENSOR]()
-    assert asyncio.run(sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info)))) == {}
+    assert await sync.deliver(lying, Remote(trainer), receivers((running.engine, running.info))) == {}
     with pytest.raises(Exception, match=r"of \d+ tensors differ from .*embed_tokens"):
         ray.get(running.engine.verify_weights.remote())
 
 
 @pytest.mark.parametrize("transfer", [TransferMode.TENSOR, TransferMode.DISTRIBUTED])
 @pytest.mark.parametrize("damage", ["shape", "midway"])
-def test_after_a_failed_update_the_old_weights_serve_on(
+async def test_after_a_failed_update_the_old_weights_serve_on(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, transfer, damage
 ):
     sync, to = TRANSPORTS[transfer](), receivers((running.engine, running.info))
-    assert send(sync, trainer, to, tiny_model, 30) == {}
+    assert await send(sync, trainer, to, tiny_model, 30) == {}
     buckets = ray.get(trainer.load.remote(str(other_model), BUCKET))
     if damage == "shape":
         buckets[1] = dataclasses.replace(buckets[1], shapes=((3, 3),))
     else:  # the trainer has fewer buckets than it announced: its call fails when some were loaded
         buckets = [*buckets, dataclasses.replace(buckets[0])]
-    failures = asyncio.run(
-        sync.deliver(WeightUpdate(str(other_model), 31, PauseMode.RETRACT, tuple(buckets)), Remote(trainer), to)
+    failures = await sync.deliver(
+        WeightUpdate(str(other_model), 31, PauseMode.RETRACT, tuple(buckets)), Remote(trainer), to
     )
     assert list(failures) == [0]
     assert ("has shape" if damage == "shape" else "list index") in failures[0]
     answer = running.generate(PROMPT)
     assert answer["meta_info"]["weight_version"] == "30"
     assert gap(tiny_model, answer) < 1e-4
-    assert send(sync, trainer, to, other_model, 32) == {}
+    assert await send(sync, trainer, to, other_model, 32) == {}
     assert gap(other_model, running.generate(PROMPT)) < 1e-4
 
 
-def test_an_engine_on_another_machine_is_left_alone_by_memory_that_it_cannot_open(
+async def test_an_engine_on_another_machine_is_left_alone_by_memory_that_it_cannot_open(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path
 ):
     tensor, near = TRANSPORTS[TransferMode.TENSOR], receivers((running.engine, running.info))
-    assert send(tensor(), trainer, near, tiny_model, 33) == {}
+    assert await send(tensor(), trainer, near, tiny_model, 33) == {}
     far = receivers((running.engine, dataclasses.replace(running.info, memory=None)))
-    failures = send(tensor(), trainer, far, other_model, 34)
+    failures = await send(tensor(), trainer, far, other_model, 34)
     assert failures == {0: "it does not share the trainer's memory"}
     assert running.generate(PROMPT)["meta_info"]["weight_version"] == "33"
 
@@ -142,7 +141,7 @@ def test_an_offloaded_engine_lets_requests_wait_and_serves_the_same_afterwards(r
 
 
 @pytest.mark.slow
-def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
+async def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
     running: Running, trainer: Any, tiny_model: Path, other_model: Path, tmp_path: Path
 ):
     spec = dataclasses.replace(running.spec, index=1, router_urls=(), log_path=str(tmp_path / "log"))
@@ -151,16 +150,16 @@ def test_one_of_two_engines_that_fails_leaves_no_one_waiting(
         info = ray.get(second.start.remote(), timeout=300)
         both = receivers((running.engine, running.info), (second, info))
         sync = TRANSPORTS[TransferMode.DISTRIBUTED]()
-        assert send(sync, trainer, both, tiny_model, 40) == {}
+        assert await send(sync, trainer, both, tiny_model, 40) == {}
         ray.get(second.leave_group.remote())  # it refuses the next broadcast at once; the trainer would wait for it
-        failures = send(sync, trainer, both, other_model, 41)
+        failures = await send(sync, trainer, both, other_model, 41)
         assert sorted(failures) == [0, 1]
         for url in (running.info.url, info.url):
             answer = running.generate(PROMPT, url=url)
             assert answer["meta_info"]["weight_version"] == "40"
             assert gap(tiny_model, answer) < 1e-4
-        assert send(sync, trainer, both, other_model, 42) == {}
-        assert send(TRANSPORTS[TransferMode.TENSOR](), trainer, both, tiny_model, 43) == {}
+        assert await send(sync, trainer, both, other_model, 42) == {}
+        assert await send(TRANSPORTS[TransferMode.TENSOR](), trainer, both, tiny_model, 43) == {}
         for url in (running.info.url, info.url):
             assert gap(tiny_model, running.generate(PROMPT, url=url)) < 1e-4
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import os
@@ -77,13 +76,13 @@ def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Runn
     wait_gone(processes)
 
 
-def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
+async def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
     port = int(running.info.url.rsplit(":", 1)[1])
     spec = dataclasses.replace(
         running.spec, log_path=str(tmp_path / "log"), engines=Engines(sglang_args={"port": str(port)})
     )
     with pytest.raises(UserError, match=f"--sglang-port {port}: cannot listen"):
-        asyncio.run(EngineActor(spec).start())
+        await EngineActor(spec).start()
 
 
 @pytest.mark.parametrize("when", ["loading", pytest.param("serving", marks=pytest.mark.slow)])

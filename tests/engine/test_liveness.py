@@ -94,13 +94,10 @@ def test_activity_is_that_of_the_children(server):
 
 
 @pytest.mark.parametrize("server", [("busy", "silent")], indirect=True)
-def test_time_in_which_a_server_was_told_to_be_still_does_not_count(server):
-    async def probe() -> list[str | None]:
-        liveness = Liveness(server[0], server[1], timeout=0.3, patience=0.5)
-        await asyncio.sleep(0.4)
-        liveness.rest()
-        return [await liveness.probe(), await liveness.probe()]
-
-    first, second = asyncio.run(probe())
+async def test_time_in_which_a_server_was_told_to_be_still_does_not_count(server):
+    liveness = Liveness(server[0], server[1], timeout=0.3, patience=0.5)
+    await asyncio.sleep(0.4)
+    liveness.rest()
+    first, second = [await liveness.probe(), await liveness.probe()]
     assert first is None
     assert "no token for" in str(second)

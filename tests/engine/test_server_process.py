@@ -96,30 +96,30 @@ def test_a_log_never_holds_a_secret_however_it_comes(words: list[bytes], data: s
     os.close(source)
 
 
-def test_a_servers_log_is_its_owners_alone_and_without_its_keys(tmp_path: Path):
+async def test_a_servers_log_is_its_owners_alone_and_without_its_keys(tmp_path: Path):
     log = tmp_path / "log"
     log.touch(0o644)
     say = "import sys; print(sys.argv[1:], flush=True)"
     command = [sys.executable, "-c", say, "--admin-api-key", "s3cret"]
     server = ServerProcess.launch(command, env=os.environ, log_path=log, secrets=["s3cret"])
-    asyncio.run(server.wait())
-    asyncio.run(server.stop())
+    await server.wait()
+    await server.stop()
     assert log.read_text() == "['--admin-api-key', '***']\n"
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
-def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
+async def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
     mark = f"tree-{os.getpid()}-stop"
     command = [sys.executable, "-c", STUBBORN_TREE, mark]
     server = ServerProcess.launch(command, env={**os.environ, "TREE": mark}, log_path=tmp_path / "log")
     wait_until(lambda: "up" in (tmp_path / "log").read_text(), "the tree to grow")
     assert psutil.pid_exists(server.pid)
     for _ in range(2):
-        asyncio.run(server.stop())
+        await server.stop()
         assert not members(mark)
 
 
-def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
+async def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
     code = "import os, time; open(f'/dev/shm/sgl_shm_test_{os.getpid()}_0', 'w').close(); time.sleep(600)"
     tree = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     server = ServerProcess.launch([sys.executable, "-c", tree], env=os.environ, log_path=tmp_path / "log")
@@ -127,7 +127,7 @@ def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
     other.touch()
     try:
         wait_until(lambda: len(list(other.parent.glob("sgl_shm_test_*"))) == 2, "the segment")
-        asyncio.run(server.stop())
+        await server.stop()
         assert list(other.parent.glob("sgl_shm_test_*")) == [other]
     finally:
         other.unlink()

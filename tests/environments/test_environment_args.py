@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.config.environments import arguments
-from miles_lite.environments import _packages, load
+from miles_lite.environments import installed, load
 from miles_lite.environments.environment_args import AT_ONCE, SIZE, TIMEOUT, Argument, others, refuse_others
 from miles_lite.environments.harness import bounded
 from miles_lite.environments.tasks import Tasks
@@ -48,9 +48,9 @@ def test_what_is_none_of_its_values_is_named(argument: Argument[Json], value: Js
 def test_a_name_that_is_no_text_and_a_package_that_lacks_something_are_said() -> None:
     with pytest.raises(UserError, match="--environment-args: an argument's name is text, and 1 is none"):
         arguments("{1: 2}")
-    with pytest.raises(UserError, match=r"--environment lacking: Could not import a\.B"), _packages("lacking"):
+    with pytest.raises(UserError, match=r"--environment lacking: Could not import a\.B"), installed("lacking"):
         raise ImportError("Could not import a.B")
-    with pytest.raises(UserError, match="--environment gem:x: needs gem-llm: pip install gem-llm"), _packages("gem:x"):
+    with pytest.raises(UserError, match="--environment gem:x: needs gem-llm: pip install gem-llm"), installed("gem:x"):
         raise ImportError("no gem", name="gem")
 
 

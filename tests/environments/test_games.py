@@ -68,7 +68,7 @@ def test_a_game_of_textarena_is_won_by_who_halves(tiny_model: Path) -> None:
         open_source(given("textarena:Nothing-v0").data)
 
 
-def test_games_side_by_side_do_not_move_one_another() -> None:
+async def test_games_side_by_side_do_not_move_one_another() -> None:
     pytest.importorskip("gem", reason="make setup-environments")
     made = load("gem:game:Game2048-v0-easy", None, seed=3)
     assert isinstance(made, TextLoop)
@@ -86,13 +86,13 @@ def test_games_side_by_side_do_not_move_one_another() -> None:
         return (await asyncio.gather(*(moves(game, 5) for game in games)))[0]
 
     before = random.getstate()
-    assert asyncio.run(alone()) == asyncio.run(crowded())
+    assert await alone() == await crowded()
     assert random.getstate() == before
 
 
 @settings(max_examples=25, deadline=None)
 @each_of(st.lists(st.integers(0, 2), min_size=1, max_size=12))
-def test_each_draws_its_own_numbers_in_whatever_order_they_come(order: list[int]) -> None:
+async def test_each_draws_its_own_numbers_in_whatever_order_they_come(order: list[int]) -> None:
     def draw() -> tuple[float, float]:
         return random.random(), float(np.random.rand())
 
@@ -103,10 +103,10 @@ def test_each_draws_its_own_numbers_in_whatever_order_they_come(order: list[int]
             found[place].append(await each[place].run(draw))
         return found
 
-    assert asyncio.run(drawn(order)) == asyncio.run(drawn(sorted(order)))
+    assert await drawn(order) == await drawn(sorted(order))
 
 
-def test_a_game_that_does_not_answer_fails_alone_and_those_that_wait_for_it_are_played() -> None:
+async def test_a_game_that_does_not_answer_fails_alone_and_those_that_wait_for_it_are_played() -> None:
     def endless() -> None:
         while True:
             random.random()
@@ -116,12 +116,12 @@ def test_a_game_that_does_not_answer_fails_alone_and_those_that_wait_for_it_are_
         ended = [other.run(random.random) for other in others]
         return await asyncio.gather(stuck.run(endless), *ended, return_exceptions=True)
 
-    failed, *drawn = asyncio.run(asyncio.wait_for(run(), 60))
+    failed, *drawn = await asyncio.wait_for(run(), 60)
     assert isinstance(failed, TimeoutError)
     assert drawn == [random.Random(seed).random() for seed in range(1, 4)]
 
 
-def test_one_whose_rollout_is_over_does_not_keep_the_next_one_waiting() -> None:
+async def test_one_whose_rollout_is_over_does_not_keep_the_next_one_waiting() -> None:
     def endless() -> None:
         while True:
             pass
@@ -131,4 +131,4 @@ def test_one_whose_rollout_is_over_does_not_keep_the_next_one_waiting() -> None:
             await asyncio.wait_for(GlobalRandom(0, 2.0).run(endless), 0.1)
         return await GlobalRandom(1, 2.0).run(random.random)
 
-    assert asyncio.run(asyncio.wait_for(run(), 60)) == random.Random(1).random()
+    assert await asyncio.wait_for(run(), 60) == random.Random(1).random()

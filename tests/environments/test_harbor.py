@@ -15,8 +15,7 @@ from miles_lite.environments.terminal_work import reward_of
 from miles_lite.errors import UserError, Where
 from miles_lite.rollout.prompts import open_source
 from tests.environments.played import Say, broken, given, play
-from tests.sandboxes.kinds import IMAGE, kind_of
-from tests.sandboxes.test_shell import needs_bwrap
+from tests.sandboxes.kinds import IMAGE, kind_of, needs_bwrap
 
 TOML = '[verifier]\ntimeout_sec = 20.0\nenv = {{ WANTED = "it\'s" }}\n[environment]\n{more}\n'
 TEST = """cd "$PWD"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from miles_lite.environments.nemo_gym import _ended
+from miles_lite.environments.nemo_gym import ended
 from miles_lite.errors import UserError
 from miles_lite.rollout.prompts import open_source
 from tests.environments.played import broken, given, play
@@ -115,4 +115,4 @@ def test_a_server_that_would_not_ask_us_is_refused(paths: Any, why: str, monkeyp
 )
 def test_a_reward_that_is_no_measurement_is_none(said: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        _ended(said)
+        ended(said)

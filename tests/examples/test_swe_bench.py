@@ -18,7 +18,7 @@ from prompts import SUBMIT, reply
 
 from miles_lite.errors import UserError
 from tests.examples.episodes import play
-from tests.sandboxes.test_shell import needs_bwrap
+from tests.sandboxes.kinds import needs_bwrap
 
 KINDS = ["local", pytest.param("bwrap", marks=needs_bwrap)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ),
     ],
 )
-def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo], tmp_path: Path, mode, device):
+async def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo], tmp_path: Path, mode, device):
     actor, info = engine
     other = make_tiny_model(tmp_path / "other", seed=1)
     environment = {"env_vars": actor_env(gpu=True)}
@@ -68,6 +67,6 @@ def test_what_the_engine_serves_is_what_was_sent(engine: tuple[Any, EngineInfo],
     buckets = ray.get(trainer.load.remote(str(other), 100_000))
     update = WeightUpdate(str(other), 1, PauseMode.RETRACT, tuple(buckets))
     receivers: list[Receiver[EngineActor]] = [Receiver(0, Remote(actor), info)]
-    assert asyncio.run(TRANSPORTS[mode]().deliver(update, Remote(trainer), receivers)) == {}
+    assert await TRANSPORTS[mode]().deliver(update, Remote(trainer), receivers) == {}
     assert ray.get(actor.verify_weights.remote()) > 10
     ray.kill(trainer)

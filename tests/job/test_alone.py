@@ -11,7 +11,7 @@ from miles_lite.config.options import Config, parse
 from miles_lite.errors import UserError
 from miles_lite.job.alone import Saved, train_alone
 from miles_lite.rollout import dump
-from tests.config.test_options import NEEDED
+from tests.config.helpers import NEEDED
 from tests.rollout.test_dump import IDS, step
 
 

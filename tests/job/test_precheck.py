@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import bz2
 import gzip
 import json
@@ -216,7 +215,7 @@ def test_an_evaluation_is_waited_for_as_long_as_its_agents_may_take(tiny_model: 
     assert eval_timeout(given, 9) - CALL_TIMEOUT == 300
 
 
-def test_prompts_that_a_run_was_not_made_with_are_refused_before_it_starts(tmp_path: Path) -> None:
+async def test_prompts_that_a_run_was_not_made_with_are_refused_before_it_starts(tmp_path: Path) -> None:
     def given(words: str, *flags: str) -> Config:
         made = config(tmp_path, tmp_path, "--load", str(tmp_path), *flags)
         Path(made.data.prompt_data).write_text("".join(json.dumps({"input": word}) + "\n" for word in words))
@@ -224,7 +223,7 @@ def test_prompts_that_a_run_was_not_made_with_are_refused_before_it_starts(tmp_p
 
     check_resumed(given("abc"))
     saved = {"data": open_source(given("abc").data).state(), "members": {}, "scheduler": {}, "next_rollout_index": 0}
-    asyncio.run(resume.save(str(tmp_path), 3, resume.Snapshot(saved, [])))
+    await resume.save(str(tmp_path), 3, resume.Snapshot(saved, []))
     (tmp_path / LATEST).write_text("3\n")
     (tmp_path / "iter_0000003").mkdir()
     check_resumed(given("abc"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from miles_lite.session.http.prometheus import _SECONDS
+from miles_lite.session.http.prometheus import SECONDS
 from tests.launchers.test_monitoring import FOLDER, rules
 
 MINUTES = 90
@@ -24,7 +24,7 @@ Series = Mapping[str, str]
 
 def turns(seconds: float) -> Series:
     """A hundred turns a minute, 90 of them at once and the others in so long."""
-    bounds = [*((f"{float(bound)}", bound) for bound in _SECONDS), ("+Inf", float("inf"))]
+    bounds = [*((f"{float(bound)}", bound) for bound in SECONDS), ("+Inf", float("inf"))]
     return {
         f'miles_lite_session_turn_seconds_bucket{{{RUN}, le="{name}"}}': f"0+{100 if seconds <= at else 90}x{MINUTES}"
         for name, at in bounds

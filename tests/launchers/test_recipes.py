@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from miles_lite.config.options import Config, parse
-from tests.launchers.test_dry_run import JOB, REPO, dry_run, train_config
+from tests.launchers.helpers import JOB, REPO, dry_run, train_config
 from tests.test_sizing import ROWS
 
 RECIPES = sorted(path.stem for path in (REPO / "launchers" / "recipes").glob("*.sh"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.process import scratch
-from miles_lite.stack.cluster import _Scratch
+from miles_lite.stack.cluster import Scratch
 from tests.waiting import wait_until
 
 
@@ -27,9 +27,9 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 OWNER = """
 import subprocess, sys, tempfile, time
-from miles_lite.stack.cluster import _Scratch
+from miles_lite.stack.cluster import Scratch
 from tests.waiting import wait_until
-_Scratch().enter()
+Scratch().enter()
 child = "import tempfile, time; open(tempfile.mkdtemp() + '/left', 'w'); print('up', flush=True); time.sleep(600)"
 print(subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
 time.sleep(600)
@@ -51,7 +51,7 @@ def test_a_killed_owners_folder_goes_once_nobody_uses_it(temp: Path, number: int
 
 
 def test_the_folder_is_the_temp_folder_of_what_starts_in_it_and_what_is_to_last_goes_elsewhere(temp: Path) -> None:
-    folder = _Scratch()
+    folder = Scratch()
     folder.enter()
     inside = tempfile.gettempdir()
     assert Path(inside).parent == temp

@@ -63,37 +63,31 @@ async def supervised(notes: Path, *acts: str, silence: float = 30.0, down: list[
     assert one.pid is None
 
 
-def test_a_process_that_ends_comes_back_and_takes_what_it_started_with_it(
+async def test_a_process_that_ends_comes_back_and_takes_what_it_started_with_it(
     notes: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scenario() -> None:
-        down: list[str] = []
-        async with supervised(notes, "end", "refuse", "serve", down=down) as one:
-            first = one.pid
-            await eventually(lambda: down == ["down", "up"], "the program to serve again")
-            *ended, child = [int(pid) for pid in notes.read_text().split()]
-            await eventually(lambda: not any(map(running, ended)), "the first two starts' children to end")
-            assert len(ended) == 2
-            assert running(child)
-            assert one.restarts == 1
-            assert one.pid != first
-
-    asyncio.run(scenario())
+    down: list[str] = []
+    async with supervised(notes, "end", "refuse", "serve", down=down) as one:
+        first = one.pid
+        await eventually(lambda: down == ["down", "up"], "the program to serve again")
+        *ended, child = [int(pid) for pid in notes.read_text().split()]
+        await eventually(lambda: not any(map(running, ended)), "the first two starts' children to end")
+        assert len(ended) == 2
+        assert running(child)
+        assert one.restarts == 1
+        assert one.pid != first
     assert "the program (process" in caplog.text
     assert "ended with exit code 0; starting it again" in caplog.text
     assert "the program cannot start: there is no milk; it is tried again after" in caplog.text
 
 
-def test_a_process_whose_loop_hangs_is_replaced(notes: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        down: list[str] = []
-        async with supervised(notes, "hang", "serve", silence=4.0, down=down) as one:
-            hung = one.pid
-            await eventually(lambda: down == ["down", "up"], "the program to serve again")
-            assert hung is not None
-            assert not running(hung)
-
-    asyncio.run(scenario())
+async def test_a_process_whose_loop_hangs_is_replaced(notes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    down: list[str] = []
+    async with supervised(notes, "hang", "serve", silence=4.0, down=down) as one:
+        hung = one.pid
+        await eventually(lambda: down == ["down", "up"], "the program to serve again")
+        assert hung is not None
+        assert not running(hung)
     assert "hangs: waited 4 s for a sign of life from its event loop; starting it again" in caplog.text
 
 

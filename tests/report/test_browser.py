@@ -12,10 +12,10 @@ import pytest
 from miles_lite.report import json_lines
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
+from tests.report.helpers import NASTY, a_run, keep
 from tests.report.runs import write_run
 from tests.report.test_dash import PATH, folder, served
 from tests.report.test_dash_attacked import nasty
-from tests.report.test_transcript import NASTY, a_run, keep
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

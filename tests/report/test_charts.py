@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles_lite.report.charts import COLUMNS, _thinned, curves, gantt, stacked
+from miles_lite.report.charts import COLUMNS, curves, gantt, stacked, thinned
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6000), st.randoms(use_true_random=False))
 def test_a_long_curve_keeps_its_ends_and_all_that_stands_out(size: int, random: object) -> None:
     points = {step: random.uniform(-1, 1) for step in range(size)}  # type: ignore[attr-defined]
-    steps, values = _thinned(points)
+    steps, values = thinned(points)
     kept = dict(zip(steps.tolist(), values.tolist(), strict=True))
     assert len(kept) <= max(4 * COLUMNS, 2 * COLUMNS + 2)
     assert kept.items() <= points.items()

@@ -31,8 +31,8 @@ from miles_lite.report.dashboard import app_of
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import read_record
 from miles_lite.report.runs import Runs
+from tests.report.helpers import NASTY, Elements, a_run, keep
 from tests.report.runs import write_run
-from tests.report.test_transcript import NASTY, Elements, a_run, keep
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

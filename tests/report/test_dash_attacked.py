@@ -23,14 +23,14 @@ from miles_lite.errors import UserError
 from miles_lite.job.claim import in_use
 from miles_lite.job.events import Events
 from miles_lite.report import fleet_rows, json_lines
-from miles_lite.report.dashboard import _changes
+from miles_lite.report.dashboard import change_events
 from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import SCHEMA, trajectory_path
 from miles_lite.report.runs import Runs
+from tests.report.helpers import NASTY, Elements, a_run, keep
 from tests.report.runs import Row, write_run
 from tests.report.test_dash import PICTURE, client, served
-from tests.report.test_transcript import NASTY, Elements, a_run, keep
 
 WORDS = [field.name for field in SCHEMA if types.is_string(field.type)]
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -238,7 +238,7 @@ class Connected:
 
 async def test_a_disk_that_takes_its_time_keeps_nobody_else_waiting() -> None:
     gate = threading.Event()
-    heard = _changes(lambda: f"in time: {gate.wait(20)}", "before", Connected(), lambda: False)  # type: ignore[arg-type]
+    heard = change_events(lambda: f"in time: {gate.wait(20)}", "before", Connected(), lambda: False)  # type: ignore[arg-type]
     first = asyncio.ensure_future(anext(heard))
     await asyncio.sleep(0.01)
     gate.set()

@@ -12,8 +12,8 @@ from miles_lite.errors import UserError
 from miles_lite.report import rollout_table
 from miles_lite.report.index import SHOWN, Filter, Index
 from miles_lite.report.rollout_table import Row
+from tests.report.helpers import keep
 from tests.report.runs import fail, write_run
-from tests.report.test_transcript import keep
 
 FILTERS = st.builds(
     Filter,

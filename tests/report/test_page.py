@@ -23,8 +23,8 @@ from miles_lite.report.page import render
 from miles_lite.report.pictures import pictures
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import FOLDER
+from tests.report.helpers import credit, keep
 from tests.report.runs import BEGAN, FAULTS, all_rows, fail, write_run
-from tests.report.test_transcript import credit, keep
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NASTY = "</table><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> ␀ \u202e"

@@ -23,8 +23,8 @@ from miles_lite.report.event_rows import Kind
 from miles_lite.report.json_lines import Growing
 from miles_lite.report.record import read_record
 from miles_lite.report.transcript import PLACES
+from tests.report.helpers import a_run, credit, keep
 from tests.report.runs import FAULTS, STEPS, write_run
-from tests.report.test_transcript import a_run, credit, keep
 
 CONTROLS = {chr(code) for code in range(32)} - {"\n", "\t"}
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,50 +15,13 @@ from miles_lite.errors import UserError, Where
 from miles_lite.report import rollout_table, transcript
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
-from miles_lite.report.rollout_table import Row, trajectory_path
+from miles_lite.report.rollout_table import trajectory_path
 from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, told
 from miles_lite.report.visible import visible
 from miles_lite.rollout.failures import LONGEST
 from miles_lite.traces import atraj
-from miles_lite.traces.token_values import TokenValues, put
-from tests.report.runs import all_rows, fail, write_run
-
-NASTY = "</p><script>alert('x')</script> \x00\x1b[31m & <img src=x onerror=alert(1)> \u202e\x9b"
-
-
-def keep(folder: Path, row: Row, ids: list[int], *, said: str = "bye", turns: int = 1) -> None:
-    """A trajectory of a row's rollout: each turn is told "hello" and says `ids`, of weights 3 and then 4."""
-    told = [
-        {
-            "turn": turn,
-            "parent": turn - 1 if turn else None,
-            "messages": [{"role": "user", "content": NASTY}],
-            "reply": {"content": said},
-            "drop": 0,
-            "prompt_ids": [1, 2],
-            "output_ids": ids,
-            "output_logprobs": [math.log(0.95 / (1 + at)) for at in range(len(ids))],
-            "temperature": 1.0,
-            "finish_reason": "stop",
-            "weight_versions": [[3, 0, 1], [4, 1, len(ids)]],
-        }
-        for turn in range(turns)
-    ]
-    made = atraj.build({"model": {}, "leaves": [turns - 1], "turns": told}, reward=row["reward"])
-    atraj.write(made, trajectory_path(folder, row["step"], row["rollout"]))
-
-
-def a_run(folder: Path, model: Path | None = None) -> Path:
-    def broken(step: int, metrics: Row, rollouts: list[Row]) -> None:
-        for member, row in enumerate(rollouts):
-            row["reward"] = float(member % 2)
-        fail(rollouts[0], "tool", NASTY)
-        fail(rollouts[3], "engine", "no engine answers")
-
-    write_run(folder, seed=1, steps=4, fault=broken)
-    if model is not None:
-        (folder / "config.json").write_text(json.dumps({"model": {"hf_checkpoint": str(model)}}))
-    return folder
+from tests.report.helpers import NASTY, Elements, a_run, credit, keep
+from tests.report.runs import all_rows, fail
 
 
 def test_failures_the_best_and_the_worst_are_shown(tiny_model: Path, tmp_path: Path) -> None:
@@ -87,20 +47,6 @@ def test_failures_the_best_and_the_worst_are_shown(tiny_model: Path, tmp_path: P
     spell = speller({"hf_checkpoint": str(tiny_model)})
     assert spell is not None
     assert [token.text for token in answer.tokens] == [visible(spell(token)) for token in (40, 41, 42)]
-
-
-def credit(folder: Path, row: Row, ids: list[int], *, trainer: list[float], advantages: list[float]) -> None:
-    """Training has told of the first of the tokens that a kept rollout's first turn sampled."""
-    path = trajectory_path(folder, row["step"], row["rollout"])
-    values = TokenValues(
-        rollout=row["rollout"],
-        turn=0,
-        places=np.arange(len(trainer)),
-        ids=np.array(ids[: len(trainer)]),
-        logprobs=np.array(trainer, np.float32),
-        advantages=np.array(advantages, np.float32),
-    )
-    atraj.write(put(atraj.read(path), [values]), path)
 
 
 def test_what_training_made_of_tokens_is_shown(tiny_model: Path, tmp_path: Path) -> None:
@@ -142,17 +88,6 @@ def test_what_is_shown_is_bounded_and_says_so(tiny_model: Path, tmp_path: Path) 
     )
     assert len(whole.messages) == 80
     assert len(whole.messages[-1].text) == 9000
-
-
-class Elements(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.add(tag)
-        assert not any(name.startswith("on") for name, _ in attrs)
 
 
 def test_whatever_was_said_is_text(tiny_model: Path, tmp_path: Path) -> None:

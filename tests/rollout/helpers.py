@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from miles_lite.errors import Where
 from miles_lite.rollout.agent_calls import Answer, Part, Ran, Running, Runs, Task
-from miles_lite.sample import NOT_SAMPLED, Held, Rollout, Sample
+from miles_lite.sample import NOT_SAMPLED, Group, Held, Rollout, Sample, SampleRecord, Status
 
 
 def make_sample(length: int, trained: int) -> Sample:
@@ -63,3 +64,38 @@ class Here:
 
 async def _part(answer: asyncio.Future[Answer], at: int) -> list[Any] | Part:
     return (await answer)[at]
+
+
+def a_sample(trained: int, versions: Sequence[int] = (0,), prompt: int = 2, **kw: Any) -> SampleRecord:
+    """`prompt` given tokens, then `trained` sampled ones that walk through `versions`."""
+    sampled = np.resize(np.array(versions, np.int32), trained)
+    return Sample(
+        tokens=np.arange(prompt + trained, dtype=np.int32),
+        loss_mask=np.array([0] * prompt + [1] * trained, np.uint8),
+        logprobs=np.zeros(prompt + trained, np.float32),
+        temperatures=np.ones(prompt + trained, np.float32),
+        weight_versions=np.concatenate([np.full(prompt, NOT_SAMPLED, np.int32), sampled]),
+        **kw,
+    ).record()
+
+
+def a_group(*rewards: Any, index: int = 0) -> Group:
+    rollouts = [
+        Rollout(index=i, group_index=index, reward=reward, samples=[a_sample(3)], status=Status.COMPLETED)
+        for i, reward in enumerate(rewards)
+    ]
+    return Group(index=index, prompt={}, rollouts=rollouts)
+
+
+def a_rollout(**kw: Any) -> Rollout:
+    return Rollout(**{"index": 0, "group_index": 0, "status": Status.COMPLETED, "reward": 1.0, **kw})
+
+
+def failed(where: Where) -> Rollout:
+    rollout = a_rollout()
+    rollout.fail(where, "why")
+    return rollout
+
+
+def of(*rollouts: Rollout) -> list[Group]:
+    return [Group(index=0, prompt={}, rollouts=list(rollouts))]

@@ -130,23 +130,25 @@ async def together(*works: Work, timeout: float = 3.0) -> list[Any]:
 
 
 @pytest.mark.parametrize("bad", ENDS, ids=lambda work: work.__name__)
-def test_a_function_that_misbehaves_ends_its_own_call_alone(bad: Work, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_function_that_misbehaves_ends_its_own_call_alone(
+    bad: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
     with agent_output.bounded_output():
-        first, ended, last = asyncio.run(together(good, bad, good))
+        first, ended, last = await together(good, bad, good)
     assert (first, last) == ("done", "done")
     kind, words = ENDS[bad]
     with pytest.raises(kind, match=words):
         raise ended
 
 
-def test_an_agent_that_closes_stdout_closes_it_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_agent_that_closes_stdout_closes_it_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     with agent_output.bounded_output():
-        assert asyncio.run(together(closes_stdout)) == ["fine"]
+        assert await together(closes_stdout) == ["fine"]
     print("still open")
     assert capsys.readouterr().out == "still open\n" * 2
 
 
-def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
+async def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
     async def blocks() -> str:
         time.sleep(2.5)
         return "awake"
@@ -155,7 +157,7 @@ def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
         await asyncio.sleep(1.0)
         return "done"
 
-    assert asyncio.run(together(blocks, takes_its_time, timeout=2.9)) == ["awake", "done"]
+    assert await together(blocks, takes_its_time, timeout=2.9) == ["awake", "done"]
 
 
 async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_run_again() -> None:
@@ -175,7 +177,7 @@ async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_ru
     let_go.set()
 
 
-def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its_parents(tmp_path: Any) -> None:
+async def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its_parents(tmp_path: Any) -> None:
     steps = tmp_path / "steps"
     child: list[int] = []
 
@@ -187,7 +189,7 @@ def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its
             file.write(f"{os.getpid()}\n")
         return "parent"
 
-    assert asyncio.run(together(good, forks, good)) == ["done", "parent", "done"]
+    assert await together(good, forks, good) == ["done", "parent", "done"]
     assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 1
     assert steps.read_text() == f"{os.getpid()}\n"
 

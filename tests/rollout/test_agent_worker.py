@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from itertools import chain
@@ -26,7 +25,7 @@ FLAGS = (
 )
 
 
-def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Path, tmp_path: Path) -> None:
     config, _ = parse([*FLAGS, "--trajectory-dir", str(tmp_path)])
 
     async def run() -> tuple[Rollout, list[Sample], bytes]:
@@ -38,7 +37,7 @@ def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Pat
             await worker.stop()
             return made
 
-    rollout, (sample,), turns = asyncio.run(run())
+    rollout, (sample,), turns = await run()
     assert orjson.loads(turns)["turns"][0]["output_ids"] == [40, 41, STOP]
     assert rollout.status is Status.COMPLETED
     assert rollout.samples == [sample.record()]
@@ -54,7 +53,7 @@ def test_a_rollouts_trajectory_holds_the_tokens_that_are_trained(tiny_model: Pat
     assert made.data["metadata"]["prompt"]["label"] == "zz"
 
 
-def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+async def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     agent = tmp_path / "slow.py"
     agent.write_text(
         "import asyncio\nfrom miles_lite.environments import single_turn\n\n\n"
@@ -71,14 +70,14 @@ def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny_model
             await worker.stop()
             return rollout
 
-    rollout = asyncio.run(run())
+    rollout = await run()
     assert (rollout.status, rollout.reward) == (Status.ABORTED, None)
     assert str(rollout.failure) == "timeout: the agent function did not finish within 2 s (--rollout-timeout)"
     assert rollout.samples
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_a_reward_that_means_nothing_to_the_estimator_fails_its_rollout(
+async def test_a_reward_that_means_nothing_to_the_estimator_fails_its_rollout(
     evaluation: bool, tiny_model: Path, tmp_path: Path
 ) -> None:
     """But for one of a held-out prompt, which nobody estimates."""
@@ -103,7 +102,7 @@ def test_a_reward_that_means_nothing_to_the_estimator_fails_its_rollout(
             await worker.stop()
             return rollout, together
 
-    rollout, together = asyncio.run(run())
+    rollout, together = await run()
     if evaluation:
         assert (rollout.reward, rollout.failure, together) == (-1.0, None, [-0.5])
     else:
@@ -135,7 +134,7 @@ async def run(*, prompt, **given):
 """
 
 
-def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_bounded(
+async def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_bounded(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(agent_output, "LIMIT", 10_000)
@@ -157,7 +156,7 @@ def test_what_an_agent_gives_or_raises_fails_its_own_rollout_and_its_log_is_boun
     with contextlib.ExitStack() as restored:
         root = logging.getLogger()
         restored.callback(setattr, root, "handlers", root.handlers[:])
-        rollouts = asyncio.run(run())
+        rollouts = await run()
     nan, mute = rollouts["nan"], rollouts["mute"]
     assert (nan.status, nan.reward) == (Status.FAILED, None)
     assert str(nan.failure).startswith("reward: ValueError: the reward is nan: it must be a finite number")
@@ -182,7 +181,7 @@ async def run(*, prompt, **given):
 """
 
 
-def test_a_rollout_whose_engine_failed_has_no_reward_whatever_its_agent_made_of_it(
+async def test_a_rollout_whose_engine_failed_has_no_reward_whatever_its_agent_made_of_it(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     agent = tmp_path / "swallows.py"
@@ -190,18 +189,15 @@ def test_a_rollout_whose_engine_failed_has_no_reward_whatever_its_agent_made_of_
     config, _ = parse([*FLAGS[:-4], "--custom-agent-function-path", f"{agent}:run"])
     engine = chain((failure(501, "out of memory") for _ in range(3)), [answer([40, 41, STOP])])
 
-    async def run() -> list[Rollout]:
-        async with bench(tiny_model, lambda body: next(engine)) as bench_:
-            worker = AgentWorker(0, config)
-            await worker.start()
-            tasks = [
-                Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("raises", "returns", "goes on")
-            ]
-            rollouts = [(await worker.run(task))[0] for task in tasks]
-            await worker.stop()
-            return rollouts
-
-    raised, returned, went_on = asyncio.run(run())
+    async with bench(tiny_model, lambda body: next(engine)) as bench_:
+        worker = AgentWorker(0, config)
+        await worker.start()
+        tasks = [
+            Task(0, 0, Prompt(row=1, input=how), bench_.client.url, {}) for how in ("raises", "returns", "goes on")
+        ]
+        rollouts = [(await worker.run(task))[0] for task in tasks]
+        await worker.stop()
+        raised, returned, went_on = rollouts
     assert (raised.status, raised.reward) == (returned.status, returned.reward) == (Status.FAILED, None)
     assert str(raised.failure) == str(returned.failure) == "engine: the engine failed with 501: out of memory"
     assert (went_on.status, went_on.reward, went_on.failure) == (Status.COMPLETED, 0.0, None)

@@ -19,13 +19,14 @@ LONG_QUEUE = Load(kv_use=0.5, running=8, queued=24, preempted=0)
 class Watched:
     """A capacity, what it made of looks, and what it said."""
 
-    def __init__(self, *looks: Load | Exception | None, found: bool) -> None:
+    def __init__(self, *looks: Load | Exception | None, found: bool, running: int | None = None) -> None:
+        """`running` rollouts; None: as many as there may be."""
         self.looks, self.sizes, self.said = list(looks), [], []  # type: ignore[var-annotated]
         self.noted: list[Loads] = []
         self.capacity = Capacity(
             loads=self.loads,
             note=self.noted.append,
-            running=lambda: self.sizes[-1] if self.sizes else 8,
+            running=lambda: running if running is not None else self.sizes[-1] if self.sizes else 8,
             resize=self.sizes.append,
             say=self.said.append,
             found=Concurrency(engines=1, most=64) if found else None,
@@ -54,14 +55,11 @@ def test_room_is_taken_and_given_back() -> None:
 
 
 def test_what_idle_engines_tell_changes_nothing() -> None:
-    watched = Watched(FULL, FULL, found=True)
-    watched.capacity._running = lambda: 0
-    assert watched.see().sizes == []
+    assert Watched(FULL, FULL, found=True, running=0).see().sizes == []
 
 
 def test_a_given_number_stays_and_a_queue_beyond_what_fits_is_said_once() -> None:
-    watched = Watched(FULL, *[LONG_QUEUE] * 2, FREE, *[LONG_QUEUE] * 7, found=False)
-    watched.capacity._running = lambda: 32
+    watched = Watched(FULL, *[LONG_QUEUE] * 2, FREE, *[LONG_QUEUE] * 7, found=False, running=32)
     assert watched.see().sizes == []
     assert watched.said == [
         "engines run 8 requests at once and 24 wait in their queues, of 32 rollouts: "
@@ -76,17 +74,14 @@ def test_who_does_not_tell_changes_nothing_and_that_is_said_once() -> None:
     assert Watched(*[None] * 9, found=False).see().said == []
 
 
-def test_a_look_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "LOOK_SECONDS", 0.0)
     watched = Watched(TimeoutError(), TimeoutError(), TimeoutError(), FREE, found=True)
 
-    async def run() -> None:
-        keeping = asyncio.create_task(watched.capacity.keep())
-        while len(watched.noted) < 4:
-            await asyncio.sleep(0)
-        keeping.cancel()
-
-    asyncio.run(run())
+    keeping = asyncio.create_task(watched.capacity.keep())
+    while len(watched.noted) < 4:
+        await asyncio.sleep(0)
+    keeping.cancel()
     assert len(watched.sizes) == 1
     assert len(watched.said) == 1
     assert watched.noted == [{}, {}, {}, {0: FREE, 1: None}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,12 @@ def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
 
 
 @pytest.mark.parametrize(("longest", "kept"), [(4, True), (3, False)])
-def test_a_filter_may_ask_for_tokens(longest: int, kept: bool) -> None:
+async def test_a_filter_may_ask_for_tokens(longest: int, kept: bool) -> None:
     def short(group: Group) -> bool:
         return all(len(sample.tokens) <= longest for rollout in group.rollouts for sample in rollout.fetch())
 
     group = Group(index=0, prompt={}, rollouts=[make_rollout(0, 0, make_sample(4, 2))])
-    assert asyncio.run(verdict(group, short)) == Keep(kept, None if kept else "short")
+    assert await verdict(group, short) == Keep(kept, None if kept else "short")
 
 
 @pytest.mark.parametrize("answer", [None, 1, "keep", Group])

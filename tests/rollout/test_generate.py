@@ -32,8 +32,10 @@ def make_generator(
     seconds: float = 0.001,
     retries: int = 0,
     prompts: Sequence[Prompt] = (),
+    unrewarded: int | None = None,
 ) -> Generator:
-    """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own."""
+    """A generator whose rollouts end with the given rewards, in turn, each after a moment of its own. None is a failure
+    of infrastructure, but of the rollout `unrewarded`."""
     index = count()
 
     async def run_rollout(prompt: Prompt, group_index: int) -> Rollout:
@@ -41,7 +43,7 @@ def make_generator(
         await asyncio.sleep(seconds * random.Random(number).random())
         reward = outcomes[number % len(outcomes)]
         rollout = make_rollout(number, group_index, make_sample(4, 2), reward=reward, status=Status.COMPLETED)
-        if reward is None:
+        if reward is None and number != unrewarded:
             rollout.fail(Where.ENGINE, "boom")
         return rollout
 
@@ -76,15 +78,15 @@ def test_every_prompt_is_accounted_for(outcomes: list[float | None], batch: int,
     assert balanced(generator.accounts)
 
 
-def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
+async def test_a_filter_that_keeps_nothing_ends_with_the_reason() -> None:
     options = Rollouts(rollout_batch_size=2, n_samples_per_prompt=2)
     generator = make_generator(options, [1.0], check_reward_nonzero_std)
     with pytest.raises(UserError, match=r"zero_std_1\.0 x40"):
-        asyncio.run(generator.run(lambda: None))
+        await generator.run(lambda: None)
     assert generator.accounts.filtered == 20 * 2
 
 
-def test_a_groups_prompt_is_read_once_however_many_rollouts_it_has() -> None:
+async def test_a_groups_prompt_is_read_once_however_many_rollouts_it_has() -> None:
     class Rows(list[Prompt]):
         reads = 0
 
@@ -95,55 +97,38 @@ def test_a_groups_prompt_is_read_once_however_many_rollouts_it_has() -> None:
     rows = Rows([Prompt(row=1, input="x")])
     options = Rollouts(rollout_batch_size=3, n_samples_per_prompt=4)
     generator = make_generator(options, [1.0, None], retries=2, prompts=rows)
-    asyncio.run(generator.run(lambda: None))
+    await generator.run(lambda: None)
     assert generator.accounts.rollouts_retried > 0
     assert rows.reads == generator.accounts.started == 3
 
 
 @pytest.mark.parametrize(("policy", "reward"), [("drop", None), ("zero", 0.0)])
-def test_the_none_policy_decides_what_becomes_of_a_missing_reward_and_not_of_a_failure(
+async def test_the_none_policy_decides_what_becomes_of_a_missing_reward_and_not_of_a_failure(
     policy: Literal["drop", "zero"], reward: float | None
 ) -> None:
     options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3, none_reward_policy=policy)
-    generator = make_generator(options, [1.0, None, None])
-    run = generator._run_rollout
-
-    async def second_ends(prompt: Prompt, group_index: int) -> Rollout:
-        rollout = await run(prompt, group_index)
-        if rollout.index == 1:
-            rollout.status, rollout.failure = Status.COMPLETED, None
-        return rollout
-
-    generator._run_rollout = second_ends
-    step = asyncio.run(generator.run(lambda: None))
+    generator = make_generator(options, [1.0, None, None], unrewarded=1)
+    step = await generator.run(lambda: None)
     assert {rollout.index: rollout.reward for rollout in step.groups[0].rollouts} == {0: 1.0, 1: reward, 2: None}
     assert generator.accounts.failures == {"engine": 1} | ({"none_reward": 1} if policy == "drop" else {})
 
 
-def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
-    generator = make_generator(Rollouts(rollout_batch_size=1, n_samples_per_prompt=3), [1.0, None, None])
-    run = generator._run_rollout
-
-    async def unrewarded(prompt: Prompt, group_index: int) -> Rollout:
-        rollout = await run(prompt, group_index)
-        if rollout.index % 3 == 1:
-            rollout.status, rollout.failure = Status.COMPLETED, None
-        return rollout
-
-    generator._run_rollout = unrewarded
-    asyncio.run(generator.run(lambda: None))
+async def test_a_rollout_that_ended_without_a_reward_did_not_fail() -> None:
+    options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3)
+    generator = make_generator(options, [1.0, None, None], unrewarded=1)
+    await generator.run(lambda: None)
     assert generator.accounts.rollouts_failed == 1
     assert generator.accounts.failures == {"engine": 1, "none_reward": 1}
 
 
-def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
+async def test_the_error_policy_stops_with_the_rollouts_reason() -> None:
     options = Rollouts(rollout_batch_size=1, none_reward_policy="error")
     generator = make_generator(options, [None])
     with pytest.raises(UserError, match=r"rollout 0 has no reward \(engine: boom\)"):
-        asyncio.run(generator.run(lambda: None))
+        await generator.run(lambda: None)
 
 
-def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
+async def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
     generator = make_generator(Rollouts(rollout_batch_size=3), [1.0], seconds=100)
 
     def check() -> None:
@@ -151,14 +136,14 @@ def test_a_dead_stack_ends_the_step_and_books_what_was_running() -> None:
             raise UserError("no engine is left")
 
     with pytest.raises(UserError, match="no engine"):
-        asyncio.run(asyncio.wait_for(generator.run(check), 5))
+        await asyncio.wait_for(generator.run(check), 5)
     assert balanced(generator.accounts)
 
 
-def test_a_rollout_that_infrastructure_failed_is_run_again_in_its_group_and_counted() -> None:
+async def test_a_rollout_that_infrastructure_failed_is_run_again_in_its_group_and_counted() -> None:
     options = Rollouts(rollout_batch_size=1, n_samples_per_prompt=3)
     generator = make_generator(options, [1.0, None, 0.0], retries=2)
-    step = asyncio.run(generator.run(lambda: None))
+    step = await generator.run(lambda: None)
     assert sorted(rollout.index for rollout in step.groups[0].rollouts) == [0, 2, 3]
     assert [rollout.index for group in step.replaced for rollout in group.rollouts] == [1]
     assert sum(step.replaced_by_where.values()) == 1

@@ -211,7 +211,7 @@ def theirs(args, rollout_id, data_source, evaluation=False):
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_stopped(
+async def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No agent runs beside it, no prompt is dealt but to it, it is told which step it is, and what it gave back it gets
@@ -221,7 +221,7 @@ def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_stopped(
     (tmp_path / "theirs.py").write_text(THEIRS)
     flags = ["--rollout-function-path", f"{tmp_path}/theirs.py:theirs", "--num-rollout", "4"]
 
-    async def run(manager: RolloutManager, steps: range) -> dict[str, Any]:
+    async def run(manager: RolloutManager, steps: range) -> Accounts:
         await manager.start()
         if steps.start:
             await manager.load(str(tmp_path), steps.start - 1)
@@ -238,7 +238,7 @@ def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_stopped(
     for steps in (range(2), range(2, 4)):
         (tmp_path / str(steps.start)).mkdir()
         manager, seen = drive(monkeypatch, tmp_path / str(steps.start), *flags)
-        accounts = asyncio.run(run(manager, steps))
+        accounts = await run(manager, steps)
         assert not seen
-        assert (accounts["started"], accounts["trained"]) == (2 * steps.stop + 1, 2 * steps.stop)
-        assert accounts["unused"] == 0
+        assert (accounts.started, accounts.trained) == (2 * steps.stop + 1, 2 * steps.stop)
+        assert accounts.unused == 0

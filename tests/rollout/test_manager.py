@@ -135,62 +135,54 @@ def drive(
     return manager, seen
 
 
-def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_every_held_out_prompt_runs_as_often_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text('{"input": "x"}\n' * 3)
     flags = ["--eval-prompt-data", "held", str(held), "--n-samples-per-eval-prompt", "4"]
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
-    async def run() -> dict[str, float]:
-        assert (await manager.start()).eval_rollouts == 12
-        return (await manager.eval())[0]
-
-    assert asyncio.run(run())["eval/held"] == 0.5
+    assert (await manager.start()).eval_rollouts == 12
+    assert (await manager.eval())[0]["eval/held"] == 0.5
     assert len(seen) == 12
 
 
 @pytest.mark.parametrize(("workers", "each"), [(1, 3), (2, 1), (2, 2)])
-def test_agents_at_once_are_bounded(workers: int, each: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_agents_at_once_are_bounded(
+    workers: int, each: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     flags = ["--num-agent-workers", str(workers), "--agent-concurrency", str(each), "--n-samples-per-prompt", "8"]
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
-    async def run() -> None:
-        await manager.start()
-        await manager.generate(0)
-
-    asyncio.run(run())
+    await manager.start()
+    await manager.generate(0)
     assert max(seen) == workers * each
 
 
-def test_the_filter_and_pass_rates_are_those_of_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_the_filter_and_pass_rates_are_those_of_the_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hook = f"{Path(__file__)}:even"
     flags = ["--dynamic-sampling-filter-path", hook, "--log-passrate", "--n-samples-per-prompt", "2"]
     manager, _ = drive(monkeypatch, tmp_path, *flags)
 
-    async def run() -> dict[str, float]:
-        await manager.start()
-        return (await manager.generate(0)).metrics
-
-    metrics = asyncio.run(run())
+    await manager.start()
+    metrics = (await manager.generate(0)).metrics
     assert any(name.startswith("rollout/dynamic_filter/drop_") for name in metrics)
     assert any(name.startswith("passrate/") for name in metrics)
 
 
-def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The second `--num-rollout` wins."""
     flags = ["--max-weight-staleness", "1", "--num-rollout", "3", "--n-samples-per-prompt", "2"]
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
-    async def run() -> list[dict[str, float]]:
-        await manager.start()
-        metrics = []
-        for step in range(3):
-            metrics.append((await manager.generate(step)).metrics)
-            await asyncio.sleep(0.01)
-            assert len(seen) == 4 * min(3, step + 2)
-        return metrics
-
-    first, *_, last = asyncio.run(run())
+    await manager.start()
+    metrics = []
+    for step in range(3):
+        metrics.append((await manager.generate(step)).metrics)
+        await asyncio.sleep(0.01)
+        assert len(seen) == 4 * min(3, step + 2)
+    first, *_, last = metrics
     assert first["rollout/fully_async/max_staleness"] == 0.0
     assert last["rollout/fully_async/staleness_bound"] == 1.0
     assert last["rollout/fully_async/queue_size"] == 0.0
@@ -200,7 +192,7 @@ def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.Monkey
     }
 
 
-def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
+async def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ctrl-C while a checkpoint is written: the first save goes on, and another of the same step comes."""
@@ -220,108 +212,90 @@ def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
 
     for steps in (range(2), range(2, 4)):
         (tmp_path / str(steps.start)).mkdir()
-        asyncio.run(run(drive(monkeypatch, tmp_path / str(steps.start), *flags)[0], steps=steps))
+        await run(drive(monkeypatch, tmp_path / str(steps.start), *flags)[0], steps=steps)
     assert list((tmp_path / "rollout").glob("*.draft")) == []
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_new_weights_let_rollouts_go_on_at_once_where_steps_overlap(
+async def test_new_weights_let_rollouts_go_on_at_once_where_steps_overlap(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, staleness: int
 ) -> None:
     flags = ["--n-samples-per-prompt", "1", "--max-weight-staleness", str(staleness), "--num-rollout", "4"]
     manager, seen = drive(monkeypatch, tmp_path, *flags)
 
-    async def run() -> tuple[int, int]:
-        await manager.start()
-        await manager.generate(0)
-        await asyncio.sleep(0.05)
-        before = len(seen)
-        await manager.updated(1)
-        await asyncio.sleep(0.05)
-        return before, len(seen)
-
-    assert asyncio.run(run()) == ((2, 2) if staleness == 0 else (4, 6))
+    await manager.start()
+    await manager.generate(0)
+    await asyncio.sleep(0.05)
+    before = len(seen)
+    await manager.updated(1)
+    await asyncio.sleep(0.05)
+    assert (before, len(seen)) == ((2, 2) if staleness == 0 else (4, 6))
 
 
-def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(
+async def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     died: list[Exception] = [ray.exceptions.ActorDiedError(), ray.exceptions.ActorUnavailableError("gone", None)]
     manager, seen = drive(monkeypatch, tmp_path, "--n-samples-per-prompt", "2", raising=died, losses=1)
 
-    async def run() -> dict[str, Any]:
-        await manager.start()
-        await manager.generate(0)
-        return await manager.accounts()
-
-    accounts = asyncio.run(run())
+    await manager.start()
+    await manager.generate(0)
+    accounts = await manager.accounts()
     assert len(seen) == 4 + 2
-    assert (accounts["started"], accounts["trained"], accounts["rollouts_failed"]) == (2, 2, 0)
-    assert accounts["rollouts_started"] == 4
+    assert (accounts.started, accounts.trained, accounts.rollouts_failed) == (2, 2, 0)
+    assert accounts.rollouts_started == 4
 
 
-def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
+async def test_a_rollout_that_ends_its_worker_each_time_fails_in_the_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     died: list[Exception] = [ray.exceptions.ActorDiedError() for _ in range(manager_module.ATTEMPTS)]
     one = ["--n-samples-per-prompt", "2", "--agent-concurrency", "1"]
     manager, seen = drive(monkeypatch, tmp_path, *one, raising=died, losses=100)
 
-    async def run() -> dict[str, Any]:
-        await manager.start()
-        await manager.generate(0)
-        return await manager.accounts()
-
-    accounts = asyncio.run(run())
+    await manager.start()
+    await manager.generate(0)
+    accounts = await manager.accounts()
     assert len(seen) == 4 - 1 + manager_module.ATTEMPTS
-    assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
+    assert (accounts.trained, accounts.failures) == (2, {"agent": 1})
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_the_first_rollout_that_meets_a_mistake_of_the_users_ends_the_run(
+async def test_the_first_rollout_that_meets_a_mistake_of_the_users_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held_out: bool
 ) -> None:
     """What a failed rollout says of its machine holds of all others: nothing is tried again."""
     flags = ["--n-samples-per-prompt", "2", "--eval-prompt-data", "held", str(tmp_path / "prompts.jsonl")]
     manager, seen = drive(monkeypatch, tmp_path, *flags, broken=SetupError("no image nope\n  Pull it."))
 
-    async def run() -> None:
-        await manager.start()
-        with pytest.raises(UserError, match=r"a rollout cannot be run.*no image nope\n  Pull it"):
-            await (manager.eval() if held_out else manager.generate(0))
-
-    asyncio.run(run())
+    await manager.start()
+    with pytest.raises(UserError, match=r"a rollout cannot be run.*no image nope\n  Pull it"):
+        await (manager.eval() if held_out else manager.generate(0))
     assert len(seen) <= 4
 
 
-def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
+async def test_a_result_that_cannot_be_brought_over_fails_its_rollout_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lost: list[Exception] = [ray.exceptions.RaySystemError("No module named 'agents'")]
     manager, _ = drive(monkeypatch, tmp_path, "--n-samples-per-prompt", "2", raising=lost)
 
-    async def run() -> dict[str, Any]:
-        await manager.start()
-        await manager.generate(0)
-        return await manager.accounts()
-
-    accounts = asyncio.run(run())
-    assert (accounts["trained"], accounts["failures"]) == (2, {"agent": 1})
+    await manager.start()
+    await manager.generate(0)
+    accounts = await manager.accounts()
+    assert (accounts.trained, accounts.failures) == (2, {"agent": 1})
 
 
-def test_what_failed_is_on_disk_though_the_failures_end_the_run(
+async def test_what_failed_is_on_disk_though_the_failures_end_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lost: list[Exception] = [ray.exceptions.RaySystemError("No module named 'agents'") for _ in range(100)]
     flags = ["--n-samples-per-prompt", "2", "--rollout-batch-size", "1"]
     manager, _ = drive(monkeypatch, tmp_path, *flags, raising=lost)
 
-    async def run() -> None:
-        await manager.start()
-        with pytest.raises(UserError, match="each of the 2 prompts failed"):
-            await manager.generate(0)
-
-    asyncio.run(run())
+    await manager.start()
+    with pytest.raises(UserError, match="each of the 2 prompts failed"):
+        await manager.generate(0)
     failed = [json.loads(line) for line in (tmp_path / "run" / "failures.jsonl").read_text().splitlines()]
     assert len(failed) == len({each["rollout"] for each in failed}) == 100 - len(lost)
     assert {(each["rollout/step"], each["where"]) for each in failed} == {(0, "agent")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,38 +21,8 @@ from miles_lite.rollout.metrics import (
     rollout_metrics,
     zero_std,
 )
-from miles_lite.sample import NOT_SAMPLED, Group, Rollout, Sample, SampleRecord, Status
-
-
-def a_sample(trained: int, versions: Sequence[int] = (0,), prompt: int = 2, **kw: Any) -> SampleRecord:
-    """`prompt` given tokens, then `trained` sampled ones that walk through `versions`."""
-    sampled = np.resize(np.array(versions, np.int32), trained)
-    return Sample(
-        tokens=np.arange(prompt + trained, dtype=np.int32),
-        loss_mask=np.array([0] * prompt + [1] * trained, np.uint8),
-        logprobs=np.zeros(prompt + trained, np.float32),
-        temperatures=np.ones(prompt + trained, np.float32),
-        weight_versions=np.concatenate([np.full(prompt, NOT_SAMPLED, np.int32), sampled]),
-        **kw,
-    ).record()
-
-
-def a_group(*rewards: Any, index: int = 0) -> Group:
-    rollouts = [
-        Rollout(index=i, group_index=index, reward=reward, samples=[a_sample(3)], status=Status.COMPLETED)
-        for i, reward in enumerate(rewards)
-    ]
-    return Group(index=index, prompt={}, rollouts=rollouts)
-
-
-def a_rollout(**kw: Any) -> Rollout:
-    return Rollout(**{"index": 0, "group_index": 0, "status": Status.COMPLETED, "reward": 1.0, **kw})
-
-
-def failed(where: Where) -> Rollout:
-    rollout = a_rollout()
-    rollout.fail(where, "why")
-    return rollout
+from miles_lite.sample import Group, Rollout, SampleRecord, Status
+from tests.rollout.helpers import a_group, a_rollout, a_sample, failed, of
 
 
 def test_what_length_costs_is_told_apart_from_rewards() -> None:
@@ -65,10 +34,6 @@ def test_what_length_costs_is_told_apart_from_rewards() -> None:
     }
     assert rollout_metrics(groups, groups)["rollout/reward"] == 1.0
     assert overlong_metrics([], Overlong(6, 2, 0.5)) == {}
-
-
-def of(*rollouts: Rollout) -> list[Group]:
-    return [Group(index=0, prompt={}, rollouts=list(rollouts))]
 
 
 def test_zero_std_worked_example() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
 
@@ -57,7 +56,7 @@ class Stage:
         return step
 
 
-def test_rollouts_go_on_while_a_batch_is_trained_and_no_further_than_the_bound() -> None:
+async def test_rollouts_go_on_while_a_batch_is_trained_and_no_further_than_the_bound() -> None:
     async def run(staleness: int) -> tuple[int, int]:
         stage = Stage(staleness=staleness)
         await stage.step(0)
@@ -65,108 +64,91 @@ def test_rollouts_go_on_while_a_batch_is_trained_and_no_further_than_the_bound()
         await asyncio.sleep(0.01)
         return stage.running, stage.generator.accounts.in_flight
 
-    assert asyncio.run(run(0)) == (0, 0)
+    assert await run(0) == (0, 0)
     for staleness in (1, 3):
-        _, open_ = asyncio.run(run(staleness))
+        _, open_ = await run(staleness)
         assert open_ == (staleness if staleness == 1 else 2) * 2
 
 
-def test_a_run_starts_no_group_that_its_last_step_does_not_need() -> None:
-    async def run() -> Accounts:
-        stage = Stage(staleness=3)
-        for number in range(STEPS):
-            assert len((await stage.step(number)).groups) == 2
-        return stage.generator.accounts
-
-    accounts = asyncio.run(run())
+async def test_a_run_starts_no_group_that_its_last_step_does_not_need() -> None:
+    stage = Stage(staleness=3)
+    for number in range(STEPS):
+        assert len((await stage.step(number)).groups) == 2
+    accounts = stage.generator.accounts
     assert (accounts.started, accounts.trained, accounts.in_flight) == (2 * STEPS, 2 * STEPS, 0)
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
 @pytest.mark.parametrize(("staleness", "training"), [(0, False), (1, False), (1, True), (3, True), (3, False)])
-def test_a_resumed_run_trains_what_the_other_would_have(
+async def test_a_resumed_run_trains_what_the_other_would_have(
     staleness: int, training: bool, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it ends while a batch is trained: that is given again."""
     monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
 
-    async def run() -> list[int]:
-        stage = Stage(staleness=staleness)
-        for number in range(stop):
-            await stage.step(number)
-        if training:
-            await stage.step(stop)
-            del stage.rows[-2:]
-        stage.generator.trained(stop - 1)
-        taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
-        await resume.save(str(tmp_path), stop - 1, taken)
-        again = Stage(staleness=staleness)
-        resume.load(str(tmp_path), stop - 1, again.generator, again.source)
-        again.rows = list(stage.rows)
-        for number in range(stop, STEPS):
-            step = await again.step(number)
-            assert all(
-                len(group.rollouts) == 2 and rollout.fetch() for group in step.groups for rollout in group.rollouts
-            )
-        assert again.generator.accounts.started == again.generator.accounts.trained == 2 * STEPS
-        return sorted(again.rows)
-
-    assert asyncio.run(run()) == sorted([row % 10 for row in range(2 * STEPS)])
+    stage = Stage(staleness=staleness)
+    for number in range(stop):
+        await stage.step(number)
+    if training:
+        await stage.step(stop)
+        del stage.rows[-2:]
+    stage.generator.trained(stop - 1)
+    taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
+    await resume.save(str(tmp_path), stop - 1, taken)
+    again = Stage(staleness=staleness)
+    resume.load(str(tmp_path), stop - 1, again.generator, again.source)
+    again.rows = list(stage.rows)
+    for number in range(stop, STEPS):
+        step = await again.step(number)
+        assert all(len(group.rollouts) == 2 and rollout.fetch() for group in step.groups for rollout in group.rollouts)
+    assert again.generator.accounts.started == again.generator.accounts.trained == 2 * STEPS
+    assert sorted(again.rows) == sorted([row % 10 for row in range(2 * STEPS)])
 
 
-def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
 
-    async def run() -> list[int]:
-        stage = Stage(staleness=3)
-        await stage.step(0)
-        taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
-        assert json.dumps(taken.plain)
-        await resume.save(str(tmp_path), 0, taken)
-        again = Stage(staleness=0, members=3)
-        resume.load(str(tmp_path), 0, again.generator, again.source)
-        again.rows = list(stage.rows)
-        for number in range(1, 5):
-            assert all(len(group.rollouts) == 3 for group in (await again.step(number)).groups)
-        return sorted(again.rows)
-
-    assert asyncio.run(run()) == list(range(10))
+    stage = Stage(staleness=3)
+    await stage.step(0)
+    taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
+    assert json.dumps(taken.plain)
+    await resume.save(str(tmp_path), 0, taken)
+    again = Stage(staleness=0, members=3)
+    resume.load(str(tmp_path), 0, again.generator, again.source)
+    again.rows = list(stage.rows)
+    for number in range(1, 5):
+        assert all(len(group.rollouts) == 3 for group in (await again.step(number)).groups)
+    assert sorted(again.rows) == list(range(10))
 
 
-def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path) -> None:
-    async def run() -> None:
-        stage = Stage(staleness=1)
-        for number in range(3):
-            await stage.step(number)
-            await asyncio.sleep(0.01)
-            (tmp_path / f"iter_{number:07d}").mkdir()
-            taken = resume.snapshot(stage.generator, stage.source, next_index=0)
-            await resume.save(str(tmp_path), number, taken)
-            if number == 1:
-                (tmp_path / "iter_0000000").rmdir()
-
-    asyncio.run(run())
+async def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path) -> None:
+    stage = Stage(staleness=1)
+    for number in range(3):
+        await stage.step(number)
+        await asyncio.sleep(0.01)
+        (tmp_path / f"iter_{number:07d}").mkdir()
+        taken = resume.snapshot(stage.generator, stage.source, next_index=0)
+        await resume.save(str(tmp_path), number, taken)
+        if number == 1:
+            (tmp_path / "iter_0000000").rmdir()
     kept = sorted(path.stem[-1] for path in (tmp_path / "rollout").glob("*.pt"))
     assert kept == ["1", "2"]
 
 
-def test_a_rollout_that_breaks_between_steps_ends_the_next_one() -> None:
-    async def run() -> None:
-        stage, given = Stage(staleness=1), asyncio.Event()
-        answers: Callable[[Prompt, int], Awaitable[Rollout]] = stage.run
+async def test_a_rollout_that_breaks_between_steps_ends_the_next_one() -> None:
+    given = asyncio.Event()
 
-        async def breaks(prompt: Prompt, group_index: int) -> Rollout:
+    class Breaking(Stage):
+        async def run(self, prompt: Prompt, group_index: int) -> Rollout:
             if group_index >= 2:
                 await given.wait()
                 raise UserError("no worker is left")
-            return await answers(prompt, group_index)
+            return await super().run(prompt, group_index)
 
-        stage.generator._run_rollout = breaks
-        await stage.step(0)
-        given.set()
-        await asyncio.sleep(0.01)
-        with pytest.raises(UserError, match="no worker"):
-            await stage.step(1)
-        assert stage.generator.accounts.in_flight == 0
-
-    asyncio.run(run())
+    stage = Breaking(staleness=1)
+    await stage.step(0)
+    given.set()
+    await asyncio.sleep(0.01)
+    with pytest.raises(UserError, match="no worker"):
+        await stage.step(1)
+    assert stage.generator.accounts.in_flight == 0

@@ -18,7 +18,7 @@ from miles_lite.rollout.generate import Step
 from miles_lite.rollout.recorded import rows_of
 from miles_lite.sample import Group, Rollout, Spans
 from tests.report.runs import all_rows
-from tests.rollout.test_metrics import a_group, failed
+from tests.rollout.helpers import a_group, failed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 

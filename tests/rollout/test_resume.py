@@ -135,7 +135,7 @@ def sizes(chance: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_goes_on(
+async def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_goes_on(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another bound, batch size, group size or number of engines, several times in a row."""
@@ -143,7 +143,7 @@ def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_goes_on
     chance, step, rows, fewest = random.Random(seed), 0, Counter[int](), 0
     for _ in range(chance.randint(2, 5)):
         life = Life(chance, **sizes(chance))
-        step = asyncio.run(life.until_killed(tmp_path, step))
+        step = await life.until_killed(tmp_path, step)
         rows.update(life.rows)
         fewest += len(life.rows)
     plain = json.loads(json.dumps(life.taken.plain))
@@ -164,7 +164,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(
+async def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever between two changes of a file: the samples' two, the state's two."""
@@ -204,8 +204,8 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(
         assert load(str(tmp_path), 1, again.generator, again.source) == saved.plain["next_rollout_index"]
         return [row for step in range(2, 5) for row in await again.step(step)]
 
-    rows, saved = asyncio.run(until_killed())
-    rows += asyncio.run(goes_on(saved))
+    rows, saved = await until_killed()
+    rows += await goes_on(saved)
     assert sorted(rows) == list(range(PROMPTS))
 
 
@@ -227,12 +227,12 @@ def prompts(folder: Path, words: list[str], **more: Any) -> Data:
         (["a", "b", "c"], {"system_prompt": "be brief"}, None),
     ],
 )
-def test_other_prompts_are_refused_before_anything_starts(
+async def test_other_prompts_are_refused_before_anything_starts(
     words: list[str], more: dict[str, Any], message: str | None, tmp_path: Path
 ) -> None:
     source = open_source(prompts(tmp_path, ["a", "b", "c"], rollout_shuffle=True))
     saved = {"data": source.state(), "members": {}, "scheduler": {}, "next_rollout_index": 0}
-    asyncio.run(resume.save(str(tmp_path), 3, resume.Snapshot(saved, [])))
+    await resume.save(str(tmp_path), 3, resume.Snapshot(saved, []))
     data = prompts(tmp_path, words, **({"rollout_shuffle": True} | more))
     if message is None:
         resume.check(str(tmp_path), 3, data)
@@ -241,10 +241,10 @@ def test_other_prompts_are_refused_before_anything_starts(
         resume.check(str(tmp_path), 3, data)
 
 
-def test_samples_that_wait_and_are_gone_are_named(tmp_path: Path) -> None:
+async def test_samples_that_wait_and_are_gone_are_named(tmp_path: Path) -> None:
     data = prompts(tmp_path, ["a"])
     saved = {"data": open_source(data).state(), "members": {"5": {"0": 9}}, "scheduler": {}, "next_rollout_index": 10}
-    asyncio.run(resume.save(str(tmp_path), 3, resume.Snapshot(saved, [])))
+    await resume.save(str(tmp_path), 3, resume.Snapshot(saved, []))
     with pytest.raises(UserError, match=r"^--load .*: global_dataset_state_dict_3.pt is missing"):
         resume.check(str(tmp_path), 3, data)
     (tmp_path / "rollout" / "global_dataset_state_dict_3.pt").write_bytes(b"PK")

@@ -32,7 +32,7 @@ async def started(host: str) -> AsyncIterator[tuple[Gateway, str]]:
         await one.stop()
 
 
-def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_replaced(
+async def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gateway, "TIMEOUT", aiohttp.ClientTimeout(total=1.0))
@@ -58,7 +58,7 @@ def test_off_loopback_only_its_router_changes_its_workers_and_one_that_hangs_is_
             async with client.post(f"{url}/generate", json={"input_ids": [1]}) as reply:
                 assert reply.status == 200
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    await asyncio.wait_for(scenario(), 60)
     assert "the gateway hangs: " in caplog.text
 
 

@@ -225,21 +225,18 @@ async def test_a_chunked_body_arrives_whole_and_expectations_are_met_here():
         assert all("Expect" not in headers and "Transfer-Encoding" not in headers for _, headers, _ in worker.seen)
 
 
-def test_what_is_no_http_or_too_long_is_refused_without_a_word_in_the_log(caplog):
-    async def scenario():
-        async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
-            for head in (
-                b"\x16\x03\x01 hello\r\n\r\n",
-                b"FROB /x HTTP/1.1\r\nHost: r\r\n\r\n",
-                b"GET /x HTTP/1.1\r\nHost : r\r\n\r\n",
-                b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: r\r\n\r\n",
-                b"GET /x HTTP/1.1\r\nHost: r\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
-                b"POST /x HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            ):
-                assert b" 400 Bad Request" in (await raw(client, head)).split(b"\r\n")[0]
-            assert not worker.seen
-
-    asyncio.run(scenario())
+async def test_what_is_no_http_or_too_long_is_refused_without_a_word_in_the_log(caplog):
+    async with serving(Upstream()) as worker, routing(worker.url) as (_, client):
+        for head in (
+            b"\x16\x03\x01 hello\r\n\r\n",
+            b"FROB /x HTTP/1.1\r\nHost: r\r\n\r\n",
+            b"GET /x HTTP/1.1\r\nHost : r\r\n\r\n",
+            b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: r\r\n\r\n",
+            b"GET /x HTTP/1.1\r\nHost: r\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+            b"POST /x HTTP/1.1\r\nHost: r\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        ):
+            assert b" 400 Bad Request" in (await raw(client, head)).split(b"\r\n")[0]
+        assert not worker.seen
     assert not caplog.records
 
 

@@ -38,7 +38,7 @@ async def supervised(spec: RouterSpec, *, silence: float = 30.0):
         await supervisor.stop()
 
 
-def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_retry_do_not_notice(tmp_path):
+async def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_retry_do_not_notice(tmp_path):
     async def scenario():
         spec = RouterSpec(state_file=str(tmp_path / "state.json"))
         async with serving(Upstream(version="3")) as worker, supervised(spec) as (supervisor, client):
@@ -70,24 +70,21 @@ def test_a_killed_router_is_back_on_its_port_with_its_workers_and_clients_that_r
             assert [(one["url"], one["state"]) for one in listed["workers"]] == [(worker.url, "ready")]
             assert listed["weight_versions"] == ["3"]
 
-    asyncio.run(scenario())
+    await scenario()
 
 
-def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered_though_no_file_was_named(
+async def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered_though_no_file_was_named(
     tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    async def scenario():
-        async with serving(Upstream()) as worker, supervised(RouterSpec(), silence=3.0) as (supervisor, client):
-            await client.post("/add_worker", params={"url": worker.url})
-            hung = supervisor.pid
-            os.kill(hung, signal.SIGSTOP)
-            async with aiohttp.ClientSession() as other, other.post(f"{supervisor.url}/generate", data=b"x") as reply:
-                assert reply.status == 418
-            assert not psutil.pid_exists(hung)
-
-    asyncio.run(scenario())
+    async with serving(Upstream()) as worker, supervised(RouterSpec(), silence=3.0) as (supervisor, client):
+        await client.post("/add_worker", params={"url": worker.url})
+        hung = supervisor.pid
+        os.kill(hung, signal.SIGSTOP)
+        async with aiohttp.ClientSession() as other, other.post(f"{supervisor.url}/generate", data=b"x") as reply:
+            assert reply.status == 418
+        assert not psutil.pid_exists(hung)
     assert not list(tmp_path.iterdir())
     assert "the router (process" in caplog.text
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text

@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.sandboxes.servers import served
-from tests.sandboxes.test_shell import needs_bwrap
 
+NO_BWRAP = (
+    shutil.which("bwrap") is None
+    or subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True).returncode != 0
+)
+needs_bwrap = pytest.mark.skipif(NO_BWRAP, reason="bubblewrap does not work here")
 IMAGE = f"localhost/miles-lite-test:{os.getpid()}"
 PROGRAMS = ("bash", "timeout", "tar", "sleep", "cat", "ls", "mkdir", "ln", "wc", "rm", "mv", "cp", "dirname")
 RUNC = '[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from miles_lite.sandboxes.bubblewrap import SYSTEM, View
-from tests.sandboxes.test_shell import needs_bwrap
+from tests.sandboxes.kinds import needs_bwrap
 
 
 def said(view: View, script: str) -> str:

@@ -25,9 +25,9 @@ from miles_lite.sandboxes.local import Folders
 from miles_lite.sandboxes.sandbox_server import GoneError, Sandboxes, Wanted, application
 from tests.e2e.job import ROOT, environment
 from tests.http_server import http_server
+from tests.sandboxes.kinds import needs_bwrap
 from tests.sandboxes.servers import served, serving
 from tests.sandboxes.test_lending import Told
-from tests.sandboxes.test_shell import needs_bwrap
 from tests.waiting import wait_until
 
 

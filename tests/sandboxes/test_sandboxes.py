@@ -29,8 +29,7 @@ from miles_lite.sandboxes.local import Folder
 from miles_lite.sandboxes.owner import home
 from miles_lite.sandboxes.sandbox import ARCHIVE_ENTRIES, Sandbox
 from tests.e2e.job import ROOT
-from tests.sandboxes.kinds import IMAGE, KINDS, kind_of
-from tests.sandboxes.test_shell import needs_bwrap
+from tests.sandboxes.kinds import IMAGE, KINDS, kind_of, needs_bwrap
 
 TRIES = itertools.count()
 names = st.text("abc é'\"$`\n-.", min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))

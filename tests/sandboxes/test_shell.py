@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -20,13 +19,9 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.sandboxes.shell import KEEP, Confinement, Shell, assignments, clipped, quoted
+from tests.sandboxes.kinds import needs_bwrap
 
 ROOT = str(Path(__file__).resolve().parents[2])
-NO_BWRAP = (
-    shutil.which("bwrap") is None
-    or subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True).returncode != 0
-)
-needs_bwrap = pytest.mark.skipif(NO_BWRAP, reason="bubblewrap does not work here")
 SANDBOXES = [Confinement.NONE, pytest.param(Confinement.BWRAP, marks=needs_bwrap)]
 
 

@@ -13,7 +13,7 @@ import ray
 from miles_lite.config.engines import Engines
 from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.session.actor import SessionActor, SessionSpec
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 from tests.clusters import local_cluster
 from tests.engine.conftest import remote, serving
 from tests.models import make_tiny_moe
@@ -21,7 +21,7 @@ from tests.models import make_tiny_moe
 
 @pytest.fixture(scope="session")
 def tito(tiny_model: Path) -> Tito:
-    return Tito.load(tiny_model, append_roles=("tool", "user"))
+    return tito_of(tiny_model, append_roles=("tool", "user"))
 
 
 @dataclass

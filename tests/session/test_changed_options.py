@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from miles_lite.tito import Tito
+from miles_lite.tito import tito_of
 from tests.session.engine import answer, bench
 from tests.tito.material import save_model
 
@@ -16,7 +16,7 @@ ON = {"role": "user", "content": "on"}
 async def test_another_effort_is_printed_where_the_template_prints_it_in_front(tmp_path: Path) -> None:
     """gpt-oss has the effort in its first message, so that another one begins a root."""
     model = save_model(tmp_path / "model", "trl/gptoss", eos="<|return|>", model_type="gpt_oss", vocab_size=151_936)
-    tito = Tito.load(model, append_roles=("user",))
+    tito = tito_of(model, append_roles=("user",))
     said = [*map(int, tito.encoder.encode("<|channel|>final<|message|>ok")), min(tito.stop_ids)]
 
     script = lambda body: answer(said, finish={"type": "stop", "matched": said[-1]})  # noqa: E731
@@ -33,6 +33,6 @@ async def test_another_effort_is_printed_where_the_template_prints_it_in_front(t
 
 def test_options_that_open_the_reply_otherwise_go_on(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "trl/qwen3", eos="<|im_end|>", model_type="qwen3", vocab_size=151_936)
-    tito = Tito.load(model, append_roles=("user",))
+    tito = tito_of(model, append_roles=("user",))
     assert tito.begin_alike({}, {"enable_thinking": False})
     assert tito.begin_alike(None, {"enable_thinking": False})

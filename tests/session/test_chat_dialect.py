@@ -57,13 +57,13 @@ async def test_text_leaves_while_the_engine_goes_on_and_calls_come_last(tiny_mod
         assert (last, finish) == ("content", "")
 
 
-def test_a_streams_bytes_grow_with_its_tokens_and_no_faster(tiny_model: Path, tito: Tito) -> None:
+async def test_a_streams_bytes_grow_with_its_tokens_and_no_faster(tiny_model: Path, tito: Tito) -> None:
     async def size(words: int) -> int:
         async with bench(tiny_model, saying(tito, "word " * words)) as b:
             _, events = await b.stream(await b.client.create(), ASK)
             return len(json.dumps(events[:-1]))
 
-    sizes = [asyncio.run(size(words)) for words in (50, 100, 200)]
+    sizes = [await size(words) for words in (50, 100, 200)]
     steps = [after - before for before, after in pairwise(sizes)]
     assert steps[1] < 2.2 * steps[0]
 

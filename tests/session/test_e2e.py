@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import threading
 import time
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stack, temperature: float) -> None:
+async def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stack, temperature: float) -> None:
     async def run() -> None:
         async with SessionClient(stack.url) as client:
             session = await client.create({"temperature": temperature, "max_new_tokens": 24})
@@ -58,14 +57,14 @@ def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stack, tem
             await client.delete(session)
 
     before = ray.get(stack.session.stats.remote(), timeout=10)
-    asyncio.run(run())
+    await run()
     after = ray.get(stack.session.stats.remote(), timeout=10)
     assert after["turns"] >= before.get("turns", 0) + 5
     assert after["sessions"] == before["sessions"]
 
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
-def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode: Any) -> None:
+async def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode: Any) -> None:
     def update() -> None:
         time.sleep(0.5)
         ray.get(stack.engine.update_weights.remote(WeightUpdate(str(stack.model), 9, mode)), timeout=60)
@@ -83,7 +82,7 @@ def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode:
     ray.get(stack.engine.update_weights.remote(WeightUpdate(str(stack.model), 8)), timeout=60)
     updating = threading.Thread(target=update)
     updating.start()
-    sample = asyncio.run(run())
+    sample = await run()
     updating.join()
     assert sample.routed_experts is not None
     assert sample.routed_experts.shape == (len(sample) - 1, 2, MOE_CONFIG["num_experts_per_tok"])

@@ -177,7 +177,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(
         assert after[1] <= before[1] + 5
         assert after[2] <= before[2] + 10
         assert after[0] <= before[0] * 1.15
-        held = b.server.service._sessions
+        held = b.server.service.sessions
         assert (held.bytes, len(held.resident())) == (0, 0)
         ours = [record for record in caplog.records if record.name.startswith("miles_lite")]
         assert [record.getMessage() for record in ours if record.levelno >= logging.WARNING] == []

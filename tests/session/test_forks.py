@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def test_a_root_that_changed_nothing_forked_where_what_is_known_ends() -> None:
     assert [fork["reason"] for fork in all_forks(tree)] == ["role"] * 20
 
 
-def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run(snap: bool) -> dict[str, Any]:
         async with bench(
             tiny_model, lambda body: answer([7, STOP]), tito_allowed_append_roles=("tool",), detect_timeline_snap=snap
@@ -83,11 +82,11 @@ def test_forks_are_counted_and_reported_on_request(tiny_model: Path, caplog: pyt
             return await b.client.describe(session)
 
     caplog.set_level(logging.WARNING)
-    quiet = asyncio.run(run(False))
+    quiet = await run(False)
     assert (quiet["counts"]["forks_role"], quiet["counts"]["forks_agent"]) == (1, 1)
     assert "forks" not in quiet
     assert not caplog.records
-    told = asyncio.run(run(True))
+    told = await run(True)
     assert [(fork["turn"], fork["message"], fork["reason"]) for fork in told["forks"]] == [
         (1, 3, "role"),
         (2, None, "agent"),

@@ -131,7 +131,7 @@ async def test_sessions_beyond_the_memory_wait_in_the_journal(tiny_model: Path, 
         sessions = [await b.client.create() for _ in range(6)]
         talks = [await _talk(b, session) for session in sessions]
         assert b.server.service is not None
-        held = b.server.service._sessions
+        held = b.server.service.sessions
         assert len(held.resident()) <= 2
         assert held.live() == 6
         for session, messages in zip(sessions, talks, strict=True):
@@ -201,7 +201,7 @@ async def test_a_turn_that_cannot_be_journaled_is_not_answered(tiny_model: Path,
         await b.chat(session, ASK)
         before = await _everything(b, session)
         assert b.server.service is not None
-        journal = b.server.service._sessions._journal
+        journal = b.server.service.sessions._journal
         assert journal is not None
         await journal._do(lambda db: db.execute("PRAGMA query_only = 1") and None)
         status, body = await b.chat(session, ASK)

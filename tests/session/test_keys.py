@@ -93,7 +93,7 @@ async def test_metrics_are_what_prometheus_reads(tiny_model: Path) -> None:
         assert found["miles_lite_session_session_bytes"] > 0
 
 
-def test_log_lines_name_the_session(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_lines_name_the_session(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -107,7 +107,7 @@ def test_log_lines_name_the_session(tiny_model: Path, caplog: pytest.LogCaptureF
     logger, handler = logging.getLogger("miles_lite.session"), Keep()
     logger.addHandler(handler)
     try:
-        asyncio.run(run())
+        await run()
     finally:
         logger.removeHandler(handler)
     assert SESSION.get() is None

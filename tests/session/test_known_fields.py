@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -174,16 +173,16 @@ def test_unknown_fields_are_told(dialect: Any) -> None:
     assert dialect().parse(BODIES[dialect] | {"unheard": 1, "newer": None}).unknown == ("unheard",)
 
 
-def test_unknown_fields_are_counted_or_refused(tiny_model: Path) -> None:
+async def test_unknown_fields_are_counted_or_refused(tiny_model: Path) -> None:
     async def run(unknown: str) -> tuple[int, Any, dict[str, int]]:
         async with bench(tiny_model, lambda body: answer([5, STOP]), session_unknown_fields=unknown) as b:
             session = await b.client.create()
             status, body = await b.chat(session, ASK, brand_new=1, reasoning={"newer": True})
             return status, body, (await b.client.describe(session))["counts"]
 
-    status, _, counts = asyncio.run(run("ignore"))
+    status, _, counts = await run("ignore")
     assert (status, counts["unknown_fields"]) == (200, 2)
-    status, body, counts = asyncio.run(run("refuse"))
+    status, body, counts = await run("refuse")
     assert (status, body["error"]["param"], counts) == (400, "brand_new", {})
 
 

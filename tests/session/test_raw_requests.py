@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 from dataclasses import replace
@@ -39,18 +38,17 @@ def _port(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def test_what_cannot_be_read_is_refused(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
-            for path, line, status in REFUSED:
-                head = b"POST %b/v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%b" % (
-                    path,
-                    line + b"\r\n" if line else b"",
-                )
-                request = head + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
-                assert (line, await ask(_port(b.client.url), request)) == (line, status)
-
-    asyncio.run(run())
+async def test_what_cannot_be_read_is_refused(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(tiny_model, lambda body: answer([5, STOP]), run_dir=tmp_path) as b:
+        for path, line, status in REFUSED:
+            head = b"POST %b/v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%b" % (
+                path,
+                line + b"\r\n" if line else b"",
+            )
+            request = head + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+            assert (line, await ask(_port(b.client.url), request)) == (line, status)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 

@@ -161,7 +161,9 @@ async def test_requests_that_are_constrained_otherwise_are_independent(tiny_mode
         assert await _trained(b, session) == list(range(5, 5 + len(OTHERWISE)))
 
 
-def test_the_same_request_asked_one_after_the_other_gives_independent_answers(tiny_model: Path, tmp_path: Path) -> None:
+async def test_the_same_request_asked_one_after_the_other_gives_independent_answers(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     """In memory, and when the session had to be read from its journal in between."""
 
     async def run(memory: float) -> None:
@@ -174,7 +176,7 @@ def test_the_same_request_asked_one_after_the_other_gives_independent_answers(ti
             assert await _trained(b, session) == [5, 6, 7]
 
     for memory in (8.0, 0.0):
-        asyncio.run(run(memory))
+        await run(memory)
 
 
 async def _lose(b: Bench, session: str, path: str, body: dict[str, Any], *, turns: int) -> None:
@@ -198,7 +200,7 @@ async def test_an_answer_that_got_lost_gives_way_to_the_one_that_is_asked_for_in
         assert await _trained(b, session) == [6, 7]
 
 
-def test_a_retry_within_the_grace_gets_the_answer_that_was_written_out(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_retry_within_the_grace_gets_the_answer_that_was_written_out(tiny_model: Path, tmp_path: Path) -> None:
     """That it was written does not mean that it arrived; in memory, or in the journal alone."""
 
     async def run(memory: float) -> None:
@@ -212,7 +214,7 @@ def test_a_retry_within_the_grace_gets_the_answer_that_was_written_out(tiny_mode
                 assert len(b.engine.requests) == asked
 
     for memory in (8.0, 0.0):
-        asyncio.run(run(memory))
+        await run(memory)
 
 
 async def test_a_retry_after_the_grace_is_answered_anew_and_takes_the_place_of_what_it_repeats(

@@ -43,7 +43,7 @@ async def test_turns_extend_the_ids_of_the_turns_before(tiny_model: Path, tito: 
             assert got["choices"][0]["finish_reason"] == "stop"
             service = b.server.service
             assert service is not None
-            held = service._sessions.peek(session)
+            held = service.sessions.peek(session)
             assert held is not None
             assert [list(seen.messages) for seen in held.bodies._seen] == [messages]
             messages = [*messages, got["choices"][0]["message"], {"role": "user", "content": f"<|im_end|> {turn}"}]
@@ -333,7 +333,7 @@ async def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model
         assert (await b.client.describe(other))["turns"] == []
 
 
-def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -> None:
     async def start(**options: Any) -> None:
         await SessionServer(spec(**options)).start()
 
@@ -341,11 +341,11 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path, tmp_path: Path) -
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="cannot listen on"):
-            asyncio.run(start(model=tiny_model, port=taken.getsockname()[1]))
+            await start(model=tiny_model, port=taken.getsockname()[1])
     with pytest.raises(UserError, match="--session-message-matcher"):
-        asyncio.run(start(model=tiny_model, session_message_matcher="nonsense"))
+        await start(model=tiny_model, session_message_matcher="nonsense")
     with pytest.raises(UserError, match="has no tokenizer"):
-        asyncio.run(start(model=tmp_path))
+        await start(model=tmp_path)
 
 
 async def test_a_client_that_meets_nobody_says_so() -> None:

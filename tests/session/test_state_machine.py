@@ -55,7 +55,7 @@ class Engines(EngineCalls):
     """Says `text`, cut before its stop token when `cut`; or fails, or hangs. Beneath the service under test."""
 
     def __init__(self, tito: Tito) -> None:
-        super().__init__("http://127.0.0.1:9", retry_seconds=1.0, call_seconds=1.0)
+        """No client is made: nothing goes over HTTP."""
         self.tito, self.log, self.mood = tito, list[Seen](), "well"
 
     async def generate(
@@ -66,7 +66,6 @@ class Engines(EngineCalls):
         tokens: int,
         key: str,
         on_tokens: OnTokens | None = None,
-        enough: Any = None,
         experts_from: int = 0,
     ) -> Generation:
         mood, version = self.mood, len(self.log)
@@ -256,7 +255,7 @@ class Harness(RuleBasedStateMachine):
             if give_up:
                 await asyncio.sleep(0)
                 call.abort()
-            return (await call.hear()).message
+            return (await call.answer()).message
         except ApiError as error:
             return error
         finally:

@@ -167,25 +167,22 @@ async def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model
         assert undocumented(f"session/{name}" for name in stats) == set()
 
 
-def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
+async def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        script = iter([40, 41])
-        async with _served(tiny_model, tmp_path, lambda body: answer([next(script), STOP]), silence=3.0) as served:
-            session = await served.client.create()
-            async with served.agent(session) as agent:
-                got = await agent.chat.completions.create(model="m", messages=ASK)
-                hung = served.supervisor.worker_pid
-                assert hung is not None
-                os.kill(hung, signal.SIGSTOP)
-                await _serves_again(served)
-                more = [*ASK, got.choices[0].message.model_dump(exclude_none=True), *ASK]
-                await agent.chat.completions.create(model="m", messages=more)
-            assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
-            assert not psutil.pid_exists(hung)
-
-    asyncio.run(run())
+    script = iter([40, 41])
+    async with _served(tiny_model, tmp_path, lambda body: answer([next(script), STOP]), silence=3.0) as served:
+        session = await served.client.create()
+        async with served.agent(session) as agent:
+            got = await agent.chat.completions.create(model="m", messages=ASK)
+            hung = served.supervisor.worker_pid
+            assert hung is not None
+            os.kill(hung, signal.SIGSTOP)
+            await _serves_again(served)
+            more = [*ASK, got.choices[0].message.model_dump(exclude_none=True), *ASK]
+            await agent.chat.completions.create(model="m", messages=more)
+        assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
+        assert not psutil.pid_exists(hung)
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 

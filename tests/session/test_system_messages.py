@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from miles_lite.tito import Tito
+from miles_lite.tito import tito_of
 from tests.session.engine import answer, bench
 from tests.session.replies import RESPONSES_TOOLS
 from tests.tito.material import save_model
@@ -18,7 +18,7 @@ from tests.tito.material import save_model
 async def test_codex_converses_with_qwen35(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     monkeypatch.setattr("miles_lite.tito.parser_proof.sglang_installed", lambda: False)
     folder = save_model(tmp_path / "model", "trl/qwen3_5_think", eos="<|im_end|>", max_position_embeddings=4096)
-    tito = Tito.load(folder, append_roles=("tool", "user"))
+    tito = tito_of(folder, append_roles=("tool", "user"))
     stop = tito.encoder.id_of("<|im_end|>")
     assert stop is not None
     reply = [*tito.encoder.encode("why\n</think>\n\ndone").tolist(), stop]

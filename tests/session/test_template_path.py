@@ -8,7 +8,7 @@ import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.session.server import load_tito
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 from tests.models import CHAT_TEMPLATE
 from tests.session.engine import answer, bench, spec
 
@@ -38,7 +38,7 @@ def test_a_file_that_is_none_is_refused_by_its_flag(tiny_model: Path, tmp_path: 
         (broken, "broken.jinja cannot be used: the chat template does not compile"),
     ):
         with pytest.raises(UserError, match=words):
-            Tito.load(tiny_model, chat_template=file)
+            tito_of(tiny_model, chat_template=file)
 
 
 def test_a_server_warns_of_calls_that_are_not_read(

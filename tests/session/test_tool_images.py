@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def test_a_text_says_what_was_left_out(dialect: Any, body: dict[str, Any], path:
     assert refused.value.param == path
 
 
-def test_a_conversation_with_an_image_stays_one_sample(tiny_model: Path) -> None:
+async def test_a_conversation_with_an_image_stays_one_sample(tiny_model: Path) -> None:
     async def run(images: str) -> tuple[int, list[Any]]:
         async with bench(tiny_model, lambda body: answer([5, STOP]), session_tool_images=images) as b:
             session = await b.client.create()
@@ -122,5 +121,5 @@ def test_a_conversation_with_an_image_stays_one_sample(tiny_model: Path) -> None
                 messages += [said["choices"][0]["message"], {"role": "user", "content": "on"}]
             return status, [turn["parent"] for turn in (await b.client.describe(session))["turns"]]
 
-    assert asyncio.run(run("placeholder")) == (200, [None, 0, 1])
-    assert asyncio.run(run("refuse")) == (400, [])
+    assert await run("placeholder") == (200, [None, 0, 1])
+    assert await run("refuse") == (400, [])

@@ -61,18 +61,15 @@ async def test_an_engines_headers_stay_behind(tiny_model: Path) -> None:
             assert response.headers["Server"] != "engine"
 
 
-def test_what_is_no_http_is_refused_without_a_word_in_the_log(
+async def test_what_is_no_http_is_refused_without_a_word_in_the_log(
     tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
-            url = URL(b.client.url)
-            reader, writer = await asyncio.open_connection(url.host, url.port)
-            writer.write(b"GET /health HTTP/1.1\r\nno header : x\r\n\r\n")
-            assert (await reader.readline()).split()[1] == b"400"
-            writer.close()
-
-    asyncio.run(run())
+    async with bench(tiny_model, lambda body: answer([5, STOP])) as b:
+        url = URL(b.client.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"GET /health HTTP/1.1\r\nno header : x\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
     assert not caplog.records
 
 

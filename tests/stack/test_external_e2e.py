@@ -60,14 +60,14 @@ def test_its_weight_endpoints_need_the_key(by_hand: str):
         assert requests.post(f"http://{by_hand}{path}", json=body, timeout=10).status_code == 401
 
 
-def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, tiny_model: Path, tmp_path: Path):
+async def test_it_serves_sessions_takes_weights_and_outlives_the_stack(by_hand: str, tiny_model: Path, tmp_path: Path):
     with local_cluster(cpus=1):
         options = stack_options(tiny_model, tmp_path, sglang_args={"admin_api_key": KEY})
         hosts = Hosts(bind_host="0.0.0.0", advertise_host="127.0.0.1")
         topology = dataclasses.replace(options.topology, rollout_external_engine_addrs=(by_hand,))
         options = dataclasses.replace(options, topology=topology, hosts=hosts)
         other = make_tiny_model(tmp_path / "other", seed=1)
-        asyncio.run(chat_across_an_update(Stack(options, place(topology, train=False)), other))
+        await chat_across_an_update(Stack(options, place(topology, train=False)), other)
     assert requests.get(f"http://{by_hand}/health", timeout=5).status_code == 200
 
 

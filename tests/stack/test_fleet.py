@@ -140,7 +140,7 @@ async def test_an_engine_over_two_nodes_is_one_to_the_router_and_is_replaced_on_
         assert not Path(f"/proc/{before[0].pid}").exists()
 
 
-def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Slots, "machines", lambda slots, bundles: len(bundles))
 
     async def run() -> None:
@@ -148,10 +148,12 @@ def test_engines_on_several_machines_must_not_listen_on_loopback(tmp_path: Path,
             pass
 
     with pytest.raises(UserError, match=r"engines are on 2 machines, .*\n.*--bind-host 0\.0\.0\.0"):
-        asyncio.run(run())
+        await run()
 
 
-def test_a_server_whose_port_another_process_took_starts_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_server_whose_port_another_process_took_starts_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken, choose = [other.getsockname()[1]], Ports.hold
 
@@ -165,11 +167,11 @@ def test_a_server_whose_port_another_process_took_starts_on_another(tmp_path: Pa
                 assert len(running.engines) == 2
                 assert running.restarts == 0
 
-        asyncio.run(run())
+        await run()
         assert not taken
 
 
-def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
+async def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FAKE_SGLANG_BROKEN_NODE", "1")
@@ -179,7 +181,7 @@ def test_a_node_that_does_not_come_up_ends_the_start_with_its_own_last_words(
             pass
 
     with pytest.raises(UserError, match=r"(?s)engine-0-node-1\.0\.log.*node 1 is out of memory"):
-        asyncio.run(run())
+        await run()
 
 
 async def test_a_replacement_that_starts_during_an_update_has_the_new_weights_before_it_is_registered(tmp_path: Path):

@@ -26,11 +26,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("how", ["its scheduler is stopped", "it is killed"])
-def test_sessions_go_on_and_the_replacement_serves_the_current_weights(tiny_model: Path, tmp_path: Path, how: str):
+async def test_sessions_go_on_and_the_replacement_serves_the_current_weights(
+    tiny_model: Path, tmp_path: Path, how: str
+):
     options = stack_options(tiny_model, tmp_path, engine_health_interval=0.5, engine_health_timeout=3.0)
     with local_cluster(cpus=2):
         stack = Stack(options, place(options.topology, train=False))
-        asyncio.run(lose_an_engine(stack, how, make_tiny_model(tmp_path / "other", seed=1)))
+        await lose_an_engine(stack, how, make_tiny_model(tmp_path / "other", seed=1))
 
 
 async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
@@ -67,10 +69,10 @@ async def lose_an_engine(stack: Stack, how: str, other: Path) -> None:
         await stack.stop()
 
 
-def test_who_starts_a_fleet_learns_of_its_death_and_no_engine_outlives_it(tiny_model: Path, tmp_path: Path):
+async def test_who_starts_a_fleet_learns_of_its_death_and_no_engine_outlives_it(tiny_model: Path, tmp_path: Path):
     options = stack_options(tiny_model, tmp_path)
     with local_cluster(cpus=2):
-        asyncio.run(lose_the_fleet(Stack(options, place(options.topology, train=False))))
+        await lose_the_fleet(Stack(options, place(options.topology, train=False)))
 
 
 async def lose_the_fleet(stack: Stack) -> None:

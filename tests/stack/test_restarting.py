@@ -70,37 +70,34 @@ class Plain:
     async def stop(self) -> None: ...
 
 
-def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_its_way(tmp_path: Path) -> None:
+async def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stands_in_its_way(tmp_path: Path) -> None:
     said: list[str] = []
     obstacle = tmp_path / "obstacle"
 
     def make(restarts: int) -> Remote[Plain]:
         return named_actor(Plain, restarted("plain", restarts))(restarts, obstacle)
 
-    async def run() -> None:
-        plain = Kept("the plain actor", make, start_seconds=120, waiting=Waiting(said.append, tmp_path))
-        first = await plain.start()
-        assert await (await plain.serving()).call(Plain.who) == 0
-        assert await plain.stood(0, time.monotonic())
-        obstacle.touch()
-        calling = (await plain.serving()).call(Plain.who, 60)
-        os.kill(int(first), signal.SIGKILL)
-        with pytest.raises(ray.exceptions.RayActorError):
-            await calling
-        assert not await plain.stood(0, time.monotonic())
-        waiting = asyncio.create_task(plain.renewed(0))
-        while plain.restarts < 2:
-            await asyncio.sleep(0.05)
-        obstacle.unlink()
-        await asyncio.wait_for(waiting, 60)
-        assert await (await plain.serving()).call(Plain.who) == plain.restarts >= 2
-        assert plain.told != first
-        assert not await plain.stood(0, time.monotonic())
-        assert await plain.stood(plain.restarts, time.monotonic())
-        await plain.stop()
-        await plain.stop()
-
-    asyncio.run(run())
+    plain = Kept("the plain actor", make, start_seconds=120, waiting=Waiting(said.append, tmp_path))
+    first = await plain.start()
+    assert await (await plain.serving()).call(Plain.who) == 0
+    assert await plain.stood(0, time.monotonic())
+    obstacle.touch()
+    calling = (await plain.serving()).call(Plain.who, 60)
+    os.kill(int(first), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        await calling
+    assert not await plain.stood(0, time.monotonic())
+    waiting = asyncio.create_task(plain.renewed(0))
+    while plain.restarts < 2:
+        await asyncio.sleep(0.05)
+    obstacle.unlink()
+    await asyncio.wait_for(waiting, 60)
+    assert await (await plain.serving()).call(Plain.who) == plain.restarts >= 2
+    assert plain.told != first
+    assert not await plain.stood(0, time.monotonic())
+    assert await plain.stood(plain.restarts, time.monotonic())
+    await plain.stop()
+    await plain.stop()
     assert said[0] == "the plain actor has ended; replacing it"
     assert said[1].startswith("the plain actor serves again after ")
 

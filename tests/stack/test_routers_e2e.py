@@ -27,7 +27,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.e2e
 
 
-def test_a_lost_router_costs_the_sessions_behind_it_a_retry(tiny_model: Path, tmp_path: Path) -> None:
+async def test_a_lost_router_costs_the_sessions_behind_it_a_retry(tiny_model: Path, tmp_path: Path) -> None:
     options = dataclasses.replace(
         stack_options(tiny_model, tmp_path),
         topology=Topology(device="cpu", rollout_num_gpus=1),
@@ -36,7 +36,7 @@ def test_a_lost_router_costs_the_sessions_behind_it_a_retry(tiny_model: Path, tm
     ).check()
     with local_cluster(cpus=1):
         stack = Stack(options, place(options.topology, train=False))
-        asyncio.run(lose_a_router(stack, make_tiny_model(tmp_path / "other", seed=1)))
+        await lose_a_router(stack, make_tiny_model(tmp_path / "other", seed=1))
 
 
 async def lose_a_router(stack: Stack, other: Path) -> None:

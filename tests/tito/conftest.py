@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 
 
 @pytest.fixture(scope="session")
 def tito(tiny_model: Path) -> Tito:
-    return Tito.load(tiny_model, append_roles=("tool", "user", "system"))
+    return tito_of(tiny_model, append_roles=("tool", "user", "system"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miles_lite.tito import Tito
-from miles_lite.tito.compare import KINDS, Mismatch, compare
+from miles_lite.tito.compare import Kind, Mismatch, compare
 from miles_lite.tito.cut_render import CompareError, Sampled
 from miles_lite.tito.tito import NO_OPTIONS
 from miles_lite.verify.imitated_session import Buffer, imitate
@@ -163,7 +163,7 @@ def test_an_entry_is_plain_data(tito: Tito) -> None:
     ids = tito.first([messages[0], {"role": "user", "content": "Other."}]).ids
     (found,) = compare(tito, messages, ids, [], open_turn=True)
     assert list(found.as_json()) == ["type", "segment_index", "expected_text", "actual_text", "detail"]
-    assert found.type in KINDS
+    assert found.type in get_args(Kind)
     assert found.expected_text == "user\nUser says 1."
 
 

@@ -14,7 +14,7 @@ from miles_lite.tito.control_tokens import Edges, Guard
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.render import JinjaRenderer
 from tests.models import CONTROL_TOKENS
-from tests.tito.test_suffix import CHATML
+from tests.tito.material import CHATML
 from tests.tito.texts import hostile, unicode
 
 

@@ -15,10 +15,10 @@ from tests.tito.material import template
 DOCS = Path(__file__).parents[2] / "docs" / "tito.md"
 LOADS = """
 import json, sys
-from miles_lite.tito import Tito
+from miles_lite.tito import tito_of
 found = {}
 for name in sys.argv[2:]:
-    tito = Tito.load(sys.argv[1], append_roles=("tool", "user"), family=name)
+    tito = tito_of(sys.argv[1], append_roles=("tool", "user"), family=name)
     found[name] = [tito.parser.reasoning.name, tito.parser.calls.name, dict(tito.surface.kwargs)]
 print(json.dumps(found))
 """

@@ -10,24 +10,12 @@ from miles_lite.tito import Tito
 from miles_lite.tito.chat_messages import normalise
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.suffix import Join, SuffixError, cut
+from tests.tito.material import ALIAS, CHATML, OVERLAP
 from tests.tito.texts import hostile
 
 CONTROL = re.compile(r"<[a-z/|_]+>")
 STOP = 2
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-OVERLAP = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-ALIAS = (
-    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
-    "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-)
 USER, REPLY, MORE = ({"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c")))
 
 

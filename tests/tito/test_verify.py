@@ -8,12 +8,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from miles_lite.errors import UserError
-from miles_lite.tito import AppendSurface, Tito
+from miles_lite.tito import AppendSurface, Tito, tito_of
 from miles_lite.tito.encode import Encoder
 from miles_lite.tito.laws import verify
 from miles_lite.tito.render import JinjaRenderer
 from miles_lite.tito.verification_cases import ROLES
-from tests.tito.test_suffix import ALIAS, CHATML, OVERLAP
+from tests.tito.material import ALIAS, CHATML, OVERLAP
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -75,26 +75,26 @@ def test_a_declared_role_outside_the_surface_fails_at_start(tiny_model: Path, tm
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "chat_template.jinja").write_text(DROPPED)
     with pytest.raises(UserError, match=r"--tito-allowed-append-roles system: .* breaks the law `conserve`"):
-        Tito.load(folder, append_roles=("tool", "user", "system"))
-    assert Tito.load(folder, append_roles=("tool", "user")).surface.proved(["user"])
+        tito_of(folder, append_roles=("tool", "user", "system"))
+    assert tito_of(folder, append_roles=("tool", "user")).surface.proved(["user"])
 
 
 def test_folders_that_cannot_be_used_say_why(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        Tito.load(tmp_path / "nowhere")
+        tito_of(tmp_path / "nowhere")
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(UserError, match="does not compile"):
-        Tito.load(folder)
+        tito_of(folder)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="has no chat template"):
-        Tito.load(folder)
+        tito_of(folder)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        Tito.load(folder)
+        tito_of(folder)
 
 
 def test_a_folder_without_tokenizer_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(UserError, match="has no tokenizer"):
-        Tito.load(tmp_path)
+        tito_of(tmp_path)

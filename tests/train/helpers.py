@@ -15,6 +15,7 @@ from miles_lite.config.options import Config, parse
 from miles_lite.config.training import Algorithm
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.train.batching import Batch, batch_of
+from miles_lite.train.building import build_learner
 from miles_lite.train.checkpoint import Saver
 from miles_lite.train.learner import Learner
 from miles_lite.train.losses.sequences import Sequences
@@ -112,3 +113,15 @@ def save_checkpoint(learner: Learner, folder: Path, *, iteration: int) -> None:
     saver = Saver(Checkpoint())
     saver.begin(learner, folder, iteration=iteration)
     saver.finish()
+
+
+def learner(model_dir: Path, *flags: str) -> Learner:
+    return build_learner(make_config(model_dir, *flags), device=torch.device("cpu"))
+
+
+def gradient(learner: Learner) -> torch.Tensor:
+    return gradient_of(learner.policy.parameters())
+
+
+def parameters(learner: Learner) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in learner.policy.parameters()])

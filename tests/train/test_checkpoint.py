@@ -22,8 +22,7 @@ from miles_lite.train.policy import Policy
 from miles_lite.weights.folder import copy_tokenizer
 from miles_lite.weights.gather import Published
 from miles_lite.weights.tensor_files import write_folder
-from tests.train.helpers import make_batch, make_samples, save_checkpoint
-from tests.train.test_learner import learner, parameters
+from tests.train.helpers import learner, make_batch, make_samples, parameters, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -15,9 +15,8 @@ from miles_lite.train import mesh
 from miles_lite.train.credit import settle
 from miles_lite.train.packing import Form, forward_passes, idle_pass
 from miles_lite.train.passes import Pass
-from tests.train.helpers import make_batch, make_samples, shares_of
+from tests.train.helpers import gradient, learner, make_batch, make_samples, shares_of
 from tests.train.ranks import run
-from tests.train.test_learner import gradient, learner
 
 pytestmark = pytest.mark.usefixtures("process_group")
 SETS = [

@@ -19,8 +19,7 @@ from miles_lite.train.loading import load_model
 from miles_lite.train.policy import Policy
 from miles_lite.train.resting import restore, snapshot
 from miles_lite.train.served_teacher import ServedTeacher
-from tests.train.helpers import make_batch, make_samples
-from tests.train.test_learner import gradient, learner
+from tests.train.helpers import gradient, learner, make_batch, make_samples
 
 pytestmark = pytest.mark.usefixtures("process_group")
 PROMPTS, NEW_TOKENS = 48, 6

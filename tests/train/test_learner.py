@@ -10,26 +10,13 @@ import torch
 
 from miles_lite.errors import UserError
 from miles_lite.train.batching import Batch
-from miles_lite.train.building import build_learner
-from miles_lite.train.learner import BESIDE, MAXIMA, Learner
+from miles_lite.train.learner import BESIDE, MAXIMA
 from tests.metric_names import undocumented, unlogged
 from tests.models import make_tiny_moe
 from tests.train.families import obvious_logprobs
-from tests.train.helpers import gradient_of, make_batch, make_config, make_samples
+from tests.train.helpers import gradient, learner, make_batch, make_samples, parameters
 
 pytestmark = pytest.mark.usefixtures("process_group")
-
-
-def learner(model_dir: Path, *flags: str) -> Learner:
-    return build_learner(make_config(model_dir, *flags), device=torch.device("cpu"))
-
-
-def gradient(learner: Learner) -> torch.Tensor:
-    return gradient_of(learner.policy.parameters())
-
-
-def parameters(learner: Learner) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in learner.policy.parameters()])
 
 
 def test_loss_is_the_mean_over_rollouts_of_token_means(model_dir: Path) -> None:

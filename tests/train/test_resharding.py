@@ -16,8 +16,8 @@ from miles_lite.train import checkpoint, mesh
 from miles_lite.train.learner import Learner
 from tests.train.families import make_model
 from tests.train.helpers import make_config
+from tests.train.meshes import CPU, SHARDED, Case, context, expert, share, tensor, whole
 from tests.train.ranks import run
-from tests.train.test_mesh import CPU, SHARDED, Case, context, expert, share, tensor, whole
 
 FLAGS = ("--lr", "1e-2", "--adam-eps", "1e-3")
 Result = tuple[list[dict[str, str]], dict[str, Tensor]]

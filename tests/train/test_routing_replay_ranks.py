@@ -15,8 +15,8 @@ from miles_lite.train.data import Replicated, Strategy
 from miles_lite.train.learner import Learner
 from tests.train.families import make_model
 from tests.train.helpers import make_batch, make_config
+from tests.train.meshes import CPU, RECOMPUTED, SHARDED, Case, Result, assert_equal, tensor, whole
 from tests.train.ranks import running
-from tests.train.test_mesh import CPU, RECOMPUTED, SHARDED, Case, Result, assert_equal, tensor, whole
 from tests.train.test_routing_replay import WEIGHTS, routed_samples
 
 SPLIT = [[0, 1, 3], [2, 4]]

@@ -14,8 +14,7 @@ from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.traces.token_values import TokenValues
 from miles_lite.train.learner import Learner
 from tests.train.families import obvious_logprobs
-from tests.train.helpers import joined, make_batch, make_samples
-from tests.train.test_learner import learner, parameters
+from tests.train.helpers import joined, learner, make_batch, make_samples, parameters
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

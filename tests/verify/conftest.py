@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 from miles_lite.tito.verification_cases import ROLES
 
 
 @pytest.fixture(scope="session")
 def tito(tiny_model: Path) -> Tito:
-    return Tito.load(tiny_model, append_roles=ROLES)
+    return tito_of(tiny_model, append_roles=ROLES)

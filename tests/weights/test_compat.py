@@ -1,4 +1,4 @@
-"""What the way of weights uses beyond public interfaces is still what `weights/compat.py` was tested with."""
+"""What `weights/compat.py` uses beyond public interfaces is still what it was tested with."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ def test_transformers_reverts_its_conversions_as_before() -> None:
         assert hasattr(transformers.PreTrainedModel, name), f"{of('transformers')}: PreTrainedModel has no {name}"
     source = inspect.getsource(transformers.PreTrainedModel)
     assert "all_tied_weights_keys" in source, f"{of('transformers')}: PreTrainedModel has no all_tied_weights_keys"
+
+
+def test_transformers_says_which_attention_a_model_takes_as_before() -> None:
+    transformers = import_transformers()
+    kind = compat.causal_class(transformers.Qwen3Config())
+    assert kind is transformers.Qwen3ForCausalLM, f"{of('transformers')}: Qwen3Config makes {kind}"
+    assert compat.takes_sdpa(kind), of("transformers")
+    assert compat.takes_attention_functions(kind), of("transformers")
+    assert not compat.takes_attention_functions(transformers.MambaForCausalLM), of("transformers")
+    assert compat.causal_class(transformers.CLIPConfig()) is None, of("transformers")
 
 
 def test_sglang_reads_buckets_as_before() -> None:

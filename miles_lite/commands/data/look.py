@@ -18,7 +18,7 @@ from miles_lite.config.rollouts import Data, located_sources, mixed
 from miles_lite.model_folder import check_model_folder
 from miles_lite.report.visible import visible
 from miles_lite.rollout.prompts import Concatenated, Prompt, Prompts, as_messages
-from miles_lite.tito import Tito
+from miles_lite.tito import Tito, tito_of
 
 WIDTH = 110
 SHOWN_LABELS = 8
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         tool_key=options.tool_key,
         system_prompt=options.system_prompt,
     )
-    tito = None if options.hf_checkpoint is None else Tito.load(check_model_folder(options.hf_checkpoint))
+    tito = None if options.hf_checkpoint is None else tito_of(check_model_folder(options.hf_checkpoint))
     prompts = Concatenated([Prompts(source, data) for source, _ in mixed(options.file)])
     count = min(len(prompts), options.first or len(prompts))
     print(f"{options.file}: {len(prompts)} rows" + (f", the first {count} read" if count < len(prompts) else ""))

@@ -201,11 +201,7 @@ class _Reader:
         """The lines and assignments that the values need, those of other assignments too."""
         values = [value for each in self._found.flags() for value in each.values if value.said is None]
         needed = {name for value in values for name in _used(value)}
-        given = [
-            (text_of(node.child_by_field_name("name")), text_of(node), node)
-            for node in self._nodes
-            if node.type == "variable_assignment" and not node.has_error
-        ]
+        given = self._assignments()
         while more := {use for name, text, _ in given if name in needed for use in USED.findall(text)} - needed:
             needed |= more
         self._leave_unset(values, {name for name, _, _ in given})
@@ -218,6 +214,14 @@ class _Reader:
                 self._found.by_hand.append((self._words.line(node.start_byte), f"{text}: {why}"))
             else:
                 yield self._words.line(node.start_byte), text
+
+    def _assignments(self) -> list[tuple[str, str, Node]]:
+        """Of the whole file: whose, its text, and where it stands."""
+        return [
+            (text_of(node.child_by_field_name("name")), text_of(node), node)
+            for node in self._nodes
+            if node.type == "variable_assignment" and not node.has_error
+        ]
 
     # ---- what is left ----------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class _Retry(Exception):
 
 
 class EngineCalls:
-    """The one HTTP client of a session server."""
+    """The one HTTP client of a session server. Made in its event loop."""
 
     def __init__(self, router_url: str, *, retry_seconds: float, call_seconds: float, expert_layers: int = 0) -> None:
         """`call_seconds` bounds one attempt; `retry_seconds` the time from a first failure to giving up.
@@ -81,21 +81,19 @@ class EngineCalls:
         self._expert_layers = expert_layers
         self._url = router_url.rstrip("/") + "/generate"
         self._retry_seconds = retry_seconds
-        self._timeout = aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds))
-        self._http: aiohttp.ClientSession | None = None
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=call_seconds, connect=min(30.0, call_seconds)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def __aenter__(self) -> EngineCalls:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._http = aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._http is not None:
-            await self._http.close()
+        await self._http.close()
 
     async def generate(
         self,
@@ -150,7 +148,6 @@ class EngineCalls:
         experts_from: int,
     ) -> None:
         """One request for what is still missing; returns when the generation is complete, raises _Retry when not."""
-        assert self._http is not None
         left = int(params["max_new_tokens"]) - len(done.ids)
         if left < 1:
             done.finish = {"type": "length", "length": len(done.ids)}

@@ -7,7 +7,6 @@ independent, and so are their answers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -55,11 +54,11 @@ class Retries:
         calls = [call for call in reversed(self.calls) if call.identity == ask.identity]
         return next((call for call in calls if not call.listeners), calls[0] if calls else None)
 
-    def turn_of(self, ask: Ask, tree: Tree, *, grace: float) -> Turn | None:
+    def turn_of(self, ask: Ask, tree: Tree, *, since: float) -> Turn | None:
         """The newest turn that answered a repeated request.
 
-        With an idempotency key any; else one unheard, or one that was answered within `grace` seconds and that nobody
-        went on from: that an answer was written out does not mean that it arrived.
+        With an idempotency key any; else one unheard, or one that was answered `since` then, in seconds since the
+        epoch, and that nobody went on from: that an answer was written out does not mean that it arrived.
         """
         if not (ask.keyed or ask.retried):
             return None
@@ -67,7 +66,6 @@ class Retries:
         found = next((turn for turn in same if ask.keyed or turn.number in self.unheard), None)
         if found is not None or ask.identity in self.owed:
             return found
-        since = time.time() - grace
         return next((turn for turn in same if turn.output.finished >= since and not tree.children(turn)), None)
 
     def superseded_by(self, ask: Ask, alike: Sequence[Turn]) -> int | None:

@@ -162,7 +162,7 @@ class _Routes:
             async def tell(asked: ChatRequest, calls: Sequence[Call]) -> web.StreamResponse:
                 if asked.stream:
                     return await Stream(request, asked, dialect, calls, keep_alive=self._keep_alive).run()
-                answers = await together(*(call.hear() for call in calls))
+                answers = await together(*(call.answer() for call in calls))
                 response = await _whole(request, _said(dialect, asked, answers))
                 for call in calls:
                     call.deliver()

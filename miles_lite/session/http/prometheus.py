@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from miles_lite.session.counters import GAUGES
 
 _PREFIX = "miles_lite_session_"
-_SECONDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+SECONDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics(Collector):
@@ -27,7 +27,7 @@ class Metrics(Collector):
         self.turn_seconds = Histogram(
             f"{_PREFIX}turn_seconds",
             "Seconds of a turn, the engine's included",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=self._registry,
         )
 

@@ -76,7 +76,7 @@ class Stream:
             said.append(delta)
             await self._send(lambda: events.delta(delta))
 
-        answer = await call.hear(tell)
+        answer = await call.answer(tell)
         if remaining := rest(answer, said):
             await tell(remaining)
         await self._send(lambda: events.finish(answer))

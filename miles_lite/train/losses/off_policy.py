@@ -1,7 +1,7 @@
 """Corrections for tokens that another policy sampled than the one that is trained: a weight for each token's loss.
 
 Invariant: a weight carries no gradient, is finite, and is 0 where a token takes no part; tokens that the engine sampled
-behind other ids than stand before them have a ratio of 1. `CORRECTIONS` are pure; what the options switch on is
+behind other ids than stand before them have a ratio of 1. Corrections are pure; what the options switch on is
 multiplied.
 """
 

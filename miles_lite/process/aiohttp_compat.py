@@ -1,4 +1,5 @@
-"""What the router uses of aiohttp beneath its client: a connection and its parser, which are no public API of it.
+"""What is used of aiohttp beneath its client and server: a connection, its parser and their errors, which are no public
+API of it.
 
 Invariant: this is the only module that imports them.
 """

@@ -1,10 +1,10 @@
-"""What the router uses of aiohttp's private parts is there, in a version that was tested."""
+"""What is used of aiohttp's private parts is there, in a version that was tested."""
 
 from __future__ import annotations
 
 import aiohttp
 
-from miles_lite.router.aiohttp_compat import TESTED, changed
+from miles_lite.process.aiohttp_compat import TESTED, changed
 
 
 def test_this_aiohttp_is_one_that_was_tested() -> None:
