@@ -32,7 +32,7 @@ COLOURS: Mapping[str, tuple[Callable[[Token], int | None], Sequence[str]]] = {
         lambda token: None if token.version is None else token.version % VERSIONS,
         ("", "cyan", "yellow", "magenta"),
     ),
-    "gap": (lambda token: token.apart, HEAT[:-1]),
+    "gap": (lambda token: token.gap, HEAT[:-1]),
 }
 """By what tokens are coloured (PLACES): in which place one is, and the colour of each place."""
 ROLES = {"system": "magenta", "user": "cyan", "tool": "blue", "assistant": "bold"}
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
     for name, value in row.items():
         if value is not None:
-            yield Text.assemble((f"{name:16s} ", "dim"), visible(rollout_table.told(name, value)))
+            yield Text.assemble((f"{name:16s} ", "dim"), visible(rollout_table.format_value(name, value)))
     path = trajectory_path(record.folder, row["step"], row["rollout"])
     if not path.is_file():
         yield Text(f"\nIts trajectory was not kept (--keep-trajectories); those in {TRAJECTORIES}/ were.", "yellow")
@@ -78,7 +78,7 @@ def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
     with damaged(str(path)):
         read = transcript(atraj.read(path), row, why="", spell=speller(record.options), most=None)
     for message in read.messages:
-        yield Text.assemble("\n", (message.role, ROLES.get(message.role, "bold")), ("  " + message.says, "dim"))
+        yield Text.assemble("\n", (message.role, ROLES.get(message.role, "bold")), ("  " + message.caption, "dim"))
         yield _said(message, by)
     says, places = PLACES[by]
     _, colours = COLOURS[by]

@@ -72,8 +72,8 @@ def _add_runs(app: FastAPI, runs: Runs) -> None:
         rows = runs.rollouts(name, wanted)
         return _page(
             "run",
-            run=runs.stands(name),
-            told=page.tell(record, whole=False),
+            run=runs.status(name),
+            view=page.run_view(record, whole=False),
             state=state,
             changes=f"/api/runs/{quote(name, safe='')}/changes",
             events=list(record.events)[-20:][::-1],
@@ -91,7 +91,7 @@ def _add_runs(app: FastAPI, runs: Runs) -> None:
         if found is None:
             raise UserError(f"run {name} has no picture {title}")
         with drawing:
-            svg = page.standing_alone(found.draw())
+            svg = page.standalone_svg(found.draw())
         kept = "private, max-age=86400" if state == now else "no-store"
         return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": kept})
 

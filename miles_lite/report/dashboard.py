@@ -100,7 +100,7 @@ def _add_api(app: FastAPI, runs: Runs, ending: Callable[[], bool]) -> None:
         """How a run stands, its options, and its metrics by name and step."""
         record = read_record(runs.path(name), steps=0)
         metrics = {metric: record.by_step(metric) for metric in record.curves.names}
-        return {**runs.stands(name), "options": record.options, "metrics": metrics}
+        return {**runs.status(name), "options": record.options, "metrics": metrics}
 
     @app.get("/api/runs/{name}/rollouts")
     def list_rollouts(
@@ -146,10 +146,10 @@ def _add_rollouts_api(app: FastAPI, runs: Runs) -> None:
         rows = [runs.rollout(name, step, each) for each in (one, other)]
         found = runs.parting(name, step, one, other)
         sides = zip(("one", "other"), rows, (found.one, found.other), strict=True)
-        return {"same": found.same, **{side: {"row": row, "parts": _told(parts)} for side, row, parts in sides}}
+        return {"same": found.same, **{side: {"row": row, "parts": _as_json(parts)} for side, row, parts in sides}}
 
 
-def _told(parts: Sequence[Part]) -> list[JsonObject]:
+def _as_json(parts: Sequence[Part]) -> list[JsonObject]:
     names = ("turn", "role", "start", "ids", "only", "text")
     return [{name: getattr(part, name) for name in names} for part in parts]
 

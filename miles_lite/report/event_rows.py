@@ -85,7 +85,7 @@ def read(run_dir: Path) -> list[JsonMapping]:
         return [whole(found) for found in json_lines.read(run_dir / FILE)]
 
 
-def standing(events: Iterable[JsonMapping]) -> dict[str, str]:
+def active_alarms(events: Iterable[JsonMapping]) -> dict[str, str]:
     """By rule, what alarms say that no event has ended."""
     stands: dict[str, str] = {}
     for event in events:

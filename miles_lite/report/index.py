@@ -95,7 +95,7 @@ class Index:
         """Rows of SHOWN. Raises UserError for a file that cannot be read."""
         damaged = f"{self._run_dir}: rollouts or trajectories cannot be read"
         with user_error(damaged, duckdb.Error, pa.ArrowException, OSError):
-            saying = None if wanted.text is None else self._search.saying(wanted.text)
+            saying = None if wanted.text is None else self._search.containing(wanted.text)
             with self._lock:
                 return self._found(wanted, saying)
 

@@ -40,7 +40,7 @@ class LiveAlarms:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir, self._curves = run_dir, Curves.of_rows(read_history(run_dir / METRICS))
         self._rollouts: deque[list[rollout_table.Row]] = deque()
-        self._seen = dict.fromkeys(event_rows.standing(event_rows.read(run_dir)), 0)
+        self._seen = dict.fromkeys(event_rows.active_alarms(event_rows.read(run_dir)), 0)
         """By rule, for how many steps it has seen nothing."""
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:

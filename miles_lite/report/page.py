@@ -22,7 +22,7 @@ from miles_lite.report.group_tally import group_table
 from miles_lite.report.pictures import Picture, pictures
 from miles_lite.report.record import Record
 from miles_lite.report.rollout_table import Row
-from miles_lite.report.transcript import PLACES, VERSIONS, Transcript, told
+from miles_lite.report.transcript import PLACES, VERSIONS, Transcript, transcripts
 from miles_lite.report.visible import moment, visible
 
 ENDED = {"interrupted": "interrupted by a person"}
@@ -41,7 +41,7 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunView:
     """One run as the page shows it."""
 
     record: Record
@@ -56,16 +56,16 @@ class Told:
 
 def render(records: Sequence[Record]) -> str:
     """The page of one run, or of several side by side with the options in which they differ."""
-    runs, named = [tell(record) for record in records], _names(records)
+    runs, named = [run_view(record) for record in records], _names(records)
     alarmed = [{"alarms": "\n".join(alarm.title for alarm in run.alarms) or "none"} for run in runs]
     beside = side_by_side(records, named, [one | dict(run.facts) for one, run in zip(alarmed, runs, strict=True)])
     return environment().get_template("page.html").render(runs=runs, beside=beside, names=named)
 
 
-def tell(record: Record, *, whole: bool = True) -> Told:
+def run_view(record: Record, *, whole: bool = True) -> RunView:
     """Everything of one run; where its record is of the last steps and not `whole`, no trajectories and no counts of
     all rollouts."""
-    return Told(
+    return RunView(
         record,
         alarms(record),
         [*_facts(record), *(_counts(record) if whole else ()), *_places(record)],
@@ -73,7 +73,7 @@ def tell(record: Record, *, whole: bool = True) -> Told:
         _failures(record),
         group_table(record.tally.groups),
         [*pictures(record), *(gap_histogram(record.folder) if whole else ())],
-        list(told(record)) if whole else [],
+        list(transcripts(record)) if whole else [],
     )
 
 
@@ -96,12 +96,12 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     made.filters |= {"clock": lambda seconds: moment(seconds)[:19]}
-    made.filters["told"] = lambda value, name: rollout_table.told(name, value)
+    made.filters["format_value"] = lambda value, name: rollout_table.format_value(name, value)
     made.globals |= {"versions": VERSIONS, "places": PLACES, "coloured": tuple(PLACES)}
     return made
 
 
-def standing_alone(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """A picture as a file of its own, with the colours of the page."""
     tag, opened, rest = svg.partition(">")
     return f"{tag}{opened}<style>{environment().get_template('colours.html').render()}</style>{rest}"

@@ -67,7 +67,7 @@ def parting(one: Trajectory, other: Trajectory) -> Parting:
     ends = min((parts[-1].end if parts else 0) for parts in (mine, theirs))
     same = next((at for at, (left, right) in enumerate(pairs) if left != right), ends)
     rest = [[part for part in parts if part.end > same] for parts in (mine, theirs)]
-    told = [_told(left, right) for left, right in zip_longest(*rest)]
+    told = [_difference(left, right) for left, right in zip_longest(*rest)]
     return Parting(same, [left for left, _ in told if left], [right for _, right in told if right])
 
 
@@ -90,7 +90,7 @@ def _ids(parts: Sequence[Part]) -> Iterator[int]:
     return (token for part in parts for token in part.ids)
 
 
-def _told(one: Part | None, other: Part | None) -> tuple[Part | None, Part | None]:
+def _difference(one: Part | None, other: Part | None) -> tuple[Part | None, Part | None]:
     """With what each lacks of the other."""
     if one is None or other is None:
         alone = [part and replace(part, only=[(0, len(part.ids))]) for part in (one, other)]

@@ -30,7 +30,7 @@ class Picture:
     """A chart, in words for who does not see it, and its numbers: a row for each step. `draw` gives it as SVG."""
 
     title: str
-    says: str
+    caption: str
     draw: Callable[[], str]
     head: Sequence[str]
     rows: Sequence[Sequence[str]]

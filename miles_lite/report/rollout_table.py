@@ -164,7 +164,7 @@ def _names(run_dir: Path) -> list[str]:
     return sorted(name for name in names if name[0].isdigit() and name.endswith(".parquet"))
 
 
-def told(name: str, value: object) -> str:
+def format_value(name: str, value: object) -> str:
     """A value of that column for a reader: moments by the clock of this machine, other fractions with four digits."""
     if name in ("started_at", "finished_at") and isinstance(value, float):
         return moment(value)

@@ -41,7 +41,7 @@ MOST_KNOWN = 4
 """Runs of which what was read is kept."""
 
 
-class _Known:
+class _Cached:
     """What was read of a run."""
 
     def __init__(self, path: Path) -> None:
@@ -62,8 +62,8 @@ class Runs:
     def __init__(self, folder: Path, *, running: Callable[[Path], bool]) -> None:
         """`running` says whether a run has a folder now."""
         self._folder, self._running = folder.resolve(), running
-        self._known = lru_cache(MOST_KNOWN)(_Known)
-        self._stood: dict[Path, tuple[str, JsonObject]] = {}
+        self._known = lru_cache(MOST_KNOWN)(_Cached)
+        self._statuses: dict[Path, tuple[str, JsonObject]] = {}
 
     def paths(self) -> dict[str, Path]:
         """By name, as it is spelled in an address, the one that was written to last first."""
@@ -89,32 +89,32 @@ class Runs:
 
     def all(self) -> list[JsonObject]:
         """How each stands, the one that was written to last first; one that is removed meanwhile is left out."""
-        return [told for name, path in self.paths().items() if (told := self._told(name, path)) is not None]
+        return [told for name, path in self.paths().items() if (told := self._status_or_error(name, path)) is not None]
 
     def state(self) -> str:
         """Another one whenever how a run of them stands may have changed."""
         there = sorted((name, state(path), self._runs(path)) for name, path in self.paths().items())
         return hashlib.sha256(repr(there).encode()).hexdigest()[:16]
 
-    def stands(self, name: str) -> JsonObject:
+    def status(self, name: str) -> JsonObject:
         """How a run stands: its state, last step and reward, the alarms that have not ended, and where else it is
         shown."""
-        return self._stands(name, self.path(name))
+        return self._status(name, self.path(name))
 
-    def _told(self, name: str, path: Path) -> JsonObject | None:
+    def _status_or_error(self, name: str, path: Path) -> JsonObject | None:
         """The same of one of many, which a damaged one does not hide; None where it is there no longer."""
         try:
-            return self._stands(name, path)
+            return self._status(name, path)
         except FileNotFoundError:
             return None
         except UserError as error:
             nothing = dict.fromkeys(("step", "reward", "touched"))
             return {"name": name, "state": str(error), **nothing, "alarms": [], "pages": {}}
 
-    def _stands(self, name: str, path: Path) -> JsonObject:
-        now, before = state(path), self._stood.get(path)
+    def _status(self, name: str, path: Path) -> JsonObject:
+        now, before = state(path), self._statuses.get(path)
         if before is None or before[0] != now:
-            before = self._stood[path] = now, _stood(path)
+            before = self._statuses[path] = now, _read_status(path)
         told = {"name": name, **before[1], "touched": _touched(path)}
         return told | ({"state": "running"} if self._runs(path) else {})
 
@@ -168,7 +168,7 @@ def _touched(path: Path) -> float | None:
     return None
 
 
-def _stood(path: Path) -> JsonObject:
+def _read_status(path: Path) -> JsonObject:
     """How a run stands that does not run."""
     events = event_rows.read(path)
     last = events[-1] if events else {}
@@ -179,7 +179,7 @@ def _stood(path: Path) -> JsonObject:
         "state": f"ended: {last['said']}" if last.get("kind") == Kind.END else "ended without a word",
         "step": max(rewards, default=None),
         "reward": rewards[max(rewards)] if rewards else None,
-        "alarms": [*event_rows.standing(events).values()],
+        "alarms": [*event_rows.active_alarms(events).values()],
         "pages": _pages(events),
     }
 

@@ -34,7 +34,7 @@ class Search:
         self._run_dir = run_dir
         self._asked = lru_cache(MOST_TEXTS)(_Asked)
 
-    def saying(self, text: str) -> list[Place]:
+    def containing(self, text: str) -> list[Place]:
         """The rollouts whose trajectory says it, letter by letter. Raises OSError."""
         paths = {
             at: rollout_table.trajectory_path(self._run_dir, *at) for at in rollout_table.trajectories(self._run_dir)
@@ -62,10 +62,10 @@ class _Asked:
         with suppress(FileNotFoundError):
             state, known = os.stat(path), self._known.get(at)
             if known is None or known[:2] != (state.st_mtime_ns, state.st_size):
-                known = state.st_mtime_ns, state.st_size, self._says(path)
+                known = state.st_mtime_ns, state.st_size, self._contains(path)
             yield known
 
-    def _says(self, path: Path) -> bool:
+    def _contains(self, path: Path) -> bool:
         data = path.read_bytes()
         if self._written not in data:
             return False

@@ -56,7 +56,7 @@ Spell = Callable[[int], str]
 @dataclass(frozen=True, slots=True)
 class Token:
     """One as it is spelled. Where it was sampled, `likely`: its place in LIKELY, `version`: that of its weights; where
-    training told them, its `advantage` and the `trainer`'s logprob; `credit`: its place in CREDIT, `apart`: in APART.
+    training told them, its `advantage` and the `trainer`'s logprob; `credit`: its place in CREDIT, `gap`: in APART.
     `only`: the rollout that it is compared with lacks it."""
 
     text: str
@@ -74,7 +74,7 @@ class Token:
         return None if self.advantage is None else bisect(CREDIT, self.advantage)
 
     @property
-    def apart(self) -> int | None:
+    def gap(self) -> int | None:
         if self.trainer is None or self.logprob is None:
             return None
         return bisect(APART, abs(self.trainer - self.logprob))
@@ -85,7 +85,7 @@ class Message:
     """One of a trajectory; `tokens` where it was sampled and they can be spelled, else `text`."""
 
     role: str
-    says: str
+    caption: str
     text: str
     tokens: Sequence[Token]
     turn: int | None = None
@@ -105,11 +105,11 @@ class Transcript:
     """Of one that is shown whole."""
 
 
-def told(record: Record) -> Iterator[Transcript]:
+def transcripts(record: Record) -> Iterator[Transcript]:
     """What a page shows of those that were kept: the last failures of each boundary, the best and the worst of the last
     step, and one whose group carries no gradient. Raises UserError for a damaged file."""
     spell = speller(record.options)
-    for why, row in _shown(record):
+    for why, row in _chosen(record):
         path = trajectory_path(record.folder, row["step"], row["rollout"])
         with damaged(str(path)):
             shown = transcript(atraj.read(path), row, why=why, spell=spell)
@@ -131,7 +131,7 @@ def transcript(
         begins = most is None and step.turn not in begun
         begun.add(step.turn)
         said = visible(text)
-        messages.append(Message(step.role, _says(step, len(tokens)), said, tokens, step.turn if begins else None))
+        messages.append(Message(step.role, _caption(step, len(tokens)), said, tokens, step.turn if begins else None))
     turns = list(tree(trajectory)) if most is None else []
     return Transcript(why, row, messages, len(steps) - len(shown), turns)
 
@@ -166,7 +166,7 @@ def _speller(path: Path) -> Spell | None:
     return lambda token: tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _shown(record: Record) -> Iterator[tuple[str, Row]]:
+def _chosen(record: Record) -> Iterator[tuple[str, Row]]:
     """Rows of trajectories that are there, and why they are shown."""
     failed, last, flat = _found(record)
     yield from ((f"failed at {where}", row) for where, rows in failed.items() for row in rows)
@@ -216,7 +216,7 @@ def _tokens(step: Step, spell: Spell, most: int) -> Iterator[Token]:
         yield Token(visible(spell(token)), token, logprob, likely, trained, versions.get(at), credit, other)
 
 
-def _says(step: Step, spelled: int) -> str:
+def _caption(step: Step, spelled: int) -> str:
     parts = [f"turn {step.turn}", f"{len(step.ids):,} tokens"]
     if step.logprobs:
         parts.append(f"mean logprob {fmean(step.logprobs):.3f}")

@@ -26,7 +26,7 @@ class Turn:
     counts: bool
     tokens: int
     ended: str
-    says: str
+    text: str
 
 
 def tree(trajectory: Trajectory) -> Iterator[Turn]:

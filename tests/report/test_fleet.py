@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from miles_lite.report import fleet_rows
 from miles_lite.report.fleet_lines import MOST_LINES, MOST_POINTS, fleet_lines
 from miles_lite.report.json_lines import JsonLines
-from miles_lite.report.page import render, tell
+from miles_lite.report.page import render, run_view
 from miles_lite.report.record import read_record
 from tests.report.runs import write_run
 
@@ -64,10 +64,10 @@ def test_the_page_has_engines_over_time(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", seed=1, steps=4)
     titles = {"KV cache", "Requests", "Queues", "Weights"}
     (folder / fleet_rows.FILE).unlink()
-    assert titles & {picture.title for picture in tell(read_record(folder)).pictures} == set()
+    assert titles & {picture.title for picture in run_view(read_record(folder)).pictures} == set()
     JsonLines(folder / fleet_rows.FILE).write(looks(2, 60))
     (folder / fleet_rows.FILE).open("a").write('{"time": 1')
-    told = tell(read_record(folder))
+    told = run_view(read_record(folder))
     assert titles <= {picture.title for picture in told.pictures}
     weights = next(picture for picture in told.pictures if picture.title == "Weights")
     assert weights.head == ["seconds", "engine 0", "engine 1"]

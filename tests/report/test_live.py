@@ -63,7 +63,7 @@ def test_an_alarm_of_a_lost_attempt_is_not_raised_again_and_ends(tmp_path: Path)
                 events.note(Kind.CALM, "not seen", step=step, what=rule)
     assert sorted(ended) == ["failures", "gradient_spike", "gradient_spike"]
     assert raised == ["gradient_spike"], "only that of step 18, after the first had ended"
-    assert event_rows.standing(event_rows.read(tmp_path)) == {}
+    assert event_rows.active_alarms(event_rows.read(tmp_path)) == {}
 
 
 def test_an_alarm_ends_once_its_rule_was_quiet_for_long(tmp_path: Path) -> None:

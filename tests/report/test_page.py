@@ -137,11 +137,11 @@ def test_weight_updates_cross_the_rollouts_of_the_last_step(tmp_path: Path) -> N
     run = write_run(tmp_path, seed=0, steps=3)
     json_lines.append(run / event_rows.FILE, [{"time": BEGAN + 20 + at, "kind": "weights"} for at in (-0.2, 1, 900)])
     (picture,) = [each for each in pictures(read_record(run)) if each.title == "Rollouts of the last step"]
-    assert "new weights as lines" in picture.says
+    assert "new weights as lines" in picture.caption
     assert "new weights" in picture.draw()
     (run / event_rows.FILE).unlink()
     (picture,) = [each for each in pictures(read_record(run)) if each.title == "Rollouts of the last step"]
-    assert "new weights" not in picture.says + picture.draw()
+    assert "new weights" not in picture.caption + picture.draw()
 
 
 @pytest.mark.parametrize(("apart", "place"), [(0.0, "< 1e-06"), (0.03, "≥ 0.01"), (3.0, "≥ 1")])

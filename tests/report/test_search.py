@@ -40,7 +40,7 @@ def kept(run: Path, step: int, rollout: int, *, said: str, reasoning: str = "", 
 def test_it_says_what_python_finds_in_it(tmp_path_factory: pytest.TempPathFactory, said: str, asked: str) -> None:
     run = tmp_path_factory.mktemp("run")
     kept(run, 0, 7, said="none of it", reasoning=f"so {said} it is")
-    found = Search(run).saying(asked)
+    found = Search(run).containing(asked)
     assert found == ([(0, 7)] if asked in f"so {said} it is" or asked in "none of it" else [])
 
 
@@ -48,8 +48,8 @@ def test_it_says_what_python_finds_in_it(tmp_path_factory: pytest.TempPathFactor
 def test_how_it_is_written_down_is_not_what_is_said(asked: str, tmp_path: Path) -> None:
     kept(tmp_path, 0, 0, said="hello", arguments='{"command": "ls -la"}')
     search = Search(tmp_path)
-    assert search.saying(asked) == []
-    assert search.saying('"command": "ls') == search.saying("hell") == [(0, 0)]
+    assert search.containing(asked) == []
+    assert search.containing('"command": "ls') == search.containing("hell") == [(0, 0)]
 
 
 def test_what_is_new_changed_or_gone_is_seen_and_the_rest_is_read_once(
@@ -64,8 +64,8 @@ def test_what_is_new_changed_or_gone_is_seen_and_the_rest_is_read_once(
         return reading(path)
 
     monkeypatch.setattr(Path, "read_bytes", noted)
-    assert sorted(search.saying("hello")) == [(0, 1), (0, 2)]
-    assert sorted(search.saying("hello")) == [(0, 1), (0, 2)]
+    assert sorted(search.containing("hello")) == [(0, 1), (0, 2)]
+    assert sorted(search.containing("hello")) == [(0, 1), (0, 2)]
     assert len(read) == 2
     first.unlink()
     kept(tmp_path, 0, 2, said="bye")
@@ -73,7 +73,7 @@ def test_what_is_new_changed_or_gone_is_seen_and_the_rest_is_read_once(
     kept(tmp_path, 1, 3, said="hello again")
     (tmp_path / "trajectories" / "x-1.atraj").write_text("hello")
     (tmp_path / "trajectories" / "000009-00000009.atraj").write_text('{"hello": 1}')
-    assert search.saying("hello") == [(1, 3)]
+    assert search.containing("hello") == [(1, 3)]
 
 
 def test_a_question_with_a_text_reads_the_steps_that_say_it(tmp_path: Path) -> None:

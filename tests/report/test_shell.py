@@ -191,9 +191,9 @@ def test_a_colour_is_named_and_drawn_for_each_place() -> None:
 
 
 def test_moments_and_fractions_are_said_for_readers() -> None:
-    assert rollout_table.told("started_at", 1.7e9).startswith("2023-11-1")
-    assert rollout_table.told("started_at", 1e300) == "1e+300"
-    assert [rollout_table.told("tool", value) for value in (0.5558218309997756, 3.0, 7, "x")] == [
+    assert rollout_table.format_value("started_at", 1.7e9).startswith("2023-11-1")
+    assert rollout_table.format_value("started_at", 1e300) == "1e+300"
+    assert [rollout_table.format_value("tool", value) for value in (0.5558218309997756, 3.0, 7, "x")] == [
         "0.5558",
         "3",
         "7",

@@ -16,7 +16,7 @@ from miles_lite.report import rollout_table, transcript
 from miles_lite.report.page import render
 from miles_lite.report.record import read_record
 from miles_lite.report.rollout_table import trajectory_path
-from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, told
+from miles_lite.report.transcript import MOST_MESSAGES, MOST_TOKENS, speller, transcripts
 from miles_lite.report.visible import visible
 from miles_lite.rollout.failures import LONGEST
 from miles_lite.traces import atraj
@@ -30,7 +30,7 @@ def test_failures_the_best_and_the_worst_are_shown(tiny_model: Path, tmp_path: P
         keep(tmp_path, row, [40, 41, 42])
     for row in rows[:32]:
         keep(tmp_path, row, [40])
-    shown = list(told(read_record(tmp_path)))
+    shown = list(transcripts(read_record(tmp_path)))
     assert [(one.why, one.row["step"]) for one in shown] == [
         *(("failed at engine", 3), ("failed at engine", 0), ("failed at tool", 3), ("failed at tool", 0)),
         *(("best of the last step", 3), ("worst of the last step", 3)),
@@ -55,9 +55,9 @@ def test_what_training_made_of_tokens_is_shown(tiny_model: Path, tmp_path: Path)
     keep(tmp_path, row, ids)
     credit(tmp_path, row, ids, trainer=[logprobs[0], logprobs[1] - 0.3, math.nan], advantages=[1.5, -0.5, 0.0])
     page = render([read_record(tmp_path)])
-    (best, _) = told(read_record(tmp_path))
+    (best, _) = transcripts(read_record(tmp_path))
     tokens = best.messages[-1].tokens
-    assert [(token.trained, token.credit, token.apart) for token in tokens] == [
+    assert [(token.trained, token.credit, token.gap) for token in tokens] == [
         *((True, 4, 0), (True, 1, 3), (True, 2, None)),
         (False, None, None),
     ]
@@ -70,7 +70,7 @@ def test_what_training_made_of_tokens_is_shown(tiny_model: Path, tmp_path: Path)
 def test_without_a_tokenizer_the_text_is_there(tmp_path: Path) -> None:
     row = read_record(a_run(tmp_path)).rollouts[-1]
     keep(tmp_path, row, [40, 41], said="forty")
-    (best, worst) = told(read_record(tmp_path))
+    (best, worst) = transcripts(read_record(tmp_path))
     assert best.row == worst.row == row
     assert [(message.text, message.tokens) for message in best.messages][-1] == ("forty", [])
 
@@ -78,10 +78,10 @@ def test_without_a_tokenizer_the_text_is_there(tmp_path: Path) -> None:
 def test_what_is_shown_is_bounded_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
     row = read_record(a_run(tmp_path, tiny_model)).rollouts[-1]
     keep(tmp_path, row, [40] * 700, said="x" * 9000, turns=40)
-    best, _ = told(read_record(tmp_path))
+    best, _ = transcripts(read_record(tmp_path))
     assert sum(len(message.tokens) for message in best.messages) == MOST_TOKENS
     assert best.left_out == 80 - MOST_MESSAGES
-    assert "the first 300 shown" in best.messages[3].says
+    assert "the first 300 shown" in best.messages[3].caption
     assert len(render([read_record(tmp_path)])) < 5_000_000
     whole = transcript.transcript(
         atraj.read(trajectory_path(tmp_path, 3, row["rollout"])), row, why="", spell=None, most=None
@@ -108,7 +108,7 @@ def test_a_damaged_trajectory_is_named(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("{")
     with pytest.raises(UserError, match=path.name):
-        list(told(read_record(tmp_path)))
+        list(transcripts(read_record(tmp_path)))
 
 
 @given(st.text(st.characters(codec=None)))

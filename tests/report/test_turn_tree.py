@@ -29,7 +29,7 @@ def test_a_fork_is_one_level_below_and_what_was_left_behind_says_so() -> None:
         *((3, 1, 1, True), (4, 3, 1, True)),
     ]
     assert {(turn.tokens, turn.ended) for turn in turns} == {(2, "stop")}
-    assert turns[2].says == "2 \u241b"
+    assert turns[2].text == "2 \u241b"
 
 
 @given(PARENTS)
