@@ -175,7 +175,7 @@ class OneServer:
 
     def __init__(self, url: str, run_dir: Path) -> None:
         self.waiting = Waiting(print, run_dir / "logs")
-        self.sessions = [Server(told=url, restarts=0)]
+        self.sessions = [Server(address=url, restarts=0)]
 
     async def start(self) -> None: ...
 

@@ -114,7 +114,7 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
     live, keeper, whole, kept = LiveAlarms(run_dir), Keeper(run_dir, 2), [], []
     fleet = FleetSamples(run_dir)
     with Events(run_dir) as events:
-        events.note(Kind.START, "a benchmark")
+        events.record(Kind.START, "a benchmark")
         events.write()
         for number in range(steps):
             step = a_step(number, groups, members, rng, said)
@@ -125,8 +125,8 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
             taken = keeper.take(number, step)
             rollout_table.write(run_dir, number, list(rows_of(number, step)))
             sinks.log(metrics, step=number, step_key=names.ROLLOUT_STEP)
-            events.note(Kind.FAILURES, "tool 1", step=number)
-            events.note(Kind.WEIGHTS, "all engines serve it", step=number, what=f"v{number}", seconds=0.2)
+            events.record(Kind.FAILURES, "tool 1", step=number)
+            events.record(Kind.WEIGHTS, "all engines serve it", step=number, what=f"v{number}", seconds=0.2)
             live.add(metrics, number)
             sinks.log(live.after(number).metrics, step=number, step_key=names.ROLLOUT_STEP)
             writing = time.perf_counter()
@@ -136,7 +136,7 @@ def measured(run_dir: Path, steps: int, groups: int, members: int) -> dict[str, 
             rollout_table.credit(run_dir, number, {rollout: (-1.0) ** rollout for rollout in trained})
             fleet.step = number
             for _ in range(2):
-                fleet.note(dict.fromkeys(range(8), BUSY))
+                fleet.record(dict.fromkeys(range(8), BUSY))
             whole.append(time.perf_counter() - began)
             kept.append(time.perf_counter() - writing)
     sinks.close()

@@ -40,7 +40,7 @@ from miles_lite.rollout.agent_calls import Ran, Running, Task
 from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import NOT_SAMPLED, Rollout, Sample, Status
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.protocol import Event, Who
+from miles_lite.scheduler.protocol import AttemptId, Event
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.scheduler import Scheduler
 from miles_lite.stack.fleet import Fleet as EngineFleet
@@ -73,7 +73,7 @@ class Fleet:
 
     def __init__(self, schedule: Schedule) -> None:
         self.scheduler = Scheduler(schedule, Deals())
-        self.running: list[Who] = []
+        self.running: list[AttemptId] = []
         self.events, self.seconds, self.slowest, self.batches = 0, 0.0, 0.0, 0
 
     def tell(self, *events: Event) -> None:
@@ -189,7 +189,7 @@ class Manager(RolloutManager):
     """A run's manager, with workers that only take time."""
 
     def __init__(self, flags: list[str]) -> None:
-        nobody = Standing(told="", restarts=0)
+        nobody = Standing(address="", restarts=0)
         nowhere = {"admin_key": None, "waiting": None, "session_urls": (), "engine_urls": (), "failure": None}
         routers = SimpleNamespace(urls=[""], of=lambda index: "")
         stack = NoServers(routers=routers, sessions=[nobody], fleet=NoEngines(), **nowhere)

@@ -112,7 +112,7 @@ class Sample:
         return turns
 
     @property
-    def told(self) -> np.ndarray:
+    def observation_mask(self) -> np.ndarray:
         """bool [T]: what its agent was told between its turns: no engine sampled it, and trained tokens come before it.
 
         Tokens of `imitate` in the metadata, a list of [start, end), instead, where a hook put it there.
@@ -244,7 +244,7 @@ Samples = Fetchable[Sequence[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LocalSamples:
     """Samples that lie where they are known."""
 
     samples: Sequence[Sample]

@@ -119,7 +119,7 @@ class Agent:
     def _talk(self, conversation: Conversation) -> bool:
         """User turns until the end; True when a fresh session was asked for."""
         while True:
-            text = ask("you> ")
+            text = read_line("you> ")
             if text is None or text.strip() == ":quit":
                 return False
             if not text.strip():
@@ -171,10 +171,10 @@ def _confirm(call: Call) -> bool:
 
 
 def _agreed(question: str) -> bool:
-    return (ask(question) or "").strip().lower() in ("y", "yes")
+    return (read_line(question) or "").strip().lower() in ("y", "yes")
 
 
-def ask(prompt: str) -> str | None:
+def read_line(prompt: str) -> str | None:
     """A line of stdin; None at its end."""
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from miles_lite.agent.conversation import raw
-from miles_lite.agent.repl import ask
+from miles_lite.agent.repl import read_line
 from miles_lite.agent.session_client import AgentSession
 from miles_lite.process.json_types import JsonMapping, JsonObject
 from miles_lite.traces import atraj
@@ -40,7 +40,7 @@ class Replayed:
         self.messages.append({"role": "user", "content": text.encode(errors="replace").decode()})
         return self.answer()
 
-    def talk(self) -> None:
+    def interact(self) -> None:
         """What was said so far, an answer where one is due, and then user turns until the end of input. Raises as
         `answer` does."""
         for message in self.messages:
@@ -49,7 +49,7 @@ class Replayed:
         while True:
             if answer is not None:
                 print(f"assistant> {self.spell(answer)}", flush=True)
-            text = ask("you> ")
+            text = read_line("you> ")
             if text is None or text.strip() == ":quit":
                 return
             answer = self.say(text) if text.strip() else None

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 def _go_on(replayed: Replayed, said: str | None) -> int:
     try:
         if sys.stdin.isatty():
-            replayed.talk()
+            replayed.interact()
         else:
             print(replayed.spell(replayed.answer() if said is None else replayed.say(said)), flush=True)
     except ContextFull as full:

@@ -16,12 +16,12 @@ from miles_lite.engine.forked_engines import forking_engines
 from miles_lite.errors import RunLostError
 from miles_lite.job.claim import claimed
 from miles_lite.process.admin_key import announced, known_key
-from miles_lite.process.post_mortem import DiedError, how, out_of_memory_kills
+from miles_lite.process.post_mortem import DiedError, describe_death, out_of_memory_kills
 from miles_lite.process.stacks import stacks_folder, write_stacks
 from miles_lite.process.stopping import END_SECONDS, INTERRUPTED, Interrupts, ends_within, stop_requested
 from miles_lite.stack.checks import check_serving
 from miles_lite.stack.cluster import connected
-from miles_lite.stack.engine_plans import in_words, plan_engines
+from miles_lite.stack.engine_plans import describe_plans, plan_engines
 from miles_lite.stack.placement import Layout, place
 from miles_lite.stack.stack import Stack
 
@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
         try:
             asyncio.run(_until_interrupted(options, layout, bound))
         except DiedError as died:
-            raise RunLostError(f"{died}: {how(died.error, logs=logs, killed_before=killed_before)}") from died
+            raise RunLostError(
+                f"{died}: {describe_death(died.error, logs=logs, killed_before=killed_before)}"
+            ) from died
     return 0
 
 
@@ -61,7 +63,7 @@ async def _until_interrupted(options: Serving, layout: Layout, bound: contextlib
         stopping, starting = asyncio.create_task(stop.wait()), asyncio.create_task(stack.start())
         ending.callback(stopping.cancel)
         ending.callback(starting.cancel)
-        print(f"{in_words(plan_engines(options.topology))}; logs: {options.run_dir / 'logs'}", flush=True)
+        print(f"{describe_plans(plan_engines(options.topology))}; logs: {options.run_dir / 'logs'}", flush=True)
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             raise KeyboardInterrupt

@@ -26,7 +26,7 @@ def main(
         print(as_yaml(config.as_dict()), end="")
         return 0
     leftovers.show_ignored()
-    for remark in config.parallelism.remarks():
+    for remark in config.parallelism.notices():
         print(remark, file=sys.stderr)
     if config.algorithm.imitates or config.debugging.trains_alone:
         from miles_lite.job.alone import train_alone

@@ -22,18 +22,18 @@ TRAIN = "train"
 
 
 @dataclass(frozen=True)
-class Known:
+class Preset:
     """Where its `make` is (see `hooks.EnvironmentFactory`), and the role of the messages that it answers with."""
 
     make: str
     answers_as: str | None = None
 
 
-def _here(module: str, answers_as: str | None = None) -> Known:
-    return Known(f"miles_lite.environments.{module}:make", answers_as)
+def _here(module: str, answers_as: str | None = None) -> Preset:
+    return Preset(f"miles_lite.environments.{module}:make", answers_as)
 
 
-ENVIRONMENTS: Mapping[str, Known] = {
+ENVIRONMENTS: Mapping[str, Preset] = {
     "reasoning-gym": _here("reasoning_gym"),
     "gem": _here("gem", "user"),
     "textarena": _here("text_arena", "user"),
@@ -46,14 +46,14 @@ ENVIRONMENTS: Mapping[str, Known] = {
 }
 
 
-def named(spec: str) -> tuple[Known, str]:
+def named(spec: str) -> tuple[Preset, str]:
     """What NAME[:ARGUMENT] names, or PATH:NAME of the user's own, and its argument. Raises UserError."""
     name, _, argument = spec.partition(":")
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name], argument
     if {".", "/"} & set(name):
         function, _, argument = argument.partition(":")
-        return Known(f"{name}:{function}"), argument
+        return Preset(f"{name}:{function}"), argument
     known = ", ".join(ENVIRONMENTS)
     raise UserError(
         f"--environment {name}: not known{nearest(name, tuple(ENVIRONMENTS))}; known are {known}, others by "

@@ -30,7 +30,7 @@ class Parallelism:
     )
     distributed_timeout_minutes: int = option(10, help="how long one rank may keep the others waiting", least=1)
 
-    def remarks(self) -> list[str]:
+    def notices(self) -> list[str]:
         """What becomes of sizes that mean something else here."""
         stages = self.pipeline_model_parallel_size
         return [

@@ -48,7 +48,7 @@ class Partner:
         named = "--" + self.name.replace("_", "-")
         return f"{named} {self.value}" if self.value else named
 
-    def there(self, values: Values) -> bool:
+    def holds(self, values: Values) -> bool:
         """Whether it is as it is wanted."""
         given = values[self.name]
         if self.value is not None:
@@ -65,7 +65,7 @@ def parts(text: str) -> list[list[Partner]]:
 def missing(text: str, values: Values) -> str | None:
     """In words, the first part of which nothing is there; None where none is missing."""
     for part in parts(text):
-        if not any(each.there(values) for each in part):
+        if not any(each.holds(values) for each in part):
             return ("beside " if part[0].off else "without ") + " or ".join(each.flag for each in part)
     return None
 

@@ -54,7 +54,7 @@ OWN = frozenset(field.name for field in dataclasses.fields(ConfigFiles))
 
 
 @dataclass(frozen=True)
-class Told:
+class FileValue:
     """What a file says of an option."""
 
     value: Any
@@ -62,14 +62,14 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Known:
+class OptionNames:
     """The options of a command by name, and the names of its groups."""
 
     options: Mapping[str, Declared]
     groups: frozenset[str]
 
     @classmethod
-    def of(cls, command: type) -> Known:
+    def of(cls, command: type) -> OptionNames:
         options = {each.field.name: each for each in every_option(command)}
         names = (field.name for field in dataclasses.fields(command))
         return cls(options, frozenset(name for name in names if name not in options))
@@ -83,23 +83,23 @@ def expanded(argv: Sequence[str], parser: argparse.ArgumentParser, command: type
     found, rest = files.parse_known_args(list(argv))
     if not found.config and found.custom_config_path is None:
         return list(argv)
-    known = Known.of(command)
+    known = OptionNames.of(command)
     given = {action.dest for flag in rest if (action := _action(parser, flag)) is not None}
-    told: dict[str, Told] = {}
+    told: dict[str, FileValue] = {}
     for file in found.config:
         told |= read(Path(file), known)
     tokens = [word for name, each in told.items() if name not in given for word in _checked(name, each, known, parser)]
     if found.custom_config_path is not None:
         path = found.custom_config_path
-        over = {name: Told(value, path) for name, value in _load(Path(path)).items() if name in known.options}
+        over = {name: FileValue(value, path) for name, value in _load(Path(path)).items() if name in known.options}
         rest = [*rest, *(word for name, each in over.items() for word in _checked(name, each, known, parser))]
         rest += ["--custom-config-path", path]
     return [*tokens, *(["--config", *found.config] if found.config else []), *rest]
 
 
 def read(
-    path: Path, known: Known, *, including: tuple[Path, ...] = (), read_already: list[Path] | None = None
-) -> dict[str, Told]:
+    path: Path, known: OptionNames, *, including: tuple[Path, ...] = (), read_already: list[Path] | None = None
+) -> dict[str, FileValue]:
     """What a file, and those that it includes, says of each option. Raises UserError."""
     read_already = [] if read_already is None else read_already
     if path.resolve() in [each.resolve() for each in including]:
@@ -112,13 +112,13 @@ def read(
     included = [included] if isinstance(included, str) else included
     if not isinstance(included, list) or not all(isinstance(each, str) for each in included):
         raise UserError(f"--config {path}, {INCLUDE}: expected a file or a list of files, found {included!r:.80}")
-    told: dict[str, Told] = {}
+    told: dict[str, FileValue] = {}
     for other in included:
         there = path.expanduser().parent / Path(other).expanduser()
         told |= read(there, known, including=(*including, path), read_already=read_already)
     for name, value in _flat(content, known, path):
         told.pop(name, None)
-        told[name] = Told(value, str(path))
+        told[name] = FileValue(value, str(path))
     return told
 
 
@@ -127,7 +127,7 @@ def plugin_args(path: str | None) -> dict[str, Any]:
     return {} if path is None else dict(_load(Path(path)))
 
 
-def _flat(content: Content, known: Known, path: Path) -> Iterator[tuple[str, Any]]:
+def _flat(content: Content, known: OptionNames, path: Path) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name == INCLUDE:
@@ -147,7 +147,7 @@ def _flat(content: Content, known: Known, path: Path) -> Iterator[tuple[str, Any
             raise UserError(f"--config {path}: unknown key {key}{hint}\n  keys are the names of flags")
 
 
-def _words(name: str, value: object, known: Known) -> list[str]:
+def _words(name: str, value: object, known: OptionNames) -> list[str]:
     """As it would be on a command line."""
     each = known.options.get(name)
     flag = "--" + name.replace("_", "-")
@@ -161,7 +161,7 @@ def _words(name: str, value: object, known: Known) -> list[str]:
     return [flag, *(_word(one) for one in value)]
 
 
-def _checked(name: str, told: Told, known: Known, parser: argparse.ArgumentParser) -> list[str]:
+def _checked(name: str, told: FileValue, known: OptionNames, parser: argparse.ArgumentParser) -> list[str]:
     """Its words. Raises UserError naming file and key for a value that the flag does not take."""
     words = _words(name, told.value, known)
     action = _action(parser, words[0]) if words else None

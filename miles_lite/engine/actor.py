@@ -16,7 +16,7 @@ from miles_lite.engine.announce import deregister, register
 from miles_lite.engine.features import check, probe
 from miles_lite.engine.hosted_server import HostedServer
 from miles_lite.engine.liveness import Liveness
-from miles_lite.engine.reported_load import Load, ask
+from miles_lite.engine.reported_load import Load, fetch_load
 from miles_lite.engine.server_process import ServerProcess
 from miles_lite.engine.spec import EngineInfo, EngineSpec
 from miles_lite.process.addresses import actor_label
@@ -43,15 +43,15 @@ class EngineActor(ReceivingActor):
         address = self._server.address
         return aiohttp.ClientSession(address["url"], headers=address["headers"])
 
-    async def meet(self) -> str:
+    async def rendezvous_address(self) -> str:
         """The first node of several: where all nodes' servers meet, host:port."""
-        return self._server.meet()
+        return self._server.rendezvous_address()
 
     async def start(self, *, register: bool = True, meeting: str | None = None) -> EngineInfo:
         """Launch, wait until healthy, register. Raises UserError when any of it fails; then nothing is left running.
 
         Without `register`, the router does not hear of it before `register` is called. `meeting` is where the nodes of
-        an engine that spans several meet, as its first node's `meet` said.
+        an engine that spans several meet, as its first node's `rendezvous_address` said.
         """
         if self._info is not None:
             return self._info
@@ -82,7 +82,7 @@ class EngineActor(ReceivingActor):
 
     async def load(self) -> Load | None:
         """What the server bears, with which weights; None where it does not say."""
-        told = await ask(**self._server.address)
+        told = await fetch_load(**self._server.address)
         return None if told is None else dataclasses.replace(told, version=self._served.version)
 
     async def watch(self) -> str:

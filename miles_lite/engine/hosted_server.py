@@ -58,9 +58,9 @@ class HostedServer:
         given = self._spec.engines.text
         return {"url": self._url, "headers": bearer(given("admin_api_key") or self._spec.admin_key or given("api_key"))}
 
-    def meet(self) -> str:
+    def rendezvous_address(self) -> str:
         """Where the servers of all nodes of this engine can meet, host:port; it and MEETING_PORTS above are held."""
-        port = self._ports.hold(self._spec.hosts.bind_host, consecutive=MEETING_PORTS)
+        port = self._ports.reserve(self._spec.hosts.bind_host, consecutive=MEETING_PORTS)
         return f"{bracketed(reachable(self._spec.hosts.public_host))}:{port}"
 
     async def start(self, *, meeting: str | None) -> EngineInfo:
@@ -137,7 +137,7 @@ class HostedServer:
         """The port the user asked for, plus this engine's index; else a free one."""
         given = self._spec.engines.sglang_args.get(option)
         if given is None:
-            return self._ports.hold(self._spec.hosts.bind_host)
+            return self._ports.reserve(self._spec.hosts.bind_host)
         flag = f"--sglang-{option.replace('_', '-')}"
         if not str(given).isdecimal():
             raise UserError(f"{flag} {given}: a port is a number")

@@ -21,7 +21,7 @@ class Ports:
     def __init__(self) -> None:
         self._locks: list[socket.socket] = []
 
-    def hold(self, host: str, *, consecutive: int = 1) -> int:
+    def reserve(self, host: str, *, consecutive: int = 1) -> int:
         """The first of `consecutive` ports that nobody holds, and nobody listens on at `host`. Raises UserError."""
         begin = random.SystemRandom().randrange(FIRST, LAST)
         for at in range(LAST - FIRST):

@@ -62,7 +62,7 @@ def together(loads: Iterable[Load]) -> Load:
     )
 
 
-async def ask(*, url: str, headers: Mapping[str, str]) -> Load | None:
+async def fetch_load(*, url: str, headers: Mapping[str, str]) -> Load | None:
     """Of the server at `url`; None where it does not say."""
     try:
         async with (

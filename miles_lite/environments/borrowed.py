@@ -40,5 +40,5 @@ class Borrowed:
         self._open.close()
 
 
-async def apart(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+async def run_in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
     return await asyncio.get_running_loop().run_in_executor(THREADS, partial(work, *given, **named))

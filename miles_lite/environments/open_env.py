@@ -45,7 +45,7 @@ class Server:
     seconds: float
     room: Room
 
-    def shown(self, observation: Json) -> str:
+    def render(self, observation: Json) -> str:
         if isinstance(observation, Mapping):
             if self.observation is not None:
                 return str(observation[self.observation])
@@ -98,7 +98,7 @@ class Connection:
             raise RuntimeError(f"{url} refused {kind}: {why}")
         if not isinstance(said, Mapping) or not {"observation", "done"} <= said.keys():
             raise ValueError(f"{url} answered {kind} without data of observation and done: {received.data:.200}")
-        return Step(self._server.shown(said["observation"]), said.get("reward"), said["done"])
+        return Step(self._server.render(said["observation"]), said.get("reward"), said["done"])
 
 
 def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:

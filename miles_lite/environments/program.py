@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 
-from miles_lite.environments.borrowed import Borrowed, apart
+from miles_lite.environments.borrowed import Borrowed, run_in_thread
 from miles_lite.environments.environment_args import AT_ONCE, SIZE, TASKS, TIMEOUT, Argument, refuse_others
 from miles_lite.environments.harness import Ended, Model, bounded
 from miles_lite.environments.task_files import task_files
@@ -57,9 +57,9 @@ def make(argument: str, args: JsonMapping, *, seed: int) -> Environment:
     async def play(task: Task, model: Model) -> Ended:
         box = Borrowed(boxes)
         try:
-            return await apart(played, box, task, model)
+            return await run_in_thread(played, box, task, model)
         finally:
-            await apart(box.close)
+            await run_in_thread(box.close)
 
     tasks = Tasks(NAME.of(args), files.size if files else lambda split: size, seed)
     return bounded(play, args, tasks=tasks, at_once=PROGRAMS)

@@ -8,7 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from miles_lite.environments.borrowed import Borrowed, apart
+from miles_lite.environments.borrowed import Borrowed, run_in_thread
 from miles_lite.environments.episodes import Begun, Step
 from miles_lite.environments.session_chat import Message
 from miles_lite.environments.terminal_task import TerminalTask
@@ -43,7 +43,7 @@ class Work:
         self._sandbox: Sandbox | None = None
 
     async def begin(self) -> Begun:
-        await apart(self._begin)
+        await run_in_thread(self._begin)
         return Begun([{"role": "user", "content": self._task.instruction}], [BASH])
 
     async def call(self, name: str, given: JsonMapping) -> Step:
@@ -51,14 +51,16 @@ class Work:
         if name != "bash" or not isinstance(command, str) or "\0" in command:
             return Step('error: there is one tool, bash, and it takes {"command": TEXT}')
         assert self._sandbox is not None
-        outcome = await apart(self._sandbox.run, command.encode(errors="replace").decode(), seconds=self._seconds)
+        outcome = await run_in_thread(
+            self._sandbox.run, command.encode(errors="replace").decode(), seconds=self._seconds
+        )
         return Step(f"{outcome.stdout}{outcome.stderr}[exit code {outcome.exit_code}]")
 
     async def judge(self) -> float:
-        return await apart(self._judge)
+        return await run_in_thread(self._judge)
 
     async def close(self) -> None:
-        await apart(self._box.close)
+        await run_in_thread(self._box.close)
 
     def _begin(self) -> None:
         image = self._image or built(self._task, self._kind)

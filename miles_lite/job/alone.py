@@ -129,7 +129,7 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
     trainer, first = start_ranks(config, life, life.connect(alone, train=True))
     sinks = open_log(config, life, resumed=first > 0)
     total = material.steps
-    life.stands(first=first, of=total)
+    life.mark_ready(first=first, of=total)
     due = Due(config, total)
     interrupted = SaveWhenInterrupted(life, trainer.save if config.checkpoint.save else None)
     for step in range(first, total):
@@ -144,7 +144,7 @@ def _train(config: Config, life: Lifetime, material: Material) -> Path:
             trainer.save(step)
             life.reached.saved = step
             where, seconds = str(config.checkpoint.save), time.monotonic() - began
-            life.course.events.note(Kind.SAVE, where, step=step, seconds=seconds)
+            life.course.events.record(Kind.SAVE, where, step=step, seconds=seconds)
             trainer.save_hf(step)
     folder = config.run_dir / "model"
     trainer.export_model(folder)

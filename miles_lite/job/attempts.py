@@ -53,7 +53,7 @@ class Attempts:
         config = self._config
         while True:
             self.course.reached.of = None
-            self.course.events.note(Kind.START, f"on {socket.gethostname()}, process {os.getpid()}")
+            self.course.events.record(Kind.START, f"on {socket.gethostname()}, process {os.getpid()}")
             try:
                 with Lifetime(self._config, self.course) as life:
                     return attempt(config, life)
@@ -81,7 +81,7 @@ class Attempts:
         why, lost = str(plain(error)), course.reached.step
         log.warning("%s\n  %s is lost. Restart %d of %d", why, lost, self._in_a_row, most)
         row = {"time": time.time(), "restart": course.restarts, "lost": lost, "why": why, "log": _log_of(error)}
-        course.events.note(Kind.RESTART, f"{why}; {lost} is lost", step=course.reached.next)
+        course.events.record(Kind.RESTART, f"{why}; {lost} is lost", step=course.reached.next)
         append(self._config.run_dir / RESTARTS, [row])
 
     def _pause(self, seconds: float) -> None:

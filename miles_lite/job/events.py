@@ -25,7 +25,7 @@ class Events:
         self._waiting: list[dict[str, object]] = []
         self._known = False
 
-    def note(
+    def record(
         self,
         kind: Kind,
         said: str,
@@ -51,7 +51,7 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._known or self._waiting:
-            self.note(Kind.END, _how(error))
+            self.record(Kind.END, _how(error))
             self.write()
         self._known = False
         self._file.close()

@@ -31,7 +31,7 @@ class SaveWhenInterrupted:
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Where it can be saved, the first wish to stop waits for its end; none that came before does."""
-        self._life.watch.look()
+        self._life.watch.check()
         self._training = True
         with contextlib.ExitStack() as stack:
             if self._save is not None:

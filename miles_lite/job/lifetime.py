@@ -24,7 +24,7 @@ from miles_lite.job.events import Events
 from miles_lite.job.forked_workers import forking_workers
 from miles_lite.job.watch import Watch, death_in
 from miles_lite.observe.sinks import Sinks
-from miles_lite.process.post_mortem import DiedError, how, last_lines, out_of_memory_kills
+from miles_lite.process.post_mortem import DiedError, describe_death, last_lines, out_of_memory_kills
 from miles_lite.process.stacks import stacks_folder, write_stacks
 from miles_lite.process.stopping import DEAF_SECONDS, END_SECONDS, INTERRUPTED, Interrupts, ends_within
 from miles_lite.report.event_rows import Kind
@@ -97,7 +97,7 @@ class Lifetime:
         self.parts.callback(disconnect)
         self._ray_logs = connect(self._config.cluster.ray_address)
         if (actors := actors_page()) is not None:
-            self.course.events.note(Kind.PAGE, actors, what="Ray's actors")
+            self.course.events.record(Kind.PAGE, actors, what="Ray's actors")
         layout = place(topology, train=train)
         self.parts.callback(layout.remove)
         refuse_broken(self._config.on_device(layout.device) if train else [])
@@ -108,7 +108,7 @@ class Lifetime:
         self._config.write()
         return layout
 
-    def stands(self, *, first: int, of: int) -> None:
+    def mark_ready(self, *, first: int, of: int) -> None:
         """All of it has started, to do the steps from `first` up to `of`."""
         reached, lost_at = self.reached, self.course.lost_at
         reached.of = of
@@ -117,11 +117,11 @@ class Lifetime:
         if lost_at is not None:
             self.say(f"going on with step {first + 1} of {of} after {time.time() - lost_at:.0f} s")
             self.course.lost_at = None
-        self.course.events.note(Kind.STANDS, f"step {first + 1} of {of} is the next", step=first)
+        self.course.events.record(Kind.STANDS, f"step {first + 1} of {of} is the next", step=first)
 
-    def hear(self, line: str) -> None:
+    def record_server_line(self, line: str) -> None:
         """What a person must hear of the run's servers."""
-        self.course.events.note(Kind.SERVERS, line)
+        self.course.events.record(Kind.SERVERS, line)
         self.say(line)
 
     def __enter__(self) -> Self:
@@ -148,5 +148,5 @@ class Lifetime:
             raise lost from error
 
     def _lost(self, died: DiedError) -> RunLostError:
-        why = how(died.error, logs=self._ray_logs, killed_before=self._killed_before)
+        why = describe_death(died.error, logs=self._ray_logs, killed_before=self._killed_before)
         return RunLostError(f"{died.name} has died: {why}", log=last_lines(died.error, self._ray_logs))

@@ -43,7 +43,7 @@ def open_log(config: Config, life: Lifetime, *, resumed: bool) -> Sinks:
     sinks = open_sinks(config.logging, config=config.as_dict(), run_dir=config.run_dir, resumed=resumed)
     course.sinks = sinks
     if sinks.page is not None:
-        course.events.note(Kind.PAGE, sinks.page, what="wandb")
+        course.events.record(Kind.PAGE, sinks.page, what="wandb")
     course.unhurried.push(lambda kind, error, trace: sinks.close(failed=isinstance(error, Exception)))
     return sinks
 
@@ -67,7 +67,7 @@ class Log:
         self._seen: dict[str, float] = {}
         self._alarms = LiveAlarms(config.run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
-        life.say = self.progress.say
+        life.say = self.progress.print_line
 
     @contextlib.contextmanager
     def step(self, rollout_id: int) -> Iterator[None]:
@@ -107,12 +107,12 @@ class Log:
 
     def event(self, kind: Kind, said: str, *, step: int, what: str | None = None, seconds: float | None = None) -> None:
         """It happened now, in that step."""
-        self._course.events.note(kind, said, step=step, what=what, seconds=seconds)
+        self._course.events.record(kind, said, step=step, what=what, seconds=seconds)
 
     def _tell(self, change: Change, step: int) -> None:
         """What rules see, to whoever looks."""
         for alarm in change.raised:
-            self.progress.say(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")
+            self.progress.print_line(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")
             self.event(Kind.ALARM, f"{alarm.title}: {alarm.evidence}. {alarm.advice}", step=step, what=alarm.rule)
             self._sinks.alert(alarm.title, f"{alarm.evidence}. {alarm.advice}")
         for rule in change.ended:

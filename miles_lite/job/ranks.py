@@ -24,7 +24,7 @@ def make_ranks(config: Config, layout: Layout, *, watch: Watch, parts: contextli
         device=layout.device,
         run_dir=config.run_dir,
         environment=actor_env(),
-        look=watch.look,
+        look=watch.check,
         say=watch.say,
     )
     parts.callback(ranks.stop)

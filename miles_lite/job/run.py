@@ -27,7 +27,7 @@ from miles_lite.report.event_rows import Kind
 from miles_lite.report.record import METRICS, SUMMARY
 from miles_lite.rollout.answers import Evaluated, Generated
 from miles_lite.rollout.manager import RolloutManager
-from miles_lite.stack.engine_plans import in_words, plan_engines
+from miles_lite.stack.engine_plans import describe_plans, plan_engines
 from miles_lite.stack.placement import Layout
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class TrainingRun(Run):
         rest = {name: metrics[name] for name in metrics.keys() - times.keys()}
         self._log.metrics(rest, rollout_id, names.TRAIN_STEP)
         if rollout_id == self.first and (warning := gap_line(rest)) is not None:
-            self._log.progress.say(warning)
+            self._log.progress.print_line(warning)
 
     def sync(self, version: int) -> None:
         """Bring every engine to the trainer's weights, as `version`; what is evaluated with those before ends first."""
@@ -128,7 +128,7 @@ class TrainingRun(Run):
         self._life.reached.evaluated = version
         datasets = self._config.evaluation.datasets
         line = eval_line(version, total=self.num_rollout, metrics=metrics, datasets=datasets)
-        self._log.progress.say(line)
+        self._log.progress.print_line(line)
         self._log.event(Kind.EVALUATION, line, step=max(version - 1, 0), what=f"v{version}")
 
     def summary(self) -> Summary:
@@ -136,7 +136,7 @@ class TrainingRun(Run):
         self._finish_evaluation()
         self._trainer.finish_export()
         self._trainer.finish_save()
-        summary = sum_up(self._config, self._life, self._servers)
+        summary = save_summary(self._config, self._life, self._servers)
         run_dir, chance = self._config.run_dir, self._config.logging.reward_chance
         from miles_lite.report.plots import reward_curve  # matplotlib takes a second, which no start has to wait for
 
@@ -144,7 +144,7 @@ class TrainingRun(Run):
         return summary
 
 
-def sum_up(config: Config, life: Lifetime, servers: Servers, *, ended: str = "well") -> Summary:
+def save_summary(config: Config, life: Lifetime, servers: Servers, *, ended: str = "well") -> Summary:
     """Write summary.json; what is under way, of a run that does not end well, is used by nobody."""
     booked = servers.call(RolloutManager.accounts)
     summary = build_summary(
@@ -175,7 +175,7 @@ def rolling_out(config: Config, life: Lifetime) -> Run:
     servers = starting.started()
     total = _total(config, servers)
     logged = Log(life, sinks, config, steps=total, done=0)
-    life.stands(first=0, of=total)
+    life.mark_ready(first=0, of=total)
     return Run(config, life, servers, logged, num_rollout=total)
 
 
@@ -190,9 +190,9 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
     if first > 0 and config.checkpoint.load is not None:
         servers.call(RolloutManager.load, config.checkpoint.load, first - 1)
     logged = Log(life, sinks, config, steps=total, done=first)
-    life.stands(first=first, of=total)
+    life.mark_ready(first=first, of=total)
 
-    sum_up_when_interrupted(life, lambda: sum_up(config, life, servers, ended="interrupted"))
+    sum_up_when_interrupted(life, lambda: save_summary(config, life, servers, ended="interrupted"))
 
     def exported(version: int, seconds: float) -> None:
         logged.metrics({"perf/export_weights_time": seconds}, max(version - 1, 0), names.ROLLOUT_STEP)
@@ -203,7 +203,7 @@ def training(config: Config, life: Lifetime) -> TrainingRun:
 
 def _begin(config: Config, life: Lifetime, layout: Layout, ranks: str = "") -> StartingServers:
     starting = StartingServers(config, life, layout)
-    engines = in_words(plan_engines(config.topology))
+    engines = describe_plans(plan_engines(config.topology))
     log.info("%s%s; logs in %s", engines, ranks, config.run_dir / "logs")
     return starting
 

@@ -49,7 +49,7 @@ class StartingServers:
         life.parts.callback(_stop, self._manager)
         life.watch.follow("the rollout manager", self._manager)
         ask = lambda: self._manager.call(RolloutManager.alarms)  # noqa: E731
-        life.watch.hears.append(Alarms(ask, life.hear))
+        life.watch.hears.append(Alarms(ask, life.record_server_line))
         self._starting, self._began = self._manager.call(RolloutManager.start), time.monotonic()
 
     def started(self) -> Servers:
@@ -59,7 +59,7 @@ class StartingServers:
         self._watch.follow(FLEET, told.fleet)
         log.info("routers %s, sessions %s, engines %s", told.router_urls, told.session_urls, told.engine_urls)
         where = f"engines {', '.join(told.engine_urls)}; {', '.join(told.router_urls)}; {', '.join(told.session_urls)}"
-        self._life.course.events.note(Kind.ENGINES, where, seconds=time.monotonic() - self._began)
+        self._life.course.events.record(Kind.ENGINES, where, seconds=time.monotonic() - self._began)
         return Servers(self._config, self._watch, self._manager, told)
 
 
@@ -77,7 +77,7 @@ class Servers:
         ref = self._manager.call(method, *args, **options)
         return self._watch.wait(ref, f"the rollout manager's {method.__name__}", CALL_TIMEOUT)
 
-    def tell(
+    def call_nowait(
         self, method: Callable[Concatenate[RolloutManager, P], Awaitable[None]], *args: P.args, **options: P.kwargs
     ) -> None:
         """Have the manager do it, and do not wait for it."""

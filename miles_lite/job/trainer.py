@@ -79,7 +79,7 @@ class Trainer:
         self._life.reached.trained = rollout_id
         told = self._ranks.token_values() if kept else []
         advantages = {rollout.index: float(np.mean(value)) for rollout, value in zip(rollouts, values, strict=True)}
-        self._servers.tell(RolloutManager.credit, rollout_id, advantages, told)
+        self._servers.call_nowait(RolloutManager.credit, rollout_id, advantages, told)
         return metrics, (began, time.time())
 
     def sync(self, version: int) -> float:

@@ -81,7 +81,7 @@ class Watch:
         for index, actor in enumerate(actors):
             self.follow(f"{name} {index}", actor)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raises KeyboardInterrupt, OvertimeError or DiedError when there is something to see."""
         if self._deadline is None:
             if not self._finishes():
@@ -148,11 +148,11 @@ class Watch:
 
     def until(self, ref: ObjectRef[R], seconds: float) -> bool:
         """Look, then wait for `ref` so long; whether it is there."""
-        self.look()
+        self.check()
         return bool(ray.wait([ref], timeout=seconds)[0])
 
     def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
-        """The value of `ref`. Raises what `look` raises and what the call raised, and UnavailableError."""
+        """The value of `ref`. Raises what `check` raises and what the call raised, and UnavailableError."""
         patience = Patience(what, timeout, self.say)
         while not self.until(ref, SLICE_SECONDS):
             if patience.over():

@@ -69,16 +69,16 @@ class Progress:
             self._bars.update(self._tasks["groups"], completed=groups)
             self._bars.update(self._tasks["rollouts"], completed=rollouts)
         elif time.monotonic() - self._spoke >= self._every:
-            self.say(str(self))
+            self.print_line(str(self))
 
     def step(self, line: str) -> None:
         """The current step is done; `line` is what is to be said about it."""
         self._done += 1
-        self.say(line)
+        self.print_line(line)
         if self._bars is not None:
             self._bars.update(self._tasks["steps"], completed=self._done, note="")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line that stays, above the bars."""
         self._spoke = time.monotonic()
         if self._bars is not None:

@@ -33,7 +33,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Teller(Sink, Protocol):
+class RichSink(Sink, Protocol):
     """One that can tell more than numbers, likewise. `page`: where people see it; None where nobody does."""
 
     page: str | None
@@ -65,7 +65,7 @@ class Sinks:
         self,
         sinks: Sequence[Sink],
         curves: Sequence[Sink] = (),
-        tellers: Sequence[Teller] = (),
+        tellers: Sequence[RichSink] = (),
         *,
         logged: Mapping[str, int] | None = None,
     ) -> None:
@@ -138,7 +138,7 @@ def open_sinks(options: Logging, *, config: Mapping[str, object], run_dir: Path,
     run_dir.mkdir(parents=True, exist_ok=True)
     logged = Curves.of_rows(read_history(run_dir / METRICS)).last_steps() if resumed else None
     curves: list[Sink] = []
-    tellers: list[Teller] = []
+    tellers: list[RichSink] = []
     sinks: list[Sink] = [JsonlSink(run_dir / METRICS)]
     if ray.is_initialized():
         sinks.append(Gauges(run_dir.name))

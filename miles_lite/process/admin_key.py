@@ -41,7 +41,7 @@ def bearer(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def shown(headers: Mapping[str, str]) -> str:
+def key_of(headers: Mapping[str, str]) -> str:
     """The key that a request shows: a bearer token, or x-api-key as Anthropic's clients have it."""
     scheme, _, token = headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "")
@@ -52,6 +52,6 @@ def equal(shown: str, key: str) -> bool:
     return hmac.compare_digest(shown.encode(errors="surrogateescape"), key.encode(errors="surrogateescape"))
 
 
-def shows(headers: Mapping[str, str], key: str) -> bool:
+def authorizes(headers: Mapping[str, str], key: str) -> bool:
     """Whether a request shows `key`."""
-    return equal(shown(headers), key)
+    return equal(key_of(headers), key)

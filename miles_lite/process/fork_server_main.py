@@ -66,7 +66,7 @@ class GuardedRequest(Request):
 
 def main(modules: Sequence[str]) -> None:
     """Listen at once, so that whoever comes early waits; import; then fork until the end."""
-    environment, shown = dict(os.environ), Shown()
+    environment, shown = dict(os.environ), ProcessTitle()
     scratch = runpy.run_path(SCRATCH)
     folder = scratch["make"]()
 
@@ -106,7 +106,7 @@ def exit_with(run: Callable[..., int], *args: object) -> NoReturn:
         os._exit(code)
 
 
-def answer(connection: socket.socket, imported_under: Mapping[str, str], shown: Shown) -> int:
+def answer(connection: socket.socket, imported_under: Mapping[str, str], shown: ProcessTitle) -> int:
     """Be what is asked for; the exit code."""
     with connection:
         begun, outputs, *_ = socket.recv_fds(connection, 1, 2)
@@ -126,7 +126,7 @@ def answer(connection: socket.socket, imported_under: Mapping[str, str], shown: 
         return unguarded(request, connection, outputs, shown)
 
 
-def unguarded(request: Request, connection: socket.socket, outputs: Sequence[int], shown: Shown) -> int:
+def unguarded(request: Request, connection: socket.socket, outputs: Sequence[int], shown: ProcessTitle) -> int:
     """Be the command itself, until its owner's end of the connection is closed."""
     redirect(outputs)
     shown.become(request["command"], request["env"])
@@ -140,7 +140,7 @@ def unguarded(request: Request, connection: socket.socket, outputs: Sequence[int
     return run(request["command"][1:])
 
 
-def guarded(request: GuardedRequest, connection: socket.socket, shown: Shown) -> int:
+def guarded(request: GuardedRequest, connection: socket.socket, shown: ProcessTitle) -> int:
     """Be the command's guard."""
     guards = SimpleNamespace(**runpy.run_path(request["guard"]))
     shown.become([request["guard"], request["log"], "--", *request["command"]], request["env"])
@@ -166,7 +166,7 @@ def deciding(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name in differing if name.startswith(DECIDING) and name not in HEEDED_LATER]
 
 
-def fork(command: Sequence[str], connection: socket.socket, shown: Shown, folder: str, written: int) -> int:
+def fork(command: Sequence[str], connection: socket.socket, shown: ProcessTitle, folder: str, written: int) -> int:
     """Run it in a process group of its own, with `folder` for its temp folder and its output to `written`; its pid."""
     above = os.getpid()
 
@@ -215,7 +215,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-class Shown:
+class ProcessTitle:
     """What /proc shows of this process, and of what is forked from it: command and environment."""
 
     def __init__(self) -> None:

@@ -64,7 +64,7 @@ def last_lines(error: RayActorError, logs: Path | None) -> str:
     return "".join(file.read_text(errors="replace")[-LOG_END:] for file in logs_of(error, logs)[-1:])
 
 
-def how(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
+def describe_death(error: RayActorError, *, logs: Path | None, killed_before: int) -> str:
     """How an actor's process ended. `logs`: Ray's log folder; `killed_before`: `out_of_memory_kills` when it lived."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):

@@ -73,7 +73,7 @@ def lasting() -> str:
     return os.environ.get(OUTER) or tempfile.gettempdir()
 
 
-def note(folder: str, files: set[str]) -> None:
+def register(folder: str, files: set[str]) -> None:
     """Let `files`, which lie elsewhere, go with `folder`: who made them may be killed before it can remove them."""
     with open(os.path.join(folder, _NOTED), "w") as noted:
         noted.write("\n".join(files))

@@ -21,7 +21,7 @@ _SILENT = (RayError, OSError, RuntimeError, ValueError, AttributeError)
 """What a cluster that is going away answers with."""
 
 
-def standing(actor: Remote[object]) -> str:
+def describe_actor(actor: Remote[object]) -> str:
     """Whether it runs, where, and as which process; or what Ray waits for before it does."""
     with contextlib.suppress(*_SILENT):
         found: Mapping[str, Any] = state.actors(actor_id=actor.handle._actor_id.hex())

@@ -169,10 +169,10 @@ class _Lost(logging.Filter):
         queue.filters = [self]
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.tell()
+        self.warn_once()
         return False
 
-    def tell(self) -> None:
+    def warn_once(self) -> None:
         if not self._said:
             self._said = True
             log.warning("%s does not take spans, or not as fast as they come: the run goes on without those", self._url)
@@ -186,7 +186,7 @@ def _told(exporter: SpanExporter, lost: _Lost) -> SpanExporter:
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             result = exporter.export(spans)
             if result is not SpanExportResult.SUCCESS:
-                lost.tell()
+                lost.warn_once()
             return result
 
         def shutdown(self) -> None:

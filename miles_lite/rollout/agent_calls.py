@@ -24,7 +24,7 @@ from miles_lite.errors import Where, plain
 from miles_lite.process.patience import at_most
 from miles_lite.process.remote import Remote
 from miles_lite.rollout.agent_sampling import Sampling
-from miles_lite.rollout.kept import Told
+from miles_lite.rollout.kept import StoredTranscript
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.rollout.stored import Stored
 from miles_lite.sample import Rollout, Sample
@@ -45,7 +45,7 @@ PARTS = 2
 class Task:
     """One rollout to run: who it is, what it works on, where its session lives and how it samples.
 
-    `evaluation`: its prompt is held out; `told`: what its session was told and said is wanted.
+    `evaluation`: its prompt is held out; `keep_transcript`: what its session was told and said is wanted.
     """
 
     rollout_index: int
@@ -54,7 +54,7 @@ class Task:
     session_url: str
     sampling: Sampling
     evaluation: bool = False
-    told: bool = False
+    keep_transcript: bool = False
     router_url: str = ""
 
 
@@ -75,7 +75,7 @@ Answer = tuple[list[Ended], *tuple[Part, ...]]
 class Runs(Protocol):
     """An actor that runs rollouts."""
 
-    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
+    async def submit(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
         """Begin those, and give up these."""
 
     async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
@@ -94,7 +94,7 @@ class Running:
         self._news = asyncio.Event()
         self._asked = 0
 
-    async def tell(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
+    async def submit(self, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
         """Begin those, and give up these, which are not told of."""
         for number in dropped:
             self._drop(number)
@@ -104,7 +104,7 @@ class Running:
 
     async def exchange(self, tasks: Sequence[Task], dropped: Sequence[int]) -> Answer:
         """The same, and up to MOST of those that ended, once there is one; none, where somebody asks anew meanwhile."""
-        await self.tell(tasks, dropped)
+        await self.submit(tasks, dropped)
         self._asked = asked = self._asked + 1
         self._news.set()
         while asked == self._asked and (left := self._left()) > 0:
@@ -186,7 +186,7 @@ class Line:
         if tasks or dropped:
             try:
                 with self._no_wait_for_ever():
-                    await self._worker.call(Runs.tell, tasks, dropped)
+                    await self._worker.call(Runs.submit, tasks, dropped)
             except RayError as error:
                 self._lose([task.rollout_index for task in tasks], error)
 
@@ -268,8 +268,8 @@ def _brought(task: Task, told: Ended, samples: ObjectRef[Part], turns: ObjectRef
         return _lost(task, f"what the agent returned is lost: {type(error).__name__}: {error}")
     if rollout.samples:
         rollout.stored = Stored(cast("ObjectRef[Sequence[Sample]]", samples))
-    if task.told:
-        rollout.transcript = Told(Stored(cast("ObjectRef[bytes]", turns)), task.prompt)
+    if task.keep_transcript:
+        rollout.transcript = StoredTranscript(Stored(cast("ObjectRef[bytes]", turns)), task.prompt)
     return rollout
 
 

@@ -110,7 +110,7 @@ class AgentWorker(Running):
                 _settle(rollout, failure)
                 _account(rollout.spans, seconds)
                 everything = self._config.logging.trajectory_dir
-                if task.told:
+                if task.keep_transcript:
                     with contextlib.suppress(SessionError):  # a rollout is worth more than what is kept of it
                         turns = await client.turns_json(session_id)
                 if everything is not None:

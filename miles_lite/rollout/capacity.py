@@ -14,7 +14,7 @@ import ray
 
 from miles_lite.config.options import Config
 from miles_lite.engine.reported_load import Load, together
-from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
+from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, EngineLoad
 from miles_lite.stack.engine_plans import plan_engines
 
 PATIENCE = 30.0
@@ -52,7 +52,7 @@ class Capacity:
         self._note = note
         self._overfull = self._silent = 0
 
-    async def keep(self) -> None:
+    async def poll(self) -> None:
         """Look again and again. Never returns."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -61,10 +61,10 @@ class Capacity:
                 async with asyncio.timeout(PATIENCE):
                     loads = await self._loads()
             told = [load for load in loads.values() if load is not None]
-            self.see(together(told) if told else None)
+            self.update(together(told) if told else None)
             await asyncio.to_thread(self._note, loads)
 
-    def see(self, load: Load | None) -> None:
+    def update(self, load: Load | None) -> None:
         """What the engines bear; None where none says."""
         self._silent = self._silent + 1 if load is None else 0
         if load is None:
@@ -75,8 +75,8 @@ class Capacity:
         if not running:  # what engines tell is of a while ago
             return
         if self._found is not None:
-            look = Look(kv_use=load.kv_use, queued=load.queued, preempted=load.preempted, running=running)
-            self._resize(self._found.see(look))
+            look = EngineLoad(kv_use=load.kv_use, queued=load.queued, preempted=load.preempted, running=running)
+            self._resize(self._found.update(look))
             return
         self._overfull = self._overfull + 1 if load.queued > load.running else 0
         if self._overfull == IN_A_ROW:

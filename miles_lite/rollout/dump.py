@@ -25,7 +25,7 @@ import torch
 from miles_lite.errors import UserError, Where, user_error, writing
 from miles_lite.model_folder import foreign_id
 from miles_lite.process.drafted import drafted
-from miles_lite.sample import Failure, Group, Held, Rollout, Sample, Spans, Status
+from miles_lite.sample import Failure, Group, LocalSamples, Rollout, Sample, Spans, Status
 
 ARRAYS = {
     "tokens": "tokens",
@@ -139,7 +139,7 @@ def _rollout(told: dict[str, Any], samples: list[Sample]) -> Rollout:
         told["index"],
         told["group_index"],
         [sample.record() for sample in samples],
-        stored=Held(samples) if samples else None,
+        stored=LocalSamples(samples) if samples else None,
         reward=told["reward"],
         status=Status(told["rollout_status"]),
         failure=None if told["failure"] is None else Failure(Where(told["failure"][0]), told["failure"][1]),

@@ -29,7 +29,7 @@ class FleetSamples:
         self._seen, self._busy = 0, 0
         self.step: int | None = None
 
-    def note(self, loads: Mapping[int, Load | None]) -> None:
+    def record(self, loads: Mapping[int, Load | None]) -> None:
         """What each engine bears now."""
         if self.step is None:
             return

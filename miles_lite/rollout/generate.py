@@ -28,7 +28,7 @@ from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.sample import Group, Rollout
 from miles_lite.scheduler import protocol as m
 from miles_lite.scheduler.accounts import Accounts
-from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.protocol import AttemptId, Command, End, Event
 from miles_lite.scheduler.schedule import Schedule, depth_of
 from miles_lite.scheduler.scheduler import Scheduler
 
@@ -97,7 +97,7 @@ class Generator:
         """Of each that was asked for, what its agents are given: read once."""
         self.training: dict[int, list[Group]] = {}
         """Batches that were given and may have to be given again; none where nothing is kept between steps."""
-        self._tasks: dict[Who, asyncio.Task[None]] = {}
+        self._tasks: dict[AttemptId, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
         """What judges groups, and rollouts that are cancelled."""
         self._given: Step | None = None
@@ -241,7 +241,7 @@ class Generator:
 
     # ---- what is done ----------------------------------------------------------------------------------------------
 
-    async def _run(self, who: Who, prompt: Prompt) -> None:
+    async def _run(self, who: AttemptId, prompt: Prompt) -> None:
         rollout = await self._run_rollout(prompt, who.group)
         del self._tasks[who]
         self.step.rollouts_done += 1

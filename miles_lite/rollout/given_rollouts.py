@@ -21,7 +21,7 @@ from miles_lite.plugins.field_sample import Sample, to_own
 from miles_lite.rollout.generate import Step
 from miles_lite.rollout.prompts import Prompt, Source
 from miles_lite.rollout.rewards.answer import number_in
-from miles_lite.sample import Group, Held, Rollout, Status
+from miles_lite.sample import Group, LocalSamples, Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
 
 ROLLOUT_FLAG, EVAL_FLAG = "--rollout-function-path", "--eval-function-path"
@@ -157,7 +157,7 @@ class GivenRollouts:
             index=index,
             group_index=group_index,
             samples=[own.record()],
-            stored=Held([own]),
+            stored=LocalSamples([own]),
             reward=number_in(sample.reward, self._key),
             status=Status(sample.status.value),
             metadata={**sample.metadata, "response": sample.response},

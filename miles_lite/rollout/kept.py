@@ -36,7 +36,7 @@ MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StoredTranscript:
     """What a rollout's session was told and said (GET /sessions/{id}/turns), and the prompt that it started from."""
 
     turns: Stored[bytes]

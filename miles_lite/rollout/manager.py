@@ -42,7 +42,7 @@ from miles_lite.session.actor import SessionActor
 from miles_lite.stack.actors import named_actor, restarted
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout
-from miles_lite.stack.restarting import Kept
+from miles_lite.stack.restarting import RestartingActor
 from miles_lite.stack.stack import Stack
 
 WORKER_START_TIMEOUT = 120.0
@@ -57,7 +57,7 @@ class RolloutManager:
         """`known_key`: the admin key that the driver's environment names."""
         self._config = config
         self._stack = Stack(config, layout, updates=config.updates, known_key=known_key)
-        self._workers: list[Kept[AgentWorker]] = []
+        self._workers: list[RestartingActor[AgentWorker]] = []
         self._lines = Lines()
         self._accounts = Accounts()
         self._rollouts = 0
@@ -99,7 +99,7 @@ class RolloutManager:
         )
         self._steps = self._given_rollouts() or self._generator
         await asyncio.gather(self._stack.start(), self._start_workers())
-        self._looking = asyncio.create_task(self._capacity().keep())
+        self._looking = asyncio.create_task(self._capacity().poll())
         begins_to_serve()
         evaluation = self._config.evaluation
         return Started(
@@ -114,7 +114,7 @@ class RolloutManager:
     def _capacity(self) -> Capacity:
         return Capacity(
             loads=lambda: self._stack.fleet.call(Fleet.loads),
-            note=self._recorder.fleet.note,
+            note=self._recorder.fleet.record,
             running=lambda: self._generator.scheduler.running,
             resize=self._generator.resize,
             say=lambda line: self._stack.alarm(line),
@@ -268,12 +268,14 @@ class RolloutManager:
         self._workers += map(self._worker, range(self._config.rollouts.num_agent_workers))
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
-    def _worker(self, index: int) -> Kept[AgentWorker]:
+    def _worker(self, index: int) -> RestartingActor[AgentWorker]:
         def make(restarts: int) -> Remote[AgentWorker]:
             name = restarted(f"agent-worker-{index}", restarts)
             return named_actor(AgentWorker, name)(index, self._config, self._stack.admin_key)
 
-        return Kept(f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting)
+        return RestartingActor(
+            f"agent worker {index}", make, start_seconds=WORKER_START_TIMEOUT, waiting=self._stack.waiting
+        )
 
     async def _run_dealt(self, prompt: Prompt, group_index: int) -> Rollout:
         """One for training."""
@@ -286,7 +288,7 @@ class RolloutManager:
         await self._judge(group, prompt)
         self._note(self._generator.scheduler.step, prompt.row, judged)
 
-    def _least_loaded(self) -> tuple[Kept[AgentWorker], Kept[SessionActor]]:
+    def _least_loaded(self) -> tuple[RestartingActor[AgentWorker], RestartingActor[SessionActor]]:
         return self._load.least(self._workers), self._load.least(self._stack.sessions)
 
     async def _run_rollout(
@@ -299,16 +301,23 @@ class RolloutManager:
             told, url = self._recorder.keeps and not evaluation, self._stack.routers.of(index)
             for _ in range(ATTEMPTS):
                 worker, session = self._least_loaded()
-                used: dict[Kept[AgentWorker] | Kept[SessionActor], int]
+                used: dict[RestartingActor[AgentWorker] | RestartingActor[SessionActor], int]
                 used, began = {worker: worker.restarts, session: session.restarts}, time.monotonic()
                 task = Task(
-                    index, group_index, prompt, session.told, sampling, evaluation=evaluation, told=told, router_url=url
+                    index,
+                    group_index,
+                    prompt,
+                    session.address,
+                    sampling,
+                    evaluation=evaluation,
+                    keep_transcript=told,
+                    router_url=url,
                 )
                 with self._load.on(used):
                     rollout = await self._lines.run(await worker.serving(), task)
                 if rollout.status is not Status.FAILED:
                     break
-                lost = [kept for kept in used if not await kept.stood(used[kept], began)]
+                lost = [kept for kept in used if not await kept.served_since(used[kept], began)]
                 if not lost:
                     break
                 self._again += 1
@@ -321,7 +330,7 @@ class RolloutManager:
         """Give the rollouts of a group that broke nowhere their rewards, together."""
         worker, session = self._least_loaded()
         url = self._stack.routers.of(group.index)
-        task = Task(-1, group.index, prompt, session.told, {}, evaluation=evaluation, router_url=url)
+        task = Task(-1, group.index, prompt, session.address, {}, evaluation=evaluation, router_url=url)
         said = await judge_together(await worker.serving(), task, group.judged)
         for at, rollout in enumerate(group.judged):
             if isinstance(said, Failure):

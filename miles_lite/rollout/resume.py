@@ -21,7 +21,7 @@ from miles_lite.process.drafted import drafted
 from miles_lite.rollout.generate import Generator, Members
 from miles_lite.rollout.prompts import Source, open_source
 from miles_lite.rollout.stored import Stored
-from miles_lite.sample import Group, Held, Rollout
+from miles_lite.sample import Group, LocalSamples, Rollout
 
 STATE = frozenset({"data", "members", "scheduler", "next_rollout_index"})
 """What a file holds."""
@@ -134,7 +134,7 @@ def _waiting(generator: Generator) -> tuple[list[Group], Members]:
 
 def _stored(rollout: Rollout) -> Rollout:
     """Its samples moved into the object store."""
-    if isinstance(rollout.stored, Held):
+    if isinstance(rollout.stored, LocalSamples):
         rollout.stored = Stored(ray.put(list(rollout.stored.samples)))
     return rollout
 

@@ -71,5 +71,5 @@ class RouterActor:
         gauges = WorkerGauges()
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # it is started again just now
-                gauges.show(await self.workers())
+                gauges.update(await self.workers())
             await asyncio.sleep(SHOW_SECONDS)

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from miles_lite.config.choices import WorkerType
 from miles_lite.errors import UserError
-from miles_lite.process.admin_key import needed, shows
+from miles_lite.process.admin_key import authorizes, needed
 from miles_lite.router.admission import Admission
 from miles_lite.router.gate import Gate
 from miles_lite.router.gateway import Gateway
@@ -63,7 +63,7 @@ class Router:
         """`handler`, for requests that show the admin key where there is one; what it refuses is of this kind."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            if self._admin_key is not None and not shows(request.headers, self._admin_key):
+            if self._admin_key is not None and not authorizes(request.headers, self._admin_key):
                 return failure(401, needed(f"{request.method} {request.path}"), kind="unauthorized")
             try:
                 return await handler(request)

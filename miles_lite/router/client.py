@@ -26,7 +26,7 @@ class RouterError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RouterState:
     """What a router goes by: the weight versions that may serve (none set: all do), and its workers by URL in the form
     of GET /workers."""
 
@@ -53,14 +53,14 @@ async def set_weight_version(
     return stale
 
 
-async def standing(url: str) -> Standing | None:
+async def fetch_state(url: str) -> RouterState | None:
     """What the router at `url` goes by; None for one without a weight gate. Raises RouterError."""
     status, answer = await _call("GET", f"{url}/workers")
     if status in NO_SUCH_PATH or (status == 200 and "weight_versions" not in answer):
         return None
     if status != 200:
         raise RouterError(f"the router at {url} does not say who its workers are: {status} {answer}")
-    return Standing(frozenset(answer["weight_versions"]), {one["url"]: one for one in answer["workers"]})
+    return RouterState(frozenset(answer["weight_versions"]), {one["url"]: one for one in answer["workers"]})
 
 
 async def _call(method: str, url: str, key: str | None = None, body: Json = None) -> tuple[int, JsonObject]:

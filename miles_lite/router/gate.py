@@ -44,7 +44,7 @@ class Gate:
         try:
             version = await self.version_of(worker.url)
         except (*BROKEN, TimeoutError, UnreachableError, ValueError):
-            self._registry.doubt(worker)
+            self._registry.mark_unverified(worker)
             return
         if not worker.gone:
             self._registry.admit(worker, version)

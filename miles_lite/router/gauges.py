@@ -23,7 +23,7 @@ class WorkerGauges:
         self._load, self._ready = (Gauge(name, description=text, tag_keys=TAGS) for name, text in (IN_FLIGHT, READY))
         self._known: set[tuple[str, str]] = set()
 
-    def show(self, workers: Iterable[JsonMapping]) -> None:
+    def update(self, workers: Iterable[JsonMapping]) -> None:
         """Set the gauges to what GET /workers lists."""
         rows = {(one["url"], one["worker_type"]): one for one in workers}
         self._known |= rows.keys()

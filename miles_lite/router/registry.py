@@ -95,7 +95,7 @@ class Registry:
         elif worker.in_flight:  # its request runs, and it still answers
             worker.trial = False
 
-    def doubt(self, worker: Worker) -> None:
+    def mark_unverified(self, worker: Worker) -> None:
         """A worker does not say its version: it serves on only if the one it said last is accepted."""
         if worker.state == "ready" and not self._current(worker.version):
             worker.state = "stale"

@@ -20,7 +20,7 @@ from pathlib import Path
 from miles_lite.errors import RolloutError, SetupError
 from miles_lite.sandboxes.local import WORKDIR, run_inside
 from miles_lite.sandboxes.owner import gone, home
-from miles_lite.sandboxes.runtime_answers import NOT_RUN, START_SECONDS, asked, flaw, said, unstarted
+from miles_lite.sandboxes.runtime_answers import NOT_RUN, START_SECONDS, error_tail, flaw, run_program, unstarted
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox, broken, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import MOST_PROCESSES
 from miles_lite.sandboxes.shell import Outcome, Shell
@@ -53,21 +53,21 @@ class Container:
         return outcome
 
     def unpack(self, archive: bytes) -> None:
-        done = asked([*self._exec("--interactive"), "tar", "-xf", "-"], ARCHIVE_SECONDS, archive)
+        done = run_program([*self._exec("--interactive"), "tar", "-xf", "-"], ARCHIVE_SECONDS, archive)
         if done.returncode:
-            raise broken(f"{self.name}: files could not be written: {said(done)}")
+            raise broken(f"{self.name}: files could not be written: {error_tail(done)}")
 
     def pack(self, path: str) -> bytes:
         with tempfile.TemporaryFile() as file:
             limit = f"head -c {ARCHIVE_BYTES + 1}"
             script = f"set -o pipefail; {shlex.join([*self._exec(), 'tar', '-cf', '-', '--', path])} | {limit}"
-            done = asked(["bash", "-c", script], ARCHIVE_SECONDS, stdout=file)
+            done = run_program(["bash", "-c", script], ARCHIVE_SECONDS, stdout=file)
             if file.tell() > ARCHIVE_BYTES:
                 raise broken(f"{self.name}: {path} takes more than {ARCHIVE_BYTES >> 20} MB")
             if done.returncode and not running(self._program, self.name):
-                raise broken(f"the container {self.name} is gone: {said(done)}")
+                raise broken(f"the container {self.name} is gone: {error_tail(done)}")
             if done.returncode:
-                raise FileNotFoundError(f"{path} is not in the sandbox: {said(done)}")
+                raise FileNotFoundError(f"{path} is not in the sandbox: {error_tail(done)}")
             file.seek(0)
             return file.read()
 
@@ -98,26 +98,30 @@ class Containers:
         made = Container(self._program, name, workdir)
         if running(self._program, name):
             return made
-        done = asked([self._program, "run", *_options(name), image, "bash", "-c", WAIT], START_SECONDS)
-        done = done if done.returncode else asked([self._program, "exec", name, "mkdir", "-p", workdir], START_SECONDS)
+        done = run_program([self._program, "run", *_options(name), image, "bash", "-c", WAIT], START_SECONDS)
+        done = (
+            done
+            if done.returncode
+            else run_program([self._program, "exec", name, "mkdir", "-p", workdir], START_SECONDS)
+        )
         if done.returncode:
             remove(self._program, name)
             raise self._unstarted(image, done)
         return made
 
     def _unstarted(self, image: str, done: subprocess.CompletedProcess[bytes]) -> SetupError | RolloutError:
-        here = asked([self._program, "image", "inspect", image]).returncode == 0
+        here = run_program([self._program, "image", "inspect", image]).returncode == 0
         if done.returncode in NOT_RUN or (not here and flaw(self._program) is None):
-            return unstarted(self._program, image, said(done))
-        return broken(f"{self._program} started no container of {image}: {said(done)}")
+            return unstarted(self._program, image, error_tail(done))
+        return broken(f"{self._program} started no container of {image}: {error_tail(done)}")
 
     def reap(self) -> int:
         ours = ["--all", "--quiet", "--filter", f"label={HOST}={socket.gethostname()}"]
-        names = asked([self._program, "ps", *ours]).stdout.decode().split()
+        names = run_program([self._program, "ps", *ours]).stdout.decode().split()
         owner = ["--format", f'{{{{index .Config.Labels "{OWNER}"}}}}']
         left = []
         for name in names:  # one that has ended meanwhile has no owner
-            its = asked([self._program, "inspect", *owner, name]).stdout.decode().strip()
+            its = run_program([self._program, "inspect", *owner, name]).stdout.decode().strip()
             if its and gone(Path(its)):
                 remove(self._program, name)
                 left.append(name)
@@ -136,11 +140,11 @@ def _options(name: str) -> list[str]:
 
 def running(program: str, name: str) -> bool:
     """Whether there is a container of this name that runs."""
-    done = asked([program, "inspect", "--format", "{{.State.Running}}", name])
+    done = run_program([program, "inspect", "--format", "{{.State.Running}}", name])
     return done.stdout.strip() == b"true"
 
 
 def remove(program: str, name: str) -> None:
     """End a container at once, if there is one."""
-    asked([program, "kill", name])
-    asked([program, "rm", "--force", name])
+    run_program([program, "kill", name])
+    run_program([program, "rm", "--force", name])

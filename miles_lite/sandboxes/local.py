@@ -18,7 +18,7 @@ from miles_lite.process import scratch
 from miles_lite.sandboxes.bubblewrap import PYTHON, SYSTEM, View
 from miles_lite.sandboxes.files import packed, unpack
 from miles_lite.sandboxes.owner import home
-from miles_lite.sandboxes.runtime_answers import START_SECONDS, asked, said, unstarted
+from miles_lite.sandboxes.runtime_answers import START_SECONDS, error_tail, run_program, unstarted
 from miles_lite.sandboxes.sandbox import Sandbox, image_of, workdir_of
 from miles_lite.sandboxes.script_guard import TIMED_OUT
 from miles_lite.sandboxes.shell import Confinement, Outcome, Shell, quoted
@@ -116,9 +116,9 @@ class ApptainerFolders(Folders):
         """Raises as `start` does, where its first command would end before it began."""
         if image in self._tried:
             return
-        done = asked([*ALONE, image, "bash", "-c", "timeout 1 true"], START_SECONDS)
+        done = run_program([*ALONE, image, "bash", "-c", "timeout 1 true"], START_SECONDS)
         if done.returncode:
-            raise unstarted("apptainer", image, said(done))
+            raise unstarted("apptainer", image, error_tail(done))
         self._tried.add(image)
 
 

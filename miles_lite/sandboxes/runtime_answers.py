@@ -25,7 +25,7 @@ PASSING = re.compile(
 """What registries and networks say that may say otherwise soon. No such host, and nobody that listens, will not."""
 
 
-def asked(
+def run_program(
     argv: list[str], seconds: float = ANSWER_SECONDS, given: bytes = b"", *, stdout: IO[bytes] | int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[bytes]:
     """What a program answered. Raises RolloutError when there is no answer in time."""
@@ -35,15 +35,15 @@ def asked(
         raise broken(f"{' '.join(argv[:2])} gave no answer within {seconds:g} s") from error
 
 
-def said(done: subprocess.CompletedProcess[bytes]) -> str:
+def error_tail(done: subprocess.CompletedProcess[bytes]) -> str:
     """The end of its words."""
     return (done.stderr or b"").decode(errors="replace").strip()[-300:] or f"exit code {done.returncode}"
 
 
 def flaw(program: str) -> str | None:
     """Why nothing can be asked of the program: its daemon is not there, or does not let us in; None where it can."""
-    done = asked([program, "ps", "--quiet"])
-    return said(done) if done.returncode else None
+    done = run_program([program, "ps", "--quiet"])
+    return error_tail(done) if done.returncode else None
 
 
 def unstarted(program: str, image: str, why: str) -> SetupError | RolloutError:

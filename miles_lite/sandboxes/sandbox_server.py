@@ -27,7 +27,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from miles_lite.errors import RolloutError, SetupError
-from miles_lite.process.admin_key import needed, shows
+from miles_lite.process.admin_key import authorizes, needed
 from miles_lite.process.json_types import JsonObject
 from miles_lite.sandboxes.lending import Pool
 from miles_lite.sandboxes.sandbox import ARCHIVE_BYTES, Sandbox
@@ -201,7 +201,7 @@ def application(pool: Pool, *, idle: float, at_once: int, admin_key: str | None)
 
 def _keyed(admin_key: str) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
     async def keyed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path != "/health" and not shows(request.headers, admin_key):
+        if request.url.path != "/health" and not authorizes(request.headers, admin_key):
             return JSONResponse({"detail": needed("a sandbox")}, 401)
         return await answer(request)
 

@@ -21,7 +21,7 @@ SETTLING = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class EngineLoad:
     """The engines at a moment: the share of all KV caches in use, requests that wait, those preempted since the last
     look."""
 
@@ -41,7 +41,7 @@ class Concurrency:
         self._settling = 0
         self.rollouts = min(most, 8 * engines)
 
-    def see(self, look: Look) -> int:
+    def update(self, look: EngineLoad) -> int:
         """Take a look into account; the number from now on."""
         self._settling = max(0, self._settling - 1)
         if look.kv_use > HARD or look.preempted > PREEMPTED * look.running or look.queued > look.running:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Who(NamedTuple):
+class AttemptId(NamedTuple):
     """One execution of an agent: attempts of the same member of a group are versions of one rollout."""
 
     group: int
@@ -36,7 +36,7 @@ class Finished:
     """A rollout ended. `failed` is the boundary that broke, "" where the agent came to an end of its own; `why` the
     words; `again` whether another attempt may end otherwise; `length` its trained tokens."""
 
-    who: Who
+    who: AttemptId
     length: int = 0
     failed: str = ""
     why: str = ""
@@ -108,7 +108,7 @@ Event = Finished | Judged | Wanted | Trained | Updated | Capacity | Tick | Resum
 class Start:
     """Run an agent on `prompt`; `Finished` is to follow."""
 
-    who: Who
+    who: AttemptId
     prompt: int
 
 
@@ -153,7 +153,7 @@ class Release:
 class Cancel:
     """Nobody waits for this rollout any longer. It may answer all the same."""
 
-    who: Who
+    who: AttemptId
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from miles_lite.scheduler.accounts import Accounts
 from miles_lite.scheduler.breaker import Breaker
 from miles_lite.scheduler.groups import UNSTARTED, Open
 from miles_lite.scheduler.pace import has_place, has_room, may_open, may_refill, may_retry, tally
-from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.protocol import AttemptId, Command, End, Event
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.state import Json, State
 from miles_lite.scheduler.submission import Submission
@@ -163,12 +163,12 @@ class Scheduler:
             group.done.append(member)
             group.lost += 1
 
-    def _answered(self, group: Open, who: Who, length: int, *, counts: bool) -> None:
+    def _answered(self, group: Open, who: AttemptId, length: int, *, counts: bool) -> None:
         if not counts:  # it was replaced, and is earlier all the same
             if who.member in group.waiting:
                 group.waiting.remove(who.member)
             else:
-                self._cancel(Who(who.group, who.member, group.attempts[who.member] - 1))
+                self._cancel(AttemptId(who.group, who.member, group.attempts[who.member] - 1))
         group.done.append(who.member)
         group.lengths += length
         self._submission.answered(group, length)
@@ -317,7 +317,7 @@ class Scheduler:
                 self._window.started(group)
             for _ in range(len(group.waiting) if self.schedule.granularity == "group" else 1):
                 member = group.waiting.pop()
-                who = Who(group.ordinal, member, group.attempts[member])
+                who = AttemptId(group.ordinal, member, group.attempts[member])
                 group.attempts[member] += 1
                 state.running[who] = now
                 self._commands.append(m.Start(who, group.prompt))
@@ -329,7 +329,7 @@ class Scheduler:
         self._state.active -= end is End.UNUSED and group.active
         self._commands.append(m.Release(group.ordinal, end, reason))
 
-    def _cancel(self, who: Who) -> None:
+    def _cancel(self, who: AttemptId) -> None:
         if self._state.running.pop(who, None) is not None:
             self._commands.append(m.Cancel(who))
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Self
 
 from miles_lite.scheduler.groups import Open
-from miles_lite.scheduler.protocol import Who
+from miles_lite.scheduler.protocol import AttemptId
 
 Json = dict[str, Any]
 LAST_STEPS = 8
@@ -46,7 +46,7 @@ class State:
     wanted: bool = False
     stopped: str = ""
     groups: dict[int, Open] = field(default_factory=dict)
-    running: dict[Who, float] = field(default_factory=dict)
+    running: dict[AttemptId, float] = field(default_factory=dict)
     given: dict[int, list[Open]] = field(default_factory=dict)
     passed: int = 0
     overtaken: int = 0
@@ -77,7 +77,7 @@ class State:
         return cls(
             **{name: state[name] for name in _PLAIN},
             groups={group["ordinal"]: Open(**group) for group in state["groups"]},
-            running={Who(*who): since for *who, since in state["running"]},
+            running={AttemptId(*who): since for *who, since in state["running"]},
             given={step: [Open(**group) for group in batch] for step, batch in state["given"]},
             served_at=state.get("served_at"),
             took=deque(state.get("took", ()), maxlen=LAST_STEPS),

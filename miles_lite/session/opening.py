@@ -50,7 +50,7 @@ class Opening(Struct):
     turns: list[ToldTurn] | None = None
 
 
-def told_turns(given: Json, *, caller: Caller, stop_ids: frozenset[int]) -> list[Entry]:
+def parse_turns(given: Json, *, caller: Caller, stop_ids: frozenset[int]) -> list[Entry]:
     """The `turns` of a body, said by `caller`. Raises ApiError 400."""
     turns = read({"turns": given}, Opening).turns or []
     entries = []

@@ -26,7 +26,7 @@ from miles_lite.session.history.tree import Tree, describe
 from miles_lite.session.history.turn_record import Turn
 from miles_lite.session.http.prometheus import Metrics
 from miles_lite.session.journal.store import Journal
-from miles_lite.session.opening import told_turns
+from miles_lite.session.opening import parse_turns
 from miles_lite.session.samples.audit import MISMATCH, mismatches
 from miles_lite.session.samples.collect import Plan, collect
 from miles_lite.session.samples.timelines import appender
@@ -93,11 +93,11 @@ class Service:
     ) -> str:
         """Open a session, with the `turns` that another one told. `traced`: what names the span that its turns belong
         to. Raises ApiError 400."""
-        entries = told_turns(turns, caller=self.turns.nobody, stop_ids=self._tito.stop_ids)
+        entries = parse_turns(turns, caller=self.turns.default_caller, stop_ids=self._tito.stop_ids)
         session = await self.sessions.create(sampling, traced=traced)
         for entry in entries:
             await self.sessions.commit(session, entry)
-        session.tree.told = session.retries.restored = len(entries)
+        session.tree.restored = session.retries.restored = len(entries)
         self._counts.add({"sessions_created": 1})
         return session.session_id
 

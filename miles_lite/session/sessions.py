@@ -80,7 +80,7 @@ class Session:
 
     def commit(self, entry: Entry) -> tuple[Turn, Mapping[str, int]]:
         """Add a turn that the journal has; the turn, and what was counted."""
-        known = self.tree.knows(entry.caller)
+        known = self.tree.has_tools_of(entry.caller)
         turn = entry.commit(self.tree)
         self.retries.committed(turn, entry.receipt)
         beside, self.beside = self.beside, self.bodies.size
@@ -90,7 +90,7 @@ class Session:
         self.counts.add(counts)
         return turn, counts
 
-    def alike(self, placed: Placed, params: JsonMapping, request: ChatRequest) -> list[Turn]:
+    def same_requests(self, placed: Placed, params: JsonMapping, request: ChatRequest) -> list[Turn]:
         """Turns that answered the very tokens of this context, under the same parameters and constraints."""
         place, suffix = placed.place, placed.suffix
         siblings = self.tree.children(place.turn)
@@ -104,7 +104,7 @@ class Session:
             and self.receipts[turn.number].constrained == request.constrained
         ]
 
-    def said_before(self, request: ChatRequest) -> ChatRequest:
+    def with_previous(self, request: ChatRequest) -> ChatRequest:
         """The request with the conversation before it, when it names the answer it follows. Raises ApiError 400."""
         if request.after is None:
             return request

@@ -96,7 +96,7 @@ class Turns:
         self.off_loop = OffLoop()
 
     @property
-    def nobody(self) -> Caller:
+    def default_caller(self) -> Caller:
         """Who speaks in a request that says nothing of itself."""
         return caller_of(None, None, self._tito.options_read(self._template_options))
 
@@ -135,7 +135,7 @@ class Turns:
         `prefix` begins the id of a fresh answer. Raises ApiError 404 when the session was deleted.
         """
         session = await self._sessions.obtain(session_id)
-        request = session.said_before(request)
+        request = session.with_previous(request)
         call = session.retries.call_of(ask)
         if call is not None:
             self._count(session, retries_joined=1)
@@ -166,7 +166,7 @@ class Turns:
         prompt = self._prompter.prompt(session.session_id, session.sampling, request, placed)
         call.prompt_tokens = prompt.tokens
         _trace_tools(placed.place, request)
-        superseded = session.retries.superseded_by(ask, session.alike(placed, prompt.sampling.params, request))
+        superseded = session.retries.superseded_by(ask, session.same_requests(placed, prompt.sampling.params, request))
         started = time.time()
         prompt, generation = await self._generated(session, call, prompt, request)  # 4. generate
         entry = self._reader.entry(request, prompt, generation, started=started, call=call, superseded=superseded)
@@ -198,7 +198,7 @@ class Turns:
             )
 
         request = await self.off_loop.run(parse, heavy=ask.heavy)
-        self._unknown.meet(request.unknown)
+        self._unknown.check(request.unknown)
         return request, ask, body
 
     async def _placed(self, tree: Tree, request: ChatRequest, *, heavy: bool) -> Placed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.protocol import AttemptId, Command, End, Event
 from miles_lite.scheduler.schedule import Schedule
 
 
@@ -63,4 +63,4 @@ class DiscardWhenStale:
         self._groups += 1
         self._running += members
         self._left[group], self._began[group] = members, self._version
-        return [m.Start(Who(group, member, 0), group) for member in range(members)]
+        return [m.Start(AttemptId(group, member, 0), group) for member in range(members)]

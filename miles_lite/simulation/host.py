@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from miles_lite.scheduler.protocol import Who
+from miles_lite.scheduler.protocol import AttemptId
 from miles_lite.simulation.engine import NEVER, Engine, Turn
 from miles_lite.simulation.scenario import EngineModel
 from miles_lite.simulation.workload import Work
@@ -19,7 +19,7 @@ from miles_lite.simulation.workload import Work
 class Session(Turn):
     """A running rollout, at one of its turns or at the tool after it."""
 
-    who: Who
+    who: AttemptId
     work: Work
     host: int
     version: int
@@ -80,7 +80,7 @@ class Host:
         self.engine.pause(seconds, keep_cache=keep_cache)
         self._plan()
 
-    def look(self, now: float) -> float:
+    def take_busy(self, now: float) -> float:
         """Seconds at full speed since the last look."""
         self.engine.advance(now)
         self.engine.plan()

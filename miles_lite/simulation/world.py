@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, Look
-from miles_lite.scheduler.protocol import Command, Event, Who
+from miles_lite.scheduler.concurrency import LOOK_SECONDS, Concurrency, EngineLoad
+from miles_lite.scheduler.protocol import AttemptId, Command, Event
 from miles_lite.simulation.host import Ended, Host, Session
 from miles_lite.simulation.scenario import Scenario
 from miles_lite.simulation.workload import Workload
@@ -152,7 +152,7 @@ class World:
                     raise AssertionError(f"nothing that is simulated leads to {command}")
         return told
 
-    def _start(self, who: Who) -> None:
+    def _start(self, who: AttemptId) -> None:
         count, number = heapq.heappop(self._least)
         while count != self._open[number]:
             count, number = heapq.heappop(self._least)
@@ -228,9 +228,9 @@ class World:
     def _preemptions(self) -> int:
         return sum(host.engine.preemptions for host in self.hosts)
 
-    def _look(self) -> Look:
+    def _look(self) -> EngineLoad:
         before, self.out.preemptions = self.out.preemptions, self._preemptions()
-        return Look(
+        return EngineLoad(
             kv_use=fmean(host.engine.kv_use for host in self.hosts),
             queued=sum(len(host.engine.waiting) for host in self.hosts),
             preempted=self.out.preemptions - before,
@@ -238,9 +238,9 @@ class World:
         )
 
     def _tick(self, _: None) -> None:
-        busy = [host.look(self._now) / TICK for host in self.hosts]
+        busy = [host.take_busy(self._now) / TICK for host in self.hosts]
         self.out.ticks.append(Tick(self._now, fmean(busy), self._running, tuple(busy[:SHOWN])))
         if self._concurrency is not None:
-            self._tell(m.Capacity(self._concurrency.see(self._look())))
+            self._tell(m.Capacity(self._concurrency.update(self._look())))
         self._tell(m.Tick())
         self._at(TICK, self._tick, None)

@@ -14,7 +14,7 @@ import ray
 from miles_lite.process.patience import Patience, patiently
 from miles_lite.process.remote import Remote, remote
 from miles_lite.process.stacks import stacks_folder, write_stacks
-from miles_lite.process.standing import processes, standing
+from miles_lite.process.standing import describe_actor, processes
 from miles_lite.stack.environment import actor_env
 
 STOP_TIMEOUT = 6.0
@@ -61,7 +61,7 @@ class Waiting:
         return await patiently(
             starting,
             Patience(f"{what} to start", timeout, self.say),
-            lambda: standing(actor),
+            lambda: describe_actor(actor),
             hint=f"see Ray's dashboard and {self.logs}",
             at_end=look,
         )

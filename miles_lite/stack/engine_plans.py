@@ -74,7 +74,7 @@ def check_engines(topology: Topology, engines: Engines) -> None:
         refuse_decided(options, known_options())
 
 
-def in_words(plans: Sequence[EnginePlan]) -> str:
+def describe_plans(plans: Sequence[EnginePlan]) -> str:
     """What becomes of them at the start of a run, for its log."""
     joined = sum(plan.external_url is not None for plan in plans)
     return f"joining {joined} engine(s) that run already" if joined else f"starting {len(plans)} engine(s)"

@@ -43,7 +43,7 @@ class EngineSlot:
         """End whatever fills it, on all its nodes."""
         await asyncio.gather(*(end_actor(actor) for actor in self.nodes))
 
-    async def ailment(self) -> str:
+    async def wait_for_failure(self) -> str:
         """What is wrong with the engine, as soon as something is on any of its nodes."""
         watches = [asyncio.ensure_future(_watched(node)) for node in self.nodes]
         try:

@@ -127,10 +127,10 @@ class Fleet(DeliveringActor[EngineActor]):
         self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
-        self._watchers += [asyncio.create_task(router.keep(self._changing.locked)) for router in self._routers]
+        self._watchers += [asyncio.create_task(router.run(self._changing.locked)) for router in self._routers]
         return self.urls
 
-    async def news(self, heard: int) -> list[str]:
+    async def new_lines(self, heard: int) -> list[str]:
         """What a person must hear, from line `heard` on, as soon as there is some. Raises UserError once that was all
         and no engine of a role is left."""
         while len(self.said) <= heard:
@@ -207,7 +207,7 @@ class Fleet(DeliveringActor[EngineActor]):
 
     async def _started(self, slot: EngineSlot) -> EngineInfo:
         what, timeout = f"engine {slot.index}", self._options.engines.engine_start_timeout + 30
-        meeting = await slot.actor.call(EngineActor.meet) if slot.plan.nodes > 1 else None
+        meeting = await slot.actor.call(EngineActor.rendezvous_address) if slot.plan.nodes > 1 else None
         starting = [node.call(EngineActor.start, register=False, meeting=meeting) for node in slot.nodes]
         infos = await asyncio.gather(
             *(self._waiting.started(*each, what, timeout) for each in zip(slot.nodes, starting, strict=True))
@@ -263,7 +263,7 @@ class Fleet(DeliveringActor[EngineActor]):
         """Replace the engine of `slot` whenever it ends or hangs, as often as --engine-restarts allows."""
         limit = self._options.engines.engine_restarts
         while slot.info is not None:
-            reason = await slot.ailment()
+            reason = await slot.wait_for_failure()
             noticed = time.time()
             self._say(f"engine {slot.index}: {reason}; replacing it ({slot.restarts} so far)")
             info, slot.info = slot.info, None

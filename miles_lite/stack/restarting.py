@@ -46,7 +46,7 @@ class Service(Stops, Protocol):
 Kind = TypeVar("Kind", bound=Service)
 
 
-class Kept(Generic[Kind]):
+class RestartingActor(Generic[Kind]):
     """One actor of class `Kind` and its successors."""
 
     def __init__(
@@ -58,14 +58,14 @@ class Kept(Generic[Kind]):
         self._actor: Remote[Kind] | None = None
         self._served: asyncio.Future[Remote[Kind]] = asyncio.Future()
         self._keeping: asyncio.Task[None] | None = None
-        self.told = ""
+        self.address = ""
         self.restarts = 0
 
     async def start(self) -> str:
-        """The actor's URL, if it has one, which `told` is from then on. Raises UserError."""
+        """The actor's URL, if it has one, which `address` is from then on. Raises UserError."""
         await self._launch()
         self._keeping = asyncio.create_task(self._keep())
-        return self.told
+        return self.address
 
     async def serving(self) -> Remote[Kind]:
         """The actor that serves. Raises UnavailableError when none does for BACK_SECONDS: meanwhile it is the
@@ -75,7 +75,7 @@ class Kept(Generic[Kind]):
         patience = Patience(f"{self._what} to be replaced", BACK_SECONDS, log.info)
         return await patiently(asyncio.shield(self._served), patience, lambda: self._obstacle, hint="see its log")
 
-    async def stood(self, restarts: int, since: float) -> bool:
+    async def served_since(self, restarts: int, since: float) -> bool:
         """Whether the actor counted in `restarts` serves to this moment, and lost no process of its own `since` then
         (this process's `time.monotonic()`). One lost while the question was on its way counts."""
         if restarts != self.restarts or not self._served.done():
@@ -128,7 +128,7 @@ class Kept(Generic[Kind]):
         self._actor = actor = self._make(self.restarts)
         service: Remote[Service] = actor
         told = await self._waiting.started(service, service.call(Service.start), self._what, self._start_seconds)
-        self.told = told or ""
+        self.address = told or ""
         self._served.set_result(actor)
 
     async def _end(self) -> None:

@@ -20,7 +20,7 @@ from miles_lite.engine.announce import deregister, register
 from miles_lite.engine.spec import EngineInfo
 from miles_lite.errors import UserError
 from miles_lite.process.patience import Patience
-from miles_lite.router.client import RouterError, Standing, set_weight_version, standing
+from miles_lite.router.client import RouterError, RouterState, fetch_state, set_weight_version
 
 ROUTER_SECONDS = 120.0
 """How long a router that does not answer is waited for: one that is replaced is back in far less."""
@@ -67,7 +67,7 @@ class RouterSync:
         self._left.add(engine.url)
         await self._deregister(engine.url)
 
-    async def keep(self, updating: Callable[[], bool]) -> None:
+    async def run(self, updating: Callable[[], bool]) -> None:
         """Look every LOOK_SECONDS, for ever. While `updating`, engines may have neither version."""
         while True:
             with contextlib.suppress(RouterError, UserError):  # it is away, and looked at again
@@ -77,12 +77,12 @@ class RouterSync:
     async def _look(self, updating: Callable[[], bool]) -> None:
         async with self._talking:
             quiet = updating()
-            found = await standing(self._url)
+            found = await fetch_state(self._url)
             if found is not None:
                 await self._mend(found)
                 self._watch(found, quiet=quiet or updating())
 
-    async def _mend(self, found: Standing) -> None:
+    async def _mend(self, found: RouterState) -> None:
         """Tell the router what it does not go by."""
         if self._versions is not None and found.versions != self._accepted():
             self._say(f"the router at {self._url} admitted weight version {_shown(found.versions)}: told again")
@@ -93,7 +93,7 @@ class RouterSync:
         for url in self._left & found.workers.keys():
             await self._deregister(url)
 
-    def _watch(self, found: Standing, *, quiet: bool) -> None:
+    def _watch(self, found: RouterState, *, quiet: bool) -> None:
         """Say so when the router refuses every engine though nobody is changing them. A router that has just begun asks
         them first; so it is looked at twice."""
         ours = {url: found.workers[url] for url in self._engines if url in found.workers}

@@ -16,7 +16,7 @@ from miles_lite.process.remote import Remote
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.stack.actors import Waiting, named_actor, restarted
-from miles_lite.stack.restarting import Kept
+from miles_lite.stack.restarting import RestartingActor
 
 START_SECONDS = 60.0
 
@@ -27,7 +27,7 @@ class Routers:
 
     def __init__(self, options: Serving, *, admin_key: str | None, waiting: Waiting) -> None:
         self._options, self._admin_key, self._waiting = options, admin_key, waiting
-        self._kept: list[Kept[RouterActor]] = []
+        self._kept: list[RestartingActor[RouterActor]] = []
         self.urls: list[str] = []
         self.data_urls: list[str] = []
 
@@ -55,7 +55,7 @@ class Routers:
         """End those that were started."""
         await asyncio.gather(*(kept.stop() for kept in self._kept))
 
-    def _router(self, index: int) -> Kept[RouterActor]:
+    def _router(self, index: int) -> RestartingActor[RouterActor]:
         options, address = self._options, self._options.router_address
         alone = address.num_routers == 1
         name, what = ("router", "the router") if alone else (f"router-{index}", f"router {index}")
@@ -79,7 +79,7 @@ class Routers:
                 placed = replace(spec, port=port_of(self.urls[index]), gateway_port=data_port)
             return named_actor(RouterActor, restarted(name, restarts))(placed)
 
-        return Kept(what, make, start_seconds=START_SECONDS, waiting=self._waiting)
+        return RestartingActor(what, make, start_seconds=START_SECONDS, waiting=self._waiting)
 
 
 def port_of(url: str) -> int | None:

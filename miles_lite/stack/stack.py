@@ -26,7 +26,7 @@ from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.stack.actors import Waiting, end_actor, named_actor, restarted
 from miles_lite.stack.fleet import Fleet
 from miles_lite.stack.placement import Layout, pinned, service_nodes
-from miles_lite.stack.restarting import Kept
+from miles_lite.stack.restarting import RestartingActor
 from miles_lite.stack.routers import Routers, port_of
 from miles_lite.stack.scraped import FILE, write_targets
 
@@ -69,12 +69,12 @@ class Stack:
         self.engine_urls: list[str] = []
         """Of those that it started with."""
         self.routers = Routers(options, admin_key=self.admin_key, waiting=self.waiting)
-        self.sessions: list[Kept[SessionActor]] = []
-        """The session servers; each has `told` its URL."""
+        self.sessions: list[RestartingActor[SessionActor]] = []
+        """The session servers; each has its URL as `address`."""
 
     @property
     def session_urls(self) -> list[str]:
-        return [session.told for session in self.sessions]
+        return [session.address for session in self.sessions]
 
     @property
     def failure(self) -> BaseException | None:
@@ -125,7 +125,7 @@ class Stack:
         heard = 0
         with naming(FLEET):
             while True:
-                for line in await self.fleet.call(Fleet.news, heard):
+                for line in await self.fleet.call(Fleet.new_lines, heard):
                     self.alarm(line)
                     heard += 1
 
@@ -154,20 +154,20 @@ class Stack:
             self.sessions.append(self._session(spec, nodes[index % len(nodes)]))
         await asyncio.gather(*(session.start() for session in self.sessions))
 
-    def _session(self, spec: SessionSpec, node: str) -> Kept[SessionActor]:
+    def _session(self, spec: SessionSpec, node: str) -> RestartingActor[SessionActor]:
         """A session server; the next one on the port of the first, on its node and so with its journal."""
 
         def make(restarts: int) -> Remote[SessionActor]:
-            port = port_of(kept.told) if restarts else spec.port
+            port = port_of(kept.address) if restarts else spec.port
             name = restarted(f"session-{spec.index}", restarts)
             return named_actor(SessionActor, name, pinned(node))(replace(spec, port=port))
 
         what = f"session server {spec.index}"
-        kept = Kept(what, make, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
+        kept = RestartingActor(what, make, start_seconds=SERVICE_START_TIMEOUT, waiting=self.waiting)
         return kept
 
 
-async def _stats(session: Kept[SessionActor]) -> dict[str, float]:
+async def _stats(session: RestartingActor[SessionActor]) -> dict[str, float]:
     with contextlib.suppress(ray.exceptions.RayActorError):
         return await (await session.serving()).call(SessionActor.stats)
     return {}

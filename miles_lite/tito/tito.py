@@ -192,7 +192,7 @@ class Tito:
         ids = self.encoder.encode(text, mark=mark)
         return Suffix(ids, drop, _opens_reasoning(found.suffix), placed=arranged.placed)
 
-    def told(self, ids: np.ndarray, drop: int) -> Suffix:
+    def as_suffix(self, ids: np.ndarray, drop: int) -> Suffix:
         """Ids that somebody has put into a context before, as they are."""
         return Suffix(ids, drop, _opens_reasoning(self.encoder.decode(ids)))
 

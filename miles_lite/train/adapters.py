@@ -194,7 +194,7 @@ def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         up = local(state[f"{name}.lora_B.{NAME}.weight"])
         weight = result[f"{name}.weight"]
         more = layer.scaling[NAME] * (up @ own_columns(down, weight))
-        result[f"{name}.weight"] = weight + like(more, weight)
+        result[f"{name}.weight"] = weight + shard_like(more, weight)
     return result
 
 
@@ -208,7 +208,7 @@ def own_columns(matrix: Tensor, weight: Tensor) -> Tensor:
     return matrix
 
 
-def like(part: Tensor, weight: Tensor) -> Tensor:
+def shard_like(part: Tensor, weight: Tensor) -> Tensor:
     """This rank's part of a tensor that is spread as `weight` is."""
     if not isinstance(weight, DTensor):
         return part

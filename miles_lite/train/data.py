@@ -29,7 +29,7 @@ from miles_lite.train import adapters, norms
 from miles_lite.train.context import Context
 from miles_lite.train.expert_parallel import share_out
 from miles_lite.train.loading import empty_model, fill, layers_of, load_model
-from miles_lite.train.mesh import Alike, Mesh
+from miles_lite.train.mesh import DataParallel, Mesh
 from miles_lite.train.policy import Policy
 from miles_lite.train.tensor_parallel import Tensors, cut
 
@@ -75,7 +75,7 @@ class Replicated:
     """The whole model on every rank; one flat gradient buffer, one all-reduce per step."""
 
     def __init__(self, compute: Compute | None = None) -> None:
-        self.mesh = Alike()
+        self.mesh = DataParallel()
         self._compute = compute or Compute()
         self._flat: Tensor | None = None
 

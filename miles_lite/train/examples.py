@@ -14,7 +14,7 @@ import orjson
 from miles_lite.config.options import Config
 from miles_lite.errors import UserError, user_error
 from miles_lite.model_folder import foreign_id
-from miles_lite.sample import NOT_SAMPLED, Held, Rollout, Sample
+from miles_lite.sample import NOT_SAMPLED, LocalSamples, Rollout, Sample
 
 
 class Examples:
@@ -38,7 +38,7 @@ class Examples:
         size = self._config.rollouts.rollout_batch_size
         samples = ((place, self._at(place)) for place in range(step * size, (step + 1) * size))
         return [
-            Rollout(index=place, group_index=place, samples=[sample.record()], stored=Held((sample,)))
+            Rollout(index=place, group_index=place, samples=[sample.record()], stored=LocalSamples((sample,)))
             for place, sample in samples
         ]
 

@@ -28,7 +28,7 @@ class Flops:
 def flops(config: JsonMapping) -> Flops:
     """By the names of a text model's config.json; attention that compresses its keys counts as if it did not. A config
     of other names says nothing: then what counts are tokens."""
-    if not told_by(config):
+    if not describes_model(config):
         return Flops(per_token=1.0, per_pair=0.0)
     hidden, layers, heads, vocabulary = (int(config[name]) for name in NAMES)
     kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -38,7 +38,7 @@ def flops(config: JsonMapping) -> Flops:
     return Flops(per_token=6.0 * weights, per_pair=12.0 * layers * heads * size)
 
 
-def told_by(config: JsonMapping) -> bool:
+def describes_model(config: JsonMapping) -> bool:
     """Whether a config has the names that `flops` knows."""
     return all(name in config for name in NAMES)
 

@@ -114,7 +114,7 @@ class TrainGroup:
         `timeout` in seconds. Raises TrainError, UserError.
         """
         deadline = time.monotonic() + timeout
-        places = self._wait(self._all(TrainWorker.whereabouts), timeout=timeout, doing="starting")
+        places = self._wait(self._all(TrainWorker.host_and_pid), timeout=timeout, doing="starting")
         hosts = sorted({host for host, _ in places})
         if len(hosts) > 1 and loopback(self._config.hosts.bind_host):
             raise UserError(

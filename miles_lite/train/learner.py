@@ -114,7 +114,7 @@ class Learner:
         """Per optimizer step, its forward passes; as many on every rank as the strategy asks for."""
         limit, form, routing = PASS_TOKENS[self.device.type], self._form, self._routing
         imitated = self.strategy.mesh.sum_samples(torch.tensor(imitated_tokens(batch, self.algorithm))).tolist()
-        taught = self._asked.taught(batch)
+        taught = self._asked.teacher_scores(batch)
         with self.clock("data_preprocess"):
             shares = share_out(batch, self.algorithm, imitated=imitated, taught=taught)
             steps = [
@@ -183,7 +183,7 @@ class Learner:
         tally.add({"ess_ratio": ess.sum(), "sequences": float(packed.sequences)})
         before_update = new.detach() if first else each.old
         known = new.detach() if before_update is None else before_update
-        self._record.see(packed, logprobs=known, advantages=streams.advantages)
+        self._record.record(packed, logprobs=known, advantages=streams.advantages)
         if before_update is not None:
             sums, largest = gaps(packed, before_update)
             tally.add(sums)

@@ -49,7 +49,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Alike:
+class DataParallel:
     """Data-parallel ranks that share nothing but their sums; one rank needs no process group."""
 
     def sum_samples(self, values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from miles_lite.model_folder import foreign_id
 from miles_lite.sample import Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.layout import Layout
-from miles_lite.train.radix_tree import apart, cut, place, sort
+from miles_lite.train.radix_tree import cut, place, sort, unshared
 from miles_lite.train.routing_replay import PADDING, UNKNOWN, Routing
 from miles_lite.train.shares import Shares
 
@@ -212,7 +212,7 @@ def forward_passes(
         passes = [padded_rows(group, [inputs[index] for index in group]) for group in groups]
     else:
         known = [identity(batch.samples[index], inputs[index], routing) for index in used]
-        shared = sort(known) if form is Form.TREE else apart(len(used))
+        shared = sort(known) if form is Form.TREE else unshared(len(used))
         passes = []
         for row in cut(shared, lengths, limit=limit):
             layout, places = place(row, lengths)

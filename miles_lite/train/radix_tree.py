@@ -27,7 +27,7 @@ class Shared:
     prefixes: list[int]
 
 
-def apart(count: int) -> Shared:
+def unshared(count: int) -> Shared:
     """Sequences that share nothing, whatever they hold."""
     return Shared(list(range(count)), [0] * count)
 

@@ -68,7 +68,7 @@ class TrainWorker(SendingActor):
     def __repr__(self) -> str:
         return actor_label("TrainWorker", f"{self._spec.rank}/{self._spec.ranks}", self._spec.device)
 
-    def whereabouts(self) -> tuple[str, int]:
+    def host_and_pid(self) -> tuple[str, int]:
         """Host name and process id."""
         return socket.gethostname(), os.getpid()
 

@@ -22,7 +22,7 @@ from miles_lite.train.passes import Pass
 from miles_lite.train.phases import Clock
 from miles_lite.train.policy import Policy
 from miles_lite.train.resting import awake, rest, restore, snapshot
-from miles_lite.train.served_teacher import ServedTeacher, Taught
+from miles_lite.train.served_teacher import ServedTeacher, TeacherScores
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Recompute:
         folders = [each for each in self.teachers.values() if isinstance(each, Policy)]
         return [*folders, *([] if self.reference is None else [self.reference])]
 
-    def taught(self, batch: Batch[Sample]) -> dict[int, Taught]:
+    def teacher_scores(self, batch: Batch[Sample]) -> dict[int, TeacherScores]:
         """What served teachers say of their samples, by index. Raises UserError."""
         alone, unknown = len(self.teachers) == 1, set(batch.teachers) - set(self.teachers)
         if unknown and len(self.teachers) > 1:
@@ -56,7 +56,7 @@ class Recompute:
                 f"--opd-teacher-key {self.algorithm.opd_teacher_key}: a prompt has {sorted(unknown)[0]!r} there, and "
                 f"--opd-teacher knows {', '.join(self.teachers)}"
             )
-        said: dict[int, Taught] = {}
+        said: dict[int, TeacherScores] = {}
         for name, teacher in self.teachers.items():
             if isinstance(teacher, ServedTeacher):
                 mine = [index for index, each in enumerate(batch.teachers) if alone or each == name]

@@ -26,7 +26,7 @@ PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherScores:
     """What a teacher says of a sample.
 
     logprobs      float32 [T] of its tokens; 0 of the first
@@ -39,7 +39,7 @@ class Taught:
     top_logprobs: np.ndarray
 
     @classmethod
-    def nothing(cls, tokens: int, likeliest: int) -> Taught:
+    def nothing(cls, tokens: int, likeliest: int) -> TeacherScores:
         """Of tokens that no server is asked about."""
         zeros = np.zeros((tokens, likeliest), np.float32)
         return cls(np.zeros(tokens, np.float32), zeros.astype(np.int64), zeros)
@@ -52,7 +52,7 @@ class ServedTeacher:
     url: str
     likeliest: int = 0
 
-    def logprobs(self, samples: Sequence[Sample]) -> list[Taught]:
+    def logprobs(self, samples: Sequence[Sample]) -> list[TeacherScores]:
         """What it says of each sample. Raises UserError naming the server."""
         client = httpx.Client(base_url=self.url, timeout=SECONDS, trust_env=False)
         with client, ThreadPoolExecutor(REQUESTS) as pool:
@@ -64,7 +64,7 @@ class ServedTeacher:
         with httpx.Client(base_url=self.url, timeout=PROBE_SECONDS, trust_env=False) as client:
             self._ask(client, two)
 
-    def _ask(self, client: httpx.Client, sample: Sample) -> Taught:
+    def _ask(self, client: httpx.Client, sample: Sample) -> TeacherScores:
         body = {
             "input_ids": sample.tokens.tolist(),
             "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
@@ -81,7 +81,7 @@ class ServedTeacher:
             top_ids, top_logprobs = _columns([[[0.0, 0]] * self.likeliest, *tops])
         if not np.array_equal(ids[0], sample.tokens):
             raise UserError(f"--opd-teacher {self.url}: it answers for other ids than it was asked about")
-        return Taught(logprobs[0], top_ids, top_logprobs)
+        return TeacherScores(logprobs[0], top_ids, top_logprobs)
 
 
 def _columns(rows: Sequence[Sequence[Sequence[Any]]]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from miles_lite.config.training import Algorithm
 from miles_lite.sample import NOT_SAMPLED, Sample
 from miles_lite.train.batching import Batch
 from miles_lite.train.reductions import REDUCTIONS, Counts
-from miles_lite.train.served_teacher import Taught
+from miles_lite.train.served_teacher import TeacherScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def share_out(
     options: Algorithm,
     *,
     imitated: list[int],
-    taught: Mapping[int, Taught] | None = None,
+    taught: Mapping[int, TeacherScores] | None = None,
 ) -> list[Shares]:
     """Of each of the batch's samples. `imitated`: tokens of the imitation component per step, over all ranks.
     `taught`: what teachers say of some samples."""
@@ -71,7 +71,8 @@ def share_out(
             denominator=denominators[index],
             told=told[index] if options.echo_coef else None,
             teacher=list(options.teachers).index(batch.teachers[index]) if len(options.teachers) > 1 else 0,
-            taught=(taught or {}).get(index) or Taught.nothing(len(batch.samples[index]), options.opd_log_prob_top_k),
+            taught=(taught or {}).get(index)
+            or TeacherScores.nothing(len(batch.samples[index]), options.opd_log_prob_top_k),
         )
         for index in range(len(batch.samples))
     ]
@@ -80,7 +81,7 @@ def share_out(
 def imitated_tokens(batch: Batch[Sample], options: Algorithm) -> list[int]:
     """Tokens of the imitation component in each step, of this rank."""
     return [
-        sum(int(batch.samples[index].told.sum()) for micro_batch in step for index in micro_batch)
+        sum(int(batch.samples[index].observation_mask.sum()) for micro_batch in step for index in micro_batch)
         if options.echo_coef
         else 0
         for step in batch.steps
@@ -94,11 +95,11 @@ def _shares(
     denominator: float,
     told: float | None,
     teacher: int,
-    taught: Taught,
+    taught: TeacherScores,
 ) -> Shares:
     sample = batch.samples[index]
     trained = sample.loss_mask == 1
-    chosen = trained if told is None else trained | sample.told
+    chosen = trained if told is None else trained | sample.observation_mask
     places = np.flatnonzero(chosen)
     turns = batch.turn_advantages.get(index)
     advantages = np.full(len(places), batch.advantages[index], np.float32)
@@ -110,7 +111,7 @@ def _shares(
         policy=np.where(trained[places], np.float32(1.0 / denominator), np.float32(0)),
         imitation=np.zeros(len(places), np.float32)
         if told is None
-        else np.where(sample.told[places], np.float32(1.0 / told), np.float32(0)),
+        else np.where(sample.observation_mask[places], np.float32(1.0 / told), np.float32(0)),
         advantages=advantages,
         teacher=np.full(len(places), teacher, np.float32),
         teacher_logprobs=taught.logprobs[places],

@@ -36,7 +36,7 @@ class TokenRecord:
     def __init__(self, batch: Batch[Sample]) -> None:
         self._batch, self._seen = batch, list[_Seen]()
 
-    def see(self, packed: Packed, *, logprobs: Tensor, advantages: Tensor) -> None:
+    def record(self, packed: Packed, *, logprobs: Tensor, advantages: Tensor) -> None:
         """A pass, and float32 [N] of its tokens: the trainer's logprobs before the first update, or where nobody asked
         for them before the pass's own, and what the loss takes as advantages. What is seen is copied."""
         if not self._batch.kept:

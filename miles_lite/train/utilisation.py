@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from miles_lite.train.adapters import layers
-from miles_lite.train.flops import flops, head_flops, told_by
+from miles_lite.train.flops import describes_model, flops, head_flops
 from miles_lite.train.packing import Packed
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Meter:
     def __init__(self, model: PreTrainedModel, device: torch.device, *, tile: int) -> None:
         config = model.config.get_text_config().to_dict()
         self._device, self._tile = device, tile
-        self._flops = flops(config) if told_by(config) else None
-        self._head = head_flops(config) if told_by(config) else 0.0
+        self._flops = flops(config) if describes_model(config) else None
+        self._head = head_flops(config) if describes_model(config) else 0.0
         self._weights = 2 / 3 if layers(model) else 1.0
         """Of 6 FLOPs per weight: those of the weights' own gradients fall away where adapters are trained."""
 

@@ -93,12 +93,12 @@ async def _inspect(report: Report, client: SessionClient, session: str, tito: Ti
     report.roots = {name.removeprefix(prefix): count for name, count in counts if name.startswith(prefix)}
     found: list[Mismatch] = []
     for leaf in told["leaves"]:
-        line = held(turns, leaf, tito.stop_ids)
+        line = timeline_to(turns, leaf, tito.stop_ids)
         found += await asyncio.to_thread(compare, tito, line.messages, line.ids, line.sampled, tools=TOOLS)
     report.mismatches = found
 
 
-def held(turns: Mapping[int, JsonMapping], leaf: int, stop_ids: frozenset[int]) -> Timeline:
+def timeline_to(turns: Mapping[int, JsonMapping], leaf: int, stop_ids: frozenset[int]) -> Timeline:
     """From the root to the turn `leaf`, as `GET /sessions/ID/turns` tells it."""
     path: list[JsonMapping] = []
     number: int | None = leaf

@@ -64,7 +64,7 @@ def test_parallel_sizes_leave_data_parallel_ranks_over() -> None:
     assert [config.dp_rank(rank) for rank in (0, 3, 4, 15)] == [0, 0, 1, 3]
     assert config.compute.recomputes
     assert leftovers.ignored == ("sequence-parallel", "expert-tensor-parallel-size")
-    [remark] = config.parallelism.remarks()
+    [remark] = config.parallelism.notices()
     assert "there are no stages here" in remark
 
 

@@ -23,7 +23,7 @@ sys.stdin.readline()
 
 def test_no_port_is_held_twice_until_it_is_released():
     one, other = Ports(), Ports()
-    ports = [one.hold(HOST) for _ in range(20)] + [other.hold(HOST) for _ in range(20)]
+    ports = [one.reserve(HOST) for _ in range(20)] + [other.reserve(HOST) for _ in range(20)]
     assert len(set(ports)) == 40
     assert all(FIRST <= port < LAST for port in ports)
     one.release()
@@ -33,7 +33,7 @@ def test_no_port_is_held_twice_until_it_is_released():
 
 def test_ports_in_a_row_are_all_held():
     held = Ports()
-    first = held.hold(HOST, consecutive=10)
+    first = held.reserve(HOST, consecutive=10)
     assert len(held._locks) == 10
     assert all(listenable(HOST, port) is None for port in range(first, first + 10))
     held.release()
@@ -41,7 +41,7 @@ def test_ports_in_a_row_are_all_held():
 
 def test_another_process_gets_other_ports_and_what_a_dead_one_held():
     probe = Ports()
-    base = probe.hold(HOST, consecutive=4)
+    base = probe.reserve(HOST, consecutive=4)
     probe.release()
     command = [sys.executable, "-c", TAKE_ALL, str(base)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def test_another_process_gets_other_ports_and_what_a_dead_one_held():
 
 def test_a_port_somebody_listens_on_is_not_chosen():
     held = Ports()
-    port = held.hold(HOST)
+    port = held.reserve(HOST)
     held.release()
     with socket.socket() as server:
         server.bind((HOST, port))

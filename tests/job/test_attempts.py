@@ -39,7 +39,7 @@ class Trainer:
     def __call__(self, given: Config, life: Lifetime) -> str:
         self.given.append(given)
         first, last, saved, error = self.plans.pop(0)
-        life.stands(first=first, of=STEPS)
+        life.mark_ready(first=first, of=STEPS)
         if last is not None:
             life.reached.trained = last
         if saved:

@@ -44,10 +44,10 @@ def test_a_killed_run_has_its_last_line(tmp_path: Path) -> None:
 
 def test_what_comes_before_the_file_is_known_is_kept_and_words_are_bounded(tmp_path: Path) -> None:
     with Events(tmp_path) as events:
-        events.note(Kind.START, "here")
+        events.record(Kind.START, "here")
         assert not list(tmp_path.iterdir())
         events.write()
-        events.note(Kind.SERVERS, "x" * 10_000)
+        events.record(Kind.SERVERS, "x" * 10_000)
     first, second, last = event_rows.read(tmp_path)
     assert (first["kind"], last["kind"], last["said"]) == ("start", "end", "well")
     assert len(second["said"]) == event_rows.MOST_SAID
@@ -66,7 +66,7 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
 def test_how_a_run_ends_is_its_last_event(error: BaseException, said: str, tmp_path: Path) -> None:
     def begins_and_fails() -> None:
         with Events(tmp_path) as events:
-            events.note(Kind.START, "here")
+            events.record(Kind.START, "here")
             raise error
 
     with pytest.raises(type(error)):
@@ -78,7 +78,7 @@ def test_a_disk_that_takes_nothing_stops_no_run(tmp_path: Path, caplog: pytest.L
     with Events(tmp_path / "gone") as events:
         events.write()
         for _ in range(3):
-            events.note(Kind.SERVERS, "engine 0 is replaced")
+            events.record(Kind.SERVERS, "engine 0 is replaced")
     assert caplog.text.count("the run goes on without") == 1
 
 

@@ -46,7 +46,7 @@ def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: P
     with local_cluster(cpus=1):
         for how, end in ENDINGS.items():
             rank = remote(TrainWorker, env=env, num_cpus=1)(spec)
-            _, pid = ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
+            _, pid = ray.get(rank.call(TrainWorker.host_and_pid), timeout=60)
             worker = psutil.Process(pid)
             server = worker.parent()
             assert server is not None
@@ -61,7 +61,7 @@ def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: P
             assert not worker.is_running(), how
             if how.startswith("killed"):
                 with pytest.raises(RayActorError):
-                    ray.get(rank.call(TrainWorker.whereabouts), timeout=60)
+                    ray.get(rank.call(TrainWorker.host_and_pid), timeout=60)
 
 
 @pytest.mark.parametrize("server", ["there", "gone", "none"])

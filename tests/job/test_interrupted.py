@@ -18,7 +18,7 @@ from miles_lite.train.group import TrainError
 class Watch:
     finished = asked = False
 
-    def look(self) -> None:
+    def check(self) -> None:
         if self.asked:
             raise KeyboardInterrupt
 

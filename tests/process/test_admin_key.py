@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from miles_lite.process.admin_key import VARIABLE, admin_key, announced, bearer, known_key, shown, shows
+from miles_lite.process.admin_key import VARIABLE, admin_key, announced, authorizes, bearer, key_of, known_key
 
 
 def test_servers_on_loopback_have_no_key_and_others_the_one_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,8 +28,8 @@ def test_without_a_given_key_one_is_made_up_and_told(monkeypatch: pytest.MonkeyP
 
 
 def test_a_key_is_shown_as_a_bearer_token_or_as_x_api_key() -> None:
-    assert shows(bearer("käse"), "käse")
-    assert shown({"Authorization": "bEARER  k "}) == shown({"X-Api-Key": "k"}) == "k"
+    assert authorizes(bearer("käse"), "käse")
+    assert key_of({"Authorization": "bEARER  k "}) == key_of({"X-Api-Key": "k"}) == "k"
     undecodable = {"Authorization": "Bearer \udcff"}  # as a server reads the byte 0xff
     for headers in (bearer(None), bearer("other"), {"Authorization": "k"}, {"Authorization": "Basic k"}, undecodable):
-        assert not shows(headers, "k")
+        assert not authorizes(headers, "k")

@@ -16,7 +16,7 @@ import ray
 
 from miles_lite.errors import UnavailableError, UserError
 from miles_lite.job.watch import Alarms, OvertimeError, Watch, death_in
-from miles_lite.process.post_mortem import DiedError, how, how_to_go_on, last_lines, naming
+from miles_lite.process.post_mortem import DiedError, describe_death, how_to_go_on, last_lines, naming
 from miles_lite.process.remote import Remote
 from miles_lite.process.stopping import Interrupts
 from miles_lite.stack.cluster import connect, disconnect
@@ -91,7 +91,7 @@ def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how_:
             watch.wait(busy.wait.remote(60), "something else", 60)
         assert time.monotonic() - began < 30
         ray.kill(busy)
-    told = how(caught.value.error, logs=logs, killed_before=10**9)
+    told = describe_death(caught.value.error, logs=logs, killed_before=10**9)
     assert caught.value.name == "train rank 1"
     assert re.search(words, told), told
     if how_ == "crash":
@@ -141,7 +141,7 @@ def test_a_death_that_another_actor_tells_of_is_known_by_its_name(logs: Path) ->
     died = death_in(caught.value)
     assert died is not None
     assert died.name == "who is kept"
-    assert how(died.error, logs=logs, killed_before=10**9) == "ray.kill ended it"
+    assert describe_death(died.error, logs=logs, killed_before=10**9) == "ray.kill ended it"
 
 
 def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_actor_that_could_not_be_made_says_why(logs: Path) -> None:
         ray.get(actor(Broken).__ray_ready__.remote())
     died = death_in(caught.value)
     assert died is not None
-    assert "ValueError: no such model" in how(died.error, logs=logs, killed_before=0)
+    assert "ValueError: no such model" in describe_death(died.error, logs=logs, killed_before=0)
 
 
 def test_waits_end_with_their_bound_the_wish_to_stop_or_the_time_that_is_left(logs: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_finishes_waits_for_its_end_unless_it_is_asked_for_twice(
             watch.wait(busy.wait.remote(1), "it", 60)
         assert said == ["finishing"] * (len(signals) == 1)
         with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():
-            watch.look()
+            watch.check()
         ray.kill(busy)
     finally:
         with pytest.raises(KeyboardInterrupt) if signals else contextlib.nullcontext():

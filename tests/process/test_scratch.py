@@ -85,7 +85,7 @@ def test_what_another_user_left_and_noted_is_not_believed(temp: Path) -> None:
     theirs.mkdir()
     mine.touch()
     (theirs / ".lock").touch()
-    scratch.note(str(theirs), {str(mine)})
+    scratch.register(str(theirs), {str(mine)})
     os.chown(theirs, 65534, 65534)
     scratch.sweep()
     assert mine.exists()
@@ -99,7 +99,7 @@ def test_a_folder_whose_name_is_a_pattern_is_swept_too(temp: Path, monkeypatch: 
     (left / ".lock").touch()
     noted = temp / "noted"
     noted.touch()
-    scratch.note(str(left), {str(noted)})
+    scratch.register(str(left), {str(noted)})
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
     scratch.sweep()
     assert not left.exists()
@@ -116,9 +116,9 @@ def test_what_an_agent_left_in_a_folder_is_neither_followed_nor_believed(temp: P
     names = ["agents", "nested", "linked"]
     for name in names:
         (temp / name).touch()
-    scratch.note(str(inside), {str(temp / "agents")})
-    scratch.note(str(nested), {str(temp / "nested")})
-    scratch.note(str(kept / "miles-lite-kept"), {str(temp / "linked")})
+    scratch.register(str(inside), {str(temp / "agents")})
+    scratch.register(str(nested), {str(temp / "nested")})
+    scratch.register(str(kept / "miles-lite-kept"), {str(temp / "linked")})
     (inside / "root").symlink_to("/")
     (inside / "miles-lite-link").symlink_to(kept)
     (left / "miles-lite-link").symlink_to(kept)

@@ -61,9 +61,9 @@ def test_every_run_says_how_it_stands(folder: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "third", seed=3, steps=2)
     with claimed({"--run-dir": run}), Events(run) as events:
         events.write()
-        events.note(Kind.ALARM, "Rollouts fail: all", step=1, what="failures")
-        events.note(Kind.ALARM, "The gradient spikes: 60", step=1, what="gradient_spike")
-        events.note(Kind.CALM, "not seen", step=1, what="failures")
+        events.record(Kind.ALARM, "Rollouts fail: all", step=1, what="failures")
+        events.record(Kind.ALARM, "The gradient spikes: 60", step=1, what="gradient_spike")
+        events.record(Kind.CALM, "not seen", step=1, what="failures")
         (one,) = client(tmp_path).get("/api/runs").json()
     assert (one["name"], one["state"], one["step"]) == ("third", "running", 1)
     assert one["alarms"] == ["The gradient spikes: 60"]

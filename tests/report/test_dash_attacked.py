@@ -49,9 +49,9 @@ def nasty(folder: Path) -> Path:
     (run / "summary.json").write_text(json.dumps({"ended": NASTY}))
     with Events(run) as events:
         for kind in (Kind.START, Kind.ALARM, Kind.SERVERS):
-            events.note(kind, NASTY, step=1, what=NASTY)
-        events.note(Kind.PAGE, "javascript:alert(1)", what="wandb")
-        events.note(Kind.PAGE, 'https://wandb.example/run?a="><img src=x>&b', what=NASTY)
+            events.record(kind, NASTY, step=1, what=NASTY)
+        events.record(Kind.PAGE, "javascript:alert(1)", what="wandb")
+        events.record(Kind.PAGE, 'https://wandb.example/run?a="><img src=x>&b', what=NASTY)
     json_lines.append(run / "events.jsonl", [{"kind": NASTY, "said": NASTY, "time": 1.0}])
     json_lines.append(run / fleet_rows.FILE, [{"time": 1.7e9, "engine": NASTY, "kv_use": NASTY}])
     for row in read_record(run).rollouts[-4:]:
@@ -91,9 +91,9 @@ def test_every_word_of_a_run_is_text(tmp_path: Path) -> None:
 def test_where_else_a_run_is_shown_can_be_gone_to(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", seed=1, steps=2)
     with Events(run) as events:
-        events.note(Kind.PAGE, "http://127.0.0.1:8265/#/actors", what="Ray's actors")
-        events.note(Kind.PAGE, "https://wandb.example/old", what="wandb")
-        events.note(Kind.PAGE, "https://wandb.example/new", what="wandb")
+        events.record(Kind.PAGE, "http://127.0.0.1:8265/#/actors", what="Ray's actors")
+        events.record(Kind.PAGE, "https://wandb.example/old", what="wandb")
+        events.record(Kind.PAGE, "https://wandb.example/new", what="wandb")
     shown = dict(
         re.findall(r'<a href="(http[^"]*)" rel="noreferrer">([^<]*)</a>', client(tmp_path).get("/runs/run").text)
     )

@@ -35,7 +35,7 @@ async def records(run_dir: Path) -> None:
         for step in range(100_000):
             await recorder.record(step, a_step([[1.0, 0.0, 0.5, 0.5], [0.0, 1.0]]))
             recorder.credit(step, {0: 0.5, 1: -0.5}, [told(credited(0), credited(1))])
-            events.note(Kind.WEIGHTS, "all engines serve it", step=step, what=f"v{step}", seconds=0.1)
+            events.record(Kind.WEIGHTS, "all engines serve it", step=step, what=f"v{step}", seconds=0.1)
             metrics = {names.REWARD: 0.5, names.STEP_TIME: 1.0}
             sinks.log(metrics, step=step, step_key=names.ROLLOUT_STEP)
             live.add(metrics, step)

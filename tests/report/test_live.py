@@ -51,8 +51,8 @@ def test_a_healthy_run_is_told_nothing(tmp_path: Path) -> None:
 def test_an_alarm_of_a_lost_attempt_is_not_raised_again_and_ends(tmp_path: Path) -> None:
     with Events(tmp_path) as events:
         events.write()
-        events.note(Kind.ALARM, "The gradient spikes: 50", step=9, what="gradient_spike")
-        events.note(Kind.ALARM, "Rollouts fail: all", step=9, what="failures")
+        events.record(Kind.ALARM, "The gradient spikes: 50", step=9, what="gradient_spike")
+        events.record(Kind.ALARM, "Rollouts fail: all", step=9, what="failures")
         live, raised, ended = LiveAlarms(tmp_path), list[str](), list[str]()
         for step in range(10, 60):
             live.add({names.GRAD_NORM: 50.0 if step == 18 else 1.0}, step)
@@ -60,7 +60,7 @@ def test_an_alarm_of_a_lost_attempt_is_not_raised_again_and_ends(tmp_path: Path)
             raised += [alarm.rule for alarm in change.raised]
             for rule in change.ended:
                 ended.append(rule)
-                events.note(Kind.CALM, "not seen", step=step, what=rule)
+                events.record(Kind.CALM, "not seen", step=step, what=rule)
     assert sorted(ended) == ["failures", "gradient_spike", "gradient_spike"]
     assert raised == ["gradient_spike"], "only that of step 18, after the first had ended"
     assert event_rows.active_alarms(event_rows.read(tmp_path)) == {}

@@ -40,7 +40,7 @@ def test_status_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFi
     folder = write_run(tmp_path / "run", seed=1, fault=FAULTS["failures"], ended=False)
     with contextlib.suppress(RuntimeError), Events(folder) as events:
         events.write()
-        events.note(Kind.SERVERS, "engine 0: its process has ended; replacing it")
+        events.record(Kind.SERVERS, "engine 0: its process has ended; replacing it")
         with claimed({"--run-dir": folder}):
             running = said(capsys, "status", folder)
         raise RuntimeError("x\x1b[31m")
@@ -79,7 +79,7 @@ def test_tail_follows_until_the_run_ends(tmp_path: Path) -> None:
         row = {"rollout/step": 3, "time": time.time(), "rollout/reward_unfiltered": 0.75, "perf/step_time": 9.5}
         json_lines.append(folder / "metrics.jsonl", [row])
         second = process.stdout.readline()
-        events.note(Kind.ALARM, "Rollouts fail: all of them", step=3, what="failures")
+        events.record(Kind.ALARM, "Rollouts fail: all of them", step=3, what="failures")
         third = process.stdout.readline()
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from miles_lite.errors import Where
 from miles_lite.rollout.agent_calls import Answer, Part, Ran, Running, Runs, Task
-from miles_lite.sample import NOT_SAMPLED, Group, Held, Rollout, Sample, SampleRecord, Status
+from miles_lite.sample import NOT_SAMPLED, Group, LocalSamples, Rollout, Sample, SampleRecord, Status
 
 
 def make_sample(length: int, trained: int) -> Sample:
@@ -28,7 +28,7 @@ def make_sample(length: int, trained: int) -> Sample:
 
 def make_rollout(index: int, group_index: int, *samples: Sample, **known: Any) -> Rollout:
     """The record of a rollout with these samples."""
-    return Rollout(index, group_index, [sample.record() for sample in samples], stored=Held(samples), **known)
+    return Rollout(index, group_index, [sample.record() for sample in samples], stored=LocalSamples(samples), **known)
 
 
 class Here:
@@ -40,9 +40,9 @@ class Here:
         self.calls = 0
 
     async def call(self, method: object, tasks: Sequence[Task], dropped: Sequence[int]) -> None:
-        assert method is Runs.tell
+        assert method is Runs.submit
         self._called()
-        await self._running.tell(tasks, dropped)
+        await self._running.submit(tasks, dropped)
 
     def call_parts(
         self, method: object, parts: int, tasks: Sequence[Task], dropped: Sequence[int]

@@ -19,7 +19,7 @@ from tests.rollout.helpers import Here, make_rollout, make_sample
 
 
 def task(number: int, *, told: bool = True) -> Task:
-    return Task(number, number // 4, Prompt(row=number, input="x"), "", {}, told=told)
+    return Task(number, number // 4, Prompt(row=number, input="x"), "", {}, keep_transcript=told)
 
 
 class Agents:
@@ -161,7 +161,7 @@ async def test_who_asks_anew_gets_what_the_one_before_did_not_take() -> None:
         return make_rollout(given.rollout_index, 0), [], b""
 
     running = Running(run)
-    await running.tell([task(0)], [])
+    await running.submit([task(0)], [])
     before = asyncio.create_task(running.exchange([], []))
     await asyncio.sleep(0)
     asked = asyncio.create_task(running.exchange([], []))

@@ -38,29 +38,29 @@ class Watched:
             raise look
         return {0: look, 1: None}
 
-    def see(self) -> Watched:
+    def update(self) -> Watched:
         while self.looks:
             look = self.looks.pop(0)
             assert not isinstance(look, Exception)
-            self.capacity.see(look)
+            self.capacity.update(look)
         return self
 
 
 def test_room_is_taken_and_given_back() -> None:
-    grown = Watched(*[FREE] * 3, found=True).see().sizes
+    grown = Watched(*[FREE] * 3, found=True).update().sizes
     assert grown == sorted(set(grown))
     assert grown[0] > 8
-    shrunk = Watched(*[FREE] * 3, FULL, found=True).see().sizes
+    shrunk = Watched(*[FREE] * 3, FULL, found=True).update().sizes
     assert shrunk[-1] < shrunk[-2]
 
 
 def test_what_idle_engines_tell_changes_nothing() -> None:
-    assert Watched(FULL, FULL, found=True, running=0).see().sizes == []
+    assert Watched(FULL, FULL, found=True, running=0).update().sizes == []
 
 
 def test_a_given_number_stays_and_a_queue_beyond_what_fits_is_said_once() -> None:
     watched = Watched(FULL, *[LONG_QUEUE] * 2, FREE, *[LONG_QUEUE] * 7, found=False, running=32)
-    assert watched.see().sizes == []
+    assert watched.update().sizes == []
     assert watched.said == [
         "engines run 8 requests at once and 24 wait in their queues, of 32 rollouts: "
         "--rollout-concurrency 8 would fit, auto finds it"
@@ -68,17 +68,17 @@ def test_a_given_number_stays_and_a_queue_beyond_what_fits_is_said_once() -> Non
 
 
 def test_who_does_not_tell_changes_nothing_and_that_is_said_once() -> None:
-    watched = Watched(*[None] * 9, found=True).see()
+    watched = Watched(*[None] * 9, found=True).update()
     assert watched.sizes == []
     assert watched.said == ["no engine tells its load: 8 rollouts at once until one does"]
-    assert Watched(*[None] * 9, found=False).see().said == []
+    assert Watched(*[None] * 9, found=False).update().said == []
 
 
 async def test_a_look_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "LOOK_SECONDS", 0.0)
     watched = Watched(TimeoutError(), TimeoutError(), TimeoutError(), FREE, found=True)
 
-    keeping = asyncio.create_task(watched.capacity.keep())
+    keeping = asyncio.create_task(watched.capacity.poll())
     while len(watched.noted) < 4:
         await asyncio.sleep(0)
     keeping.cancel()

@@ -35,11 +35,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_every_engine_has_a_row_at_each_look(tmp_path: Path) -> None:
     samples = FleetSamples(tmp_path)
-    samples.note({0: BUSY})
+    samples.record({0: BUSY})
     assert fleet_rows.read(tmp_path) == []
     samples.step = 7
-    samples.note({0: BUSY, 1: None})
-    samples.note({})
+    samples.record({0: BUSY, 1: None})
+    samples.record({})
     first, second = fleet_rows.read(tmp_path)
     assert set(first) == set(second) == set(COLUMNS)
     told = {name: value for name, value in first.items() if name != "time"}
@@ -60,8 +60,8 @@ def test_how_busy_engines_were_is_told_once(tmp_path: Path) -> None:
     samples = FleetSamples(tmp_path)
     assert samples.metrics() == {}
     samples.step = 0
-    samples.note({0: BUSY, 1: replace(BUSY, running=0), 2: None})
-    samples.note({0: BUSY, 1: BUSY, 2: None})
+    samples.record({0: BUSY, 1: replace(BUSY, running=0), 2: None})
+    samples.record({0: BUSY, 1: BUSY, 2: None})
     assert samples.metrics() == {names.ENGINES_BUSY: 0.75}
     assert samples.metrics() == {}
 
@@ -73,7 +73,7 @@ def test_a_killed_run_has_its_last_look(tmp_path: Path) -> None:
         file.write('{"time": 1.0, "eng')
     resumed = FleetSamples(tmp_path)
     resumed.step = 1
-    resumed.note({0: BUSY})
+    resumed.record({0: BUSY})
     rows = fleet_rows.read(tmp_path)
     assert len(rows) == 51
     assert rows[-1]["step"] == 1
@@ -88,7 +88,7 @@ def test_a_long_run_is_written_ever_more_rarely(tmp_path: Path, monkeypatch: pyt
     sizes = []
     for _ in range(4):
         for _ in range(500):
-            samples.note({0: BUSY})
+            samples.record({0: BUSY})
         sizes.append((tmp_path / fleet_rows.FILE).stat().st_size)
     grown = [after - before for before, after in pairwise(sizes)]
     assert grown == sorted(grown, reverse=True)
@@ -99,14 +99,14 @@ def test_a_disk_that_takes_nothing_stops_no_run(tmp_path: Path, caplog: pytest.L
     samples = FleetSamples(tmp_path / "gone")
     samples.step = 0
     for _ in range(3):
-        samples.note({0: BUSY})
+        samples.record({0: BUSY})
     assert caplog.text.count("the run goes on without") == 1
 
 
 def test_duckdb_reads_it_with_the_types_of_the_page(tmp_path: Path) -> None:
     samples = FleetSamples(tmp_path)
     samples.step = 0
-    samples.note({0: BUSY, 1: None})
+    samples.record({0: BUSY, 1: None})
     asked = f"describe select * from read_json_auto('{tmp_path / fleet_rows.FILE}')"
     found = duckdb.connect().execute(asked).fetchall()
     types = {"BIGINT": "int64", "DOUBLE": "double"}

@@ -42,16 +42,16 @@ def test_held_out_prompts_are_sampled_as_their_flags_say() -> None:
 
 
 class Stands:
-    """A `Kept` whose actor is here, and is lost `losses` times."""
+    """A `RestartingActor` whose actor is here, and is lost `losses` times."""
 
     def __init__(self, *, told: str = "", actor: Any = None, losses: int = 0) -> None:
-        self.told, self.restarts = told, 0
+        self.address, self.restarts = told, 0
         self._actor, self._losses = actor, losses
 
     async def serving(self) -> Any:
         return self._actor
 
-    async def stood(self, restarts: int, since: float) -> bool:
+    async def served_since(self, restarts: int, since: float) -> bool:
         return self._losses == 0 and restarts == self.restarts
 
     async def renewed(self, restarts: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles_lite.scheduler.concurrency import SETTLING, Concurrency, Look
+from miles_lite.scheduler.concurrency import SETTLING, Concurrency, EngineLoad
 
 looks = st.builds(
-    Look,
+    EngineLoad,
     kv_use=st.floats(0, 1.2),
     queued=st.integers(0, 500),
     preempted=st.integers(0, 50),
@@ -17,11 +17,13 @@ looks = st.builds(
 
 
 @given(st.integers(1, 16), st.integers(16, 400), st.lists(looks, max_size=60))
-def test_it_stays_within_its_bounds_and_never_grows_on_congestion(engines: int, most: int, seen: list[Look]) -> None:
+def test_it_stays_within_its_bounds_and_never_grows_on_congestion(
+    engines: int, most: int, seen: list[EngineLoad]
+) -> None:
     concurrency = Concurrency(engines=engines, most=most)
     for look in seen:
         before = concurrency.rollouts
-        after = concurrency.see(look)
+        after = concurrency.update(look)
         assert engines <= after <= most
         if look.kv_use >= 0.8 or look.queued:
             assert after <= before
@@ -37,14 +39,14 @@ def test_it_finds_what_fits(engines: int, fits: int) -> None:
     for _ in range(400):
         running = concurrency.rollouts
         preempted = max(0, running - room)
-        concurrency.see(Look(kv_use=running / room, queued=0, preempted=preempted, running=running))
+        concurrency.update(EngineLoad(kv_use=running / room, queued=0, preempted=preempted, running=running))
     assert 0.7 * room <= concurrency.rollouts <= room + engines
 
 
 def test_after_a_decrease_it_waits_for_what_runs_already() -> None:
     concurrency = Concurrency(engines=2, most=100)
-    full = Look(kv_use=0.95, queued=0, preempted=0, running=16)
-    first = concurrency.see(full)
+    full = EngineLoad(kv_use=0.95, queued=0, preempted=0, running=16)
+    first = concurrency.update(full)
     assert first < 16
-    assert {concurrency.see(full) for _ in range(SETTLING - 1)} == {first}
-    assert concurrency.see(full) < first
+    assert {concurrency.update(full) for _ in range(SETTLING - 1)} == {first}
+    assert concurrency.update(full) < first

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.protocol import End, Who
+from miles_lite.scheduler.protocol import AttemptId, End
 from miles_lite.scheduler.schedule import Schedule
 from tests.scheduler.world import World
 
@@ -175,7 +175,7 @@ def test_laws_hold_through_very_long_runs(seed: int) -> None:
     assert len(world.given) > 100
 
 
-def until_a_straggler_is_overtaken(staleness: int) -> tuple[World, Who]:
+def until_a_straggler_is_overtaken(staleness: int) -> tuple[World, AttemptId]:
     """A world in which everything else is trained past it."""
     schedule = Schedule(
         groups_per_step=4,
@@ -185,10 +185,10 @@ def until_a_straggler_is_overtaken(staleness: int) -> tuple[World, Who]:
         sample_retries=2,
         capacity=100,
     )
-    return World(schedule), Who(4 * staleness + 3, 0, 0)
+    return World(schedule), AttemptId(4 * staleness + 3, 0, 0)
 
 
-def train(world: World, straggler: Who) -> None:
+def train(world: World, straggler: AttemptId) -> None:
     """A step, in which every other rollout may end."""
     world.want()
     while world.training is None:

@@ -10,7 +10,7 @@ from math import inf
 from statistics import median
 
 from miles_lite.scheduler import protocol as m
-from miles_lite.scheduler.protocol import Command, End, Event, Who
+from miles_lite.scheduler.protocol import AttemptId, Command, End, Event
 from miles_lite.scheduler.schedule import Schedule
 from miles_lite.scheduler.scheduler import Scheduler
 
@@ -59,13 +59,13 @@ class World:
         self.training: tuple[int, ...] | None = None
         self.behind = False
         """Whether the engines wait for the weights of the last step."""
-        self.running: dict[Who, int] = {}
-        self.since: dict[Who, float] = {}
+        self.running: dict[AttemptId, int] = {}
+        self.since: dict[AttemptId, float] = {}
         self.served_at: float | None = None
         self.took: list[float] = []
         self.refits = False
         """Whether another schedule takes over what the one before began."""
-        self.lost: dict[Who, int] = {}
+        self.lost: dict[AttemptId, int] = {}
         """Replaced, and may answer all the same."""
         self.judging: dict[int, int] = {}
         self.groups: dict[int, Seen] = {}
@@ -78,7 +78,7 @@ class World:
         """Groups since the last batch, or since the run went on."""
         self.stopped = ""
         self.given: list[tuple[int, ...]] = []
-        self.attempts: set[Who] = set()
+        self.attempts: set[AttemptId] = set()
         self.tell(m.Updated(0))
 
     # ---- events ----------------------------------------------------------------------------------------------------
@@ -95,14 +95,14 @@ class World:
                 self.fail(command.who, self.now)
         self.check()
 
-    def end(self, who: Who, failed: str = "", length: int = 1) -> None:
+    def end(self, who: AttemptId, failed: str = "", length: int = 1) -> None:
         version = self.running.pop(who)
         self.answer(who, version, failed, length)
 
-    def answer_late(self, who: Who) -> None:
+    def answer_late(self, who: AttemptId) -> None:
         self.answer(who, self.lost.pop(who), "", 1)
 
-    def answer(self, who: Who, version: int, failed: str, length: int) -> None:
+    def answer(self, who: AttemptId, version: int, failed: str, length: int) -> None:
         seen = self.groups.get(who.group)
         if seen is not None and who.group not in self.ends and who.member not in seen.answers:
             if failed:
@@ -111,7 +111,7 @@ class World:
                 seen.answers[who.member] = version
         self.tell(m.Finished(who, length, failed, failed and "it broke"))
 
-    def fail(self, who: Who, now: float) -> None:
+    def fail(self, who: AttemptId, now: float) -> None:
         seen = self.groups[who.group]
         seen.failed[who.member] += 1
         assert seen.begun is not None

@@ -26,7 +26,7 @@ from openai.types.shared_params.reasoning import Reasoning
 
 from miles_lite.session.dialects import DIALECTS, ChatCompletions, Google, Messages, Responses
 from miles_lite.session.dialects.google_input import camel
-from miles_lite.session.dialects.known_fields import Known, Table
+from miles_lite.session.dialects.known_fields import FieldRule, Table
 from miles_lite.session.errors import ApiError
 from tests.session.engine import STOP, answer, bench
 from tests.tito.material import package_folder
@@ -135,7 +135,9 @@ def rows(verdict: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("dialect", "name", "row"), rows("refused"))
-def test_what_is_refused_is_refused_by_name_and_asking_for_nothing_is_fine(dialect: Any, name: str, row: Known) -> None:
+def test_what_is_refused_is_refused_by_name_and_asking_for_nothing_is_fine(
+    dialect: Any, name: str, row: FieldRule
+) -> None:
     assert row.why
     for value in ("x", 7, {"a": 1}, ["b"], True):
         if row.asks(value):
@@ -149,7 +151,7 @@ def test_what_is_refused_is_refused_by_name_and_asking_for_nothing_is_fine(diale
 
 
 @pytest.mark.parametrize(("dialect", "name", "row"), rows("harmless"))
-def test_what_is_harmless_is_not_looked_at(dialect: Any, name: str, row: Known) -> None:
+def test_what_is_harmless_is_not_looked_at(dialect: Any, name: str, row: FieldRule) -> None:
     assert row.why
     plain = dialect().parse(BODIES[dialect])
     for value in ("x", 7, {"a": 1}, [["b"]]):

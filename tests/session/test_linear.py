@@ -117,7 +117,7 @@ def test_the_first_turn_may_be_taken_back_and_a_planted_reply_is_a_question() ->
 def test_a_turn_is_taken_back_by_the_turn_in_its_stead() -> None:
     tree = stored()
     ask(tree, [S, U, A1, tool("t1")], "better", at=4.0)
-    assert [tip.number for tip in linear.tips(tree)] == [2]
+    assert [tip.number for tip in linear.line_ends(tree)] == [2]
     place = _place(tree, [S, U, A1, tool("t1"), said("better"), tool("t2")], NOBODY)
     assert place.matched == 5
     with pytest.raises(ApiError, match="allowed"):
@@ -127,7 +127,7 @@ def test_a_turn_is_taken_back_by_the_turn_in_its_stead() -> None:
 def test_turns_that_overlapped_both_go_on() -> None:
     tree = stored()
     ask(tree, [S, U, A1, tool("t1")], "twin", at=2.5)
-    assert [tip.number for tip in linear.tips(tree)] == [1, 2]
+    assert [tip.number for tip in linear.line_ends(tree)] == [1, 2]
     for reply, number in (("a2", 1), ("twin", 2)):
         more = [S, U, A1, tool("t1"), said(reply), tool("t2")]
         place = _place(tree, more, NOBODY)
@@ -140,7 +140,7 @@ def test_each_agent_has_its_own_line() -> None:
     assert _place(tree, other, NOBODY).turn is None
     assert _place(tree, [S, U], caller_of("helper", None)).turn is None
     ask(tree, other, "x", at=9.0)
-    assert [tip.number for tip in linear.tips(tree)] == [1, 2]
+    assert [tip.number for tip in linear.line_ends(tree)] == [1, 2]
 
 
 async def test_a_refused_or_failed_request_leaves_the_service_as_it_was(tiny_model: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_refused_or_failed_request_leaves_the_service_as_it_was(tiny_mod
         answers.append(lambda: answer([6, STOP]))
         assert fingerprint(tree) == before
         assert (await b.chat(session, line[:-2]))[0] == 200
-        assert [tip.number for tip in linear.tips(tree)] == [3]
+        assert [tip.number for tip in linear.line_ends(tree)] == [3]
         (sample,) = await b.client.collect(session)
         assert sample.metadata["turns"] == 3
         assert sample.tokens[-2] == 6

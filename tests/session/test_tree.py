@@ -31,7 +31,7 @@ def test_a_retry_is_a_sibling_and_compaction_a_new_root() -> None:
     retry = grow(tree, [SYSTEM, A, said("one"), B], "two")
     again = grow(tree, [SYSTEM, A, said("one"), B], "three")
     assert retry.parent is again.parent is first
-    asked = tree.asked([first, retry, again])
+    asked = tree.request_keys([first, retry, again])
     assert asked[1] == asked[2] != asked[0]
     compacted = grow(tree, [SYSTEM, user("summary"), said("one"), C], "four")
     assert compacted.parent is None

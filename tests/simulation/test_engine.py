@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from miles_lite.scheduler.protocol import Who
+from miles_lite.scheduler.protocol import AttemptId
 from miles_lite.simulation.engine import FULL, NEVER, Engine, Turn
 from miles_lite.simulation.host import Host, Session
 from miles_lite.simulation.scenario import EngineModel
@@ -129,7 +129,7 @@ def test_a_rollout_takes_its_turns_with_a_tool_after_each_but_the_last_and_ends_
     for fails_after, turns in ((None, 3), (0, 1), (1, 2), (2, 3)):
         host = Host(replace(MODEL, context=0.0), observation=30.0)
         work = Work(tokens, tools, sum(tokens), fails_after)
-        host.start(Session(40.0, 0.0, tokens[0], who=Who(0, 0, 0), work=work, host=0, version=0), 1.0)
+        host.start(Session(40.0, 0.0, tokens[0], who=AttemptId(0, 0, 0), work=work, host=0, version=0), 1.0)
         assert host.run(1.0) == []
         [(ended, session)] = host.run(1e9)
         assert session.broke is (fails_after is not None)
@@ -162,7 +162,7 @@ def test_how_often_a_host_is_run_changes_nothing(
             if number >= 0:
                 _, decode, fails = starts[number]
                 work = Work(decode, [1.0] * len(decode), sum(decode), 0 if fails else None)
-                session = Session(20.0, 0.0, decode[0], who=Who(number, 0, 0), work=work, host=0, version=0)
+                session = Session(20.0, 0.0, decode[0], who=AttemptId(number, 0, 0), work=work, host=0, version=0)
                 host.start(session, when)
         assert sorted(session.who.group for _, session in found) == list(range(len(starts)))
         return [when for _, when in sorted((session.who, when) for when, session in found)]

@@ -8,7 +8,7 @@ import pytest
 from miles_lite.config.engines import Engines
 from miles_lite.config.places import Topology
 from miles_lite.errors import UserError
-from miles_lite.stack.engine_plans import check_engines, in_words, plan_engines
+from miles_lite.stack.engine_plans import check_engines, describe_plans, plan_engines
 
 GROUPS = """
 sglang:
@@ -33,7 +33,7 @@ def test_engines_are_alike_by_default_and_divided_on_request():
     assert [(plan.role, plan.slots, plan.first_slot) for plan in plain] == [("regular", 2, at) for at in (0, 2, 4)]
     divided = plan_engines(dataclasses.replace(topology, prefill_num_servers=1))
     assert [plan.role for plan in divided] == ["prefill", "decode", "decode"]
-    assert in_words(divided) == "starting 3 engine(s)"
+    assert describe_plans(divided) == "starting 3 engine(s)"
 
 
 def test_groups_of_a_file_fill_the_slots_in_order(tmp_path: Path):
@@ -81,7 +81,7 @@ def test_external_engines_take_no_slots():
     assert topology.rollout_slots == 0
     plans = plan_engines(topology)
     assert [plan.external_url for plan in plans] == ["http://10.0.0.7:30000", "http://node:1"]
-    assert in_words(plans) == "joining 2 engine(s) that run already"
+    assert describe_plans(plans) == "joining 2 engine(s) that run already"
     with pytest.raises(UserError, match="exclude each other"):
         plan_engines(dataclasses.replace(topology, prefill_num_servers=1))
 

@@ -113,7 +113,7 @@ async def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_ent
         lost, other = running.engines
         calls.clear()
         os.kill(lost.pid, how)
-        [line] = await running.news(0)
+        [line] = await running.new_lines(0)
         assert line.startswith("engine 0: ")
         assert line.endswith("; replacing it (0 so far)")
         await until(lambda: running.recoveries, "a replacement")
@@ -155,12 +155,12 @@ async def test_a_server_whose_port_another_process_took_starts_on_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        taken, choose = [other.getsockname()[1]], Ports.hold
+        taken, choose = [other.getsockname()[1]], Ports.reserve
 
         def hold(ports: Ports, host: str, *, consecutive: int = 1) -> int:
             return taken.pop() if taken else choose(ports, host, consecutive=consecutive)
 
-        monkeypatch.setattr(Ports, "hold", hold)
+        monkeypatch.setattr(Ports, "reserve", hold)
 
         async def run() -> None:
             async with engines(tmp_path) as (running, _):
@@ -200,10 +200,10 @@ async def test_engines_that_refuse_weights_are_replaced_until_the_run_is_told_th
         await running.update_weights(WeightUpdate(str(tmp_path / "missing"), 1))
         await until(lambda: running.failure, "the failure")
         assert "no regular engine is left" in str(running.failure)
-        heard = await running.news(0)
+        heard = await running.new_lines(0)
         assert sum("is given up after 0 restarts" in line for line in heard) == 2
         with pytest.raises(UserError, match="no regular engine is left"):
-            await running.news(len(heard))
+            await running.new_lines(len(heard))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -27,7 +27,7 @@ from miles_lite.session.actor import SessionActor, SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.stack import restarting
 from miles_lite.stack.actors import Waiting, named_actor, restarted
-from miles_lite.stack.restarting import Kept
+from miles_lite.stack.restarting import RestartingActor
 from miles_lite.stack.routers import port_of
 from tests.clusters import local_cluster
 from tests.session.engine import STOP, answer, scripted
@@ -77,25 +77,25 @@ async def test_whoever_needs_an_actor_that_died_waits_for_the_next_whatever_stan
     def make(restarts: int) -> Remote[Plain]:
         return named_actor(Plain, restarted("plain", restarts))(restarts, obstacle)
 
-    plain = Kept("the plain actor", make, start_seconds=120, waiting=Waiting(said.append, tmp_path))
+    plain = RestartingActor("the plain actor", make, start_seconds=120, waiting=Waiting(said.append, tmp_path))
     first = await plain.start()
     assert await (await plain.serving()).call(Plain.who) == 0
-    assert await plain.stood(0, time.monotonic())
+    assert await plain.served_since(0, time.monotonic())
     obstacle.touch()
     calling = (await plain.serving()).call(Plain.who, 60)
     os.kill(int(first), signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
         await calling
-    assert not await plain.stood(0, time.monotonic())
+    assert not await plain.served_since(0, time.monotonic())
     waiting = asyncio.create_task(plain.renewed(0))
     while plain.restarts < 2:
         await asyncio.sleep(0.05)
     obstacle.unlink()
     await asyncio.wait_for(waiting, 60)
     assert await (await plain.serving()).call(Plain.who) == plain.restarts >= 2
-    assert plain.told != first
-    assert not await plain.stood(0, time.monotonic())
-    assert await plain.stood(plain.restarts, time.monotonic())
+    assert plain.address != first
+    assert not await plain.served_since(0, time.monotonic())
+    assert await plain.served_since(plain.restarts, time.monotonic())
     await plain.stop()
     await plain.stop()
     assert said[0] == "the plain actor has ended; replacing it"
@@ -112,12 +112,14 @@ class Busy(Plain):
 
 async def test_what_was_lost_while_it_was_asked_for_counts_as_lost(tmp_path: Path) -> None:
     waiting = Waiting(print, tmp_path)
-    busy = Kept("busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=120, waiting=waiting)
+    busy = RestartingActor(
+        "busy", lambda _: named_actor(Busy, "busy")(0, tmp_path / "none"), start_seconds=120, waiting=waiting
+    )
     await busy.start()
     try:
         began = time.monotonic()
-        assert not await busy.stood(0, began)
-        assert await busy.stood(0, began + 60)
+        assert not await busy.served_since(0, began)
+        assert await busy.served_since(0, began + 60)
     finally:
         await busy.stop()
 
@@ -131,7 +133,7 @@ async def test_who_waits_for_one_that_does_not_come_back_is_told_so(
         raise AssertionError("nobody starts it")
 
     with pytest.raises(UserError, match="waited 0 s for the plain actor to be replaced"):
-        await Kept("the plain actor", never, start_seconds=1, waiting=Waiting(print, tmp_path)).serving()
+        await RestartingActor("the plain actor", never, start_seconds=1, waiting=Waiting(print, tmp_path)).serving()
 
 
 class Slow(Plain):
@@ -181,10 +183,10 @@ async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model
         )
 
         def make(restarts: int) -> Remote[SessionActor]:
-            placed = replace(spec, port=port_of(sessions.told)) if restarts else spec
+            placed = replace(spec, port=port_of(sessions.address)) if restarts else spec
             return named_actor(SessionActor, restarted("session-0", restarts))(placed)
 
-        sessions = Kept("session server 0", make, start_seconds=60, waiting=Waiting(print, tmp_path))
+        sessions = RestartingActor("session server 0", make, start_seconds=60, waiting=Waiting(print, tmp_path))
         try:
             await talk(await sessions.start(), sessions)
             assert [len(one["input_ids"]) for one in engine.requests] == sorted(
@@ -194,7 +196,7 @@ async def test_a_killed_session_actors_sessions_go_on_at_the_same_url(tiny_model
             await sessions.stop()
 
 
-async def talk(url: str, sessions: Kept[SessionActor]) -> None:
+async def talk(url: str, sessions: RestartingActor[SessionActor]) -> None:
     """One conversation of two turns, between which the actor is killed."""
     async with SessionClient(url, restart_seconds=60) as client:
         session = await client.create({"max_new_tokens": 4})
@@ -211,15 +213,15 @@ async def talk(url: str, sessions: Kept[SessionActor]) -> None:
         await agent.chat.completions.create(model="m", messages=messages)
         await sessions.serving()  # its port answers before the cluster says that it has started
         serving = sessions.restarts  # more than 1 where the port was not free at once
-        assert await sessions.stood(serving, time.monotonic())
+        assert await sessions.served_since(serving, time.monotonic())
         began = time.monotonic()
         worker = below("ray::SessionActor", "miles_lite.session.server_main")
         worker.kill()
         (sample,) = await client.collect(session)
-        assert not await sessions.stood(serving, began), "the worker was lost meanwhile"
-        assert await sessions.stood(serving, time.monotonic())
+        assert not await sessions.served_since(serving, began), "the worker was lost meanwhile"
+        assert await sessions.served_since(serving, time.monotonic())
         assert sample.loss_mask.sum() == 6
-        assert sessions.told == url
+        assert sessions.address == url
 
 
 def below(parent: str, called: str) -> psutil.Process:

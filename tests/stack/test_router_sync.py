@@ -17,7 +17,7 @@ from aiohttp import web
 
 from miles_lite.engine.actor import EngineActor
 from miles_lite.errors import UserError
-from miles_lite.router.client import RouterError, Standing, set_weight_version, standing
+from miles_lite.router.client import RouterError, RouterState, fetch_state, set_weight_version
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervised_router import Supervisor
 from miles_lite.stack import router_sync
@@ -66,10 +66,10 @@ async def served(url: str) -> int:
             return 0
 
 
-async def look(url: str) -> Standing:
+async def look(url: str) -> RouterState:
     while True:
         with contextlib.suppress(RouterError):
-            found = await standing(url)
+            found = await fetch_state(url)
             assert found is not None
             return found
         await asyncio.sleep(0.05)
@@ -160,7 +160,7 @@ async def test_an_update_waits_for_a_router_that_is_away_and_says_so_when_it_sta
     router = Supervisor(RouterSpec(port=port))
     await router.start()
     assert await waiting == []
-    found = await standing(router.url)
+    found = await fetch_state(router.url)
     assert found is not None
     assert found.versions == {"3"}
     await router.stop()
@@ -172,22 +172,22 @@ async def test_a_look_that_began_before_an_update_says_nothing_of_it(monkeypatch
     router = Supervisor(RouterSpec())
     await router.start()
 
-    async def slowly(url: str) -> Standing | None:
-        found = await standing(url)
+    async def slowly(url: str) -> RouterState | None:
+        found = await fetch_state(url)
         looking.set()
         await go_on.wait()
         return found
 
-    monkeypatch.setattr(router_sync, "standing", slowly)
+    monkeypatch.setattr(router_sync, "fetch_state", slowly)
     sync = RouterSync(router.url, key=None, say=said.append)
-    keeping = asyncio.create_task(sync.keep(lambda: False))
+    keeping = asyncio.create_task(sync.run(lambda: False))
     await looking.wait()
     admitting = asyncio.create_task(sync.admit(3))
     await asyncio.sleep(0)
     go_on.set()
     assert await admitting == []
     keeping.cancel()
-    found = await standing(router.url)
+    found = await fetch_state(router.url)
     assert found is not None
     assert found.versions == {"3"}
     assert said == []
@@ -208,7 +208,7 @@ async def test_a_router_without_a_weight_gate_is_left_alone(tmp_path: Path) -> N
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     sync = RouterSync(f"http://127.0.0.1:{runner.addresses[0][1]}", key=None, say=print)
     assert await sync.admit(3) == []
-    keeping = asyncio.create_task(sync.keep(lambda: False))
+    keeping = asyncio.create_task(sync.run(lambda: False))
     await until(lambda: ("GET", "/workers") in asked, "a look")
     keeping.cancel()
     await runner.cleanup()

@@ -292,7 +292,7 @@ def test_what_the_agent_was_told_is_imitated_with_a_share_of_its_own() -> None:
         assert not np.any((each.policy > 0) & (each.imitation > 0))
         assert set(sample.weight_versions[each.places[each.imitation > 0]].tolist()) <= {-1}
     samples[0].metadata["imitate"] = [[0, 3]]
-    assert np.flatnonzero(samples[0].told).tolist() == [1, 2], "nothing predicts the first token"
+    assert np.flatnonzero(samples[0].observation_mask).tolist() == [1, 2], "nothing predicts the first token"
 
 
 def test_names_load() -> None:

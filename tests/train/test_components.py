@@ -106,7 +106,7 @@ def test_tokens_that_are_imitated_add_to_the_loss(model_dir: Path) -> None:
     assert more["train/train_rollout_logprob_abs_diff"] == pytest.approx(plain["train/train_rollout_logprob_abs_diff"])
 
 
-def whitened(indices: list[int], ranks: mesh.Alike) -> list[float]:
+def whitened(indices: list[int], ranks: mesh.DataParallel) -> list[float]:
     samples = make_samples(5, 3)
     batch = make_batch([samples[index] for index in indices], [(1.0, -0.5, 3.0)[index] for index in indices])
     made = forward_passes(batch, range(len(indices)), shares=shares_of(batch), limit=10**6, form=Form.PACKED)
@@ -120,7 +120,7 @@ def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
     store = mesh.reach_store("127.0.0.1", port, ranks=ranks, timeout=60)
     mesh.join(store, rank=rank, ranks=ranks, device=torch.device("cpu"), host="127.0.0.1", timeout=60)
     shares = [[0], [1, 2]][rank]
-    torch.save(whitened(shares, mesh.Alike()), out / f"{rank}.pt")
+    torch.save(whitened(shares, mesh.DataParallel()), out / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -128,7 +128,7 @@ def run_rank(rank: int, ranks: int, port: int, out: Path) -> None:
 def test_ranks_that_share_a_batch_whiten_it_as_one(tmp_path: Path) -> None:
     run(run_rank, tmp_path, ranks=2, timeout=120)
     some, others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    alone = whitened([0, 1, 2], mesh.Alike())
+    alone = whitened([0, 1, 2], mesh.DataParallel())
     assert sorted([*some, *others]) == pytest.approx(sorted(alone), abs=1e-6)
     assert np.mean(alone) == pytest.approx(0, abs=1e-6)
     assert np.var(alone) == pytest.approx(1, abs=1e-4)

@@ -84,7 +84,7 @@ def test_training_saves_resumes_exports_and_raises_what_was_good(sizes: tuple[st
 
     group, first = start(config, tmp_path)
     assert first == 3
-    os.kill(ray.get(group.ranks[1].call(TrainWorker.whereabouts))[1], signal.SIGKILL)
+    os.kill(ray.get(group.ranks[1].call(TrainWorker.host_and_pid))[1], signal.SIGKILL)
     with pytest.raises(TrainError, match="train rank 1 died while training"):
         group.train(3, rollouts, signs)
     group.stop()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles_lite.train.layout import packed
-from miles_lite.train.radix_tree import apart, cut, place, sort
+from miles_lite.train.radix_tree import cut, place, sort, unshared
 from tests.train.test_layout import seen
 
 sequences_of = st.lists(
@@ -50,7 +50,7 @@ def test_only_branches_cut_a_row() -> None:
 
 
 def test_nothing_shared_is_packed() -> None:
-    layout, places = place(apart(3), [3, 1, 2])
+    layout, places = place(unshared(3), [3, 1, 2])
     assert layout == packed([3, 1, 2])
     assert np.concatenate(places).tolist() == list(range(6))
 

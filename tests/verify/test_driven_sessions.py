@@ -12,7 +12,7 @@ import pytest
 
 from miles_lite.tito.cut_render import Sampled
 from miles_lite.verify.chat_client import Chat, ChatError
-from miles_lite.verify.driven_sessions import held
+from miles_lite.verify.driven_sessions import timeline_to
 
 
 def chat(answer: Callable[[dict[str, Any]], httpx.Response], *, stream: bool = True) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def turn(number: int, parent: int | None, prompt: list[int], output: list[int], 
 
 def test_a_timeline_leaves_stop_tokens_out_of_replies() -> None:
     turns = {0: turn(0, None, [1, 2], [3, 9]), 1: turn(1, 0, [4], [5, 6]), 2: turn(2, 1, [7], [8, 9])}
-    line = held(turns, 2, frozenset({9}))
+    line = timeline_to(turns, 2, frozenset({9}))
     assert line.ids == [1, 2, 3, 9, 4, 5, 6, 7, 8, 9]
     assert line.sampled == [Sampled(1, 2, 3), Sampled(3, 5, 7), Sampled(5, 8, 9)]
     assert [message["content"] for message in line.messages] == ["0", "0", "1", "1", "2", "2"]
@@ -108,6 +108,6 @@ def test_a_timeline_leaves_stop_tokens_out_of_replies() -> None:
 
 def test_a_dropped_token_is_in_no_timeline() -> None:
     turns = {0: turn(0, None, [1], [3, 9]), 1: turn(1, 0, [4], [5], drop=1), 2: turn(2, 1, [7], [8], drop=1)}
-    line = held(turns, 2, frozenset({9}))
+    line = timeline_to(turns, 2, frozenset({9}))
     assert line.ids == [1, 3, 4, 7, 8]
     assert line.sampled == [Sampled(1, 1, 2), Sampled(3, 3, 3), Sampled(5, 4, 5)]

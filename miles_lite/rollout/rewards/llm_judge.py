@@ -38,12 +38,12 @@ _NUMBER = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)(?![\w.]*\d)")
 async def llm_judge(answer: Answer, options: Rewards, /) -> float:
     """The judge's score, 0 to 1. Raises RolloutError for a judge that gives none."""
     label = "none" if answer.label is None else str(answer.label)
-    told = {"prompt": in_words(answer.prompt), "response": answer.response, "label": label}
+    told = {"prompt": as_text(answer.prompt), "response": answer.response, "label": label}
     messages = [{"role": "user", "content": question(QUESTION, told, options)}]
-    return score_in(await said_by(messages, options, answer.ask))
+    return score_in(await query_judge(messages, options, answer.ask))
 
 
-async def said_by(messages: list[dict[str, Any]], options: Rewards, ask: Ask | None) -> str:
+async def query_judge(messages: list[dict[str, Any]], options: Rewards, ask: Ask | None) -> str:
     """What the judge answers: the server at --rm-url, else our engines. Raises RolloutError."""
     if options.rm_url is not None:
         body = {"model": "judge", "messages": messages, "temperature": 0}
@@ -57,7 +57,7 @@ async def said_by(messages: list[dict[str, Any]], options: Rewards, ask: Ask | N
     return await ask(messages)
 
 
-def in_words(prompt: str | Sequence[JsonMapping]) -> str:
+def as_text(prompt: str | Sequence[JsonMapping]) -> str:
     """A prompt as text."""
     if isinstance(prompt, str):
         return prompt

@@ -11,7 +11,7 @@ from miles_lite.config.rewards import Rewards
 from miles_lite.process.json_types import JsonMapping
 from miles_lite.rollout.rewards.answer import Ask, broken
 from miles_lite.rollout.rewards.final_answer import after_thinking
-from miles_lite.rollout.rewards.llm_judge import in_words, question, said_by
+from miles_lite.rollout.rewards.llm_judge import as_text, query_judge, question
 
 QUESTION = """Which of two responses answers the prompt better?
 
@@ -40,10 +40,10 @@ async def pairwise_judge(
     room = asyncio.Semaphore(options.rm_concurrency)
 
     async def compare(one: int, other: int) -> None:
-        told = {"prompt": in_words(prompt), "first": responses[one], "second": responses[other]}
+        told = {"prompt": as_text(prompt), "first": responses[one], "second": responses[other]}
         asked = {"role": "user", "content": question(QUESTION, told, options)}
         async with room:
-            text = await said_by([asked], options, ask)
+            text = await query_judge([asked], options, ask)
         found = _VERDICT.findall(after_thinking(text) or text)
         if not found:
             raise broken(f"pairwise judge: no verdict in {text[-200:]!r}")

@@ -29,7 +29,7 @@ _ROUTES = sorted(
 """Those of turns first: what a model is listed under may hold anything."""
 
 
-def spoken_at(path: str) -> Dialect:
+def dialect_at(path: str) -> Dialect:
     """The dialect whose clients read what is answered at a path; at one that is nobody's, the first."""
     return next((dialect for route, dialect in _ROUTES if route.begins(path)), _SPOKEN[0])
 
@@ -45,5 +45,5 @@ __all__ = [
     "Responses",
     "Route",
     "Stamp",
-    "spoken_at",
+    "dialect_at",
 ]

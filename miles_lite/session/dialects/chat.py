@@ -12,7 +12,14 @@ from miles_lite.process.json_types import Json, JsonMapping, JsonObject
 from miles_lite.session.dialects import chat_body
 from miles_lite.session.dialects.base import Bodied, Route, Stamp, openai_error, sse
 from miles_lite.session.dialects.chat_body import ChatBody, StreamOptions, ToolChoice
-from miles_lite.session.dialects.chat_functions import Spoken, answered, asked, modern, modernised, old
+from miles_lite.session.dialects.chat_functions import (
+    FunctionCallStream,
+    answered,
+    modern,
+    modernised,
+    old,
+    uses_functions,
+)
 from miles_lite.session.dialects.chat_media import pictured, without_media
 from miles_lite.session.dialects.fields import (
     check_choice,
@@ -51,7 +58,7 @@ class ChatCompletions(Bodied):
         unseen = [message for _, message in others]
         check_limits({**body, "messages": unseen})
         unknown = self.fields.check(body)
-        form, body = "functions" if asked(body) else None, modern(body)
+        form, body = "functions" if uses_functions(body) else None, modern(body)
         self._check_kinds(body.get("tools"))
         if isinstance(messages, list) and not others:  # sent again as it was: one that was checked stands for all
             unseen = messages[-1:]
@@ -90,7 +97,7 @@ class ChatCompletions(Bodied):
     def _check_kinds(self, tools: Json) -> None:
         for index, tool in enumerate(tools if isinstance(tools, list) else ()):
             if isinstance(tool, dict) and isinstance(kind := tool.get("type"), str):
-                self.tools.shows(kind, f"tools[{index}].type")
+                self.tools.is_served(kind, f"tools[{index}].type")
 
     def answer(self, request: ChatRequest, answer: ChatAnswer) -> JsonObject:
         message = answer.message if request.form is None else answered(answer.message)
@@ -112,7 +119,7 @@ class ChatEvents:
     request: ChatRequest
     stamp: Stamp
     _calls: int = 0
-    _older: Spoken = field(default_factory=Spoken)
+    _older: FunctionCallStream = field(default_factory=FunctionCallStream)
 
     def start(self, prompt_tokens: int) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})

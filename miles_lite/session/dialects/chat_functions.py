@@ -15,7 +15,7 @@ from miles_lite.tito.chat_messages import Message
 
 def modern(body: JsonMapping) -> JsonMapping:
     """The body with `tools` and `tool_choice` for `functions` and `function_call`. Raises ApiError 400."""
-    if not asked(body):
+    if not uses_functions(body):
         return body
     if body.get("tools") or body.get("tool_choice"):
         raise bad_request("functions and function_call are the older form of tools and tool_choice", param="functions")
@@ -32,7 +32,7 @@ def modern(body: JsonMapping) -> JsonMapping:
     return rest | {"tools": tools, "tool_choice": choice}
 
 
-def asked(body: JsonMapping) -> bool:
+def uses_functions(body: JsonMapping) -> bool:
     """Whether the answer is expected in the older form."""
     return body.get("functions") is not None or body.get("function_call") is not None
 
@@ -83,7 +83,7 @@ def answered(message: JsonMapping) -> JsonObject:
     return made
 
 
-class Spoken:
+class FunctionCallStream:
     """Tool calls of a stream in the older form, as they come."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ def _part(part: Json, media: Media, path: str) -> Json:
         return part
     held = part.get(part["type"])
     url = held.get("url") or held.get("file_data") if isinstance(held, dict) else held
-    return {"type": "text", "text": media.told(kind, type_in(url), path)}
+    return {"type": "text", "text": media.placeholder(kind, type_in(url), path)}
 
 
 def _kind(part: Json) -> str | None:

@@ -115,7 +115,7 @@ class Google:
     def _tools(self, body: JsonMapping, checked: GoogleBody) -> Tools | None:
         found = []
         for number, (given, tool) in enumerate(zip(body.get("tools") or (), checked.tools or (), strict=True)):
-            shown = [self.tools.shows(kind, f"tools[{number}].{kind}") for kind in given if given[kind] is not None]
+            shown = [self.tools.is_served(kind, f"tools[{number}].{kind}") for kind in given if given[kind] is not None]
             found += [_function(each) for each in tool.function_declarations or ()] if any(shown) else []
         return found or None
 

@@ -98,7 +98,7 @@ def _user(parts: Sequence[tuple[str, JsonObject]], calls: list[JsonMapping], med
         if given := part.get("functionResponse"):
             made.append(_result(given, path, calls, media))
             continue
-        text = media.told(*_media(part), path) if answers and _media(part)[0] else _text(part, path)
+        text = media.placeholder(*_media(part), path) if answers and _media(part)[0] else _text(part, path)
         if made and made[-1]["role"] == "user":
             made[-1]["content"].append({"type": "text", "text": text})
         elif text:
@@ -112,13 +112,13 @@ def _result(given: JsonMapping, path: str, calls: list[JsonMapping], media: Medi
     if call_id is None:
         call = next((call for call in calls if call["function"]["name"] == given["name"]), None)
         call_id = "" if call is None else calls.pop(calls.index(call))["id"]
-    text = said(given.get("response") or {})
+    text = result_text(given.get("response") or {})
     for inner, part in _listed(_parts(given), at):
-        text += "\n" + media.told(*_media(part), inner) if _media(part)[0] else _text(part, inner)
+        text += "\n" + media.placeholder(*_media(part), inner) if _media(part)[0] else _text(part, inner)
     return {"role": "tool", "tool_call_id": call_id, "content": text}
 
 
-def said(response: JsonMapping) -> str:
+def result_text(response: JsonMapping) -> str:
     """What a function returned: its text, where that is all there is, else JSON."""
     if len(response) == 1 and _TEXTS & response.keys():
         (value,) = response.values()

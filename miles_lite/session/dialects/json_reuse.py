@@ -62,7 +62,7 @@ class Body:
     def __init__(self, raw: bytes, bodies: Bodies, held: Sequence[Message] = ()) -> None:
         """`held` is the conversation of the session's latest turn, as a client sent it last."""
         self._raw, self._bodies, self._held = raw, bodies, held
-        self._known = bodies.known(raw)
+        self._known = bodies.find_prefix(raw)
 
     @property
     def fresh(self) -> int:
@@ -91,18 +91,18 @@ class Bodies:
     """What was seen of the bodies of one session."""
 
     def __init__(self) -> None:
-        self._seen: list[Seen] = []
+        self._seen: list[SeenPrefix] = []
 
     @property
     def size(self) -> int:
         """Bytes of memory beside the messages, which the session's tree holds."""
         return sum(len(seen.head) for seen in self._seen)
 
-    def known(self, raw: bytes) -> Seen | None:
+    def find_prefix(self, raw: bytes) -> SeenPrefix | None:
         """The beginning of `raw` that was seen."""
         return next((seen for seen in self._seen if seen.begins(raw)), None)
 
-    def read(self, raw: bytes, seen: Seen | None) -> Json:
+    def read(self, raw: bytes, seen: SeenPrefix | None) -> Json:
         """What `raw`, of which `seen` is known, says; messages that were seen are the objects that were kept.
 
         Raises orjson.JSONDecodeError.
@@ -117,16 +117,16 @@ class Bodies:
 
     def keep(self, raw: bytes, messages: Sequence[Message]) -> None:
         """Know `raw`, which says `messages`, when the next body comes; not one whose messages cannot be told apart."""
-        before = self.known(raw)
+        before = self.find_prefix(raw)
         start = before or _opening(raw)
         size = None if start is None or not messages else _end(raw, start)
         if start is not None and size is not None:
-            seen = Seen(size, _digest(raw, size), start.head, tuple(messages), len(raw) - size)
+            seen = SeenPrefix(size, _digest(raw, size), start.head, tuple(messages), len(raw) - size)
             self._seen = [seen, *(one for one in self._seen if one is not before)][:_CONVERSATIONS]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenPrefix:
     """The first `size` bytes of a body, to the end of its last message, by their digest (128 bits of xxh3).
 
     They are `head` and then `messages`; `rest` bytes followed them.
@@ -142,16 +142,16 @@ class Seen:
         return len(raw) > self.size and _digest(raw, self.size) == self.digest
 
 
-def _opening(raw: bytes) -> Seen | None:
+def _opening(raw: bytes) -> SeenPrefix | None:
     """The beginning of a body up to the bracket that opens its messages."""
     found = _OPENING.search(raw)
     if found is None or _read(raw[: found.end()] + b"]}") is None:
         return None
     head = raw[: found.end()]
-    return Seen(len(head), b"", head, (), 0)
+    return SeenPrefix(len(head), b"", head, (), 0)
 
 
-def _end(raw: bytes, start: Seen) -> int | None:
+def _end(raw: bytes, start: SeenPrefix) -> int | None:
     """Where the list of messages ends: as far from the body's end as last time, or at a bracket.
 
     From the last one back; None if it is not among those looked at.
@@ -166,7 +166,7 @@ def _end(raw: bytes, start: Seen) -> int | None:
     return None
 
 
-def _ends(raw: bytes, start: Seen, size: int) -> bool:
+def _ends(raw: bytes, start: SeenPrefix, size: int) -> bool:
     """The bytes from `start` to `size` are elements of the list, and what follows ends it and does not replace it."""
     after = _read(b'{"":[' + raw[size:])
     if after is None or "messages" in after:

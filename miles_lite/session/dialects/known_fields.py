@@ -40,7 +40,7 @@ def _anything(value: Json) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class FieldRule:
     """`why`: what is done instead, for a refused field how to go on. `asks`: whether a value asks for anything."""
 
     verdict: Verdict
@@ -58,9 +58,9 @@ def why(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
 
 
-def served(kind: type[msgspec.Struct], at: str = "") -> dict[str, Known]:
+def served(kind: type[msgspec.Struct], at: str = "") -> dict[str, FieldRule]:
     """The fields that a body's type reads."""
-    rows: dict[str, Known] = {}
+    rows: dict[str, FieldRule] = {}
     for field in msgspec.structs.fields(kind):
         parts = list(_parts(field.type))
         groups = [part for part in parts if isinstance(part, type) and issubclass(part, Group)]
@@ -68,7 +68,7 @@ def served(kind: type[msgspec.Struct], at: str = "") -> dict[str, Known]:
             rows |= served(group, f"{at}{field.encode_name}.")
         if not groups:
             texts = (part.description or "" for part in parts if isinstance(part, msgspec.Meta))
-            rows[at + field.encode_name] = Known("served", "".join(texts))
+            rows[at + field.encode_name] = FieldRule("served", "".join(texts))
     return rows
 
 
@@ -80,29 +80,29 @@ def _parts(kind: object) -> Iterator[object]:
             yield from _parts(part)
 
 
-def kinds(names: str, why: str = "") -> dict[str, Known]:
+def kinds(names: str, why: str = "") -> dict[str, FieldRule]:
     """Kinds that are served."""
-    return dict.fromkeys(names.split(), Known("served", why))
+    return dict.fromkeys(names.split(), FieldRule("served", why))
 
 
-def harmless(names: str, why: str) -> dict[str, Known]:
-    return dict.fromkeys(names.split(), Known("harmless", why))
+def harmless(names: str, why: str) -> dict[str, FieldRule]:
+    return dict.fromkeys(names.split(), FieldRule("harmless", why))
 
 
-def refused(names: str, why: str, *, unless: Json = (), code: str = UNSUPPORTED) -> dict[str, Known]:
+def refused(names: str, why: str, *, unless: Json = (), code: str = UNSUPPORTED) -> dict[str, FieldRule]:
     """`unless` are the values that ask for nothing, or tells whether a value does."""
     asks = (lambda value: not unless(value)) if callable(unless) else (lambda value: value not in unless)
-    return dict.fromkeys(names.split(), Known("refused", why, asks, code))
+    return dict.fromkeys(names.split(), FieldRule("refused", why, asks, code))
 
 
 class Table:
     """`rows` by name; the name `a.b` is the field `b` of the object `a`."""
 
-    def __init__(self, *rows: Mapping[str, Known]) -> None:
-        self.rows: dict[str, Known] = {}
+    def __init__(self, *rows: Mapping[str, FieldRule]) -> None:
+        self.rows: dict[str, FieldRule] = {}
         for some in rows:
             self.rows |= some
-        inner: dict[str, dict[str, Known]] = {}
+        inner: dict[str, dict[str, FieldRule]] = {}
         for name, row in self.rows.items():
             holder, dot, field = name.partition(".")
             if dot:
@@ -124,11 +124,11 @@ class Table:
                 unknown.append(at + name)
         return unknown
 
-    def kind(self, name: str) -> Known | None:
+    def kind(self, name: str) -> FieldRule | None:
         """The row of a kind; the date that ends its name is its version."""
         return self.rows.get(name) or self.rows.get(_VERSION.sub("", name))
 
-    def shows(self, kind: str, path: str) -> bool:
+    def is_served(self, kind: str, path: str) -> bool:
         """Whether what is of this kind is shown to the model. Raises ApiError 400 for a kind that is refused."""
         row = self.kind(kind)
         if row is None:
@@ -138,7 +138,7 @@ class Table:
         return row.verdict == "served"
 
 
-def refuse(row: Known, value: Json, path: str) -> None:
+def refuse(row: FieldRule, value: Json, path: str) -> None:
     """Raises ApiError 400 when the value of a refused field asks for something."""
     if value not in ("", [], {}) and row.asks(value):
         raise ApiError(400, f"{path} is not served: {row.why}", param=path, code=row.code)

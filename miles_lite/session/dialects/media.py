@@ -16,7 +16,7 @@ class Media:
 
     refused: bool = False
 
-    def told(self, kind: str, media_type: object, path: str) -> str:
+    def placeholder(self, kind: str, media_type: object, path: str) -> str:
         """The text that says what was left out. Raises ApiError 400."""
         if self.refused:
             raise not_text(kind, path)

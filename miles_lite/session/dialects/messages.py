@@ -94,7 +94,7 @@ class Messages(Bodied):
     def _tools(self, body: MessagesBody) -> Tools | None:
         found = []
         for number, tool in enumerate(body.tools or ()):
-            if self.tools.shows(tool.type or "custom", f"tools[{number}].type"):
+            if self.tools.is_served(tool.type or "custom", f"tools[{number}].type"):
                 function: JsonObject = {"name": needed(tool.name, f"tools[{number}].name")}
                 function |= {"description": tool.description} if tool.description else {}
                 function["parameters"] = tool.input_schema or {}
@@ -196,7 +196,7 @@ def _told(part: TextBlock | Image | Document, path: str, media: Media) -> str:
     if isinstance(part, TextBlock):
         return part.text
     kind = "image" if isinstance(part, Image) else "document"
-    return media.told(kind, part.source and part.source.media_type, path)
+    return media.placeholder(kind, part.source and part.source.media_type, path)
 
 
 def _joined(parts: list[str]) -> Json:

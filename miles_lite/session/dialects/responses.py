@@ -79,7 +79,7 @@ def _constraint(body: ResponsesBody, given: ResponseTools) -> Constraint:
     chosen = body.tool_choice
     constraint = Constraint(
         force=chosen == "required",
-        only=given.shown(chosen.name, chosen.namespace) if isinstance(chosen, ResponsesChoice) else None,
+        only=given.model_name(chosen.name, chosen.namespace) if isinstance(chosen, ResponsesChoice) else None,
         parallel=body.parallel_tool_calls is not False,
         schema=schema_of(body.text.format if body.text else None, "text.format"),
     )

@@ -91,7 +91,7 @@ class _Turn:
 
 def _call(item: FunctionCallItem | CustomCallItem, tools: ResponseTools) -> JsonObject:
     arguments = item.arguments if isinstance(item, FunctionCallItem) else arguments_of(item.input)
-    function = {"name": tools.shown(item.name, item.namespace), "arguments": arguments}
+    function = {"name": tools.model_name(item.name, item.namespace), "arguments": arguments}
     return {"id": item.call_id, "type": "function", "function": function}
 
 
@@ -104,7 +104,7 @@ def _text(content: str | Sequence[Part | ResultPart] | None, path: str, media: M
 
 def _of_part(part: Part | ResultPart, path: str, media: Media | None) -> str:
     if isinstance(part, ResultPart) and media is not None and part.type in _MEDIA:
-        return media.told(_MEDIA[part.type], type_in(part.image_url or part.file_data), path)
+        return media.placeholder(_MEDIA[part.type], type_in(part.image_url or part.file_data), path)
     if part.type == "refusal":
         return needed(part.refusal, f"{path}.refusal")
     return needed(part.text, f"{path}.text")

@@ -59,7 +59,7 @@ class ResponseTools:
     def as_called(self, shown: str) -> Called:
         return self.called.get(shown) or Called(shown)
 
-    def shown(self, name: str, namespace: str | None = None) -> str:
+    def model_name(self, name: str, namespace: str | None = None) -> str:
         """What the model knows the tool by."""
         names = (shown for shown, called in self.called.items() if (called.name, called.namespace) == (name, namespace))
         return next(names, name if namespace is None else _joined(namespace, name))
@@ -93,7 +93,7 @@ def tools_of(tools: Sequence[ResponsesTool]) -> ResponseTools:
     for number, tool in enumerate(tools):
         if tool.type == "namespace":
             spaces.append((f"tools[{number}]", tool))
-        elif TOOLS.shows(tool.type, f"tools[{number}].type"):
+        elif TOOLS.is_served(tool.type, f"tools[{number}].type"):
             made.add(tool, f"tools[{number}]")
     for path, space in spaces:
         namespace, head = needed(space.name, f"{path}.name"), space.description or ""

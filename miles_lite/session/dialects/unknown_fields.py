@@ -21,7 +21,7 @@ class Unknown:
         self._refuses = refuses
         self._met: set[str] = set()
 
-    def meet(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str]) -> None:
         """Raises ApiError 400 where such fields are refused."""
         if names and self._refuses:
             why = "it is not known here, and --session-unknown-fields refuse says to refuse what is not"

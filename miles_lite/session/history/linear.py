@@ -31,7 +31,7 @@ def place(tree: Tree, messages: Sequence[Message], caller: Caller, *, allowed: f
     Raises ApiError 400 for a request that takes back more than one turn, or appends another role.
     """
     mine = _line(caller, messages)
-    line = [tip for tip in tips(tree) if _line(tip.caller, tip.path()[0].messages) == mine]
+    line = [tip for tip in line_ends(tree) if _line(tip.caller, tip.path()[0].messages) == mine]
     if not line:
         return Place(None, 0, caller)
     turn, matched, discarded = min((_along(tree, tip, tuple(messages)) for tip in line), key=lambda found: found[2])
@@ -62,7 +62,7 @@ def check_roles(messages: Sequence[Message], start: int, allowed: frozenset[str]
             )
 
 
-def tips(tree: Tree) -> list[Turn]:
+def line_ends(tree: Tree) -> list[Turn]:
     """The end of each line, and of turns that overlapped in time: leaves after which their line began no other turn."""
     lines: list[_Line] = []
     latest: dict[_Line, float] = {}

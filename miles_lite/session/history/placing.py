@@ -70,11 +70,11 @@ class Placer:
     def _told(self, tree: Tree, request: ChatRequest, place: Place) -> Placed | None:
         """After the very ids that another session's turn was asked with, where this asks the same at its place."""
         asked = (place.caller, tuple(request.messages[place.matched :]))
-        siblings = tree.children(place.turn) if tree.told else ()
+        siblings = tree.children(place.turn) if tree.restored else ()
         for turn in siblings:
-            alike = turn.number < tree.told and turn.caller.options == place.caller.options
+            alike = turn.number < tree.restored and turn.caller.options == place.caller.options
             if alike and (turn.caller, turn.messages) == asked:
-                return Placed(replace(place, root=turn.root), self._tito.told(turn.prompt_ids, turn.drop))
+                return Placed(replace(place, root=turn.root), self._tito.as_suffix(turn.prompt_ids, turn.drop))
         return None
 
     def _suffixed(self, tree: Tree, request: ChatRequest, place: Place) -> Placed:

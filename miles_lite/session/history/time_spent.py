@@ -17,7 +17,7 @@ def time_spent(tree: Tree) -> JsonObject:
     """Seconds: `model` in requests, `prefill` of that until engines had their first tokens (null where one did not
     say), and `tools` by name: from the turn that called them to the request that brings their results. Tools that one
     turn called share its time."""
-    turns = tree.turns[tree.told :]
+    turns = tree.turns[tree.restored :]
     first = [turn.output.prefill for turn in turns]
     known = [seconds for seconds in first if seconds is not None]
     tools: dict[str, float] = {}

@@ -42,13 +42,13 @@ class Tree:
     """The turns of one session, in the order in which they were committed.
 
     It may be read on another thread while a turn is committed, and is then read with or without that turn. `slow`: to
-    find a request's place and ids took long the last time. The first `told` turns are another session's.
+    find a request's place and ids took long the last time. The first `restored` turns are another session's.
     """
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self.slow = False
-        self.told = 0
+        self.restored = 0
         self.turns: list[Turn] = []
         self._children: list[tuple[Turn, ...]] = [()]
         self._sent: list[tuple[Message, ...]] = []
@@ -129,7 +129,7 @@ class Tree:
         """The messages of a turn's path as the session holds them, replies included."""
         return [message for step in turn.path() for message in step.said]
 
-    def asked(self, turns: Sequence[Turn]) -> list[tuple[int | bytes, bytes]]:
+    def request_keys(self, turns: Sequence[Turn]) -> list[tuple[int | bytes, bytes]]:
         """What each of the turns was asked, and where: equal for the same request at the same place."""
         places = [turn.caller.seed if turn.parent is None else turn.parent.number for turn in turns]
         count = Counter(places)
@@ -171,7 +171,7 @@ class Tree:
         self._children[0 if parent is None else parent.number + 1] += (turn,)
         return turn
 
-    def knows(self, caller: Caller) -> bool:
+    def has_tools_of(self, caller: Caller) -> bool:
         """Whether a turn holds the caller's tools."""
         known = self._callers.get(caller.seed)
         return known is not None and (known.tools is not None or caller.tools is None)

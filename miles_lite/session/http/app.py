@@ -20,7 +20,7 @@ from miles_lite.config.session_options import Session as SessionOptions
 from miles_lite.process import tracing
 from miles_lite.process.concurrently import together
 from miles_lite.process.json_types import Json, JsonObject
-from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, spoken_at
+from miles_lite.session.dialects import DIALECTS, Dialect, Media, Route, chat, dialect_at
 from miles_lite.session.dialects.fields import check_limits
 from miles_lite.session.dialects.json_reuse import Bodies, Body
 from miles_lite.session.dialects.request import ChatAnswer, ChatRequest
@@ -220,7 +220,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | None = None) -> web.Response:
     """The error in the shape of the route's dialect."""
-    answer = _json(spoken_at(request.path).error(error), status=error.status)
+    answer = _json(dialect_at(request.path).error(error), status=error.status)
     if cause is not None and "Allow" in cause.headers:
         answer.headers["Allow"] = cause.headers["Allow"]
     return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 
-from miles_lite.process.admin_key import equal, needed, shown, shows
+from miles_lite.process.admin_key import authorizes, equal, key_of, needed
 from miles_lite.session.errors import ApiError
 
 PREFIX = "sk-session-"
@@ -40,13 +40,13 @@ class Keys:
 
     def check_opening(self, headers: Mapping[str, str]) -> None:
         """Raises ApiError 401 unless the admin key is shown, where there is one."""
-        if self._admin is not None and not shows(headers, self._admin):
+        if self._admin is not None and not authorizes(headers, self._admin):
             raise ApiError(401, needed("opening a session"), code="invalid_api_key")
 
 
 def shown_key(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
     """The key that a request shows, in the way of any dialect; empty when it shows none."""
-    return shown(headers) or headers.get("X-Goog-Api-Key", "") or query.get("key", "")
+    return key_of(headers) or headers.get("X-Goog-Api-Key", "") or query.get("key", "")
 
 
 def _refused(why: str) -> ApiError:

@@ -72,7 +72,7 @@ class Plan:
 
     def kept(self, tree: Tree) -> list[Turn]:
         """The leaves that become samples where no picker chooses."""
-        return linear.tips(tree) if self.linear else unsuperseded(tree)
+        return linear.line_ends(tree) if self.linear else unsuperseded(tree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def _flag_inexact(candidate: _Candidate, *, mask: bool) -> None:
 def _flag_continued(candidates: Sequence[_Candidate], tree: Tree) -> None:
     """Say of samples that end with a turn the model did not finish that their agent spoke again after it."""
     cut = [each for each in candidates if each.path[-1].number == each.leaf.number and not each.ended]
-    lasting = {tip.number for tip in linear.tips(tree)} if cut else set()
+    lasting = {tip.number for tip in linear.line_ends(tree)} if cut else set()
     for candidate in cut:
         if candidate.leaf.number not in lasting:
             candidate.sample.metadata["continued"] = True

@@ -188,7 +188,7 @@ def _repeats(tree: Tree, turns: Sequence[Turn]) -> list[int]:
     went_on = {turn.parent.number for turn in turns if turn.parent}
     said: dict[tuple[int | bytes, bytes], list[Turn]] = {}
     repeats = []
-    for turn, request in zip(turns, tree.asked(turns), strict=True):
+    for turn, request in zip(turns, tree.request_keys(turns), strict=True):
         earlier = said.setdefault(request, [])
         if turn.number not in went_on and any(
             other.number in went_on
