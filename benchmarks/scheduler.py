@@ -90,7 +90,7 @@ class Fleet:
                         self.running.append(who)
                     case m.Judge(group):
                         waiting.append(m.Judged(group))
-                    case m.Give(step, _, _):
+                    case m.Deliver(step, _, _):
                         self.batches += 1
                         waiting += [m.Trained(step), m.Updated(step + 1), m.Wanted()]
                     case m.Stop(reason):

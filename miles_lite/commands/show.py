@@ -79,13 +79,13 @@ def _lines(record: Record, row: Row, by: str) -> Iterator[Text]:
         read = transcript(atraj.read(path), row, why="", spell=speller(record.options), most=None)
     for message in read.messages:
         yield Text.assemble("\n", (message.role, ROLES.get(message.role, "bold")), ("  " + message.caption, "dim"))
-        yield _said(message, by)
+        yield _render(message, by)
     says, places = PLACES[by]
     _, colours = COLOURS[by]
     yield Text.assemble(f"\n{says}:", *((f" {name} ", colour) for name, colour in zip(places, colours, strict=True)))
 
 
-def _said(message: Message, by: str) -> Text:
+def _render(message: Message, by: str) -> Text:
     if not message.tokens:
         return Text(message.text)
     place_of, colours = COLOURS[by]

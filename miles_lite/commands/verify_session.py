@@ -135,7 +135,7 @@ async def _drive(urls: Sequence[str], options: Options, tito: Tito, admin_key: s
         admin_key=admin_key,
     )
     print("schedule: " + " ".join(action.value for action in plan.actions), flush=True)
-    return await verify_sessions(urls, tito, plan, samples=options.samples, tell=lambda line: print(line, flush=True))
+    return await verify_sessions(urls, tito, plan, samples=options.samples, notify=lambda line: print(line, flush=True))
 
 
 def _record(reports: Sequence[Report], *, failed: bool) -> None:

@@ -69,7 +69,7 @@ class Connection:
         address, timeout = f"{server.url}/ws", aiohttp.ClientWSTimeout(ws_close=server.seconds)
         async with in_time(server.seconds, f"{address}: to connect"):
             self._socket = await enter(client.ws_connect(address, timeout=timeout, max_msg_size=MAX_MESSAGE))
-        step = await self._told("reset", {"seed": self._seed, **server.reset})
+        step = await self._request("reset", {"seed": self._seed, **server.reset})
         return Begun([{"role": "user", "content": step.observation}])
 
     async def step(self, said: str) -> Step:
@@ -77,12 +77,12 @@ class Connection:
             action = json.loads(said) if self._server.action == "json" else {self._server.action: said}
         except ValueError as error:
             return Step(f"error: the action is no JSON: {error}")
-        return await self._told("step", action)
+        return await self._request("step", action)
 
     async def close(self) -> None:
         await self._open.aclose()
 
-    async def _told(self, kind: str, data: Json) -> Step:
+    async def _request(self, kind: str, data: Json) -> Step:
         """Raises RuntimeError for the server's refusal, ConnectionError, TimeoutError, and ValueError for what is no
         answer."""
         url = self._server.url

@@ -54,7 +54,7 @@ class TerminalTask:
 
 def read_task(folder: Path) -> TerminalTask:
     """Raises UserError."""
-    told = _told(folder)
+    told = _read_config(folder)
     harbor = (folder / "task.toml").is_file()
     said = _read(folder, "instruction.md", "its instruction") if harbor else _part(folder, told, "instruction", str, "")
     if not said.strip():
@@ -83,7 +83,7 @@ def tasks_of(folder: Path) -> list[TerminalTask]:
     return [read_task(each) for each in found or here]
 
 
-def _told(folder: Path) -> JsonMapping:
+def _read_config(folder: Path) -> JsonMapping:
     toml, yaml = folder / "task.toml", folder / "task.yaml"
     with user_error(f"{folder}: its task.toml or task.yaml cannot be read", OSError, ValueError, YAMLError):
         told = tomllib.loads(toml.read_text("utf-8")) if toml.is_file() else read_yaml(yaml.read_text("utf-8"))

@@ -69,7 +69,7 @@ class Attempts:
             self._checkpoint, self._in_a_row = checkpoint, 0
         if not self._worth_it(error) or self._in_a_row >= most:
             if isinstance(error, RunLostError):
-                raise self._told(error) from error
+                raise self._with_advice(error) from error
             raise error
         self._in_a_row += 1
         if course.reached.of is None:
@@ -100,7 +100,7 @@ class Attempts:
             passing = isinstance(plain(error), PASSING)
         return passing and (self._config.checkpoint.save is not None or reached.trained is None)
 
-    def _told(self, error: RunLostError) -> RunLostError:
+    def _with_advice(self, error: RunLostError) -> RunLostError:
         """With what is lost and how to go on."""
         reached = self.course.reached
         used = f" --max-restarts {self._in_a_row} are used up." if self._in_a_row else ""

@@ -51,13 +51,13 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._known or self._waiting:
-            self.record(Kind.END, _how(error))
+            self.record(Kind.END, _outcome(error))
             self.write()
         self._known = False
         self._file.close()
 
 
-def _how(error: BaseException | None) -> str:
+def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "well"
     if isinstance(error, KeyboardInterrupt):

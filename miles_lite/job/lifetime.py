@@ -81,9 +81,9 @@ class Lifetime:
         self._killed_before = out_of_memory_kills()
         self._ray_logs: Path | None = None
         hint = f"see {config.run_dir}/logs and Ray's dashboard"
-        self.watch = Watch(course.interrupts, hint=hint, say=lambda line: self.say(line))
+        self.watch = Watch(course.interrupts, hint=hint, notify=lambda line: self.notify(line))
         self.parts = contextlib.ExitStack()
-        self.say: Callable[[str], None] = log.warning
+        self.notify: Callable[[str], None] = log.warning
         """Tells a person one line."""
 
     @property
@@ -115,14 +115,14 @@ class Lifetime:
         if first > 0:
             reached.trained = reached.saved = first - 1
         if lost_at is not None:
-            self.say(f"going on with step {first + 1} of {of} after {time.time() - lost_at:.0f} s")
+            self.notify(f"going on with step {first + 1} of {of} after {time.time() - lost_at:.0f} s")
             self.course.lost_at = None
         self.course.events.record(Kind.STANDS, f"step {first + 1} of {of} is the next", step=first)
 
     def record_server_line(self, line: str) -> None:
         """What a person must hear of the run's servers."""
         self.course.events.record(Kind.SERVERS, line)
-        self.say(line)
+        self.notify(line)
 
     def __enter__(self) -> Self:
         return self

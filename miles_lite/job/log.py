@@ -67,7 +67,7 @@ class Log:
         self._seen: dict[str, float] = {}
         self._alarms = LiveAlarms(config.run_dir)
         self.progress = life.parts.enter_context(Progress(steps=steps, done=done))
-        life.say = self.progress.print_line
+        life.notify = self.progress.print_line
 
     @contextlib.contextmanager
     def step(self, rollout_id: int) -> Iterator[None]:
@@ -91,7 +91,7 @@ class Log:
         self._recent.append(ended - began)
         line = step_line(rollout_id + 1, total=self._steps, metrics=self._seen, recent=self._recent)
         self.progress.step(line)
-        self._tell(self._alarms.after(rollout_id), rollout_id)
+        self._report_alarms(self._alarms.after(rollout_id), rollout_id)
         self._sinks.step_ended(rollout_id)
 
     def busy(self, *intervals: tuple[float, float], agents: bool = False) -> None:
@@ -109,7 +109,7 @@ class Log:
         """It happened now, in that step."""
         self._course.events.record(kind, said, step=step, what=what, seconds=seconds)
 
-    def _tell(self, change: Change, step: int) -> None:
+    def _report_alarms(self, change: Change, step: int) -> None:
         """What rules see, to whoever looks."""
         for alarm in change.raised:
             self.progress.print_line(f"alarm: {alarm.title}: {alarm.evidence}. {alarm.advice}")

@@ -25,7 +25,7 @@ def make_ranks(config: Config, layout: Layout, *, watch: Watch, parts: contextli
         run_dir=config.run_dir,
         environment=actor_env(),
         look=watch.check,
-        say=watch.say,
+        notify=watch.notify,
     )
     parts.callback(ranks.stop)
     watch.follow_all("train rank", ranks.ranks)

@@ -87,7 +87,7 @@ class Servers:
         """A step's groups. Gives up when no rollout ends for longer than one may take."""
         limit, logs = self._config.rollouts.rollout_timeout + STALL_MARGIN, self._config.run_dir / "logs"
         ref = self._manager.call(RolloutManager.generate, rollout_id)
-        before, patience = None, Patience(f"a rollout of step {rollout_id + 1} to end", limit, self._watch.say)
+        before, patience = None, Patience(f"a rollout of step {rollout_id + 1} to end", limit, self._watch.notify)
         while not self._watch.until(ref, POLL_SECONDS):
             status = self.call(RolloutManager.status)
             progress.update(groups=status.groups_done, rollouts=status.rollouts_done)

@@ -63,9 +63,9 @@ def death_in(error: BaseException | None) -> DiedError | None:
 class Watch:
     """Looks, and waits."""
 
-    def __init__(self, interrupts: Interrupts, *, hint: str, say: Callable[[str], None] = log.warning) -> None:
-        """`hint` ends the message of a wait that takes too long; `say` is told at half of it."""
-        self._interrupts, self._hint, self.say = interrupts, hint, say
+    def __init__(self, interrupts: Interrupts, *, hint: str, notify: Callable[[str], None] = log.warning) -> None:
+        """`hint` ends the message of a wait that takes too long; `notify` is told at half of it."""
+        self._interrupts, self._hint, self.notify = interrupts, hint, notify
         self._pulses: dict[str, Pulse] = {}
         self._deadline: float | None = None
         self._say_finishing: Callable[[], None] | None = None
@@ -111,7 +111,7 @@ class Watch:
     def write_stacks(self, folder: Path) -> None:
         """What this job's actors are at, those of this node, what they started, and this process."""
         written = write_stacks(folder, processes(), own="driver")
-        self.say(f"what {', '.join(path.stem for path in written)} were at is in {folder}")
+        self.notify(f"what {', '.join(path.stem for path in written)} were at is in {folder}")
 
     def _first_death(self) -> DiedError | None:
         """Of those that are followed, the first that is dead."""
@@ -121,10 +121,10 @@ class Watch:
         return next((DiedError(name, error) for name, error in deaths if error is not None), None)
 
     @contextlib.contextmanager
-    def finishing(self, say: Callable[[], None]) -> Iterator[None]:
-        """Waits in the block go on after the first wish to stop, of which `say` tells; they end with the second, and
+    def finishing(self, notify: Callable[[], None]) -> Iterator[None]:
+        """Waits in the block go on after the first wish to stop, of which `notify` tells; they end with the second, and
         FINISH_SECONDS after SIGTERM, which is sent once."""
-        self._say_finishing = say
+        self._say_finishing = notify
         try:
             yield
         finally:
@@ -133,8 +133,8 @@ class Watch:
     def _finishes(self) -> bool:
         if self._say_finishing is None or not self._interrupts.postponed(FINISH_SECONDS):
             return False
-        say, self._say_finishing = self._say_finishing, _nothing
-        say()
+        notify, self._say_finishing = self._say_finishing, _nothing
+        notify()
         return True
 
     @contextlib.contextmanager
@@ -153,7 +153,7 @@ class Watch:
 
     def wait(self, ref: ObjectRef[R], what: str, timeout: float) -> R:
         """The value of `ref`. Raises what `check` raises and what the call raised, and UnavailableError."""
-        patience = Patience(what, timeout, self.say)
+        patience = Patience(what, timeout, self.notify)
         while not self.until(ref, SLICE_SECONDS):
             if patience.over():
                 raise patience.ended(self._hint)
@@ -164,10 +164,10 @@ class Watch:
 
 
 class Alarms:
-    """Passes on what `ask` is answered, the lines said so far, to `say`, each once. It never waits for it."""
+    """Passes on what `ask` is answered, the lines said so far, to `notify`, each once. It never waits for it."""
 
-    def __init__(self, ask: Callable[[], ObjectRef[list[str]]], say: Callable[[str], None]) -> None:
-        self._ask, self._say = ask, say
+    def __init__(self, ask: Callable[[], ObjectRef[list[str]]], notify: Callable[[str], None]) -> None:
+        self._ask, self._notify = ask, notify
         self._heard = 0
         self._next = 0.0
         self._asked: ObjectRef[list[str]] | None = None
@@ -183,5 +183,5 @@ class Alarms:
         with contextlib.suppress(ray.exceptions.RayError):
             lines = ray.get(asked)
             for line in lines[self._heard :]:
-                self._say(line)
+                self._notify(line)
             self._heard = len(lines)

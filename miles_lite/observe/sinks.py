@@ -92,21 +92,21 @@ class Sinks:
         self._last.update(dict.fromkeys(fresh, step))
         what = f"could not log {step_key} {step} and will go on without it"
         for sink in self._sinks:
-            self._told(sink, what, partial(sink.log, row, step=step, step_key=step_key))
+            self._call(sink, what, partial(sink.log, row, step=step, step_key=step_key))
         for sink in self._curves:
-            self._told(sink, what, partial(sink.log, fresh, step=step, step_key=step_key))
+            self._call(sink, what, partial(sink.log, fresh, step=step, step_key=step_key))
 
     def alert(self, title: str, text: str) -> None:
         """What a person should hear who is elsewhere."""
         for teller in self._tellers:
-            self._told(teller, f"could not say '{title}'", partial(teller.alert, title, text))
+            self._call(teller, f"could not say '{title}'", partial(teller.alert, title, text))
 
     def step_ended(self, step: int) -> None:
         """All of a step was logged."""
         for teller in self._tellers:
-            self._told(teller, f"could not show rollouts of step {step}", partial(teller.step_ended, step))
+            self._call(teller, f"could not show rollouts of step {step}", partial(teller.step_ended, step))
 
-    def _told(self, sink: Sink, what: str, tell: Callable[[], None]) -> None:
+    def _call(self, sink: Sink, what: str, tell: Callable[[], None]) -> None:
         name = type(sink).__name__
         try:
             tell()

@@ -47,7 +47,7 @@ def samples(run_dir: Path, step: int) -> list[list[Json]]:
         if len(found) < MOST_ROWS and path.is_file():
             trajectory = atraj.read(path)
             kept = trajectory.data.get("metadata", {}).get("kept", ())
-            found.append([*(_cell(row[name]) for name in FACTS), ", ".join(kept), _said(trajectory)])
+            found.append([*(_cell(row[name]) for name in FACTS), ", ".join(kept), _as_text(trajectory)])
     return found
 
 
@@ -55,5 +55,5 @@ def _cell(value: Json) -> Json:
     return visible(value) if isinstance(value, str) else value
 
 
-def _said(trajectory: Trajectory) -> str:
+def _as_text(trajectory: Trajectory) -> str:
     return first("\n\n".join(f"[{step.role}]\n{visible(step.content)}" for step in trajectory.steps), MOST_CHARACTERS)

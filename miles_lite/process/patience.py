@@ -25,8 +25,8 @@ def _nothing() -> str:
 class Patience:
     """For `what`, `seconds` from now, or from when there was something to see last."""
 
-    def __init__(self, what: str, seconds: float, say: Callable[[str], None]) -> None:
-        self._what, self.seconds, self._say = what, seconds, say
+    def __init__(self, what: str, seconds: float, notify: Callable[[str], None]) -> None:
+        self._what, self.seconds, self._notify = what, seconds, notify
         self._since = time.monotonic()
         self._said = False
 
@@ -40,7 +40,7 @@ class Patience:
         if waited > self.seconds / 2 and not self._said:
             self._said = True
             after = f"; {told}" if (told := more()) else ""
-            self._say(f"waiting for {self._what} since {waited:.0f} s, at most {self.seconds:.0f} s{after}")
+            self._notify(f"waiting for {self._what} since {waited:.0f} s, at most {self.seconds:.0f} s{after}")
         return waited > self.seconds
 
     def ended(self, more: str) -> UnavailableError:

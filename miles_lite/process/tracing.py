@@ -63,7 +63,7 @@ class _Tracing:
         resource = Resource.create({"service.name": "miles_lite", "service.instance.id": role})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         lost = _Lost(url)
-        sending = BatchSpanProcessor(_told(exporter, lost), schedule_delay_millis=1000 * EVERY_SECONDS)
+        sending = BatchSpanProcessor(_warning_exporter(exporter, lost), schedule_delay_millis=1000 * EVERY_SECONDS)
         self._provider.add_span_processor(sending)
         self.tracer = self._provider.get_tracer("miles_lite")
         self.carrier = TraceContextTextMapPropagator()
@@ -124,15 +124,15 @@ def span(name: str, *, parent: Mapping[str, str] = NOWHERE, **attributes: Value 
         yield _unheard
         return
     with tracing.tracer.start_as_current_span(
-        name, context=tracing.within(parent), attributes=_said(attributes)
+        name, context=tracing.within(parent), attributes=_without_none(attributes)
     ) as opened:
-        yield lambda **more: opened.set_attributes(_said(more))
+        yield lambda **more: opened.set_attributes(_without_none(more))
 
 
 def past(name: str, began: float, ended: float, **attributes: Value | None) -> None:
     """A span of what has happened already, in the one that is open here; seconds since the epoch."""
     if _tracing is not None:
-        told = _tracing.tracer.start_span(name, start_time=int(began * 1e9), attributes=_said(attributes))
+        told = _tracing.tracer.start_span(name, start_time=int(began * 1e9), attributes=_without_none(attributes))
         told.end(int(ended * 1e9))
 
 
@@ -149,7 +149,7 @@ def carried(given: Mapping[str, str]) -> Mapping[str, str]:
     return NOWHERE if _tracing is None else {name: given[name] for name in CARRIED if name in given}
 
 
-def _said(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+def _without_none(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
@@ -163,7 +163,7 @@ class _Lost(logging.Filter):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._url, self._said = url, False
+        self._url, self._without_none = url, False
         queue = logging.getLogger(QUEUE)
         queue.setLevel(logging.WARNING)
         queue.filters = [self]
@@ -173,16 +173,16 @@ class _Lost(logging.Filter):
         return False
 
     def warn_once(self) -> None:
-        if not self._said:
-            self._said = True
+        if not self._without_none:
+            self._without_none = True
             log.warning("%s does not take spans, or not as fast as they come: the run goes on without those", self._url)
 
 
-def _told(exporter: SpanExporter, lost: _Lost) -> SpanExporter:
+def _warning_exporter(exporter: SpanExporter, lost: _Lost) -> SpanExporter:
     """The same, which tells of what it could not export."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    class Told(SpanExporter):
+    class WarningExporter(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
             result = exporter.export(spans)
             if result is not SpanExportResult.SUCCESS:
@@ -192,4 +192,4 @@ def _told(exporter: SpanExporter, lost: _Lost) -> SpanExporter:
         def shutdown(self) -> None:
             exporter.shutdown()
 
-    return Told()
+    return WarningExporter()

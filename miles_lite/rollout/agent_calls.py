@@ -155,7 +155,7 @@ class Line:
         """One attempt at a task. What cannot be brought here is a failed rollout."""
         number, ended = task.rollout_index, asyncio.get_running_loop().create_future()
         self._waiting[number], self._new[number] = (task, ended), task
-        self._speak()
+        self._flush()
         try:
             rollout: Rollout = await ended
             return rollout
@@ -163,26 +163,26 @@ class Line:
             self._waiting.pop(number, None)
             if self._new.pop(number, None) is None:
                 self._dropped.append(number)
-                self._speak()
+                self._flush()
             raise
 
-    def _speak(self) -> None:
+    def _flush(self) -> None:
         """Say what there is to say: with the next question, or by itself where that is far."""
         if self._asking is None and self._waiting:
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._poll())
         elif (self._asking is None or self._asked) and self._telling is None:
-            self._telling = asyncio.create_task(self._tell())
+            self._telling = asyncio.create_task(self._send())
 
-    def _said(self) -> tuple[list[Task], list[int]]:
+    def _drain(self) -> tuple[list[Task], list[int]]:
         """What there is to say."""
         tasks, dropped = list(self._new.values()), self._dropped
         self._new, self._dropped = {}, []
         return tasks, dropped
 
-    async def _tell(self) -> None:
+    async def _send(self) -> None:
         await asyncio.sleep(JOINING_SECONDS)
         self._telling = None
-        tasks, dropped = self._said()
+        tasks, dropped = self._drain()
         if tasks or dropped:
             try:
                 with self._no_wait_for_ever():
@@ -190,13 +190,13 @@ class Line:
             except RayError as error:
                 self._lose([task.rollout_index for task in tasks], error)
 
-    async def _ask(self) -> None:
+    async def _poll(self) -> None:
         with contextlib.ExitStack() as ending:
             ending.callback(self._asked_no_more)
             ending.enter_context(self._no_wait_for_ever())
             while self._waiting:
                 await asyncio.sleep(JOINING_SECONDS)  # for what follows from the last answer
-                told, parts = self._worker.call_parts(Runs.exchange, PARTS * MOST, *self._said())
+                told, parts = self._worker.call_parts(Runs.exchange, PARTS * MOST, *self._drain())
                 self._asked = True
                 try:
                     self._take(await told, parts)
@@ -225,7 +225,7 @@ class Line:
     def _take(self, ended: Sequence[Ended], parts: Sequence[ObjectRef[Part]]) -> None:
         for at, told in enumerate(ended):
             for task, waits in self._awaited(told.number):
-                waits.set_result(_brought(task, told, *parts[PARTS * at : PARTS * (at + 1)]))
+                waits.set_result(_assembled(task, told, *parts[PARTS * at : PARTS * (at + 1)]))
 
     def _lose(self, numbers: Collection[int], error: RayError) -> None:
         """What becomes of those is not known."""
@@ -258,7 +258,7 @@ class Lines:
         return await self._lines[worker].run(task)
 
 
-def _brought(task: Task, told: Ended, samples: ObjectRef[Part], turns: ObjectRef[Part]) -> Rollout:
+def _assembled(task: Task, told: Ended, samples: ObjectRef[Part], turns: ObjectRef[Part]) -> Rollout:
     """The rollout, with what lies in the store."""
     if told.lost:
         return _lost(task, f"what the agent returned is lost: {told.lost}")

@@ -40,16 +40,16 @@ class Capacity:
         self,
         *,
         loads: Callable[[], Awaitable[Loads]],
-        note: Callable[[Loads], None],
+        record: Callable[[Loads], None],
         running: Callable[[], int],
         resize: Callable[[int], None],
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         found: Concurrency | None,
     ) -> None:
-        """`running`: the rollouts at once; `say` takes what a person must hear, `note` every look, in a thread. Without
-        `found` the number is given."""
-        self._loads, self._running, self._resize, self._say, self._found = loads, running, resize, say, found
-        self._note = note
+        """`running`: the rollouts at once; `notify` takes what a person must hear, `record` every look, in a thread.
+        Without `found` the number is given."""
+        self._loads, self._running, self._resize, self._notify, self._found = loads, running, resize, notify, found
+        self._record = record
         self._overfull = self._silent = 0
 
     async def poll(self) -> None:
@@ -62,14 +62,14 @@ class Capacity:
                     loads = await self._loads()
             told = [load for load in loads.values() if load is not None]
             self.update(together(told) if told else None)
-            await asyncio.to_thread(self._note, loads)
+            await asyncio.to_thread(self._record, loads)
 
     def update(self, load: Load | None) -> None:
         """What the engines bear; None where none says."""
         self._silent = self._silent + 1 if load is None else 0
         if load is None:
             if self._silent == IN_A_ROW and self._found is not None:
-                self._say(f"no engine tells its load: {self._found.rollouts} rollouts at once until one does")
+                self._notify(f"no engine tells its load: {self._found.rollouts} rollouts at once until one does")
             return
         running = self._running()
         if not running:  # what engines tell is of a while ago
@@ -80,7 +80,7 @@ class Capacity:
             return
         self._overfull = self._overfull + 1 if load.queued > load.running else 0
         if self._overfull == IN_A_ROW:
-            self._say(
+            self._notify(
                 f"engines run {load.running} requests at once and {load.queued} wait in their queues, of {running} "
                 f"rollouts: --rollout-concurrency {max(1, running - load.queued)} would fit, auto finds it"
             )

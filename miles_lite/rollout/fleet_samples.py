@@ -38,7 +38,7 @@ class FleetSamples:
         self._seen, self._busy = self._seen + len(said), self._busy + sum(load.running > 0 for load in said)
         if self._looks % (1 << self._file.size // BLOCK) == 0:
             at = {"time": round(time.time(), 3), "step": self.step}
-            self._file.write({**at, "engine": engine, **_said(load)} for engine, load in loads.items())
+            self._file.write({**at, "engine": engine, **_columns(load)} for engine, load in loads.items())
 
     def metrics(self) -> dict[str, float]:
         """The share of what engines said since this was asked last in which requests ran; nothing where none said
@@ -47,5 +47,5 @@ class FleetSamples:
         return {names.ENGINES_BUSY: busy / seen} if seen else {}
 
 
-def _said(load: Load | None) -> Mapping[str, object]:
+def _columns(load: Load | None) -> Mapping[str, object]:
     return dict.fromkeys(_SAID) if load is None else dataclasses.asdict(load)

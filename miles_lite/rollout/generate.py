@@ -111,7 +111,7 @@ class Generator:
         """The next `rollout_batch_size` groups worth training. `check` is called while waiting and may raise; whatever
         does ends all rollouts. Raises UserError where no such groups can be had."""
         try:
-            self._tell(m.Wanted())
+            self._dispatch(m.Wanted())
             while self._given is None:
                 check()
                 if self._error is not None:
@@ -130,19 +130,19 @@ class Generator:
         """Every engine serves `version`, which is trained on all batches before it."""
         if self._resumed is not None and self._resumed.step <= version:
             resumed, self._resumed = self._resumed, None
-            self._tell(resumed)
+            self._dispatch(resumed)
         self.trained(version - 1)
-        self._tell(m.Updated(version))
+        self._dispatch(m.Updated(version))
 
     def trained(self, step: int) -> None:
         """The trainer will not ask for the batch of `step` again."""
-        self._tell(m.Trained(step))
+        self._dispatch(m.Trained(step))
         for done in [done for done in self.training if done <= step]:
             del self.training[done]
 
     def resize(self, rollouts: int) -> None:
         """So many rollouts may run at once."""
-        self._tell(m.Capacity(rollouts))
+        self._dispatch(m.Capacity(rollouts))
 
     def resume(self, step: int, state: dict[str, Any], kept: Mapping[int, Group], members: Members) -> None:
         """Become what `state` of its scheduler was taken of, `step` batches having been trained; of the groups in
@@ -154,7 +154,7 @@ class Generator:
 
     async def close(self) -> None:
         """End all rollouts; those groups are unused."""
-        self._tell(m.Closed())
+        self._dispatch(m.Closed())
         for task in self._others:
             task.cancel()
         for outcome in await asyncio.gather(*self._others, return_exceptions=True):
@@ -163,11 +163,11 @@ class Generator:
 
     # ---- what the scheduler says -----------------------------------------------------------------------------------
 
-    def _tell(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         for command in self.scheduler.on(event, time.monotonic()):
-            self._obey(command)
+            self._execute(command)
 
-    def _obey(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         match command:
             case m.Start(who, prompt):
                 self._hold(who.group, prompt)
@@ -182,8 +182,8 @@ class Generator:
                 self._renew(group, judged=judged)
             case m.Release(group, end, reason):
                 self._release(group, end, reason)
-            case m.Give(step, groups, short):
-                self._give(step, groups)
+            case m.Deliver(step, groups, short):
+                self._deliver(step, groups)
                 if short:
                     log.warning("training on fewer groups than asked: %s", short)
             case m.Stop(reason):
@@ -202,7 +202,7 @@ class Generator:
             self._prompts[group] = self._source.prompts[number]
         return self._prompts[group]
 
-    def _give(self, step: int, groups: tuple[int, ...]) -> None:
+    def _deliver(self, step: int, groups: tuple[int, ...]) -> None:
         given, self.step = self.step, Step()
         given.groups = [self._let_go(group) for group in groups]
         given.finished += given.groups
@@ -252,7 +252,7 @@ class Generator:
             self.step.replaced.append(dataclasses.replace(self.held[who.group], rollouts=[before]))
         members[who.member] = rollout
         where, why, again = broke(rollout)
-        self._tell(m.Finished(who, rollout.trained_tokens, where, why, again))
+        self._dispatch(m.Finished(who, rollout.trained_tokens, where, why, again))
 
     async def _judge(self, ordinal: int, prompt: int) -> None:
         """Decide what becomes of a group whose rollouts have ended, unless it was given up meanwhile, and book them."""
@@ -273,7 +273,7 @@ class Generator:
             judged = m.Judged(ordinal, None if kept.keep else End.FILTERED, kept.reason or "filter")
         if ordinal in self.held:
             self._book(group.rollouts, 1)
-            self._tell(judged)
+            self._dispatch(judged)
 
     def _book(self, rollouts: Collection[Rollout], sign: int) -> None:
         """Count those of a judged group that have no answer; or no longer, with -1."""

@@ -114,10 +114,10 @@ class RolloutManager:
     def _capacity(self) -> Capacity:
         return Capacity(
             loads=lambda: self._stack.fleet.call(Fleet.loads),
-            note=self._recorder.fleet.record,
+            record=self._recorder.fleet.record,
             running=lambda: self._generator.scheduler.running,
             resize=self._generator.resize,
-            say=lambda line: self._stack.alarm(line),
+            notify=lambda line: self._stack.alarm(line),
             found=self._found,
         )
 

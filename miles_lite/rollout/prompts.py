@@ -145,7 +145,7 @@ def _parse(record: object, row: int, where: str, options: Data) -> Prompt:
         raise UserError(f"{where}: no key '{options.label_key}' (--label-key); it has {', '.join(record)}")
     label = record[options.label_key] if options.label_key else None
     tools = _tools(record.get(options.tool_key), where, options.tool_key)
-    text = _told(text, options.system_prompt)
+    text = _with_system(text, options.system_prompt)
     return Prompt(row=row, input=text, label=label, metadata=metadata, tools=tools)
 
 
@@ -169,7 +169,7 @@ def _tools(given: object, where: str, key: str) -> list[dict[str, Any]] | None:
     return tools
 
 
-def _told(text: str | list[dict[str, Any]], system: str | None) -> str | list[dict[str, Any]]:
+def _with_system(text: str | list[dict[str, Any]], system: str | None) -> str | list[dict[str, Any]]:
     """With the system message of --system-prompt in front, where there is none."""
     if system is None or (isinstance(text, list) and text and text[0].get("role") == "system"):
         return text

@@ -122,7 +122,7 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
-class Give:
+class Deliver:
     """The batch of `step`: groups in the order of their ordinals. Fewer than a batch where no more can be had, which
     `short` explains."""
 
@@ -163,4 +163,4 @@ class Stop:
     reason: str
 
 
-Command = Start | Judge | Give | Renew | Release | Cancel | Stop
+Command = Start | Judge | Deliver | Renew | Release | Cancel | Stop

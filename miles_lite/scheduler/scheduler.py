@@ -130,7 +130,7 @@ class Scheduler:
         self._commands = []
         if not self._state.stopped or isinstance(event, m.Closed):
             self._handlers[type(event)](event, now)
-            self._give()
+            self._deliver()
             self._open()
             self._start(now)
         return self._commands
@@ -247,7 +247,7 @@ class Scheduler:
 
     # ---- what follows ----------------------------------------------------------------------------------------------
 
-    def _give(self) -> None:
+    def _deliver(self) -> None:
         """Hand the trainer a batch, when it wants one and there is one."""
         state = self._state
         if not state.wanted or state.stopped:
@@ -260,7 +260,7 @@ class Scheduler:
             return
         short = tally(self.schedule, state, len(taken)) if len(taken) < self.schedule.groups_per_step else ""
         state.given[state.step] = [state.groups.pop(ordinal) for ordinal in taken]
-        self._commands.append(m.Give(state.step, tuple(taken), short))
+        self._commands.append(m.Deliver(state.step, tuple(taken), short))
         self.accounts.book(End.TRAINED, len(taken))
         state.wanted, state.opened = False, 0
         state.step += 1

@@ -36,7 +36,7 @@ class OffLoop:
 
         def job() -> None:
             try:
-                told = partial(_tell, done, work())
+                told = partial(_resolve, done, work())
             except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
                 told = partial(_fail, done, error)
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
@@ -50,7 +50,7 @@ class OffLoop:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _tell(done: asyncio.Future[T], result: T) -> None:
+def _resolve(done: asyncio.Future[T], result: T) -> None:
     if not done.done():
         done.set_result(result)
 

@@ -44,7 +44,7 @@ class DiscardWhenStale:
         size = self._schedule.groups_per_step
         if self._wanted and len(self._ready) >= size:
             batch, others = self._ready[:size], self._ready[size:]
-            commands.append(m.Give(self._step, tuple(batch)))
+            commands.append(m.Deliver(self._step, tuple(batch)))
             self._step, self._wanted, self._ready = self._step + 1, False, []
             commands += self._keep_fresh(others)
         members = self._schedule.rollouts_per_group

@@ -108,7 +108,7 @@ class World:
     def run(self) -> Outcome:
         """Until the last step is trained, or the scheduler stops."""
         self._at(TICK, self._tick, None)
-        self._tell(m.Wanted())
+        self._dispatch(m.Wanted())
         while len(self.out.steps) < self.scenario.steps or not self.out.steps[-1].ended:
             if self.out.stopped:
                 break
@@ -125,13 +125,13 @@ class World:
 
     # ---- the scheduler's commands ------------------------------------------------------------------------------
 
-    def _tell(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         pending: list[Event] = [event]
         while pending:
             self.out.events += 1
-            pending += self._obey(self._scheduler.on(pending.pop(0), self._now))
+            pending += self._execute(self._scheduler.on(pending.pop(0), self._now))
 
-    def _obey(self, commands: Iterable[Command]) -> list[Event]:
+    def _execute(self, commands: Iterable[Command]) -> list[Event]:
         told: list[Event] = []
         for command in commands:
             match command:
@@ -141,7 +141,7 @@ class World:
                     self.out.lost += lost
                     all_lost = lost == self.scenario.schedule.n_samples_per_prompt
                     told.append(m.Judged(group, m.End.FAILED if all_lost else None, "failed" if all_lost else ""))
-                case m.Give():
+                case m.Deliver():
                     self._train(command)
                 case m.Release(group=group, end=end):
                     self._answers.pop(group, None)
@@ -166,7 +166,7 @@ class World:
         self._open[number] += more
         heapq.heappush(self._least, (self._open[number], number))
 
-    def _train(self, given: m.Give) -> None:
+    def _train(self, given: m.Deliver) -> None:
         answers = [self._answers.pop(group) for group in given.groups]
         members = sum(answer.members for answer in answers)
         step = Step(
@@ -195,7 +195,7 @@ class World:
             self._count(session.host, -1)
             if session.broke:
                 self.out.failed += 1
-                self._tell(m.Finished(session.who, failed="environment", why="simulated"))
+                self._dispatch(m.Finished(session.who, failed="environment", why="simulated"))
             else:
                 self._answered(session)
 
@@ -205,11 +205,11 @@ class World:
         answers.members += 1
         answers.tokens += session.context
         answers.versions += session.version
-        self._tell(m.Finished(session.who, length=int(session.work.tokens)))
+        self._dispatch(m.Finished(session.who, length=int(session.work.tokens)))
 
     def _trained(self, step: int) -> None:
         self.out.steps[-1].ended = self._now
-        self._tell(m.Trained(step))
+        self._dispatch(m.Trained(step))
         self._at(self.scenario.trainer.sync - self.scenario.trainer.pause, self._pause, step)
 
     def _pause(self, step: int) -> None:
@@ -222,13 +222,13 @@ class World:
     def _updated(self, version: int) -> None:
         self._version = version
         self.out.steps[-1].synced = self._now
-        self._tell(m.Updated(version))
-        self._tell(m.Wanted())
+        self._dispatch(m.Updated(version))
+        self._dispatch(m.Wanted())
 
     def _preemptions(self) -> int:
         return sum(host.engine.preemptions for host in self.hosts)
 
-    def _look(self) -> EngineLoad:
+    def _engine_load(self) -> EngineLoad:
         before, self.out.preemptions = self.out.preemptions, self._preemptions()
         return EngineLoad(
             kv_use=fmean(host.engine.kv_use for host in self.hosts),
@@ -241,6 +241,6 @@ class World:
         busy = [host.take_busy(self._now) / TICK for host in self.hosts]
         self.out.ticks.append(Tick(self._now, fmean(busy), self._running, tuple(busy[:SHOWN])))
         if self._concurrency is not None:
-            self._tell(m.Capacity(self._concurrency.update(self._look())))
-        self._tell(m.Tick())
+            self._dispatch(m.Capacity(self._concurrency.update(self._engine_load())))
+        self._dispatch(m.Tick())
         self._at(TICK, self._tick, None)

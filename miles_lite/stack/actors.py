@@ -46,9 +46,9 @@ def restarted(name: str, restarts: int) -> str:
 
 @dataclass(frozen=True)
 class Waiting:
-    """How who starts actors waits for them: `say` tells a person one line, in `logs` stacks are left."""
+    """How who starts actors waits for them: `notify` tells a person one line, in `logs` stacks are left."""
 
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     logs: Path
 
     async def started(self, actor: Remote[object], starting: Awaitable[T], what: str, timeout: float) -> T:
@@ -60,7 +60,7 @@ class Waiting:
 
         return await patiently(
             starting,
-            Patience(f"{what} to start", timeout, self.say),
+            Patience(f"{what} to start", timeout, self.notify),
             lambda: describe_actor(actor),
             hint=f"see Ray's dashboard and {self.logs}",
             at_end=look,

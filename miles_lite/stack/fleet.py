@@ -92,7 +92,7 @@ class Fleet(DeliveringActor[EngineActor]):
         template = options.session.chat_template_path
         self._text = {"tokenizer_path": str(model), **({"chat_template": template} if template else {})}
         self._context = context_length
-        self._waiting = Waiting(self._say, options.run_dir / "logs")
+        self._waiting = Waiting(self._notify, options.run_dir / "logs")
         self._slots = [EngineSlot(plan) for plan in plan_engines(options.topology)]
         self._watchers: list[asyncio.Task[None]] = []
         self._routers: list[RouterSync] = []
@@ -123,7 +123,7 @@ class Fleet(DeliveringActor[EngineActor]):
         """Start all engines at once, register them with every router, and watch them; their URLs. Raises UserError when
         one does not come up."""
         self._router_urls = tuple(router_urls)
-        self._routers = [RouterSync(url, key=self._router_key, say=self._say) for url in router_urls]
+        self._routers = [RouterSync(url, key=self._router_key, notify=self._notify) for url in router_urls]
         self._check_layout()
         await asyncio.gather(*(self._fill(slot) for slot in self._slots))
         self._watchers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
@@ -169,7 +169,7 @@ class Fleet(DeliveringActor[EngineActor]):
     async def _end(self, failures: Failures) -> None:
         """Their watchers replace them."""
         for index, error in failures.items():
-            self._say(f"engine {index} did not take version {self._weights.version}: {error}")
+            self._notify(f"engine {index} did not take version {self._weights.version}: {error}")
         await asyncio.gather(*(slot.end() for slot in self._slots if slot.index in failures))
 
     # ---- starting ------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Fleet(DeliveringActor[EngineActor]):
         while slot.info is not None:
             reason = await slot.wait_for_failure()
             noticed = time.time()
-            self._say(f"engine {slot.index}: {reason}; replacing it ({slot.restarts} so far)")
+            self._notify(f"engine {slot.index}: {reason}; replacing it ({slot.restarts} so far)")
             info, slot.info = slot.info, None
             await asyncio.gather(*(router.leave(info) for router in self._routers), slot.end())
             while slot.info is None and slot.restarts < limit:
@@ -273,7 +273,7 @@ class Fleet(DeliveringActor[EngineActor]):
                 try:
                     await self._fill(slot)
                 except (UserError, EngineError, WeightsError, ray.exceptions.RayError) as error:
-                    self._say(f"engine {slot.index}, restart {slot.restarts} of {limit}: {plain(error)}")
+                    self._notify(f"engine {slot.index}, restart {slot.restarts} of {limit}: {plain(error)}")
                     reason = str(plain(error))
                 else:
                     self.recoveries.append(Recovery(slot.index, reason, noticed, time.time()))
@@ -283,7 +283,7 @@ class Fleet(DeliveringActor[EngineActor]):
         """The run ends when this was the last engine of its role."""
         limit = self._options.engines.engine_restarts
         slot.given_up = True
-        self._say(f"engine {slot.index} is given up after {limit} restarts: {reason}")
+        self._notify(f"engine {slot.index} is given up after {limit} restarts: {reason}")
         if all(other.given_up for other in self._slots if other.role == slot.role):
             self.failure = UnavailableError(
                 f"no {slot.role} engine is left: engine {slot.index} ended and --engine-restarts {limit} are used up. "
@@ -294,13 +294,13 @@ class Fleet(DeliveringActor[EngineActor]):
     async def _written(self) -> None:
         """Wait for the folder of the current weights where they came in buckets: it is written later, and complete once
         it is there. Raises UnavailableError after FOLDER_TIMEOUT."""
-        patience = Patience(f"the trainer to write {self._weights.path}", FOLDER_TIMEOUT, self._say)
+        patience = Patience(f"the trainer to write {self._weights.path}", FOLDER_TIMEOUT, self._notify)
         while self._weights.buckets and not Path(self._weights.path).is_dir():
             if patience.over():
                 raise patience.ended("an engine that is replaced starts from it")
             await asyncio.sleep(0.1)
 
-    def _say(self, line: str) -> None:
+    def _notify(self, line: str) -> None:
         log.warning("%s", line)
         self.said.append(line)
         self._news.set()

@@ -52,7 +52,7 @@ class RestartingActor(Generic[Kind]):
     def __init__(
         self, what: str, make: Callable[[int], Remote[Kind]], *, start_seconds: float, waiting: Waiting
     ) -> None:
-        """`make(restarts)` gives an actor that is not started yet; `waiting.say` takes what a person must hear."""
+        """`make(restarts)` gives an actor that is not started yet; `waiting.notify` takes what a person must hear."""
         self._what, self._make, self._start_seconds, self._waiting = what, make, start_seconds, waiting
         self._obstacle = ""
         self._actor: Remote[Kind] | None = None
@@ -105,13 +105,13 @@ class RestartingActor(Generic[Kind]):
             await _ended(await self.serving())
             lost = time.monotonic()
             self._served = asyncio.Future()
-            self._waiting.say(f"{self._what} has ended; replacing it")
+            self._waiting.notify(f"{self._what} has ended; replacing it")
             await self._replace()
-            self._waiting.say(f"{self._what} serves again after {time.monotonic() - lost:.1f} s")
+            self._waiting.notify(f"{self._what} serves again after {time.monotonic() - lost:.1f} s")
 
     async def _replace(self) -> None:
         """Try until one serves: what stood in the way, such as a port that is not free yet, may go."""
-        pause, patience = _FIRST_PAUSE, Patience(f"{self._what} to be replaced", BACK_SECONDS, self._waiting.say)
+        pause, patience = _FIRST_PAUSE, Patience(f"{self._what} to be replaced", BACK_SECONDS, self._waiting.notify)
         while True:
             self.restarts += 1
             await self._end()

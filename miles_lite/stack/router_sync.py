@@ -31,9 +31,9 @@ RETRY_SECONDS = 0.25
 class RouterSync:
     """One router's URL, and what whoever answers there has to know. Lives in one asyncio loop."""
 
-    def __init__(self, url: str, *, key: str | None, say: Callable[[str], None], patience: float = ROUTER_SECONDS):
-        """`key` opens the router's control; `say` takes what a person must hear; `patience` in seconds."""
-        self._url, self._key, self._say, self._patience = url, key, say, patience
+    def __init__(self, url: str, *, key: str | None, notify: Callable[[str], None], patience: float = ROUTER_SECONDS):
+        """`key` opens the router's control; `notify` takes what a person must hear; `patience` in seconds."""
+        self._url, self._key, self._notify, self._patience = url, key, notify, patience
         self._versions: tuple[int, int | None] | None = None
         self._engines: dict[str, EngineInfo] = {}
         self._left: set[str] = set()
@@ -43,12 +43,12 @@ class RouterSync:
     async def admit(self, version: int, *, previous: int | None = None) -> list[str]:
         """From now on `version` may serve, and `previous` too while an update runs; returns the engines that have
         neither. Raises UserError when the router refuses, UnavailableError when none takes it within `patience`."""
-        patience = Patience(f"the router to take weight version {version}", self._patience, self._say)
+        patience = Patience(f"the router to take weight version {version}", self._patience, self._notify)
         while True:
             try:
                 async with self._talking:  # nobody who looks meanwhile compares what was before with it
                     self._versions = (version, previous)
-                    return await self._tell()
+                    return await self._push_versions()
             except RouterError as error:
                 if patience.over(partial(str, error)):
                     raise patience.ended(
@@ -71,10 +71,10 @@ class RouterSync:
         """Look every LOOK_SECONDS, for ever. While `updating`, engines may have neither version."""
         while True:
             with contextlib.suppress(RouterError, UserError):  # it is away, and looked at again
-                await self._look(updating)
+                await self._check(updating)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _look(self, updating: Callable[[], bool]) -> None:
+    async def _check(self, updating: Callable[[], bool]) -> None:
         async with self._talking:
             quiet = updating()
             found = await fetch_state(self._url)
@@ -85,10 +85,12 @@ class RouterSync:
     async def _mend(self, found: RouterState) -> None:
         """Tell the router what it does not go by."""
         if self._versions is not None and found.versions != self._accepted():
-            self._say(f"the router at {self._url} admitted weight version {_shown(found.versions)}: told again")
-            await self._tell()
+            self._notify(
+                f"the router at {self._url} admitted weight version {_format_versions(found.versions)}: told again"
+            )
+            await self._push_versions()
         for url in self._engines.keys() - found.workers.keys():
-            self._say(f"the router at {self._url} did not know the engine at {url}: told again")
+            self._notify(f"the router at {self._url} did not know the engine at {url}: told again")
             await register(self._engines[url], router_url=self._url, key=self._key)
         for url in self._left & found.workers.keys():
             await self._deregister(url)
@@ -101,9 +103,9 @@ class RouterSync:
         refused = bool(ours) and told and not quiet and all(worker["state"] == "stale" for worker in ours.values())
         self._refused = self._refused + 1 if refused else 0
         if self._refused == 2:
-            self._say(_all_stale(self._url, found.versions, ours))
+            self._notify(_all_stale(self._url, found.versions, ours))
 
-    async def _tell(self) -> list[str]:
+    async def _push_versions(self) -> list[str]:
         assert self._versions is not None
         version, previous = self._versions
         return await set_weight_version(self._url, version, previous=previous, key=self._key)
@@ -119,12 +121,12 @@ class RouterSync:
 def _all_stale(router: str, versions: frozenset[str], workers: Mapping[str, Mapping[str, object]]) -> str:
     served = ", ".join(f"{url} serves {worker['weight_version']}" for url, worker in workers.items())
     return (
-        f"ALARM: no engine gets requests: the router at {router} admits weight version {_shown(versions)}, "
+        f"ALARM: no engine gets requests: the router at {router} admits weight version {_format_versions(versions)}, "
         f"but {served}, and no update is running.\n"
         "  Somebody else changed the engines' weights or the router's version. Leave both to this run: end who did it; "
         "the next update mends it, or stop with Ctrl-C and go on with --load."
     )
 
 
-def _shown(versions: frozenset[str]) -> str:
+def _format_versions(versions: frozenset[str]) -> str:
     return " or ".join(sorted(versions)) or "any"

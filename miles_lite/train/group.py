@@ -84,13 +84,13 @@ class TrainGroup:
         run_dir: Path,
         environment: Mapping[str, str] | None = None,
         look: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = log.warning,
+        notify: Callable[[str], None] = log.warning,
     ) -> None:
         """`strategies` are Ray's, `run_dir` is named in errors; `look` is called several times a second while a call is
-        waited for, and what it raises ends the wait; `say` is told at half of a wait's bound."""
+        waited for, and what it raises ends the wait; `notify` is told at half of a wait's bound."""
         self._config = config
         self._run_dir = run_dir
-        self._look, self._say = look, say
+        self._look, self._notify = look, notify
         self._workers: list[Remote[TrainWorker]] = []
         self._offering: list[ObjectRef[list[Bucket]]] = []
         resources = {"num_gpus": slot_share} if device == "cuda" else {"num_cpus": slot_share}
@@ -257,7 +257,7 @@ class TrainGroup:
 
     def _wait(self, calls: Sequence[ObjectRef[R]], *, timeout: float, doing: str) -> list[R]:
         """All answers in rank order. Raises TrainError, or the UserError of a rank."""
-        waiting, patience = list(calls), Patience(f"train ranks that are {doing}", timeout, self._say)
+        waiting, patience = list(calls), Patience(f"train ranks that are {doing}", timeout, self._notify)
         while waiting:
             self._look()
             done, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)

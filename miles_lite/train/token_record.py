@@ -50,9 +50,9 @@ class TokenRecord:
 
     def values(self) -> list[TokenValues]:
         """Of what was seen: by sample and turn, those of its tokens that were trained."""
-        return [told for seen in self._seen for told in self._told(seen)]
+        return [told for seen in self._seen for told in self._values_of(seen)]
 
-    def _told(self, seen: _Seen) -> Iterator[TokenValues]:
+    def _values_of(self, seen: _Seen) -> Iterator[TokenValues]:
         sample, places = self._batch.samples[seen.index], seen.places
         trained = seen.weights.cpu().numpy() > 0
         logprobs, advantages = (each.float().cpu().numpy() for each in (seen.logprobs, seen.advantages))

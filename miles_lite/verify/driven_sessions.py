@@ -56,24 +56,24 @@ class Plan:
 
 
 async def verify_sessions(
-    urls: Sequence[str], tito: Tito, plan: Plan, *, samples: int, tell: Callable[[str], None]
+    urls: Sequence[str], tito: Tito, plan: Plan, *, samples: int, notify: Callable[[str], None]
 ) -> list[Report]:
     """Run `samples` sessions at once, spread over the servers at `urls`."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=plan.call_seconds, trust_env=False, limits=limits) as http:
-        runs = (_one(http, urls[index % len(urls)], tito, plan, index, tell) for index in range(samples))
+        runs = (_one(http, urls[index % len(urls)], tito, plan, index, notify) for index in range(samples))
         return list(await asyncio.gather(*runs))
 
 
 async def _one(
-    http: httpx.AsyncClient, url: str, tito: Tito, plan: Plan, index: int, tell: Callable[[str], None]
+    http: httpx.AsyncClient, url: str, tito: Tito, plan: Plan, index: int, notify: Callable[[str], None]
 ) -> Report:
     report = Report(index)
     try:
         async with SessionClient(url, admin_key=plan.admin_key) as client, client.opened(plan.sampling) as session:
             key, url = client.api_key(session), client.base_url(session)
             chat = Chat(http, url, TOOLS, plan.max_tokens, plan.stream, key)
-            driver = Driver(chat, plan.failure_mode, lambda line: tell(f"sample {index}: {line}"))
+            driver = Driver(chat, plan.failure_mode, lambda line: notify(f"sample {index}: {line}"))
             report.events = driver.events
             await driver.run(plan.actions)
             await _inspect(report, client, session, tito)

@@ -43,11 +43,11 @@ class FailureMode(Word):
 
 @dataclass(slots=True)
 class Driver:
-    """One conversation. `events` counts append_<role> and rollback; `tell` is told of every action."""
+    """One conversation. `events` counts append_<role> and rollback; `notify` is told of every action."""
 
     complete: Complete
     failure_mode: FailureMode
-    tell: Callable[[str], None] = lambda line: None
+    notify: Callable[[str], None] = lambda line: None
     messages: list[Message] = field(default_factory=lambda: [dict(message) for message in PROMPT])
     events: Counter[str] = field(default_factory=Counter)
 
@@ -88,7 +88,7 @@ class Driver:
         reply = await self.complete(self.messages, tool_choice)
         self.messages.append(reply)
         self.events.update(f"append_{message['role']}" for message in appended)
-        self.tell(f"{label}: {_short(reply)}")
+        self.notify(f"{label}: {_short(reply)}")
 
     def _words(self, action: Action) -> list[Message]:
         """What an action appends; calls that still wait for their results get them first."""

@@ -101,7 +101,7 @@ def test_who_waits_for_another_actor_learns_of_a_death_at_once(logs: Path, how_:
 def test_of_a_wait_that_comes_to_its_end_stacks_are_left(logs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     with Interrupts() as interrupts:
-        watch, busy = Watch(interrupts, hint="see the logs", say=said.append), actor(name="train-rank-0")
+        watch, busy = Watch(interrupts, hint="see the logs", notify=said.append), actor(name="train-rank-0")
         ray.get(busy.pid.remote())
         watch.follow("train rank 0", Remote(busy))
         ref = busy.wait.remote(60)

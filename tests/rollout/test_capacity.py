@@ -25,10 +25,10 @@ class Watched:
         self.noted: list[Loads] = []
         self.capacity = Capacity(
             loads=self.loads,
-            note=self.noted.append,
+            record=self.noted.append,
             running=lambda: running if running is not None else self.sizes[-1] if self.sizes else 8,
             resize=self.sizes.append,
-            say=self.said.append,
+            notify=self.said.append,
             found=Concurrency(engines=1, most=64) if found else None,
         )
 

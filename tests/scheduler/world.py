@@ -184,7 +184,7 @@ class World:
             case m.Judge(group, lost, _):
                 assert len(self.groups[group].answers) + lost == self.schedule.rollouts_per_group
                 self.judging[group] = lost
-            case m.Give(step, groups, short):
+            case m.Deliver(step, groups, short):
                 self.give(step, groups, short)
             case m.Release(group, end, _):
                 self.settle(group, end)

@@ -76,7 +76,7 @@ def test_a_row_holds_a_turn_bit_for_bit(entry: Entry) -> None:
     again = from_row(to_row(entry))
     assert (again.receipt, again.counts) == (entry.receipt, entry.counts)
     one, other = entry.commit(new_tree()), again.commit(new_tree())
-    for name in ("said", "start", "drop", "number", "caller", "root"):
+    for name in ("added", "start", "drop", "number", "caller", "root"):
         assert getattr(one, name) == getattr(other, name)
     for ours, theirs in ((one.prompt_ids, other.prompt_ids), (one.output.ids, other.output.ids)):
         assert ours.dtype == theirs.dtype == np.int32

@@ -152,10 +152,10 @@ async def test_engines_that_all_have_other_weights_though_nobody_updates_them_ar
 
 async def test_an_update_waits_for_a_router_that_is_away_and_says_so_when_it_stays_away() -> None:
     port = free_port()
-    sync = RouterSync(f"http://127.0.0.1:{port}", key=None, say=print, patience=0.5)
+    sync = RouterSync(f"http://127.0.0.1:{port}", key=None, notify=print, patience=0.5)
     with pytest.raises(UserError, match="waited 0 s for the router to take weight version 3; PUT "):
         await sync.admit(3)
-    waiting = asyncio.create_task(RouterSync(f"http://127.0.0.1:{port}", key=None, say=print).admit(3))
+    waiting = asyncio.create_task(RouterSync(f"http://127.0.0.1:{port}", key=None, notify=print).admit(3))
     await asyncio.sleep(0.3)
     router = Supervisor(RouterSpec(port=port))
     await router.start()
@@ -179,7 +179,7 @@ async def test_a_look_that_began_before_an_update_says_nothing_of_it(monkeypatch
         return found
 
     monkeypatch.setattr(router_sync, "fetch_state", slowly)
-    sync = RouterSync(router.url, key=None, say=said.append)
+    sync = RouterSync(router.url, key=None, notify=said.append)
     keeping = asyncio.create_task(sync.run(lambda: False))
     await looking.wait()
     admitting = asyncio.create_task(sync.admit(3))
@@ -206,7 +206,7 @@ async def test_a_router_without_a_weight_gate_is_left_alone(tmp_path: Path) -> N
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    sync = RouterSync(f"http://127.0.0.1:{runner.addresses[0][1]}", key=None, say=print)
+    sync = RouterSync(f"http://127.0.0.1:{runner.addresses[0][1]}", key=None, notify=print)
     assert await sync.admit(3) == []
     keeping = asyncio.create_task(sync.run(lambda: False))
     await until(lambda: ("GET", "/workers") in asked, "a look")

@@ -56,7 +56,7 @@ def verified(
     async def run() -> list[Report]:
         async with bench(model, script, tito_allowed_append_roles=declared) as server:
             url = server.client.url
-            return await verify_sessions([url], compared or tito, plan, samples=2, tell=lambda line: None)
+            return await verify_sessions([url], compared or tito, plan, samples=2, notify=lambda line: None)
 
     return asyncio.run(run())
 

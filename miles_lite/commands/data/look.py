@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         if options.label_key is not None and len(labels) < 10_000:
             labels[str(prompt.label)] += 1
         lengths[at] = _length(prompt, tito)
-    _told(lengths, "tokens" if tito else "characters", seen, labels)
+    _print_statistics(lengths, "tokens" if tito else "characters", seen, labels)
     return 0
 
 
@@ -82,26 +82,26 @@ def _length(prompt: Prompt, tito: Tito | None) -> int:
 def _show(prompt: Prompt) -> None:
     print(f"\nrow {prompt.row}")
     for message in as_messages(prompt):
-        print(f"  {_shown(message.get('role'))}: {_shown(message.get('content'))}")
+        print(f"  {_one_line(message.get('role'))}: {_one_line(message.get('content'))}")
     if prompt.label is not None:
-        print(f"  label: {_shown(prompt.label)}")
+        print(f"  label: {_one_line(prompt.label)}")
     if prompt.metadata:
-        print(f"  metadata: {_shown(', '.join(prompt.metadata))}")
+        print(f"  metadata: {_one_line(', '.join(prompt.metadata))}")
     if prompt.tools:
         print(f"  tools: {len(prompt.tools)}")
 
 
-def _shown(text: object, most: int = WIDTH) -> str:
+def _one_line(text: object, most: int = WIDTH) -> str:
     """Its beginning on one line, with nothing that would steer a terminal."""
     line = " ".join(visible(str(text)[: 8 * most]).split())
     return line if len(line) <= most else f"{line[:most]} ..."
 
 
-def _told(lengths: np.ndarray, unit: str, seen: Counter[int], labels: Counter[str]) -> None:
+def _print_statistics(lengths: np.ndarray, unit: str, seen: Counter[int], labels: Counter[str]) -> None:
     shares = {"least": 0, "median": 50, "95 %": 95, "99 %": 99, "most": 100}
     points = ", ".join(f"{name} {np.percentile(lengths, share):.0f}" for name, share in shares.items())
     print(f"\nprompts in {unit}: {points}")
     print(f"duplicates: {len(lengths) - len(seen)} rows say what one before them does" * (len(seen) < len(lengths)))
     if labels:
-        common = ", ".join(f"{_shown(label, 30)} x{n}" for label, n in labels.most_common(SHOWN_LABELS))
+        common = ", ".join(f"{_one_line(label, 30)} x{n}" for label, n in labels.most_common(SHOWN_LABELS))
         print(f"labels: {len(labels)} different; {common}")

@@ -99,7 +99,7 @@ def _printed(name: str, launcher: Launcher, command: str) -> Translation:
     lines_of: dict[str, list[int]] = {}
     for found in launcher.flags():
         lines_of.setdefault(found.flag, []).append(found.line)
-    _told(whole, lines_of, launcher.by_hand)
+    _print_translation(whole, lines_of, launcher.by_hand)
     return whole
 
 
@@ -123,7 +123,7 @@ def _lines(found: Found, whole: Translation) -> list[str]:
     return lines
 
 
-def _told(said: Translation, lines: Mapping[str, Sequence[int]], rest: Sequence[tuple[int, str]]) -> None:
+def _print_translation(said: Translation, lines: Mapping[str, Sequence[int]], rest: Sequence[tuple[int, str]]) -> None:
     """What there is to know of each flag; what is left by hand with its line."""
     for title, rows in (("mapped", said.mapped), ("changes nothing", said.ignored)):
         for flag, why in rows.items():

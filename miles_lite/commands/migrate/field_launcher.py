@@ -54,7 +54,7 @@ class Word:
         return Word(shlex.quote(said), said, self.line, self.at)
 
 
-def as_said(text: str, line: int) -> Word:
+def word_of(text: str, line: int) -> Word:
     """A word that says the text, of which a shell expands what has a `$`."""
     if "$" not in text:
         return Word(shlex.quote(text), text, line)

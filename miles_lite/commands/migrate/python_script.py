@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from miles_lite.commands.migrate.field_launcher import FLAG, TRAIN, Launcher, as_said, paired
+from miles_lite.commands.migrate.field_launcher import FLAG, TRAIN, Launcher, paired, word_of
 from miles_lite.errors import user_error
 
 CONDITIONAL = (ast.If, ast.IfExp, ast.For, ast.While, ast.comprehension, ast.ExceptHandler, ast.Match, ast.BoolOp)
@@ -58,7 +58,7 @@ class _Reader:
         begin = train[0] if train else 0
         if not train and words and not words[0][0].startswith(("-", EXPRESSION)):
             begin = len(words)
-        flags = paired([as_said(word, line) for word, line in words[begin:]])
+        flags = paired([word_of(word, line) for word, line in words[begin:]])
         if why:
             self._found.leave(flags, why)
         else:
@@ -73,14 +73,14 @@ class _Reader:
 
     def _words(self, node: Texts) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.JoinedStr | ast.Constant):
-            yield from ((word, self._line(node, word)) for word in _split(_said(node)))
+            yield from ((word, self._line(node, word)) for word in _split(_literal(node)))
             return
         pairs = (
             zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ((each,) for each in node.elts)
         )
         for part in (part for pair in pairs for part in pair):
             if isinstance(part, ast.JoinedStr | ast.Constant):
-                said = _said(part)
+                said = _literal(part)
                 several = said.strip().startswith("--") and " " in said.strip()
                 yield from ((word, self._line(part, word)) for word in (_split(said) if several else [said]))
             elif part is not None and not isinstance(part, ast.Starred):
@@ -95,7 +95,7 @@ class _Reader:
         return node.lineno
 
 
-def _said(node: ast.JoinedStr | ast.Constant) -> str:
+def _literal(node: ast.JoinedStr | ast.Constant) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(str(each.value) if isinstance(each, ast.Constant) else EXPRESSION for each in node.values)
     return node.value if isinstance(node.value, str) else str(node.value)

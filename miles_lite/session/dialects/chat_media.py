@@ -21,10 +21,10 @@ def pictured(message: Json) -> bool:
 
 def without_media(messages: Sequence[Json], media: Media) -> list[Json]:
     """The messages with texts in the place of what tools returned. Raises ApiError 400."""
-    return [_told(one, media, f"messages[{n}]") if pictured(one) else one for n, one in enumerate(messages)]
+    return [_without_media(one, media, f"messages[{n}]") if pictured(one) else one for n, one in enumerate(messages)]
 
 
-def _told(message: JsonMapping, media: Media, path: str) -> JsonObject:
+def _without_media(message: JsonMapping, media: Media, path: str) -> JsonObject:
     parts = [_part(part, media, f"{path}.content[{n}]") for n, part in enumerate(message["content"])]
     return {**message, "content": parts}
 

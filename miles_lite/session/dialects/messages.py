@@ -175,7 +175,10 @@ def _user(role: str, blocks: Sequence[TextBlock | ToolResult], path: str, media:
             given = block.content
             if not isinstance(given, str):
                 given = _joined(
-                    [_told(part, f"{path}.content[{number}].content[{n}]", media) for n, part in enumerate(given or ())]
+                    [
+                        _text_of(part, f"{path}.content[{number}].content[{n}]", media)
+                        for n, part in enumerate(given or ())
+                    ]
                 )
             made.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": given})
         elif made and made[-1]["role"] == role:
@@ -188,10 +191,10 @@ def _user(role: str, blocks: Sequence[TextBlock | ToolResult], path: str, media:
 def _returned(result: ToolResult, path: str, media: Media) -> Json:
     if isinstance(result.content, str):
         return result.content
-    return _joined([_told(part, f"{path}[{number}]", media) for number, part in enumerate(result.content or ())])
+    return _joined([_text_of(part, f"{path}[{number}]", media) for number, part in enumerate(result.content or ())])
 
 
-def _told(part: TextBlock | Image | Document, path: str, media: Media) -> str:
+def _text_of(part: TextBlock | Image | Document, path: str, media: Media) -> str:
     """What is no text is told of."""
     if isinstance(part, TextBlock):
         return part.text

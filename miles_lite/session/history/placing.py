@@ -55,7 +55,7 @@ class Placer:
         Raises ApiError 400 for what the template refuses, and for what is far too long.
         """
         try:
-            return self._told(tree, request, place) or self._suffixed(tree, request, place)
+            return self._restored(tree, request, place) or self._suffixed(tree, request, place)
         except RenderError as error:
             raise bad_request(f"the chat template refuses these messages: {error}", param="messages") from error
         except TooLongError as error:
@@ -67,7 +67,7 @@ class Placer:
         caller = caller_of(request.agent, request.tools, request.options)
         return Placed(Place(None, 0, caller, root="reanchored"), suffix)
 
-    def _told(self, tree: Tree, request: ChatRequest, place: Place) -> Placed | None:
+    def _restored(self, tree: Tree, request: ChatRequest, place: Place) -> Placed | None:
         """After the very ids that another session's turn was asked with, where this asks the same at its place."""
         asked = (place.caller, tuple(request.messages[place.matched :]))
         siblings = tree.children(place.turn) if tree.restored else ()

@@ -127,7 +127,7 @@ class Tree:
 
     def history(self, turn: Turn) -> list[Message]:
         """The messages of a turn's path as the session holds them, replies included."""
-        return [message for step in turn.path() for message in step.said]
+        return [message for step in turn.path() for message in step.added]
 
     def request_keys(self, turns: Sequence[Turn]) -> list[tuple[int | bytes, bytes]]:
         """What each of the turns was asked, and where: equal for the same request at the same place."""
@@ -156,7 +156,7 @@ class Tree:
             number=len(self.turns),
             parent=parent,
             caller=self._known(place.caller),
-            said=(*map(_kept, messages), reply),
+            added=(*map(_kept, messages), reply),
             start=(parent.end if parent else 0) - drop,
             drop=drop,
             prompt_bytes=pack_ids(prompt_ids),
@@ -166,7 +166,7 @@ class Tree:
             hints=self.turns[-1].hints if self.turns and self.turns[-1].hints == hints else hints,
         )
         self.turns.append(turn)
-        self._sent.append(turn.said)
+        self._sent.append(turn.added)
         self._children.append(())
         self._children[0 if parent is None else parent.number + 1] += (turn,)
         return turn

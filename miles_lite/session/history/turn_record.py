@@ -69,7 +69,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Turn:
-    """One request and its reply. `said` is what this turn adds: messages, then the reply.
+    """One request and its reply. `added` is what this turn adds: messages, then the reply.
 
     `start` is where its prompt ids begin. `root` says why the turn begins a new root (see `Place`). `retries` is the
     number of the turn whose request this one is, provably sent again. `hints` are what the harness said about itself.
@@ -78,7 +78,7 @@ class Turn:
     number: int
     parent: Turn | None
     caller: Caller
-    said: tuple[Message, ...]
+    added: tuple[Message, ...]
     start: int
     drop: int
     prompt_bytes: bytes
@@ -95,11 +95,11 @@ class Turn:
     @property
     def messages(self) -> tuple[Message, ...]:
         """Those of the request that its place had not matched."""
-        return self.said[:-1]
+        return self.added[:-1]
 
     @property
     def reply(self) -> Message:
-        return self.said[-1]
+        return self.added[-1]
 
     @property
     def end(self) -> int:

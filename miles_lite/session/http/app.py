@@ -163,7 +163,7 @@ class _Routes:
                 if asked.stream:
                     return await Stream(request, asked, dialect, calls, keep_alive=self._keep_alive).run()
                 answers = await together(*(call.answer() for call in calls))
-                response = await _whole(request, _said(dialect, asked, answers))
+                response = await _whole(request, _render(dialect, asked, answers))
                 for call in calls:
                     call.deliver()
                 return response
@@ -226,7 +226,7 @@ def refusal(request: web.Request, error: ApiError, cause: web.HTTPException | No
     return answer
 
 
-def _said(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> JsonObject:
+def _render(dialect: Dialect, parsed: ChatRequest, answers: Sequence[ChatAnswer]) -> JsonObject:
     if len(answers) == 1:
         return dialect.answer(parsed, answers[0])
     bodies = [dialect.answer(replace(parsed, choice=number), answer) for number, answer in enumerate(answers)]

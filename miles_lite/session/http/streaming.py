@@ -46,7 +46,9 @@ class Stream:
         """Says everything the calls say, from their beginning. Raises ApiError while nothing has been sent."""
         beating = asyncio.create_task(self._beat())
         try:
-            answers = await together(*(self._tell(*each) for each in zip(self._calls, self._events, strict=True)))
+            answers = await together(
+                *(self._stream_answer(*each) for each in zip(self._calls, self._events, strict=True))
+            )
             if len(answers) > 1:
                 await self._send(lambda: ending(self._parsed, answers))
             await self._response.write_eof()
@@ -68,7 +70,7 @@ class Stream:
             await asyncio.gather(beating, return_exceptions=True)
         return self._response
 
-    async def _tell(self, call: Call, events: Events) -> ChatAnswer:
+    async def _stream_answer(self, call: Call, events: Events) -> ChatAnswer:
         """Say one answer, piece by piece."""
         said: list[Delta] = []
 

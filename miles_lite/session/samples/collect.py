@@ -244,6 +244,6 @@ def _sample(path: Sequence[Turn], leaf: Turn) -> Sample:
 
 def _system_line(path: Sequence[Turn]) -> str:
     """The first line of the path's system prompt that says something."""
-    first = path[0].said[0]
+    first = path[0].added[0]
     text = text_of(first.get("content")) if first["role"] in ("system", "developer") else ""
     return next((line.strip()[:SYSTEM_LINE] for line in text.splitlines() if line.strip()), "")
