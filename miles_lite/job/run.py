@@ -211,4 +211,4 @@ def _begin(config: Config, life: Lifetime, layout: Layout, ranks: str = "") -> S
 def _total(config: Config, servers: Servers) -> int:
     """How many rollouts there are to be."""
     options = config.rollouts
-    return options.num_rollout or servers.told.rollouts_per_epoch * (options.num_epoch or 1)
+    return options.num_rollout or servers.started.rollouts_per_epoch * (options.num_epoch or 1)

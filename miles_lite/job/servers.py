@@ -68,7 +68,7 @@ class Servers:
 
     def __init__(self, config: Config, watch: Watch, manager: Remote[RolloutManager], told: Started) -> None:
         self._config, self._watch, self._manager = config, watch, manager
-        self.told = told
+        self.started = told
 
     def call(
         self, method: Callable[Concatenate[RolloutManager, P], Awaitable[R]], *args: P.args, **options: P.kwargs
@@ -107,7 +107,7 @@ class Servers:
 
     def finish_evaluation(self, ref: ObjectRef[Evaluated]) -> Evaluated:
         """What came of it."""
-        return self._watch.wait(ref, "the rollout manager's eval", eval_timeout(self._config, self.told.eval_rollouts))
+        return self._watch.wait(ref, "the rollout manager's eval", eval_timeout(self._config, self.started.eval_rollouts))
 
 
 def eval_timeout(config: Config, rollouts: int) -> float:

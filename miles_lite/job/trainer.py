@@ -116,7 +116,7 @@ class Trainer:
 
     def _engines(self, method: Callable[Concatenate[Fleet, P], Awaitable[R]], *args: P.args, **options: P.kwargs) -> R:
         """What a method of the engines' fleet returns."""
-        doing = self._servers.told.fleet.call(method, *args, **options)
+        doing = self._servers.started.fleet.call(method, *args, **options)
         return self._life.watch.wait(doing, f"the fleet's {method.__name__}", CALL_TIMEOUT)
 
     def _through_folder(self, update: WeightUpdate) -> Delivered:

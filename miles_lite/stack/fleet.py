@@ -99,7 +99,7 @@ class Fleet(DeliveringActor[EngineActor]):
         self._router_urls: tuple[str, ...] = ()
         self._admin_key, self._router_key = admin_key, router_key
         self._news = asyncio.Event()
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.recoveries: list[Recovery] = []
         self.failure: UserError | None = None
 
@@ -133,12 +133,12 @@ class Fleet(DeliveringActor[EngineActor]):
     async def new_lines(self, heard: int) -> list[str]:
         """What a person must hear, from line `heard` on, as soon as there is some. Raises UserError once that was all
         and no engine of a role is left."""
-        while len(self.said) <= heard:
+        while len(self.lines) <= heard:
             if self.failure is not None:
                 raise self.failure
             self._news.clear()
             await self._news.wait()
-        return self.said[heard:]
+        return self.lines[heard:]
 
     async def status(self) -> FleetStatus:
         return FleetStatus(self.engines, self.restarts, self.recoveries)
@@ -302,5 +302,5 @@ class Fleet(DeliveringActor[EngineActor]):
 
     def _notify(self, line: str) -> None:
         log.warning("%s", line)
-        self.said.append(line)
+        self.lines.append(line)
         self._news.set()

@@ -14,7 +14,7 @@ ports.FIRST, ports.LAST = int(sys.argv[1]), int(sys.argv[1]) + 4
 held = ports.Ports()
 try:
     while True:
-        print(held.hold("127.0.0.1"), flush=True)
+        print(held.reserve("127.0.0.1"), flush=True)
 except ports.UserError:
     print("none", flush=True)
 sys.stdin.readline()

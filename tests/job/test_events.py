@@ -25,7 +25,7 @@ from miles_lite.report.event_rows import Kind
 with Events(Path(sys.argv[1])) as events:
     events.write()
     for step in range(500):
-        events.note(Kind.WEIGHTS, "all engines serve it", step=step, what=f"v{step}", seconds=0.5)
+        events.record(Kind.WEIGHTS, "all engines serve it", step=step, what=f"v{step}", seconds=0.5)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -28,7 +28,7 @@ from miles_lite.rollout.fleet_samples import FleetSamples
 samples = FleetSamples(Path(sys.argv[1]))
 samples.step = 0
 for running in range(50):
-    samples.note({0: Load(kv_use=0.5, running=running, queued=0, preempted=0)})
+    samples.record({0: Load(kv_use=0.5, running=running, queued=0, preempted=0)})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -129,7 +129,7 @@ async def test_a_router_that_is_killed_at_any_step_of_an_update_ends_with_the_fl
         assert delivered.behind == {}
         await until(lambda: router.restarts, "the router to be missed")
         await converged(fleet, router.url, "2")
-        assert not any("ALARM" in line for line in fleet.said)
+        assert not any("ALARM" in line for line in fleet.lines)
 
 
 @pytest.mark.usefixtures("here")
@@ -140,9 +140,9 @@ async def test_engines_that_all_have_other_weights_though_nobody_updates_them_ar
         for engine in fleet.engines:
             await client.post(f"{engine.url}/update_weights_from_disk", json={"weight_version": "9"})
         await client.put(f"{router.url}/weight_version", json={"version": 1})
-        await until(lambda: fleet.said, "the alarm")
+        await until(lambda: fleet.lines, "the alarm")
         await asyncio.sleep(2.5 * router_sync.LOOK_SECONDS)
-        [alarm] = fleet.said
+        [alarm] = fleet.lines
         assert alarm.startswith("ALARM: no engine gets requests")
         assert all(f"{engine.url} serves 9" in alarm for engine in fleet.engines)
         assert "admits weight version 1" in alarm
