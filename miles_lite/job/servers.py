@@ -107,7 +107,8 @@ class Servers:
 
     def finish_evaluation(self, ref: ObjectRef[Evaluated]) -> Evaluated:
         """What came of it."""
-        return self._watch.wait(ref, "the rollout manager's eval", eval_timeout(self._config, self.started.eval_rollouts))
+        timeout = eval_timeout(self._config, self.started.eval_rollouts)
+        return self._watch.wait(ref, "the rollout manager's eval", timeout)
 
 
 def eval_timeout(config: Config, rollouts: int) -> float:
