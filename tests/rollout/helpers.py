@@ -34,13 +34,13 @@ def make_rollout(index: int, group_index: int, *samples: Sample, **known: Any) -
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
-    """What `module` has done aside is done in this process, and what comes of it lies here."""
+    """What `module` has done aside is done in a thread of this process, and what comes of it lies here."""
 
     async def aside(function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
+        return await asyncio.to_thread(function, *args)
 
     async def parts_aside(function: Callable[..., Any], parts: int, *args: Any) -> tuple[Any, list[Any]]:
-        first, *rest = function(*args)
+        first, *rest = await asyncio.to_thread(function, *args)
         assert len(rest) == parts
         return first, rest
 
