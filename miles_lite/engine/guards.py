@@ -128,7 +128,8 @@ class ForkedGuard:
 
 
 def _line(connection: socket.socket) -> str:
-    """The next one, which fits into one packet; empty at the end. Raises OSError."""
+    """The next one, which was sent as a whole; empty at the end. Raises OSError."""
     with contextlib.suppress(ConnectionResetError):
-        return connection.recv(64).decode()
+        there = connection.recv(64, socket.MSG_PEEK)  # what follows it may be there, too: of a server that ends at once
+        return connection.recv(there.find(b"\n") + 1).decode()
     return ""
