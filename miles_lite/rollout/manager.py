@@ -251,7 +251,7 @@ class RolloutManager:
 
     async def load(self, folder: str, rollout_id: int) -> None:
         """Continue from `save`. Raises UserError when the file is missing."""
-        self._rollouts = load(folder, rollout_id, self._generator, self._source)
+        self._rollouts = await load(folder, rollout_id, self._generator, self._source)
 
     async def stop(self) -> None:
         """End agents, sessions, router and engines."""

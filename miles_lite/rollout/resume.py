@@ -2,26 +2,27 @@
 
 Invariant: what `load` gives goes on as what `save` was given: no prompt is dropped or dealt twice. Rollouts that had
 not ended start anew; those that had are kept where the schedule lets groups wait (--max-weight-staleness above 0).
+Arrays never pass through the process that saves or loads: it has them written, and read into Ray's store, where it owns
+them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from miles_lite.config.rollouts import Data
-from miles_lite.errors import UserError, user_error, writing
+from miles_lite.errors import UnavailableError, UserError, user_error, writing
 from miles_lite.process.drafted import drafted
 from miles_lite.rollout.generate import Generator, Members
 from miles_lite.rollout.prompts import Source, open_source
 from miles_lite.rollout.stored import Stored
-from miles_lite.sample import Group, LocalSamples, Rollout
+from miles_lite.sample import Group, Sample
+from miles_lite.stack.aside import aside, parts_aside
 
 STATE = frozenset({"data", "members", "scheduler", "next_rollout_index"})
 """What a file holds."""
@@ -56,21 +57,21 @@ async def save(folder: str, rollout_id: int, taken: Snapshot) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(taken.plain))
         if taken.waiting:
-            await asyncio.to_thread(_write, _samples(path), rollout_id, taken.waiting)
+            with user_error(f"{_samples(path)} is not written", UnavailableError, kind=UnavailableError):
+                await aside(_write, _samples(path), rollout_id, taken.waiting)
     for old in path.parent.glob("*.pt"):
         iteration = int(old.stem.rpartition("_")[2])
         if iteration < rollout_id and not Path(folder, f"iter_{iteration:07d}").is_dir():
             old.unlink()
 
 
-def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
+async def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> int:
     """Let `generator` and `source` go on from `save`; the number of the next rollout. Raises UserError when a file is
     missing or damaged."""
     path, state = _path(folder, rollout_id), _state(folder, rollout_id)
-    source.restore(state["data"])
     named: dict[str, dict[str, int]] = state["members"]
-    kept = {group.index: group for group in _read(folder, _samples(path))} if any(named.values()) else {}
-    by_index = {rollout.index: _stored(rollout) for group in kept.values() for rollout in group.rollouts}
+    kept = await _kept(folder, _samples(path), [index for of in named.values() for index in of.values()])
+    by_index = {rollout.index: rollout for group in kept.values() for rollout in group.rollouts}
     members: Members = {
         int(group): {int(member): by_index[index] for member, index in of.items()}
         for group, of in named.items()
@@ -78,6 +79,7 @@ def load(folder: str, rollout_id: int, generator: Generator, source: Source) -> 
     }
     for group in kept.values():
         group.rollouts = []
+    source.restore(state["data"])
     generator.resume(rollout_id + 1, state["scheduler"], kept, members)
     next_index: int = state["next_rollout_index"]
     return next_index
@@ -103,17 +105,36 @@ def _state(folder: str, rollout_id: int) -> dict[str, Any]:
     return state
 
 
+async def _kept(folder: str, path: Path, rollouts: Sequence[int]) -> dict[int, Group]:
+    """By index, the groups in the file at `path`, with the samples of those `rollouts`."""
+    if not rollouts:
+        return {}
+    with user_error(f"--load {folder}: {path.name} is not read", UnavailableError, kind=UnavailableError):
+        groups, samples = await parts_aside(_read, len(rollouts), folder, path, rollouts)
+    by_index = dict(zip(rollouts, samples, strict=True))
+    for rollout in (one for group in groups for one in group.rollouts):
+        if rollout.samples and rollout.index in by_index:
+            rollout.stored = Stored(by_index[rollout.index])
+    return {group.index: group for group in groups}
+
+
 def _write(path: Path, rollout_id: int, groups: list[Group]) -> None:
+    """In a process of its own, as `_read`."""
     from miles_lite.rollout import dump  # torch, without which a manager starts 2 s earlier, and 150 MB lighter
 
     dump.write(path, rollout_id, groups)
 
 
-def _read(folder: str, path: Path) -> list[Group]:
+def _read(folder: str, path: Path, rollouts: Sequence[int]) -> tuple[list[Group], *tuple[Sequence[Sample], ...]]:
+    """The groups in the file at `path`, without samples, and those of each of `rollouts`."""
     from miles_lite.rollout import dump
 
     with user_error(f"--load {folder}: {path.name} is damaged", *dump.DAMAGED):
-        return dump.parse(path)
+        groups = dump.parse(path)
+    samples: dict[int, Sequence[Sample]] = {}
+    for rollout in (one for group in groups for one in group.rollouts):
+        samples[rollout.index], rollout.stored = rollout.fetch(), None
+    return groups, *(samples.get(index, ()) for index in rollouts)
 
 
 def _waiting(generator: Generator) -> tuple[list[Group], Members]:
@@ -125,18 +146,11 @@ def _waiting(generator: Generator) -> tuple[list[Group], Members]:
         members |= {group.index: dict(enumerate(group.rollouts)) for group in batch}
     groups = [*generator.held.values(), *(group for batch in generator.training.values() for group in batch)]
     waiting = [
-        Group(group.index, group.prompt, [dataclasses.replace(one) for one in members[group.index].values()])
+        Group(group.index, group.prompt, [dataclasses.replace(one, transcript=None) for one in ended.values()])
         for group in groups
-        if group.index in members
+        if (ended := members.get(group.index)) is not None
     ]
     return waiting, members
-
-
-def _stored(rollout: Rollout) -> Rollout:
-    """Its samples moved into the object store."""
-    if isinstance(rollout.stored, LocalSamples):
-        rollout.stored = Stored(ray.put(list(rollout.stored.samples)))
-    return rollout
 
 
 def _path(folder: str, rollout_id: int) -> Path:

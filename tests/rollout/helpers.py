@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from miles_lite.errors import Where
 from miles_lite.rollout.agent_calls import Answer, Part, Ran, Running, Runs, Task
@@ -29,6 +31,21 @@ def make_sample(length: int, trained: int) -> Sample:
 def make_rollout(index: int, group_index: int, *samples: Sample, **known: Any) -> Rollout:
     """The record of a rollout with these samples."""
     return Rollout(index, group_index, [sample.record() for sample in samples], stored=LocalSamples(samples), **known)
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """What `module` has done aside is done in a thread of this process, and what comes of it lies here."""
+
+    async def aside(function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(function, *args)
+
+    async def parts_aside(function: Callable[..., Any], parts: int, *args: Any) -> tuple[Any, list[Any]]:
+        first, *rest = await asyncio.to_thread(function, *args)
+        assert len(rest) == parts
+        return first, rest
+
+    for name, here in {"aside": aside, "parts_aside": parts_aside, "Stored": LocalSamples}.items():
+        monkeypatch.setattr(module, name, here)
 
 
 class Here:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,7 +216,6 @@ async def test_a_given_rollout_function_rolls_out_alone_and_goes_on_where_it_sto
     """No agent runs beside it, no prompt is dealt but to it, it is told which step it is, and what it gave back it gets
     again."""
     monkeypatch.setattr(FakeStack, "routers", SimpleNamespace(urls=[""], of=lambda index: "http://127.0.0.1:1"))
-    monkeypatch.setattr(ray, "put", lambda value: value)
     (tmp_path / "theirs.py").write_text(THEIRS)
     flags = ["--rollout-function-path", f"{tmp_path}/theirs.py:theirs", "--num-rollout", "4"]
 

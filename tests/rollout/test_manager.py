@@ -12,6 +12,7 @@ import ray
 import miles_lite.rollout.manager as manager_module
 from miles_lite.config.options import parse
 from miles_lite.errors import SetupError, UserError, Where
+from miles_lite.rollout import resume
 from miles_lite.rollout.agent_calls import Ran, Task
 from miles_lite.rollout.agent_sampling import eval_sampling, request_kwargs, sampling
 from miles_lite.rollout.failures import failure_of
@@ -19,7 +20,7 @@ from miles_lite.rollout.manager import RolloutManager
 from miles_lite.sample import Group, Status
 from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
-from tests.rollout.helpers import Here, make_rollout, make_sample
+from tests.rollout.helpers import Here, make_rollout, make_sample, without_ray
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
 
@@ -196,7 +197,7 @@ async def test_a_save_that_its_caller_gave_up_is_not_in_the_way_of_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ctrl-C while a checkpoint is written: the first save goes on, and another of the same step comes."""
-    monkeypatch.setattr(ray, "put", lambda value: value)
+    without_ray(monkeypatch, resume)
     monkeypatch.setattr(ray, "get", lambda ref: ref.result() if isinstance(ref, asyncio.Future) else ref)
     flags = ["--max-weight-staleness", "2", "--use-rollout-logprobs", "--num-rollout", "4"]
 

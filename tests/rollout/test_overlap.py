@@ -17,7 +17,7 @@ from miles_lite.rollout.generate import Generator, Step, schedule_of
 from miles_lite.rollout.prompts import DataSource, Prompt
 from miles_lite.sample import Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
-from tests.rollout.helpers import make_rollout, make_sample
+from tests.rollout.helpers import make_rollout, make_sample, without_ray
 
 STEPS = 6
 
@@ -84,7 +84,7 @@ async def test_a_resumed_run_trains_what_the_other_would_have(
     staleness: int, training: bool, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it ends while a batch is trained: that is given again."""
-    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+    without_ray(monkeypatch, resume)
 
     stage = Stage(staleness=staleness)
     for number in range(stop):
@@ -96,7 +96,7 @@ async def test_a_resumed_run_trains_what_the_other_would_have(
     taken = resume.snapshot(stage.generator, stage.source, next_index=next(stage.index))
     await resume.save(str(tmp_path), stop - 1, taken)
     again = Stage(staleness=staleness)
-    resume.load(str(tmp_path), stop - 1, again.generator, again.source)
+    await resume.load(str(tmp_path), stop - 1, again.generator, again.source)
     again.rows = list(stage.rows)
     for number in range(stop, STEPS):
         step = await again.step(number)
@@ -106,7 +106,7 @@ async def test_a_resumed_run_trains_what_the_other_would_have(
 
 
 async def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+    without_ray(monkeypatch, resume)
 
     stage = Stage(staleness=3)
     await stage.step(0)
@@ -114,14 +114,15 @@ async def test_another_bound_or_size_takes_over_what_was_saved(tmp_path: Path, m
     assert json.dumps(taken.plain)
     await resume.save(str(tmp_path), 0, taken)
     again = Stage(staleness=0, members=3)
-    resume.load(str(tmp_path), 0, again.generator, again.source)
+    await resume.load(str(tmp_path), 0, again.generator, again.source)
     again.rows = list(stage.rows)
     for number in range(1, 5):
         assert all(len(group.rollouts) == 3 for group in (await again.step(number)).groups)
     assert sorted(again.rows) == list(range(10))
 
 
-async def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path) -> None:
+async def test_samples_of_checkpoints_that_are_gone_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch, resume)
     stage = Stage(staleness=1)
     for number in range(3):
         await stage.step(number)

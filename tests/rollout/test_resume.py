@@ -24,7 +24,7 @@ from miles_lite.rollout.resume import load
 from miles_lite.sample import Rollout, Status
 from miles_lite.scheduler.accounts import Accounts
 from miles_lite.train.iterations import LATEST, latest_iteration
-from tests.rollout.helpers import make_rollout, make_sample
+from tests.rollout.helpers import make_rollout, make_sample, without_ray
 
 PROMPTS = 10
 
@@ -32,13 +32,13 @@ PROMPTS = 10
 @pytest.mark.parametrize(
     "held", [b"", b"{", b"\xff\xfe", b"\x00", b"null", b"[]", b'{"data": {}}', b'{"data": {}, "members": {}']
 )
-def test_a_damaged_state_of_rollouts(held: bytes, tmp_path: Path) -> None:
+async def test_a_damaged_state_of_rollouts(held: bytes, tmp_path: Path) -> None:
     (tmp_path / "rollout").mkdir()
     (tmp_path / "rollout" / "global_dataset_state_dict_3.json").write_bytes(held)
     with pytest.raises(UserError, match=r"--load .*: global_dataset_state_dict_3.json is damaged"):
-        load(str(tmp_path), 3, cast(Any, None), cast(Any, None))
+        await load(str(tmp_path), 3, cast(Any, None), cast(Any, None))
     with pytest.raises(UserError, match=r"global_dataset_state_dict_4.json is missing"):
-        load(str(tmp_path), 4, cast(Any, None), cast(Any, None))
+        await load(str(tmp_path), 4, cast(Any, None), cast(Any, None))
 
 
 @pytest.mark.parametrize("held", [b"", b"\xff\xfe", b"-1", b"9" * 400, b"1\n2", "\u0663".encode(), b"\x00", b"7.0"])
@@ -103,7 +103,7 @@ class Life:
     async def until_killed(self, folder: Path, step: int) -> int:
         """Some steps, of which the last but maybe one is saved; the step that is next."""
         if step:
-            self.index = itertools.count(load(str(folder), step - 1, self.generator, self.source))
+            self.index = itertools.count(await load(str(folder), step - 1, self.generator, self.source))
         for step in range(step, step + self.chance.randint(1, 4)):  # noqa: B020 - goes on from where it was
             self.rows += await self.step(step)
         if self.staleness and self.chance.random() < 0.5:  # the next one has begun, and will have to begin again
@@ -139,7 +139,7 @@ async def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_g
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another bound, batch size, group size or number of engines, several times in a row."""
-    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+    without_ray(monkeypatch, resume)
     chance, step, rows, fewest = random.Random(seed), 0, Counter[int](), 0
     for _ in range(chance.randint(2, 5)):
         life = Life(chance, **sizes(chance))
@@ -168,7 +168,7 @@ async def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_b
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever between two changes of a file: the samples' two, the state's two."""
-    monkeypatch.setattr(resume, "_stored", lambda rollout: rollout)
+    without_ray(monkeypatch, resume)
     changes = itertools.count()
 
     def killing(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,7 +201,7 @@ async def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_b
 
     async def goes_on(saved: resume.Snapshot) -> list[int]:
         again = life()
-        assert load(str(tmp_path), 1, again.generator, again.source) == saved.plain["next_rollout_index"]
+        assert await load(str(tmp_path), 1, again.generator, again.source) == saved.plain["next_rollout_index"]
         return [row for step in range(2, 5) for row in await again.step(step)]
 
     rows, saved = await until_killed()
@@ -241,7 +241,8 @@ async def test_other_prompts_are_refused_before_anything_starts(
         resume.check(str(tmp_path), 3, data)
 
 
-async def test_samples_that_wait_and_are_gone_are_named(tmp_path: Path) -> None:
+async def test_samples_that_wait_and_are_gone_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch, resume)
     data = prompts(tmp_path, ["a"])
     saved = {"data": open_source(data).state(), "members": {"5": {"0": 9}}, "scheduler": {}, "next_rollout_index": 10}
     await resume.save(str(tmp_path), 3, resume.Snapshot(saved, []))
@@ -249,4 +250,4 @@ async def test_samples_that_wait_and_are_gone_are_named(tmp_path: Path) -> None:
         resume.check(str(tmp_path), 3, data)
     (tmp_path / "rollout" / "global_dataset_state_dict_3.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"^--load .*: global_dataset_state_dict_3.pt is damaged"):
-        load(str(tmp_path), 3, cast(Any, None), open_source(data))
+        await load(str(tmp_path), 3, cast(Any, None), open_source(data))
