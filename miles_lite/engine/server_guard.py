@@ -85,12 +85,12 @@ def guard(
         tell(server)
         while not select.select([owner, handle], [], [], None if loads else LOOK_SECONDS)[0]:
             loads |= load_segments(server)
-            scratch["note"](folder, loads)
+            scratch["register"](folder, loads)
         ended = os.waitid(os.P_PIDFD, handle, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return 0 if ended is None else ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        scratch["note"](folder, loads | load_segments(server))
+        scratch["register"](folder, loads | load_segments(server))
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, signal.SIGTERM)
         end_descendants(server, grace)
