@@ -9,12 +9,13 @@ from types import TracebackType
 
 from ray.exceptions import RayError
 
+from miles_lite.errors import UserError
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.job.watch import OvertimeError
 from miles_lite.process.post_mortem import DiedError
 from miles_lite.train.group import TrainError
 
-SAVE_TIMEOUT, SUMMARY_TIMEOUT = 4.0, 2.0
+SAVE_TIMEOUT, SUMMARY_TIMEOUT = 8.0, 2.0
 
 
 class SaveWhenInterrupted:
@@ -54,7 +55,7 @@ class SaveWhenInterrupted:
         try:
             with self._life.watch.at_most(SAVE_TIMEOUT):
                 self._save(trained)
-        except (OvertimeError, DiedError, TrainError) as failed:
+        except (OvertimeError, DiedError, TrainError, UserError) as failed:
             why = f"not saved: {failed or f'it takes longer than {SAVE_TIMEOUT:.0f} s'}"
             print(f"{why}; the last checkpoint is {saved}", flush=True)
 

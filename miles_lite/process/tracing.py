@@ -163,7 +163,7 @@ class _Lost(logging.Filter):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._url, self._without_none = url, False
+        self._url, self._warned = url, False
         queue = logging.getLogger(QUEUE)
         queue.setLevel(logging.WARNING)
         queue.filters = [self]
@@ -173,8 +173,8 @@ class _Lost(logging.Filter):
         return False
 
     def warn_once(self) -> None:
-        if not self._without_none:
-            self._without_none = True
+        if not self._warned:
+            self._warned = True
             log.warning("%s does not take spans, or not as fast as they come: the run goes on without those", self._url)
 
 

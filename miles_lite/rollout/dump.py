@@ -11,10 +11,9 @@ that a file is read without running anything that is in it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from miles_lite.errors import UserError, Where, user_error, writing
 from miles_lite.model_folder import foreign_id
 from miles_lite.process.drafted import drafted
+from miles_lite.rollout.plain_values import plain
 from miles_lite.sample import Failure, Group, LocalSamples, Rollout, Sample, Spans, Status
 
 ARRAYS = {
@@ -37,7 +37,6 @@ ARRAYS = {
 }
 """What they are called in the file, and here."""
 TIMES = "started_at", "finished_at", "ended_version"
-PLAIN = type(None), bool, int, float, str, bytes
 DAMAGED = (LookupError, ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, UnpicklingError)
 """What reading raises of a file that is something else, or broken."""
 
@@ -105,24 +104,6 @@ def _told(group: Group, rollout: Rollout) -> dict[str, Any]:
         "spans": dataclasses.asdict(rollout.spans),
         **{name: getattr(rollout, name) for name in TIMES},
     }
-
-
-def plain(value: object) -> Any:
-    """`value` of built-in types alone, which is all that is read again: NumPy's as Python's, and what is neither as its
-    text. Agents and rewards may have put anything into it."""
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist()) if type(value.tolist()) is not type(value) else str(value)
-    if isinstance(value, Mapping):
-        return {plain(name): plain(each) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
-    if isinstance(value, list | set | frozenset):
-        return [plain(each) for each in value]
-    if isinstance(value, torch.Tensor) or type(value) in PLAIN:
-        return value
-    with contextlib.suppress(Exception):  # its words are users' code
-        return str.__str__(str(value))
-    return object.__repr__(value)
 
 
 def _written(sample: Sample) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from miles_lite.config.rollouts import Data
 from miles_lite.errors import UnavailableError, UserError, user_error, writing
 from miles_lite.process.drafted import drafted
 from miles_lite.rollout.generate import Generator, Members
+from miles_lite.rollout.plain_values import plain
 from miles_lite.rollout.prompts import Source, open_source
 from miles_lite.rollout.stored import Stored
-from miles_lite.sample import Group, Sample
+from miles_lite.sample import Group, Rollout, Sample
 from miles_lite.stack.aside import aside, parts_aside
 
 STATE = frozenset({"data", "members", "scheduler", "next_rollout_index"})
@@ -146,11 +147,16 @@ def _waiting(generator: Generator) -> tuple[list[Group], Members]:
         members |= {group.index: dict(enumerate(group.rollouts)) for group in batch}
     groups = [*generator.held.values(), *(group for batch in generator.training.values() for group in batch)]
     waiting = [
-        Group(group.index, group.prompt, [dataclasses.replace(one, transcript=None) for one in ended.values()])
+        Group(group.index, plain(group.prompt), [_without_users_types(one) for one in ended.values()])
         for group in groups
         if (ended := members.get(group.index)) is not None
     ]
     return waiting, members
+
+
+def _without_users_types(rollout: Rollout) -> Rollout:
+    """What is kept of it, for a process that knows no user's modules."""
+    return dataclasses.replace(rollout, transcript=None, metadata=plain(rollout.metadata))
 
 
 def _path(folder: str, rollout_id: int) -> Path:

@@ -25,7 +25,8 @@ S = TypeVar("S")
 
 
 async def aside(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
-    """What `function`, one of a module, returns. Raises what it raises, and UnavailableError where its process dies."""
+    """What `function`, one of a module, returns. Raises what it raises, and UnavailableError where no process can do
+    it, or the one that does dies."""
     return await _outcome(_task(function, 1).remote(*args, **options))
 
 
@@ -48,7 +49,7 @@ async def _outcome(ended: ObjectRef[R]) -> R:
     except RayTaskError as error:
         raise plain(error) from error
     except RayError as error:
-        raise UnavailableError(f"the process that was to do it died: {error}") from error
+        raise UnavailableError(f"a process of its own could not do it: {error}") from error
 
 
 def _task(function: Callable[..., object], returns: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from miles_lite.errors import UnavailableError, UserError
 from miles_lite.job.interrupted import SaveWhenInterrupted, sum_up_when_interrupted
 from miles_lite.job.lifetime import Lifetime
 from miles_lite.train.group import TrainError
@@ -33,14 +34,19 @@ class Watch:
 
 
 def ended(
-    error: BaseException | None, *, trained: int | None, saved: int | None, within: bool = False, fails: bool = False
+    error: BaseException | None,
+    *,
+    trained: int | None,
+    saved: int | None,
+    within: bool = False,
+    fails: Exception | None = None,
 ) -> list[int]:
-    """What is saved of a run that ends with `error`, `within` a step or after one."""
+    """What is saved of a run that ends with `error`, `within` a step or after one. A save `fails` so."""
     written: list[int] = []
 
     def save(rollout_id: int) -> None:
-        if fails:
-            raise TrainError("no room")
+        if fails is not None:
+            raise fails
         written.append(rollout_id)
 
     with contextlib.suppress(KeyboardInterrupt, ValueError), contextlib.ExitStack() as parts:
@@ -90,8 +96,9 @@ def test_nothing_else_saves(how: dict[str, Any]) -> None:
     assert ended(**how) == []
 
 
-def test_a_save_that_fails_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(KeyboardInterrupt(), trained=3, saved=1, fails=True) == []
+@pytest.mark.parametrize("kind", [TrainError, UserError, UnavailableError])
+def test_a_save_that_fails_says_what_there_is(kind: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(KeyboardInterrupt(), trained=3, saved=1, fails=kind("no room")) == []
     assert "not saved: no room; the last checkpoint is 1" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -161,6 +162,25 @@ async def test_no_prompt_is_lost_or_trained_twice_whatever_changes_where_a_run_g
 
 class Killed(BaseException):
     pass
+
+
+class OfAUser:
+    def __str__(self) -> str:
+        return "what a user's module knows"
+
+
+async def test_what_is_saved_can_be_read_by_who_knows_no_module_of_a_users() -> None:
+    life = Life(random.Random(0), staleness=2, batch=2, members=2, failing=0.0)
+    for step in range(2):
+        await life.step(step)
+    life.generator.trained(0)
+    for group in life.generator.training[1]:
+        for rollout in group.rollouts:
+            rollout.metadata["theirs"] = [OfAUser()]
+    taken = resume.snapshot(life.generator, life.source, next_index=next(life.index))
+    kept = [rollout.metadata["theirs"] for group in taken.waiting for rollout in group.rollouts if rollout.metadata]
+    assert ["what a user's module knows"] in kept
+    assert b"OfAUser" not in pickle.dumps(taken.waiting)
 
 
 @pytest.mark.parametrize("at", range(4))

@@ -177,5 +177,5 @@ async def test_what_goes_wrong_aside_is_said_here(tmp_path: Path) -> None:
         await aside(full, tmp_path / "x")
     assert type(raised.value) is UserError
     async with asyncio.timeout(END_SECONDS):
-        with pytest.raises(UnavailableError, match="the process that was to do it died: "):
+        with pytest.raises(UnavailableError, match="a process of its own could not do it: "):
             await parts_aside(dies, 1)
