@@ -14,10 +14,13 @@ from miles_lite.stack.cluster import own_cluster, starting
 
 @contextlib.contextmanager
 def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
-    """One node of so many CPUs; `options` are those of `ray.init`. Never joins one that another test process began."""
+    """One node of so many CPUs; `options` are those of `ray.init`, and `_system_config` adds to that of a run's own.
+    Never joins one that another test process began."""
+    own = own_cluster(dashboard=False)
+    own["_system_config"] |= options.pop("_system_config", {})
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     with starting(watched=False):
-        ray.init(address="local", num_cpus=cpus, **own_cluster(dashboard=False) | quiet | options)
+        ray.init(address="local", num_cpus=cpus, **own | quiet | options)
     try:
         yield
     finally:

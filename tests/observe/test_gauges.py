@@ -10,13 +10,12 @@ import pytest
 import ray
 
 from miles_lite.observe.gauges import Gauges
+from tests.clusters import local_cluster
 
 
 @pytest.mark.e2e
 def test_gauges_reach_the_nodes_endpoint() -> None:
-    quick = {"metrics_report_interval_ms": 500}
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=quick)
-    try:
+    with local_cluster(cpus=1, _system_config={"metrics_report_interval_ms": 500}):
         gauges = Gauges("a-run")
         endpoint = next(f"http://127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes())
         deadline = time.monotonic() + 60
@@ -27,5 +26,3 @@ def test_gauges_reach_the_nodes_endpoint() -> None:
             text = urllib.request.urlopen(endpoint, timeout=10).read().decode()
         reward = re.search(r'ray_miles_lite_reward\{[^}]*run="a-run"[^}]*\} 0\.75', text)
         assert reward is not None, "the gauge did not appear within 60 s"
-    finally:
-        ray.shutdown()

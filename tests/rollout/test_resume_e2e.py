@@ -64,9 +64,11 @@ def agent(index: int, group: int) -> tuple[Rollout, list[Sample]]:
 
 @ray.remote(num_cpus=0, runtime_env={"env_vars": {FORK_SERVER: ""}})
 class Manager:
-    """Rolls out, saves and loads, as the rollout manager does. It is not forked from what has imported torch."""
+    """Rolls out, saves and loads, as the rollout manager does. It is not forked from what has imported torch; what it
+    has done aside is, where there is a `fork_server`."""
 
-    def __init__(self) -> None:
+    def __init__(self, fork_server: str) -> None:
+        os.environ[FORK_SERVER] = fork_server
         options = Rollouts(rollout_batch_size=BATCH, n_samples_per_prompt=MEMBERS)
         self.source = DataSource([Prompt(row=row, input="x") for row in range(10)], Data(prompt_data=""))
         self.generator = Generator(
@@ -112,6 +114,10 @@ class Manager:
         return "torch" in sys.modules
 
 
+def manager() -> Any:
+    return Manager.remote(os.environ.get(FORK_SERVER, ""))  # type: ignore[attr-defined]
+
+
 def resident(*, most: bool = False) -> int:
     """Bytes of memory that this process has; or had at `most` since it was asked for the others."""
     if not most:
@@ -121,11 +127,11 @@ def resident(*, most: bool = False) -> int:
 
 
 def test_arrays_that_wait_never_pass_through_the_manager(tmp_path: Path) -> None:
-    first = Manager.remote()  # type: ignore[attr-defined]
+    first = manager()
     assert ray.get(first.save.remote(str(tmp_path)), timeout=120) < MOST_GROWTH
     assert not ray.get(first.has_torch.remote(), timeout=30)
     ray.kill(first)
-    second = Manager.remote()  # type: ignore[attr-defined]
+    second = manager()
     grown, groups = ray.get(second.load.remote(str(tmp_path)), timeout=120)
     assert grown < MOST_GROWTH
     assert not ray.get(second.has_torch.remote(), timeout=30)
@@ -140,8 +146,7 @@ def test_arrays_that_wait_never_pass_through_the_manager(tmp_path: Path) -> None
 
 
 async def test_a_damaged_file_is_said_as_if_it_had_been_read_here(tmp_path: Path) -> None:
-    manager = Manager.remote()  # type: ignore[attr-defined]
-    await manager.save.remote(str(tmp_path))
+    await manager().save.remote(str(tmp_path))
     samples = tmp_path / "rollout" / "global_dataset_state_dict_0.pt"
     samples.write_bytes(samples.read_bytes()[:1000])
     with pytest.raises(UserError) as raised:

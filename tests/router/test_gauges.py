@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
+from tests.clusters import local_cluster
 from tests.router.upstream import reachable_urls
 
 Values = dict[tuple[str, str], float]
@@ -21,9 +22,7 @@ Values = dict[tuple[str, str], float]
 
 @pytest.mark.e2e
 def test_engines_are_on_rays_metrics_page_until_they_are_removed() -> None:
-    quick = {"metrics_report_interval_ms": 500}
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=quick)
-    try:
+    with local_cluster(cpus=1, _system_config={"metrics_report_interval_ms": 500}):
         actor: Any = ray.remote(RouterActor).options(num_cpus=0).remote(RouterSpec())
         router = ray.get(actor.start.remote(), timeout=60)
         with reachable_urls(2) as (first, second):
@@ -35,8 +34,6 @@ def test_engines_are_on_rays_metrics_page_until_they_are_removed() -> None:
             assert values["ready", second] == 1.0
             assert values["in_flight", second] == 0.0
         ray.get(actor.stop.remote(), timeout=20)
-    finally:
-        ray.shutdown()
 
 
 def shown_once(condition: Callable[[Values], bool]) -> Values:
