@@ -19,6 +19,7 @@ import psutil
 
 from miles_lite.process.stacks import write_stacks
 from miles_lite.stack.cluster import DASHBOARD
+from tests.processes import command_of, mapped_by, others, running, variables_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "swe-agent"
@@ -118,25 +119,18 @@ def wait_for(what: str, condition: Any, *, timeout: float, process: subprocess.P
 
 def marked(mark: str) -> list[psutil.Process]:
     """Live processes that a test's run started, however deep."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    return [process for process in others() if variables_of(process).get(MARK) == mark and running(process)]
+
+
+def marked_as(mark: str, words: str) -> list[psutil.Process]:
+    """Those of them whose command line holds `words`."""
+    return [process for process in marked(mark) if words in command_of(process)]
 
 
 def segments(mark: str) -> set[Path]:
     """The files in shared memory that a run's processes have mapped."""
-    found = set()
-    for process in marked(mark):
-        try:
-            found |= {Path(one.path) for one in process.memory_maps() if one.path.startswith("/dev/shm/sgl")}
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    mapped = (path for process in marked(mark) for path in mapped_by(process))
+    return {Path(path) for path in mapped if path.startswith("/dev/shm/sgl")}
 
 
 def left_running(mark: str, *, within: float = 10.0) -> list[psutil.Process]:
@@ -149,7 +143,7 @@ def left_running(mark: str, *, within: float = 10.0) -> list[psutil.Process]:
 
 def assert_nothing_left(mark: str, *, within: float = 10.0) -> None:
     left = left_running(mark, within=within)
-    assert not left, "still running: " + "\n".join(" ".join(process.cmdline())[:200] for process in left)
+    assert not left, "still running: " + "\n".join(command_of(process)[:200] for process in left)
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ import pytest
 
 from miles_lite.rollout import dump
 from miles_lite.traces import atraj
-from tests.e2e.job import ROOT, Prepared, assert_nothing_left, ended, environment, marked, start, values, wait_for
+from tests.e2e.job import ROOT, Prepared, assert_nothing_left, ended, environment, marked_as, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -35,20 +35,8 @@ VICTIMS = {
 """What is killed, in this order, and how its process is called."""
 
 
-def process_of(mark: str, called: str) -> psutil.Process | None:
-    """The process of a run whose command line holds `called`."""
-    for process in marked(mark):
-        try:
-            if called in " ".join(process.cmdline()):
-                return process
-        except psutil.Error:
-            continue
-    return None
-
-
 def youngest(mark: str, called: str) -> psutil.Process:
-    found = [one for one in marked(mark) if called in " ".join(one.cmdline())]
-    return max(found, key=lambda one: one.create_time())
+    return max(marked_as(mark, called), key=lambda one: one.create_time())
 
 
 def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
@@ -62,9 +50,8 @@ def test_whatever_serves_a_run_may_be_killed_and_it_costs_no_prompt(
         wait_for(what, condition, timeout=300, process=process, log=log)
 
     def kill(name: str) -> None:
-        wait(f"the {name}", lambda: process_of(mark, VICTIMS[name]))
-        victim = process_of(mark, VICTIMS[name])
-        assert victim is not None
+        wait(f"the {name}", lambda: marked_as(mark, VICTIMS[name]))
+        (victim, *_) = marked_as(mark, VICTIMS[name])
         victim.kill()
 
     def took(step: int) -> bool:

@@ -17,6 +17,7 @@ import pytest
 
 from miles_lite.engine.disaggregation import missing
 from tests.e2e.job import assert_nothing_left, ended, marked, start, wait_for
+from tests.processes import command_of, running_after, tree_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 PAIR = ["--rollout-num-gpus", "2", "--prefill-num-servers", "1"]
@@ -78,7 +79,7 @@ def test_a_session_goes_on_when_the_router_is_killed(
         messages = say(chat, messages)
         before = the_process(mark, victim)
         before.send_signal(signal.SIGKILL)
-        psutil.wait_procs([before], timeout=10)
+        assert not running_after([before])
         messages = say(chat, messages)
         assert the_process(mark, victim).pid != before.pid
         assert known(router).keys() == workers.keys()
@@ -86,7 +87,7 @@ def test_a_session_goes_on_when_the_router_is_killed(
     last = [the_process(mark, victim) for victim in victims]
     os.killpg(process.pid, signal.SIGINT)
     assert ended(process, log) == 0
-    assert psutil.wait_procs(last, timeout=10)[1] == []
+    assert not running_after(last)
     assert_nothing_left(mark)
 
 
@@ -106,6 +107,6 @@ def say(chat: openai.OpenAI, messages: list[Any]) -> list[Any]:
 
 def the_process(mark: str, words: str) -> psutil.Process:
     """The one process of this run, or child of one, whose command line has these words: smg hides its environment."""
-    ours = {process for one in marked(mark) for process in (one, *one.children())}
-    (found,) = (one for one in ours if words in " ".join(one.cmdline()))
+    ours = {process for one in marked(mark) for process in tree_of(one.pid)}
+    (found,) = (one for one in ours if words in command_of(one))
     return found

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from miles_lite.report.history import read_history
-from tests.e2e.job import assert_nothing_left, ended, marked, run, start, values, wait_for
+from tests.e2e.job import assert_nothing_left, ended, marked_as, run, start, values, wait_for
 from tests.models import reference_logprobs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -52,7 +52,7 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: P
         process=process,
         log=log,
     )
-    next(one for one in marked(mark) if "ray::TrainWorker" in " ".join(one.cmdline())).kill()
+    marked_as(mark, "ray::TrainWorker")[0].kill()
     assert ended(process, log, within=200) == 0, log.read_text()[-6000:]
     text = log.read_text()
     assert "Traceback" not in text, text[-6000:]

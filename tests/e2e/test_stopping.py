@@ -16,7 +16,7 @@ import pytest
 
 from miles_lite.engine.server_process import FORK_SERVER
 from miles_lite.stack.cluster import DASHBOARD
-from tests.e2e.job import assert_nothing_left, ended, marked, segments, start, wait_for
+from tests.e2e.job import assert_nothing_left, ended, marked_as, segments, start, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -70,21 +70,17 @@ class Job:
         assert not {path for path in self.segments if path.exists()}
 
 
-def runs(job: Job, called: str) -> bool:
-    return any(called in " ".join(process.cmdline()) for process in marked(job.mark))
-
-
 def slept(seconds: float) -> bool:
     time.sleep(seconds)
     return True
 
 
 PHASES: dict[str, Callable[[Job], object]] = {
-    "ray starts": lambda job: runs(job, "gcs_server"),
+    "ray starts": lambda job: marked_as(job.mark, "gcs_server"),
     "engines start": lambda job: (job.run_dir / "logs" / "engine-0.0.log").exists(),
     "it has hardly begun": lambda job: slept(1.0),
     "it checks what it was given": lambda job: slept(3.0),
-    "trainers start": lambda job: runs(job, "ray::TrainWorker"),
+    "trainers start": lambda job: marked_as(job.mark, "ray::TrainWorker"),
     "agents run": lambda job: job.rows("perf/step_time"),
     "it trains": lambda job: job.rows("perf/rollout_time") > job.rows("train/loss"),
     "it updates weights": lambda job: (job.run_dir / "weights" / "v1").exists(),

@@ -14,8 +14,9 @@ from miles_lite.model_folder import check_model_folder
 from miles_lite.report import event_rows, fleet_rows
 from miles_lite.traces import atraj
 from tests.collector import Collector, collecting
-from tests.e2e.job import Prepared, assert_nothing_left, ended, marked, rows, run, start, values, wait_for
+from tests.e2e.job import Prepared, assert_nothing_left, ended, marked_as, rows, run, start, values, wait_for
 from tests.metric_names import undocumented
+from tests.processes import above, command_of
 from tests.report.runs import all_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -98,9 +99,9 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     flags = prepared.flags(run_dir, *sizes, *broadcast)
     process = start("train", flags, mark=mark, log=log)
     wait_for("the first step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
-    victims = [one for one in marked(mark) if "sglang.launch_server" in " ".join(one.cmdline())]
+    victims = marked_as(mark, "sglang.launch_server")
     assert len(victims) >= 2
-    assert all(any("fork_server_main" in str(one.cmdline()) for one in victim.parents()) for victim in victims)
+    assert all(any("fork_server_main" in command_of(one) for one in above(victim)) for victim in victims)
     time.sleep(0.5)  # into the second rollout
     os.killpg(os.getpgid(victims[0].pid), signal.SIGKILL)
     assert ended(process, log, within=300) == 0, log.read_text()[-6000:]

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import requests
@@ -27,6 +26,7 @@ from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.weights.bucket import WeightUpdate
 from tests.engine.conftest import Running
 from tests.models import reference_logprobs
+from tests.processes import runs
 from tests.train.helpers import make_samples
 from tests.waiting import wait_until
 
@@ -52,7 +52,7 @@ def test_the_engine_registers_and_answers_through_the_router(running: Running):
     assert len(answer["output_ids"]) == 16
     assert answer["meta_info"]["weight_versions"] == [{"version": "3", "start": 0, "end": 16}]
     assert ray.get(running.engine.alive.remote())
-    assert psutil.Process(running.info.pid).is_running()
+    assert runs(running.info.pid)
 
 
 async def test_what_the_server_says_of_itself_is_understood(running: Running):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -16,28 +15,18 @@ from miles_lite.config.engines import Engines
 from miles_lite.engine.actor import EngineActor
 from miles_lite.errors import UserError
 from tests.engine.conftest import Running, remote
+from tests.processes import called, command_of, running_after, tree_of, words_of
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
 def guarded(log: Path) -> list[psutil.Process]:
     """The guard of the server that writes this log, a child of its owner or not, and all below it."""
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # short-lived helpers come and go
-            if str(log) in (words := one.cmdline()) and any(word.endswith("server_guard.py") for word in words):
-                return descendants(one.pid)
+    for one in called(str(log)):
+        if any(word.endswith("server_guard.py") for word in words_of(one)):
+            return tree_of(one.pid)
     return []
-
-
-def wait_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_server_that_dies_at_start_shows_its_last_lines(running: Running, tmp_path: Path):
@@ -60,11 +49,8 @@ def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Runn
     starting = engine.start.remote()
 
     def scheduler() -> psutil.Process | None:
-        for one in guarded(tmp_path / "log"):
-            with contextlib.suppress(psutil.Error):
-                if "sglang::scheduler" in " ".join(one.cmdline()):
-                    return one
-        return None
+        found = (one for one in guarded(tmp_path / "log") if "sglang::scheduler" in command_of(one))
+        return next(found, None)
 
     wait_until(scheduler, "the scheduler to be forked", seconds=120)
     processes = guarded(tmp_path / "log")
@@ -73,7 +59,7 @@ def test_a_scheduler_that_is_killed_while_it_starts_ends_the_start(running: Runn
     victim.kill()
     with pytest.raises(UserError, match=r"(?s)Last lines of .*scheduler died during initialization"):
         ray.get(starting, timeout=60)
-    wait_gone(processes)
+    assert not running_after(processes)
 
 
 async def test_a_port_in_use_is_refused_at_once(running: Running, tmp_path: Path):
@@ -101,13 +87,13 @@ def test_kill_9_of_the_actor_leaves_no_process(running: Running, tmp_path: Path,
     processes = guarded(log)
     assert len(processes) >= 4
     os.kill(pid, signal.SIGKILL)
-    wait_gone(processes)
+    assert not running_after(processes)
 
 
 def test_stop_ends_every_process_and_deregisters(running: Running):
-    processes = descendants(running.info.pid)
+    processes = tree_of(running.info.pid)
     assert len(processes) >= 3
     ray.get(running.engine.stop.remote(), timeout=30)
-    wait_gone(processes)
+    assert not running_after(processes)
     assert ray.get(running.router.workers.remote()) == []
     ray.get(running.engine.stop.remote(), timeout=30)

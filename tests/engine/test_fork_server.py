@@ -15,6 +15,7 @@ from miles_lite.engine.launch import environment
 from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.process.fork_server import fork_server
+from tests.processes import above, command_of, running, runs, variables_of
 from tests.waiting import wait_until
 
 SLEEPS = [sys.executable, "-c", "import json, sys, time; print('json' in sys.modules, flush=True); time.sleep(600)"]
@@ -45,10 +46,10 @@ async def test_what_is_forked_shows_its_own_command_environment_and_folder(
         server = ServerProcess.launch(SLEEPS, env=env, log_path=tmp_path / "server")
         shown = psutil.Process(server.pid)
         wait_until(lambda: (tmp_path / "server").read_text() == "True\n", "it to speak")
-        folder = shown.environ().pop("TMPDIR")
-        assert shown.environ() == {**env, "TMPDIR": folder}
+        folder = variables_of(shown).pop("TMPDIR")
+        assert variables_of(shown) == {**env, "TMPDIR": folder}
         assert Path(folder).parent == Path(os.environ.get("TMPDIR", "/tmp"))
-        assert " ".join(shown.cmdline()) == " ".join(SLEEPS)
+        assert command_of(shown) == " ".join(SLEEPS)
         assert shown.cwd() == str(tmp_path)
         assert not executed(server)
         await server.stop()
@@ -75,10 +76,10 @@ async def test_a_fork_server_ends_and_what_it_has_forked_goes_on(tmp_path: Path)
     with fork_server(("json",), os.environ, tmp_path / "log") as at:
         server = ServerProcess.launch(SLEEPS, env={**os.environ, FORK_SERVER: at}, log_path=tmp_path / "server")
     assert not Path(at).parent.exists()
-    assert psutil.pid_exists(server.pid)
+    assert runs(server.pid)
     assert server.exit_code is None
     await server.stop()
-    assert not psutil.pid_exists(server.pid)
+    assert not runs(server.pid)
 
 
 def test_a_fork_server_ends_with_its_owner_however_that_ends(tmp_path: Path):
@@ -87,7 +88,7 @@ def test_a_fork_server_ends_with_its_owner_however_that_ends(tmp_path: Path):
         folder = Path(owner.stdout.readline().decode().strip()).parent
         (forking,) = psutil.Process(owner.pid).children()
         owner.send_signal(signal.SIGKILL)
-    wait_until(lambda: not folder.exists() and not forking.is_running(), "the fork server to end")
+    wait_until(lambda: not folder.exists() and not running(forking), "the fork server to end")
 
 
 @pytest.mark.e2e
@@ -99,7 +100,7 @@ async def test_the_one_of_engines_has_one_thread(tmp_path: Path):
     env = environment(spec, os.environ, profile=True) | set_in_passing  # and that of tests/conftest.py
     server = ServerProcess.launch([sys.executable, "-c", code], env=env, log_path=tmp_path / "server")
     wait_until(lambda: (tmp_path / "server").read_text() == "True\n", "it to speak")
-    _, forks, *_ = psutil.Process(server.pid).parents()
-    assert "fork_server_main" in " ".join(forks.cmdline())
+    _, forks, *_ = above(psutil.Process(server.pid))
+    assert "fork_server_main" in command_of(forks)
     assert forks.num_threads() == 1
     await server.stop()

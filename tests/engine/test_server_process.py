@@ -28,6 +28,7 @@ from miles_lite.errors import UserError
 from miles_lite.process import scratch
 from miles_lite.process.fork_server import fork_server
 from tests.ports import free_port
+from tests.processes import below, called, command_of, running_after, runs, tree_of
 from tests.waiting import wait_until
 
 STUBBORN_TREE = """
@@ -63,18 +64,14 @@ def started(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(FORK_SERVER, raising=False)
 
 
-def members(mark: str) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_death_of_the_owner_ends_the_whole_tree(tmp_path: Path, number):
     mark, log = f"tree-{os.getpid()}-{number}", tmp_path / "log"
     env = {**os.environ, "TREE": mark}
     with subprocess.Popen([sys.executable, "-c", OWNER, STUBBORN_TREE, str(log)], env=env) as owner:
-        wait_until(lambda: len(members(mark)) >= 3, "the tree to grow")
+        wait_until(lambda: len(called(mark)) >= 3, "the tree to grow")
         owner.send_signal(number)
-    wait_until(lambda: not members(mark), "the tree to end")
+    wait_until(lambda: not called(mark), "the tree to end")
 
 
 @given(st.lists(st.sampled_from([b"key", b"ke", b"y-1", b"key-", b"\n", b"x"]), max_size=12), st.data())
@@ -113,10 +110,10 @@ async def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
     command = [sys.executable, "-c", STUBBORN_TREE, mark]
     server = ServerProcess.launch(command, env={**os.environ, "TREE": mark}, log_path=tmp_path / "log")
     wait_until(lambda: "up" in (tmp_path / "log").read_text(), "the tree to grow")
-    assert psutil.pid_exists(server.pid)
+    assert runs(server.pid)
     for _ in range(2):
         await server.stop()
-        assert not members(mark)
+        assert not called(mark)
 
 
 async def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
@@ -162,21 +159,21 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
         assert segment.exists()
         assert len(list(temp.glob("miles-lite-*/[!.]*"))) == 3
         time.sleep(1.5)  # the guard looks once a second
-        (server_guard,) = [one for one in members(name) if "server_guard.py" in str(one.cmdline())]
+        (server_guard,) = [one for one in called(name) if "server_guard.py" in command_of(one)]
         if how == "its owner is killed":
             owner.kill()
         elif how == "it is stopped":
             server_guard.terminate()
         elif how == "its guard is killed":
-            left = server_guard.children(recursive=True)
+            server_guard, *left = tree_of(server_guard.pid)
             for process in (server_guard, *left):
                 process.kill()
-            psutil.wait_procs(left, timeout=10)
+            assert not running_after(left)
             monkeypatch.setenv("TMPDIR", str(temp))
             monkeypatch.setattr(tempfile, "tempdir", None)
             scratch.sweep()  # as the run's keeper removes the folder that this one is in, or the next run does
         else:
-            for process in server_guard.children(recursive=True):
+            for process in below(server_guard.pid):
                 process.kill()
         wait_until(lambda: not segment.exists() and not list(temp.iterdir()), "the litter to go")
         assert other.exists()
@@ -193,7 +190,7 @@ async def test_a_server_that_exits_leaves_no_child(tmp_path: Path):
     server = ServerProcess.launch(command, env={**os.environ, "TREE": mark}, log_path=tmp_path / "log")
     wait_until(lambda: server.exit_code is not None, "the guard to exit")
     assert server.exit_code == 3
-    assert not members(mark)
+    assert not called(mark)
     await server.stop()
 
 

@@ -23,6 +23,7 @@ from miles_lite.train import model_rules
 from miles_lite.train.group import worker_spec
 from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
+from tests.processes import command_of, running_after, variables_of, words_of
 from tests.train.helpers import make_config
 from tests.waiting import wait_until
 
@@ -37,7 +38,7 @@ ENDINGS: dict[str, Callable[[Remote[TrainWorker], int], None]] = {
 
 
 def named(worker: psutil.Process) -> bool:
-    return "ray::TrainWorker" in worker.cmdline()[0]
+    return "ray::TrainWorker" in words_of(worker)[0]
 
 
 def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: Path) -> None:
@@ -50,15 +51,14 @@ def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: P
             worker = psutil.Process(pid)
             server = worker.parent()
             assert server is not None
-            assert "fork_server_main" in " ".join(server.cmdline()), f"executed, before it is {how}"
+            assert "fork_server_main" in command_of(server), f"executed, before it is {how}"
             assert server.num_threads() == 1, "a fork has the locks that other threads hold, and nobody to let them go"
             wait_until(partial(named, worker), "its name")
-            assert worker.environ()[FORK_SERVER] == os.environ[FORK_SERVER]
+            assert variables_of(worker)[FORK_SERVER] == os.environ[FORK_SERVER]
             end(rank, pid)
             if how == "forgotten":
                 del rank
-            psutil.wait_procs([worker], timeout=60)
-            assert not worker.is_running(), how
+            assert not running_after([worker], seconds=60), how
             if how.startswith("killed"):
                 with pytest.raises(RayActorError):
                     ray.get(rank.call(TrainWorker.host_and_pid), timeout=60)

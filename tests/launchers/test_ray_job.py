@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.processes import called
 
 REPO = Path(__file__).parents[2]
 
@@ -84,18 +85,9 @@ def job(tmp_path: Path) -> Iterator[dict[str, str]]:
         "START_SECONDS": "120",
         "ENTRYPOINT": f"python {tmp_path / 'probe.py'}",
     }
-    left = [process for process in processes_of(str(ray_folder)) if process.is_running()]
+    left = called(str(ray_folder))
     assert not left, f"left behind: {left}"
     subprocess.run(["rm", "-rf", str(ray_folder)], check=True)
-
-
-def processes_of(marker: str) -> list[psutil.Process]:
-    """Processes whose command line holds `marker`."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if marker in " ".join(process.info["cmdline"] or []) and process.pid != os.getpid()
-    ]
 
 
 @pytest.mark.slow
@@ -150,4 +142,4 @@ def test_an_actor_on_each_of_two_raylets_sees_the_patched_package_until_ctrl_c_o
         else:
             launcher.send_signal(number)
         assert launcher.wait(timeout=90) == code
-    assert not processes_of("probe.py")
+    assert not called(job["ENTRYPOINT"].split()[1])

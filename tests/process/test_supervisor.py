@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from miles_lite.errors import UserError
 from miles_lite.process.supervisor import Program, Supervised
 from tests.process.supervised_program import Script
+from tests.processes import runs
 from tests.router.upstream import eventually
 
 pytestmark = pytest.mark.e2e
@@ -30,13 +30,7 @@ def notes(tmp_path: Path) -> Iterator[Path]:
     yield file
     children = [int(pid) for pid in file.read_text().split()]
     assert children
-    asyncio.run(eventually(lambda: not any(map(running, children)), "the program's children to end"))
-
-
-def running(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+    asyncio.run(eventually(lambda: not any(map(runs, children)), "the program's children to end"))
 
 
 @contextlib.asynccontextmanager
@@ -71,9 +65,9 @@ async def test_a_process_that_ends_comes_back_and_takes_what_it_started_with_it(
         first = one.pid
         await eventually(lambda: down == ["down", "up"], "the program to serve again")
         *ended, child = [int(pid) for pid in notes.read_text().split()]
-        await eventually(lambda: not any(map(running, ended)), "the first two starts' children to end")
+        await eventually(lambda: not any(map(runs, ended)), "the first two starts' children to end")
         assert len(ended) == 2
-        assert running(child)
+        assert runs(child)
         assert one.restarts == 1
         assert one.pid != first
     assert "the program (process" in caplog.text
@@ -87,7 +81,7 @@ async def test_a_process_whose_loop_hangs_is_replaced(notes: Path, caplog: pytes
         hung = one.pid
         await eventually(lambda: down == ["down", "up"], "the program to serve again")
         assert hung is not None
-        assert not running(hung)
+        assert not runs(hung)
     assert "hangs: waited 4 s for a sign of life from its event loop; starting it again" in caplog.text
 
 

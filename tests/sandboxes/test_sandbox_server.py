@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from fastapi.testclient import TestClient
 
@@ -25,6 +24,7 @@ from miles_lite.sandboxes.local import Folders
 from miles_lite.sandboxes.sandbox_server import GoneError, Sandboxes, Wanted, application
 from tests.e2e.job import ROOT, environment
 from tests.http_server import http_server
+from tests.processes import below, running
 from tests.sandboxes.kinds import needs_bwrap
 from tests.sandboxes.servers import served, serving
 from tests.sandboxes.test_lending import Told
@@ -113,11 +113,11 @@ def test_nothing_is_left_of_a_server_that_is_interrupted_at_work() -> None:
                 asking.submit(kind.start, "late", None, None),
             )
             wait_until((folder / "here").exists, "the command")
-            children = psutil.Process(process.pid).children(recursive=True)
+            children = below(process.pid)
             process.send_signal(signal.SIGINT)
             process.wait(60)
             assert not folder.exists()
-            wait_until(lambda: not any(child.is_running() for child in children), "the command's end")
+            wait_until(lambda: not any(map(running, children)), "the command's end")
             assert command.exception(60) or command.result().exit_code
             assert isinstance(start.exception(60), RolloutError)
 

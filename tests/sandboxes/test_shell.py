@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from miles_lite.errors import UserError
 from miles_lite.sandboxes.shell import KEEP, Confinement, Shell, assignments, clipped, quoted
+from tests.processes import below, called
 from tests.sandboxes.kinds import needs_bwrap
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -29,11 +30,6 @@ SANDBOXES = [Confinement.NONE, pytest.param(Confinement.BWRAP, marks=needs_bwrap
 def shell() -> Iterator[Shell]:
     with Shell(timeout=60) as shell:
         yield shell
-
-
-def left(mark: str) -> list[int]:
-    """Processes with `mark` among their arguments."""
-    return [process.pid for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
 
 
 def echoed(shell: Shell, value: str) -> str:
@@ -125,7 +121,7 @@ def test_nothing_survives_the_time_limit(sandbox: Confinement, script: str) -> N
         outcome = shell.run(f"sh -c 'sleep 1000; :' {mark} &\n" + script.replace("{mark}", mark))
         assert outcome.exit_code == 124
         assert outcome.stderr.endswith("[timed out after 0.7 s]")
-        assert not left(mark)
+        assert not called(mark)
         assert _children(shell) == []
         assert len(outcome.stdout) < 2 * KEEP
         assert shell.run("echo again").stdout == "again\n"
@@ -179,14 +175,14 @@ def test_everything_ends_when_the_owner_dies(tmp_path: Path) -> None:
     owner = f"from miles_lite.sandboxes.shell import Shell\nShell().run({script!r})"
     process = subprocess.Popen([sys.executable, "-c", owner], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT})
     deadline = time.monotonic() + 60
-    while not left(mark) and time.monotonic() < deadline:
+    while not called(mark) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert left(mark)
+    assert called(mark)
     process.kill()
     process.wait()
-    while left(mark) and time.monotonic() < deadline:
+    while called(mark) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not left(mark)
+    assert not called(mark)
 
 
 def test_a_tool_that_kills_its_guard_is_an_outcome_not_a_crash() -> None:
@@ -221,4 +217,4 @@ def test_a_folder_that_is_missing_is_the_users_mistake(tmp_path: Path) -> None:
 
 def _children(shell: Shell) -> list[psutil.Process]:
     assert shell._guard is not None
-    return psutil.Process(shell._guard.pid).children(recursive=True)
+    return below(shell._guard.pid)

@@ -25,6 +25,7 @@ from miles_lite.errors import UserError
 from miles_lite.session.client import SessionClient
 from miles_lite.session.supervised_server import COMMAND, Supervisor
 from tests.metric_names import undocumented
+from tests.processes import running_after, runs
 from tests.session.engine import STOP, Engine, answer, scripted, spec
 
 pytestmark = pytest.mark.e2e
@@ -182,7 +183,7 @@ async def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
             more = [*ASK, got.choices[0].message.model_dump(exclude_none=True), *ASK]
             await agent.chat.completions.create(model="m", messages=more)
         assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
-        assert not psutil.pid_exists(hung)
+        assert not runs(hung)
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
@@ -247,14 +248,13 @@ async def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Pat
     worker = psutil.Process(int(await owner.stdout.readline()))
     owner.kill()
     await owner.wait()
-    psutil.wait_procs([worker], timeout=10)
-    assert not worker.is_running()
+    assert not running_after([worker])
     supervisor = Supervisor(made)
     url = await supervisor.start()
     pid = supervisor.worker_pid
     await supervisor.stop()
     assert pid is not None
-    assert not psutil.pid_exists(pid)
+    assert not runs(pid)
     with socket.socket() as free:
         free.bind(("127.0.0.1", int(url.rpartition(":")[2])))
 

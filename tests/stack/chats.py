@@ -21,6 +21,7 @@ from miles_lite.config.session_options import Session
 from miles_lite.process.remote import Remote
 from miles_lite.session.client import SessionClient
 from miles_lite.stack.fleet import Fleet, FleetStatus
+from tests.processes import below, command_of
 
 
 def stack_options(model: Path, run_dir: Path, **engines: Any) -> Serving:
@@ -92,5 +93,4 @@ async def replaced(fleet: Remote[Fleet], count: int, *, seconds: float = 120.0) 
 
 def scheduler_of(pid: int) -> psutil.Process:
     """The scheduler among a server's children."""
-    children = psutil.Process(pid).children(recursive=True)
-    return next(child for child in children if "scheduler" in " ".join(child.cmdline()))
+    return next(child for child in below(pid) if "scheduler" in command_of(child))

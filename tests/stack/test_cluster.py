@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
 from tests.clusters import local_cluster
+from tests.processes import below, command_of
 
 pytestmark = pytest.mark.e2e
 CONNECT = "from miles_lite.stack.cluster import connect; connect(None)"
@@ -51,7 +51,7 @@ def test_a_cluster_has_no_process_that_nobody_asks_and_an_actor_its_variables() 
         remote: Any = ray.remote(Told)
         actor = remote.options(num_cpus=0, runtime_env={"env_vars": {"TOLD": "a b'c"}}).remote()
         assert ray.get(actor.variable.remote("TOLD"), timeout=60) == "a b'c"
-        words = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+        words = [command_of(each) for each in below(os.getpid())]
     assert any("gcs_server" in each for each in words)
     assert not [each for each in words if re.search(r"(monitor|dashboard)\.py", each)]
 

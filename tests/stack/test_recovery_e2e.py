@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import requests
 
@@ -19,6 +18,7 @@ from miles_lite.stack.stack import Stack
 from miles_lite.weights.bucket import WeightUpdate
 from tests.clusters import local_cluster
 from tests.models import make_tiny_model
+from tests.processes import running_after, tree_of
 from tests.stack.chats import Chats, replaced, scheduler_of, stack_options
 from tests.waiting import until
 
@@ -80,21 +80,15 @@ async def lose_the_fleet(stack: Stack) -> None:
     try:
         engines = (await stack.fleet.call(Fleet.status)).engines
         assert [engine.url for engine in engines] == stack.engine_urls
-        servers = [process for engine in engines for process in tree(engine.pid)]
+        servers = [process for engine in engines for process in tree_of(engine.pid)]
         assert stack.failure is None
         stack.fleet.kill()
         await until(lambda: stack.failure, "the loss")
         assert isinstance(stack.failure, DiedError)
         assert str(stack.failure) == "the engines' fleet has died"
-        assert psutil.wait_procs(servers, timeout=20)[1] == []
+        assert not running_after(servers)
     finally:
         await stack.stop()
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """A server's processes."""
-    server = psutil.Process(pid)
-    return [server, *server.children(recursive=True)]
 
 
 def version_of(url: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from miles_lite.stack.actors import Waiting, named_actor, restarted
 from miles_lite.stack.restarting import RestartingActor
 from miles_lite.stack.routers import port_of
 from tests.clusters import local_cluster
+from tests.processes import above, called, command_of, variables_of
 from tests.session.engine import STOP, answer, scripted
 
 pytestmark = pytest.mark.e2e
@@ -206,7 +206,7 @@ async def talk(url: str, sessions: RestartingActor[SessionActor]) -> None:
         messages: list[Any] = [{"role": "user", "content": "hello"}]
         said = await agent.chat.completions.create(model="m", messages=messages)
         messages += [said.choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "go on"}]
-        actor = below("", "ray::SessionActor")
+        actor = the_process("", "ray::SessionActor")
         actor.kill()
         while not sessions.restarts:
             await asyncio.sleep(0.05)
@@ -215,7 +215,7 @@ async def talk(url: str, sessions: RestartingActor[SessionActor]) -> None:
         serving = sessions.restarts  # more than 1 where the port was not free at once
         assert await sessions.served_since(serving, time.monotonic())
         began = time.monotonic()
-        worker = below("ray::SessionActor", "miles_lite.session.server_main")
+        worker = the_process("ray::SessionActor", "miles_lite.session.server_main")
         worker.kill()
         (sample,) = await client.collect(session)
         assert not await sessions.served_since(serving, began), "the worker was lost meanwhile"
@@ -224,21 +224,16 @@ async def talk(url: str, sessions: RestartingActor[SessionActor]) -> None:
         assert sessions.address == url
 
 
-def below(parent: str, called: str) -> psutil.Process:
-    """The process of this test's cluster whose command line holds `called`, started by one whose holds `parent`, once
+def the_process(parent: str, words: str) -> psutil.Process:
+    """The process of this test's cluster whose command line holds `words`, started by one whose holds `parent`, once
     it is the only one."""
     deadline = time.monotonic() + 20
-    while len(found := _below(parent, called)) != 1:
-        assert time.monotonic() < deadline, f"{len(found)} processes are called {called}, below {parent}: {found}"
+    while len(found := processes_below(parent, words)) != 1:
+        assert time.monotonic() < deadline, f"{len(found)} processes are called {words}, below {parent}: {found}"
         time.sleep(0.1)
     return found[0]
 
 
-def _below(parent: str, called: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if process.environ().get(MARK) == os.environ[MARK] and called in str(process.cmdline()):
-                above = str([one.cmdline() for one in process.parents()])
-                found += [process] if parent in above else []
-    return found
+def processes_below(parent: str, words: str) -> list[psutil.Process]:
+    ours = (one for one in called(words) if variables_of(one).get(MARK) == os.environ[MARK])
+    return [one for one in ours if any(parent in command_of(each) for each in above(one))]

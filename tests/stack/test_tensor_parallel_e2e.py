@@ -30,6 +30,7 @@ from miles_lite.weights.delivery import Receiver
 from miles_lite.weights.transports import TRANSPORTS
 from tests.engine.conftest import remote
 from tests.models import make_tiny_model, reference_logprobs
+from tests.processes import command_of, running_after, tree_of
 from tests.stack.chats import stack_options
 from tests.waiting import until
 from tests.weights.sender_process import FolderTrainer
@@ -97,7 +98,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
 
         processes = [process for actor in slot.nodes for process in await tree(actor.handle)]
         last = slot.nodes[-1].handle
-        ranks = [process for process in await tree(last) if "scheduler" in " ".join(process.cmdline())]
+        ranks = [process for process in await tree(last) if "scheduler" in command_of(process)]
         assert len(ranks) == 2 // nodes
         if nodes == 1:
             ranks[-1].suspend()
@@ -105,8 +106,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
             os.killpg(await last.__ray_call__.remote(pid), signal.SIGKILL)
         await until(lambda: fleet.recoveries, "the replacement")
         assert ("hangs" if nodes == 1 else "its process has ended") in fleet.recoveries[0].reason
-        _, alive = psutil.wait_procs(processes, timeout=20)
-        assert alive == []
+        assert not running_after(processes)
         [engine] = fleet.engines
         assert [worker["url"] for worker in await router.workers.remote()] == [engine.url]
         await check(url, other, "1")  # the fleet itself heard of version 1 only
@@ -114,7 +114,7 @@ async def live(fleet: Fleet, router: Any, nodes: int, model: Path, other: Path) 
     finally:
         await fleet.stop()
         await router.stop.remote()
-    assert psutil.wait_procs(processes, timeout=20)[1] == []
+    assert not running_after(processes)
 
 
 async def check(url: str, folder: Path, version: str) -> None:
@@ -145,5 +145,4 @@ def pid(actor: Any) -> int:
 
 async def tree(actor: Any) -> list[psutil.Process]:
     """A server's process and all below it."""
-    server = psutil.Process(await actor.__ray_call__.remote(pid))
-    return [server, *server.children(recursive=True)]
+    return tree_of(await actor.__ray_call__.remote(pid))

@@ -21,6 +21,7 @@ from ray.core.generated import common_pb2
 
 from miles_lite.process.fork_server import fork_server
 from miles_lite.stack import worker_start
+from tests.processes import running, variables_of
 from tests.waiting import wait_until
 
 WORKER = str(default_worker.__file__)
@@ -130,10 +131,10 @@ def test_a_worker_is_forked_where_its_environment_names_a_fork_server(forks: str
 def test_neither_outlives_the_other(whose: str, forks: str, tmp_path: Path) -> None:
     with standing(tmp_path, "--stay", **{worker_start.FORK_SERVER: forks}) as (process, (pid, *_)):
         worker = psutil.Process(pid)
-        assert worker.environ()["A"] == "b c"
+        assert variables_of(worker)["A"] == "b c"
         os.kill(pid if whose == "worker" else process.pid, signal.SIGKILL)
         process.wait(30)
-        wait_until(lambda: not worker.is_running(), "the worker to end")
+        wait_until(lambda: not running(worker), "the worker to end")
 
 
 @pytest.mark.parametrize("variables", [{}, {"HF_HOME": "/nowhere"}], ids=["no server", "another environment"])

@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
 from miles_lite.config.choices import RewardRule
@@ -14,6 +13,7 @@ from miles_lite.rollout.rewards import REWARDS, load_reward
 from miles_lite.rollout.rewards.answer import Answer, Pure
 from miles_lite.rollout.rewards.apart import Apart
 from miles_lite.sample import Rollout
+from tests.processes import called
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1 --label-key l".split()
 
@@ -84,7 +84,7 @@ async def test_what_a_program_leaves_behind_ends_with_it(monkeypatch: pytest.Mon
     finally:
         apart.close()
     assert said == {"score": 1.0, "passed": 1.0}
-    assert not [each for each in psutil.process_iter(["cmdline"]) if mark in (each.info["cmdline"] or [])]
+    assert not called(mark)
 
 
 def test_a_program_has_limits_on_all_that_it_could_use_up() -> None:
