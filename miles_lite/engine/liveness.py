@@ -9,6 +9,8 @@ Invariant: a server that uses the processor is never called hung before `patienc
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import time
 from collections.abc import Iterator
@@ -45,14 +47,11 @@ def activity(pid: int) -> Activity:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    except OSError:
-        return
-    for child in children:
-        yield child
-        yield from _descendants(child)
+    for children in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError):  # one thread has ended: the others' are still there
+            for child in Path(children).read_text().split():
+                yield int(child)
+                yield from _descendants(int(child))
 
 
 class Liveness:
