@@ -45,14 +45,12 @@ cp "$HERE/prometheus.yml" "$HERE/alerts.yml" "$DATA/"
 ln -sfn "$RAY_SESSION/prom_metrics_service_discovery.json" "$DATA/ray.json"
 ln -sfn "$RUN/logs/scrape.json" "$DATA/run.json"
 
-STARTED=()
-trap 'kill "${STARTED[@]}" 2>/dev/null; wait' EXIT
+trap 'jobs -p | xargs -r kill 2>/dev/null; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 prometheus --config.file="$DATA/prometheus.yml" --storage.tsdb.path="$DATA/prometheus" \
   --web.listen-address="127.0.0.1:$PROMETHEUS_PORT" >"$DATA/prometheus.log" 2>&1 &
-STARTED+=($!)
 say "Prometheus: http://localhost:$PROMETHEUS_PORT (log: $DATA/prometheus.log)"
 
 GRAFANA=()
@@ -70,7 +68,6 @@ if ((${#GRAFANA[@]})); then
     GF_SERVER_HTTP_ADDR=127.0.0.1 GF_SERVER_HTTP_PORT=$GRAFANA_PORT GF_PATHS_DATA=$DATA/grafana \
     GF_PATHS_LOGS=$DATA/grafana GF_PATHS_PROVISIONING=$HERE/provisioning \
     "${GRAFANA[@]}" --homepath "$GRAFANA_HOME" >"$DATA/grafana.log" 2>&1 &
-  STARTED+=($!)
   say "Grafana:    http://localhost:$GRAFANA_PORT/d/miles-lite (log: $DATA/grafana.log)"
 else
   say "grafana is not on PATH: no pictures (https://grafana.com/grafana/download)"

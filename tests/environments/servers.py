@@ -175,9 +175,9 @@ def answers(port: int) -> bool:
 @contextmanager
 def serving(kind: str, where: Path, *, top: int = TOP) -> Iterator[str]:
     """The URL of a server in a process of its own, whose output is in `where`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from tests.ports import free_port  # late: the server's interpreter may not have what the product imports
+
+    port = free_port()
     with where.open("wb") as log:
         argv = [str(PYTHONS.get(kind, sys.executable)), "-m", "tests.environments.servers", kind, str(port)]
         process = subprocess.Popen(argv, cwd=ROOT, env=os.environ | {"TOP": str(top)}, stdout=log, stderr=log)

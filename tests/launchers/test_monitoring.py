@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -177,9 +176,9 @@ def started(run_dir: Path, path: str, **more: str) -> subprocess.Popen[str]:
 
 
 FAKE = """#!/bin/sh
+trap 'touch "$TOLD/$(basename "$0").ended"; exit 0' TERM
 env >"$TOLD/$(basename "$0").env"
 printf '%s\\n' "$@" >"$TOLD/$(basename "$0").argv"
-trap 'touch "$TOLD/$(basename "$0").ended"; exit 0' TERM
 while :; do sleep 0.1; done
 """
 
@@ -192,10 +191,11 @@ def test_both_are_started_beside_the_run_and_ended(run_dir: Path, tmp_path: Path
         (programs / name).write_text(FAKE)
         (programs / name).chmod(0o755)
     ray = tmp_path / "ray"
-    more = {"TOLD": str(tmp_path), "RAY_SESSION": str(ray), "PROMETHEUS_PORT": "19090", "GRAFANA_PORT": "13000"}
+    at, pictures = free_port(), free_port()
+    ports = {"PROMETHEUS_PORT": str(at), "GRAFANA_PORT": str(pictures)}
+    more = {"TOLD": str(tmp_path), "RAY_SESSION": str(ray)} | ports
     process = started(run_dir, f"{programs}:{os.environ['PATH']}", **more)
     wait_until(lambda: len(list(tmp_path.glob("*.argv"))) == 2, "both to start")
-    time.sleep(0.3)  # for their traps
     process.send_signal(number)
     assert process.wait(30) == 128 + number
     assert len(list(tmp_path.glob("*.ended"))) == 2
@@ -203,11 +203,11 @@ def test_both_are_started_beside_the_run_and_ended(run_dir: Path, tmp_path: Path
     assert (tmp_path / "prometheus.argv").read_text().splitlines() == [
         f"--config.file={data / 'prometheus.yml'}",
         f"--storage.tsdb.path={data / 'prometheus'}",
-        "--web.listen-address=127.0.0.1:19090",
+        f"--web.listen-address=127.0.0.1:{at}",
     ]
     told = dict(line.split("=", 1) for line in (tmp_path / "grafana.env").read_text().splitlines() if "=" in line)
     assert told["GF_PATHS_PROVISIONING"] == str(FOLDER / "provisioning")
-    assert (told["GF_SERVER_HTTP_ADDR"], told["PROMETHEUS_URL"]) == ("127.0.0.1", "http://127.0.0.1:19090")
+    assert (told["GF_SERVER_HTTP_ADDR"], told["PROMETHEUS_URL"]) == ("127.0.0.1", f"http://127.0.0.1:{at}")
     assert (Path(told["DASHBOARDS"]) / "miles_lite.json").is_file()
     assert (data / "ray.json").readlink() == ray / "prom_metrics_service_discovery.json"
     assert (data / "run.json").readlink() == run_dir / FILE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.processes import called
+from tests.waiting import wait_until
 
 REPO = Path(__file__).parents[2]
 
@@ -51,12 +52,6 @@ exec env -i HOME="$HOME" PATH=/usr/bin:/bin setsid bash -c "$*"
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The launcher's environment: small nodes, own ports and folders, a package that only PYTHONPATH shows."""
@@ -85,8 +80,7 @@ def job(tmp_path: Path) -> Iterator[dict[str, str]]:
         "START_SECONDS": "120",
         "ENTRYPOINT": f"python {tmp_path / 'probe.py'}",
     }
-    left = called(str(ray_folder))
-    assert not left, f"left behind: {left}"
+    wait_until(lambda: not called(str(ray_folder)), "what is left behind to end", seconds=20)
     subprocess.run(["rm", "-rf", str(ray_folder)], check=True)
 
 
@@ -142,4 +136,4 @@ def test_an_actor_on_each_of_two_raylets_sees_the_patched_package_until_ctrl_c_o
         else:
             launcher.send_signal(number)
         assert launcher.wait(timeout=90) == code
-    assert not called(job["ENTRYPOINT"].split()[1])
+    wait_until(lambda: not called(job["ENTRYPOINT"].split()[1]), "the job to end", seconds=20)
