@@ -56,6 +56,13 @@ def tree_of(pid: int) -> list[psutil.Process]:
     return []
 
 
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Those that have not ended yet."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def below(pid: int) -> list[psutil.Process]:
     """All that the process has started, however deep."""
     return tree_of(pid)[1:]

@@ -43,12 +43,14 @@ def test_a_process_that_has_ended_shows_nothing(ended: psutil.Process) -> None:
     assert not processes.running(ended)
     assert not processes.runs(ended.pid)
     assert processes.running_after([ended], seconds=0) == []
+    processes.kill([ended])
     assert set(processes.above(ended)) <= {psutil.Process(), *psutil.Process().parents()}
 
 
 def test_a_process_is_found_by_its_words_and_its_place() -> None:
     words = [sys.executable, "-c", "input()", f"mark-{os.getpid()}"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, env={"A": "b"}) as started:
+        wait_until(lambda: processes.called(words[-1]), "the kernel to show its words")
         (found,) = processes.called(words[-1])
         assert processes.words_of(found) == words
         assert processes.variables_of(found)["A"] == "b"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.job import EXAMPLE, MARK, Prepared, environment, left_running
+from tests.processes import kill
 from tests.shared import made_once
 
 
@@ -29,8 +30,7 @@ def mark() -> Iterator[str]:
     value = uuid.uuid4().hex
     yield value
     left = left_running(value)
-    for process in left:
-        process.kill()
+    kill(left)
     assert not left, f"{MARK}={value}: {len(left)} processes were left running"
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from miles_lite.errors import UserError
 from miles_lite.process import scratch
 from miles_lite.process.fork_server import fork_server
 from tests.ports import free_port
-from tests.processes import below, called, command_of, running_after, runs, tree_of
+from tests.processes import below, called, command_of, kill, running_after, runs, tree_of
 from tests.waiting import wait_until
 
 STUBBORN_TREE = """
@@ -117,15 +116,16 @@ async def test_stop_ends_the_whole_tree_and_can_be_repeated(tmp_path: Path):
 
 
 async def test_shared_memory_of_killed_processes_is_removed(tmp_path: Path):
-    code = "import os, time; open(f'/dev/shm/sgl_shm_test_{os.getpid()}_0', 'w').close(); time.sleep(600)"
+    name = f"sgl_shm_test-{os.getpid()}"  # nobody else's
+    code = f"import os, time; open(f'/dev/shm/{name}_{{os.getpid()}}_0', 'w').close(); time.sleep(600)"
     tree = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     server = ServerProcess.launch([sys.executable, "-c", tree], env=os.environ, log_path=tmp_path / "log")
-    other = Path(f"/dev/shm/sgl_shm_test_{os.getpid()}_0")
+    other = Path(f"/dev/shm/{name}_{os.getpid()}_0")
     other.touch()
     try:
-        wait_until(lambda: len(list(other.parent.glob("sgl_shm_test_*"))) == 2, "the segment")
+        wait_until(lambda: len(list(other.parent.glob(f"{name}_*"))) == 2, "the segment")
         await server.stop()
-        assert list(other.parent.glob("sgl_shm_test_*")) == [other]
+        assert list(other.parent.glob(f"{name}_*")) == [other]
     finally:
         other.unlink()
 
@@ -158,7 +158,8 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
         wait_until(lambda: log.exists() and "littered" in log.read_text(), "the litter")
         assert segment.exists()
         assert len(list(temp.glob("miles-lite-*/[!.]*"))) == 3
-        time.sleep(1.5)  # the guard looks once a second
+        notes = "miles-lite-*/.noted"
+        wait_until(lambda: any(str(segment) in each.read_text() for each in temp.glob(notes)), "the guard to look")
         (server_guard,) = [one for one in called(name) if "server_guard.py" in command_of(one)]
         if how == "its owner is killed":
             owner.kill()
@@ -166,15 +167,13 @@ def test_what_a_server_left_in_shared_memory_and_in_its_temp_folder_is_gone_howe
             server_guard.terminate()
         elif how == "its guard is killed":
             server_guard, *left = tree_of(server_guard.pid)
-            for process in (server_guard, *left):
-                process.kill()
+            kill([server_guard, *left])
             assert not running_after(left)
             monkeypatch.setenv("TMPDIR", str(temp))
             monkeypatch.setattr(tempfile, "tempdir", None)
             scratch.sweep()  # as the run's keeper removes the folder that this one is in, or the next run does
         else:
-            for process in below(server_guard.pid):
-                process.kill()
+            kill(below(server_guard.pid))
         wait_until(lambda: not segment.exists() and not list(temp.iterdir()), "the litter to go")
         assert other.exists()
     finally:

@@ -16,6 +16,7 @@ from miles_lite.config.tracking import Logging
 from miles_lite.observe.sinks import JsonlSink, Sinks, open_sinks
 from miles_lite.observe.wandb_sink import wandb_folder
 from miles_lite.report.history import read_history, series
+from tests.processes import kill, running_after
 
 
 def test_jsonl_rows_are_on_disk_at_once(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_wandb_offline_lies_in_the_run_folder(tmp_path: Path, monkeypatch: pytes
 def test_wandb_dying_midway_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = set(psutil.Process().children())
     sinks = open_sinks(Logging(use_wandb=True, wandb_mode="offline"), config={}, run_dir=tmp_path)
-    for process in set(psutil.Process().children()) - before:
-        process.kill()
-        process.wait(timeout=10)
+    started = set(psutil.Process().children()) - before
+    kill(started)
+    assert not running_after(started)
     for step in range(3):
         sinks.log({"train/loss": 0.1}, step=step, step_key="train/step")
     sinks.close()
