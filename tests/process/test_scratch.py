@@ -30,8 +30,11 @@ import subprocess, sys, tempfile, time
 from miles_lite.stack.cluster import Scratch
 from tests.waiting import wait_until
 Scratch().enter()
-child = "import tempfile, time; open(tempfile.mkdtemp() + '/left', 'w'); print('up', flush=True); time.sleep(600)"
-print(subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
+child = '''import os, tempfile, time
+open(tempfile.mkdtemp() + '/left', 'w')
+print(os.getpid(), flush=True)
+time.sleep(600)'''
+subprocess.Popen([sys.executable, "-c", child])
 time.sleep(600)
 """
 
@@ -41,9 +44,8 @@ def test_a_killed_owners_folder_goes_once_nobody_uses_it(temp: Path, number: int
     with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         child = int(owner.stdout.readline())
-        assert owner.stdout.readline() == "up\n"
         owner.send_signal(number)
-        owner.wait(10)
+        owner.wait(60)
         time.sleep(1.5)
         assert len(list(temp.glob("miles-lite-*/*/left"))) == 1, "its child still uses it"
         os.kill(child, signal.SIGKILL)
@@ -64,18 +66,18 @@ def test_the_folder_is_the_temp_folder_of_what_starts_in_it_and_what_is_to_last_
 
 
 def test_whoever_comes_next_removes_what_killed_keepers_left_and_nothing_else(temp: Path) -> None:
-    keepers = [
-        subprocess.Popen([sys.executable, scratch.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    killed, held = (keeper.stdout.readline().strip() for keeper in keepers if keeper.stdout)
+    keeper = subprocess.Popen(
+        [sys.executable, scratch.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert keeper.stdout is not None
+    killed, held = keeper.stdout.readline().strip(), scratch.make()
     (temp / "miles-lite-mine").mkdir()
-    keepers[0].kill()
-    keepers[0].wait(10)
+    keeper.kill()
+    keeper.communicate(timeout=60)
     assert Path(killed).is_dir()
     scratch.sweep()
     assert sorted(temp.iterdir()) == sorted([Path(held), temp / "miles-lite-mine"])
-    keepers[1].communicate(timeout=30)
+    scratch.remove(held)
     assert list(temp.iterdir()) == [temp / "miles-lite-mine"]
 
 
@@ -133,16 +135,19 @@ def test_who_outlives_the_one_that_started_it_is_ended(temp: Path) -> None:
     )
     assert keeper.stdout is not None
     folder = keeper.stdout.readline().strip()
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.{}); time.sleep(600)"
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.{}); print(flush=True); time.sleep(600)"
     inside = os.environ | {"TMPDIR": folder}
-    with (
-        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")], env=inside) as user,
-        subprocess.Popen([sys.executable, "-c", code.format("SIG_IGN")], env=inside) as stubborn,
-        subprocess.Popen([sys.executable, "-c", code.format("SIG_DFL")]) as other,
-    ):
-        keeper.communicate(timeout=30)
-        assert user.wait(10) == -signal.SIGTERM
-        assert stubborn.wait(10) == -signal.SIGKILL
+
+    def up(heeds: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", code.format(heeds)], env=env, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    with up("SIG_DFL", inside) as user, up("SIG_IGN", inside) as stubborn, up("SIG_DFL") as other:
+        keeper.communicate(timeout=60)
+        assert user.wait(60) == -signal.SIGTERM
+        assert stubborn.wait(60) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()
     assert not list(temp.iterdir())

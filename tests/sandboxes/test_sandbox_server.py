@@ -125,9 +125,9 @@ def test_nothing_is_left_of_a_server_that_is_interrupted_at_work() -> None:
 def test_a_client_that_is_gone_leaves_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_server, "LOOK_SECONDS", 0.05)
     pool = Pool(Folders(), Limits(starting=1))
-    with TestClient(application(pool, idle=0.4, at_once=4, admin_key=None)) as client:
-        client.put("/sandboxes/long", json={})
+    with TestClient(application(pool, idle=0.7, at_once=4, admin_key=None)) as client:
         client.put("/sandboxes/left", json={})
+        client.put("/sandboxes/long", json={})
         asked = {"number": "1", "command": "sleep 1.5", "seconds": 20}
         assert client.post("/sandboxes/long/commands", json=asked).json()["exit_code"] == 0  # longer than idle
         wait_until(lambda: client.get("/health").json() == {"sandboxes": 0}, "the sandboxes")

@@ -124,7 +124,7 @@ def test_nothing_survives_the_time_limit(sandbox: Confinement, script: str) -> N
         assert not called(mark)
         assert _children(shell) == []
         assert len(outcome.stdout) < 2 * KEEP
-        assert shell.run("echo again").stdout == "again\n"
+        assert shell.run("echo again", timeout=60).stdout == "again\n"
 
 
 BOMB = "bomb() { if [ $1 -gt 0 ]; then bomb $(($1 - 1)) & bomb $(($1 - 1)) & fi; sleep 1000; }; "
