@@ -46,8 +46,8 @@ def test_one_step_off_trains_while_rollouts_run_and_goes_on_after_a_kill_and_aft
         latest = save / "latest_checkpointed_iteration.txt"
         wait_for("a checkpoint", latest.exists, timeout=300, process=process, log=log)
         process.kill()
-        process.wait(10)
-        assert_nothing_left(mark, within=30)
+        process.wait(60)
+        assert_nothing_left(mark)
         state = json.loads((save / "rollout" / f"global_dataset_state_dict_{last_saved(save)}.json").read_text())
         assert state["accounts"]["started"] > state["accounts"]["trained"], "nothing ran ahead"
 

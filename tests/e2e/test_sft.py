@@ -44,10 +44,9 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: P
     flags += ["--loss-type", "sft_loss", "--rollout-batch-size", "4", "--num-rollout", str(steps), "--lr", "1e-2"]
     flags += ["--actor-num-gpus-per-node", "2", "--save", str(tmp_path / "save"), "--save-interval", "1"]
     process = start("train", flags, mark=mark, log=log)
-    metrics = run_dir / "metrics.jsonl"
     wait_for(
         "three steps",
-        lambda: metrics.exists() and len(values(run_dir, "train/loss")) > 2,
+        lambda: len(values(run_dir, "train/loss")) > 2,
         timeout=200,
         process=process,
         log=log,
@@ -59,7 +58,7 @@ def test_a_run_that_loses_a_rank_goes_on_by_itself(tiny_model: Path, tmp_path: P
     assert re.search(r"train rank \d has died: .*SIGKILL.*\n  Step \d+ of 24 is lost. Restart 1 of 3", text)
     assert re.search(r"going on with step \d+ of 24 after \d+ s", text)
     assert [json.loads(line)["restart"] for line in (run_dir / "restarts.jsonl").read_text().splitlines()] == [1]
-    done = [row["train/step"] for row in read_history(metrics)]
+    done = [row["train/step"] for row in read_history(run_dir / "metrics.jsonl")]
     assert sorted(set(done)) == list(range(steps))
     assert len(done) <= steps + 1, "more was done again than what followed the last checkpoint"
     assert values(run_dir, "perf/restarts")[-1] == 1

@@ -16,7 +16,7 @@ import pytest
 
 from miles_lite.engine.server_process import FORK_SERVER
 from miles_lite.stack.cluster import DASHBOARD
-from tests.e2e.job import assert_nothing_left, ended, marked_as, segments, start, wait_for
+from tests.e2e.job import assert_nothing_left, ended, marked_as, segments, start, values, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -56,8 +56,7 @@ class Job:
         self.segments: set[Path] = set()
 
     def rows(self, name: str) -> int:
-        file = self.run_dir / "metrics.jsonl"
-        return sum(name in json.loads(line) for line in file.read_text().splitlines()) if file.exists() else 0
+        return len(values(self.run_dir, name))
 
     def reach(self, what: str, condition: Callable[[], object]) -> None:
         wait_for(what, condition, timeout=200, process=self.process, log=self.log)
@@ -65,7 +64,7 @@ class Job:
 
     def clean(self) -> None:
         """Nothing is left of it but what Ray keeps for people to read."""
-        assert_nothing_left(self.mark, within=30)
+        assert_nothing_left(self.mark)
         assert {path.name for path in self.temp.iterdir()} <= {"ray"}
         assert not {path for path in self.segments if path.exists()}
 

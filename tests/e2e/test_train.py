@@ -98,7 +98,7 @@ def test_an_engine_killed_in_the_middle_is_replaced_and_every_prompt_is_accounte
     broadcast = ["--update-weight-transfer-mode", "distributed", "--check-weight-update-equal"]
     flags = prepared.flags(run_dir, *sizes, *broadcast)
     process = start("train", flags, mark=mark, log=log)
-    wait_for("the first step", lambda: _metrics(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
+    wait_for("the first step", lambda: values(run_dir, "perf/step_time"), timeout=200, process=process, log=log)
     victims = marked_as(mark, "sglang.launch_server")
     assert len(victims) >= 2
     assert all(any("fork_server_main" in command_of(one) for one in above(victim)) for victim in victims)
@@ -146,11 +146,11 @@ def test_ctrl_c_and_sigterm_end_everything_and_load_continues(
 
 def interrupted(flags: list[str], number: signal.Signals, *, run_dir: Path, mark: str, log: Path) -> int:
     """Start a run, let it train at least one step, end it by a signal in a rollout; the last step it trained."""
-    before = len(_metrics(run_dir, "perf/step_time"))
+    before = len(values(run_dir, "perf/step_time"))
     process = start("train", flags, mark=mark, log=log)
 
     def trained() -> bool:
-        return len(_metrics(run_dir, "perf/step_time")) > before
+        return len(values(run_dir, "perf/step_time")) > before
 
     wait_for("a step", trained, timeout=200, process=process, log=log)
     time.sleep(0.7)
@@ -159,13 +159,9 @@ def interrupted(flags: list[str], number: signal.Signals, *, run_dir: Path, mark
     else:
         process.send_signal(number)
     assert ended(process, log) == 130, log.read_text()[-6000:]
-    assert_nothing_left(mark, within=10)
+    assert_nothing_left(mark)
     return int(max(row["train/step"] for row in rows(run_dir) if "train/loss" in row))
 
 
 def last_saved(folder: Path) -> int:
     return int((folder / "latest_checkpointed_iteration.txt").read_text())
-
-
-def _metrics(run_dir: Path, name: str) -> list[float]:
-    return values(run_dir, name) if (run_dir / "metrics.jsonl").exists() else []

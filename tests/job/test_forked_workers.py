@@ -23,7 +23,7 @@ from miles_lite.train import model_rules
 from miles_lite.train.group import worker_spec
 from miles_lite.train.rank import TrainWorker
 from tests.clusters import local_cluster
-from tests.processes import command_of, running_after, variables_of, words_of
+from tests.processes import command_of, running_after, variables_of
 from tests.train.helpers import make_config
 from tests.waiting import wait_until
 
@@ -38,7 +38,7 @@ ENDINGS: dict[str, Callable[[Remote[TrainWorker], int], None]] = {
 
 
 def named(worker: psutil.Process) -> bool:
-    return "ray::TrainWorker" in words_of(worker)[0]
+    return "ray::TrainWorker" in command_of(worker)
 
 
 def test_a_rank_is_a_fork_and_lives_and_dies_as_any_of_rays_workers(model_dir: Path) -> None:
