@@ -134,7 +134,7 @@ def test_what_skypilot_runs_on_each_node_is_the_ray_job(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             check=True,
         ).stdout
         for rank in ("0", "1")

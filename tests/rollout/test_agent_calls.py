@@ -16,6 +16,7 @@ from miles_lite.rollout.agent_calls import MOST, Line, Ran, Running, Task
 from miles_lite.rollout.prompts import Prompt
 from miles_lite.sample import Rollout, Status
 from tests.rollout.helpers import Here, make_rollout, make_sample
+from tests.waiting import until
 
 
 def task(number: int, *, told: bool = True) -> Task:
@@ -63,7 +64,7 @@ async def test_each_comes_back_once_with_its_own_and_what_is_dropped_ends(seed: 
             other = chance.randrange(number + 1)
             if running[other].cancel():
                 dropped.add(other)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         ended = await asyncio.gather(*running.values(), return_exceptions=True)
         while agents.running:
             await asyncio.sleep(0.01)
@@ -92,6 +93,7 @@ async def test_what_starts_at_once_or_ends_at_once_shares_a_call() -> None:
     here = Here(run)
     line = Line(remote(here))
     all_of_them = asyncio.gather(*(line.run(task(number)) for number in range(3 * MOST)))
+    await until(lambda: here.calls, "a call")
     await asyncio.sleep(0.05)
     assert here.calls == 1
     go.set()
@@ -140,8 +142,8 @@ async def test_a_call_that_fails_loses_what_went_with_it_and_other_attempts_come
     line = Line(remote(here))
     here.fails = [error]
     lost = list(await asyncio.gather(*(line.run(task(number)) for number in range(2))))
-    well = asyncio.create_task(line.run(task(0)))
-    await asyncio.sleep(0.05)
+    well, before = asyncio.create_task(line.run(task(0))), here.calls
+    await until(lambda: here.calls > before, "the question")
     here.fails = [error]
     lost.append(await line.run(task(2)))
     for rollout in lost:
@@ -177,7 +179,7 @@ async def test_an_error_of_our_own_reaches_all_who_wait(caplog: pytest.LogCaptur
     here = Here(Agents(random.Random(0)).run)
     line = Line(remote(here))
     here.fails = [TypeError("this cannot be sent")]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         ended = await asyncio.gather(*(line.run(task(number)) for number in range(3)), return_exceptions=True)
         assert [str(error) for error in ended] == ["this cannot be sent"] * 3
         assert (await line.run(task(3))).status is Status.COMPLETED

@@ -118,13 +118,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_output, "LIMIT", 1 << 20)
 
 
-async def together(*works: Work, timeout: float = 3.0) -> list[Any]:
-    """What becomes of each, started at once."""
+async def together(*works: Work) -> list[Any]:
+    """What becomes of each, started at once; a good one has all the time it may need."""
     agents = AgentLoop()
+    calls = [agents.run(work, timeout=60.0 if work is good else 3.0) for work in works]
     try:
-        return await asyncio.wait_for(
-            asyncio.gather(*(agents.run(work, timeout=timeout) for work in works), return_exceptions=True), 30
-        )
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 90)
     finally:
         agents.close()
 
@@ -150,14 +149,18 @@ async def test_an_agent_that_closes_stdout_closes_it_for_nobody(capsys: pytest.C
 
 async def test_the_time_for_which_another_one_blocks_does_not_count() -> None:
     async def blocks() -> str:
-        time.sleep(2.5)
+        time.sleep(3.0)
         return "awake"
 
     async def takes_its_time() -> str:
         await asyncio.sleep(1.0)
         return "done"
 
-    assert await together(blocks, takes_its_time, timeout=2.9) == ["awake", "done"]
+    agents = AgentLoop()
+    calls = (agents.run(blocks, timeout=60), agents.run(takes_its_time, timeout=3.5))
+    first, last = await asyncio.gather(*calls)
+    assert (first, last) == ("awake", "done")
+    agents.close()
 
 
 async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_run_again() -> None:
@@ -195,9 +198,10 @@ async def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_
 
 
 async def test_a_call_that_is_cancelled_cancels_its_function() -> None:
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     async def work() -> None:
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -205,11 +209,11 @@ async def test_a_call_that_is_cancelled_cancels_its_function() -> None:
 
     agents = AgentLoop()
     call = asyncio.create_task(agents.run(work, timeout=60))
-    await asyncio.sleep(0.2)
+    assert await asyncio.to_thread(began.wait, 60)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, 60)
     agents.close()
 
 

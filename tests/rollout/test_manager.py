@@ -21,6 +21,7 @@ from miles_lite.sample import Group, Status
 from miles_lite.stack.actors import Waiting
 from miles_lite.stack.fleet import Fleet, FleetStatus
 from tests.rollout.helpers import Here, make_rollout, make_sample, without_ray
+from tests.waiting import until
 
 NEEDED = "--hf-checkpoint m --prompt-data p --rollout-batch-size 1 --num-rollout 1".split()
 
@@ -181,8 +182,11 @@ async def test_rollouts_run_ahead_and_their_age_is_a_metric(monkeypatch: pytest.
     metrics = []
     for step in range(3):
         metrics.append((await manager.generate(step)).metrics)
+        begun = 4 * min(3, step + 2)
+        while len(seen) < begun:
+            await asyncio.sleep(0)
         await asyncio.sleep(0.01)
-        assert len(seen) == 4 * min(3, step + 2)
+        assert len(seen) == begun
     first, *_, last = metrics
     assert first["rollout/fully_async/max_staleness"] == 0.0
     assert last["rollout/fully_async/staleness_bound"] == 1.0
@@ -226,11 +230,14 @@ async def test_new_weights_let_rollouts_go_on_at_once_where_steps_overlap(
 
     await manager.start()
     await manager.generate(0)
+    before, after = (2, 2) if staleness == 0 else (4, 6)
+    await until(lambda: len(seen) >= before, "the first to begin")
     await asyncio.sleep(0.05)
-    before = len(seen)
+    assert len(seen) == before
     await manager.updated(1)
+    await until(lambda: len(seen) >= after, "the next to begin")
     await asyncio.sleep(0.05)
-    assert (before, len(seen)) == ((2, 2) if staleness == 0 else (4, 6))
+    assert len(seen) == after
 
 
 async def test_a_rollout_that_lost_its_worker_runs_again_and_is_counted_once(

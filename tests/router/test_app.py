@@ -304,7 +304,7 @@ async def test_an_engine_that_returns_to_its_url_with_other_weights_is_noticed_w
 
 
 async def test_who_does_not_say_its_version_is_taken_at_its_last_word():
-    limits = Limits(connect=0.2, idle=20.0)
+    limits = Limits(connect=0.6, idle=20.0)
     async with serving(Upstream(version="1")) as worker, routing(worker.url, limits=limits) as (_, client):
         await ask(client, "PUT", "/weight_version", json={"version": 1})
         worker.mute = True

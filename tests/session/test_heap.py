@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import tracemalloc
 from pathlib import Path
@@ -12,7 +11,7 @@ import aiohttp
 import psutil
 import pytest
 
-from miles_lite.session.memory import PAUSE, Heap
+from miles_lite.session.memory import Heap
 from tests.session.engine import STOP, answer, bench
 from tests.waiting import until
 
@@ -27,8 +26,7 @@ async def test_what_is_left_between_things_that_stay_is_given_back() -> None:
     heap = Heap()
     heap.left()
     heap.left()
-    await asyncio.sleep(3 * PAUSE)
-    assert psutil.Process().memory_info().rss < memory - 50 * MB
+    await until(lambda: psutil.Process().memory_info().rss < memory - 50 * MB, "it to be given back")
     assert len(held) == 2
 
 
@@ -43,5 +41,5 @@ async def test_a_waiting_connection_keeps_no_request(tiny_model: Path) -> None:
                 assert r.status == 200
                 await r.read()
             del body
-            await until(lambda: tracemalloc.get_traced_memory()[0] < 3 * MB, "what the request took", seconds=10)
+            await until(lambda: tracemalloc.get_traced_memory()[0] < 3 * MB, "what the request took")
             tracemalloc.stop()

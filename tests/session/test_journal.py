@@ -26,6 +26,7 @@ from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, spec
 from tests.session.replies import CHAT_TOOLS, saying
 from tests.session.trees import new_tree
+from tests.waiting import until
 
 ASK: list[Any] = [{"role": "user", "content": "go"}]
 
@@ -162,10 +163,8 @@ async def test_idle_sessions_expire_and_deleted_ones_stay_deleted(
         session = await b.client.create()
         await b.chat(session, ASK)
         assert b.server.service is not None
-        for _ in range(100):
-            if b.server.service.live() == 0:
-                break
-            await asyncio.sleep(0.05)
+        service = b.server.service
+        await until(lambda: service.live() == 0, "the session to expire")
         assert (await b.client.describe(session))["turns"] == []
         assert b.server.service.live() == 0
         assert b.server.service.stats()["sessions_expired"] == 1

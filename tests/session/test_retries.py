@@ -37,7 +37,7 @@ async def _post(
 async def _leave(b: Bench, session: str, path: str, body: dict[str, Any], *, asked: int) -> None:
     """Ask, and disconnect once the engine has been asked."""
     call = asyncio.create_task(_post(b, session, path, body))
-    await until(lambda: len(b.engine.requests) >= asked, "the engine and the server to come so far", seconds=6)
+    await until(lambda: len(b.engine.requests) >= asked, "the engine and the server to come so far")
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     await asyncio.sleep(0.05)
@@ -78,7 +78,7 @@ async def test_a_retry_joins_or_replays_what_its_client_left(
                 got = await retry
             else:
                 gate.set()
-                await until(partial(_took, b, asked), "the engine and the server to come so far", seconds=6)
+                await until(partial(_took, b, asked), "the engine and the server to come so far")
                 got = await _post(b, session, path, body, RETRY)
             described = await b.client.describe(session)
             assert len(b.engine.requests) == asked
@@ -186,7 +186,7 @@ async def _lose(b: Bench, session: str, path: str, body: dict[str, Any], *, turn
     await _leave(b, session, path, body, asked=len(b.engine.requests) + 1)
     b.engine.script = script
     gate.set()
-    await until(partial(_took, b, turns), "the engine and the server to come so far", seconds=6)
+    await until(partial(_took, b, turns), "the engine and the server to come so far")
 
 
 async def test_an_answer_that_got_lost_gives_way_to_the_one_that_is_asked_for_instead(tiny_model: Path) -> None:
@@ -249,7 +249,7 @@ async def test_parallel_requests_are_not_mixed_up_by_a_retry(tiny_model: Path) -
         path, body = BODIES[0]
         await _leave(b, session, path, body, asked=1)
         stays = asyncio.create_task(_post(b, session, path, body))
-        await until(lambda: len(b.engine.requests) == 2, "the engine and the server to come so far", seconds=6)
+        await until(lambda: len(b.engine.requests) == 2, "the engine and the server to come so far")
         retry = asyncio.create_task(_post(b, session, path, body, RETRY))
         await asyncio.sleep(0.05)
         gate.set()
@@ -264,7 +264,7 @@ async def test_a_generation_that_nobody_claims_is_aborted_after_the_grace_time(t
         session = await b.client.create()
         path, body = BODIES[0]
         await _leave(b, session, path, body, asked=1)
-        await until(lambda: b.engine.cancelled == 1, "the engine and the server to come so far", seconds=6)
+        await until(lambda: b.engine.cancelled == 1, "the engine and the server to come so far")
         assert (await b.client.describe(session))["turns"] == []
         gate.set()
         await _post(b, session, path, body, RETRY)

@@ -21,6 +21,7 @@ from miles_lite.session.server import SessionServer
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, Bench, answer, bench, failure, spec
 from tests.session.trees import fingerprint
+from tests.waiting import until
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "run", "parameters": {}}}]
@@ -325,11 +326,7 @@ async def test_deleting_a_session_and_leaving_clients_end_their_calls(tiny_model
         await _requests(b, 2)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        for _ in range(100):
-            if b.engine.cancelled == 2:
-                break
-            await asyncio.sleep(0.02)
-        assert b.engine.cancelled == 2
+        await until(lambda: b.engine.cancelled == 2, "both to be given up")
         assert (await b.client.describe(other))["turns"] == []
 
 
@@ -364,11 +361,7 @@ async def _hang(body: dict[str, Any]) -> Any:
 
 
 async def _requests(b: Bench, count: int) -> None:
-    for _ in range(200):
-        if len(b.engine.requests) >= count:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"the engine was not asked {count} times")
+    await until(lambda: len(b.engine.requests) >= count, f"the engine to be asked {count} times")
 
 
 def one_sample(samples: list[Sample], metadata: dict[str, Any]) -> list[Sample]:

@@ -13,6 +13,7 @@ import pytest
 from miles_lite.tito import Tito
 from tests.session.engine import STOP, answer, bench
 from tests.session.replies import ids_of, saying
+from tests.waiting import until
 
 GO: list[Any] = [{"role": "user", "content": "go"}]
 REPLY = '<think>\nnot {"a": 1} yet\n</think>\n\nwell: {"tool": "f", "arguments": {"x": "}"}}'
@@ -54,10 +55,7 @@ async def test_the_engine_is_left_at_the_token_that_completes_the_object(
             message, content = got["choices"][0]["message"], got["choices"][0]["message"]["content"]
             assert got["usage"]["completion_tokens"] == len(kept)
         assert content.endswith('{"tool": "f", "arguments": {"x": "}"}}')
-        for _ in range(100):
-            if b.engine.cancelled:
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: b.engine.cancelled, "the engine's request to end")
         assert b.engine.cancelled == 1
         b.engine.script = lambda body: answer([5, STOP])
         assert (await b.chat(session, [*GO, message, *GO]))[0] == 200

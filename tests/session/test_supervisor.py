@@ -27,6 +27,7 @@ from miles_lite.session.supervised_server import COMMAND, Supervisor
 from tests.metric_names import undocumented
 from tests.processes import running_after, runs
 from tests.session.engine import STOP, Engine, answer, scripted, spec
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -67,13 +68,8 @@ async def _served(
 
 
 async def _serves_again(served: Served, restarts: int = 1) -> None:
-    for _ in range(200):
-        if served.supervisor.restarts >= restarts:
-            with contextlib.suppress(Exception):
-                await served.client.describe("nobody")
-                return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the worker did not come back within 10 s")
+    await until(lambda: served.supervisor.restarts >= restarts, "the worker to be missed")
+    await served.client.describe("nobody")
 
 
 @pytest.mark.parametrize(("point", "generations"), [("before_commit", 2), ("after_commit", 1)])
@@ -154,7 +150,7 @@ async def test_while_the_worker_is_down_clients_are_told_to_come_back(tiny_model
                 with contextlib.suppress(aiohttp.ClientConnectionError):
                     async with http.post(url, json={"messages": ASK}) as response:
                         seen.append((response.status, response.headers.get("Retry-After"), await response.json()))
-                assert time.monotonic() - down < 20
+                assert time.monotonic() - down < 120
                 await asyncio.sleep(0.02)
         refused = seen[:-1]
         assert refused
@@ -279,13 +275,13 @@ async def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path, tmp
                 stdout=asyncio.subprocess.PIPE,
             )
             assert process.stdout is not None
-            told = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+            told = (await asyncio.wait_for(process.stdout.readline(), 120)).decode().split()
             async with openai.AsyncOpenAI(base_url=f"{told[1]}/sessions/mine/v1", api_key="-") as agent:
                 await agent.chat.completions.create(model="m", messages=ASK)
             async with SessionClient(told[1]) as client:
                 assert len((await client.describe("mine"))["turns"]) == turns
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 SLOW = """{%- for m in messages %}<|im_start|>{{ m.role }}

@@ -94,7 +94,7 @@ async def engines(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     model = make_tiny_weights(folder / "model", 0)
-    options = stack_options(model, folder, engine_health_interval=0.2, engine_health_timeout=1.0, **flags)
+    options = stack_options(model, folder, **{"engine_health_interval": 0.2, "engine_health_timeout": 30.0} | flags)
     options = dataclasses.replace(options, topology=dataclasses.replace(options.topology, **(topology or {})))
     running = Fleet(options, Slots(), model=model, context_length=2048)  # type: ignore[arg-type]
     try:
@@ -109,7 +109,7 @@ async def engines(
 async def test_an_engine_that_dies_or_hangs_leaves_the_router_before_another_enters(
     tmp_path: Path, how: signal.Signals
 ):
-    async with engines(tmp_path) as (running, calls):
+    async with engines(tmp_path, engine_health_timeout=2.0 if how is signal.SIGSTOP else 30.0) as (running, calls):
         lost, other = running.engines
         calls.clear()
         os.kill(lost.pid, how)
