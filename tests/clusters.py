@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,3 +26,12 @@ def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def metrics_page() -> str:
+    """What Ray serves of the cluster's node; nothing while it does not listen yet."""
+    endpoint = next(f"http://127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes())
+    with contextlib.suppress(OSError), urllib.request.urlopen(endpoint, timeout=60) as answer:
+        page: str = answer.read().decode()
+        return page
+    return ""

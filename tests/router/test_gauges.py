@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
-from tests.clusters import local_cluster
+from tests.clusters import local_cluster, metrics_page
 from tests.router.upstream import reachable_urls
 
 Values = dict[tuple[str, str], float]
@@ -33,16 +32,14 @@ def test_engines_are_on_rays_metrics_page_until_they_are_removed() -> None:
             values = shown_once(lambda values: values.get(("ready", first)) == 0.0)
             assert values["ready", second] == 1.0
             assert values["in_flight", second] == 0.0
-        ray.get(actor.stop.remote(), timeout=20)
+        ray.get(actor.stop.remote(), timeout=60)
 
 
 def shown_once(condition: Callable[[Values], bool]) -> Values:
     """The router's gauges by name and engine, as soon as the page shows that `condition`; 60 s at most."""
-    endpoint = next(f"http://127.0.0.1:{node['MetricsExportPort']}" for node in ray.nodes())
     deadline, values = time.monotonic() + 60, Values()
     while time.monotonic() < deadline:
-        page = urllib.request.urlopen(endpoint, timeout=10).read().decode()
-        samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+        samples = [sample for family in text_string_to_metric_families(metrics_page()) for sample in family.samples]
         ours = [sample for sample in samples if sample.name.startswith("ray_miles_lite_router_")]
         assert all(sample.labels["worker_type"] == "regular" for sample in ours)
         prefix = len("ray_miles_lite_router_")
