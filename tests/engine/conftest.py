@@ -20,6 +20,7 @@ from miles_lite.router.spec import RouterSpec
 from miles_lite.stack.environment import actor_env
 from tests.clusters import local_cluster
 from tests.models import make_tiny_model
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -40,6 +41,15 @@ class Running:
         reply.raise_for_status()
         answer: dict[str, Any] = reply.json()
         return answer
+
+    def wait_computing(self) -> None:
+        """Return once the engine is at work on a request."""
+
+        def computing() -> bool:
+            load = ray.get(self.engine.load.remote())
+            return load is not None and load.running > 0
+
+        wait_until(computing, "the request to reach the engine")
 
 
 @pytest.fixture(scope="package")
@@ -63,7 +73,7 @@ def running(cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
 def serving(model: Path, logs: Path, **options: Any) -> Iterator[Running]:
     """An engine behind a router, both in actors; `options` are more of its spec's."""
     router = remote(RouterActor).remote(RouterSpec())
-    router_url = ray.get(router.start.remote(), timeout=30)
+    router_url = ray.get(router.start.remote(), timeout=120)
     spec = EngineSpec(
         index=0,
         model_path=str(model),
@@ -78,8 +88,8 @@ def serving(model: Path, logs: Path, **options: Any) -> Iterator[Running]:
     engine = remote(EngineActor).remote(spec)
     info = ray.get(engine.start.remote(), timeout=300)
     yield Running(engine, info, router, router_url, spec)
-    ray.get(engine.stop.remote(), timeout=30)
-    ray.get(router.stop.remote(), timeout=30)
+    ray.get(engine.stop.remote(), timeout=120)
+    ray.get(router.stop.remote(), timeout=120)
 
 
 def remote(actor: type) -> Any:

@@ -28,7 +28,6 @@ from tests.engine.conftest import Running
 from tests.models import reference_logprobs
 from tests.processes import runs
 from tests.train.helpers import make_samples
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 PROMPT = [5, 6, 7, 100, 200]
@@ -145,7 +144,7 @@ def test_a_request_that_crosses_an_update_says_which_weights_sampled_what(
     update(running, tiny_model, 10)
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
-        wait_until(lambda: ray.get(running.router.workers.remote())[0]["load"], "the request to reach the engine")
+        running.wait_computing()
         time.sleep(0.3)
         update(running, other_model, 11, mode)
         answer = asking.result(timeout=60)

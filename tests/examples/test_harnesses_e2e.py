@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     corpus += [line["content"] for line in tools_transcript(ROW, fix=0)]
     model = make_taught_model(folder / "model", corpus * 4, samples)
     flags = ("--tito-allowed-append-roles", *ROLES)
-    with serving(model, *flags, folder=folder, mark="harnesses-served") as url:
+    with serving(model, *flags, folder=folder, mark=uuid.uuid4().hex) as url:
         yield Served(model, url, instance)
 
 

@@ -24,6 +24,7 @@ from miles_lite.session.server import SessionServer
 from miles_lite.weights.bucket import WeightUpdate
 from tests.models import MOE_CONFIG, reference_logprobs
 from tests.session.conftest import Stack
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -65,8 +66,13 @@ async def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stac
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 async def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode: Any) -> None:
+    def working() -> bool:
+        load = ray.get(stack.engine.load.remote())
+        return load is not None and load.running > 0
+
     def update() -> None:
-        time.sleep(0.5)
+        wait_until(working, "the turn to reach the engine")
+        time.sleep(0.3)
         ray.get(stack.engine.update_weights.remote(WeightUpdate(str(stack.model), 9, mode)), timeout=60)
 
     async def run() -> Sample:

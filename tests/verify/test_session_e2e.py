@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A session server that runs already."""
-    with serving(taught, *ROLE_FLAGS, folder=tmp_path_factory.mktemp("served"), mark="verify-served") as url:
+    with serving(taught, *ROLE_FLAGS, folder=tmp_path_factory.mktemp("served"), mark=uuid.uuid4().hex) as url:
         yield url
 
 
@@ -72,7 +73,7 @@ def test_replies_read_by_sglangs_parsers_stream_as_they_are(
     metrics = tmp_path / "metrics.jsonl"
     monkeypatch.setenv("MILES_SESSION_VERIFY_METRICS_PATH", str(metrics))
     family = ("--tito-model", "qwen3")
-    with serving(taught, *ROLE_FLAGS, *family, folder=tmp_path, mark="verify-parsers") as url:
+    with serving(taught, *ROLE_FLAGS, *family, folder=tmp_path, mark=uuid.uuid4().hex) as url:
         given = ["--hf-checkpoint", str(taught), "--session-url", url, *FLAGS, *ROLE_FLAGS, *family]
         code = main(["verify", "session", *given])
     assert code == 0, capsys.readouterr().out
