@@ -84,7 +84,7 @@ def serving(model: Path, *flags: str, folder: Path, mark: str) -> Iterator[str]:
     )
 
     def sessions() -> str | None:
-        found = re.search(r"(?ms)^sessions +(\S+)$.*ready", log.read_text())
+        found = re.search(r"(?ms)^sessions +(\S+)\s.*^ready", log.read_text())
         return found[1] if found else None
 
     try:

@@ -59,7 +59,7 @@ async def test_an_agent_that_takes_too_long_is_cut_and_what_it_said_is_kept(tiny
         "import asyncio\nfrom miles_lite.environments import single_turn\n\n\n"
         "async def run(**given):\n    await single_turn.run(**given)\n    await asyncio.Event().wait()\n"
     )
-    config, _ = parse([*FLAGS, "--custom-agent-function-path", f"{agent}:run", "--rollout-timeout", "1.5"])
+    config, _ = parse([*FLAGS, "--custom-agent-function-path", f"{agent}:run", "--rollout-timeout", "2.5"])
 
     async def run() -> Rollout:
         async with bench(tiny_model, lambda body: answer([40, 41, STOP])) as bench_:
