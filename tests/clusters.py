@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.cluster_utils import Cluster
 
 from miles_lite.stack.cluster import own_cluster, starting
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
 @contextlib.contextmanager
@@ -19,9 +22,8 @@ def local_cluster(*, cpus: int, **options: Any) -> Iterator[None]:
     Never joins one that another test process began."""
     own = own_cluster(dashboard=False)
     own["_system_config"] |= options.pop("_system_config", {})
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     with starting(watched=False):
-        ray.init(address="local", num_cpus=cpus, **own | quiet | options)
+        ray.init(address="local", num_cpus=cpus, **own | QUIET | options)
     try:
         yield
     finally:
@@ -35,3 +37,19 @@ def metrics_page() -> str:
         page: str = answer.read().decode()
         return page
     return ""
+
+
+@contextlib.contextmanager
+def cluster_of_nodes(count: int, **node: Any) -> Iterator[None]:
+    """So many nodes on this machine, each as `node` says in the words of `ray.init`."""
+    node |= {"object_store_memory": 100_000_000}
+    with starting(watched=False):
+        nodes = Cluster(initialize_head=True, head_node_args=own_cluster(dashboard=False) | node)
+        for _ in range(1, count):
+            nodes.add_node(**node)
+    try:
+        ray.init(address=nodes.address, **QUIET)
+        yield
+    finally:
+        ray.shutdown()
+        nodes.shutdown()

@@ -94,6 +94,7 @@ def test_a_job_that_ends_well_is_a_launcher_that_does(job: dict[str, str]) -> No
     assert SEEN in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_job_that_fails_is_a_launcher_that_fails(job: dict[str, str]) -> None:
     job |= {"ENTRYPOINT": "exit 3", "WORKER_HOSTS": ""}

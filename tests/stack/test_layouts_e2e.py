@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from miles_lite.config.places import Topology
 from miles_lite.errors import UserError
 from miles_lite.stack.placement import ENGINE_SHARE, TRAIN_SHARE, Layout, place
+from tests.clusters import cluster_of_nodes
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
-GPUS = 4
+GPUS = 2
 """Per node."""
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
-    node: dict[str, Any] = {"num_cpus": GPUS, "num_gpus": GPUS, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
-    yield
-    ray.shutdown()
-    cluster.shutdown()
+    with cluster_of_nodes(2, num_cpus=GPUS, num_gpus=GPUS):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +51,13 @@ def places(layout: Layout, bundles: tuple[int, ...], share: float) -> list[tuple
 
 
 def test_trainers_and_engines_share_gpus_or_have_their_own(two_nodes: None):
-    shared = place(Topology(actor_num_gpus_per_node=8, colocate=True, rollout_num_gpus_per_engine=4), train=True)
+    shared = place(
+        Topology(actor_num_gpus_per_node=2 * GPUS, colocate=True, rollout_num_gpus_per_engine=GPUS), train=True
+    )
     assert shared.device == "cuda"
     train = places(shared, shared.train_bundles, TRAIN_SHARE)
     assert train == places(shared, shared.engine_slots, ENGINE_SHARE)
-    assert len(set(train)) == 8
+    assert len(set(train)) == 2 * GPUS
     for first in (0, GPUS):  # an engine's GPUs are neighbours on one node
         nodes, gpus = zip(*train[first : first + GPUS], strict=True)
         assert len(set(nodes)) == 1
@@ -69,10 +65,10 @@ def test_trainers_and_engines_share_gpus_or_have_their_own(two_nodes: None):
     shared.remove()
     wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
 
-    apart = place(Topology(actor_num_gpus_per_node=4, rollout_num_gpus=4), train=True)
+    apart = place(Topology(actor_num_gpus_per_node=GPUS, rollout_num_gpus=GPUS), train=True)
     train, engines = places(apart, apart.train_bundles, TRAIN_SHARE), places(apart, apart.engine_slots, ENGINE_SHARE)
     assert not set(train) & set(engines)
-    assert len(set(train) | set(engines)) == 8
+    assert len(set(train) | set(engines)) == 2 * GPUS
     apart.remove()
 
 
@@ -84,5 +80,5 @@ def test_an_actor_of_each_fits_into_one_slot_and_more_slots_than_gpus_are_refuse
     assert first == second
     layout.remove()
     wait_until(lambda: ray.available_resources().get("GPU") == 2 * GPUS, "the GPUs to be free again")
-    with pytest.raises(UserError, match="asked for 9 slots of 1 CPU"):
-        place(Topology(rollout_num_gpus=9), train=False)
+    with pytest.raises(UserError, match=f"asked for {2 * GPUS + 1} slots of 1 CPU"):
+        place(Topology(rollout_num_gpus=2 * GPUS + 1), train=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import psutil
 import pytest
 import ray
 import requests
-from ray.cluster_utils import Cluster
 
 from miles_lite.config.choices import TransferMode
 from miles_lite.engine.actor import EngineActor
@@ -28,6 +26,7 @@ from miles_lite.stack.placement import place
 from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver
 from miles_lite.weights.transports import TRANSPORTS
+from tests.clusters import cluster_of_nodes
 from tests.engine.conftest import remote
 from tests.models import make_tiny_model, reference_logprobs
 from tests.processes import command_of, running_after, tree_of
@@ -42,14 +41,8 @@ PROMPT = [5, 6, 7, 100, 200]
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
     """As many Ray nodes as the parameter says, with two CPUs in all; their number."""
-    node = {"num_cpus": 2 // request.param, "object_store_memory": 100_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args=node)
-    for _ in range(1, request.param):
-        nodes.add_node(**node)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.WARNING)
-    yield request.param
-    ray.shutdown()
-    nodes.shutdown()
+    with cluster_of_nodes(request.param, num_cpus=2 // request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("cluster", [1, 2], indirect=True)
