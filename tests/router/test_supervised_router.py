@@ -246,7 +246,7 @@ async def test_the_gateway_carries_bytes_unchanged_and_follows_registrations(tmp
                 await again.post(f"{supervisor.url}/remove_worker", params={"url": two.url})
             assert await generate(supervisor) == 503
 
-    await asyncio.wait_for(scenario(), 60)
+    await asyncio.wait_for(scenario(), 180)
 
 
 def generations(worker: Upstream) -> list[bytes]:

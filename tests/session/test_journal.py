@@ -159,7 +159,7 @@ async def test_idle_sessions_expire_and_deleted_ones_stay_deleted(
 ) -> None:
     run_dir = tmp_path if journaled else None
     script = lambda body: answer([5, STOP])  # noqa: E731
-    async with bench(tiny_model, script, run_dir=run_dir, session_idle_seconds=0.4) as b:
+    async with bench(tiny_model, script, run_dir=run_dir, session_idle_seconds=0.8) as b:
         session = await b.client.create()
         await b.chat(session, ASK)
         assert b.server.service is not None
