@@ -122,10 +122,10 @@ end() {
   kill -KILL "$@" 2>/dev/null || true
 }
 
+# The last first. The shell knows of all of them, also of one after whose start a signal came before its note.
 end_started() {
   local pid
-  for ((pid = ${#STARTED[@]} - 1; pid >= 0; pid--)); do end "${STARTED[pid]}"; done
-  STARTED=()
+  for pid in $(jobs -p | tac); do end "$pid"; done
 }
 
 # Ctrl-C and SIGTERM end the launcher, and its end ends what it started.
