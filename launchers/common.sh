@@ -90,13 +90,13 @@ run() {
   if ((DRY_RUN)); then quote "$@"; else "$@"; fi
 }
 
-STARTED=()
+FIRST_STARTED=
 start() {
   if ((DRY_RUN)); then
     printf '%s &\n' "$(quote "$@")"
   else
     "$@" &
-    STARTED+=($!)
+    FIRST_STARTED=${FIRST_STARTED:-$!}
   fi
 }
 
@@ -105,9 +105,7 @@ attend() {
   if ((DRY_RUN)); then quote "$@"; return; fi
   local code=0
   "$@" &
-  STARTED+=($!)
   wait $! || code=$?
-  unset 'STARTED[-1]'
   return "$code"
 }
 
@@ -122,7 +120,7 @@ end() {
   kill -KILL "$@" 2>/dev/null || true
 }
 
-# The last first. The shell knows of all of them, also of one after whose start a signal came before its note.
+# The last first. The shell knows of all of them, also of one that a signal came right after.
 end_started() {
   local pid
   for pid in $(jobs -p | tac); do end "$pid"; done

@@ -37,7 +37,7 @@ until_true() {
   shift
   until "$@"; do
     ((SECONDS < deadline)) || fail "waited $START_SECONDS s for $what. Look at the lines above, or set START_SECONDS higher."
-    ((${#STARTED[@]} == 0)) || kill -0 "${STARTED[0]}" 2>/dev/null || fail "Ray ended while waiting for $what; the lines above are its own"
+    [[ -z "$FIRST_STARTED" ]] || kill -0 "$FIRST_STARTED" 2>/dev/null || fail "Ray ended while waiting for $what; the lines above are its own"
     sleep 1
   done
 }
@@ -62,7 +62,6 @@ run_worker() {
   # The end of the input is the end of the head: it holds the other side.
   if [[ "${TOKEN_ON_STDIN:-0}" == 1 ]]; then
     cat <&3 >/dev/null &
-    STARTED+=($!)
   fi
   wait -n || true
 }

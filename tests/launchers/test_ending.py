@@ -12,7 +12,7 @@ bash -c 'trap "echo second; exit" TERM; touch second; for _ in {{1..400}}; do sl
 until [[ -e first && -e second ]]; do sleep 0.01; done
 exit 7
 """
-"""Of the second the launcher has no note yet, as where a signal comes right after its start."""
+"""Both, also the one that nobody but the shell knows of, as where a signal comes right after its start."""
 
 
 def test_a_launcher_ends_all_that_it_has_started_the_last_first(tmp_path: Path) -> None:
