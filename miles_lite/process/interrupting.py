@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 
 
-class Interrupted(BaseException):
-    """Raised in the thread; a BaseException, so that `except Exception` does not keep it."""
+class Interrupted(SystemExit):
+    """Raised in the thread. As SystemExit it passes `except Exception`, and comes out of an event loop, so that
+    it takes no other step."""
 
 
 def interrupt(thread: int) -> None:

@@ -63,7 +63,6 @@ class AgentLoop:
 
     def __init__(self) -> None:
         self._turning: _Turning | None = None
-        self._calls: dict[Caller, asyncio.Future[Any]] = {}
 
     async def run(self, work: Callable[[], Awaitable[T]], *, timeout: float) -> T:
         """The value of `work()`. Raises what it raised, OutOfTimeError after `timeout` seconds,
@@ -72,15 +71,17 @@ class AgentLoop:
             self._turning = _Turning()
         turning, caller = self._turning, Caller()
         call = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_act(work, caller), turning.loop))
-        self._calls[caller] = call
+        turning.calls[caller] = call
         try:
             if await self._in_time(call, caller, turning, timeout):
                 return call.result()
-            if turning.blocked():
-                return await self._break(call, caller, turning)
-            raise OutOfTimeError
+            if not turning.blocked():
+                raise OutOfTimeError
+            where = turning.where()
+            await self._reclaim(turning, blamed=caller)
+            raise AgentError(f"it blocked the event loop in {where}: use asyncio.to_thread for what waits")
         finally:
-            del self._calls[caller]
+            del turning.calls[caller]
             call.cancel()
 
     def close(self) -> None:
@@ -90,44 +91,53 @@ class AgentLoop:
             turning.end()
 
     async def _in_time(self, call: asyncio.Future[T], caller: Caller, turning: _Turning, timeout: float) -> bool:
-        """Whether it ended within `timeout` seconds, not counting those for which somebody else blocked."""
+        """Whether it ended within `timeout` seconds, not counting those for which somebody else blocked: another call,
+        which its own time ends, or what a call that is over has left behind."""
         left = timeout
         while left > 0:
             began = time.monotonic()
             await asyncio.wait({call}, timeout=min(left, SLICE_SECONDS))
             if call.done():
                 return True
-            if not turning.blocked() or turning.blocker() in (None, caller):
+            blocker = turning.blocker() if turning.blocked() else None
+            if blocker in (None, caller) or turning.ended:
                 left -= time.monotonic() - began
+            elif blocker not in turning.calls:
+                await self._reclaim(turning)
         return False
 
-    async def _break(self, call: asyncio.Future[T], caller: Caller, turning: _Turning) -> T:
-        """Have the loop back from who blocks it, or take a new one."""
-        where = turning.where()
-        turning.interrupt()
-        await asyncio.wait({call}, timeout=GRACE)
-        if not call.done() or turning.blocked():
-            log.error(
-                "an agent function blocks in %s and cannot be interrupted: the others get a new event loop", where
-            )
-            if self._turning is turning:
-                self._turning = None
+    async def _reclaim(self, turning: _Turning, *, blamed: Caller | None = None) -> None:
+        """Have the loop back from who blocks it, or take a new one; who was in the old one may then run again, but for
+        the one that is `blamed`."""
+        async with turning.reclaiming:
+            if not turning.blocked() or turning.ended:
+                return
+            where, deadline = turning.where(), time.monotonic() + GRACE
+            turning.interrupt()
+            while turning.blocked() and time.monotonic() < deadline:
+                await asyncio.sleep(BEAT_SECONDS)
+            if not turning.blocked():
+                return
             turning.end()
-            for other, waiting in self._calls.items():
-                if other is not caller and not waiting.done():
-                    waiting.get_loop().call_soon(_fail, waiting)
-        raise AgentError(f"it blocked the event loop in {where}: use asyncio.to_thread for what waits")
+        log.error("an agent function blocks in %s and cannot be interrupted: the others get a new event loop", where)
+        if self._turning is turning:
+            self._turning = None
+        for other, waiting in turning.calls.items():
+            if other is not blamed and not waiting.done():
+                waiting.get_loop().call_soon(_fail, waiting)
 
 
 class _Turning:
-    """One loop and its thread."""
+    """One loop and its thread, and the calls in it."""
 
     def __init__(self) -> None:
+        self.calls: dict[Caller, asyncio.Future[Any]] = {}
+        self.reclaiming = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         self.loop.set_task_factory(self._make_task)
         self._callers: weakref.WeakKeyDictionary[asyncio.Task[Any], Caller | None] = weakref.WeakKeyDictionary()
         self._beaten = time.monotonic()
-        self._ended = self._warned = False
+        self.ended = self._warned = False
         self._thread = threading.Thread(target=self._turn, name="agents", daemon=True)
         self._process = os.getpid()
         self._thread.start()
@@ -158,13 +168,13 @@ class _Turning:
 
     def end(self) -> None:
         """Stop turning, when the loop is free to."""
-        self._ended = True
+        self.ended = True
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _turn(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.call_soon(self._beat)
-        while not self._ended:
+        while not self.ended:
             try:
                 self.loop.run_forever()
             except BaseException as error:  # noqa: BLE001 - asyncio lets SystemExit out of the loop; others go on

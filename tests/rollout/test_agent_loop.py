@@ -14,6 +14,7 @@ import pytest
 
 from miles_lite.rollout import agent_loop, agent_output
 from miles_lite.rollout.agent_loop import AgentError, AgentLoop, LoopLostError, OutOfTimeError
+from tests.waiting import until
 
 Work = Callable[[], Awaitable[Any]]
 
@@ -178,6 +179,47 @@ async def test_a_loop_that_cannot_be_had_back_is_replaced_and_who_lost_it_may_ru
     assert await agents.run(good, timeout=10) == "done"
     agents.close()
     let_go.set()
+
+
+async def test_a_loop_that_was_given_up_takes_no_step_more() -> None:
+    let_go, steps = threading.Event(), []
+
+    async def waits_in_foreign_code() -> None:
+        let_go.wait(60.0)
+
+    async def late() -> None:
+        steps.append("late")
+
+    agents, before = AgentLoop(), set(threading.enumerate())
+    calls = [agents.run(work, timeout=1.5) for work in (waits_in_foreign_code, late)]
+    _, lost = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(lost, LoopLostError)
+    let_go.set()
+    await until(lambda: not before.symmetric_difference(threading.enumerate()), "its thread to end")
+    assert steps == []
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+async def test_what_a_function_leaves_behind_costs_the_others_no_time(foreign: bool) -> None:
+    """Its call is over, so that no time of its own ends it."""
+    let_go = threading.Event()
+
+    async def stays() -> None:
+        await asyncio.sleep(0.2)
+        if foreign:
+            let_go.wait(60.0)
+        await spins()
+
+    async def leaves() -> asyncio.Task[None]:
+        return asyncio.create_task(stays())
+
+    agents = AgentLoop()
+    calls = [agents.run(work, timeout=3.0) for work in (leaves, good, takes_long)]
+    _, *others = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+    assert [type(each) for each in others] == [LoopLostError] * 2 if foreign else [str, OutOfTimeError]
+    let_go.set()
+    assert await agents.run(good, timeout=60) == "done"
+    agents.close()
 
 
 async def test_a_child_that_a_function_forks_and_forgets_ends_and_takes_no_step_of_its_parents(tmp_path: Any) -> None:
