@@ -47,8 +47,8 @@ async def sub():
 FAILED = {
     "exits": "SystemExit",
     "cancels": "CancelledError",
-    "blocks": "blocked_loop",
-    "spins": "blocked_loop",
+    "blocks": "blocked the event loop",
+    "spins": "blocked the event loop",
     "floods": "OutputError",
     "locks": "TypeError",
 }
@@ -66,8 +66,9 @@ def test_each_fails_alone(tiny_model: Path, run_dir: Path, mark: str, tmp_path: 
     paths += ["--custom-agent-function-path", f"{agent}:run"]
     run("rollout", [*flags.split(), *map(str, paths)], mark=mark, log=tmp_path / "log")
     lines = [json.loads(line) for line in (run_dir / "failures.jsonl").read_text().splitlines()]
-    ended = {hows[line["prompt_row"] - 1]: line["error"] for line in lines}
-    assert ended.items() <= FAILED.items(), lines
+    ended = {hows[line["prompt_row"] - 1]: line["why"] for line in lines if line["where"] == "agent"}
+    assert ended.keys() <= FAILED.keys(), lines
+    assert all(FAILED[how] in why for how, why in ended.items()), lines
     assert FAILED.keys() - ended.keys() <= {"blocks"} or FAILED.keys() - ended.keys() <= {"spins"}, "one ends the wait"
     assert any(row.get("rollout/reward") is not None for row in rows(run_dir))
     assert_nothing_left(mark)
