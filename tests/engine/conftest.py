@@ -42,15 +42,6 @@ class Running:
         answer: dict[str, Any] = reply.json()
         return answer
 
-    def wait_computing(self) -> None:
-        """Return once the engine is at work on a request."""
-
-        def computing() -> bool:
-            load = ray.get(self.engine.load.remote())
-            return load is not None and load.running > 0
-
-        wait_until(computing, "the request to reach the engine")
-
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[None]:
@@ -90,6 +81,16 @@ def serving(model: Path, logs: Path, **options: Any) -> Iterator[Running]:
     yield Running(engine, info, router, router_url, spec)
     ray.get(engine.stop.remote(), timeout=120)
     ray.get(router.stop.remote(), timeout=120)
+
+
+def wait_computing(engine: Any) -> None:
+    """Return once the engine is at work on a request."""
+
+    def computing() -> bool:
+        load = ray.get(engine.load.remote())
+        return load is not None and load.running > 0
+
+    wait_until(computing, "the request to reach the engine")
 
 
 def remote(actor: type) -> Any:

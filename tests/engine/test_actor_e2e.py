@@ -24,7 +24,7 @@ from miles_lite.errors import UserError
 from miles_lite.process.probe import answers
 from miles_lite.train.served_teacher import ServedTeacher
 from miles_lite.weights.bucket import WeightUpdate
-from tests.engine.conftest import Running
+from tests.engine.conftest import Running, wait_computing
 from tests.models import reference_logprobs
 from tests.processes import runs
 from tests.train.helpers import make_samples
@@ -144,7 +144,7 @@ def test_a_request_that_crosses_an_update_says_which_weights_sampled_what(
     update(running, tiny_model, 10)
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
-        running.wait_computing()
+        wait_computing(running.engine)
         time.sleep(0.3)
         update(running, other_model, 11, mode)
         answer = asking.result(timeout=60)

@@ -19,7 +19,7 @@ from miles_lite.process.remote import Remote
 from miles_lite.weights.bucket import WeightUpdate
 from miles_lite.weights.delivery import Receiver, Transport
 from miles_lite.weights.transports import TRANSPORTS
-from tests.engine.conftest import Running, remote
+from tests.engine.conftest import Running, remote, wait_computing
 from tests.models import reference_logprobs
 from tests.weights.sender_process import FolderTrainer
 
@@ -65,7 +65,7 @@ async def test_a_request_under_way_says_which_weights_sampled_what_and_the_new_o
     assert await send(sync, trainer, to, tiny_model, 10) == {}
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=1200)
-        running.wait_computing()
+        wait_computing(running.engine)
         time.sleep(0.3)
         assert await send(sync, trainer, to, other_model, 11, mode) == {}
         answer = asking.result(timeout=60)
@@ -128,7 +128,7 @@ def test_an_offloaded_engine_lets_requests_wait_and_serves_the_same_afterwards(r
     ray.get(running.engine.update_weights.remote(WeightUpdate(str(tiny_model), 35)))
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(running.generate, PROMPT, max_new_tokens=600)
-        running.wait_computing()
+        wait_computing(running.engine)
         ray.get(running.engine.offload.remote(), timeout=60)
         ray.get(running.engine.offload.remote(), timeout=60)
         time.sleep(0.5)

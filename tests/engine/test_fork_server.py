@@ -15,7 +15,7 @@ from miles_lite.engine.launch import environment
 from miles_lite.engine.server_process import FORK_SERVER, ServerProcess
 from miles_lite.engine.spec import EngineSpec
 from miles_lite.process.fork_server import fork_server
-from tests.processes import above, command_of, running, runs, variables_of
+from tests.processes import above, command_of, running, variables_of
 from tests.waiting import wait_until
 
 SLEEPS = [sys.executable, "-c", "import json, sys, time; print('json' in sys.modules, flush=True); time.sleep(600)"]
@@ -76,10 +76,10 @@ async def test_a_fork_server_ends_and_what_it_has_forked_goes_on(tmp_path: Path)
     with fork_server(("json",), os.environ, tmp_path / "log") as at:
         server = ServerProcess.launch(SLEEPS, env={**os.environ, FORK_SERVER: at}, log_path=tmp_path / "server")
     assert not Path(at).parent.exists()
-    assert runs(server.pid)
+    assert psutil.pid_exists(server.pid)
     assert server.exit_code is None
     await server.stop()
-    assert not runs(server.pid)
+    assert not psutil.pid_exists(server.pid)
 
 
 def test_a_fork_server_ends_with_its_owner_however_that_ends(tmp_path: Path):

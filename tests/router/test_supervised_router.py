@@ -21,7 +21,6 @@ from miles_lite.router.actor import RouterActor
 from miles_lite.router.spec import RouterSpec
 from miles_lite.router.supervised_router import Supervisor
 from miles_lite.session.engine.engine_client import EngineCalls
-from tests.processes import runs
 from tests.router.upstream import Upstream, eventually, serving
 
 pytestmark = pytest.mark.e2e
@@ -85,7 +84,7 @@ async def test_a_router_that_hangs_is_replaced_and_who_waits_is_answered_though_
         os.kill(hung, signal.SIGSTOP)
         async with aiohttp.ClientSession() as other, other.post(f"{supervisor.url}/generate", data=b"x") as reply:
             assert reply.status == 418
-        assert not runs(hung)
+        assert not psutil.pid_exists(hung)
     assert not list(tmp_path.iterdir())
     assert "the router (process" in caplog.text
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text

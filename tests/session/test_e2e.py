@@ -22,9 +22,9 @@ from miles_lite.session.actor import SessionSpec
 from miles_lite.session.client import SessionClient
 from miles_lite.session.server import SessionServer
 from miles_lite.weights.bucket import WeightUpdate
+from tests.engine.conftest import wait_computing
 from tests.models import MOE_CONFIG, reference_logprobs
 from tests.session.conftest import Stack
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -66,12 +66,8 @@ async def test_an_agents_turns_become_one_sample_with_exact_logprobs(stack: Stac
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 async def test_a_weight_update_in_the_middle_of_a_turn_is_survived(stack: Stack, mode: Any) -> None:
-    def working() -> bool:
-        load = ray.get(stack.engine.load.remote())
-        return load is not None and load.running > 0
-
     def update() -> None:
-        wait_until(working, "the turn to reach the engine")
+        wait_computing(stack.engine)
         time.sleep(0.3)
         ray.get(stack.engine.update_weights.remote(WeightUpdate(str(stack.model), 9, mode)), timeout=60)
 

@@ -25,7 +25,7 @@ from miles_lite.errors import UserError
 from miles_lite.session.client import SessionClient
 from miles_lite.session.supervised_server import COMMAND, Supervisor
 from tests.metric_names import undocumented
-from tests.processes import running_after, runs
+from tests.processes import running_after
 from tests.session.engine import STOP, Engine, answer, scripted, spec
 from tests.waiting import until
 
@@ -179,7 +179,7 @@ async def test_a_worker_that_hangs_is_replaced_and_clients_go_on(
             more = [*ASK, got.choices[0].message.model_dump(exclude_none=True), *ASK]
             await agent.chat.completions.create(model="m", messages=more)
         assert [turn["parent"] for turn in await served.turns(session)] == [None, 0]
-        assert not runs(hung)
+        assert not psutil.pid_exists(hung)
     assert "hangs: waited 3 s for a sign of life from its event loop" in caplog.text
 
 
@@ -250,7 +250,7 @@ async def test_no_worker_outlives_its_supervisor(tiny_model: Path, tmp_path: Pat
     pid = supervisor.worker_pid
     await supervisor.stop()
     assert pid is not None
-    assert not runs(pid)
+    assert not psutil.pid_exists(pid)
     with socket.socket() as free:
         free.bind(("127.0.0.1", int(url.rpartition(":")[2])))
 
